@@ -1,0 +1,249 @@
+//! The checked settings: what the rest of the house may rely on.
+
+pub mod read;
+
+pub mod file;
+
+mod check;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
+use crate::secret::Secret;
+use file::{AuthType, OnUnmatched, PoolMode, SslMode, SslNegotiation};
+use read::Problems;
+
+pub use file::{ClientTls, ListenAddress, LogFormat, LogLevel, OnMove, Server};
+
+/// The database names that belong to the console.
+pub const CONSOLE_DATABASES: [&str; 2] = ["pgusher", "pgbouncer"];
+
+/// A whole configuration that was checked: every reference leads somewhere, every bound holds.
+#[derive(Debug)]
+pub struct Config {
+    /// The file it was read from.
+    pub path: PathBuf,
+    /// `[server]`
+    pub server: Server,
+    /// `[connections]`, bases and environments.
+    pub connections: BTreeMap<ConnectionName, Arc<Connection>>,
+    /// What a client may ask for (names and aliases of bases), and the base that it means.
+    pub databases: BTreeMap<DatabaseName, ConnectionName>,
+    /// The default values of `[attributes]` that have one.
+    pub attribute_defaults: BTreeMap<AttributeName, Vec<String>>,
+    /// `[groups]`
+    pub groups: BTreeMap<GroupName, BTreeMap<AttributeName, Vec<String>>>,
+    /// `[users]`
+    pub users: BTreeMap<UserName, Arc<User>>,
+}
+
+/// A file whose parts were found good; its routes are still to be reviewed (`route::review`).
+#[derive(Debug)]
+pub struct Draft {
+    /// The settings.
+    pub config: Config,
+    /// The file that they come from, which knows its lines.
+    pub file: file::File,
+    /// Only warnings.
+    pub problems: Problems,
+}
+
+/// A file that was read and found good, and what somebody should look at all the same.
+#[derive(Debug)]
+pub struct Checked {
+    /// The settings.
+    pub config: Config,
+    /// Only warnings.
+    pub warnings: Problems,
+}
+
+/// A file that was refused.
+#[derive(Debug)]
+pub struct Rejected(pub Box<Problems>);
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Where an upstream is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// A DNS name or an IP address.
+    Name(String),
+    /// The folder of a unix socket.
+    Socket(PathBuf),
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Socket(folder) => write!(f, "{}", folder.display()),
+        }
+    }
+}
+
+/// The database that a connection leads to. Two connections with an equal target are the same database; a
+/// session is never moved from one target to another.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// The server.
+    pub host: Host,
+    /// Its port.
+    pub port: u16,
+    /// The database on it.
+    pub database: String,
+    /// Who logs in.
+    pub username: String,
+}
+
+/// TLS towards an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// Whether.
+    pub mode: SslMode,
+    /// How it begins.
+    pub negotiation: SslNegotiation,
+    /// The authorities, a PEM file; the system's if none.
+    pub root_cert: Option<PathBuf>,
+    /// Our own certificate and key, PEM files.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// `[connections.NAME]`, with the defaults of `[server]` filled in.
+#[derive(Debug)]
+pub struct Connection {
+    /// Its name.
+    pub name: ConnectionName,
+    /// The database.
+    pub target: Target,
+    /// The password, if it has one.
+    pub password: Option<Arc<Secret>>,
+    /// TLS.
+    pub tls: UpstreamTls,
+    /// The `search_path` of its sessions, quoted and ready, if `include_schemas` gives one.
+    pub search_path: Option<String>,
+    /// The longest a statement may run; zero is no limit.
+    pub query_timeout: Duration,
+    /// For opening a connection.
+    pub connect_timeout: Duration,
+    /// When connections go back.
+    pub pool_mode: PoolMode,
+    /// The most upstream connections.
+    pub pool_size: u32,
+    /// The least, once used.
+    pub min_pool_size: u32,
+    /// How many more for those who waited.
+    pub reserve_pool_size: u32,
+    /// The most clients; 0 is no limit.
+    pub max_client_connections: u32,
+    /// Whether it is a production database.
+    pub production: bool,
+    /// What it is called among the environments of its base: its own name if it is one.
+    pub environment: EnvironmentName,
+    /// Set if clients can ask for it.
+    pub base: Option<Base>,
+}
+
+/// How a base connection picks an environment.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The attribute that picks; without one, the base is the route.
+    pub attribute: Option<AttributeName>,
+    /// Values that mean the base.
+    pub default_values: Vec<String>,
+    /// Its environments, in the order of the file.
+    pub environments: Vec<Environment>,
+    /// What happens to those who match nothing.
+    pub on_unmatched: OnUnmatched,
+}
+
+/// One environment of a base.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Environment {
+    /// Where it goes.
+    pub connection: ConnectionName,
+    /// What it is called.
+    pub name: EnvironmentName,
+    /// The values that lead there.
+    pub values: Vec<String>,
+}
+
+/// `[users.NAME]`
+#[derive(Debug)]
+pub struct User {
+    /// Who.
+    pub name: UserName,
+    /// How they prove it.
+    pub auth_type: AuthType,
+    /// A verifier, or the password.
+    pub password: Option<Secret>,
+    /// In order.
+    pub groups: Vec<GroupName>,
+    /// Their own values.
+    pub attributes: BTreeMap<AttributeName, Vec<String>>,
+    /// Overrides the connection's.
+    pub pool_mode: Option<PoolMode>,
+    /// The most clients; 0 is no limit.
+    pub max_client_connections: u32,
+    /// May not log in.
+    pub disabled: bool,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// All that is wrong with it, at once, each with line and column.
+    pub fn load(path: &Path) -> Result<Draft, Rejected> {
+        match std::fs::read(path).map(String::from_utf8) {
+            Ok(Ok(text)) => Self::parse(path, &text),
+            Ok(Err(error)) => {
+                let at = error.utf8_error().valid_up_to();
+                let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+                Err(rejected(path, &text, Some(at..at), "the file is not UTF-8".into()))
+            }
+            Err(error) => Err(rejected(path, "", None, format!("cannot read the file: {error}"))),
+        }
+    }
+
+    /// Checks a text as if it stood in this file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Draft, Rejected> {
+        let mut problems = Problems::new(path, text);
+        match file::File::parse(text, &mut problems) {
+            Some(file) => {
+                let config = check::check(path, &file, &mut problems);
+                if problems.refuse() { Err(Rejected(Box::new(problems))) } else { Ok(Draft { config, file, problems }) }
+            }
+            None => Err(Rejected(Box::new(problems))),
+        }
+    }
+
+    /// The base connection that a database name means.
+    pub fn base(&self, database: &str) -> Option<(&Connection, &Base)> {
+        let connection = self.connections.get(self.databases.get(database)?)?;
+        Some((connection, connection.base.as_ref()?))
+    }
+}
+
+fn rejected(path: &Path, text: &str, span: Option<std::ops::Range<usize>>, message: String) -> Rejected {
+    let mut problems = Problems::new(path, text);
+    problems.error(span, message);
+    Rejected(Box::new(problems))
+}
+
+/// True if two values differ only by case, by surrounding spaces or by one edit: probably a slip.
+pub fn near_miss(value: &str, known: &str) -> bool {
+    value != known
+        && (value.trim().to_lowercase() == known.trim().to_lowercase()
+            || strsim::damerau_levenshtein(value, known) == 1)
+}

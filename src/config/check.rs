@@ -1,0 +1,412 @@
+//! Turns a file into a checked configuration: references, what may stand only once, near misses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::file::{self, AuthType, File, OnUnmatched, SslMode};
+use super::read::{Named, Problems, Setting, Strings};
+use super::{Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Target, UpstreamTls, User, near_miss};
+use secrecy::ExposeSecret;
+
+use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
+use crate::secret::{Secret, Source};
+use crate::verifier::{Verifier, is_verifier};
+
+type Attributes = BTreeMap<AttributeName, Vec<String>>;
+
+/// Checks what one setting alone cannot show. The result is to be used only if no error was recorded.
+pub fn check(path: &Path, file: &File, problems: &mut Problems) -> Config {
+    check_secret_file(path, file, problems);
+    check_server(file, problems);
+    check_environments(file, problems);
+    check_attribute_names(file, problems);
+    Config {
+        path: path.to_owned(),
+        connections: connections(file, problems),
+        databases: databases(file, problems),
+        attribute_defaults: attribute_defaults(file, problems),
+        groups: groups(file, problems),
+        users: users(file, problems),
+        server: file.server.clone().into_inner(),
+    }
+}
+
+/// A plain secret in a file that everybody can read.
+fn check_secret_file(path: &Path, file: &File, problems: &mut Problems) {
+    let connections = file.connections.0.iter().map(|(_, c)| &c.password);
+    let users = file.users.0.iter().map(|(_, u)| &u.password);
+    let plain = connections.chain(users).find(|p| match &***p {
+        Some(Source::Plain(text)) => !is_verifier(text),
+        _ => false,
+    });
+    let mode = std::fs::metadata(path).map(|m| m.permissions().mode()).unwrap_or(0);
+    if let Some(password) = plain
+        && mode & 0o004 != 0
+    {
+        let message = "this file holds a plain-text secret, and everybody on this machine can read the file";
+        problems.warning(password.span(), message).help(format!("chmod o-r {}", path.display()));
+    }
+}
+
+fn check_server(file: &File, problems: &mut Problems) {
+    let server = &file.server;
+    if server.listen.is_empty() {
+        problems.error(server.listen.span(), "`listen` is empty");
+    }
+    let Some(tls) = &*server.tls else { return };
+    let verifies = matches!(*tls.mode, SslMode::VerifyCa | SslMode::VerifyFull);
+    if verifies && tls.client_ca.is_none() {
+        problems.error(tls.mode.span(), format!("mode {:?} needs `client_ca`", tls.mode.word()));
+    }
+}
+
+/// What holds between connections: who is whose environment, and what may stand only once.
+fn check_environments(file: &File, problems: &mut Problems) {
+    let names: Vec<&str> = file.connections.names().collect();
+    let mut owner: BTreeMap<&str, &str> = BTreeMap::new();
+    for (base_name, base) in &file.connections.0 {
+        check_values(base, problems);
+        for environment in base.environments.iter() {
+            let connection = &environment.connection;
+            let target = file.connections.find(connection);
+            if target.is_none() {
+                let message = format!("there is no connection `{}`", **connection);
+                problems.error(connection.span(), message).nearest(connection, names.iter().copied());
+            } else if **connection == **base_name {
+                problems.error(connection.span(), "a connection cannot be its own environment");
+            } else if target.is_some_and(|t| !t.environments.is_empty()) {
+                let message = format!("`{}` has environments itself, so it cannot be one", **connection);
+                problems.error(connection.span(), message);
+            }
+            if let Some(other) = owner.insert(connection.as_str(), base_name.as_str()) {
+                let message = format!("`{}` is already an environment of `{other}`", **connection);
+                problems.error(connection.span(), message);
+            }
+            if environment.values.is_empty() {
+                problems.warning(environment.span(), "an environment without values: nobody is sent there yet");
+            }
+        }
+        check_names(base, problems);
+        if !base.environments.is_empty() && base.user_attribute.is_none() {
+            let message = "environments without `user_attribute`: everybody goes to the base";
+            problems.warning(base.environments.span(), message);
+        }
+        let falls_back = *base.on_unmatched == OnUnmatched::Base && base.user_attribute.is_some();
+        if *base.production && falls_back && !*base.allow_production_fallback {
+            problems
+                .error(base.production.span(), "users that match nothing would reach this production database")
+                .help("set on_unmatched = \"reject\", or allow_production_fallback = true if that is meant");
+        }
+    }
+}
+
+/// A value stands at most once among a base's environments and defaults.
+fn check_values(base: &file::Connection, problems: &mut Problems) {
+    let mut seen = BTreeSet::new();
+    let environments = base.environments.iter().flat_map(|e| e.values.iter());
+    for value in base.default_values.iter().chain(environments) {
+        if !seen.insert(value.as_str()) {
+            problems.error(value.span(), format!("User attribute value \"{}\" is already in use", **value));
+        }
+    }
+}
+
+/// Names of environments are unique within a base, the base's own included.
+fn check_names(base: &file::Connection, problems: &mut Problems) {
+    let mut seen = BTreeSet::from([base_environment(base)]);
+    for environment in base.environments.iter() {
+        let name = environment_name(environment);
+        if !seen.insert(name.to_owned()) {
+            let span = environment.name.span().or(environment.connection.span());
+            let message = format!("the environment name \"{name}\" is already in use for this base");
+            problems.error(span, message);
+        }
+    }
+}
+
+fn base_environment(base: &file::Connection) -> String {
+    let first_value = || base.default_values.first().map(|v| v.as_str().to_owned());
+    (*base.environment_name).clone().or_else(first_value).unwrap_or_else(|| "base".into())
+}
+
+fn environment_name(environment: &file::Environment) -> &str {
+    environment.name.as_deref().unwrap_or(&environment.connection)
+}
+
+/// Attribute names are known if they are declared or if a connection picks by them.
+fn check_attribute_names(file: &File, problems: &mut Problems) {
+    let mut known: BTreeSet<&str> = file.attributes.names().collect();
+    known.extend(file.connections.0.iter().filter_map(|(_, c)| c.user_attribute.as_deref()));
+    let users = file.users.0.iter().flat_map(|(_, u)| &u.attributes.0);
+    let groups = file.groups.0.iter().flat_map(|(_, g)| &g.attributes.0);
+    for (name, _) in users.chain(groups) {
+        if !known.contains(name.as_str()) {
+            let problem = problems.error(name.span(), format!("there is no attribute `{}`", **name));
+            problem.nearest(name, known.iter().copied());
+            if problem.help.is_none() {
+                problem.help(format!("declare it: [attributes.{}]", **name));
+            }
+        }
+    }
+}
+
+fn connections(file: &File, problems: &mut Problems) -> BTreeMap<ConnectionName, Arc<Connection>> {
+    let mut environment_of = BTreeMap::new();
+    for (_, base) in &file.connections.0 {
+        for environment in base.environments.iter() {
+            environment_of.insert(environment.connection.as_str(), environment_name(environment));
+        }
+    }
+    let build = |(name, c): &(Setting<String>, file::Connection)| {
+        let environment = environment_of.get(name.as_str()).copied();
+        Some((ConnectionName::from(name.as_str()), Arc::new(connection(name, c, environment, file, problems)?)))
+    };
+    file.connections.0.iter().filter_map(build).collect()
+}
+
+fn connection(
+    name: &str,
+    c: &file::Connection,
+    environment: Option<&str>,
+    file: &File,
+    problems: &mut Problems,
+) -> Option<Connection> {
+    let folder = problems.folder().to_owned();
+    let resolve = |path: &Option<String>| path.as_ref().map(|p| folder.join(p));
+    let identity = match (resolve(&c.sslcert), resolve(&c.sslkey)) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => {
+            problems.error(c.sslcert.span().or(c.sslkey.span()), "`sslcert` and `sslkey` go together");
+            None
+        }
+    };
+    if *c.sslnegotiation == file::SslNegotiation::Direct
+        && matches!(*c.sslmode, SslMode::Disable | SslMode::Allow | SslMode::Prefer)
+    {
+        let message = "sslnegotiation = \"direct\" needs sslmode = \"require\" or stronger";
+        problems.error(c.sslnegotiation.span(), message);
+    }
+    let server = &file.server;
+    Some(Connection {
+        name: name.into(),
+        target: Target {
+            host: if c.host.starts_with('/') {
+                Host::Socket(PathBuf::from(c.host.as_str()))
+            } else {
+                Host::Name((*c.host).clone())
+            },
+            port: u16::try_from(*c.port).ok()?,
+            database: (*c.database).clone().unwrap_or_else(|| name.to_owned()),
+            username: (*c.username).clone(),
+        },
+        password: read_secret(&c.password, problems)?.map(Arc::new),
+        tls: UpstreamTls {
+            mode: *c.sslmode,
+            negotiation: *c.sslnegotiation,
+            root_cert: resolve(&c.sslrootcert),
+            identity,
+        },
+        search_path: search_path(&c.include_schemas),
+        query_timeout: *c.query_timeout,
+        connect_timeout: c.connect_timeout.filter(|t| *t > Duration::ZERO).unwrap_or(*server.server_connect_timeout),
+        pool_mode: c.pool_mode.unwrap_or(*server.pool_mode),
+        pool_size: c.pool_size.unwrap_or(*server.default_pool_size).max(1),
+        min_pool_size: c.min_pool_size.unwrap_or(*server.min_pool_size),
+        reserve_pool_size: c.reserve_pool_size.unwrap_or(*server.reserve_pool_size),
+        max_client_connections: *c.max_client_connections,
+        production: *c.production,
+        environment: environment.map_or_else(|| base_environment(c).into(), EnvironmentName::from),
+        base: environment.is_none().then(|| base(c)),
+    })
+}
+
+fn base(c: &file::Connection) -> Base {
+    let environment = |e: &Setting<file::Environment>| Environment {
+        connection: e.connection.as_str().into(),
+        name: environment_name(e).into(),
+        values: plain(&e.values),
+    };
+    Base {
+        attribute: c.user_attribute.as_deref().map(AttributeName::from),
+        default_values: plain(&c.default_values),
+        environments: c.environments.iter().map(environment).collect(),
+        on_unmatched: *c.on_unmatched,
+    }
+}
+
+fn plain(values: &[Setting<String>]) -> Vec<String> {
+    values.iter().map(|v| (**v).clone()).collect()
+}
+
+/// `include_schemas` as a `search_path`, each name quoted (`$user` keeps its meaning, as in PostgreSQL).
+fn search_path(schemas: &[Setting<String>]) -> Option<String> {
+    let quoted = schemas.iter().map(|s| format!("\"{}\"", s.replace('"', "\"\"")));
+    (!schemas.is_empty()).then(|| quoted.collect::<Vec<_>>().join(", "))
+}
+
+/// `Some(None)` if there is none; `None` if it cannot be read, which is then a problem.
+fn read_secret(source: &Setting<Option<Source>>, problems: &mut Problems) -> Option<Option<Secret>> {
+    let Some(inner) = &**source else { return Some(None) };
+    match Secret::read(inner.clone()) {
+        Ok(secret) => Some(Some(secret)),
+        Err(error) => {
+            problems.error(source.span(), error.to_string());
+            None
+        }
+    }
+}
+
+/// The names that clients may ask for.
+fn databases(file: &File, problems: &mut Problems) -> BTreeMap<DatabaseName, ConnectionName> {
+    let environments: BTreeSet<&str> = file
+        .connections
+        .0
+        .iter()
+        .flat_map(|(_, c)| c.environments.iter().map(|e| e.connection.as_str()))
+        .collect();
+    let mut databases = BTreeMap::new();
+    let all: BTreeSet<&str> = file.connections.names().collect();
+    for (name, connection) in &file.connections.0 {
+        if CONSOLE_DATABASES.contains(&name.as_str()) {
+            problems.error(name.span(), format!("`{}` is the name of the console", **name));
+        }
+        let is_environment = environments.contains(name.as_str());
+        if !is_environment {
+            databases.insert(DatabaseName::from(name.as_str()), ConnectionName::from(name.as_str()));
+        }
+        for alias in connection.aliases.iter() {
+            if is_environment {
+                problems.error(alias.span(), "an environment cannot be asked for, so it has no aliases");
+            }
+            let taken = all.contains(alias.as_str())
+                || CONSOLE_DATABASES.contains(&alias.as_str())
+                || databases.contains_key(alias.as_str());
+            if taken {
+                problems.error(alias.span(), format!("the name `{}` is already in use", **alias));
+            }
+            databases.insert(DatabaseName::from(alias.as_str()), ConnectionName::from(name.as_str()));
+        }
+    }
+    databases
+}
+
+fn attribute_defaults(file: &File, problems: &mut Problems) -> Attributes {
+    let default = |(name, attribute): &(Setting<String>, file::Attribute)| {
+        let values = attribute.default.as_ref()?;
+        Some((AttributeName::from(name.as_str()), attribute_values(values, problems)))
+    };
+    file.attributes.0.iter().filter_map(default).collect()
+}
+
+fn attribute_values(values: &Strings, problems: &mut Problems) -> Vec<String> {
+    if values.0.is_empty() {
+        problems.error(None, "an attribute with an empty list of values: leave the key out instead");
+    }
+    plain(&values.0)
+}
+
+fn attributes(named: &Named<Strings>, problems: &mut Problems) -> Attributes {
+    named
+        .0
+        .iter()
+        .map(|(name, values)| {
+            if values.0.is_empty() {
+                problems.error(name.span(), format!("`{}` has no values", **name)).help("leave the key out");
+            }
+            (AttributeName::from(name.as_str()), plain(&values.0))
+        })
+        .collect()
+}
+
+fn groups(file: &File, problems: &mut Problems) -> BTreeMap<GroupName, Attributes> {
+    let groups = file.groups.0.iter();
+    groups.map(|(name, g)| (GroupName::from(name.as_str()), attributes(&g.attributes, problems))).collect()
+}
+
+fn users(file: &File, problems: &mut Problems) -> BTreeMap<UserName, Arc<User>> {
+    let mut users = BTreeMap::new();
+    for (name, u) in &file.users.0 {
+        let known = |group: &str| file.groups.find(group).is_some();
+        for group in u.groups.iter().filter(|g| !known(g)) {
+            let problem = problems.error(group.span(), format!("there is no group `{}`", **group));
+            problem.nearest(group, file.groups.names());
+        }
+        let password = read_secret(&u.password, problems).unwrap_or(None);
+        let auth_type = u.auth_type.unwrap_or(*file.server.auth_type);
+        check_auth(name, u, auth_type, password.as_ref(), file, problems);
+        let user = User {
+            name: name.as_str().into(),
+            auth_type,
+            password,
+            groups: u.groups.iter().map(|g| GroupName::from(g.as_str())).collect(),
+            attributes: attributes(&u.attributes, problems),
+            pool_mode: *u.pool_mode,
+            max_client_connections: u.max_client_connections.unwrap_or(*file.server.max_user_client_connections),
+            disabled: *u.disabled,
+        };
+        users.insert(user.name.clone(), Arc::new(user));
+    }
+    users
+}
+
+/// Each method needs something to check against.
+fn check_auth(
+    name: &Setting<String>,
+    u: &file::User,
+    auth_type: AuthType,
+    password: Option<&Secret>,
+    file: &File,
+    problems: &mut Problems,
+) {
+    let needs_password = matches!(auth_type, AuthType::ScramSha256 | AuthType::Md5 | AuthType::Password);
+    let given = u.password.is_some();
+    if needs_password && !given {
+        problems
+            .error(name.span(), format!("user `{}` has no password", **name))
+            .help("set `password`; `pgusher hash-password` makes a verifier");
+    }
+    if let Some(secret) = password
+        && needs_password
+        && let Err(why) = Verifier::parse(&secret.value()).and_then(|verifier| check_verifier(&verifier, auth_type))
+    {
+        problems.error(u.password.span(), why);
+    }
+    let has_client_ca = file.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    if auth_type == AuthType::Cert && !has_client_ca {
+        let span = u.auth_type.span().or(name.span());
+        problems.error(span, "auth_type \"cert\" needs `client_ca` in [server] tls");
+    }
+}
+
+/// Whether a password setting can serve a method.
+fn check_verifier(verifier: &Verifier, method: AuthType) -> Result<(), &'static str> {
+    match (method, verifier) {
+        (AuthType::ScramSha256, Verifier::Md5(_)) => {
+            Err("an md5 verifier cannot serve scram-sha-256: store a SCRAM verifier (`pgusher hash-password`)")
+        }
+        (AuthType::Md5, Verifier::Scram(_)) => {
+            Err("a SCRAM verifier cannot serve md5: use auth_type = \"scram-sha-256\"")
+        }
+        (_, Verifier::Plain(text)) if text.expose_secret().is_empty() => Err("an empty password lets nobody in"),
+        _ => Ok(()),
+    }
+}
+
+impl Base {
+    /// All values that lead somewhere.
+    pub fn known_values(&self) -> impl Iterator<Item = &String> {
+        self.default_values.iter().chain(self.environments.iter().flat_map(|e| e.values.iter()))
+    }
+
+    /// The known value that this unknown one probably means.
+    pub fn near_miss(&self, value: &str) -> Option<&str> {
+        if self.known_values().any(|known| known == value) {
+            return None;
+        }
+        self.known_values().find(|known| near_miss(value, known)).map(String::as_str)
+    }
+}

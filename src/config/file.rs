@@ -1,0 +1,433 @@
+//! The TOML file as an operator writes it. The doc comments here are the manual (`docs/configuration.md`).
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::read::{Named, Problems, Setting, Strings, TableReader, Value, options, words};
+use crate::secret::Source;
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+const DAY: Duration = seconds(86_400);
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// Where pgusher listens: an IP address with a port, or a folder for a unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ListenAddress {
+    /// `"127.0.0.1:6432"`, `"[::]:6432"`
+    Tcp(SocketAddr),
+    /// `"unix:/run/pgusher"`: the socket is `.s.PGSQL.PORT` in it, with the port of the first TCP address, or 6432.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(folder) => write!(f, "unix:{}", folder.display()),
+        }
+    }
+}
+
+impl Value for ListenAddress {
+    fn kind() -> String {
+        "\"ADDRESS:PORT\" or \"unix:FOLDER\"".into()
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        let text = String::read(node, problems)?;
+        if let Some(folder) = text.strip_prefix("unix:") {
+            return Some(Self::Unix(problems.folder().join(folder)));
+        }
+        match text.parse() {
+            Ok(address) => Some(Self::Tcp(address)),
+            Err(_) => {
+                problems
+                    .error(Some(node.span()), format!("`{text}` is not an address to listen on"))
+                    .help("write \"127.0.0.1:6432\", \"[::]:6432\" or \"unix:/run/pgusher\"");
+                None
+            }
+        }
+    }
+    fn show(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
+words! {
+    /// How a client proves who it is (as in PostgreSQL's `pg_hba.conf`).
+    AuthType {
+        /// SCRAM-SHA-256, and under TLS SCRAM-SHA-256-PLUS.
+        ScramSha256 = "scram-sha-256",
+        /// MD5 over the wire; needs the secret, or an `md5…` verifier.
+        Md5 = "md5",
+        /// The password in clear text (use it under TLS only).
+        Password = "password",
+        /// A TLS client certificate whose common name is the user's name.
+        Cert = "cert",
+        /// No proof at all.
+        Trust = "trust",
+    }
+}
+
+words! {
+    /// How TLS is used (as libpq's `sslmode`).
+    SslMode {
+        /// Never.
+        Disable = "disable",
+        /// If the other side insists.
+        Allow = "allow",
+        /// If the other side can.
+        Prefer = "prefer",
+        /// Always, whoever the other side is.
+        Require = "require",
+        /// Always, and the certificate must come from a known authority.
+        VerifyCa = "verify-ca",
+        /// And it must be for this name.
+        VerifyFull = "verify-full",
+    }
+}
+
+words! {
+    /// How TLS is begun (as libpq's `sslnegotiation`).
+    SslNegotiation {
+        /// By PostgreSQL's `SSLRequest`.
+        Postgres = "postgres",
+        /// At once (PostgreSQL 17 or later).
+        Direct = "direct",
+    }
+}
+
+words! {
+    /// For how long a client keeps the upstream connection it is lent.
+    PoolMode {
+        /// For a transaction.
+        Transaction = "transaction",
+        /// Until it disconnects.
+        Session = "session",
+    }
+}
+
+words! {
+    /// What happens to users whose value matches nothing.
+    OnUnmatched {
+        /// They go to the base connection.
+        Base = "base",
+        /// They are refused.
+        Reject = "reject",
+    }
+}
+
+words! {
+    /// What happens to a live session whose route a reload changed.
+    OnMove {
+        /// It is ended at its next idle point, between transactions.
+        Finish = "finish",
+        /// It is ended now.
+        Terminate = "terminate",
+        /// It stays until it leaves by itself.
+        Keep = "keep",
+    }
+}
+
+words! {
+    /// The form of the log.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+words! {
+    /// The least important lines that are logged.
+    LogLevel {
+        /// Our own bugs.
+        Error = "error",
+        /// What the operator should act on.
+        Warn = "warn",
+        /// One line a session, reloads, starts and stops.
+        Info = "info",
+        /// More than that.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+options! {
+    /// TLS towards clients.
+    ClientTls as "[server] tls" {
+        /// As libpq's `sslmode`, seen from the server: `disable` refuses TLS; `allow` and `prefer` accept both;
+        /// `require` refuses clients without it; `verify-ca` and `verify-full` also want a certificate of
+        /// `client_ca` (`verify-full`: one whose common name is the user's name).
+        Reload mode: SslMode = SslMode::Prefer;
+        /// The certificate chain, a PEM file.
+        Reload certificate: String;
+        /// Its private key, a PEM file.
+        Reload key: String;
+        /// The authorities that client certificates come from, a PEM file. Needed for `auth_type = "cert"`.
+        Reload client_ca: Option<String> = None;
+    }
+}
+
+options! {
+    /// The process as a whole, and what holds for every connection unless it says otherwise. Names that
+    /// PgBouncer has mean what they mean there. A time of `"0s"` switches that limit off, and so does a number
+    /// of 0, where nothing else is said.
+    Server as "[server]" {
+        /// The addresses to listen on.
+        Restart listen: Vec<Setting<ListenAddress>> = vec![Setting::default_of(ListenAddress::Tcp(([127, 0, 0, 1], 6432).into()))];
+        /// TLS towards clients; without it, clients are refused TLS.
+        Reload tls: Option<ClientTls> = None;
+        /// How many threads relay; 0 is one for each core.
+        Restart threads: u32 = 0, 0 => 1024;
+        /// How clients prove who they are, where the user does not say otherwise.
+        Login auth_type: AuthType = AuthType::ScramSha256;
+        /// The most clients at a time.
+        Login max_client_conn: u32 = 10_000, 1 => 1_000_000;
+        /// The most clients of one user at a time.
+        Login max_user_client_connections: u32 = 0, 0 => 1_000_000;
+        /// The time from accepting a client until it is logged in.
+        Login client_login_timeout: Duration = seconds(60), MILLISECOND => DAY;
+        /// A client that is idle, outside a transaction, for this long is disconnected.
+        Reload client_idle_timeout: Duration = seconds(0), seconds(0) => DAY * 365;
+        /// A client that takes nothing of an answer for this long loses its connection.
+        Reload client_write_timeout: Duration = seconds(300), seconds(0) => DAY;
+        /// A client that is idle inside a transaction for this long is disconnected.
+        Reload idle_transaction_timeout: Duration = seconds(0), seconds(0) => DAY * 365;
+        /// The longest wait for an upstream connection.
+        Reload query_wait_timeout: Duration = seconds(120), seconds(0) => DAY;
+        /// The longest a cancel request may take.
+        Reload cancel_wait_timeout: Duration = seconds(10), MILLISECOND => DAY;
+        /// When an upstream connection goes back to the pool.
+        Login pool_mode: PoolMode = PoolMode::Transaction;
+        /// The most upstream connections of one connection.
+        Reload default_pool_size: u32 = 20, 1 => 100_000;
+        /// How many upstream connections are kept open at least, once the connection was used.
+        Reload min_pool_size: u32 = 0, 0 => 100_000;
+        /// How many more may be opened for clients that waited for `reserve_pool_timeout`.
+        Reload reserve_pool_size: u32 = 0, 0 => 100_000;
+        /// How long a client waits before the reserve is used.
+        Reload reserve_pool_timeout: Duration = seconds(5), seconds(0) => DAY;
+        /// The most upstream connections to one host and port, over all connections.
+        Reload max_host_connections: u32 = 0, 0 => 100_000;
+        /// The time for opening an upstream connection: name look-up, TCP, TLS and login together.
+        Reload server_connect_timeout: Duration = seconds(15), MILLISECOND => DAY;
+        /// An upstream connection that was idle for this long is closed.
+        Reload server_idle_timeout: Duration = seconds(600), seconds(0) => DAY * 365;
+        /// An upstream connection older than this is closed when it is next idle.
+        Reload server_lifetime: Duration = seconds(3600), seconds(0) => DAY * 365;
+        /// The idle time of a TCP connection before keepalive probes are sent, on both sides.
+        Login tcp_keepidle: Duration = seconds(60), seconds(0) => DAY;
+        /// How long sent data may stay unacknowledged by an upstream before its connection counts as dead.
+        Login tcp_user_timeout: Duration = seconds(30), seconds(0) => DAY;
+        /// How many prepared statements are kept on each upstream connection.
+        Reload max_prepared_statements: u32 = 200, 1 => 100_000;
+        /// What happens to live sessions whose route a reload changed.
+        Reload on_move: OnMove = OnMove::Finish;
+        /// How long transactions may go on after `SIGTERM`.
+        Reload shutdown_timeout: Duration = seconds(30), seconds(0) => DAY;
+        /// Tells each client at login, in a NOTICE, where it is.
+        Login login_notice: bool = false;
+        /// Adds `[user@environment]` to the `application_name` that the upstream sees.
+        Login application_name_add_user: bool = false;
+        /// The form of the log (on standard error).
+        Restart log_format: LogFormat = LogFormat::Text;
+        /// The least important lines that are logged.
+        Restart log_level: LogLevel = LogLevel::Info;
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        let mut problems = Problems::new(std::path::Path::new(""), "");
+        let empty = toml::de::DeTable::new();
+        Self::read_table(TableReader::document(&empty), &mut problems).expect("every setting has a default")
+    }
+}
+
+options! {
+    /// One environment of a base connection.
+    Environment as "an item of environments" {
+        /// The `[connections.NAME]` it goes to.
+        Login connection: String;
+        /// What it is called, for clients that request it and in what they are shown; by default the
+        /// connection's name.
+        Login name: Option<String> = None;
+        /// The attribute's values that lead there.
+        Login values: Vec<Setting<String>> = Vec::new();
+    }
+}
+
+options! {
+    /// A PostgreSQL database and how to log in to it. A connection that is nobody's environment is a base:
+    /// clients ask for it by its name, as their database name.
+    Connection as "[connections.NAME]" {
+        /// The host name, the IP address, or the folder of the unix socket (a path).
+        Reload host: String;
+        /// The port.
+        Reload port: u32 = 5432, 1 => 65_535;
+        /// The database; by default the connection's name.
+        Reload database: Option<String> = None;
+        /// Who logs in to it.
+        Reload username: String;
+        /// The password. Read again when the upstream refuses it.
+        Reload password: Option<Source> = None;
+        /// Whether TLS is used, as libpq's `sslmode`.
+        Reload sslmode: SslMode = SslMode::Prefer;
+        /// How TLS is begun.
+        Reload sslnegotiation: SslNegotiation = SslNegotiation::Postgres;
+        /// The authorities of the upstream's certificate, a PEM file; by default the system's.
+        Reload sslrootcert: Option<String> = None;
+        /// Our own certificate, a PEM file.
+        Reload sslcert: Option<String> = None;
+        /// Its private key, a PEM file.
+        Reload sslkey: Option<String> = None;
+        /// Schemas that become the session's `search_path`, in order.
+        Reload include_schemas: Vec<Setting<String>> = Vec::new();
+        /// The longest a statement may run: the session's `statement_timeout`, and a cancel request from
+        /// pgusher soon after it, should a client have set that off.
+        Reload query_timeout: Duration = seconds(0), seconds(0) => DAY;
+        /// The time for opening a connection; by default `[server] server_connect_timeout`.
+        Reload connect_timeout: Option<Duration> = None;
+        /// When an upstream connection goes back to the pool; by default `[server] pool_mode`.
+        Login pool_mode: Option<PoolMode> = None;
+        /// The most upstream connections; by default `[server] default_pool_size`.
+        Reload pool_size: Option<u32> = None;
+        /// By default `[server] min_pool_size`.
+        Reload min_pool_size: Option<u32> = None;
+        /// By default `[server] reserve_pool_size`.
+        Reload reserve_pool_size: Option<u32> = None;
+        /// The most clients at a time.
+        Login max_client_connections: u32 = 0, 0 => 1_000_000;
+        /// Other names that clients may ask for.
+        Login aliases: Vec<Setting<String>> = Vec::new();
+        /// Which attribute of the user picks the environment.
+        Login user_attribute: Option<String> = None;
+        /// Values of it that mean this base connection itself.
+        Login default_values: Vec<Setting<String>> = Vec::new();
+        /// What the base itself is called among the environments; by default its first default value, else
+        /// `base`.
+        Login environment_name: Option<String> = None;
+        /// The other connections that users may be sent to.
+        Login environments: Vec<Setting<Environment>> = Vec::new();
+        /// What happens to users whose value matches nothing, or who have none.
+        Login on_unmatched: OnUnmatched = OnUnmatched::Base;
+        /// Says that this is a production database: as a base it refuses `on_unmatched = "base"`.
+        Login production: bool = false;
+        /// Takes that back: users that match nothing may reach this production database.
+        Login allow_production_fallback: bool = false;
+    }
+}
+
+options! {
+    /// A fact about users that connections are picked by.
+    Attribute as "[attributes.NAME]" {
+        /// The value of users who have none, neither themselves nor by a group.
+        Login default: Option<Strings> = None;
+    }
+}
+
+options! {
+    /// What several users have in common.
+    Group as "[groups.NAME]" {
+        /// Values for attributes: a string or a list of strings each.
+        Login attributes: Named<Strings> = Named::default();
+    }
+}
+
+options! {
+    /// Who may log in.
+    User as "[users.NAME]" {
+        /// A verifier as PostgreSQL stores it (`SCRAM-SHA-256$…`, see `pgusher hash-password`; `md5…`), or the
+        /// password itself in any form of secret.
+        Login password: Option<Source> = None;
+        /// By default `[server] auth_type`.
+        Login auth_type: Option<AuthType> = None;
+        /// The groups, the most important one first.
+        Login groups: Vec<Setting<String>> = Vec::new();
+        /// Values for attributes: a string or a list of strings each.
+        Login attributes: Named<Strings> = Named::default();
+        /// When an upstream connection goes back to the pool; by default what the connection says.
+        Login pool_mode: Option<PoolMode> = None;
+        /// The most clients of this user at a time; by default `[server] max_user_client_connections`.
+        Login max_client_connections: Option<u32> = None;
+        /// Refuses logins, and ends live sessions as `on_move` says, without losing the rest.
+        Login disabled: bool = false;
+    }
+}
+
+options! {
+    /// The whole file.
+    File as "the file" {
+        /// See [server].
+        Reload server: Server = Server::default();
+        /// See [connections.NAME].
+        Reload connections: Named<Connection> = Named::default();
+        /// See [attributes.NAME].
+        Reload attributes: Named<Attribute> = Named::default();
+        /// See [groups.NAME].
+        Reload groups: Named<Group> = Named::default();
+        /// See [users.NAME].
+        Reload users: Named<User> = Named::default();
+    }
+}
+
+impl File {
+    /// Reads a text; `None` if there are problems that leave nothing to check further.
+    pub fn parse(text: &str, problems: &mut Problems) -> Option<Self> {
+        let (document, errors) = toml::de::DeTable::parse_recoverable(text);
+        for error in &errors {
+            problems.error(error.span(), format!("not TOML: {}", error.message()));
+        }
+        if !errors.is_empty() {
+            return None;
+        }
+        Self::read_table(TableReader::document(document.get_ref()), problems)
+    }
+}
+
+/// The manual of the configuration in Markdown.
+pub fn manual() -> String {
+    use std::fmt::Write;
+    let mut text = String::from(include_str!("manual_head.md"));
+    let tables = [
+        Server::manual(),
+        ClientTls::manual(),
+        Connection::manual(),
+        Environment::manual(),
+        Attribute::manual(),
+        Group::manual(),
+        User::manual(),
+    ];
+    for (title, about, options) in tables {
+        let _ = write!(text, "\n## `{title}`\n\n{about}\n");
+        for option in options {
+            let default = match option.default.as_deref() {
+                None => "must be given".to_owned(),
+                Some("") => "not set".to_owned(),
+                Some(value) => format!("default `{value}`"),
+            };
+            let bounds = option.bounds.map(|b| format!(", from {b}")).unwrap_or_default();
+            let applies = match option.applies {
+                super::read::Applies::Reload => "a reload applies it",
+                super::read::Applies::Login => "a reload applies it to later logins and to routes",
+                super::read::Applies::Restart => "applied at a restart",
+            };
+            let _ = write!(
+                text,
+                "\n### `{}`\n\n{}\n\n*{}; {default}{bounds}; {applies}.*\n",
+                option.name, option.text, option.kind
+            );
+        }
+    }
+    text
+}

@@ -1,0 +1,662 @@
+//! Reads TOML into settings, gathering every problem with its place instead of stopping at the first.
+
+use std::fmt::{self, Write as _};
+use std::ops::{Deref, Range, RangeInclusive};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::secret::Source;
+
+/// A value of the file, or a default; knows where it stands.
+#[derive(Clone, Debug)]
+pub struct Setting<T> {
+    value: T,
+    span: Option<Range<usize>>,
+}
+
+impl<T> Setting<T> {
+    /// A value that stands nowhere in the file.
+    pub fn default_of(value: T) -> Self {
+        Self { value, span: None }
+    }
+
+    /// Where it stands in the file, in bytes.
+    pub fn span(&self) -> Option<Range<usize>> {
+        self.span.clone()
+    }
+
+    /// The value without its place.
+    pub fn into_inner(self) -> T {
+        self.value
+    }
+}
+
+impl<T> Deref for Setting<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+/// How much a problem matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The file is refused.
+    Error,
+    /// The file is taken; somebody should look.
+    Warning,
+}
+
+/// One thing wrong with the file, and where.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// How much it matters.
+    pub severity: Severity,
+    /// The bytes it is about.
+    pub span: Option<Range<usize>>,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+/// All that is wrong with one file, rendered with line, column and the line itself.
+#[derive(Debug)]
+pub struct Problems {
+    path: PathBuf,
+    text: String,
+    list: Vec<Problem>,
+}
+
+impl Problems {
+    /// Nothing wrong yet with this text.
+    pub fn new(path: &Path, text: &str) -> Self {
+        Self { path: path.to_owned(), text: text.to_owned(), list: Vec::new() }
+    }
+
+    /// The folder that relative paths are relative to.
+    pub fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
+    /// Records an error.
+    pub fn error(&mut self, span: Option<Range<usize>>, message: impl Into<String>) -> &mut Problem {
+        self.push(Severity::Error, span, message.into())
+    }
+
+    /// Records a warning.
+    pub fn warning(&mut self, span: Option<Range<usize>>, message: impl Into<String>) -> &mut Problem {
+        self.push(Severity::Warning, span, message.into())
+    }
+
+    fn push(&mut self, severity: Severity, span: Option<Range<usize>>, message: String) -> &mut Problem {
+        let index = self.list.len();
+        self.list.push(Problem { severity, span, message, help: None });
+        &mut self.list[index]
+    }
+
+    /// True if any of them refuses the file.
+    pub fn refuse(&self) -> bool {
+        self.list.iter().any(|p| p.severity == Severity::Error)
+    }
+
+    /// Every problem, in the order of the file.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.list.iter()
+    }
+
+    /// How many there are of a severity.
+    pub fn count(&self, severity: Severity) -> usize {
+        self.list.iter().filter(|p| p.severity == severity).count()
+    }
+
+    /// `file:line:column: message` of one problem, on one line, for the log.
+    pub fn line(&self, problem: &Problem) -> String {
+        let help = problem.help.as_ref().map(|h| format!(" ({h})")).unwrap_or_default();
+        match &problem.span {
+            Some(span) => {
+                let (line, column) = self.position(span.start);
+                format!("{}:{line}:{column}: {}{help}", self.path.display(), problem.message)
+            }
+            None => format!("{}: {}{help}", self.path.display(), problem.message),
+        }
+    }
+
+    /// Line and column (in characters), both from 1.
+    fn position(&self, offset: usize) -> (usize, usize) {
+        let before = self.text.get(..offset.min(self.text.len())).unwrap_or(&self.text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        (line, column)
+    }
+}
+
+impl Problem {
+    /// Says what to do about it.
+    pub fn help(&mut self, help: impl Into<String>) {
+        self.help = Some(help.into());
+    }
+
+    /// Names the nearest of the valid names, if one is near; otherwise lists them, if they are few.
+    pub fn nearest<'a>(&mut self, name: &str, valid: impl IntoIterator<Item = &'a str>) {
+        let valid: Vec<&str> = valid.into_iter().collect();
+        let near = valid.iter().map(|v| (strsim::damerau_levenshtein(v, name), *v)).min();
+        match near {
+            Some((distance, v)) if distance <= 1 + v.len() / 3 => self.help(format!("did you mean `{v}`?")),
+            _ if !valid.is_empty() && valid.len() <= 8 => self.help(format!("valid: {}", valid.join(", "))),
+            _ => {}
+        }
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut sorted: Vec<&Problem> = self.list.iter().collect();
+        sorted.sort_by_key(|p| p.span.as_ref().map_or(usize::MAX, |s| s.start));
+        for problem in sorted {
+            let severity = match problem.severity {
+                Severity::Error => "error",
+                Severity::Warning => "warning",
+            };
+            writeln!(f, "{severity}: {}", problem.message)?;
+            match &problem.span {
+                Some(span) => self.show_line(f, span)?,
+                None => writeln!(f, "  --> {}", self.path.display())?,
+            }
+            if let Some(help) = &problem.help {
+                writeln!(f, "  = help: {help}")?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl Problems {
+    fn show_line(&self, f: &mut fmt::Formatter<'_>, span: &Range<usize>) -> fmt::Result {
+        let (line, column) = self.position(span.start);
+        let shown = without_secrets(self.text.lines().nth(line - 1).unwrap_or(""));
+        let gutter = line.to_string().len();
+        let marked = self.text.get(span.clone()).map_or(1, |s| s.lines().next().unwrap_or("").chars().count());
+        let room = shown.chars().count().saturating_sub(column - 1).max(1);
+        writeln!(f, "{:gutter$}--> {}:{line}:{column}", "", self.path.display())?;
+        writeln!(f, "{:gutter$} |", "")?;
+        writeln!(f, "{line} | {shown}")?;
+        writeln!(f, "{:gutter$} | {:indent$}{}", "", "", "^".repeat(marked.clamp(1, room)), indent = column - 1)
+    }
+}
+
+/// A line of the file with every value that may be a secret blanked. A key near `password` is one (it may be
+/// misspelt), and so is text on a line that has no key at all (a secret can go over several lines).
+fn without_secrets(line: &str) -> String {
+    const SECRET: [&str; 5] = ["pass", "secret", "token", "pwd", "credential"];
+    let Some(equals) = line.find('=') else {
+        let structure = line.trim_start().starts_with(['[', ']', '{', '}', '#']);
+        return if structure { line.to_owned() } else { blank(line) };
+    };
+    let sensitive = line.split('=').any(|part| {
+        let key = part.trim_end().rsplit(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap_or("");
+        let key = key.to_lowercase();
+        SECRET.iter().any(|s| key.contains(s)) || strsim::damerau_levenshtein(&key, "password") <= 4
+    });
+    if sensitive { format!("{}= {}", &line[..equals], blank(&line[equals + 1..])) } else { line.to_owned() }
+}
+
+fn blank(value: &str) -> String {
+    if value.trim().is_empty() { value.to_owned() } else { "***".to_owned() }
+}
+
+/// A type that a setting can have.
+pub trait Value: Sized {
+    /// What an operator has to write, for messages and the manual.
+    fn kind() -> String;
+    /// Reads it; on `None` a problem has been recorded.
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self>;
+    /// As it would be written in the file; empty for "not set".
+    fn show(&self) -> String;
+}
+
+fn wrong_type<T: Value>(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<T> {
+    let found = node.get_ref().type_str();
+    problems.error(Some(node.span()), format!("expected {}, found {found}", T::kind()));
+    None
+}
+
+impl Value for String {
+    fn kind() -> String {
+        "a string".into()
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        match node.get_ref().as_str() {
+            Some(s) if s.contains('\0') => {
+                problems.error(Some(node.span()), "a string here cannot hold the character NUL");
+                None
+            }
+            Some(s) => Some(s.to_owned()),
+            None => wrong_type::<Self>(node, problems),
+        }
+    }
+    fn show(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+impl Value for bool {
+    fn kind() -> String {
+        "true or false".into()
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        node.get_ref().as_bool().or_else(|| wrong_type::<Self>(node, problems))
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Value for u32 {
+    fn kind() -> String {
+        "a whole number".into()
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        let Some(integer) = node.get_ref().as_integer() else {
+            return wrong_type::<Self>(node, problems);
+        };
+        let number = u32::from_str_radix(integer.as_str(), integer.radix());
+        if number.is_err() {
+            problems.error(Some(node.span()), format!("must be between 0 and {}", u32::MAX));
+        }
+        number.ok()
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Value for Duration {
+    fn kind() -> String {
+        "a time with its unit, such as \"15s\", \"500ms\" or \"2h\"".into()
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        if node.get_ref().as_integer().is_some() {
+            problems.error(Some(node.span()), "a time needs a unit").help("write \"15s\", \"500ms\" or \"2h\"");
+            return None;
+        }
+        let Some(text) = node.get_ref().as_str() else {
+            return wrong_type::<Self>(node, problems);
+        };
+        match humantime::parse_duration(text) {
+            Ok(time) => Some(time),
+            Err(error) => {
+                problems.error(Some(node.span()), format!("`{text}` is not a time: {error}"));
+                None
+            }
+        }
+    }
+    fn show(&self) -> String {
+        format!("\"{}\"", humantime::format_duration(*self))
+    }
+}
+
+/// Reads a list; a wrong item does not hide the next one.
+impl<T: Value> Value for Vec<Setting<T>> {
+    fn kind() -> String {
+        format!("a list, each {}", T::kind())
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        let Some(items) = node.get_ref().as_array() else {
+            let shown = wrong_type::<Self>(node, problems);
+            return shown;
+        };
+        let read = items.iter().map(|item| read_setting(item, problems));
+        let read: Vec<Option<Setting<T>>> = read.collect();
+        read.into_iter().collect()
+    }
+    fn show(&self) -> String {
+        format!("[{}]", self.iter().map(|s| s.show()).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl<T: Value> Value for Option<T> {
+    fn kind() -> String {
+        T::kind()
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        T::read(node, problems).map(Some)
+    }
+    fn show(&self) -> String {
+        self.as_ref().map_or(String::new(), T::show)
+    }
+}
+
+/// One string or several: what an attribute's values are.
+#[derive(Clone, Debug, Default)]
+pub struct Strings(pub Vec<Setting<String>>);
+
+impl Value for Strings {
+    fn kind() -> String {
+        "a string or a list of strings".into()
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        match node.get_ref() {
+            DeValue::String(_) => read_setting(node, problems).map(|s| Self(vec![s])),
+            DeValue::Array(_) => Vec::read(node, problems).map(Self),
+            _ => wrong_type::<Self>(node, problems),
+        }
+    }
+    fn show(&self) -> String {
+        self.0.show()
+    }
+}
+
+/// A table whose keys are names: `[users.NAME]`, `attributes = { NAME = … }`. In the order of the names.
+#[derive(Clone, Debug)]
+pub struct Named<T>(pub Vec<(Setting<String>, T)>);
+
+impl<T> Default for Named<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> Named<T> {
+    /// The entry of this name.
+    pub fn find(&self, name: &str) -> Option<&T> {
+        self.0.iter().find(|(key, _)| key.as_str() == name).map(|(_, value)| value)
+    }
+
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(key, _)| key.as_str())
+    }
+}
+
+impl<T: Value> Value for Named<T> {
+    fn kind() -> String {
+        "a table of names".into()
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        let Some(table) = node.get_ref().as_table() else {
+            return wrong_type::<Self>(node, problems);
+        };
+        let mut entries = Vec::new();
+        for (key, value) in table.iter() {
+            let name = Setting { value: key.get_ref().to_string(), span: Some(key.span()) };
+            if name.is_empty() || name.contains('\0') {
+                problems.error(name.span(), "a name cannot be empty or hold the character NUL");
+            }
+            entries.push((name, T::read(value, problems)));
+        }
+        entries.into_iter().map(|(name, value)| Some((name, value?))).collect::<Option<_>>().map(Self)
+    }
+    fn show(&self) -> String {
+        "{}".into()
+    }
+}
+
+impl Value for Source {
+    fn kind() -> String {
+        "a secret: a string, { file = \"…\" }, { env = \"…\" } or { command = [\"…\"] }".into()
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        if let Some(text) = node.get_ref().as_str() {
+            if text.contains('\0') {
+                problems.error(Some(node.span()), "a secret cannot hold the character NUL");
+                return None;
+            }
+            return Some(Self::Plain(text.to_owned().into()));
+        }
+        let table = node.get_ref().as_table().filter(|t| t.len() == 1);
+        let Some((key, value)) = table.and_then(|t| t.iter().next()) else {
+            return wrong_type::<Self>(node, problems);
+        };
+        match key.get_ref().as_ref() {
+            "file" => String::read(value, problems).map(|path| Self::File(problems.folder().join(path))),
+            "env" => String::read(value, problems).map(Self::Env),
+            "command" => {
+                let words = Vec::<Setting<String>>::read(value, problems)?;
+                if words.is_empty() {
+                    problems.error(Some(value.span()), "an empty command");
+                    return None;
+                }
+                Some(Self::Command(words.into_iter().map(Setting::into_inner).collect()))
+            }
+            other => {
+                let problem = problems.error(Some(key.span()), format!("unknown form of secret `{other}`"));
+                problem.nearest(other, ["file", "env", "command"]);
+                None
+            }
+        }
+    }
+    fn show(&self) -> String {
+        "***".into()
+    }
+}
+
+/// Reads a value and remembers where it stood.
+pub fn read_setting<T: Value>(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Setting<T>> {
+    T::read(node, problems).map(|value| Setting { value, span: Some(node.span()) })
+}
+
+/// One table while it is read: which keys were asked for, so that the others are unknown.
+pub struct TableReader<'a, 'i> {
+    table: &'a DeTable<'i>,
+    place: Option<Range<usize>>,
+    name: &'static str,
+    known: Vec<&'static str>,
+}
+
+impl<'a, 'i> TableReader<'a, 'i> {
+    /// Starts on a node that must be a table; `name` is for messages.
+    pub fn new(node: &'a Spanned<DeValue<'i>>, name: &'static str, problems: &mut Problems) -> Option<Self> {
+        match node.get_ref().as_table() {
+            Some(table) => Some(Self { table, place: Some(node.span()), name, known: Vec::new() }),
+            None => {
+                problems.error(Some(node.span()), format!("expected a table ({name}), found {}", node.get_ref().type_str()));
+                None
+            }
+        }
+    }
+
+    /// Starts on a whole document.
+    pub fn document(table: &'a DeTable<'i>) -> Self {
+        Self { table, place: None, name: "the file", known: Vec::new() }
+    }
+
+    /// The setting, its default, or, where there is none and it is missing, a problem.
+    pub fn take<T: Value>(
+        &mut self,
+        key: &'static str,
+        default: Option<T>,
+        bounds: Option<RangeInclusive<T>>,
+        problems: &mut Problems,
+    ) -> Option<Setting<T>>
+    where
+        T: PartialOrd,
+    {
+        let setting = self.take_unbounded(key, default, problems)?;
+        if let (Some(bounds), Some(span)) = (bounds, setting.span())
+            && !bounds.contains(&setting.value)
+        {
+            let (low, high) = (bounds.start().show(), bounds.end().show());
+            problems.error(Some(span), format!("`{key}` must be between {low} and {high}"));
+        }
+        Some(setting)
+    }
+
+    /// The same for a type that has no order.
+    pub fn take_unbounded<T: Value>(
+        &mut self,
+        key: &'static str,
+        default: Option<T>,
+        problems: &mut Problems,
+    ) -> Option<Setting<T>> {
+        self.known.push(key);
+        match self.table.get(key) {
+            Some(node) => read_setting(node, problems),
+            None if default.is_some() => default.map(Setting::default_of),
+            None => {
+                problems.error(self.place.clone(), format!("missing key `{key}` in {}", self.name));
+                None
+            }
+        }
+    }
+
+    /// Reports every key that nobody asked for.
+    pub fn finish(self, problems: &mut Problems) {
+        for (key, _) in self.table.iter() {
+            let name = key.get_ref().as_ref();
+            if !self.known.contains(&name) {
+                let problem = problems.error(Some(key.span()), format!("unknown key `{name}` in {}", self.name));
+                problem.nearest(name, self.known.iter().copied());
+            }
+        }
+    }
+}
+
+/// When a changed setting takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applies {
+    /// At the next reload, for sessions that live as well.
+    Reload,
+    /// At the next reload, for logins after it.
+    Login,
+    /// At a restart.
+    Restart,
+}
+
+/// One setting as the manual shows it.
+#[derive(Debug)]
+pub struct OptionDoc {
+    /// Its key.
+    pub name: &'static str,
+    /// What may be written.
+    pub kind: String,
+    /// Its default as it would be written; `None` if it must be given, empty if it is unset.
+    pub default: Option<String>,
+    /// Its bounds, if any.
+    pub bounds: Option<String>,
+    /// When a change takes effect.
+    pub applies: Applies,
+    /// Its doc comment.
+    pub text: String,
+}
+
+/// Joins the lines of a doc comment.
+pub fn doc_text(lines: &[&str]) -> String {
+    let mut text = String::new();
+    for line in lines {
+        let _ = writeln!(text, "{}", line.strip_prefix(' ').unwrap_or(line));
+    }
+    text.trim_end().to_owned()
+}
+
+/// Declares a table of the file: each setting with its doc comment, type, default, bounds and when a reload
+/// applies it. Makes the struct, its reader and its part of the manual.
+macro_rules! options {
+    ($(#[doc = $about:literal])* $Name:ident as $title:literal {
+        $( $(#[doc = $doc:literal])* $applies:ident $field:ident: $ty:ty $(= $default:expr)? $(, $low:expr => $high:expr)?; )*
+    }) => {
+        $(#[doc = $about])*
+        #[derive(Clone, Debug)]
+        pub struct $Name { $( $(#[doc = $doc])* pub $field: $crate::config::read::Setting<$ty>, )* }
+
+        impl $Name {
+            /// The table's name, its description, and its settings for the manual.
+            pub fn manual() -> (&'static str, String, Vec<$crate::config::read::OptionDoc>) {
+                use $crate::config::read::{Applies, OptionDoc, Value, doc_text};
+                let options = vec![$( OptionDoc {
+                    name: stringify!($field),
+                    kind: <$ty>::kind(),
+                    default: { #[allow(unused_mut, unused_assignments)] let mut d = None::<$ty>; $( d = Some($default); )? d.map(|d| d.show()) },
+                    bounds: { #[allow(unused_mut, unused_assignments)] let mut b = None; $( b = Some(format!("{} to {}", <$ty as Value>::show(&$low), <$ty as Value>::show(&$high))); )? b },
+                    applies: Applies::$applies,
+                    text: doc_text(&[$($doc),*]),
+                }, )*];
+                ($title, doc_text(&[$($about),*]), options)
+            }
+
+            fn read_table(mut table: $crate::config::read::TableReader<'_, '_>, problems: &mut $crate::config::read::Problems) -> Option<Self> {
+                $( let $field = options!(@take table, problems, $field, $ty, ($($default)?), ($($low => $high)?)); )*
+                table.finish(problems);
+                Some(Self { $( $field: $field?, )* })
+            }
+        }
+
+        impl $crate::config::read::Value for $Name {
+            fn kind() -> String { concat!("a table (", $title, ")").into() }
+            fn read(node: &toml::Spanned<toml::de::DeValue<'_>>, problems: &mut $crate::config::read::Problems) -> Option<Self> {
+                let table = $crate::config::read::TableReader::new(node, $title, problems)?;
+                Self::read_table(table, problems)
+            }
+            fn show(&self) -> String { String::new() }
+        }
+    };
+    (@take $table:ident, $problems:ident, $field:ident, $ty:ty, (), ()) => {
+        $table.take_unbounded::<$ty>(stringify!($field), None, $problems)
+    };
+    (@take $table:ident, $problems:ident, $field:ident, $ty:ty, ($default:expr), ()) => {
+        $table.take_unbounded::<$ty>(stringify!($field), Some($default), $problems)
+    };
+    (@take $table:ident, $problems:ident, $field:ident, $ty:ty, ($default:expr), ($low:expr => $high:expr)) => {
+        $table.take::<$ty>(stringify!($field), Some($default), Some($low..=$high), $problems)
+    };
+}
+pub(crate) use options;
+
+/// Declares an enum whose variants are written as words.
+macro_rules! words {
+    ($(#[doc = $about:literal])* $Name:ident { $( $(#[doc = $doc:literal])* $Variant:ident = $word:literal, )* }) => {
+        $(#[doc = $about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $Name { $( $(#[doc = $doc])* $Variant, )* }
+
+        impl $Name {
+            /// As it is written.
+            pub fn word(self) -> &'static str {
+                match self { $( Self::$Variant => $word, )* }
+            }
+        }
+
+        impl $crate::config::read::Value for $Name {
+            fn kind() -> String { [$(concat!("\"", $word, "\"")),*].join(" or ") }
+            fn read(node: &toml::Spanned<toml::de::DeValue<'_>>, problems: &mut $crate::config::read::Problems) -> Option<Self> {
+                let word = String::read(node, problems)?;
+                match word.as_str() {
+                    $( $word => Some(Self::$Variant), )*
+                    _ => {
+                        problems.error(Some(node.span()), format!("unknown value `{word}`")).nearest(&word, [$($word),*]);
+                        None
+                    }
+                }
+            }
+            fn show(&self) -> String { format!("\"{}\"", self.word()) }
+        }
+    };
+}
+pub(crate) use words;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_with_a_secret_is_shown_without_it() {
+        for line in [
+            "password = \"hunter2\"",
+            "pasword = \"hunter2\"",
+            "warehouse = { host = \"h\", passwrd = \"hunter2\" }",
+            "hunter2",
+            "  hunter2\"\"\"",
+            "PGPASSWORD=hunter2",
+            "auth_token = \"hunter2\"",
+        ] {
+            assert!(!without_secrets(line).contains("hunter2"), "{line} -> {}", without_secrets(line));
+        }
+        assert_eq!(without_secrets("host = \"h\""), "host = \"h\"");
+    }
+}

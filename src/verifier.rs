@@ -1,0 +1,138 @@
+//! What a user's password setting holds: a verifier as PostgreSQL stores it, or the password itself.
+
+use std::fmt;
+
+use aws_lc_rs::{digest, hmac};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use pgwire::api::auth::sasl::scram::gen_salted_password;
+use secrecy::{ExposeSecret, SecretString};
+
+/// PostgreSQL's default iteration count.
+pub const SCRAM_ITERATIONS: u32 = 4096;
+const MAX_ITERATIONS: u32 = 10_000_000;
+const SCRAM_PREFIX: &str = "SCRAM-SHA-256$";
+
+/// A SCRAM-SHA-256 verifier (RFC 5803 as PostgreSQL writes it, `pg_authid.rolpassword`).
+#[derive(Clone)]
+pub struct ScramVerifier {
+    /// The salt, raw.
+    pub salt: Vec<u8>,
+    /// The iteration count.
+    pub iterations: u32,
+    /// `SHA256(ClientKey)`, 32 bytes.
+    pub stored_key: Vec<u8>,
+    /// 32 bytes.
+    pub server_key: Vec<u8>,
+}
+
+/// What a password can be checked against.
+#[derive(Clone)]
+pub enum Verifier {
+    /// A SCRAM-SHA-256 verifier.
+    Scram(ScramVerifier),
+    /// 32 hexadecimal digits of `md5(password || user)`, in lower case.
+    Md5(String),
+    /// The password.
+    Plain(SecretString),
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Verifier(***)")
+    }
+}
+
+impl Verifier {
+    /// Tells which of the three a password setting is, the way PostgreSQL does (`get_password_type`).
+    ///
+    /// # Errors
+    /// A text that begins like a SCRAM verifier and is none: it would never let anybody in.
+    pub fn parse(secret: &SecretString) -> Result<Self, &'static str> {
+        let text = secret.expose_secret();
+        if let Some(rest) = text.strip_prefix(SCRAM_PREFIX) {
+            return scram(rest).map(Self::Scram).ok_or("this is not a complete SCRAM-SHA-256 verifier");
+        }
+        match text.strip_prefix("md5") {
+            Some(hex) if hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
+                Ok(Self::Md5(hex.to_ascii_lowercase()))
+            }
+            _ => Ok(Self::Plain(secret.clone())),
+        }
+    }
+}
+
+/// True if a password setting is not the password itself.
+pub fn is_verifier(secret: &SecretString) -> bool {
+    !matches!(Verifier::parse(secret), Ok(Verifier::Plain(_)))
+}
+
+fn scram(rest: &str) -> Option<ScramVerifier> {
+    let (parameters, keys) = rest.split_once('$')?;
+    let (iterations, salt) = parameters.split_once(':')?;
+    let (stored_key, server_key) = keys.split_once(':')?;
+    let verifier = ScramVerifier {
+        salt: BASE64.decode(salt).ok()?,
+        iterations: iterations.parse().ok().filter(|i| (1..=MAX_ITERATIONS).contains(i))?,
+        stored_key: BASE64.decode(stored_key).ok()?,
+        server_key: BASE64.decode(server_key).ok()?,
+    };
+    (verifier.stored_key.len() == 32 && verifier.server_key.len() == 32).then_some(verifier)
+}
+
+impl ScramVerifier {
+    /// Derives the verifier of a password. Slow on purpose: call it where blocking is allowed.
+    pub fn derive(password: &str, salt: Vec<u8>, iterations: u32) -> Self {
+        let salted = gen_salted_password(password, &salt, iterations as usize);
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &salted);
+        let client_key = hmac::sign(&key, b"Client Key");
+        Self {
+            salt,
+            iterations,
+            stored_key: digest::digest(&digest::SHA256, client_key.as_ref()).as_ref().to_vec(),
+            server_key: hmac::sign(&key, b"Server Key").as_ref().to_vec(),
+        }
+    }
+
+    /// True if a password given in clear text is the one.
+    pub fn accepts(&self, password: &str) -> bool {
+        use subtle::ConstantTimeEq;
+        let derived = Self::derive(password, self.salt.clone(), self.iterations);
+        derived.stored_key.ct_eq(&self.stored_key).into()
+    }
+}
+
+/// As PostgreSQL stores it: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
+impl fmt::Display for ScramVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [salt, stored, server] = [&self.salt, &self.stored_key, &self.server_key].map(|b| BASE64.encode(b));
+        write!(f, "{SCRAM_PREFIX}{}:{salt}${stored}:{server}", self.iterations)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_derived_verifier_reads_back_and_accepts_only_its_password() {
+        let text = ScramVerifier::derive("pencil", vec![7; 16], 4096).to_string();
+        let Ok(Verifier::Scram(read)) = Verifier::parse(&text.into()) else { panic!("not a verifier") };
+        assert!(read.accepts("pencil"));
+        assert!(!read.accepts("pencil "));
+    }
+
+    #[test]
+    fn a_verifier_of_postgresql_is_understood() {
+        // Made by PostgreSQL 15: alter role … password 'pencil'.
+        let stored = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+        let Ok(Verifier::Scram(read)) = Verifier::parse(&stored.to_owned().into()) else { panic!() };
+        assert!(read.accepts("pencil"));
+    }
+
+    #[test]
+    fn a_broken_verifier_is_refused() {
+        assert!(Verifier::parse(&"SCRAM-SHA-256$4096:x".to_owned().into()).is_err());
+        assert!(matches!(Verifier::parse(&"md5short".to_owned().into()), Ok(Verifier::Plain(_))));
+    }
+}

@@ -1,0 +1,211 @@
+//! Frames of the PostgreSQL protocol: their headers, and the few messages that pgusher writes itself.
+
+pub mod startup;
+
+use crate::error::Refusal;
+
+/// The length of a message's header: a tag of one byte and a length of four.
+pub const HEADER: usize = 5;
+/// The longest message body that PostgreSQL takes (`MaxAllocSize`), header's length field included.
+pub const MAX_LENGTH: u32 = 0x3fff_ffff;
+/// The longest message of the kinds that carry no data (`PQ_SMALL_MESSAGE_LIMIT`).
+pub const MAX_SMALL_LENGTH: u32 = 10_000;
+
+/// A message's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What it is.
+    pub tag: u8,
+    /// Its whole length in bytes, header included.
+    pub total: usize,
+}
+
+impl Header {
+    /// Reads a header; `None` if fewer than five bytes are there.
+    ///
+    /// # Errors
+    /// The length field, if it is none (below 4, or above [`MAX_LENGTH`]).
+    pub fn read(bytes: &[u8]) -> Option<Result<Self, u32>> {
+        let (head, _) = bytes.split_first_chunk::<HEADER>()?;
+        let [tag, length @ ..] = *head;
+        let length = u32::from_be_bytes(length);
+        if !(4..=MAX_LENGTH).contains(&length) {
+            return Some(Err(length));
+        }
+        Some(Ok(Self { tag, total: length as usize + 1 }))
+    }
+}
+
+/// A text that ends with NUL at the start of these bytes, and what is behind the NUL.
+pub fn cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = memchr::memchr(0, bytes)?;
+    Some((&bytes[..end], &bytes[end + 1..]))
+}
+
+/// Writes one message: the header, with a length that `body` decides.
+pub fn message(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
+    out.push(tag);
+    let at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    body(out);
+    // What pgusher writes itself is far shorter than 2 GiB; a longer one would be a bug that must not wrap (T-42).
+    let length = u32::try_from(out.len() - at).ok().filter(|l| *l <= MAX_LENGTH).unwrap_or(4);
+    out[at..at + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+/// Appends a text and its NUL; a NUL inside would end it early and is left out.
+pub fn push_cstr(out: &mut Vec<u8>, text: &str) {
+    out.extend(text.bytes().filter(|b| *b != 0));
+    out.push(0);
+}
+
+/// How bad an error is: whether the session survives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// The statement failed.
+    Error,
+    /// The session ends.
+    Fatal,
+}
+
+impl Severity {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Error => "ERROR",
+            Self::Fatal => "FATAL",
+        }
+    }
+}
+
+/// `ErrorResponse`
+pub fn error_response(out: &mut Vec<u8>, severity: Severity, refusal: &Refusal) {
+    message(out, b'E', |out| {
+        let field = |out: &mut Vec<u8>, code: u8, text: &str| {
+            out.push(code);
+            push_cstr(out, text);
+        };
+        field(out, b'S', severity.word());
+        field(out, b'V', severity.word());
+        field(out, b'C', refusal.sqlstate.0);
+        field(out, b'M', &refusal.message);
+        if let Some(detail) = &refusal.detail {
+            field(out, b'D', detail);
+        }
+        if let Some(hint) = &refusal.hint {
+            field(out, b'H', hint);
+        }
+        out.push(0);
+    });
+}
+
+/// `NoticeResponse` with severity NOTICE and SQLSTATE `00000`.
+pub fn notice_response(out: &mut Vec<u8>, text: &str) {
+    message(out, b'N', |out| {
+        for (code, value) in [(b'S', "NOTICE"), (b'V', "NOTICE"), (b'C', "00000"), (b'M', text)] {
+            out.push(code);
+            push_cstr(out, value);
+        }
+        out.push(0);
+    });
+}
+
+/// `ParameterStatus`
+pub fn parameter_status(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    message(out, b'S', |out| {
+        out.extend_from_slice(name);
+        out.push(0);
+        out.extend_from_slice(value);
+        out.push(0);
+    });
+}
+
+/// `BackendKeyData`
+pub fn backend_key_data(out: &mut Vec<u8>, pid: u32, secret: &[u8]) {
+    message(out, b'K', |out| {
+        out.extend_from_slice(&pid.to_be_bytes());
+        out.extend_from_slice(secret);
+    });
+}
+
+/// `ReadyForQuery` with its transaction status: `I`, `T` or `E`.
+pub fn ready_for_query(out: &mut Vec<u8>, status: u8) {
+    message(out, b'Z', |out| out.push(status));
+}
+
+/// `Query`
+pub fn query(out: &mut Vec<u8>, sql: &str) {
+    message(out, b'Q', |out| push_cstr(out, sql));
+}
+
+/// One field of an `ErrorResponse` or `NoticeResponse` body (without its header), by its code.
+pub fn error_field(body: &[u8], code: u8) -> Option<&[u8]> {
+    let mut rest = body;
+    while let Some((&this, after)) = rest.split_first() {
+        if this == 0 {
+            return None;
+        }
+        let (value, next) = cstr(after)?;
+        if this == code {
+            return Some(value);
+        }
+        rest = next;
+    }
+    None
+}
+
+/// A text as a literal that means the same whatever the connection's `client_encoding` and
+/// `standard_conforming_strings` are: `E'…'`, pure ASCII.
+pub fn literal(text: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut out = String::with_capacity(text.len() + 3);
+    out.push_str("E'");
+    for &byte in text {
+        match byte {
+            b'\'' => out.push_str("''"),
+            b'\\' => out.push_str("\\\\"),
+            0x20..=0x7e => out.push(byte as char),
+            _ => {
+                let _ = write!(out, "\\x{byte:02x}");
+            }
+        }
+    }
+    out.push('\'');
+    out
+}
+
+/// A name as a quoted identifier.
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_that_are_none_are_errors() {
+        for length in [0u32, 1, 3, 0x4000_0000, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
+            let mut bytes = vec![b'Q'];
+            bytes.extend(length.to_be_bytes());
+            assert_eq!(Header::read(&bytes), Some(Err(length)));
+        }
+        assert_eq!(Header::read(&[b'S', 0, 0, 0, 4]), Some(Ok(Header { tag: b'S', total: 5 })));
+        assert_eq!(Header::read(&[b'S', 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn error_fields_are_found_and_broken_bodies_are_not_read_past() {
+        let mut out = Vec::new();
+        error_response(&mut out, Severity::Fatal, &Refusal::protocol("x").hint("y"));
+        assert_eq!(error_field(&out[HEADER..], b'C'), Some(&b"08P01"[..]));
+        assert_eq!(error_field(&out[HEADER..], b'D'), None);
+        for end in 0..out.len() - HEADER {
+            let _ = error_field(&out[HEADER..HEADER + end], b'?');
+        }
+    }
+
+    #[test]
+    fn a_literal_is_ascii_whatever_goes_in() {
+        assert_eq!(literal(b"it's \\ \xe4\n"), "E'it''s \\\\ \\xe4\\x0a'");
+    }
+}
