@@ -3,6 +3,7 @@
 use std::fmt;
 
 
+use crate::auth::Identity;
 use crate::config::Config;
 use crate::names::{AttributeName, GroupName, UserName};
 
@@ -33,6 +34,11 @@ impl fmt::Display for Origin {
 pub struct Attributes<'a> {
     user: UserName,
     config: &'a Config,
+}
+
+/// What is known about somebody who has logged in.
+pub fn of<'a>(config: &'a Config, identity: &Identity) -> Attributes<'a> {
+    of_user(config, identity.user().as_str())
 }
 
 /// What would be known about this user: for explaining, never for a login.

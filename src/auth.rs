@@ -2,10 +2,9 @@
 
 mod exchange;
 
-use std::sync::OnceLock;
+use std::sync::Arc;
 
 use aws_lc_rs::hmac;
-use md5::{Digest, Md5};
 use pgwire::api::auth::sasl::scram::{ScramSecret, ScramServerAuth};
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
@@ -16,7 +15,7 @@ use crate::error::{Fault, Refusal, SqlState};
 use crate::handshake::Arrival;
 use crate::names::UserName;
 use crate::tls::ServerTls;
-use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier, Verifier};
+use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier, Verifier, md5_hex, md5_response};
 use exchange::Exchange;
 
 /// Somebody whose proof was good. Made only by [`Authenticator::authenticate`].
@@ -34,10 +33,6 @@ impl Identity {
 pub struct Authenticator {
     key: hmac::Key,
 }
-
-/// A SCRAM verifier derived from a user's plain secret, made at the first login that needs it.
-#[derive(Default)]
-pub struct DerivedVerifier(OnceLock<ScramVerifier>);
 
 impl Authenticator {
     /// With a fresh random key.
@@ -63,7 +58,6 @@ impl Authenticator {
         arrival: &mut Arrival,
         config: &Config,
         tls: Option<&ServerTls>,
-        derived: impl Fn(&UserName) -> Option<std::sync::Arc<DerivedVerifier>>,
     ) -> Result<Identity, Refusal> {
         let name = arrival.startup.user.clone();
         let user = config.users.get(name.as_str());
@@ -85,8 +79,7 @@ impl Authenticator {
                 accepts_md5(&name, verifier, &given, salt)
             }
             AuthType::ScramSha256 => {
-                let derived = derived(&UserName::from(name.as_str()));
-                let secret = self.scram_secret(&name, verifier, derived).await;
+                let secret = self.scram_secret(user, verifier).await;
                 let known = secret.is_some();
                 let secret = secret.unwrap_or_else(|| self.mock_secret(&name));
                 let plain = ScramServerAuth::new();
@@ -101,24 +94,15 @@ impl Authenticator {
     }
 
     /// What to check a SCRAM proof against; `None` for unknown users and unusable secrets.
-    async fn scram_secret(
-        &self,
-        name: &str,
-        verifier: Option<Verifier>,
-        derived: Option<std::sync::Arc<DerivedVerifier>>,
-    ) -> Option<ScramSecret> {
+    async fn scram_secret(&self, user: Option<&Arc<User>>, verifier: Option<Verifier>) -> Option<ScramSecret> {
         let verifier = match verifier? {
             Verifier::Scram(verifier) => verifier,
             Verifier::Md5(_) => return None,
             Verifier::Plain(password) => {
-                let salt = self.salt(name);
-                let work = move || {
-                    let derive = || ScramVerifier::derive(password.expose_secret(), salt, SCRAM_ITERATIONS);
-                    match derived {
-                        Some(cell) => cell.0.get_or_init(derive).clone(),
-                        None => derive(),
-                    }
-                };
+                let user = user?.clone();
+                let salt = self.salt(user.name.as_str());
+                let derive = move || ScramVerifier::derive(password.expose_secret(), salt, SCRAM_ITERATIONS);
+                let work = move || user.derived.get_or_init(derive).clone();
                 tokio::task::spawn_blocking(work).await.ok()?
             }
         };
@@ -172,7 +156,7 @@ async fn accepts(name: &str, verifier: Option<Verifier>, given: SecretString) ->
     let name = name.to_owned();
     let work = move || match verifier {
         Some(Verifier::Scram(verifier)) => verifier.accepts(given.expose_secret()),
-        Some(Verifier::Md5(hex)) => equal(&md5_of(&[given.expose_secret().as_bytes(), name.as_bytes()]), &hex),
+        Some(Verifier::Md5(hex)) => equal(&md5_hex([given.expose_secret().as_bytes(), name.as_bytes()]), &hex),
         Some(Verifier::Plain(password)) => equal(password.expose_secret(), given.expose_secret()),
         None => {
             equal("", given.expose_secret());
@@ -186,20 +170,10 @@ async fn accepts(name: &str, verifier: Option<Verifier>, given: SecretString) ->
 fn accepts_md5(name: &str, verifier: Option<Verifier>, given: &SecretString, salt: [u8; 4]) -> bool {
     let inner = match verifier {
         Some(Verifier::Md5(hex)) => hex,
-        Some(Verifier::Plain(password)) => md5_of(&[password.expose_secret().as_bytes(), name.as_bytes()]),
+        Some(Verifier::Plain(password)) => md5_hex([password.expose_secret().as_bytes(), name.as_bytes()]),
         Some(Verifier::Scram(_)) | None => return false,
     };
-    equal(&format!("md5{}", md5_of(&[inner.as_bytes(), &salt])), given.expose_secret())
-}
-
-fn md5_of(parts: &[&[u8]]) -> String {
-    use std::fmt::Write;
-    let mut hash = Md5::new();
-    parts.iter().for_each(|part| hash.update(part));
-    hash.finalize().iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    equal(&md5_response(&inner, salt), given.expose_secret())
 }
 
 /// In a time that does not tell where they differ.

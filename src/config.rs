@@ -9,12 +9,13 @@ mod check;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
 use crate::secret::Secret;
-use file::{AuthType, OnUnmatched, PoolMode, SslMode, SslNegotiation};
+use crate::verifier::ScramVerifier;
+use file::{AuthType, ChannelBinding, OnUnmatched, PoolMode, SslMode, SslNegotiation};
 use read::Problems;
 
 pub use file::{ClientTls, ListenAddress, LogFormat, LogLevel, OnMove, Server};
@@ -116,6 +117,15 @@ pub struct UpstreamTls {
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
+/// How we prove ourselves to an upstream, and what we ask of its proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpstreamScram {
+    /// Whether SCRAM must be bound to the TLS channel.
+    pub channel_binding: ChannelBinding,
+    /// The lowest iteration count that is accepted.
+    pub min_iterations: u32,
+}
+
 /// `[connections.NAME]`, with the defaults of `[server]` filled in.
 #[derive(Debug)]
 pub struct Connection {
@@ -127,6 +137,8 @@ pub struct Connection {
     pub password: Option<Arc<Secret>>,
     /// TLS.
     pub tls: UpstreamTls,
+    /// SCRAM.
+    pub scram: UpstreamScram,
     /// The `search_path` of its sessions, quoted and ready, if `include_schemas` gives one.
     pub search_path: Option<String>,
     /// The longest a statement may run; zero is no limit.
@@ -194,6 +206,8 @@ pub struct User {
     pub max_client_connections: u32,
     /// May not log in.
     pub disabled: bool,
+    /// The SCRAM verifier of a plain password, derived at the first login that needs it.
+    pub derived: OnceLock<ScramVerifier>,
 }
 
 impl Config {

@@ -11,6 +11,20 @@ pub mod verifier;
 pub mod config;
 // ── bytes ──
 pub mod wire;
+pub mod stream;
+pub mod tls;
 // ── the path of a client ──
+pub mod handshake;
+pub mod auth;
 pub mod attribute;
 pub mod route;
+pub mod upstream;
+pub mod relay;
+pub mod pool;
+pub mod cancel;
+pub mod engine;
+// ── the house ──
+pub mod proxy;
+pub mod session;
+pub mod listener;
+pub mod cli;

@@ -1,10 +1,11 @@
 //! What a user's password setting holds: a verifier as PostgreSQL stores it, or the password itself.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use aws_lc_rs::{digest, hmac};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use md5::{Digest, Md5};
 use pgwire::api::auth::sasl::scram::gen_salted_password;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -37,6 +38,12 @@ pub enum Verifier {
     Plain(SecretString),
 }
 
+impl fmt::Debug for ScramVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ScramVerifier(***)")
+    }
+}
+
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Verifier(***)")
@@ -65,6 +72,21 @@ impl Verifier {
 /// True if a password setting is not the password itself.
 pub fn is_verifier(secret: &SecretString) -> bool {
     !matches!(Verifier::parse(secret), Ok(Verifier::Plain(_)))
+}
+
+/// The MD5 of these parts, one behind the other, in lower-case hexadecimal.
+pub fn md5_hex(parts: [&[u8]; 2]) -> String {
+    let mut hash = Md5::new();
+    parts.iter().for_each(|part| hash.update(part));
+    hash.finalize().iter().fold(String::with_capacity(32), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// The answer to `AuthenticationMD5Password`: `md5` and the hash of the stored hash and the salt.
+pub fn md5_response(stored: &str, salt: [u8; 4]) -> String {
+    format!("md5{}", md5_hex([stored.as_bytes(), &salt]))
 }
 
 fn scram(rest: &str) -> Option<ScramVerifier> {

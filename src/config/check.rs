@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::file::{self, AuthType, File, OnUnmatched, SslMode};
 use super::read::{Named, Problems, Setting, Strings};
-use super::{Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Target, UpstreamTls, User, near_miss};
+use super::{Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Target, UpstreamScram, UpstreamTls, User, near_miss};
 use secrecy::ExposeSecret;
 
 use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
@@ -210,6 +210,10 @@ fn connection(
             root_cert: resolve(&c.sslrootcert),
             identity,
         },
+        scram: UpstreamScram {
+            channel_binding: *c.channel_binding,
+            min_iterations: *c.scram_min_iterations,
+        },
         search_path: search_path(&c.include_schemas),
         query_timeout: *c.query_timeout,
         connect_timeout: c.connect_timeout.filter(|t| *t > Duration::ZERO).unwrap_or(*server.server_connect_timeout),
@@ -347,6 +351,7 @@ fn users(file: &File, problems: &mut Problems) -> BTreeMap<UserName, Arc<User>> 
             pool_mode: *u.pool_mode,
             max_client_connections: u.max_client_connections.unwrap_or(*file.server.max_user_client_connections),
             disabled: *u.disabled,
+            derived: std::sync::OnceLock::new(),
         };
         users.insert(user.name.clone(), Arc::new(user));
     }

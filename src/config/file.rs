@@ -105,6 +105,18 @@ words! {
 }
 
 words! {
+    /// Whether SCRAM is bound to the TLS connection (as libpq's `channel_binding`).
+    ChannelBinding {
+        /// Never.
+        Disable = "disable",
+        /// If the upstream can.
+        Prefer = "prefer",
+        /// Always.
+        Require = "require",
+    }
+}
+
+words! {
     /// For how long a client keeps the upstream connection it is lent.
     PoolMode {
         /// For a transaction.
@@ -291,6 +303,11 @@ options! {
         Reload sslcert: Option<String> = None;
         /// Its private key, a PEM file.
         Reload sslkey: Option<String> = None;
+        /// Whether SCRAM is bound to the TLS connection, as libpq's `channel_binding`.
+        Reload channel_binding: ChannelBinding = ChannelBinding::Prefer;
+        /// The lowest SCRAM iteration count that is accepted of the upstream: a lower one would let a false
+        /// server guess the password cheaply. 1 accepts any.
+        Reload scram_min_iterations: u32 = 4096, 1 => 100_000;
         /// Schemas that become the session's `search_path`, in order.
         Reload include_schemas: Vec<Setting<String>> = Vec::new();
         /// The longest a statement may run: the session's `statement_timeout`, and a cancel request from

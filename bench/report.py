@@ -1,0 +1,194 @@
+"""Turns the samples of a benchmark into docs/benchmarks.md."""
+
+import dataclasses
+import datetime
+import os
+import pathlib
+import re
+import statistics
+
+import crowd
+
+BASELINE = "pgbouncer"
+
+
+@dataclasses.dataclass
+class Kind:
+    """A family of works that share a table: what their rate and cost count."""
+
+    title: str
+    rate: str | None
+    cost: str
+    explanation: str
+    scale: float = 1.0  # a sample's cost is divided by this for the table
+    latency: bool = True
+
+
+KINDS = {
+    "transactions": Kind(
+        "Transactions", "tps", "CPU s / million",
+        "`pgbench -S` on scale 10, two threads; the number behind the name is how many clients. `tls` is the simple "
+        "protocol with client TLS, which HAProxy passes through to PostgreSQL unread. Logins are by `trust`, so that "
+        "they cost next to nothing here."),
+    "copy": Kind(
+        "COPY", "MB/s", "CPU s / GB",
+        "One client that reads or writes whole pieces of a stream: out, `pgbench_accounts` (rows of about 100 bytes) and "
+        "rows of 1 MB; in, rows of 100 bytes into a table that keeps none, in frames of 8,000 bytes (as psql since 15 sends "
+        "a file) and, as `copy-in-rows`, in a frame each (as older psql and many drivers do). A GB is 10^9 bytes on the "
+        "wire.",
+        latency=False),
+    "login": Kind(
+        "Login", "logins/s", "CPU ms / login",
+        "`pgbench -S -C` with two clients: connect, SCRAM-SHA-256 against a stored verifier, one SELECT, disconnect. "
+        "The rate and the latency are mostly libpq's own PBKDF2; the CPU is the proxy's alone."),
+    "idle": Kind(
+        "Idle clients", None, "KiB / client",
+        "Growth of the proxy's proportional set size over clients that have logged in by SCRAM and run a query each, "
+        "divided by their number, on a process that had seen 20 such clients before. Memory of the kernel is not in it.",
+        scale=1024.0, latency=False),
+}
+
+# design.md, section "Cost": the row, its work, the bound, and whether the bound is on the ratio or on KiB.
+COST = [
+    ("simple, 16 clients (within the pool)", "simple-16", 0.97, "×"),
+    ("simple, 100 clients (more than the pool)", "simple-100", 0.85, "×"),
+    ("extended, 16", "extended-16", 1.02, "×"),
+    ("extended, 100", "extended-100", 0.80, "×"),
+    ("prepared, 16", "prepared-16", 0.68, "×"),
+    ("prepared, 100", "prepared-100", 0.68, "×"),
+    ("client TLS, simple, 16", "tls-16", 0.80, "×"),
+    ("COPY out, short rows", "copy-out-short", 0.70, "×"),
+    ("COPY out, 1 MB rows", "copy-out-wide", 0.50, "×"),
+    ("COPY in, frames of 8,000 bytes", "copy-in", 0.60, "×"),
+    ("COPY in, a frame a row", "copy-in-rows", 0.60, "×"),
+    ("idle client, plain", "idle", 1.5, "KiB"),
+    ("idle client, TLS", "idle-tls", 13.0, "KiB"),
+    ("login (SCRAM, stored verifier)", "login", 1.0, "×"),
+]
+
+
+def number(value):
+    """Three significant digits at least, and no false precision."""
+    if value is None:
+        return "–"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def spread(values):
+    """The median, with the least and the greatest when there are several."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "–"
+    middle = number(statistics.median(values))
+    return middle if len(values) == 1 else f"{middle} ({number(min(values))}–{number(max(values))})"
+
+
+def anonymous(words):
+    """Without this machine's name and the folders of its paths."""
+    return re.sub(r"(/[\w.+-]+)+/", "", words.replace(os.uname().nodename, "HOST"))
+
+
+def column(rounds, name, scale=1.0):
+    values = [getattr(sample, name) if sample else None for sample in rounds]
+    return [None if value is None else value / scale for value in values]
+
+
+def ratios(samples, work, target, name="cost"):
+    """The target's value over the baseline's, round by round."""
+    pairs = zip(column(samples[work, target], name), column(samples[work, BASELINE], name))
+    return [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
+
+
+def brief(kind_name, sample):
+    """A sample in a line, for whoever watches."""
+    kind = KINDS[kind_name]
+    cost = sample.cost and sample.cost / kind.scale
+    parts = [f"{number(sample.rate)} {kind.rate}" if kind.rate else "", f"{number(cost)} {kind.cost}"]
+    parts.append(f"p50 {number(sample.p50)} p99 {number(sample.p99)} ms" if sample.p50 else "")
+    return "   ".join(filter(None, parts))
+
+
+def machine(stage):
+    """What must be known of the machine to compare, and nothing that names it; (what, value) pairs."""
+    processor = re.search(r"model name\s*:\s*(.+)", pathlib.Path("/proc/cpuinfo").read_text())
+    memory = int(re.search(r"MemTotal:\s+(\d+)", pathlib.Path("/proc/meminfo").read_text()).group(1))
+    client = crowd.Client("127.0.0.1", stage.port, "pool", "", "postgres")
+    client.start_query("SHOW server_version")
+    postgres = client.receive_until(b"D")[0][6:].decode()
+    client.close()
+    return [
+        ("CPU", processor.group(1) if processor else os.uname().machine),
+        ("cores", len(os.sched_getaffinity(0))),
+        ("memory", f"{memory / 1024**2:.0f} GiB"),
+        ("kernel", f"{os.uname().sysname} {os.uname().release}"),
+        ("PostgreSQL", postgres),
+    ]
+
+
+def table(titles, rows):
+    lines = ["| " + " | ".join(titles) + " |", "|" + "|".join("---" for _ in titles) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+
+
+def kind_section(kind, works, targets, samples):
+    titles = ["work", "target"] + ([kind.rate] if kind.rate else []) + (["p50 ms", "p99 ms"] if kind.latency else [])
+    titles += [kind.cost, f"cost ÷ {BASELINE}'s"] + ([f"rate ÷ {BASELINE}'s"] if kind.rate else [])
+    rows = []
+    for work in works:
+        for target in targets:
+            rounds = samples[work.name, target.name]
+            if not any(rounds):
+                continue
+            row = [work.name, target.name]
+            row += [spread(column(rounds, "rate"))] if kind.rate else []
+            row += [spread(column(rounds, name)) for name in ("p50", "p99")] if kind.latency else []
+            row += [spread(column(rounds, "cost", kind.scale)), spread(ratios(samples, work.name, target.name))]
+            row += [spread(ratios(samples, work.name, target.name, "rate"))] if kind.rate else []
+            rows.append(row)
+    return f"## {kind.title}\n\n{kind.explanation}\n\n{table(titles, rows)}"
+
+
+def cost_row(samples, words, work, bound, unit):
+    """A target of design.md, what was measured, and whether that meets it."""
+    if unit == "×":
+        values = ratios(samples, work, "pgusher")
+    else:
+        values = [value for value in column(samples[work, "pgusher"], "cost", 1024.0) if value is not None]
+    verdict = "not measured" if not values else "met" if statistics.median(values) <= bound else "**not met**"
+    return [words, f"≤ {bound:.2f} ×" if unit == "×" else f"≤ {bound:g} KiB", spread(values), verdict]
+
+
+def cost_section(samples):
+    rows = [cost_row(samples, *row) for row in COST]
+    words = ("The proxy's cost as a ratio to PgBouncer's, paired within a round, and the memory of an idle client. "
+             "At one client all are alike; nothing is claimed there.")
+    return f"## Targets\n\n{words}\n\n{table(['work', 'target', 'measured', 'verdict'], rows)}"
+
+
+def render(machine_facts, options, targets, works, samples, notes):
+    today = datetime.date.today().isoformat()
+    facts = machine_facts + [(target.name, target.version) for target in targets if target.name != "direct"]
+    sections = [
+        "# Benchmarks",
+        "<!-- Written by bench/bench.py; do not edit. -->",
+        f"Measured on {today}. Interleaved rounds: {options.rounds}; seconds for each measurement: {options.seconds}; idle "
+        f"clients: {options.clients}. "
+        "Everything shares one machine over loopback, so the rates say how the machine was divided; the CPU that the "
+        "proxy's process took (`/proc`) says what it costs. Cells are the median of the rounds (least–greatest); ratios "
+        "are taken within a round first. Every target runs one thread; the proxies with a pool have 20 connections, "
+        "transaction pooling.",
+        table(["machine", ""], facts),
+        "To repeat: `make bench`, or `python3 bench/bench.py --rounds 5 --seconds 5`; `PGBOUNCER=path` takes another "
+        "PgBouncer than the distribution's (build it with `-O2`), `--quick` shows within a minute that it runs, `--only` "
+        "and `--targets` narrow it.",
+        cost_section(samples),
+    ]
+    for name, kind in KINDS.items():
+        family = [work for work in works if work.kind == name]
+        if family:
+            sections.append(kind_section(kind, family, targets, samples))
+    if notes:
+        sections.append("## Not measured\n\n" + "\n".join(f"- {anonymous(note)}" for note in notes))
+    return "\n\n".join(sections)

@@ -1,0 +1,122 @@
+//! The cancel keys that pgusher gave out, and what each stands for right now.
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tracing::debug;
+
+use crate::error::{Fault, Refusal, SqlState};
+use crate::pool::Ticket;
+use crate::upstream::CancelTarget;
+use crate::wire::startup::CancelKey;
+
+/// How many cancel requests are served at the same time; the others wait for their turn.
+const MAX_CANCELS: usize = 256;
+/// The length of the secret in protocol 3.0, and the one given out in 3.2.
+const SHORT_SECRET: usize = 4;
+const LONG_SECRET: usize = 32;
+
+/// What a session does now, as far as a cancel is concerned.
+#[derive(Debug, Default)]
+enum Doing {
+    /// Nothing that could be cancelled.
+    #[default]
+    Nothing,
+    /// It waits for a connection.
+    Waiting(Arc<Ticket>),
+    /// It has been lent this one.
+    Lent(Arc<CancelTarget>),
+}
+
+/// A session's part: changed at each checkout.
+#[derive(Debug, Default)]
+pub struct Slot(Mutex<Doing>);
+
+impl Slot {
+    /// The session waits.
+    pub fn waits(&self, ticket: Arc<Ticket>) {
+        *self.0.lock() = Doing::Waiting(ticket);
+    }
+
+    /// The session is lent a connection.
+    pub fn is_lent(&self, target: Arc<CancelTarget>) {
+        *self.0.lock() = Doing::Lent(target);
+    }
+
+    /// The session has nothing. After this, no cancel begins for what it had; one that had begun has raised the
+    /// connection's fence.
+    pub fn has_nothing(&self) {
+        *self.0.lock() = Doing::Nothing;
+    }
+}
+
+/// All keys. Written at login and logout only.
+#[derive(Debug)]
+pub struct Keys {
+    slots: DashMap<CancelKey, Arc<Slot>>,
+    turns: Semaphore,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self { slots: DashMap::new(), turns: Semaphore::new(MAX_CANCELS) }
+    }
+}
+
+impl Keys {
+    /// Makes a key for a session: random, but for the process ID where the upstream's real one is shown.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn issue(&self, minor: u16, pid: Option<u32>, slot: &Arc<Slot>) -> Result<CancelKey, getrandom::Error> {
+        loop {
+            let mut secret = vec![0; if minor >= 2 { LONG_SECRET } else { SHORT_SECRET }];
+            getrandom::fill(&mut secret)?;
+            let pid = match pid {
+                Some(pid) => pid,
+                // A process ID is a positive Int32.
+                None => (getrandom::u32()? >> 1).max(1),
+            };
+            let key = CancelKey { pid, secret: secret.into() };
+            if let dashmap::Entry::Vacant(entry) = self.slots.entry(key.clone()) {
+                entry.insert(slot.clone());
+                return Ok(key);
+            }
+        }
+    }
+
+    /// The session is over.
+    pub fn withdraw(&self, key: &CancelKey) {
+        self.slots.remove(key);
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Does what a `CancelRequest` asks for. An unknown key does nothing, and says nothing.
+    pub async fn cancel(&self, key: &CancelKey) {
+        let Some(slot) = self.slots.get(key).map(|entry| entry.value().clone()) else { return };
+        let Ok(_turn) = self.turns.acquire().await else { return };
+        let (target, _fence) = match &*slot.0.lock() {
+            Doing::Nothing => return,
+            Doing::Waiting(ticket) => {
+                let message = "canceling statement due to user request";
+                return ticket.refuse(Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message));
+            }
+            // Fenced while the session is known to have it: it is lent to nobody else until we are through.
+            Doing::Lent(target) => (target.clone(), target.fence()),
+        };
+        if let Err(error) = target.cancel().await {
+            debug!(%error, "a cancel request did not reach the upstream");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The command line.
+
+mod serve;
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::attribute;
+use crate::config::read::Severity;
+use crate::config::{Checked, ListenAddress, file};
+use crate::route;
+use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier};
+
+/// Shows every PostgreSQL client to the right database.
+#[derive(Debug, Parser)]
+#[command(name = "pgusher", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy.
+    Serve {
+        /// The configuration, a TOML file.
+        file: PathBuf,
+    },
+    /// Check a configuration and print who goes where. Exit status 1 if it is refused.
+    Check {
+        /// The configuration, a TOML file.
+        file: PathBuf,
+    },
+    /// Print where a user would go, and why.
+    Resolve {
+        /// The configuration, a TOML file.
+        file: PathBuf,
+        /// Who.
+        #[arg(long)]
+        user: String,
+        /// The database name that they ask for.
+        #[arg(long)]
+        database: String,
+        /// The environment that they request.
+        #[arg(long)]
+        environment: Option<String>,
+    },
+    /// Read a password and print the verifier to store in its place.
+    HashPassword,
+    /// Ask a running pgusher whether it answers. Exit status 1 if it does not.
+    Health {
+        /// The configuration it runs with, or its address ("127.0.0.1:6432").
+        target: String,
+    },
+    /// Print the manual of the configuration, in Markdown.
+    Manual,
+}
+
+/// Does what the arguments say.
+pub fn run() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Serve { file } => serve::serve(&file),
+        Command::Check { file } => check(&file),
+        Command::Resolve { file, user, database, environment } => {
+            resolve(&file, &user, &database, environment.as_deref())
+        }
+        Command::HashPassword => hash_password(),
+        Command::Health { target } => health(&target),
+        Command::Manual => {
+            print!("{}", file::manual());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn load(file: &Path) -> Result<Checked, ExitCode> {
+    route::load(file).map_err(|rejected| {
+        eprint!("{rejected}");
+        let errors = rejected.0.count(Severity::Error);
+        eprintln!("{}: {errors} error{}", file.display(), if errors == 1 { "" } else { "s" });
+        ExitCode::FAILURE
+    })
+}
+
+fn check(file: &Path) -> ExitCode {
+    let checked = match load(file) {
+        Ok(checked) => checked,
+        Err(code) => return code,
+    };
+    eprint!("{}", checked.warnings);
+    let mut rows = vec![["USER", "DATABASE", "ATTRIBUTE", "ENVIRONMENT", "CONNECTION"].map(str::to_owned)];
+    let config = &checked.config;
+    for user in config.users.keys() {
+        for (database, base_name) in &config.databases {
+            if database.as_str() != base_name.as_str() {
+                continue;
+            }
+            let attributes = attribute::of_user(config, user.as_str());
+            let attribute = config.base(database.as_str()).and_then(|(_, base)| base.attribute.clone());
+            let values = attribute.map_or_else(
+                || "-".to_owned(),
+                |name| match attributes.values(&name) {
+                    Some((values, origin)) => format!("{name} = {} ({origin})", values.join(", ")),
+                    None => format!("{name}: none"),
+                },
+            );
+            let (environment, connection) = match route::resolve(config, &attributes, database.as_str(), None) {
+                Ok(route) => (route.environment().to_string(), route.connection().to_string()),
+                Err(refusal) => ("refused".to_owned(), refusal.sqlstate.0.to_owned()),
+            };
+            rows.push([user.to_string(), database.to_string(), values, environment, connection]);
+        }
+    }
+    print_table(&rows);
+    ExitCode::SUCCESS
+}
+
+fn print_table<const N: usize>(rows: &[[String; N]]) {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    for row in rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
+
+fn resolve(file: &Path, user: &str, database: &str, environment: Option<&str>) -> ExitCode {
+    let checked = match load(file) {
+        Ok(checked) => checked,
+        Err(code) => return code,
+    };
+    if !checked.config.users.contains_key(user) {
+        eprintln!("there is no user `{user}` in {}: a login is refused", file.display());
+        return ExitCode::FAILURE;
+    }
+    let attributes = attribute::of_user(&checked.config, user);
+    match route::resolve(&checked.config, &attributes, database, environment) {
+        Ok(route) => {
+            println!("environment  {}\nconnection   {}", route.environment(), route.connection());
+            route.reasons().iter().enumerate().for_each(|(i, reason)| {
+                println!("{}{reason}", if i == 0 { "because      " } else { "             " });
+            });
+            route.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+            ExitCode::SUCCESS
+        }
+        Err(refusal) => {
+            println!("refused      {} ({})", refusal.message, refusal.sqlstate.0);
+            refusal.detail.iter().for_each(|detail| println!("detail       {detail}"));
+            refusal.hint.iter().for_each(|hint| println!("hint         {hint}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The password comes from standard input, one line: arguments can be seen by everybody on the machine.
+fn hash_password() -> ExitCode {
+    if std::io::stdin().is_terminal() {
+        eprint!("Password (it is shown as you type): ");
+        let _ = std::io::stderr().flush();
+    }
+    let mut line = zeroize::Zeroizing::new(String::new());
+    let read = std::io::stdin().lock().read_line(&mut line);
+    let password = line.trim_end_matches(['\r', '\n']);
+    let mut salt = vec![0; 16];
+    if read.is_err() || password.is_empty() || getrandom::fill(&mut salt).is_err() {
+        eprintln!("no password on standard input");
+        return ExitCode::FAILURE;
+    }
+    println!("{}", ScramVerifier::derive(password, salt, SCRAM_ITERATIONS));
+    ExitCode::SUCCESS
+}
+
+/// Asks for TLS, which every PostgreSQL server answers with one byte.
+fn health(target: &str) -> ExitCode {
+    match probe(target) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("{target}: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn probe(target: &str) -> Result<(), String> {
+    let address: SocketAddr = match target.parse() {
+        Ok(address) => address,
+        Err(_) => {
+            let draft = crate::config::Config::load(Path::new(target)).map_err(|_| "not an address, and not a configuration that can be loaded")?;
+            let tcp = |a: &ListenAddress| match a {
+                ListenAddress::Tcp(address) => Some(*address),
+                ListenAddress::Unix(_) => None,
+            };
+            let mut address = draft.config.server.listen.iter().find_map(|a| tcp(a)).ok_or("it has no TCP address")?;
+            if address.ip().is_unspecified() {
+                let loopback: std::net::IpAddr = if address.is_ipv6() {
+                    std::net::Ipv6Addr::LOCALHOST.into()
+                } else {
+                    std::net::Ipv4Addr::LOCALHOST.into()
+                };
+                address.set_ip(loopback);
+            }
+            address
+        }
+    };
+    let limit = Duration::from_secs(3);
+    let ask = || -> std::io::Result<u8> {
+        use std::io::Read;
+        let mut stream = std::net::TcpStream::connect_timeout(&address, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47])?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer)?;
+        Ok(answer[0])
+    };
+    match ask() {
+        Ok(b'S' | b'N') => Ok(()),
+        Ok(other) => Err(format!("it answers {other:#x}, which is not PostgreSQL")),
+        Err(error) => Err(error.to_string()),
+    }
+}

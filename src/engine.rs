@@ -1,0 +1,667 @@
+//! Drives the core of a session between the client's socket and the connections that it is lent.
+//!
+//! One future, polled as a whole. Bytes go through a scratch buffer of the thread; a session owns memory only for
+//! what a full socket did not take, and for a message that is not there whole.
+
+mod timing;
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::cancel::Slot;
+use crate::config::file::PoolMode;
+use crate::error::{Fault, Refusal, SqlState};
+use crate::pool::{Lease, Outcome, Pool, Ticket, refusal_of};
+use crate::relay::{Broken, Core, Sink, Then};
+use crate::stream::Stream;
+use crate::wire::{self, Severity};
+pub use timing::Timeouts;
+use timing::{Phase, Timer};
+
+/// How much is read at once.
+const CHUNK: usize = 64 << 10;
+
+/// Buffers of a thread, used by one session after the other.
+struct Scratch {
+    input: Box<[u8]>,
+    up: Vec<u8>,
+    down: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        input: vec![0; CHUNK].into_boxed_slice(),
+        up: Vec::new(),
+        down: Vec::new(),
+    });
+}
+
+/// What others may tell a session to do.
+#[derive(Debug, Default)]
+pub struct Orders {
+    order: Mutex<Option<Order>>,
+    waker: atomic_waker::AtomicWaker,
+    pending: std::sync::atomic::AtomicBool,
+}
+
+/// An order to end.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Now, or at the next idle point.
+    pub now: bool,
+    /// What the client is told.
+    pub refusal: Refusal,
+}
+
+impl Orders {
+    /// Gives an order; a later one replaces it, but "now" stays "now".
+    pub fn give(&self, order: Order) {
+        let mut slot = self.order.lock();
+        let now = order.now || slot.as_ref().is_some_and(|o| o.now);
+        *slot = Some(Order { now, ..order });
+        drop(slot);
+        self.pending.store(true, std::sync::atomic::Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Takes an order back: the reason for it is gone.
+    pub fn take_back(&self) {
+        *self.order.lock() = None;
+        self.pending.store(false, std::sync::atomic::Ordering::Release);
+    }
+
+    fn is_pending(&self) -> bool {
+        self.pending.load(std::sync::atomic::Ordering::Acquire)
+    }
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum Cause {
+    /// `Terminate`, or its socket ended.
+    Client,
+    /// pgusher refused to go on; the client was told, if that was possible.
+    Refused(Refusal),
+    /// The upstream ended its connection, in its own words.
+    Upstream,
+}
+
+/// What a session was, when it is over.
+#[derive(Debug)]
+pub struct End {
+    /// Why.
+    pub cause: Cause,
+    /// How many transactions.
+    pub transactions: u64,
+    /// Bytes from the client and to it.
+    pub bytes: (u64, u64),
+}
+
+enum Leasing {
+    None,
+    Waiting(Arc<Ticket>),
+    Held(Lease),
+}
+
+/// What a full socket did not take.
+#[derive(Default)]
+struct Backlog {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Backlog {
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+}
+
+/// What an engine is started with.
+pub struct Parts {
+    /// The client, moved to the runtime that relays.
+    pub client: Stream,
+    /// Its core.
+    pub core: Core,
+    /// How long it has a connection.
+    pub mode: PoolMode,
+    /// Where its connections come from.
+    pub pool: Arc<Pool>,
+    /// In session mode: the connection.
+    pub lease: Option<Lease>,
+    /// For cancels.
+    pub slot: Arc<Slot>,
+    /// For orders.
+    pub orders: Arc<Orders>,
+    /// Changed by a reload.
+    pub timeouts: Arc<ArcSwap<Timeouts>>,
+}
+
+/// One session, from its first query to its end.
+pub struct Engine {
+    client: Stream,
+    core: Core,
+    mode: PoolMode,
+    pool: Arc<Pool>,
+    leasing: Leasing,
+    slot: Arc<Slot>,
+    orders: Arc<Orders>,
+    timeouts: Arc<ArcSwap<Timeouts>>,
+    /// Read and not dealt with.
+    client_tail: Vec<u8>,
+    upstream_tail: Vec<u8>,
+    /// How much of the client's tail must be there before it is looked at again.
+    need: usize,
+    to_client: Backlog,
+    to_upstream: Backlog,
+    timer: Timer,
+    bytes: (u64, u64),
+    /// The client said goodbye while it was owed answers.
+    leaving: bool,
+    ending: Option<Cause>,
+    started: bool,
+}
+
+/// Whether a step got anywhere.
+type Progress = Result<bool, Cause>;
+
+impl Engine {
+    /// Ready to be polled.
+    pub fn new(parts: Parts) -> Self {
+        let leasing = match parts.lease {
+            Some(lease) => {
+                parts.slot.is_lent(lease.target.clone());
+                Leasing::Held(lease)
+            }
+            None => Leasing::None,
+        };
+        Self {
+            client: parts.client,
+            core: parts.core,
+            mode: parts.mode,
+            pool: parts.pool,
+            leasing,
+            slot: parts.slot,
+            orders: parts.orders,
+            timeouts: parts.timeouts,
+            client_tail: Vec::new(),
+            upstream_tail: Vec::new(),
+            need: 0,
+            to_client: Backlog::default(),
+            to_upstream: Backlog::default(),
+            timer: Timer::default(),
+            bytes: (0, 0),
+            leaving: false,
+            ending: None,
+            started: false,
+        }
+    }
+
+    /// Goes on until nothing can be done without waiting.
+    fn drive(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Cause> {
+        loop {
+            self.obey()?;
+            let mut progress = self.take_turn(cx, scratch)?;
+            progress |= self.client_to_upstream(cx, scratch)?;
+            progress |= self.upstream_to_client(cx, scratch)?;
+            if self.leaving && self.core.is_clients_turn() {
+                return Err(Cause::Client);
+            }
+            if !progress && !self.on_time(cx, scratch)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn obey(&self) -> Result<(), Cause> {
+        if !self.orders.is_pending() {
+            return Ok(());
+        }
+        let order = self.orders.order.lock().clone();
+        match order {
+            Some(order) if order.now || self.is_at_idle_point() => Err(Cause::Refused(order.refusal)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Between transactions, with nothing owed.
+    fn is_at_idle_point(&self) -> bool {
+        match &self.leasing {
+            Leasing::None => self.client_tail.is_empty(),
+            Leasing::Waiting(_) => false,
+            Leasing::Held(_) => self.core.is_idle(),
+        }
+    }
+
+    /// A session that waits: has its turn come?
+    fn take_turn(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
+        let Leasing::Waiting(ticket) = &self.leasing else { return Ok(false) };
+        match ticket.poll(cx) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Outcome::Granted(lease)) => {
+                self.hold(*lease);
+                self.take_in_tail(cx, scratch)?;
+                Ok(true)
+            }
+            Poll::Ready(Outcome::Refused(refusal)) => {
+                self.refuse_waiting(&refusal, cx, scratch)?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// There is no connection for what the client asked: it is told, and may ask again.
+    fn refuse_waiting(&mut self, refusal: &Refusal, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Cause> {
+        if let Leasing::Waiting(ticket) = std::mem::replace(&mut self.leasing, Leasing::None) {
+            self.pool.abandon(&ticket);
+        }
+        self.slot.has_nothing();
+        let connection = self.pool.connection();
+        let refusal = refusal.clone().in_environment(connection.environment.as_str(), connection.name.as_str());
+        let mut answer = Vec::new();
+        self.core.refuse(&self.client_tail, &refusal, &mut answer);
+        self.send_to_client(&answer, cx)?;
+        self.take_in_tail(cx, scratch)
+    }
+
+    fn hold(&mut self, lease: Lease) {
+        self.slot.is_lent(lease.target.clone());
+        self.leasing = Leasing::Held(lease);
+    }
+
+    /// Deals with what was read before a connection was there.
+    fn take_in_tail(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Cause> {
+        let tail = std::mem::take(&mut self.client_tail);
+        self.take_in(&tail, cx, &mut scratch.up, &mut scratch.down, true)
+    }
+
+    fn client_to_upstream(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
+        if !self.flush_upstream(cx)? || matches!(self.leasing, Leasing::Waiting(_)) || self.leaving {
+            return Ok(false);
+        }
+        if !self.to_client.is_empty() {
+            return Ok(false);
+        }
+        let tail = self.client_tail.len();
+        if self.need > CHUNK / 2 || tail > CHUNK / 2 {
+            return self.gather(cx, scratch);
+        }
+        scratch.input[..tail].copy_from_slice(&self.client_tail);
+        let mut buffer = ReadBuf::new(&mut scratch.input[tail..]);
+        match Pin::new(&mut self.client).poll_read(cx, &mut buffer) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+            Poll::Ready(_) => return Err(Cause::Client),
+        }
+        let read = buffer.filled().len();
+        self.bytes.0 += read as u64;
+        self.client_tail = Vec::new();
+        let Scratch { input, up, down } = scratch;
+        self.take_in(&input[..tail + read], cx, up, down, false)?;
+        Ok(true)
+    }
+
+    /// A message that must be there whole and is longer than a chunk: read it into memory of the session's own,
+    /// which grows as the bytes come and not as they are announced.
+    fn gather(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
+        let mut buffer = ReadBuf::new(&mut scratch.input);
+        match Pin::new(&mut self.client).poll_read(cx, &mut buffer) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+            Poll::Ready(_) => return Err(Cause::Client),
+        }
+        self.bytes.0 += buffer.filled().len() as u64;
+        self.client_tail.extend_from_slice(buffer.filled());
+        if self.client_tail.len() >= self.need {
+            self.take_in_tail(cx, scratch)?;
+        }
+        Ok(true)
+    }
+
+    /// Gives bytes of the client's to the core, and what comes of them to the sockets. `fresh` says that a
+    /// connection has just been lent and was not set up yet.
+    fn take_in(
+        &mut self,
+        input: &[u8],
+        cx: &mut Context<'_>,
+        up_copy: &mut Vec<u8>,
+        down: &mut Vec<u8>,
+        fresh: bool,
+    ) -> Result<(), Cause> {
+        let mut rest = input;
+        let mut fresh = fresh;
+        loop {
+            let mut up = Sink::new(rest, up_copy);
+            down.clear();
+            let taken = match &mut self.leasing {
+                Leasing::Held(lease) => {
+                    if fresh {
+                        attach(&mut self.core, lease, &mut up);
+                    }
+                    self.core.from_client(rest, Some(&mut lease.state), &mut up, down)
+                }
+                _ => self.core.from_client(rest, None, &mut up, down),
+            };
+            let taken = taken.map_err(Cause::Refused)?;
+            if !down.is_empty() {
+                self.send_to_client(down, cx)?;
+            }
+            if !up.bytes().is_empty() {
+                self.send_to_upstream(up.bytes(), cx)?;
+            }
+            rest = &rest[taken.consumed..];
+            self.need = 0;
+            match taken.then {
+                Then::Terminate => {
+                    self.leaving = true;
+                    return Ok(());
+                }
+                Then::Need(length) => self.need = length,
+                Then::More => {}
+                Then::Lease => match self.pool.try_lend() {
+                    Some(lease) => {
+                        self.hold(lease);
+                        fresh = true;
+                        continue;
+                    }
+                    None => {
+                        let ticket = self.pool.wait();
+                        self.slot.waits(ticket.clone());
+                        self.leasing = Leasing::Waiting(ticket);
+                    }
+                },
+            }
+            self.client_tail.extend_from_slice(rest);
+            return Ok(());
+        }
+    }
+
+    fn upstream_to_client(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
+        if !self.flush_client(cx)? {
+            return Ok(false);
+        }
+        let Leasing::Held(lease) = &mut self.leasing else { return Ok(false) };
+        let Scratch { input, down, .. } = scratch;
+        let tail = self.upstream_tail.len();
+        input[..tail].copy_from_slice(&self.upstream_tail);
+        let mut buffer = ReadBuf::new(&mut input[tail..]);
+        match Pin::new(&mut lease.stream).poll_read(cx, &mut buffer) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+            Poll::Ready(end) => return Err(self.upstream_lost(end.err())),
+        }
+        let read = buffer.filled().len();
+        let input = &input[..tail + read];
+        let mut sink = Sink::new(input, down);
+        let dealt = self.core.from_upstream(input, &mut lease.state, &mut sink);
+        if let Ok(consumed) = dealt
+            && (consumed < input.len() || tail > 0)
+        {
+            self.upstream_tail = input[consumed..].to_vec();
+        }
+        if !sink.bytes().is_empty() {
+            self.send_to_client(sink.bytes(), cx)?;
+        }
+        dealt.map_err(|broken| self.upstream_broken(broken))?;
+        if self.core.may_release() && self.to_upstream.is_empty() && !self.core.is_fatal() {
+            self.release();
+        }
+        Ok(true)
+    }
+
+    fn release(&mut self) {
+        if let Leasing::Held(mut lease) = std::mem::replace(&mut self.leasing, Leasing::None) {
+            self.core.detach(&mut lease.state);
+            self.slot.has_nothing();
+            lease.release();
+        }
+    }
+
+    /// The upstream's connection has ended: in its own words if it sent any.
+    fn upstream_lost(&mut self, error: Option<io::Error>) -> Cause {
+        if self.core.is_fatal() || !self.core.between_messages() || !self.upstream_tail.is_empty() {
+            return Cause::Upstream;
+        }
+        let connection = self.pool.connection();
+        let why = error.map_or_else(|| "the server closed it".to_owned(), |e| e.to_string());
+        Cause::Refused(
+            Refusal::new(
+                Fault::Upstream,
+                SqlState::CONNECTION_FAILURE,
+                "server closed the connection unexpectedly",
+            )
+            .detail(format!("The upstream connection was lost: {why}."))
+            .in_environment(connection.environment.as_str(), connection.name.as_str()),
+        )
+    }
+
+    fn upstream_broken(&mut self, broken: Broken) -> Cause {
+        let connection = self.pool.connection();
+        let refusal = match broken {
+            Broken::Setup(body) => refusal_of(&body),
+            Broken::Desync(what) => {
+                tracing::warn!(connection = %connection.name, %what, "the upstream broke the protocol");
+                Refusal::new(Fault::Upstream, SqlState::PROTOCOL_VIOLATION, "the upstream server broke the protocol")
+            }
+        };
+        Cause::Refused(refusal.in_environment(connection.environment.as_str(), connection.name.as_str()))
+    }
+
+    fn send_to_client(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Result<(), Cause> {
+        self.bytes.1 += bytes.len() as u64;
+        send(&mut self.client, bytes, &mut self.to_client, cx).map_err(|_| Cause::Client)
+    }
+
+    fn send_to_upstream(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Result<(), Cause> {
+        let Leasing::Held(lease) = &mut self.leasing else { return Ok(()) };
+        if send(&mut lease.stream, bytes, &mut self.to_upstream, cx).is_err() {
+            // What it said before it ended is still to be read, and says more than the failed write.
+            self.to_upstream = Backlog::default();
+        }
+        Ok(())
+    }
+
+    /// True if nothing is left to be sent to the upstream.
+    fn flush_upstream(&mut self, cx: &mut Context<'_>) -> Progress {
+        let Leasing::Held(lease) = &mut self.leasing else { return Ok(true) };
+        Ok(flush(&mut lease.stream, &mut self.to_upstream, cx).unwrap_or(true))
+    }
+
+    /// True if nothing is left to be sent to the client.
+    fn flush_client(&mut self, cx: &mut Context<'_>) -> Progress {
+        let before = self.to_client.sent;
+        let done = flush(&mut self.client, &mut self.to_client, cx).map_err(|_| Cause::Client)?;
+        if self.to_client.sent != before {
+            self.timer.progress();
+        }
+        Ok(done)
+    }
+
+    /// What the session is doing, for the clock.
+    fn phase(&self) -> Phase {
+        match &self.leasing {
+            _ if !self.to_client.is_empty() => Phase::Writing,
+            Leasing::Waiting(_) => Phase::Waiting,
+            Leasing::None => Phase::Idle,
+            Leasing::Held(_) if self.core.is_idle() => Phase::Idle,
+            Leasing::Held(_) if self.core.is_clients_turn() => Phase::IdleInTransaction,
+            Leasing::Held(_) => Phase::Querying(self.core.transactions()),
+        }
+    }
+
+    /// Looks at the clock; true if that changed something.
+    fn on_time(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
+        let phase = self.phase();
+        let timeouts = self.timeouts.load();
+        let limit = match phase {
+            Phase::Querying(_) => timeouts.query(self.pool.connection().query_timeout, self.timer.strikes()),
+            phase => timeouts.of(phase),
+        };
+        let timeouts = timeouts.clone();
+        if !self.timer.is_over(phase, limit, cx) {
+            return Ok(false);
+        }
+        let fatal = |state, message| Err(Cause::Refused(Refusal::new(Fault::Client, state, message)));
+        match phase {
+            Phase::Writing => Err(Cause::Client),
+            Phase::Idle => {
+                fatal(SqlState::IDLE_SESSION_TIMEOUT, "terminating connection due to client_idle_timeout")
+            }
+            Phase::IdleInTransaction => fatal(
+                SqlState::IDLE_IN_TRANSACTION_TIMEOUT,
+                "terminating connection due to idle_transaction_timeout",
+            ),
+            Phase::Waiting => {
+                let refusal = Refusal::new(
+                    Fault::Upstream,
+                    SqlState::TOO_MANY_CONNECTIONS,
+                    "no upstream connection became free within query_wait_timeout",
+                )
+                .detail(format!("Waited {}.", humantime::format_duration(timeouts.query_wait)));
+                self.refuse_waiting(&refusal, cx, scratch)?;
+                Ok(true)
+            }
+            Phase::Querying(_) => self.query_overdue(),
+        }
+    }
+
+    /// The upstream should have ended the statement itself: cancel it, and if that does not help, give it up.
+    fn query_overdue(&mut self) -> Progress {
+        let Leasing::Held(lease) = &self.leasing else { return Ok(false) };
+        if self.timer.strike() > 1 {
+            return Err(self.upstream_lost(Some(io::ErrorKind::TimedOut.into())));
+        }
+        let target = lease.target.clone();
+        let fence = target.fence();
+        tokio::spawn(async move {
+            let _ = target.cancel().await;
+            drop(fence);
+        });
+        Ok(true)
+    }
+
+    /// Tells the client why its session ends, where a message can be put; then what is left is sent.
+    fn say_goodbye(&mut self, cause: &Cause, cx: &mut Context<'_>) {
+        if let Cause::Refused(refusal) = cause
+            && self.core.between_messages()
+        {
+            let mut error = Vec::new();
+            wire::error_response(&mut error, Severity::Fatal, refusal);
+            let _ = self.send_to_client(&error, cx);
+        }
+        self.timer = Timer::default();
+    }
+
+    /// Ends with the connection given back, cleaned or closed.
+    fn leave_upstream(&mut self) {
+        self.slot.has_nothing();
+        match std::mem::replace(&mut self.leasing, Leasing::None) {
+            Leasing::None => {}
+            Leasing::Waiting(ticket) => self.pool.abandon(&ticket),
+            Leasing::Held(lease) => {
+                let clean = self.core.is_idle() && self.to_upstream.is_empty() && !self.core.is_fatal();
+                if self.mode == PoolMode::Session && clean {
+                    tokio::spawn(lease.clean());
+                } else {
+                    lease.discard(!self.core.is_clients_turn() && !self.core.is_fatal());
+                }
+            }
+        }
+    }
+}
+
+/// Gives a fresh connection the session's settings; what that takes goes in front of what the client sent.
+fn attach(core: &mut Core, lease: &mut Lease, up: &mut Sink<'_>) {
+    let mut setup = Vec::new();
+    core.attach(&mut lease.state, &mut setup);
+    if !setup.is_empty() {
+        up.buffer().extend_from_slice(&setup);
+    }
+}
+
+/// Sends what the socket takes, and keeps the rest. Behind a backlog, all of it is kept.
+fn send(stream: &mut Stream, bytes: &[u8], backlog: &mut Backlog, cx: &mut Context<'_>) -> io::Result<()> {
+    let mut rest = bytes;
+    while backlog.is_empty() && !rest.is_empty() {
+        match Pin::new(&mut *stream).poll_write(cx, rest) {
+            Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(sent)) => rest = &rest[sent..],
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => break,
+        }
+    }
+    backlog.push(rest);
+    match Pin::new(stream).poll_flush(cx) {
+        Poll::Ready(flushed) => flushed,
+        Poll::Pending => Ok(()),
+    }
+}
+
+/// Sends what was kept; true if nothing is left.
+fn flush(stream: &mut Stream, backlog: &mut Backlog, cx: &mut Context<'_>) -> io::Result<bool> {
+    while backlog.sent < backlog.bytes.len() {
+        match Pin::new(&mut *stream).poll_write(cx, &backlog.bytes[backlog.sent..]) {
+            Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(sent)) => backlog.sent += sent,
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => return Ok(false),
+        }
+    }
+    if !backlog.bytes.is_empty() {
+        *backlog = Backlog::default();
+    }
+    if stream.wants_flush() {
+        return Ok(Pin::new(stream).poll_flush(cx)?.is_ready());
+    }
+    Ok(true)
+}
+
+impl Future for Engine {
+    type Output = End;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
+        let this = self.get_mut();
+        if !this.started {
+            this.started = true;
+            this.orders.waker.register(cx.waker());
+        }
+        if this.ending.is_none() {
+            match SCRATCH.with_borrow_mut(|scratch| this.drive(cx, scratch)) {
+                Ok(()) => return Poll::Pending,
+                Err(cause) => {
+                    this.say_goodbye(&cause, cx);
+                    this.leave_upstream();
+                    this.ending = Some(cause);
+                }
+            }
+        }
+        // The last words: as long as the client takes them, but not for long.
+        let sent = flush(&mut this.client, &mut this.to_client, cx);
+        if matches!(sent, Ok(false)) && !this.timer.is_over(Phase::Writing, timing::LAST_WORDS, cx) {
+            return Poll::Pending;
+        }
+        let _ = Pin::new(&mut this.client).poll_shutdown(cx);
+        let cause = this.ending.take().unwrap_or(Cause::Client);
+        Poll::Ready(End { cause, transactions: this.core.transactions(), bytes: this.bytes })
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.slot.has_nothing();
+        if let Leasing::Waiting(ticket) = &self.leasing {
+            self.pool.abandon(ticket);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The clock of a session: one lazy timer, and no call to the system for a query that no limit holds for.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::Context;
+use std::time::{Duration, Instant};
+
+use tokio::time::Sleep;
+
+/// How long a client that is told why its session ends may take to read it.
+pub const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How much longer than `query_timeout` pgusher waits before it cancels a statement itself, and then before it
+/// gives the connection up.
+const QUERY_GRACE: Duration = Duration::from_secs(1);
+
+/// What a session is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing, outside a transaction.
+    Idle,
+    /// Nothing, inside one.
+    IdleInTransaction,
+    /// It waits for a connection.
+    Waiting,
+    /// The upstream works; the number tells one transaction from the next.
+    Querying(u64),
+    /// The client does not take what it is sent.
+    Writing,
+}
+
+/// The limits that an operator has set; zero is none.
+#[derive(Debug, Clone, Default)]
+pub struct Timeouts {
+    /// `client_idle_timeout`
+    pub client_idle: Duration,
+    /// `idle_transaction_timeout`
+    pub idle_transaction: Duration,
+    /// `query_wait_timeout`
+    pub query_wait: Duration,
+    /// `client_write_timeout`
+    pub client_write: Duration,
+}
+
+impl Timeouts {
+    /// The limit of a phase other than `Querying`.
+    pub fn of(&self, phase: Phase) -> Duration {
+        match phase {
+            Phase::Idle => self.client_idle,
+            Phase::IdleInTransaction => self.idle_transaction,
+            Phase::Waiting => self.query_wait,
+            Phase::Writing => self.client_write,
+            Phase::Querying(_) => Duration::ZERO,
+        }
+    }
+
+    /// The limit of a query, after so many strikes.
+    pub fn query(&self, query_timeout: Duration, strikes: u32) -> Duration {
+        if query_timeout.is_zero() { query_timeout } else { query_timeout + QUERY_GRACE * (1 + 9 * strikes) }
+    }
+}
+
+/// Knows since when a phase lasts. The sleep is set when there is none earlier, and set again when it ends too
+/// early: once per limit, not once per phase.
+#[derive(Default)]
+pub struct Timer {
+    phase: Option<(Phase, Instant)>,
+    sleep: Option<Pin<Box<Sleep>>>,
+    strikes: u32,
+}
+
+impl Timer {
+    /// True if this phase has lasted longer than its limit; otherwise the task is woken when it has.
+    pub fn is_over(&mut self, phase: Phase, limit: Duration, cx: &mut Context<'_>) -> bool {
+        if limit.is_zero() {
+            self.phase = None;
+            return false;
+        }
+        let since = match self.phase {
+            Some((known, since)) if known == phase => since,
+            _ => {
+                let now = Instant::now();
+                self.phase = Some((phase, now));
+                self.strikes = 0;
+                now
+            }
+        };
+        let deadline = since + limit;
+        let sleep = match &mut self.sleep {
+            Some(sleep) => sleep,
+            none => none.insert(Box::pin(tokio::time::sleep_until(deadline.into()))),
+        };
+        if sleep.deadline() > deadline.into() {
+            sleep.as_mut().reset(deadline.into());
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= deadline {
+                self.sleep = None;
+                return true;
+            }
+            sleep.as_mut().reset(deadline.into());
+        }
+        false
+    }
+
+    /// The phase began anew.
+    pub fn progress(&mut self) {
+        self.phase = None;
+    }
+
+    /// How often this phase was overdue.
+    pub fn strikes(&self) -> u32 {
+        self.strikes
+    }
+
+    /// Once more; answers how often it was.
+    pub fn strike(&mut self) -> u32 {
+        self.strikes += 1;
+        self.strikes
+    }
+}

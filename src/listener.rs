@@ -1,0 +1,157 @@
+//! Binds, accepts, and starts a session for each client.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket as RawSocket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, UnixListener};
+use tracing::{info, warn};
+
+use crate::config::{ListenAddress, Server};
+use crate::proxy::Proxy;
+use crate::session;
+use crate::stream::Socket;
+
+const BACKLOG: i32 = 4096;
+/// How long accepting rests when the system has no more descriptors or memory.
+const REST: Duration = Duration::from_millis(100);
+/// How many sockets beyond `max_client_conn` may be there: cancels, and clients that are about to be refused.
+const BEYOND: usize = 1000;
+const DEFAULT_PORT: u16 = 6432;
+
+/// A bound address.
+pub enum Listener {
+    /// TCP
+    Tcp(TcpListener),
+    /// A unix socket; its file is removed in the end.
+    Unix(UnixListener, SocketFile),
+}
+
+/// Removes the file of a unix socket.
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Binds all addresses of a configuration.
+///
+/// # Errors
+/// Which address, and why.
+pub fn bind(server: &Server) -> Result<Vec<Listener>, (ListenAddress, io::Error)> {
+    let tcp_port = |a: &ListenAddress| match a {
+        ListenAddress::Tcp(address) => Some(address.port()),
+        ListenAddress::Unix(_) => None,
+    };
+    let port = server.listen.iter().find_map(|a| tcp_port(a)).unwrap_or(DEFAULT_PORT);
+    let mut listeners = Vec::new();
+    for address in server.listen.iter() {
+        let listener = match &**address {
+            ListenAddress::Tcp(address) => bind_tcp(*address),
+            ListenAddress::Unix(folder) => bind_unix(folder, port),
+        };
+        listeners.push(listener.map_err(|e| ((**address).clone(), e))?);
+    }
+    Ok(listeners)
+}
+
+fn bind_tcp(address: std::net::SocketAddr) -> io::Result<Listener> {
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into()).map(Listener::Tcp)
+}
+
+fn bind_unix(folder: &Path, port: u16) -> io::Result<Listener> {
+    let path = folder.join(format!(".s.PGSQL.{port}"));
+    if std::fs::metadata(&path).is_ok_and(|m| m.file_type().is_socket())
+        && std::os::unix::net::UnixStream::connect(&path).is_err()
+    {
+        // Nobody answers: left behind by a process that was killed.
+        std::fs::remove_file(&path)?;
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777))?;
+    Ok(Listener::Unix(listener, SocketFile(path)))
+}
+
+/// Accepts clients until the proxy closes.
+pub async fn run(proxy: Arc<Proxy>, listener: Listener) {
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = proxy.closing.cancelled() => return,
+            accepted = accept(&listener) => accepted,
+        };
+        match accepted {
+            Ok((socket, peer)) => start(&proxy, socket, peer, &open),
+            Err(error) => {
+                // ECONNABORTED is about one client that has left; the others are about us.
+                if error.kind() != io::ErrorKind::ConnectionAborted {
+                    warn!(%error, "cannot accept clients for a moment");
+                    tokio::time::sleep(REST).await;
+                }
+            }
+        }
+    }
+}
+
+async fn accept(listener: &Listener) -> io::Result<(Socket, String)> {
+    match listener {
+        Listener::Tcp(listener) => {
+            let (stream, peer) = listener.accept().await?;
+            Ok((Socket::Tcp(stream), peer.to_string()))
+        }
+        Listener::Unix(listener, _) => {
+            let (stream, _) = listener.accept().await?;
+            Ok((Socket::Unix(stream), "unix".to_owned()))
+        }
+    }
+}
+
+fn start(proxy: &Arc<Proxy>, socket: Socket, peer: String, logging_in: &Arc<AtomicUsize>) {
+    let generation = proxy.generation();
+    let server = &generation.config.server;
+    if let Socket::Tcp(tcp) = &socket {
+        let _ = tcp.set_nodelay(true);
+        if !server.tcp_keepidle.is_zero() {
+            let _ = SockRef::from(tcp).set_tcp_keepalive(&TcpKeepalive::new().with_time(*server.tcp_keepidle));
+        }
+    }
+    let most = *server.max_client_conn as usize + BEYOND;
+    if logging_in.fetch_add(1, Ordering::AcqRel) >= most {
+        logging_in.fetch_sub(1, Ordering::AcqRel);
+        return;
+    }
+    let (proxy, logging_in) = (proxy.clone(), logging_in.clone());
+    let tasks = proxy.runtimes.tasks.clone();
+    tasks.spawn(async move {
+        session::serve(proxy, socket, peer).await;
+        logging_in.fetch_sub(1, Ordering::AcqRel);
+    });
+}
+
+/// Says in the log where clients can come.
+pub fn announce(listeners: &[Listener]) {
+    for listener in listeners {
+        match listener {
+            Listener::Tcp(tcp) => {
+                let address = tcp.local_addr().map(|a| a.to_string()).unwrap_or_default();
+                info!(address, "listening");
+            }
+            Listener::Unix(_, file) => info!(socket = %file.0.display(), "listening"),
+        }
+    }
+}

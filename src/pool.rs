@@ -1,0 +1,807 @@
+//! The upstream connections of one route, who waits for them, and the lease of one of them to one session.
+
+mod ticket;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::config::Connection;
+use crate::error::{Fault, Refusal, SqlState};
+use crate::relay::{BackendState, Parameters};
+use crate::stream::Stream;
+use crate::upstream::{Backend, CancelTarget, Dialer, UpstreamError};
+use crate::wire::{self, HEADER, Header};
+pub use ticket::{Outcome, Ticket};
+
+/// How many connections one pool opens at the same time.
+const MAX_DIALING: usize = 8;
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LAST_RETRY: Duration = Duration::from_secs(1);
+/// How many different sets of startup settings a pool remembers the outcome of.
+const MAX_STARTUPS: usize = 256;
+/// The longest that cleaning a connection between two sessions may take.
+const CLEAN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The settings that a client sent at startup.
+pub type Startup = Vec<(String, String)>;
+
+/// The two runtimes: one does what is slow, the other relays.
+#[derive(Debug, Clone)]
+pub struct Runtimes {
+    /// Accepts, handshakes, dials.
+    pub control: Handle,
+    /// Relays.
+    pub data: Handle,
+    /// Every task that drain waits for.
+    pub tasks: TaskTracker,
+}
+
+/// What an operator can change about a pool while it lives.
+#[derive(Debug, Clone)]
+pub struct PoolSettings {
+    /// How connections are made.
+    pub dialer: Dialer,
+    /// Of `[server]`.
+    pub reserve_pool_timeout: Duration,
+    /// Zero keeps them.
+    pub idle_timeout: Duration,
+    /// Zero keeps them.
+    pub lifetime: Duration,
+    /// On each connection.
+    pub max_prepared_statements: u32,
+}
+
+impl PoolSettings {
+    fn connection(&self) -> &Connection {
+        &self.dialer.connection
+    }
+}
+
+/// How many connections are open to one host and port, over all pools.
+#[derive(Debug, Default)]
+pub struct HostCount {
+    open: AtomicUsize,
+    /// 0 is no limit.
+    limit: AtomicUsize,
+}
+
+impl HostCount {
+    /// Sets the most that may be open.
+    pub fn set_limit(&self, limit: u32) {
+        self.limit.store(limit as usize, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> bool {
+        let limit = self.limit.load(Ordering::Relaxed);
+        let free = |open| (limit == 0 || open < limit).then_some(open + 1);
+        self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).is_ok()
+    }
+
+    fn give_back(&self) {
+        self.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// One upstream connection with what is known of it.
+#[derive(Debug)]
+pub struct Pooled {
+    /// Its bytes.
+    pub stream: Stream,
+    /// What was done on it.
+    pub state: BackendState,
+    /// For cancels.
+    pub target: Arc<CancelTarget>,
+    born: Instant,
+    idle_since: Instant,
+    epoch: u64,
+    /// In session mode: the client's startup settings that it was opened with.
+    startup: Option<Arc<Startup>>,
+}
+
+/// A connection on loan. Dropped, it is closed; released, it goes back.
+#[derive(Debug)]
+pub struct Lease {
+    pooled: Option<Box<Pooled>>,
+    pool: Arc<Pool>,
+}
+
+/// What clients are told at login, known from the first connection or from one with their settings.
+#[derive(Debug, Clone)]
+pub struct Welcome {
+    /// Reported settings.
+    pub reported: Arc<Parameters>,
+    /// Those of the client's that are not reported.
+    pub extra: Arc<Parameters>,
+}
+
+/// Counts for the log and the console.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Waiting to be lent.
+    pub idle: usize,
+    /// Lent, or about to be closed.
+    pub lent: usize,
+    /// Being opened.
+    pub dialing: usize,
+    /// Sessions that wait.
+    pub waiting: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Pool {
+    settings: ArcSwap<(u64, PoolSettings)>,
+    state: Mutex<State>,
+    runtimes: Runtimes,
+    host: Arc<HostCount>,
+    startups: Mutex<HashMap<Startup, Welcome>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    idle: Vec<Box<Pooled>>,
+    waiters: VecDeque<Arc<Ticket>>,
+    /// Idle and lent together.
+    open: usize,
+    dialing: usize,
+    failures: u32,
+    retry_at: Option<Instant>,
+    used: bool,
+    /// No route leads here any more: nothing is kept.
+    retired: bool,
+}
+
+impl Pool {
+    /// Empty; connections are opened when they are asked for.
+    pub fn new(settings: PoolSettings, runtimes: Runtimes, host: Arc<HostCount>) -> Arc<Self> {
+        Arc::new(Self {
+            settings: ArcSwap::from_pointee((1, settings)),
+            state: Mutex::default(),
+            runtimes,
+            host,
+            startups: Mutex::default(),
+        })
+    }
+
+    /// The connection it is for.
+    pub fn connection(&self) -> Arc<Connection> {
+        self.settings.load().1.dialer.connection.clone()
+    }
+
+    /// Takes new settings. Where they change what a session sees (`search_path`, `statement_timeout`) or how
+    /// safe the way is (TLS), the connections there are will be replaced as they come back.
+    pub fn update(&self, settings: PoolSettings) {
+        let old = self.settings.load_full();
+        let (before, after) = (old.1.connection(), settings.connection());
+        let same = before.search_path == after.search_path
+            && before.query_timeout == after.query_timeout
+            && before.tls == after.tls;
+        let epoch = if same { old.0 } else { old.0 + 1 };
+        if !same {
+            self.startups.lock().clear();
+        }
+        self.settings.store(Arc::new((epoch, settings)));
+        self.tend_idle();
+    }
+
+    /// No route leads here any more: connections are closed as they come back.
+    pub fn retire(&self) {
+        self.state.lock().retired = true;
+        self.tend_idle();
+    }
+
+    /// Counts.
+    pub fn occupancy(&self) -> Occupancy {
+        let state = self.state.lock();
+        Occupancy {
+            idle: state.idle.len(),
+            lent: state.open.saturating_sub(state.idle.len()),
+            dialing: state.dialing,
+            waiting: state.waiters.len(),
+        }
+    }
+
+    /// Lends a connection if one is idle and nobody waits. A connection that has died meanwhile is not lent; it
+    /// costs no system call to know.
+    pub fn try_lend(self: &Arc<Self>) -> Option<Lease> {
+        loop {
+            let pooled = {
+                let mut state = self.state.lock();
+                if !state.waiters.is_empty() {
+                    return None;
+                }
+                state.used = true;
+                take_idle(&mut state)?
+            };
+            if let Some(lease) = self.lend(pooled) {
+                return Some(lease);
+            }
+        }
+    }
+
+    fn lend(self: &Arc<Self>, mut pooled: Box<Pooled>) -> Option<Lease> {
+        if pooled.is_usable() {
+            return Some(Lease { pooled: Some(pooled), pool: self.clone() });
+        }
+        self.close(pooled);
+        None
+    }
+
+    /// Joins the queue. The ticket answers when its turn has come, or when there is no connection to be had.
+    pub fn wait(self: &Arc<Self>) -> Arc<Ticket> {
+        let ticket = Ticket::new();
+        self.state.lock().waiters.push_back(ticket.clone());
+        self.open_more();
+        // One may have come back between the look and the queueing.
+        self.serve_waiters();
+        ticket
+    }
+
+    /// Leaves the queue; what was granted meanwhile goes back.
+    pub fn abandon(self: &Arc<Self>, ticket: &Arc<Ticket>) {
+        self.state.lock().waiters.retain(|t| !Arc::ptr_eq(t, ticket));
+        if let Some(lease) = ticket.abandon() {
+            lease.release();
+        }
+    }
+
+    /// A connection, waited for.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn acquire(self: &Arc<Self>) -> Result<Lease, Refusal> {
+        if let Some(lease) = self.try_lend() {
+            return Ok(lease);
+        }
+        let guard = Waiting { pool: self, ticket: self.wait() };
+        std::future::poll_fn(|cx| match guard.ticket.poll(cx) {
+            Poll::Ready(Outcome::Granted(lease)) => Poll::Ready(Ok(*lease)),
+            Poll::Ready(Outcome::Refused(refusal)) => Poll::Ready(Err(*refusal)),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
+    /// What a client with these startup settings is told at login. Known without a connection if another
+    /// client had the same.
+    ///
+    /// # Errors
+    /// There is no connection, or the upstream refuses a setting: then with its own words.
+    pub async fn welcome(self: &Arc<Self>, startup: &Startup) -> Result<Welcome, Refusal> {
+        let (name, mut key) = (application_name(startup), startup.clone());
+        key.retain(|(n, _)| !n.eq_ignore_ascii_case("application_name"));
+        // How PostgreSQL writes a name that is not plain ASCII differs between its versions: ask it.
+        let plain = name.is_none_or(|n| n.len() < 64 && n.bytes().all(|b| (0x20..0x7f).contains(&b)));
+        if plain && let Some(known) = self.startups.lock().get(&key) {
+            return Ok(known.named(name.unwrap_or_default()));
+        }
+        let mut lease = self.acquire().await?;
+        let asked = if plain { &key } else { startup };
+        let welcome = lease.welcome(asked).await?;
+        lease.release();
+        if !plain {
+            return Ok(welcome);
+        }
+        let mut startups = self.startups.lock();
+        if startups.len() >= MAX_STARTUPS {
+            startups.clear();
+        }
+        startups.insert(key, welcome.clone());
+        Ok(welcome.named(name.unwrap_or_default()))
+    }
+
+    /// A connection of its own for a client in session mode, opened with its startup settings (or left clean by
+    /// a client with the same ones).
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn acquire_session(self: &Arc<Self>, startup: &Arc<Startup>) -> Result<Lease, Refusal> {
+        loop {
+            let kept = {
+                let mut state = self.state.lock();
+                let fits = |p: &Box<Pooled>| p.startup.as_ref() == Some(startup);
+                state.idle.iter().rposition(fits).map(|i| state.idle.remove(i))
+            };
+            match kept.and_then(|pooled| self.lend(pooled)) {
+                Some(lease) => return Ok(lease),
+                None => break,
+            }
+        }
+        let slot = self.acquire_slot().await?;
+        let settings = self.settings.load_full();
+        let dialer = settings.1.dialer.clone();
+        let task = {
+            let startup = startup.clone();
+            self.runtimes.control.spawn(async move { dialer.dial(&startup).await })
+        };
+        let backend = task.await.map_err(|_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "dial failed"))?;
+        let connection = settings.1.connection();
+        let backend = backend.map_err(|e| own_words(&e).unwrap_or_else(|| e.refusal(connection)))?;
+        slot.fill(self.pooled(backend, &settings, Some(startup.clone())))
+    }
+
+    /// The right to one more connection: a free place, or that of an idle one.
+    async fn acquire_slot(self: &Arc<Self>) -> Result<Slot, Refusal> {
+        let placed = {
+            let mut state = self.state.lock();
+            state.used = true;
+            let free = state.open + state.dialing < self.limit(&state) && self.host.take();
+            state.open += usize::from(free);
+            free
+        };
+        if placed {
+            return Ok(Slot(self.clone()));
+        }
+        let mut lease = self.acquire_any().await?;
+        // Its place stays taken; the connection itself was opened with other settings.
+        if let Some(pooled) = lease.pooled.take() {
+            pooled.goodbye();
+        }
+        Ok(Slot(self.clone()))
+    }
+
+    async fn acquire_any(self: &Arc<Self>) -> Result<Lease, Refusal> {
+        let idle = {
+            let mut state = self.state.lock();
+            if state.waiters.is_empty() { state.idle.pop() } else { None }
+        };
+        match idle {
+            Some(pooled) => Ok(Lease { pooled: Some(pooled), pool: self.clone() }),
+            None => self.acquire().await,
+        }
+    }
+
+    fn pooled(
+        &self,
+        backend: Backend,
+        settings: &(u64, PoolSettings),
+        startup: Option<Arc<Startup>>,
+    ) -> Box<Pooled> {
+        let now = Instant::now();
+        let reported = Arc::new(Parameters::new(backend.parameters));
+        Box::new(Pooled {
+            stream: backend.stream,
+            state: BackendState::new(reported, settings.1.max_prepared_statements as usize),
+            target: backend.target,
+            born: now,
+            idle_since: now,
+            epoch: settings.0,
+            startup,
+        })
+    }
+
+    /// The most connections there may be now.
+    fn limit(&self, state: &State) -> usize {
+        let settings = self.settings.load();
+        let connection = settings.1.connection();
+        let waited = |t: &Arc<Ticket>| t.since.elapsed() >= settings.1.reserve_pool_timeout;
+        let reserve = connection.reserve_pool_size > 0 && state.waiters.front().is_some_and(waited);
+        connection.pool_size as usize + if reserve { connection.reserve_pool_size as usize } else { 0 }
+    }
+
+    /// Opens connections for those who wait, as far as limits and back-off allow.
+    fn open_more(self: &Arc<Self>) {
+        let now = Instant::now();
+        loop {
+            let mut state = self.state.lock();
+            let min = if state.used && !state.retired { self.connection().min_pool_size as usize } else { 0 };
+            let wanted = state.waiters.len() > state.dialing || state.open + state.dialing < min;
+            let free = state.open + state.dialing < self.limit(&state) && state.dialing < MAX_DIALING;
+            let backing_off = state.retry_at.is_some_and(|at| now < at);
+            if !wanted || !free || backing_off || !self.host.take() {
+                return;
+            }
+            state.dialing += 1;
+            drop(state);
+            let pool = self.clone();
+            self.runtimes.tasks.spawn_on(async move { pool.dial().await }, &self.runtimes.control);
+        }
+    }
+
+    async fn dial(self: Arc<Self>) {
+        let settings = self.settings.load_full();
+        let dialed = settings.1.dialer.dial(&[]).await;
+        let moved = dialed.and_then(|mut backend| {
+            let _data = self.runtimes.data.enter();
+            backend.stream.rehome()?;
+            Ok(backend)
+        });
+        match moved {
+            Ok(backend) => {
+                let pooled = self.pooled(backend, &settings, None);
+                {
+                    let mut state = self.state.lock();
+                    state.dialing -= 1;
+                    state.open += 1;
+                    (state.failures, state.retry_at) = (0, None);
+                }
+                debug!(connection = %self.connection().name, pid = pooled.target.pid(), "upstream connection opened");
+                self.put(pooled);
+                self.open_more();
+            }
+            Err(error) => self.dial_failed(&settings.1, &error),
+        }
+    }
+
+    /// Those who wait are told at once, unless connections are open that they can still get; the next attempt
+    /// waits, twice as long each time.
+    fn dial_failed(self: &Arc<Self>, settings: &PoolSettings, error: &UpstreamError) {
+        self.host.give_back();
+        let connection = settings.connection();
+        warn!(connection = %connection.name, environment = %connection.environment, %error, "cannot connect upstream");
+        let (delay, hopeless) = {
+            let mut state = self.state.lock();
+            state.dialing -= 1;
+            let delay = LAST_RETRY.min(FIRST_RETRY * 2u32.pow(state.failures.min(6)));
+            state.failures += 1;
+            state.retry_at = Some(Instant::now() + delay);
+            let hopeless = state.open == 0 && state.dialing == 0;
+            (delay, if hopeless { std::mem::take(&mut state.waiters) } else { VecDeque::new() })
+        };
+        let refusal = error.refusal(connection);
+        hopeless.into_iter().for_each(|ticket| ticket.refuse(refusal.clone()));
+        let pool = self.clone();
+        let again = async move {
+            tokio::time::sleep(delay).await;
+            pool.open_more();
+        };
+        self.runtimes.tasks.spawn_on(again, &self.runtimes.control);
+    }
+
+    /// A connection is free: the oldest waiter gets it, else it is idle. Unless it is to be closed.
+    fn put(self: &Arc<Self>, mut pooled: Box<Pooled>) {
+        let now = Instant::now();
+        pooled.idle_since = now;
+        let settings = self.settings.load();
+        let expired = !settings.1.lifetime.is_zero() && now.duration_since(pooled.born) > settings.1.lifetime;
+        if expired || pooled.epoch != settings.0 {
+            drop(settings);
+            return self.close(pooled);
+        }
+        {
+            let mut state = self.state.lock();
+            let over = state.open > self.limit(&state);
+            if state.waiters.is_empty() && !state.retired && !over {
+                state.idle.push(pooled);
+                return;
+            }
+            if over || state.waiters.is_empty() {
+                drop(state);
+                return self.close(pooled);
+            }
+            state.idle.push(pooled);
+        }
+        self.serve_waiters();
+    }
+
+    /// Hands idle connections to those who wait, the oldest first.
+    fn serve_waiters(self: &Arc<Self>) {
+        loop {
+            let (ticket, pooled) = {
+                let mut state = self.state.lock();
+                if state.waiters.is_empty() {
+                    return;
+                }
+                let Some(pooled) = take_idle(&mut state) else { return };
+                (state.waiters.pop_front(), pooled)
+            };
+            let Some(ticket) = ticket else { return };
+            match self.lend(pooled) {
+                Some(lease) => {
+                    if let Some(lease) = ticket.grant(lease) {
+                        lease.release();
+                    }
+                }
+                None => self.state.lock().waiters.push_front(ticket),
+            }
+        }
+    }
+
+    /// Closes a connection and makes room for another.
+    fn close(self: &Arc<Self>, pooled: Box<Pooled>) {
+        pooled.goodbye();
+        self.lost();
+    }
+
+    fn lost(self: &Arc<Self>) {
+        {
+            let mut state = self.state.lock();
+            state.open = state.open.saturating_sub(1);
+        }
+        self.host.give_back();
+        self.open_more();
+    }
+
+    /// Once a second: closes what is dead, too old or too long idle; keeps `min_pool_size`; uses the reserve.
+    pub fn tend(self: &Arc<Self>) {
+        for pooled in self.tend_idle() {
+            self.close(pooled);
+        }
+        self.open_more();
+        self.serve_waiters();
+    }
+
+    /// Takes the idle connections that must go, as many as may.
+    fn tend_idle(&self) -> Vec<Box<Pooled>> {
+        let now = Instant::now();
+        let settings = self.settings.load();
+        let (idle_timeout, lifetime) = (settings.1.idle_timeout, settings.1.lifetime);
+        let min = settings.1.connection().min_pool_size as usize;
+        let mut state = self.state.lock();
+        let (mut kept, mut gone) = (Vec::new(), Vec::new());
+        let mut spare = state.open.saturating_sub(min);
+        for mut pooled in std::mem::take(&mut state.idle) {
+            let too_old = !lifetime.is_zero() && now.duration_since(pooled.born) > lifetime;
+            let too_idle =
+                !idle_timeout.is_zero() && now.duration_since(pooled.idle_since) > idle_timeout && spare > 0;
+            let must_go = state.retired || pooled.epoch != settings.0 || !pooled.is_usable();
+            if must_go || too_old || too_idle {
+                spare = spare.saturating_sub(1);
+                gone.push(pooled);
+            } else {
+                kept.push(pooled);
+            }
+        }
+        state.idle = kept;
+        gone
+    }
+}
+
+/// The connection used last: it is the warmest, and the others can grow old.
+fn take_idle(state: &mut State) -> Option<Box<Pooled>> {
+    if state.idle.last()?.startup.is_none() {
+        return state.idle.pop();
+    }
+    let fits = state.idle.iter().rposition(|p| p.startup.is_none())?;
+    Some(state.idle.remove(fits))
+}
+
+/// In session mode the client's own startup packet is sent: what is wrong with its settings, it is told.
+fn own_words(error: &UpstreamError) -> Option<Refusal> {
+    let UpstreamError::Refused { sqlstate, message } = error else { return None };
+    let state = ["22023", "42704", "42501", "42601", "22P02"].into_iter().find(|s| s == sqlstate)?;
+    Some(Refusal::new(Fault::Client, SqlState(state), message.clone()))
+}
+
+fn application_name(startup: &Startup) -> Option<&str> {
+    startup.iter().rfind(|(n, _)| n.eq_ignore_ascii_case("application_name")).map(|(_, v)| v.as_str())
+}
+
+impl Welcome {
+    fn named(&self, application_name: &str) -> Self {
+        let name = b"application_name";
+        let reported = match self.reported.get(name) {
+            Some(known) if known != application_name.as_bytes() => {
+                Arc::new(self.reported.with(name, application_name.as_bytes()))
+            }
+            _ => self.reported.clone(),
+        };
+        Self { reported, extra: self.extra.clone() }
+    }
+}
+
+/// A place in a pool without a connection yet.
+struct Slot(Arc<Pool>);
+
+impl Slot {
+    fn fill(self, mut pooled: Box<Pooled>) -> Result<Lease, Refusal> {
+        let pool = self.0.clone();
+        let _data = pool.runtimes.data.enter();
+        let moved = pooled.stream.rehome();
+        moved.map_err(|_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "a socket was lost"))?;
+        std::mem::forget(self);
+        Ok(Lease { pooled: Some(pooled), pool: pool.clone() })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.lost();
+    }
+}
+
+/// Leaves the queue if the wait is dropped.
+struct Waiting<'a> {
+    pool: &'a Arc<Pool>,
+    ticket: Arc<Ticket>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.pool.abandon(&self.ticket);
+    }
+}
+
+impl Pooled {
+    /// False if it has ended or says something that an idle connection has no business to say.
+    fn is_usable(&mut self) -> bool {
+        if self.stream.is_quiet() {
+            return true;
+        }
+        let mut space = [0; 4096];
+        loop {
+            let mut buffer = ReadBuf::new(&mut space);
+            let cx = &mut Context::from_waker(Waker::noop());
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Pending => return true,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    if !self.idle_messages(buffer.filled()) {
+                        return false;
+                    }
+                }
+                Poll::Ready(_) => return false,
+            }
+        }
+    }
+
+    /// Takes in what an upstream may say unasked: changed settings and notices.
+    fn idle_messages(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let Some(Ok(header)) = Header::read(bytes) else { return false };
+            let Some(body) = bytes.get(HEADER..header.total) else { return false };
+            match header.tag {
+                b'N' => {}
+                b'S' => {
+                    let Some((name, rest)) = wire::cstr(body) else { return false };
+                    let Some((value, _)) = wire::cstr(rest) else { return false };
+                    self.state.settings.report(name, value);
+                }
+                _ => return false,
+            }
+            bytes = &bytes[header.total..];
+        }
+        true
+    }
+
+    /// Says goodbye, if that is possible at once, and closes.
+    fn goodbye(mut self: Box<Self>) {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let _ = Pin::new(&mut self.stream).poll_write(cx, &[b'X', 0, 0, 0, 4]);
+        let _ = Pin::new(&mut self.stream).poll_flush(cx);
+    }
+}
+
+impl std::ops::Deref for Lease {
+    type Target = Pooled;
+    fn deref(&self) -> &Pooled {
+        self.pooled.as_ref().expect("a lease has its connection until it is consumed")
+    }
+}
+
+impl std::ops::DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut Pooled {
+        self.pooled.as_mut().expect("a lease has its connection until it is consumed")
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(pooled) = self.pooled.take() {
+            drop(pooled);
+            self.pool.lost();
+        }
+    }
+}
+
+impl Lease {
+    /// Gives the connection back, clean. It waits for cancels that are under way to it.
+    pub fn release(mut self) {
+        let Some(pooled) = self.pooled.take() else { return };
+        let pool = self.pool.clone();
+        if !pooled.target.is_fenced() {
+            return pool.put(pooled);
+        }
+        let wait = async move {
+            pooled.target.unfenced().await;
+            pool.put(pooled);
+        };
+        self.pool.runtimes.tasks.spawn_on(wait, &self.pool.runtimes.control);
+    }
+
+    /// Closes it because its session ended in the middle of something; a query that still runs is cancelled.
+    pub fn discard(self, running: bool) {
+        if !running {
+            return;
+        }
+        let (runtimes, target) = (self.pool.runtimes.clone(), self.target.clone());
+        let fence = target.fence();
+        let end = async move {
+            let _ = target.cancel().await;
+            drop(fence);
+            drop(self);
+        };
+        runtimes.tasks.spawn_on(end, &runtimes.control);
+    }
+
+    /// After a client in session mode: `DISCARD ALL`, then back.
+    pub async fn clean(mut self) {
+        let cleaned = tokio::time::timeout(CLEAN_TIMEOUT, self.simple("DISCARD ALL")).await;
+        if matches!(cleaned, Ok(Ok(Ok(())))) {
+            self.state.discarded();
+            self.release();
+        }
+    }
+
+    /// Applies startup settings and answers what the upstream reports then.
+    async fn welcome(&mut self, startup: &Startup) -> Result<Welcome, Refusal> {
+        let mut extra = Parameters::default();
+        for (name, value) in startup {
+            if self.state.settings.reported().get(name.as_bytes()).is_none() {
+                extra = extra.with(name.as_bytes(), value.as_bytes());
+            }
+        }
+        let wanted = Parameters::new(startup.iter().map(|(n, v)| (n.as_bytes().into(), v.as_bytes().into())));
+        let calls: Vec<String> = wanted.iter().map(crate::relay::settings::set_config).collect();
+        let resets = "RESET ALL";
+        let sql = if calls.is_empty() { resets.to_owned() } else { format!("{resets};SELECT {}", calls.join(",")) };
+        let connection = self.pool.connection();
+        let answer = self.simple(&sql).await.map_err(|e| {
+            Refusal::new(Fault::Upstream, SqlState::CONNECTION_FAILURE, format!("connection to server lost: {e}"))
+                .in_environment(connection.environment.as_str(), connection.name.as_str())
+        })?;
+        let extra = Arc::new(extra);
+        match answer {
+            Ok(()) => {
+                self.state.settings.extra_is(extra.clone());
+                Ok(Welcome { reported: self.state.settings.reported().clone(), extra })
+            }
+            Err(body) => Err(refusal_of(&body)),
+        }
+    }
+
+    /// Runs a statement of our own. The inner error is the upstream's `ErrorResponse` body.
+    ///
+    /// Not cancel-safe: dropped, the connection must not be used again (and is not: the lease goes with it).
+    async fn simple(&mut self, sql: &str) -> io::Result<Result<(), Vec<u8>>> {
+        let mut out = Vec::new();
+        wire::query(&mut out, sql);
+        self.stream.write_all(&out).await?;
+        self.stream.flush().await?;
+        let mut failed = None;
+        loop {
+            let mut header = [0; HEADER];
+            self.stream.read_exact(&mut header).await?;
+            let Some(Ok(header)) = Header::read(&header).filter(|h| matches!(h, Ok(h) if h.total < 1 << 20)) else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            let mut body = vec![0; header.total - HEADER];
+            self.stream.read_exact(&mut body).await?;
+            match header.tag {
+                b'Z' if body == b"I" => return Ok(failed.map_or(Ok(()), Err)),
+                b'Z' => return Err(io::ErrorKind::InvalidData.into()),
+                b'E' => failed = Some(body),
+                b'S' => {
+                    if !self.idle_messages(&[&[b'S'], &(body.len() as u32 + 4).to_be_bytes()[..], &body].concat()) {
+                        return Err(io::ErrorKind::InvalidData.into());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The upstream's own words for a client.
+pub fn refusal_of(body: &[u8]) -> Refusal {
+    let text = |code| wire::error_field(body, code).map(|t| String::from_utf8_lossy(t).into_owned());
+    // SqlState is for what we know; what the upstream sends can be anything.
+    let known = ["22023", "42704", "42501", "42601", "22P02", "57014", "57P01", "25006", "53200"];
+    let state = text(b'C').and_then(|s| known.into_iter().find(|k| *k == s)).unwrap_or("XX000");
+    let mut refusal =
+        Refusal::new(Fault::Client, SqlState(state), text(b'M').unwrap_or_else(|| "no message".into()));
+    refusal.detail = text(b'D');
+    refusal.hint = text(b'H').map(Into::into);
+    refusal
+}

@@ -1,0 +1,424 @@
+//! Everything assembled: the generation in force, its pools, the sessions that live, reload, drain.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::attribute;
+use crate::auth::{Authenticator, Identity};
+use crate::cancel::Keys;
+use crate::config::{Checked, Config, Connection, Host, OnMove, Rejected, Target};
+use crate::engine::{Order, Orders, Timeouts};
+use crate::error::{Fault, Refusal, SqlState};
+use crate::names::{ConnectionName, UserName};
+use crate::pool::{HostCount, Pool, PoolSettings, Runtimes};
+use crate::relay::Interner;
+use crate::route::{self, Route};
+use crate::tls::{self, ServerTls, TlsError};
+use crate::upstream::Dialer;
+
+/// How often idle connections are looked after.
+const TEND_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One accepted version of the configuration, with what was built from it.
+#[derive(Debug)]
+pub struct Generation {
+    /// From 1.
+    pub number: u64,
+    /// The settings.
+    pub config: Config,
+    /// TLS towards clients.
+    pub tls: Option<Arc<ServerTls>>,
+    /// A pool for each connection.
+    pub pools: BTreeMap<ConnectionName, Arc<Pool>>,
+}
+
+/// Why a configuration did not take effect.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The file is wrong.
+    #[error("{0}")]
+    Rejected(Rejected),
+    /// A certificate, or a name for one, is.
+    #[error("{place}: {error}")]
+    Tls {
+        /// Which setting.
+        place: String,
+        /// Why.
+        error: TlsError,
+    },
+    /// The system gives no random bytes.
+    #[error("no random bytes: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// A session that lives, as the proxy knows it.
+#[derive(Debug)]
+pub struct LiveSession {
+    /// Its number.
+    pub id: u64,
+    /// Who.
+    pub identity: Identity,
+    /// What it asked for.
+    pub database: String,
+    /// The environment that it requested.
+    pub request: Option<String>,
+    /// Where it is.
+    pub route: Route,
+    /// The database that this is.
+    pub target: Target,
+    /// The generation it logged in with.
+    pub generation: u64,
+    /// For telling it to end.
+    pub orders: Arc<Orders>,
+}
+
+/// A place among the clients that are counted: of all, of a user, of a connection.
+#[derive(Debug)]
+pub struct Seat(Vec<Arc<AtomicUsize>>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        for count in &self.0 {
+            count.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+/// See the module.
+pub struct Proxy {
+    path: PathBuf,
+    generation: ArcSwap<Generation>,
+    /// Where sessions read their limits.
+    pub timeouts: Arc<ArcSwap<Timeouts>>,
+    /// The two runtimes.
+    pub runtimes: Runtimes,
+    /// Who may log in.
+    pub authenticator: Authenticator,
+    /// Cancel keys.
+    pub keys: Keys,
+    /// Prepared statements.
+    pub interner: Arc<Interner>,
+    sessions: DashMap<u64, Arc<LiveSession>>,
+    next_session: AtomicU64,
+    hosts: Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
+    clients: Arc<AtomicUsize>,
+    user_clients: DashMap<UserName, Arc<AtomicUsize>>,
+    connection_clients: DashMap<ConnectionName, Arc<AtomicUsize>>,
+    draining: AtomicBool,
+    /// Set when no more clients are to be accepted.
+    pub closing: CancellationToken,
+    reloading: Mutex<()>,
+}
+
+impl Proxy {
+    /// With the configuration that was loaded as generation 1.
+    ///
+    /// # Errors
+    /// A certificate that cannot be used.
+    pub fn new(checked: Checked, runtimes: Runtimes) -> Result<Arc<Self>, LoadError> {
+        let hosts = Mutex::default();
+        let path = checked.config.path.clone();
+        let timeouts = timeouts(&checked.config);
+        let generation = build(1, checked, None, &runtimes, &hosts)?;
+        Ok(Arc::new(Self {
+            path,
+            generation: ArcSwap::from_pointee(generation),
+            timeouts: Arc::new(ArcSwap::from_pointee(timeouts)),
+            runtimes,
+            authenticator: Authenticator::new()?,
+            keys: Keys::default(),
+            interner: Arc::new(Interner::new()?),
+            sessions: DashMap::new(),
+            next_session: AtomicU64::new(1),
+            hosts,
+            clients: Arc::default(),
+            user_clients: DashMap::new(),
+            connection_clients: DashMap::new(),
+            draining: AtomicBool::new(false),
+            closing: CancellationToken::new(),
+            reloading: Mutex::default(),
+        }))
+    }
+
+    /// The generation in force.
+    pub fn generation(&self) -> Arc<Generation> {
+        self.generation.load_full()
+    }
+
+    /// Reads the file again: the whole of it takes effect, or nothing does. Blocks while it reads.
+    ///
+    /// # Errors
+    /// What is wrong with it; the generation in force stays.
+    pub fn reload(&self) -> Result<Arc<Generation>, LoadError> {
+        let _one_at_a_time = self.reloading.lock();
+        let old = self.generation();
+        let checked = route::load(&self.path).map_err(LoadError::Rejected)?;
+        checked.warnings.iter().for_each(|w| warn!("{}", checked.warnings.line(w)));
+        let limits = timeouts(&checked.config);
+        let new = Arc::new(build(old.number + 1, checked, Some(&old), &self.runtimes, &self.hosts)?);
+        self.generation.store(new.clone());
+        self.timeouts.store(Arc::new(limits));
+        for (name, pool) in &old.pools {
+            let kept = new.pools.get(name).is_some_and(|p| Arc::ptr_eq(p, pool));
+            if !kept {
+                pool.retire();
+            }
+        }
+        self.settle(&new);
+        info!(generation = new.number, "configuration reloaded");
+        Ok(new)
+    }
+
+    /// Reloads, and says in the log how that went.
+    pub fn reload_and_log(&self) {
+        match self.reload() {
+            Ok(_) => {}
+            Err(LoadError::Rejected(rejected)) => {
+                for problem in rejected.0.iter() {
+                    error!("{}", rejected.0.line(problem));
+                }
+                error!(generation = self.generation().number, "reload refused: the old configuration stays in force");
+            }
+            Err(error) => {
+                error!(%error, generation = self.generation().number, "reload refused: the old configuration stays in force");
+            }
+        }
+    }
+
+    /// Tells the sessions whose route is not theirs any more.
+    fn settle(&self, generation: &Generation) {
+        let on_move = *generation.config.server.on_move;
+        for session in self.sessions.iter() {
+            match moved(generation, &session) {
+                Some(detail) if on_move != OnMove::Keep => {
+                    let message = "terminating connection because its route changed";
+                    let refusal = Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail(detail);
+                    session.orders.give(Order { now: on_move == OnMove::Terminate, refusal });
+                }
+                Some(_) => {}
+                // An earlier reload may have moved it away, and this one back.
+                None if !self.is_draining() => session.orders.take_back(),
+                None => {}
+            }
+        }
+    }
+
+    /// A login takes its places, if there are any.
+    ///
+    /// # Errors
+    /// `53300`
+    pub fn seat(&self, generation: &Generation, identity: &Identity, route: &Route) -> Result<Seat, Refusal> {
+        let config = &generation.config;
+        let user = config.users.get(identity.user());
+        let connection = config.connections.get(route.connection());
+        let mut seat = Seat(Vec::with_capacity(3));
+        let mut take = |count: Arc<AtomicUsize>, limit: u32, message: String| {
+            let taken = count.fetch_add(1, Ordering::AcqRel);
+            seat.0.push(count);
+            if limit > 0 && taken >= limit as usize {
+                return Err(Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, message));
+            }
+            Ok(())
+        };
+        take(self.clients.clone(), *config.server.max_client_conn, "sorry, too many clients already".into())?;
+        take(
+            self.user_clients.entry(identity.user().clone()).or_default().clone(),
+            user.map_or(0, |u| u.max_client_connections),
+            format!("too many connections for role \"{}\"", identity.user()),
+        )?;
+        take(
+            self.connection_clients.entry(route.connection().clone()).or_default().clone(),
+            connection.map_or(0, |c| c.max_client_connections),
+            format!("too many connections for database \"{}\"", route.base()),
+        )?;
+        Ok(seat)
+    }
+
+    /// A number for a new session.
+    pub fn next_session(&self) -> u64 {
+        self.next_session.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A session lives. If the configuration changed, or drain began, while it logged in, it is told at once.
+    pub fn enter(&self, session: Arc<LiveSession>) {
+        self.sessions.insert(session.id, session.clone());
+        let generation = self.generation.load();
+        if generation.number != session.generation {
+            self.settle(&generation);
+        }
+        if self.is_draining() {
+            session.orders.give(Order { now: false, refusal: shutdown() });
+        }
+    }
+
+    /// It is over.
+    pub fn leave(&self, id: u64) {
+        self.sessions.remove(&id);
+    }
+
+    /// How many live.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether the process is about to end.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Accepts nobody any more, lets transactions end, up to `shutdown_timeout`, then ends everything.
+    pub async fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.closing.cancel();
+        let timeout = *self.generation().config.server.shutdown_timeout;
+        info!(sessions = self.sessions(), timeout = %humantime::format_duration(timeout), "draining");
+        self.order_all(false);
+        let deadline = Instant::now() + timeout;
+        while self.sessions() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if self.sessions() > 0 {
+            warn!(sessions = self.sessions(), "shutdown_timeout is over: ending the sessions that are left");
+            self.order_all(true);
+            let last = Instant::now() + Duration::from_secs(2);
+            while self.sessions() > 0 && Instant::now() < last {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        for pool in self.generation().pools.values() {
+            pool.retire();
+        }
+    }
+
+    fn order_all(&self, now: bool) {
+        for session in self.sessions.iter() {
+            session.orders.give(Order { now, refusal: shutdown() });
+        }
+    }
+
+    /// Looks after the pools until the process ends.
+    pub async fn tend(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(TEND_INTERVAL);
+        loop {
+            interval.tick().await;
+            for pool in self.generation().pools.values() {
+                pool.tend();
+            }
+        }
+    }
+}
+
+fn shutdown() -> Refusal {
+    let message = "terminating connection due to administrator command";
+    Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail("pgusher is shutting down.")
+}
+
+/// Why a session must leave: from where to where, and by which generation.
+fn moved(generation: &Generation, session: &LiveSession) -> Option<String> {
+    let config = &generation.config;
+    let from = session.route.environment();
+    let number = generation.number;
+    match config.users.get(session.identity.user()) {
+        None => return Some(format!("User \"{}\" is gone since generation {number}.", session.identity.user())),
+        Some(user) if user.disabled => {
+            return Some(format!("User \"{}\" is disabled since generation {number}.", session.identity.user()));
+        }
+        Some(_) => {}
+    }
+    let attributes = attribute::of(config, &session.identity);
+    match route::resolve(config, &attributes, &session.database, session.request.as_deref()) {
+        Err(refusal) => Some(format!("From environment \"{from}\" to none, by generation {number}: {refusal}.")),
+        Ok(route) => {
+            let connection: &Connection = config.connections.get(route.connection())?;
+            let same = route.connection() == session.route.connection() && connection.target == session.target;
+            (!same).then(|| {
+                format!(
+                    "From environment \"{from}\" (connection \"{}\") to \"{}\" (connection \"{}\"), by generation {number}.",
+                    session.route.connection(),
+                    route.environment(),
+                    route.connection()
+                )
+            })
+        }
+    }
+}
+
+fn timeouts(config: &Config) -> Timeouts {
+    let server = &config.server;
+    Timeouts {
+        client_idle: *server.client_idle_timeout,
+        idle_transaction: *server.idle_transaction_timeout,
+        query_wait: *server.query_wait_timeout,
+        client_write: *server.client_write_timeout,
+    }
+}
+
+/// Builds a generation. Pools of connections that lead to the same database are taken over from the old one, and
+/// changed only when everything else has been built.
+fn build(
+    number: u64,
+    checked: Checked,
+    old: Option<&Generation>,
+    runtimes: &Runtimes,
+    hosts: &Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
+) -> Result<Generation, LoadError> {
+    let config = checked.config;
+    let folder = config.path.parent().unwrap_or(Path::new("")).to_owned();
+    let tls = match &*config.server.tls {
+        Some(tls) => Some(tls::server(tls, &folder).map_err(|error| LoadError::Tls { place: "[server] tls".into(), error })?),
+        None => None,
+    };
+    let mut settings = Vec::new();
+    for connection in config.connections.values() {
+        let tls = tls::upstream(&connection.tls, &connection.target.host).map_err(|error| LoadError::Tls {
+            place: format!("[connections.{}]", connection.name),
+            error,
+        })?;
+        settings.push((connection.clone(), pool_settings(&config, connection, tls)));
+    }
+    let mut pools = BTreeMap::new();
+    for (connection, settings) in settings {
+        let known = old.and_then(|g| g.pools.get(&connection.name));
+        let pool = match known.filter(|pool| pool.connection().target == connection.target) {
+            Some(pool) => {
+                pool.update(settings);
+                pool.clone()
+            }
+            None => {
+                let place = (connection.target.host.clone(), connection.target.port);
+                let host = hosts.lock().entry(place).or_default().clone();
+                Pool::new(settings, runtimes.clone(), host)
+            }
+        };
+        pools.insert(connection.name.clone(), pool);
+    }
+    hosts.lock().values().for_each(|host| host.set_limit(*config.server.max_host_connections));
+    Ok(Generation { number, config, tls: tls.map(Arc::new), pools })
+}
+
+fn pool_settings(config: &Config, connection: &Arc<Connection>, tls: Option<tls::UpstreamClient>) -> PoolSettings {
+    let server = &config.server;
+    PoolSettings {
+        dialer: Dialer {
+            connection: connection.clone(),
+            tls,
+            keepidle: *server.tcp_keepidle,
+            user_timeout: *server.tcp_user_timeout,
+            cancel_timeout: *server.cancel_wait_timeout,
+        },
+        reserve_pool_timeout: *server.reserve_pool_timeout,
+        idle_timeout: *server.server_idle_timeout,
+        lifetime: *server.server_lifetime,
+        max_prepared_statements: *server.max_prepared_statements,
+    }
+}

@@ -1,0 +1,354 @@
+//! The core of a session between its client and the connection it is lent: which bytes go where, and what may be
+//! done between them. No socket, no async, no clock.
+//!
+//! Input is a piece of bytes from either side, as long as it happens to be. Both functions walk over the headers
+//! of messages (protocol section 53.2) and answer how much of the piece they have dealt with; what is left is
+//! shown again with more behind it. What goes out is gathered in [`Sink`]s: ranges of the input as long as nothing
+//! has to be changed.
+
+mod requests;
+pub mod settings;
+mod sink;
+pub mod sql;
+pub mod statement;
+
+mod downstream;
+mod upstream;
+
+use std::sync::Arc;
+
+pub use settings::{BackendSettings, Parameters, SessionSettings};
+pub use sink::Sink;
+pub use sql::Pin;
+pub use statement::Interner;
+
+use crate::config::file::PoolMode;
+use crate::error::Refusal;
+use requests::{Kind, Note, Request, Requests};
+use sql::{Effects, Scan};
+use statement::{Names, Prepared};
+
+/// A message up to this long is looked at whole; it is waited for if only a part of it is there.
+pub const GATHER: usize = 16 << 10;
+/// The longest named `Parse` that is taken; longer ones are refused with `54000`.
+pub const MAX_NAMED_PARSE: usize = 16 << 20;
+/// The longest unnamed statement that is remembered from one transaction to the next.
+const MAX_UNNAMED: usize = 64 << 10;
+
+/// The part of an upstream connection that the core knows: what was done on it.
+#[derive(Debug)]
+pub struct BackendState {
+    /// Its settings.
+    pub settings: BackendSettings,
+    prepared: Prepared,
+    max_prepared: usize,
+    /// Whose unnamed statement it holds.
+    unnamed: Option<UnnamedStamp>,
+}
+
+type UnnamedStamp = (u64, u64);
+
+impl BackendState {
+    /// Of a connection that has just logged in and reported these.
+    pub fn new(reported: Arc<Parameters>, max_prepared: usize) -> Self {
+        Self {
+            settings: BackendSettings::new(reported),
+            prepared: Prepared::default(),
+            max_prepared,
+            unnamed: None,
+        }
+    }
+
+    /// How many prepared statements it holds.
+    pub fn prepared(&self) -> usize {
+        self.prepared.len()
+    }
+
+    /// `DISCARD ALL` was run on it by us.
+    pub fn discarded(&mut self) {
+        self.prepared = Prepared::default();
+        self.unnamed = None;
+        self.settings.reset_all();
+    }
+}
+
+/// What a client may be shown by `SHOW pgusher.…`.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Its environment.
+    pub environment: String,
+    /// Its connection.
+    pub connection: String,
+    /// Who it is.
+    pub user: String,
+    /// Why.
+    pub route: String,
+}
+
+/// What a piece of the client's bytes led to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Then {
+    /// All that is whole was dealt with.
+    More,
+    /// The message at the front is needed up to this length before anything can be said.
+    Need(usize),
+    /// The message at the front needs an upstream connection, and there is none.
+    Lease,
+    /// The client has said goodbye.
+    Terminate,
+}
+
+/// How much was dealt with, and what next.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes of the input that need not be shown again.
+    pub consumed: usize,
+    /// What next.
+    pub then: Then,
+}
+
+/// Why an upstream connection cannot be used any further.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// It sent what the protocol does not allow here.
+    Desync(String),
+    /// It did not take the session's settings; its `ErrorResponse` body.
+    Setup(Vec<u8>),
+}
+
+/// How far a COPY has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Copy {
+    None,
+    /// The upstream reads data; `stray` if the client sent a `Sync` meanwhile, which the upstream ignores.
+    In {
+        stray: bool,
+    },
+    /// The client has ended it; the upstream has still to say so.
+    Ending {
+        stray: bool,
+    },
+}
+
+/// What happens to the rest of a message whose beginning has gone already.
+#[derive(Debug)]
+enum Rest {
+    Pass,
+    Drop,
+    /// It is SQL too long to be looked at whole.
+    Scan(Box<Scan>),
+}
+
+/// One session's core.
+#[derive(Debug)]
+pub struct Core {
+    id: u64,
+    mode: PoolMode,
+    interner: Arc<Interner>,
+    facts: Arc<Facts>,
+    settings: SessionSettings,
+    requests: Requests,
+    /// Of the last `ReadyForQuery`: `I`, `T` or `E`.
+    status: u8,
+    copy: Copy,
+    /// Extended messages were sent since the last `Sync`.
+    unsynced: bool,
+    /// The upstream ignores everything up to a `Sync` that the client has still to send.
+    skipping: bool,
+    /// A request was refused for want of a connection; the rest up to its `Sync` is ignored.
+    refusing: bool,
+    client_rest: (usize, Rest),
+    upstream_rest: (usize, bool),
+    names: Names,
+    /// The unnamed statement: its stamp, and what its `Parse` had behind the name.
+    unnamed: (u64, Vec<u8>),
+    pin: Option<Pin>,
+    foreseen: bool,
+    /// Resets that are under way, and whether the upstream has done them.
+    resets: Option<(Box<Effects>, bool)>,
+    /// A request that may deallocate every statement is under way.
+    distrust: bool,
+    fatal: bool,
+    transactions: u64,
+}
+
+impl Core {
+    /// A session that has just logged in. `id` differs from every other session's.
+    pub fn new(
+        id: u64,
+        mode: PoolMode,
+        interner: Arc<Interner>,
+        facts: Arc<Facts>,
+        settings: SessionSettings,
+    ) -> Self {
+        Self {
+            id,
+            mode,
+            interner,
+            facts,
+            settings,
+            requests: Requests::default(),
+            status: b'I',
+            copy: Copy::None,
+            unsynced: false,
+            skipping: false,
+            refusing: false,
+            client_rest: (0, Rest::Pass),
+            upstream_rest: (0, false),
+            names: Names::default(),
+            unnamed: (0, Vec::new()),
+            pin: None,
+            foreseen: false,
+            resets: None,
+            distrust: false,
+            fatal: false,
+            transactions: 0,
+        }
+    }
+
+    /// Gives a connection to the session; what must be sent on it first goes to `up`.
+    pub fn attach(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
+        if self.mode == PoolMode::Session {
+            return;
+        }
+        if let Some(sql) = self.settings.setup(&mut backend.settings) {
+            crate::wire::query(up, &sql);
+            self.requests.push(Kind::Setup);
+        }
+    }
+
+    /// True if the connection can go back to its pool now: nothing is owed on it and nothing is left on it.
+    pub fn may_release(&self) -> bool {
+        self.requests.is_empty()
+            && self.status == b'I'
+            && self.mode == PoolMode::Transaction
+            && self.pin.is_none()
+            && !self.unsynced
+            && !self.skipping
+            && self.copy == Copy::None
+            && self.client_rest.0 == 0
+            && self.upstream_rest.0 == 0
+    }
+
+    /// The connection goes back.
+    pub fn detach(&mut self, backend: &mut BackendState) {
+        if let Some((effects, true)) = self.resets.take() {
+            self.apply_resets(&effects, backend);
+        }
+        self.foreseen = false;
+        backend.prepared.end_lease();
+    }
+
+    fn apply_resets(&mut self, effects: &Effects, backend: &mut BackendState) {
+        if effects.resets_all {
+            backend.settings.reset_all();
+            self.settings.reset_all();
+        }
+        for name in &effects.resets {
+            backend.settings.reset(name.as_bytes());
+            self.settings.reset(name.as_bytes());
+        }
+    }
+
+    /// True if the session could end here and leave its connection as a `DISCARD ALL` would find it: no
+    /// transaction, no answer outstanding.
+    pub fn is_idle(&self) -> bool {
+        self.requests.is_empty()
+            && self.status == b'I'
+            && !self.unsynced
+            && !self.skipping
+            && self.copy == Copy::None
+            && self.client_rest.0 == 0
+            && self.upstream_rest.0 == 0
+    }
+
+    /// True if the client is owed no answer, whether or not a transaction is open: it is its turn.
+    pub fn is_clients_turn(&self) -> bool {
+        self.requests.is_empty() && self.upstream_rest.0 == 0
+    }
+
+    /// True if an error can be put in between what the client gets: no message has been begun and not ended.
+    pub fn between_messages(&self) -> bool {
+        self.upstream_rest.0 == 0
+    }
+
+    /// True inside a transaction, failed or not.
+    pub fn in_transaction(&self) -> bool {
+        self.status != b'I'
+    }
+
+    /// Why the session keeps its connection.
+    pub fn pin(&self) -> Option<Pin> {
+        self.pin
+    }
+
+    /// True if the upstream has said that it ends the connection (severity FATAL or PANIC).
+    pub fn is_fatal(&self) -> bool {
+        self.fatal
+    }
+
+    /// How many transactions (and queries outside of one) have ended.
+    pub fn transactions(&self) -> u64 {
+        self.transactions
+    }
+
+    /// The session's settings.
+    pub fn settings(&self) -> &SessionSettings {
+        &self.settings
+    }
+
+    fn pin_for(&mut self, reason: Pin) {
+        if self.mode == PoolMode::Transaction {
+            self.pin.get_or_insert(reason);
+        }
+    }
+
+    /// A statement that may do this is about to run.
+    fn foresee(&mut self, effects: &Effects) {
+        self.foreseen |= effects.foreseen;
+        self.distrust |= effects.deallocates_all;
+        if let Some(reason) = effects.pin {
+            self.foreseen = true;
+            self.pin_for(reason);
+        }
+        if effects.resets_all || !effects.resets.is_empty() {
+            self.resets = Some((Box::new(effects.clone()), false));
+        }
+    }
+
+    /// Takes back what requests did that the upstream has refused or skipped; the last one first.
+    fn undo(&mut self, skipped: impl DoubleEndedIterator<Item = Request>, backend: &mut BackendState) {
+        for request in skipped.rev() {
+            match request.note.map(|note| *note) {
+                Some(Note::Named { name, previous, prepared }) => {
+                    self.names.put(&name, previous);
+                    prepared.into_iter().for_each(|id| backend.prepared.remove(id));
+                }
+                Some(Note::Prepared(id)) => backend.prepared.remove(id),
+                Some(Note::Closed(id)) => {
+                    backend.prepared.insert(id, request.number, usize::MAX);
+                }
+                Some(Note::Refused(_)) | None => {}
+            }
+            if matches!(request.kind, Kind::ParseUnnamed) {
+                // Which unnamed statement there is now depends on what was skipped: ask for a new one.
+                backend.unnamed = None;
+            }
+        }
+    }
+
+    /// An error of pgusher's own for the present request.
+    fn refuse_request(&mut self, refusal: &Refusal, up: &mut Vec<u8>) {
+        let mut error = Vec::new();
+        crate::wire::error_response(&mut error, crate::wire::Severity::Error, refusal);
+        // The upstream must fail there too, so that it skips to the Sync: it is asked for a statement that is none.
+        crate::wire::message(up, b'D', |out| {
+            out.push(b'S');
+            crate::wire::push_cstr(out, &self.interner.name(0));
+        });
+        self.requests.push_noted(Kind::Fail, Note::Refused(error));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,276 @@
+//! From the upstream to the client.
+
+use super::requests::{Kind, Note, Request};
+use super::{BackendState, Broken, Copy, Core, GATHER, Pin, Sink};
+use crate::wire::{self, HEADER, Header, cstr};
+
+/// What becomes of one message from the upstream.
+enum Step {
+    Pass,
+    Drop,
+    /// More of it must be there.
+    Wait,
+}
+
+impl Core {
+    /// Deals with bytes from the upstream; answers how many of them need not be shown again. `down` takes what
+    /// goes to the client.
+    ///
+    /// # Errors
+    /// The connection cannot be used any further. What is in `down` may still be sent.
+    pub fn from_upstream(
+        &mut self,
+        input: &[u8],
+        backend: &mut BackendState,
+        down: &mut Sink<'_>,
+    ) -> Result<usize, Broken> {
+        let mut at = self.go_on_down(input, 0, down);
+        loop {
+            let rest = &input[at..];
+            let header = match Header::read(rest) {
+                None => return Ok(at),
+                Some(Err(length)) => return Err(Broken::Desync(format!("a message of length {length}"))),
+                Some(Ok(header)) => header,
+            };
+            let step = match header.tag {
+                b'D' | b'd' => self.data()?,
+                _ => self.answer(header, rest, backend, down)?,
+            };
+            match step {
+                Step::Pass => self.upstream_rest = (header.total, true),
+                Step::Drop => self.upstream_rest = (header.total, false),
+                Step::Wait => return Ok(at),
+            }
+            at += self.go_on_down(input, at, down);
+            if header.tag != b'D' && header.tag != b'd' {
+                self.send_fakes_to(down);
+            }
+        }
+    }
+
+    fn go_on_down(&mut self, input: &[u8], at: usize, down: &mut Sink<'_>) -> usize {
+        let here = self.upstream_rest.0.min(input.len() - at);
+        if here > 0 && self.upstream_rest.1 {
+            down.pass(at..at + here);
+        }
+        self.upstream_rest.0 -= here;
+        here
+    }
+
+    fn data(&self) -> Result<Step, Broken> {
+        match self.requests.front_kind() {
+            Some(Kind::Query | Kind::Execute) => Ok(Step::Pass),
+            Some(Kind::Setup) => Ok(Step::Drop),
+            front => Err(Broken::Desync(format!("data in answer to {front:?}"))),
+        }
+    }
+
+    /// Sends the fakes whose turn has come, with a `Flush` from the client.
+    pub(super) fn send_fakes(&mut self, down: &mut Vec<u8>) {
+        while let Some(Kind::Fake(tag)) = self.requests.front_kind() {
+            self.requests.pop();
+            wire::message(down, tag, |_| {});
+        }
+    }
+
+    fn send_fakes_to(&mut self, down: &mut Sink<'_>) {
+        if matches!(self.requests.front_kind(), Some(Kind::Fake(_))) && self.upstream_rest.0 == 0 {
+            self.send_fakes(down.buffer());
+        }
+    }
+
+    fn answer(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        backend: &mut BackendState,
+        down: &mut Sink<'_>,
+    ) -> Result<Step, Broken> {
+        // Fakes in front of the message that this answers go first.
+        if !matches!(header.tag, b'S' | b'N' | b'A') {
+            self.send_fakes_to(down);
+        }
+        let body = input.get(HEADER..header.total);
+        if body.is_none() && header.total <= GATHER && matches!(header.tag, b'S' | b'C' | b'E' | b'Z' | b'N') {
+            return Ok(Step::Wait);
+        }
+        let setup = self.requests.front_kind() == Some(Kind::Setup);
+        match header.tag {
+            b'Z' => self.ready(body.and_then(|b| b.first().copied()), header, backend),
+            b'C' => {
+                self.complete(body.unwrap_or_default(), backend);
+                Ok(if setup { Step::Drop } else { Step::Pass })
+            }
+            b'E' => self.failed(body, backend, down),
+            b'S' => Ok(self.parameter(body, setup, backend)),
+            b'N' | b'A' => Ok(if setup { Step::Drop } else { Step::Pass }),
+            _ if setup => Ok(Step::Drop),
+            tag => self.structure(tag),
+        }
+    }
+
+    /// Messages that answer one request each, and those that a query is made of.
+    fn structure(&mut self, tag: u8) -> Result<Step, Broken> {
+        let front = self.requests.front_kind();
+        let answered = match (tag, front) {
+            (b'1', Some(Kind::Parse | Kind::ParseUnnamed))
+            | (b'2', Some(Kind::Bind))
+            | (b'3', Some(Kind::Close))
+            | (b'n' | b'T', Some(Kind::Describe))
+            | (b's' | b'I', Some(Kind::Execute)) => self.requests.pop(),
+            (b'T' | b'I', Some(Kind::Query))
+            | (b't', Some(Kind::Describe))
+            | (b'V', Some(Kind::FunctionCall))
+            | (b'H' | b'c', Some(Kind::Query | Kind::Execute)) => return Ok(Step::Pass),
+            (b'G', Some(Kind::Query | Kind::Execute)) => {
+                // The upstream reads on, and ignores the Syncs that it finds before the data.
+                self.requests.drop_syncs_behind_front();
+                self.copy = Copy::In { stray: false };
+                return Ok(Step::Pass);
+            }
+            _ => {
+                return Err(Broken::Desync(format!("message {:?} in answer to {front:?}", tag as char)));
+            }
+        };
+        Ok(if answered.is_some_and(|request| request.hidden) { Step::Drop } else { Step::Pass })
+    }
+
+    /// `ReadyForQuery`
+    fn ready(
+        &mut self,
+        status: Option<u8>,
+        header: Header,
+        backend: &mut BackendState,
+    ) -> Result<Step, Broken> {
+        let (Some(status @ (b'I' | b'T' | b'E')), 6) = (status, header.total) else {
+            return Err(Broken::Desync("a broken ReadyForQuery".into()));
+        };
+        let front = self.requests.front_kind();
+        if !matches!(front, Some(Kind::Setup | Kind::Query | Kind::FunctionCall | Kind::Sync)) {
+            return Err(Broken::Desync(format!("ReadyForQuery in answer to {front:?}")));
+        }
+        let hidden = self.requests.pop().is_some_and(|request| request.hidden);
+        self.copy = Copy::None;
+        self.distrust &= !self.requests.is_empty();
+        if self.requests.is_empty() && matches!(self.resets, Some((_, false))) {
+            self.resets = None;
+        }
+        if front == Some(Kind::Setup) {
+            self.settings.settled(&mut backend.settings);
+            return Ok(Step::Drop);
+        }
+        if hidden {
+            return Ok(Step::Drop);
+        }
+        self.status = status;
+        self.transactions += u64::from(status == b'I');
+        Ok(Step::Pass)
+    }
+
+    /// `CommandComplete`
+    fn complete(&mut self, tag: &[u8], backend: &mut BackendState) {
+        let front = self.requests.front();
+        let number = front.map_or(0, |r| r.number);
+        let tag = cstr(tag).map_or(tag, |(tag, _)| tag);
+        match self.requests.front_kind() {
+            Some(Kind::Setup) => return,
+            Some(Kind::Execute) => {
+                self.requests.pop();
+            }
+            _ => {}
+        }
+        self.copy = Copy::None;
+        match tag {
+            b"DEALLOCATE ALL" | b"DISCARD ALL" => {
+                self.names.forget_before(number);
+                backend.prepared.forget_before(number);
+                if tag == b"DISCARD ALL" {
+                    backend.unnamed = None;
+                    self.resets_done();
+                }
+            }
+            b"RESET" => self.resets_done(),
+            b"SET" | b"LISTEN" | b"PREPARE" | b"LOAD" | b"DO" | b"CALL" if !self.foreseen => {
+                // The lexer did not see it coming: then it did not see what it does either.
+                self.pin_for(Pin::Opaque);
+            }
+            _ => {}
+        }
+    }
+
+    fn resets_done(&mut self) {
+        if let Some((_, done)) = &mut self.resets {
+            *done = true;
+        } else {
+            self.pin_for(Pin::Opaque);
+        }
+    }
+
+    /// `ErrorResponse`
+    fn failed(
+        &mut self,
+        body: Option<&[u8]>,
+        backend: &mut BackendState,
+        down: &mut Sink<'_>,
+    ) -> Result<Step, Broken> {
+        let severity = body.and_then(|b| wire::error_field(b, b'V').or_else(|| wire::error_field(b, b'S')));
+        self.fatal |= matches!(severity, Some(b"FATAL" | b"PANIC"));
+        if let Copy::In { stray: true } | Copy::Ending { stray: true } = self.copy {
+            // Whether the upstream ignored that Sync or answers it depends on when it failed.
+            self.pin_for(Pin::Copy);
+        }
+        self.copy = Copy::None;
+        let (skipped, found) = match self.requests.front_kind() {
+            Some(Kind::Setup) => return Err(Broken::Setup(body.unwrap_or_default().to_vec())),
+            None => return Ok(Step::Pass),
+            Some(Kind::Sync | Kind::FunctionCall) => return Ok(Step::Pass),
+            Some(Kind::Query) => {
+                self.take_back_query(backend);
+                return Ok(Step::Pass);
+            }
+            Some(_) => self.requests.skip_to_sync(),
+        };
+        self.skipping |= !found;
+        // The preparation for a DEALLOCATE of ours failed: that has a Sync of its own, and says so itself.
+        let unseen = skipped.first().is_some_and(|r| r.hidden) && self.requests.front().is_some_and(|r| r.hidden);
+        let refused = match skipped.first() {
+            Some(Request { kind: Kind::Fail, note: Some(note), .. }) => match &**note {
+                Note::Refused(error) => Some(error.clone()),
+                _ => None,
+            },
+            _ => None,
+        };
+        self.undo(skipped.into_iter(), backend);
+        match refused {
+            Some(error) if !self.fatal => {
+                down.buffer().extend_from_slice(&error);
+                Ok(Step::Drop)
+            }
+            _ if unseen => Ok(Step::Drop),
+            _ => Ok(Step::Pass),
+        }
+    }
+
+    /// A simple query failed; if it was a `DEALLOCATE` of ours, the name is still there.
+    fn take_back_query(&mut self, backend: &mut BackendState) {
+        if let Some(note) = self.requests.take_front_note() {
+            let request = Request { kind: Kind::Query, hidden: false, number: 0, note: Some(note) };
+            self.undo(std::iter::once(request), backend);
+        }
+    }
+
+    /// `ParameterStatus`
+    fn parameter(&mut self, body: Option<&[u8]>, setup: bool, backend: &mut BackendState) -> Step {
+        let pair = body.and_then(cstr).and_then(|(name, rest)| Some((name, cstr(rest)?.0)));
+        let Some((name, value)) = pair else { return Step::Pass };
+        backend.settings.report(name, value);
+        if self.settings.hides(name) && setup {
+            return Step::Drop;
+        }
+        if setup {
+            return if self.settings.told(name, value) { Step::Pass } else { Step::Drop };
+        }
+        self.settings.report(name, value);
+        Step::Pass
+    }
+}

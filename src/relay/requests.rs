@@ -1,0 +1,122 @@
+//! What the upstream still owes answers to, in the order in which it was asked.
+
+use std::collections::VecDeque;
+
+use super::statement::Named;
+
+/// One request. Requests are numbered from 1 within a session.
+#[derive(Debug)]
+pub struct Request {
+    pub kind: Kind,
+    /// Sent by us: its answer is not the client's.
+    pub hidden: bool,
+    pub number: u64,
+    pub note: Option<Box<Note>>,
+}
+
+/// What it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Our own `Query`: everything up to its `ReadyForQuery` is ours.
+    Setup,
+    Query,
+    FunctionCall,
+    Parse,
+    ParseUnnamed,
+    Bind,
+    Describe,
+    Execute,
+    Close,
+    Sync,
+    /// Was not sent; answered by this message without a body (`ParseComplete`, `CloseComplete`) when its turn comes.
+    Fake(u8),
+    /// Was replaced by something that fails; the error is in the note.
+    Fail,
+}
+
+/// What to take back if it fails or is skipped, or what to say.
+#[derive(Debug)]
+pub enum Note {
+    /// A name was given a statement, or lost it.
+    Named {
+        name: Box<[u8]>,
+        previous: Option<Named>,
+        /// The statement that the upstream prepares with it.
+        prepared: Option<u64>,
+    },
+    /// The upstream prepares a statement.
+    Prepared(u64),
+    /// The upstream closes one.
+    Closed(u64),
+    /// The `ErrorResponse` to send in place of the upstream's.
+    Refused(Vec<u8>),
+}
+
+#[derive(Debug, Default)]
+pub struct Requests {
+    queue: VecDeque<Request>,
+    last: u64,
+}
+
+impl Requests {
+    pub fn push(&mut self, kind: Kind) {
+        self.add(kind, false, None);
+    }
+
+    pub fn push_noted(&mut self, kind: Kind, note: Note) {
+        self.add(kind, false, Some(Box::new(note)));
+    }
+
+    pub fn push_hidden(&mut self, kind: Kind, note: Option<Note>) {
+        self.add(kind, true, note.map(Box::new));
+    }
+
+    fn add(&mut self, kind: Kind, hidden: bool, note: Option<Box<Note>>) {
+        self.last += 1;
+        self.queue.push_back(Request { kind, hidden, number: self.last, note });
+    }
+
+    /// The number that the next request will have.
+    pub fn next_number(&self) -> u64 {
+        self.last + 1
+    }
+
+    pub fn front(&self) -> Option<&Request> {
+        self.queue.front()
+    }
+
+    pub fn front_kind(&self) -> Option<Kind> {
+        self.queue.front().map(|r| r.kind)
+    }
+
+    pub fn take_front_note(&mut self) -> Option<Box<Note>> {
+        self.queue.front_mut().and_then(|r| r.note.take())
+    }
+
+    pub fn pop(&mut self) -> Option<Request> {
+        self.queue.pop_front()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// True if nothing but fakes is left: the upstream owes no answer.
+    pub fn only_fakes(&self) -> bool {
+        self.queue.iter().all(|r| matches!(r.kind, Kind::Fake(_)))
+    }
+
+    /// Takes everything before the next `Sync`; false if there is none.
+    pub fn skip_to_sync(&mut self) -> (Vec<Request>, bool) {
+        let sync = self.queue.iter().position(|r| r.kind == Kind::Sync);
+        let skipped = self.queue.drain(..sync.unwrap_or(self.queue.len())).collect();
+        (skipped, sync.is_some())
+    }
+
+    /// Takes out the `Sync`s directly behind the front: in COPY the upstream reads and ignores them.
+    pub fn drop_syncs_behind_front(&mut self) {
+        while self.queue.get(1).is_some_and(|r| r.kind == Kind::Sync) {
+            self.queue.remove(1);
+        }
+    }
+}

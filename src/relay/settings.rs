@@ -1,0 +1,288 @@
+//! The settings of a session, and how an upstream connection gets them and loses them again.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use crate::upstream::Parameter;
+use crate::wire::{identifier, literal};
+
+/// Settings that PostgreSQL reports and a client may change. (`search_path` is reported by 18.)
+const SETTABLE: [&str; 9] = [
+    "application_name",
+    "client_encoding",
+    "DateStyle",
+    "IntervalStyle",
+    "TimeZone",
+    "standard_conforming_strings",
+    "default_transaction_read_only",
+    "scram_iterations",
+    "search_path",
+];
+const APPLICATION_NAME: &str = "application_name";
+/// PostgreSQL cuts names, and so `application_name`, to this many bytes.
+const NAME_LENGTH: usize = 63;
+
+/// Names with their values, in no particular order; names differ in more than case.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Parameters(Vec<Parameter>);
+
+impl Parameters {
+    /// Of a list; a later value of a name wins.
+    pub fn new(list: impl IntoIterator<Item = Parameter>) -> Self {
+        let mut parameters = Self::default();
+        list.into_iter().for_each(|(name, value)| parameters.set(&name, &value));
+        parameters
+    }
+
+    /// The value of a name.
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        self.0.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| &**value)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    fn set(&mut self, name: &[u8], value: &[u8]) {
+        match self.0.iter_mut().find(|(n, _)| n.eq_ignore_ascii_case(name)) {
+            Some((_, old)) => *old = value.into(),
+            None => self.0.push((name.into(), value.into())),
+        }
+    }
+
+    /// These with one value changed.
+    #[must_use]
+    pub fn with(&self, name: &[u8], value: &[u8]) -> Self {
+        let mut changed = Self(self.0.clone());
+        changed.set(name, value);
+        changed
+    }
+
+    /// These without one name.
+    #[must_use]
+    pub fn without(&self, name: &[u8]) -> Self {
+        Self(self.0.iter().filter(|(n, _)| !n.eq_ignore_ascii_case(name)).cloned().collect())
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What a session's settings are to be on whatever connection it is lent.
+#[derive(Debug, Clone)]
+pub struct SessionSettings {
+    /// Reported ones.
+    reported: Arc<Parameters>,
+    /// What an upstream connection must report for that: the same, unless `application_name` is decorated.
+    wanted: Arc<Parameters>,
+    /// What the client was last told.
+    told: Arc<Parameters>,
+    /// What `RESET` goes back to: the reported ones at login.
+    startup: Arc<Parameters>,
+    /// What the client set at startup and PostgreSQL does not report.
+    extra: Arc<Parameters>,
+    /// ` [alice@prod]`, if the upstream is to see that.
+    suffix: Option<Arc<str>>,
+}
+
+/// What is set on an upstream connection now.
+#[derive(Debug, Clone)]
+pub struct BackendSettings {
+    reported: Arc<Parameters>,
+    extra: Arc<Parameters>,
+}
+
+impl BackendSettings {
+    /// Of a connection that has just logged in.
+    pub fn new(reported: Arc<Parameters>) -> Self {
+        Self { reported, extra: Arc::default() }
+    }
+
+    /// What it last reported.
+    pub fn reported(&self) -> &Arc<Parameters> {
+        &self.reported
+    }
+
+    /// A `ParameterStatus` has come.
+    pub fn report(&mut self, name: &[u8], value: &[u8]) {
+        if self.reported.get(name) != Some(value) {
+            self.reported = Arc::new(self.reported.with(name, value));
+        }
+    }
+
+    /// These beside the reported ones were set on it.
+    pub fn extra_is(&mut self, extra: Arc<Parameters>) {
+        self.extra = extra;
+    }
+
+    /// `RESET ALL`, `DISCARD ALL`: nothing is left but what was set when it logged in.
+    pub fn reset_all(&mut self) {
+        self.extra = Arc::default();
+    }
+
+    /// `RESET name`
+    pub fn reset(&mut self, name: &[u8]) {
+        if self.extra.get(name).is_some() {
+            self.extra = Arc::new(self.extra.without(name));
+        }
+    }
+}
+
+impl SessionSettings {
+    /// At login: what is reported to the client, and what it set beside that.
+    pub fn new(reported: Arc<Parameters>, extra: Arc<Parameters>, suffix: Option<Arc<str>>) -> Self {
+        let wanted = decorated(&reported, suffix.as_deref());
+        Self { wanted, told: reported.clone(), startup: reported.clone(), reported, extra, suffix }
+    }
+
+    /// What the client is told at login.
+    pub fn reported(&self) -> &Parameters {
+        &self.reported
+    }
+
+    /// The settings that change what a statement means and are not reported: part of a statement's identity.
+    pub fn extra(&self) -> &Parameters {
+        &self.extra
+    }
+
+    /// A `ParameterStatus` of a connection that this session is lent.
+    pub fn report(&mut self, name: &[u8], value: &[u8]) {
+        if self.reported.get(name) != Some(value) {
+            self.reported = Arc::new(self.reported.with(name, value));
+            self.wanted = decorated(&self.reported, self.suffix.as_deref());
+        }
+        self.told(name, value);
+    }
+
+    /// The client has been told a value; true if that was news to it.
+    pub fn told(&mut self, name: &[u8], value: &[u8]) -> bool {
+        let news = self.told.get(name) != Some(value);
+        if news {
+            self.told = Arc::new(self.told.with(name, value));
+        }
+        news
+    }
+
+    /// Back to what was set at startup; the next connection is given that, and the client told.
+    pub fn reset_all(&mut self) {
+        self.reported = self.startup.clone();
+        self.wanted = decorated(&self.reported, self.suffix.as_deref());
+    }
+
+    /// One setting back to what was set at startup.
+    pub fn reset(&mut self, name: &[u8]) {
+        if let Some(value) = self.startup.get(name) {
+            self.reported = Arc::new(self.reported.with(name, value));
+            self.wanted = decorated(&self.reported, self.suffix.as_deref());
+        }
+    }
+
+    /// Whether a name is one whose decorated value the client must not be told.
+    pub fn hides(&self, name: &[u8]) -> bool {
+        self.suffix.is_some() && name == APPLICATION_NAME.as_bytes()
+    }
+
+    /// The statements that give a connection this session's settings; `None`, at the cost of two comparisons of
+    /// pointers, if it has them.
+    pub fn setup(&self, backend: &mut BackendSettings) -> Option<String> {
+        let same_reported = Arc::ptr_eq(&self.wanted, &backend.reported);
+        let same_extra = Arc::ptr_eq(&self.extra, &backend.extra);
+        if same_reported && same_extra {
+            return None;
+        }
+        let mut sql = String::new();
+        for (name, _) in backend.extra.iter().filter(|(name, _)| self.extra.get(name).is_none()) {
+            let _ = write!(sql, "RESET {};", dotted_identifier(&String::from_utf8_lossy(name)));
+        }
+        let changed = self.extra.iter().filter(|(name, value)| backend.extra.get(name) != Some(value));
+        let reported = SETTABLE.iter().filter_map(|name| {
+            let wanted = self.wanted.get(name.as_bytes())?;
+            let now = backend.reported.get(name.as_bytes())?;
+            (wanted != now).then_some((name.as_bytes(), wanted))
+        });
+        let calls: Vec<String> = changed.chain(reported).map(set_config).collect();
+        if !calls.is_empty() {
+            let _ = write!(sql, "SELECT {}", calls.join(","));
+        }
+        backend.extra = self.extra.clone();
+        if sql.is_empty() {
+            // Equal in all that matters: next time the pointers say so.
+            backend.reported = self.wanted.clone();
+            return None;
+        }
+        Some(sql)
+    }
+
+    /// After a setup: remembers, by the pointer, that the connection has what this session wants.
+    pub fn settled(&self, backend: &mut BackendSettings) {
+        if *self.wanted == *backend.reported {
+            backend.reported = self.wanted.clone();
+        }
+    }
+}
+
+/// The call that gives a setting a value for the session.
+pub fn set_config((name, value): (&[u8], &[u8])) -> String {
+    format!("pg_catalog.set_config({},{},false)", literal(name), literal(value))
+}
+
+fn dotted_identifier(name: &str) -> String {
+    name.split('.').map(identifier).collect::<Vec<_>>().join(".")
+}
+
+fn decorated(reported: &Arc<Parameters>, suffix: Option<&str>) -> Arc<Parameters> {
+    let Some(suffix) = suffix else { return reported.clone() };
+    let name = reported.get(APPLICATION_NAME.as_bytes()).unwrap_or_default();
+    let room = NAME_LENGTH.saturating_sub(suffix.len());
+    let mut value = name[..name.len().min(room)].to_vec();
+    value.extend_from_slice(suffix.as_bytes());
+    value.truncate(NAME_LENGTH);
+    let start = usize::from(name.is_empty());
+    Arc::new(reported.with(APPLICATION_NAME.as_bytes(), &value[start.min(value.len())..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters(list: &[(&str, &str)]) -> Arc<Parameters> {
+        let pair = |(n, v): &(&str, &str)| (n.as_bytes().into(), v.as_bytes().into());
+        Arc::new(Parameters::new(list.iter().map(pair)))
+    }
+
+    #[test]
+    fn an_equal_connection_needs_nothing_and_is_remembered() {
+        let session = SessionSettings::new(parameters(&[("TimeZone", "UTC")]), Arc::default(), None);
+        let mut backend = BackendSettings::new(parameters(&[("TimeZone", "UTC")]));
+        assert_eq!(session.setup(&mut backend), None);
+        assert!(Arc::ptr_eq(&session.wanted, &backend.reported));
+    }
+
+    #[test]
+    fn extra_settings_come_and_go() {
+        let base = parameters(&[("TimeZone", "UTC")]);
+        let with = SessionSettings::new(base.clone(), parameters(&[("work_mem", "1MB")]), None);
+        let without = SessionSettings::new(base.clone(), Arc::default(), None);
+        let mut backend = BackendSettings::new(base);
+        let sql = with.setup(&mut backend).unwrap();
+        assert_eq!(sql, "SELECT pg_catalog.set_config(E'work_mem',E'1MB',false)");
+        assert_eq!(with.setup(&mut backend), None);
+        assert_eq!(without.setup(&mut backend).as_deref(), Some("RESET \"work_mem\";"));
+    }
+
+    #[test]
+    fn a_decorated_name_is_cut_to_63_bytes() {
+        let name = "x".repeat(80);
+        let session =
+            SessionSettings::new(parameters(&[("application_name", &name)]), Arc::default(), Some(" [a@b]".into()));
+        let value = session.wanted.get(b"application_name").unwrap();
+        assert_eq!(value.len(), 63);
+        assert!(value.ends_with(b"x [a@b]"));
+        let unnamed =
+            SessionSettings::new(parameters(&[("application_name", "")]), Arc::default(), Some(" [a@b]".into()));
+        assert_eq!(unnamed.wanted.get(b"application_name"), Some(&b"[a@b]"[..]));
+    }
+}

@@ -1,0 +1,583 @@
+//! What a statement may leave behind in its session. Two steps: a byte scan that tells in nanoseconds that a text
+//! cannot matter, and a lexer for the rest. Neither understands SQL; both rather suspect too much.
+
+/// Why a session keeps its upstream connection beyond its transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pin {
+    /// A setting that PostgreSQL does not report was changed.
+    Setting,
+    /// `SET ROLE`, `SET SESSION AUTHORIZATION`
+    Role,
+    /// `LISTEN`
+    Listen,
+    /// A temporary table, view, sequence or function.
+    Temporary,
+    /// A session-level advisory lock.
+    AdvisoryLock,
+    /// A cursor `WITH HOLD`.
+    HoldCursor,
+    /// SQL-level `PREPARE`.
+    Prepare,
+    /// Something that cannot be seen through: `DO`, `CALL`, `LOAD`, a function call by the fast path, a very
+    /// long statement with suspicious words.
+    Opaque,
+    /// A `COPY` that ended so that the two sides may disagree about the protocol's state.
+    Copy,
+}
+
+impl Pin {
+    /// As the log and `SHOW pgusher.pin` say it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Setting => "setting",
+            Self::Role => "role",
+            Self::Listen => "listen",
+            Self::Temporary => "temporary object",
+            Self::AdvisoryLock => "advisory lock",
+            Self::HoldCursor => "cursor with hold",
+            Self::Prepare => "sql prepare",
+            Self::Opaque => "opaque statement",
+            Self::Copy => "copy",
+        }
+    }
+}
+
+/// What a text may do to its session.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// It makes state that cannot be carried.
+    pub pin: Option<Pin>,
+    /// It has a `SET`, `RESET` or the like, so that such a command tag is no surprise.
+    pub foreseen: bool,
+    /// `DEALLOCATE ALL` or `DISCARD ALL`: no prepared statement is left.
+    pub deallocates_all: bool,
+    /// `RESET ALL` or `DISCARD ALL`: every setting goes back to its default.
+    pub resets_all: bool,
+    /// `RESET name`: this one does, in lower case.
+    pub resets: Vec<String>,
+    /// `DEALLOCATE name`, as the only statement.
+    pub deallocates: Option<Vec<u8>>,
+    /// `SHOW pgusher.name`, as the only statement.
+    pub shows: Option<String>,
+}
+
+/// Settings that every supported PostgreSQL reports: the upstream itself says what became of them.
+const REPORTED: [&str; 6] = [
+    "application_name",
+    "client_encoding",
+    "datestyle",
+    "intervalstyle",
+    "timezone",
+    "standard_conforming_strings",
+];
+
+const fn key(word: &[u8]) -> u64 {
+    let mut key = 0;
+    let mut i = 0;
+    while i < word.len() && i < 8 {
+        key = key << 8 | word[i] as u64;
+        i += 1;
+    }
+    key
+}
+
+/// Letters, digits, `_`, `$` and every byte of a multi-byte character.
+const WORD: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut i = 0;
+    while i < 256 {
+        let b = i as u8;
+        table[i] = b.is_ascii_alphanumeric() || b == b'_' || b == b'$' || b >= 0x80;
+        i += 1;
+    }
+    table
+};
+
+/// The byte scan; it can be fed a text in pieces.
+#[derive(Debug, Clone)]
+pub struct Scan {
+    key: u64,
+    length: usize,
+    at_start: bool,
+    suspicious: bool,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self { key: 0, length: 0, at_start: true, suspicious: false }
+    }
+}
+
+impl Scan {
+    /// Looks at the next piece.
+    pub fn feed(&mut self, text: &[u8]) {
+        for &byte in text {
+            if WORD[byte as usize] {
+                if self.length < 8 {
+                    self.key = self.key << 8 | u64::from(byte | 0x20);
+                }
+                self.length += 1;
+                continue;
+            }
+            self.end_word();
+            match byte {
+                b';' => self.at_start = true,
+                b' ' | b'\t' | b'\n' | b'\r' | 0 => {}
+                // A comment or a parenthesis before the first word: let the lexer look.
+                _ if self.at_start => self.suspicious = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn end_word(&mut self) {
+        if self.length == 0 {
+            return;
+        }
+        self.suspicious |= matters_anywhere(self.key) || (self.at_start && matters_first(self.key));
+        (self.key, self.length, self.at_start) = (0, 0, false);
+    }
+
+    /// Whether the text so far, as a whole, might matter.
+    pub fn is_suspicious(mut self) -> bool {
+        self.end_word();
+        self.suspicious
+    }
+}
+
+// `_` is 0x7f here, because the scan sets bit 0x20 of every byte.
+const fn scanned(word: &[u8; 8]) -> u64 {
+    let mut bytes = *word;
+    let mut i = 0;
+    while i < 8 {
+        bytes[i] |= 0x20;
+        i += 1;
+    }
+    key(&bytes)
+}
+
+fn matters_anywhere(word: u64) -> bool {
+    const SET_CONFIG: u64 = scanned(b"set_conf");
+    const TEMPORARY: u64 = scanned(b"temporar");
+    const PG_TEMP: u64 = scanned(b"pg_temp_");
+    const PG_ADVISORY: u64 = scanned(b"pg_advis");
+    const PG_TRY_ADVISORY: u64 = scanned(b"pg_try_a");
+    const PG_REPLICATION: u64 = scanned(b"pg_repli");
+    const DBLINK: u64 = scanned(b"dblink__") >> 16;
+    const PG_TEMP_ALONE: u64 = PG_TEMP >> 8;
+    const TEMP: u64 = key(b"temp");
+    const HOLD: u64 = key(b"hold");
+    const SETSEED: u64 = key(b"setseed");
+    matches!(
+        word,
+        SET_CONFIG | TEMPORARY | PG_TEMP | PG_ADVISORY | PG_TRY_ADVISORY | PG_REPLICATION
+            | PG_TEMP_ALONE | TEMP | HOLD | SETSEED | DBLINK
+    ) || word >> 16 == DBLINK
+}
+
+fn matters_first(word: u64) -> bool {
+    const WORDS: [u64; 11] = [
+        key(b"set"),
+        key(b"reset"),
+        key(b"discard"),
+        key(b"listen"),
+        key(b"prepare"),
+        key(b"deallocate"),
+        key(b"load"),
+        key(b"do"),
+        key(b"call"),
+        key(b"show"),
+        key(b"security"),
+    ];
+    WORDS.contains(&word)
+}
+
+/// What a text may do; `None`, mostly, is nothing.
+pub fn effects(text: &[u8]) -> Option<Box<Effects>> {
+    let mut scan = Scan::default();
+    scan.feed(text);
+    if !scan.is_suspicious() {
+        return None;
+    }
+    let effects = lexed(text);
+    (effects != Effects::default()).then(|| Box::new(effects))
+}
+
+/// A token, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Token {
+    /// A word or a quoted identifier: a word in lower case, an identifier as it is.
+    Word(String),
+    /// A string, whatever is in it.
+    Text,
+    /// Anything else.
+    Symbol(u8),
+}
+
+impl Token {
+    fn is(&self, word: &str) -> bool {
+        matches!(self, Self::Word(w) if w == word)
+    }
+}
+
+fn lexed(text: &[u8]) -> Effects {
+    let mut effects = Effects::default();
+    let tokens = tokens(text);
+    let statements: Vec<&[Token]> =
+        tokens.split(|t| *t == Token::Symbol(b';')).filter(|statement| !statement.is_empty()).collect();
+    let alone = statements.len() == 1;
+    for statement in statements {
+        look_at(statement, alone, &mut effects);
+    }
+    effects
+}
+
+fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
+    let word = |i: usize| match statement.get(i) {
+        Some(Token::Word(word)) => word.as_str(),
+        _ => "",
+    };
+    let mut pin = |reason| {
+        effects.pin.get_or_insert(reason);
+    };
+    match word(0) {
+        "set" => {
+            effects.foreseen = true;
+            if let Some(reason) = set(statement) {
+                pin(reason);
+            }
+        }
+        "reset" => {
+            effects.foreseen = true;
+            match (word(1), word(2)) {
+                ("all", _) => effects.resets_all = true,
+                ("role", _) | ("session", "authorization") => pin(Pin::Role),
+                ("time", "zone") => effects.resets.push("timezone".into()),
+                (_, _) => effects.resets.push(dotted(&statement[1..])),
+            }
+        }
+        "discard" if word(1) == "all" => {
+            effects.foreseen = true;
+            (effects.deallocates_all, effects.resets_all) = (true, true);
+        }
+        "deallocate" => {
+            let name = if word(1) == "prepare" { 2 } else { 1 };
+            match word(name) {
+                "all" => effects.deallocates_all = true,
+                name if alone => effects.deallocates = Some(name.as_bytes().to_vec()),
+                _ => {}
+            }
+        }
+        "show" if alone && word(1) == "pgusher" && statement.get(2) == Some(&Token::Symbol(b'.')) => {
+            effects.shows = Some(word(3).to_owned());
+        }
+        "listen" => pin(Pin::Listen),
+        "prepare" if word(1) != "transaction" => pin(Pin::Prepare),
+        "do" | "call" | "load" => pin(Pin::Opaque),
+        "declare" if statement.windows(2).any(|w| w[0].is("with") && w[1].is("hold")) => pin(Pin::HoldCursor),
+        "create" if statement.iter().take(6).any(|t| t.is("temp") || t.is("temporary")) => pin(Pin::Temporary),
+        _ => {}
+    }
+    let into_temporary =
+        |w: &[Token]| w[0].is("into") && (w[1].is("temp") || w[1].is("temporary") || w[2].is("temp"));
+    if statement.windows(3).any(into_temporary) {
+        effects.pin.get_or_insert(Pin::Temporary);
+    }
+    for token in statement {
+        if let Token::Word(word) = token
+            && let Some(reason) = function(word)
+        {
+            effects.pin.get_or_insert(reason);
+        }
+    }
+}
+
+/// `SET …`: `None` where the upstream reports what became of it, or where it ends with the transaction.
+fn set(statement: &[Token]) -> Option<Pin> {
+    let mut rest = &statement[1..];
+    let first = |rest: &[Token], word: &str| rest.first().is_some_and(|t| t.is(word));
+    if first(rest, "local") || first(rest, "transaction") || first(rest, "constraints") {
+        return None;
+    }
+    if first(rest, "session") {
+        if rest.get(1).is_some_and(|t| t.is("authorization")) {
+            return Some(Pin::Role);
+        }
+        rest = &rest[1..];
+    }
+    if first(rest, "role") {
+        return Some(Pin::Role);
+    }
+    let time_zone = first(rest, "time") && rest.get(1).is_some_and(|t| t.is("zone"));
+    let name = dotted(rest);
+    (!time_zone && !first(rest, "names") && !REPORTED.contains(&name.as_str())).then_some(Pin::Setting)
+}
+
+/// A name with its dots, in lower case.
+fn dotted(tokens: &[Token]) -> String {
+    let mut name = String::new();
+    for token in tokens {
+        match token {
+            Token::Word(word) if name.is_empty() || name.ends_with('.') => name.push_str(&word.to_lowercase()),
+            Token::Symbol(b'.') => name.push('.'),
+            _ => break,
+        }
+    }
+    name
+}
+
+/// What a function leaves behind.
+fn function(word: &str) -> Option<Pin> {
+    match word {
+        "set_config" => Some(Pin::Setting),
+        "pg_advisory_lock" | "pg_advisory_lock_shared" | "pg_try_advisory_lock" | "pg_try_advisory_lock_shared" => {
+            Some(Pin::AdvisoryLock)
+        }
+        "setseed" => Some(Pin::Opaque),
+        _ if word.starts_with("pg_temp") => Some(Pin::Temporary),
+        _ if word.starts_with("dblink") || word.starts_with("pg_replication_origin_") => Some(Pin::Opaque),
+        _ => None,
+    }
+}
+
+fn tokens(text: &[u8]) -> Vec<Token> {
+    let mut lexer = Lexer { text, at: 0, tokens: Vec::new() };
+    while lexer.at < text.len() {
+        lexer.step();
+    }
+    lexer.tokens
+}
+
+struct Lexer<'a> {
+    text: &'a [u8],
+    at: usize,
+    tokens: Vec<Token>,
+}
+
+impl Lexer<'_> {
+    fn peek(&self, ahead: usize) -> u8 {
+        self.text.get(self.at + ahead).copied().unwrap_or(0)
+    }
+
+    fn step(&mut self) {
+        match (self.peek(0), self.peek(1)) {
+            (b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c | 0, _) => self.at += 1,
+            (b'-', b'-') => self.skip_to(b'\n'),
+            (b'/', b'*') => self.block_comment(),
+            (b'\'', _) => self.string(false),
+            (b'e' | b'E', b'\'') => {
+                self.at += 1;
+                self.string(true);
+            }
+            (b'"', _) => self.quoted_identifier(),
+            // An identifier with escapes can hide any name.
+            (b'u' | b'U', b'&') if self.peek(2) == b'"' => {
+                self.tokens.push(Token::Word("setseed".into()));
+                self.at += 2;
+                self.quoted_identifier();
+            }
+            (b'$', _) => self.dollar(),
+            (byte, _) if WORD[byte as usize] => self.word(),
+            (byte, _) => {
+                self.tokens.push(Token::Symbol(byte));
+                self.at += 1;
+            }
+        }
+    }
+
+    fn skip_to(&mut self, end: u8) {
+        let rest = &self.text[self.at..];
+        self.at += memchr::memchr(end, rest).map_or(rest.len(), |i| i + 1);
+    }
+
+    fn block_comment(&mut self) {
+        let mut depth = 0;
+        while self.at < self.text.len() {
+            match (self.peek(0), self.peek(1)) {
+                (b'/', b'*') => {
+                    depth += 1;
+                    self.at += 2;
+                }
+                (b'*', b'/') => {
+                    depth -= 1;
+                    self.at += 2;
+                    if depth == 0 {
+                        return;
+                    }
+                }
+                _ => self.at += 1,
+            }
+        }
+    }
+
+    fn string(&mut self, escapes: bool) {
+        self.at += 1;
+        while self.at < self.text.len() {
+            match (self.peek(0), self.peek(1)) {
+                (b'\\', _) if escapes => self.at += 2,
+                (b'\'', b'\'') => self.at += 2,
+                (b'\'', _) => {
+                    self.at += 1;
+                    break;
+                }
+                _ => self.at += 1,
+            }
+        }
+        self.tokens.push(Token::Text);
+    }
+
+    fn quoted_identifier(&mut self) {
+        self.at += 1;
+        let mut name = Vec::new();
+        while self.at < self.text.len() {
+            match (self.peek(0), self.peek(1)) {
+                (b'"', b'"') => {
+                    name.push(b'"');
+                    self.at += 2;
+                }
+                (b'"', _) => {
+                    self.at += 1;
+                    break;
+                }
+                (byte, _) => {
+                    name.push(byte);
+                    self.at += 1;
+                }
+            }
+        }
+        self.tokens.push(Token::Word(String::from_utf8_lossy(&name).into_owned()));
+    }
+
+    /// `$tag$…$tag$`, or a parameter, or nothing.
+    fn dollar(&mut self) {
+        let rest = &self.text[self.at..];
+        let tag = rest[1..].iter().position(|b| *b == b'$').map(|end| &rest[..end + 2]);
+        let is_tag = |tag: &&[u8]| {
+            let name = &tag[1..tag.len() - 1];
+            name.iter().all(|b| WORD[*b as usize]) && !name.first().is_some_and(u8::is_ascii_digit)
+        };
+        match tag.filter(is_tag) {
+            Some(tag) => {
+                let body = &rest[tag.len()..];
+                let end = memchr::memmem::find(body, tag).map_or(body.len(), |i| i + tag.len());
+                self.at += tag.len() + end;
+                self.tokens.push(Token::Text);
+            }
+            None => {
+                self.tokens.push(Token::Symbol(b'$'));
+                self.at += 1;
+            }
+        }
+    }
+
+    fn word(&mut self) {
+        let from = self.at;
+        while self.at < self.text.len() && WORD[self.text[self.at] as usize] {
+            self.at += 1;
+        }
+        let word = String::from_utf8_lossy(&self.text[from..self.at]).to_lowercase();
+        self.tokens.push(Token::Word(word));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pin(text: &str) -> Option<Pin> {
+        effects(text.as_bytes()).and_then(|e| e.pin)
+    }
+
+    #[test]
+    fn ordinary_statements_leave_nothing() {
+        for text in [
+            "",
+            "SELECT 1",
+            "select abalance from pgbench_accounts where aid = 5;",
+            "UPDATE t SET a = 1, b = 'SET x' WHERE c",
+            "BEGIN; INSERT INTO t VALUES ('LISTEN'); COMMIT",
+            "SELECT temp FROM weather",
+            "SELECT hold FROM t",
+            "-- set x = 1\nSELECT 1",
+            "/* set x = 1 /* nested */ */ SELECT 1",
+            "SELECT $$ set_config $$, $a$ pg_advisory_lock $a$",
+            "SELECT 'it''s; SET x = 1'",
+            "SELECT E'\\'; SET x = 1 --'",
+            "CREATE TABLE t (temporary_until date, holds int)",
+            "PREPARE TRANSACTION 'x'",
+            "SELECT pg_advisory_xact_lock(1), pg_advisory_unlock_all()",
+            "DECLARE c CURSOR FOR SELECT 1",
+            "SET LOCAL work_mem = '1MB'",
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+            "SET TIME ZONE 'UTC'; SET NAMES 'UTF8'; SET datestyle = 'ISO'; set session DateStyle to iso",
+        ] {
+            assert_eq!(pin(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_carried_pins() {
+        for (text, expected) in [
+            ("SET work_mem = '1MB'", Pin::Setting),
+            ("  set Search_Path to x", Pin::Setting),
+            ("/* app */ SET work_mem = 1", Pin::Setting),
+            ("SELECT 1; SET myapp.user = '5'", Pin::Setting),
+            ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", Pin::Setting),
+            ("SELECT set_config('a.b', 'c', false)", Pin::Setting),
+            ("SELECT pg_catalog.\"set_config\"('a.b', 'c', false)", Pin::Setting),
+            ("SET ROLE bob", Pin::Role),
+            ("SET SESSION ROLE bob", Pin::Role),
+            ("SET SESSION AUTHORIZATION bob", Pin::Role),
+            ("LISTEN x", Pin::Listen),
+            ("CREATE TEMP TABLE t (a int)", Pin::Temporary),
+            ("create or replace local temporary view v as select 1", Pin::Temporary),
+            ("SELECT 1 INTO TEMP t", Pin::Temporary),
+            ("CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'select 1'", Pin::Temporary),
+            ("SELECT pg_try_advisory_lock(1)", Pin::AdvisoryLock),
+            ("WITH x AS (SELECT pg_advisory_lock_shared(1)) SELECT 1", Pin::AdvisoryLock),
+            ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", Pin::HoldCursor),
+            ("PREPARE p AS SELECT 1", Pin::Prepare),
+            ("DO $$ begin end $$", Pin::Opaque),
+            ("CALL p()", Pin::Opaque),
+            ("LOAD 'auto_explain'", Pin::Opaque),
+            ("SELECT U&\"\\0073et_config\"('a', 'b', false)", Pin::Opaque),
+            ("SELECT dblink_connect('x')", Pin::Opaque),
+        ] {
+            let found = pin(text).or_else(|| lexed(text.as_bytes()).pin);
+            assert_eq!(found, Some(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn resets_and_deallocations_are_told() {
+        let of = |text: &str| effects(text.as_bytes()).map(|e| *e).unwrap_or_default();
+        assert!(of("DISCARD ALL").deallocates_all && of("DISCARD ALL").resets_all);
+        assert!(of("deallocate prepare all;").deallocates_all);
+        assert_eq!(of("DEALLOCATE \"My Stmt\"").deallocates.as_deref(), Some(&b"My Stmt"[..]));
+        assert_eq!(of("RESET pg_x.y").resets, ["pg_x.y"]);
+        assert!(of("reset all").resets_all);
+        assert_eq!(of("show PGUSHER.route ;").shows.as_deref(), Some("route"));
+        assert_eq!(of("show pgusher.route; select 1").shows, None);
+    }
+
+    #[test]
+    fn a_scan_in_pieces_sees_what_a_scan_at_once_sees() {
+        for text in ["select 1; set x=1", "select temp", "select attempt", "select pg_advisory_lock(1)"] {
+            let mut whole = Scan::default();
+            whole.feed(text.as_bytes());
+            for cut in 0..=text.len() {
+                let mut scan = Scan::default();
+                scan.feed(&text.as_bytes()[..cut]);
+                scan.feed(&text.as_bytes()[cut..]);
+                assert_eq!(scan.is_suspicious(), whole.clone().is_suspicious(), "{text} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_deep_or_broken_text_is_an_answer_and_not_a_crash() {
+        for text in ["(".repeat(1 << 20), "/*".repeat(1 << 19), "set ".repeat(1 << 16), "$a$".into(), "'".into()] {
+            let _ = effects(text.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Prepared statements: one identity for every text, its name on the upstream connections, and what each side
+//! knows of it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use dashmap::DashMap;
+
+use super::settings::Parameters;
+use super::sql::{self, Effects};
+
+/// PostgreSQL tells statement names apart by this many bytes.
+const NAME_LENGTH: usize = 63;
+
+/// A text with its parameter types. Two with an equal text, equal types, and equal settings that could change
+/// their meaning are one: compared by the bytes, never only by a hash.
+#[derive(Debug)]
+pub struct Statement {
+    id: u64,
+    /// The query, NUL, the types: the rest of a `Parse` message behind its name.
+    body: Box<[u8]>,
+    effects: Option<Box<Effects>>,
+}
+
+impl Statement {
+    /// What a `Parse` message has behind the name.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// What it may do to a session.
+    pub fn effects(&self) -> Option<&Effects> {
+        self.effects.as_deref()
+    }
+
+    /// Its number, which no other statement of this process has or had.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+/// All statements that any session has.
+#[derive(Debug)]
+pub struct Interner {
+    statements: DashMap<Box<[u8]>, Weak<Statement>>,
+    next: AtomicU64,
+    sweep_at: AtomicUsize,
+    prefix: String,
+}
+
+impl Interner {
+    /// Empty, with a random part in its names so that no client can guess one.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn new() -> Result<Self, getrandom::Error> {
+        Ok(Self {
+            statements: DashMap::new(),
+            next: AtomicU64::new(1),
+            sweep_at: AtomicUsize::new(1024),
+            prefix: format!("_pgusher_{:016x}_", getrandom::u64()?),
+        })
+    }
+
+    /// The one statement of this text. `scope` are the session's settings that are not reported.
+    pub fn intern(&self, body: &[u8], scope: &Parameters) -> Arc<Statement> {
+        let mut key = body.to_vec();
+        for (name, value) in scope.iter() {
+            key.push(0);
+            key.extend_from_slice(name);
+            key.push(b'=');
+            key.extend_from_slice(value);
+        }
+        let key = key.into_boxed_slice();
+        self.sweep();
+        let mut entry = self.statements.entry(key).or_default();
+        if let Some(statement) = entry.upgrade() {
+            return statement;
+        }
+        let text = crate::wire::cstr(body).map_or(body, |(text, _)| text);
+        let statement = Arc::new(Statement {
+            id: self.next.fetch_add(1, Ordering::Relaxed),
+            body: body.into(),
+            effects: sql::effects(text),
+        });
+        *entry = Arc::downgrade(&statement);
+        statement
+    }
+
+    /// Forgets statements that nobody has any more, each time their number has doubled.
+    fn sweep(&self) {
+        if self.statements.len() > self.sweep_at.load(Ordering::Relaxed) {
+            self.statements.retain(|_, statement| statement.strong_count() > 0);
+            self.sweep_at.store((2 * self.statements.len()).max(1024), Ordering::Relaxed);
+        }
+    }
+
+    /// What a statement is called on upstream connections.
+    pub fn name(&self, id: u64) -> String {
+        format!("{}{id:x}", self.prefix)
+    }
+
+    /// True for a name that only pgusher may use.
+    pub fn is_reserved(&self, name: &[u8]) -> bool {
+        name.starts_with(self.prefix.as_bytes())
+    }
+}
+
+/// A statement under a client's name.
+#[derive(Debug, Clone)]
+pub struct Named {
+    /// Which.
+    pub statement: Arc<Statement>,
+    /// The request that made it, in the order of the session's requests.
+    pub request: u64,
+}
+
+/// The names of one session.
+#[derive(Debug, Default)]
+pub struct Names(HashMap<Box<[u8]>, Named>);
+
+fn significant(name: &[u8]) -> &[u8] {
+    &name[..name.len().min(NAME_LENGTH)]
+}
+
+impl Names {
+    /// Under this name.
+    pub fn get(&self, name: &[u8]) -> Option<&Named> {
+        self.0.get(significant(name))
+    }
+
+    /// Gives a name a statement, or takes it away; answers what it had.
+    pub fn put(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
+        match named {
+            Some(named) => self.0.insert(significant(name).into(), named),
+            None => self.0.remove(significant(name)),
+        }
+    }
+
+    /// Everything made before this request is gone.
+    pub fn forget_before(&mut self, request: u64) {
+        self.0.retain(|_, named| named.request > request);
+    }
+}
+
+/// What one upstream connection has prepared; the least recently used go first.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    known: HashMap<u64, Use>,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Use {
+    last: u64,
+    /// The request of the present lease that prepared it; 0 if an earlier lease did.
+    request: u64,
+}
+
+impl Prepared {
+    /// Whether it has this one; that counts as a use.
+    pub fn touch(&mut self, id: u64) -> bool {
+        self.clock += 1;
+        let clock = self.clock;
+        self.known.get_mut(&id).map(|u| u.last = clock).is_some()
+    }
+
+    /// It has it now. Answers which one must go to keep to the limit.
+    pub fn insert(&mut self, id: u64, request: u64, limit: usize) -> Option<u64> {
+        self.clock += 1;
+        self.known.insert(id, Use { last: self.clock, request });
+        if self.known.len() <= limit.max(1) {
+            return None;
+        }
+        let oldest = self.known.iter().filter(|(k, _)| **k != id).min_by_key(|(_, u)| u.last).map(|(k, _)| *k)?;
+        self.known.remove(&oldest);
+        Some(oldest)
+    }
+
+    /// It does not have it after all.
+    pub fn remove(&mut self, id: u64) {
+        self.known.remove(&id);
+    }
+
+    /// Everything prepared before this request of the present lease is gone.
+    pub fn forget_before(&mut self, request: u64) {
+        self.known.retain(|_, u| u.request > request);
+    }
+
+    /// The lease is over: request numbers of the next one start anew.
+    pub fn end_lease(&mut self) {
+        if self.known.values().any(|u| u.request != 0) {
+            self.known.values_mut().for_each(|u| u.request = 0);
+        }
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// True if it has none.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_texts_are_one_statement_and_scopes_part_them() {
+        let interner = Interner::new().unwrap();
+        let none = Parameters::default();
+        let scope = none.with(b"search_path", b"x");
+        let one = interner.intern(b"select 1\0\0\0", &none);
+        assert!(Arc::ptr_eq(&one, &interner.intern(b"select 1\0\0\0", &none)));
+        assert!(!Arc::ptr_eq(&one, &interner.intern(b"select 1\0\0\0", &scope)));
+        assert!(!Arc::ptr_eq(&one, &interner.intern(b"select 2\0\0\0", &none)));
+    }
+
+    #[test]
+    fn statements_that_nobody_has_are_swept() {
+        let interner = Interner::new().unwrap();
+        for i in 0..5000 {
+            interner.intern(format!("select {i}\0\0\0").as_bytes(), &Parameters::default());
+        }
+        assert!(interner.statements.len() < 2048, "{}", interner.statements.len());
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first() {
+        let mut prepared = Prepared::default();
+        assert_eq!(prepared.insert(1, 1, 2), None);
+        assert_eq!(prepared.insert(2, 2, 2), None);
+        assert!(prepared.touch(1));
+        assert_eq!(prepared.insert(3, 3, 2), Some(2));
+        assert!(prepared.touch(1) && prepared.touch(3) && !prepared.touch(2));
+    }
+
+    #[test]
+    fn names_differ_in_their_first_63_bytes() {
+        let interner = Interner::new().unwrap();
+        let statement = interner.intern(b"x\0\0\0", &Parameters::default());
+        let mut names = Names::default();
+        let long = [b'a'; 70];
+        names.put(&long, Some(Named { statement, request: 1 }));
+        assert!(names.get(&long[..63]).is_some() && names.get(&long[..62]).is_none());
+    }
+}

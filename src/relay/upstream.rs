@@ -1,0 +1,560 @@
+//! From the client to the upstream.
+
+use super::requests::{Kind, Note};
+use super::statement::Named;
+use super::{BackendState, Copy, Core, GATHER, MAX_NAMED_PARSE, MAX_UNNAMED, Pin, Rest, Sink, Taken, Then};
+use crate::config::file::PoolMode;
+use crate::error::{Fault, Refusal, SqlState};
+use crate::wire::{self, HEADER, Header, MAX_SMALL_LENGTH, cstr, identifier, literal};
+
+/// How one message ended.
+enum Step {
+    /// It was dealt with whole.
+    Done,
+    /// All of it, as it comes, is to be treated like this.
+    Streams(Rest),
+    /// So many bytes of it were dealt with; what comes behind them is to be treated like this.
+    Partly(usize, Rest),
+    /// So much of it must be there.
+    Need(usize),
+}
+
+impl Core {
+    /// Deals with bytes from the client. `up` takes what goes to the upstream, `down` what goes back at once.
+    ///
+    /// # Errors
+    /// The client broke the protocol: its session ends with this.
+    pub fn from_client(
+        &mut self,
+        input: &[u8],
+        mut backend: Option<&mut BackendState>,
+        up: &mut Sink<'_>,
+        down: &mut Vec<u8>,
+    ) -> Result<Taken, Refusal> {
+        let mut at = self.go_on(input, 0, up);
+        loop {
+            let rest = &input[at..];
+            let header = match Header::read(rest) {
+                None => return Ok(Taken { consumed: at, then: Then::More }),
+                Some(Err(_)) => return Err(Refusal::protocol("invalid message length")),
+                Some(Ok(header)) => header,
+            };
+            if is_small(header.tag) && header.total > MAX_SMALL_LENGTH as usize + 1 {
+                return Err(Refusal::protocol("invalid message length"));
+            }
+            match (header.tag, &mut backend) {
+                (b'X', _) => return Ok(Taken { consumed: at, then: Then::Terminate }),
+                // A COPY that failed was still being sent: PostgreSQL ignores the rest of it, and so do we.
+                (b'd' | b'c' | b'f' | b'H', None) => self.client_rest = (header.total, Rest::Drop),
+                (b'S', None) => {
+                    if header.total != HEADER {
+                        return Err(Refusal::protocol("invalid message format"));
+                    }
+                    self.refusing = false;
+                    wire::ready_for_query(down, b'I');
+                    self.client_rest = (header.total, Rest::Drop);
+                }
+                (b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F', None) if self.refusing => {
+                    self.client_rest = (header.total, Rest::Drop);
+                }
+                (b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F', None) => {
+                    return Ok(Taken { consumed: at, then: Then::Lease });
+                }
+                (tag, Some(backend)) if is_frontend(tag) => {
+                    match self.message(header, rest, at, backend, up, down)? {
+                        Step::Done => at += header.total,
+                        Step::Streams(how) => self.client_rest = (header.total, how),
+                        Step::Partly(here, how) => {
+                            at += here;
+                            self.client_rest = (header.total - here, how);
+                        }
+                        Step::Need(length) => return Ok(Taken { consumed: at, then: Then::Need(length) }),
+                    }
+                }
+                (tag, _) => return Err(Refusal::protocol(format!("invalid frontend message type {tag}"))),
+            }
+            at += self.go_on(input, at, up);
+        }
+    }
+
+    /// There is no connection for the request at the front of `input`, which waits for one: it gets this error.
+    /// Of an extended query, the rest up to its `Sync` is ignored, as PostgreSQL does after an error.
+    pub fn refuse(&mut self, input: &[u8], refusal: &Refusal, down: &mut Vec<u8>) {
+        wire::error_response(down, wire::Severity::Error, refusal);
+        let Some(Ok(header)) = Header::read(input) else { return };
+        self.client_rest = (header.total, Rest::Drop);
+        if matches!(header.tag, b'Q' | b'F') {
+            wire::ready_for_query(down, b'I');
+        } else {
+            self.refusing = true;
+        }
+    }
+
+    /// Goes on with a message that was begun; answers how much of the input it takes.
+    fn go_on(&mut self, input: &[u8], at: usize, up: &mut Sink<'_>) -> usize {
+        let here = self.client_rest.0.min(input.len() - at);
+        if here == 0 {
+            return 0;
+        }
+        match &mut self.client_rest.1 {
+            Rest::Drop => {}
+            Rest::Pass => up.pass(at..at + here),
+            Rest::Scan(scan) => {
+                scan.feed(&input[at..at + here]);
+                up.pass(at..at + here);
+            }
+        }
+        self.client_rest.0 -= here;
+        if self.client_rest.0 == 0
+            && let Rest::Scan(scan) = std::mem::replace(&mut self.client_rest.1, Rest::Pass)
+            && scan.is_suspicious()
+        {
+            self.pin_for(Pin::Opaque);
+        }
+        here
+    }
+
+    fn message(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: usize,
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+        down: &mut Vec<u8>,
+    ) -> Result<Step, Refusal> {
+        if self.skipping && header.tag != b'S' {
+            return Ok(Step::Streams(Rest::Pass));
+        }
+        match header.tag {
+            b'd' => return Ok(Step::Streams(Rest::Pass)),
+            b'Q' => return self.query(header, input, at, backend, up),
+            b'S' => self.sync(),
+            b'H' => {
+                if self.requests.only_fakes() {
+                    self.send_fakes(down);
+                }
+            }
+            b'c' | b'f' => {
+                if let Copy::In { stray } = self.copy {
+                    self.copy = Copy::Ending { stray };
+                }
+            }
+            b'F' => {
+                self.pin_for(Pin::Opaque);
+                self.requests.push(Kind::FunctionCall);
+            }
+            b'E' => {
+                self.unsynced = true;
+                self.requests.push(Kind::Execute);
+            }
+            _ => {
+                self.unsynced = true;
+                return self.named(header, input, at, backend, up);
+            }
+        }
+        Ok(Step::Streams(Rest::Pass))
+    }
+
+    fn sync(&mut self) {
+        self.unsynced = false;
+        self.skipping = false;
+        if let Copy::In { stray } = &mut self.copy {
+            *stray = true;
+            return;
+        }
+        self.requests.push(Kind::Sync);
+    }
+
+    fn query(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: usize,
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) -> Result<Step, Refusal> {
+        let transaction = self.mode == PoolMode::Transaction;
+        if input.len() < header.total && header.total <= GATHER {
+            return Ok(Step::Need(header.total));
+        }
+        backend.unnamed = None;
+        self.unnamed = (0, Vec::new());
+        let Some(text) = input.get(HEADER..header.total) else {
+            self.requests.push(Kind::Query);
+            up.pass(at..at + HEADER);
+            return Ok(Step::Partly(HEADER, if transaction { Rest::Scan(Box::default()) } else { Rest::Pass }));
+        };
+        if let Some(effects) = super::sql::effects(text) {
+            if let Some(sql) = effects.shows.as_deref().and_then(|name| self.shown(name)) {
+                wire::query(up.buffer(), &sql);
+                self.requests.push(Kind::Query);
+                return Ok(Step::Done);
+            }
+            if transaction {
+                self.foresee(&effects);
+                if let Some(named) = effects.deallocates.as_deref().and_then(|name| self.names.get(name)) {
+                    let (named, name) = (named.clone(), effects.deallocates.unwrap_or_default());
+                    self.deallocate(&name, &named, backend, up);
+                    return Ok(Step::Done);
+                }
+            }
+        }
+        self.requests.push(Kind::Query);
+        up.pass(at..at + header.total);
+        Ok(Step::Done)
+    }
+
+    /// `DEALLOCATE name` for a statement that was prepared by the protocol: the upstream knows it by another name.
+    fn deallocate(&mut self, name: &[u8], named: &Named, backend: &mut BackendState, up: &mut Sink<'_>) {
+        let id = named.statement.id();
+        if !backend.prepared.touch(id) {
+            self.prepare(named, backend, up.buffer());
+            wire::message(up.buffer(), b'S', |_| {});
+            self.requests.push_hidden(Kind::Sync, None);
+        }
+        backend.prepared.remove(id);
+        wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.interner.name(id))));
+        let previous = self.names.put(name, None);
+        self.requests.push_noted(Kind::Query, Note::Named { name: name.into(), previous, prepared: None });
+    }
+
+    /// The query that `SHOW pgusher.name` becomes.
+    fn shown(&self, name: &str) -> Option<String> {
+        let value = match name {
+            "environment" => &self.facts.environment,
+            "connection" => &self.facts.connection,
+            "user" => &self.facts.user,
+            "route" => &self.facts.route,
+            "pin" => self.pin.map_or("", Pin::word),
+            _ => return None,
+        };
+        Some(format!("SELECT {}::pg_catalog.text AS \"pgusher.{name}\"", literal(value.as_bytes())))
+    }
+
+    /// `Parse`, `Bind`, `Describe`, `Close`: the messages that name statements.
+    fn named(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: usize,
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) -> Result<Step, Refusal> {
+        let kind = match header.tag {
+            b'P' => Kind::Parse,
+            b'B' => Kind::Bind,
+            b'D' => Kind::Describe,
+            _ => Kind::Close,
+        };
+        if self.mode != PoolMode::Transaction && kind != Kind::Parse {
+            self.requests.push(kind);
+            return Ok(Step::Streams(Rest::Pass));
+        }
+        let whole = input.len() >= header.total;
+        if !whole && header.total <= GATHER {
+            return Ok(Step::Need(header.total));
+        }
+        let body = &input[HEADER..header.total.min(input.len())];
+        let Some(names) = names(kind, body) else {
+            if whole {
+                // Broken: the upstream says how.
+                self.requests.push(kind);
+                up.pass(at..at + header.total);
+                return Ok(Step::Done);
+            }
+            return if input.len() > 4 * GATHER {
+                Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, "a statement or portal name is too long"))
+            } else {
+                Ok(Step::Need(header.total.min(input.len() + GATHER)))
+            };
+        };
+        match (kind, names.statement) {
+            (Kind::Parse, _) => self.parse(header, input, at, names, backend, up),
+            (_, None) => {
+                self.requests.push(kind);
+                Ok(Step::Streams(Rest::Pass))
+            }
+            (Kind::Close, Some(name)) => {
+                self.close(name, at..at + header.total, backend, up);
+                Ok(Step::Done)
+            }
+            (_, Some(name)) => Ok(self.reference(kind, header, name, &names, body, backend, up)),
+        }
+    }
+
+    fn parse(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: usize,
+        names: NamesIn<'_>,
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) -> Result<Step, Refusal> {
+        let name = names.statement.unwrap_or_default();
+        let whole = input.len() >= header.total;
+        if name.is_empty() || self.mode != PoolMode::Transaction {
+            return Ok(self.parse_unnamed(header, input, at, names.after, backend, up));
+        }
+        if header.total > MAX_NAMED_PARSE {
+            let message = format!("a prepared statement is longer than {MAX_NAMED_PARSE} bytes");
+            return Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message));
+        }
+        if !whole {
+            return Ok(Step::Need(header.total));
+        }
+        if self.names.get(name).is_some() {
+            let shown = String::from_utf8_lossy(name);
+            let message = format!("prepared statement \"{shown}\" already exists");
+            let refusal = Refusal::new(Fault::Client, SqlState::DUPLICATE_STATEMENT, message);
+            self.refuse_request(&refusal, up.buffer());
+            return Ok(Step::Done);
+        }
+        let shown = self.shown_body(names.after);
+        let statement = self.interner.intern(shown.as_deref().unwrap_or(names.after), self.settings.extra());
+        let request = self.requests.next_number();
+        let named = Named { statement, request };
+        let id = named.statement.id();
+        let trusted = self.status != b'E' && !self.distrust;
+        let known = backend.prepared.touch(id);
+        let note = |prepared| Note::Named { name: name.into(), previous: None, prepared };
+        if known && trusted {
+            self.requests.push_noted(Kind::Fake(b'1'), note(None));
+        } else {
+            if known {
+                self.close_upstream(id, up.buffer());
+            }
+            self.send_parse(&named, up.buffer());
+            self.requests.push_noted(Kind::Parse, note(Some(id)));
+            self.remember_prepared(id, backend, up.buffer());
+        }
+        self.names.put(name, Some(Named { request, ..named }));
+        Ok(Step::Done)
+    }
+
+    /// If a `Parse` body is a `SHOW pgusher.…`, the body that answers it.
+    fn shown_body(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let (text, types) = cstr(body)?;
+        let effects = super::sql::effects(text)?;
+        let sql = self.shown(effects.shows.as_deref()?)?;
+        let mut body = Vec::new();
+        wire::push_cstr(&mut body, &sql);
+        body.extend_from_slice(types);
+        Some(body)
+    }
+
+    fn parse_unnamed(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: usize,
+        after: &[u8],
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) -> Step {
+        let session_mode = self.mode != PoolMode::Transaction;
+        self.requests.push(if session_mode { Kind::Parse } else { Kind::ParseUnnamed });
+        if input.len() < header.total {
+            if session_mode {
+                return Step::Streams(Rest::Pass);
+            }
+            // Too long to be remembered: the connection is kept, as it is the only one that knows it.
+            self.pin_for(Pin::Opaque);
+            backend.unnamed = None;
+            self.unnamed = (0, Vec::new());
+            return Step::Streams(Rest::Pass);
+        }
+        if let Some(body) = self.shown_body(after) {
+            // A statement of our own making; in session mode under whatever name it was given.
+            let name = cstr(&input[HEADER..]).map_or(&b""[..], |(name, _)| name);
+            wire::message(up.buffer(), b'P', |out| {
+                out.extend_from_slice(name);
+                out.push(0);
+                out.extend_from_slice(&body);
+            });
+            if !session_mode {
+                self.remember_unnamed(&body, backend);
+            }
+            return Step::Done;
+        }
+        if !session_mode {
+            let text = cstr(after).map_or(after, |(text, _)| text);
+            if let Some(effects) = super::sql::effects(text) {
+                self.foresee(&effects);
+            }
+            self.remember_unnamed(after, backend);
+        }
+        up.pass(at..at + header.total);
+        Step::Done
+    }
+
+    fn remember_unnamed(&mut self, body: &[u8], backend: &mut BackendState) {
+        self.unnamed.0 = self.requests.next_number();
+        self.unnamed.1.clear();
+        if body.len() > MAX_UNNAMED {
+            self.pin_for(Pin::Opaque);
+        } else {
+            self.unnamed.1.extend_from_slice(body);
+        }
+        backend.unnamed = Some((self.id, self.unnamed.0));
+    }
+
+    /// `Bind` or `Describe` of a statement: it is made sure that the upstream has it, and under which name.
+    fn reference(
+        &mut self,
+        kind: Kind,
+        header: Header,
+        name: &[u8],
+        names: &NamesIn<'_>,
+        body: &[u8],
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) -> Step {
+        if name.is_empty() {
+            if !self.ensure_unnamed(backend, up) {
+                return self.refuse_reference("unnamed prepared statement does not exist".into(), up);
+            }
+            self.requests.push(kind);
+            return Step::Streams(Rest::Pass);
+        }
+        let Some(named) = self.names.get(name).cloned() else {
+            if self.interner.is_reserved(name) {
+                let shown = String::from_utf8_lossy(name);
+                return self.refuse_reference(format!("prepared statement \"{shown}\" does not exist"), up);
+            }
+            // Perhaps of an SQL-level PREPARE; else the upstream says that there is none.
+            self.requests.push(kind);
+            return Step::Streams(Rest::Pass);
+        };
+        if let Some(effects) = named.statement.effects().filter(|_| kind == Kind::Bind) {
+            let effects = effects.clone();
+            self.foresee(&effects);
+        }
+        let id = named.statement.id();
+        if !backend.prepared.touch(id) {
+            self.prepare(&named, backend, up.buffer());
+        } else if self.distrust {
+            self.close_upstream(id, up.buffer());
+            self.prepare(&named, backend, up.buffer());
+        }
+        self.requests.push(kind);
+        let upstream_name = self.interner.name(id);
+        let before = names.before;
+        let after = &body[before.len() + name.len() + 1..];
+        // The header is of the whole message, of which the end may not have come yet.
+        let total = header.total - name.len() + upstream_name.len();
+        let out = up.buffer();
+        out.push(header.tag);
+        out.extend_from_slice(&u32::try_from(total - 1).unwrap_or(4).to_be_bytes());
+        out.extend_from_slice(before);
+        wire::push_cstr(out, &upstream_name);
+        out.extend_from_slice(after);
+        Step::Partly(HEADER + body.len(), Rest::Pass)
+    }
+
+    fn refuse_reference(&mut self, message: String, up: &mut Sink<'_>) -> Step {
+        let refusal = Refusal::new(Fault::Client, SqlState::INVALID_STATEMENT_NAME, message);
+        self.refuse_request(&refusal, up.buffer());
+        Step::Done
+    }
+
+    /// Makes the upstream's unnamed statement this session's; false if the session has none.
+    fn ensure_unnamed(&mut self, backend: &mut BackendState, up: &mut Sink<'_>) -> bool {
+        if self.unnamed.0 == 0 {
+            return false;
+        }
+        let stamp = (self.id, self.unnamed.0);
+        if backend.unnamed != Some(stamp) {
+            if self.unnamed.1.is_empty() {
+                return false;
+            }
+            wire::message(up.buffer(), b'P', |out| {
+                out.push(0);
+                out.extend_from_slice(&self.unnamed.1);
+            });
+            self.requests.push_hidden(Kind::ParseUnnamed, None);
+            backend.unnamed = Some(stamp);
+        }
+        true
+    }
+
+    /// `Close` of a statement. Upstream, others may use it: it is only the name that goes.
+    fn close(&mut self, name: &[u8], range: std::ops::Range<usize>, backend: &mut BackendState, up: &mut Sink<'_>) {
+        if name.is_empty() {
+            self.unnamed = (0, Vec::new());
+            backend.unnamed = None;
+        } else if self.names.get(name).is_some() {
+            let previous = self.names.put(name, None);
+            self.requests.push_noted(Kind::Fake(b'3'), Note::Named { name: name.into(), previous, prepared: None });
+            return;
+        } else if self.interner.is_reserved(name) {
+            self.requests.push(Kind::Fake(b'3'));
+            return;
+        }
+        self.requests.push(Kind::Close);
+        up.pass(range);
+    }
+
+    /// Prepares a statement on the upstream, unseen.
+    fn prepare(&mut self, named: &Named, backend: &mut BackendState, up: &mut Vec<u8>) {
+        self.send_parse(named, up);
+        let id = named.statement.id();
+        self.requests.push_hidden(Kind::Parse, Some(Note::Prepared(id)));
+        self.remember_prepared(id, backend, up);
+    }
+
+    fn remember_prepared(&mut self, id: u64, backend: &mut BackendState, up: &mut Vec<u8>) {
+        let request = self.requests.next_number() - 1;
+        if let Some(oldest) = backend.prepared.insert(id, request, backend.max_prepared) {
+            self.close_upstream(oldest, up);
+        }
+    }
+
+    fn send_parse(&self, named: &Named, up: &mut Vec<u8>) {
+        wire::message(up, b'P', |out| {
+            wire::push_cstr(out, &self.interner.name(named.statement.id()));
+            out.extend_from_slice(named.statement.body());
+        });
+    }
+
+    fn close_upstream(&mut self, id: u64, up: &mut Vec<u8>) {
+        wire::message(up, b'C', |out| {
+            out.push(b'S');
+            wire::push_cstr(out, &self.interner.name(id));
+        });
+        self.requests.push_hidden(Kind::Close, Some(Note::Closed(id)));
+    }
+}
+
+fn is_frontend(tag: u8) -> bool {
+    matches!(tag, b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F' | b'S' | b'H' | b'd' | b'c' | b'f')
+}
+
+/// The kinds that PostgreSQL takes only in small.
+fn is_small(tag: u8) -> bool {
+    matches!(tag, b'C' | b'D' | b'E' | b'H' | b'S' | b'X' | b'c' | b'f')
+}
+
+/// The names at the beginning of a body.
+struct NamesIn<'a> {
+    /// What stands before the statement's name.
+    before: &'a [u8],
+    /// The statement's name; `None` if it is about a portal.
+    statement: Option<&'a [u8]>,
+    /// What stands behind it.
+    after: &'a [u8],
+}
+
+fn names(kind: Kind, body: &[u8]) -> Option<NamesIn<'_>> {
+    let before = match kind {
+        Kind::Parse => 0,
+        Kind::Bind => cstr(body)?.0.len() + 1,
+        _ => match body.first()? {
+            b'S' => 1,
+            _ => return Some(NamesIn { before: body, statement: None, after: &[] }),
+        },
+    };
+    let (name, after) = cstr(&body[before..])?;
+    Some(NamesIn { before: &body[..before], statement: Some(name), after })
+}

@@ -1,0 +1,290 @@
+//! One client's life, from the first byte to the last; the only place that answers a failure.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::io::AsyncWriteExt;
+use tokio::time::{Duration, timeout};
+use tracing::{debug, info, warn};
+
+use crate::attribute;
+use crate::cancel::Slot;
+use crate::config::file::PoolMode;
+use crate::engine::{Cause, End, Engine, Parts};
+use crate::error::{Fault, Refusal, SqlState};
+use crate::handshake::{self, Arrival, HandshakeError, Opened};
+use crate::pool::{Lease, Pool, Welcome};
+use crate::proxy::{Generation, LiveSession, Proxy, Seat};
+use crate::relay::{Core, Facts, Parameters, SessionSettings};
+use crate::route::{self, Route};
+use crate::stream::{Socket, Stream};
+use crate::wire::startup::{CancelKey, NEWEST_MINOR};
+use crate::wire::{self, Severity};
+
+/// How long a client that is refused may take to read why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// A login that went through, ready for its first query.
+struct Ready {
+    live: Arc<LiveSession>,
+    engine: Engine,
+    key: CancelKey,
+    seat: Seat,
+}
+
+/// Serves one accepted socket until it is closed. Runs on the control runtime; the relay on the other.
+pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
+    let accepted = Instant::now();
+    let generation = proxy.generation();
+    let limit = *generation.config.server.client_login_timeout;
+    let deadline = tokio::time::Instant::from_std(accepted + limit);
+    let opened = match tokio::time::timeout_at(deadline, handshake::open(socket, generation.tls.as_ref())).await {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(HandshakeError::Refused(stream, refusal))) => {
+            return refuse(*stream, &refusal, "-", "-", &peer).await;
+        }
+        Ok(Err(error)) => return debug!(peer, %error, "no login"),
+        Err(_) => return debug!(peer, "client_login_timeout before a login"),
+    };
+    let mut arrival = match opened {
+        Opened::Login(arrival) => arrival,
+        Opened::Cancel(key, mut stream) => {
+            let _ = timeout(limit, proxy.keys.cancel(&key)).await;
+            let _ = stream.shutdown().await;
+            return;
+        }
+    };
+    let logged_in = tokio::time::timeout_at(deadline, log_in(&proxy, &generation, &mut arrival)).await;
+    let ready = logged_in.unwrap_or_else(|_| {
+        let message = "canceling authentication due to client_login_timeout";
+        Err(Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message))
+    });
+    match ready {
+        Ok(parts) => {
+            let Ok(ready) = move_to_data(&proxy, *arrival, parts) else {
+                return warn!(peer, "a socket was lost between the runtimes");
+            };
+            relay(proxy, ready, peer, accepted);
+        }
+        Err(refusal) => {
+            let startup = &arrival.startup;
+            let (user, database) = (startup.user.clone(), startup.database.clone());
+            refuse(arrival.stream, &refusal, &user, &database, &peer).await;
+        }
+    }
+}
+
+/// What a login leads to, all but the client's socket.
+struct LoggedIn {
+    live: Arc<LiveSession>,
+    core: Core,
+    mode: PoolMode,
+    pool: Arc<Pool>,
+    lease: Option<Lease>,
+    slot: Arc<Slot>,
+    key: CancelKey,
+    seat: Seat,
+}
+
+/// From "who are you" to the first `ReadyForQuery`.
+async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -> Result<LoggedIn, Refusal> {
+    let config = &generation.config;
+    negotiate_version(arrival).await?;
+    let identity = proxy.authenticator.authenticate(arrival, config, generation.tls.as_deref()).await?;
+    let startup = &arrival.startup;
+    if startup.replication {
+        return Err(Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, "replication connections are not supported"));
+    }
+    if proxy.is_draining() {
+        return Err(Refusal::new(Fault::Operator, SqlState::CANNOT_CONNECT_NOW, "the system is shutting down"));
+    }
+    let attributes = attribute::of(config, &identity);
+    let route = route::resolve(config, &attributes, &startup.database, startup.environment.as_deref())?;
+    for warning in route.warnings() {
+        warn!(user = %identity.user(), database = startup.database, "{warning}");
+    }
+    let place = |refusal: Refusal| refusal.in_environment(route.environment().as_str(), route.connection().as_str());
+    let seat = proxy.seat(generation, &identity, &route).map_err(place)?;
+    let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a connection without a pool");
+    let pool = generation.pools.get(route.connection()).ok_or_else(missing)?.clone();
+    let connection = pool.connection();
+    let mode = config.users.get(identity.user()).and_then(|u| u.pool_mode).unwrap_or(connection.pool_mode);
+    let (welcome, lease) = welcome(&pool, mode, &startup.settings).await.map_err(place)?;
+    let slot = Arc::new(Slot::default());
+    let pid = lease.as_ref().map(|lease| lease.target.pid());
+    let random = |_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes");
+    let key = proxy.keys.issue(startup.minor, pid, &slot).map_err(random)?;
+    let suffix = config
+        .server
+        .application_name_add_user
+        .then(|| format!(" [{}@{}]", identity.user(), route.environment()).into());
+    let settings = SessionSettings::new(welcome.reported, welcome.extra, suffix.filter(|_| mode == PoolMode::Transaction));
+    let facts = facts(generation, &identity, &route);
+    let notice = config.server.login_notice.then(|| route.to_string());
+    let live = Arc::new(LiveSession {
+        id: proxy.next_session(),
+        database: startup.database.clone(),
+        request: startup.environment.clone(),
+        target: connection.target.clone(),
+        generation: generation.number,
+        orders: Arc::default(),
+        identity,
+        route,
+    });
+    let greeting = greeting(settings.reported(), &facts, &key, notice.as_deref());
+    let sent = async {
+        arrival.stream.write_all(&greeting).await?;
+        arrival.stream.flush().await
+    };
+    if sent.await.is_err() {
+        proxy.keys.withdraw(&key);
+        return Err(Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left"));
+    }
+    let core = Core::new(live.id, mode, proxy.interner.clone(), Arc::new(facts), settings);
+    Ok(LoggedIn { live, core, mode, pool, lease, slot, key, seat })
+}
+
+/// What the client is told of its settings: without a connection where one is not needed.
+async fn welcome(
+    pool: &Arc<Pool>,
+    mode: PoolMode,
+    settings: &[(String, String)],
+) -> Result<(Welcome, Option<Lease>), Refusal> {
+    match mode {
+        PoolMode::Transaction => Ok((pool.welcome(&settings.to_vec()).await?, None)),
+        PoolMode::Session => {
+            let lease = pool.acquire_session(&Arc::new(settings.to_vec())).await?;
+            let reported = lease.state.settings.reported().clone();
+            Ok((Welcome { reported, extra: Arc::default() }, Some(lease)))
+        }
+    }
+}
+
+fn facts(generation: &Generation, identity: &crate::auth::Identity, route: &Route) -> Facts {
+    Facts {
+        environment: route.environment().to_string(),
+        connection: route.connection().to_string(),
+        user: identity.user().to_string(),
+        route: format!("{route}; generation {}", generation.number),
+    }
+}
+
+/// `NegotiateProtocolVersion`, where the client asked for more than there is.
+async fn negotiate_version(arrival: &mut Arrival) -> Result<(), Refusal> {
+    let startup = &mut arrival.startup;
+    if startup.minor <= NEWEST_MINOR && startup.unknown_extensions.is_empty() {
+        return Ok(());
+    }
+    startup.minor = startup.minor.min(NEWEST_MINOR);
+    let mut out = Vec::new();
+    wire::message(&mut out, b'v', |out| {
+        out.extend((0x0003_0000 | u32::from(startup.minor)).to_be_bytes());
+        out.extend(u32::try_from(startup.unknown_extensions.len()).unwrap_or(0).to_be_bytes());
+        startup.unknown_extensions.iter().for_each(|name| wire::push_cstr(out, name));
+    });
+    let left = |_| Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left");
+    arrival.stream.write_all(&out).await.map_err(left)
+}
+
+/// `AuthenticationOk` to `ReadyForQuery`.
+fn greeting(reported: &Parameters, facts: &Facts, key: &CancelKey, notice: Option<&str>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    wire::message(&mut out, b'R', |out| out.extend([0; 4]));
+    for (name, value) in reported.iter() {
+        wire::parameter_status(&mut out, name, value);
+    }
+    wire::parameter_status(&mut out, b"pgusher.environment", facts.environment.as_bytes());
+    wire::backend_key_data(&mut out, key.pid, &key.secret);
+    if let Some(notice) = notice {
+        wire::notice_response(&mut out, notice);
+    }
+    wire::ready_for_query(&mut out, b'I');
+    out
+}
+
+fn move_to_data(proxy: &Proxy, mut arrival: Arrival, parts: LoggedIn) -> std::io::Result<Ready> {
+    let _data = proxy.runtimes.data.enter();
+    let moved = arrival.stream.rehome();
+    if moved.is_err() {
+        proxy.keys.withdraw(&parts.key);
+    }
+    moved?;
+    let live = parts.live;
+    let engine = Engine::new(Parts {
+        client: arrival.stream,
+        core: parts.core,
+        mode: parts.mode,
+        pool: parts.pool,
+        lease: parts.lease,
+        slot: parts.slot,
+        orders: live.orders.clone(),
+        timeouts: proxy.timeouts.clone(),
+    });
+    Ok(Ready { live, engine, key: parts.key, seat: parts.seat })
+}
+
+/// The rest of the session, as a task of its own on the runtime that relays: small, because it lives long.
+fn relay(proxy: Arc<Proxy>, ready: Ready, peer: String, accepted: Instant) {
+    let Ready { live, engine, key, seat } = ready;
+    proxy.enter(live.clone());
+    let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
+    let peer = peer.into_boxed_str();
+    let life = async move {
+        let guard = Registered { proxy, live, key, _seat: seat };
+        let end = engine.await;
+        farewell(&guard.live, &end, &peer, accepted);
+    };
+    tasks.spawn_on(life, &data);
+}
+
+/// Takes a session out of every register, however it ends.
+struct Registered {
+    proxy: Arc<Proxy>,
+    live: Arc<LiveSession>,
+    key: CancelKey,
+    _seat: Seat,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.proxy.keys.withdraw(&self.key);
+        self.proxy.leave(self.live.id);
+    }
+}
+
+/// One line a session.
+fn farewell(live: &LiveSession, end: &End, peer: &str, accepted: Instant) {
+    let (cause, fault) = match &end.cause {
+        Cause::Client => ("the client left".to_owned(), None),
+        Cause::Upstream => ("the upstream ended it".to_owned(), Some(Fault::Upstream)),
+        Cause::Refused(refusal) => (refusal.to_string(), Some(refusal.fault)),
+    };
+    info!(
+        session = live.id,
+        user = %live.identity.user(),
+        database = live.database,
+        environment = %live.route.environment(),
+        connection = %live.route.connection(),
+        generation = live.generation,
+        peer,
+        seconds = accepted.elapsed().as_secs_f64(),
+        transactions = end.transactions,
+        bytes_in = end.bytes.0,
+        bytes_out = end.bytes.1,
+        fault = fault.map(|f| format!("{f:?}")),
+        cause,
+        "session ended"
+    );
+}
+
+/// A client that does not get in is told why, once, and there is a line about it.
+async fn refuse(mut stream: Stream, refusal: &Refusal, user: &str, database: &str, peer: &str) {
+    info!(user, database, peer, fault = ?refusal.fault, sqlstate = refusal.sqlstate.0, cause = %refusal, "login refused");
+    let mut out = Vec::new();
+    wire::error_response(&mut out, Severity::Fatal, refusal);
+    let farewell = async {
+        stream.write_all(&out).await?;
+        stream.shutdown().await
+    };
+    let _ = timeout(LAST_WORDS, farewell).await;
+}

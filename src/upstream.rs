@@ -1,0 +1,366 @@
+//! One authenticated connection to an upstream: dial it, log in, cancel on it.
+
+mod login;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use socket2::{SockRef, TcpKeepalive};
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::config::file::{SslMode, SslNegotiation};
+use crate::config::{Connection, Host};
+use crate::error::{Fault, Refusal, SqlState};
+use crate::stream::{Socket, Stream};
+use crate::tls::{ALPN, TlsError, UpstreamClient};
+
+/// A setting and its value.
+pub type Parameter = (Box<[u8]>, Box<[u8]>);
+
+/// An upstream connection that has just logged in.
+#[derive(Debug)]
+pub struct Backend {
+    /// Its bytes.
+    pub stream: Stream,
+    /// What a cancel needs.
+    pub target: Arc<CancelTarget>,
+    /// What it reported at login (`ParameterStatus`), in its order.
+    pub parameters: Vec<Parameter>,
+}
+
+/// How a dial differs from connection to connection, but not from dial to dial.
+#[derive(Debug, Clone)]
+pub struct Dialer {
+    /// Where to, and as whom.
+    pub connection: Arc<Connection>,
+    /// TLS, unless it is never used.
+    pub tls: Option<UpstreamClient>,
+    /// Idle time before keepalive probes; zero leaves it to the system.
+    pub keepidle: Duration,
+    /// `TCP_USER_TIMEOUT`; zero leaves it to the system.
+    pub user_timeout: Duration,
+    /// The longest a cancel request may take.
+    pub cancel_timeout: Duration,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub enum UpstreamError {
+    /// The name is none.
+    #[error("could not translate host name \"{0}\" to address: {1}")]
+    Resolve(String, io::Error),
+    /// Nobody listens, or the network is down.
+    #[error("connection to server at \"{0}\" failed: {1}")]
+    Connect(String, io::Error),
+    /// `connect_timeout` is over.
+    #[error("connection to server at \"{0}\" timed out")]
+    Timeout(String),
+    /// It does not do TLS, and we must.
+    #[error("server at \"{0}\" does not support TLS, but TLS was required")]
+    NoTls(String),
+    /// TLS failed: an unknown authority, a wrong name, a broken handshake.
+    #[error("TLS with server at \"{0}\" failed: {1}")]
+    Tls(String, io::Error),
+    /// The configured certificates cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] TlsError),
+    /// It said no, in its own words.
+    #[error("{message} ({sqlstate})")]
+    Refused {
+        /// SQLSTATE as sent; `08P01` if it sent none.
+        sqlstate: String,
+        /// Its message.
+        message: String,
+    },
+    /// It wants a proof that pgusher does not have or give.
+    #[error("cannot log in: {0}")]
+    Auth(String),
+    /// It does not speak the protocol.
+    #[error("unexpected answer from server: {0}")]
+    Protocol(String),
+    /// The connection broke during the login.
+    #[error("connection lost during login: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl UpstreamError {
+    /// What a client that waits for the connection is told.
+    pub fn refusal(&self, connection: &Connection) -> Refusal {
+        let refusal = match self {
+            Self::Refused { sqlstate, message } => match sqlstate.as_str() {
+                // The upstream's own words, where they are about it and not about our login.
+                "53300" => Refusal::new(Fault::Upstream, SqlState::TOO_MANY_CONNECTIONS, message.clone()),
+                "57P03" => Refusal::new(Fault::Upstream, SqlState::CANNOT_CONNECT_NOW, message.clone()),
+                "57P01" => Refusal::new(Fault::Upstream, SqlState::ADMIN_SHUTDOWN, message.clone()),
+                "3D000" => Refusal::new(Fault::Operator, SqlState::UNKNOWN_DATABASE, message.clone()),
+                _ => Refusal::new(
+                    Fault::Operator,
+                    SqlState::UNABLE_TO_CONNECT,
+                    "the upstream server refused pgusher's login",
+                )
+                .detail(format!("{message} ({sqlstate}).")),
+            },
+            Self::Certificate(_) | Self::Auth(_) => {
+                Refusal::new(Fault::Operator, SqlState::UNABLE_TO_CONNECT, self.to_string())
+            }
+            _ => Refusal::new(Fault::Upstream, SqlState::UNABLE_TO_CONNECT, self.to_string()),
+        };
+        refusal.in_environment(connection.environment.as_str(), connection.name.as_str())
+    }
+}
+
+/// What it takes to cancel on one upstream connection, and how many cancels are under way to it.
+#[derive(Debug)]
+pub struct CancelTarget {
+    dialer: Dialer,
+    address: Address,
+    tls: bool,
+    pid: u32,
+    secret: Box<[u8]>,
+    fence: AtomicUsize,
+    unfenced: Notify,
+}
+
+#[derive(Debug, Clone)]
+enum Address {
+    Tcp(SocketAddr),
+    Unix(std::path::PathBuf),
+}
+
+/// Whether TLS is tried on one attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Security {
+    Plain,
+    /// TLS, or plain if the server says no.
+    Either,
+    Tls,
+}
+
+impl Dialer {
+    /// Dials and logs in, with these settings in the startup packet, within the connection's `connect_timeout`.
+    /// If the password is refused, it is read again, and tried once more if it has changed.
+    ///
+    /// # Errors
+    /// See [`UpstreamError`].
+    pub async fn dial(&self, settings: &[(String, String)]) -> Result<Backend, UpstreamError> {
+        let place = self.place();
+        timeout(self.connection.connect_timeout, self.dial_and_reread(settings))
+            .await
+            .unwrap_or(Err(UpstreamError::Timeout(place)))
+    }
+
+    async fn dial_and_reread(&self, settings: &[(String, String)]) -> Result<Backend, UpstreamError> {
+        let password = self.connection.password.as_ref().map(|p| p.value());
+        let refused = match self.dial_modes(settings, password.as_ref()).await {
+            Err(UpstreamError::Refused { sqlstate, message }) if sqlstate == "28P01" => {
+                UpstreamError::Refused { sqlstate, message }
+            }
+            other => return other,
+        };
+        let (Some(secret), Some(used)) = (self.connection.password.clone(), password) else { return Err(refused) };
+        let again = tokio::task::spawn_blocking(move || secret.reread().map(|_| secret.value()));
+        match again.await {
+            Ok(Ok(new)) if !login::same(&new, &used) => self.dial_modes(settings, Some(&new)).await,
+            Ok(Err(error)) => Err(UpstreamError::Auth(error.to_string())),
+            _ => Err(refused),
+        }
+    }
+
+    /// The attempts that `sslmode` allows, in its order.
+    async fn dial_modes(
+        &self,
+        settings: &[(String, String)],
+        password: Option<&secrecy::SecretString>,
+    ) -> Result<Backend, UpstreamError> {
+        let (first, second) = match self.connection.tls.mode {
+            _ if self.tls.is_none() => (Security::Plain, None),
+            SslMode::Disable => (Security::Plain, None),
+            SslMode::Allow => (Security::Plain, Some(Security::Tls)),
+            SslMode::Prefer => (Security::Either, Some(Security::Plain)),
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => (Security::Tls, None),
+        };
+        match (self.dial_once(first, settings, password).await, second) {
+            // 28000: pg_hba.conf has no line for this kind of connection.
+            (Err(UpstreamError::Refused { sqlstate, message }), Some(second)) if sqlstate == "28000" => {
+                let again = self.dial_once(second, settings, password).await;
+                again.map_err(|_| UpstreamError::Refused { sqlstate, message })
+            }
+            (other, _) => other,
+        }
+    }
+
+    async fn dial_once(
+        &self,
+        security: Security,
+        settings: &[(String, String)],
+        password: Option<&secrecy::SecretString>,
+    ) -> Result<Backend, UpstreamError> {
+        let (socket, address) = self.connect().await?;
+        let mut stream = self.secure(socket, security).await?;
+        let login = login::log_in(&mut stream, &self.connection, settings, password).await?;
+        let target = CancelTarget {
+            dialer: self.clone(),
+            address,
+            tls: stream.is_tls(),
+            pid: login.pid,
+            secret: login.secret,
+            fence: AtomicUsize::new(0),
+            unfenced: Notify::new(),
+        };
+        Ok(Backend { stream, target: Arc::new(target), parameters: login.parameters })
+    }
+
+    fn place(&self) -> String {
+        let target = &self.connection.target;
+        format!("{}:{}", target.host, target.port)
+    }
+
+    /// Every address of the host in turn, each with its share of the time.
+    async fn connect(&self) -> Result<(Socket, Address), UpstreamError> {
+        let target = &self.connection.target;
+        let name = match &target.host {
+            Host::Socket(folder) => {
+                let address = Address::Unix(folder.join(format!(".s.PGSQL.{}", target.port)));
+                let socket = self.connect_to(&address).await;
+                return Ok((socket.map_err(|e| UpstreamError::Connect(self.place(), e))?, address));
+            }
+            Host::Name(name) => name,
+        };
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), target.port))
+            .await
+            .map_err(|e| UpstreamError::Resolve(name.clone(), e))?
+            .collect();
+        let deadline = Instant::now() + self.connection.connect_timeout;
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for (i, address) in addresses.iter().enumerate() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(addresses.len() - i).unwrap_or(1);
+            let address = Address::Tcp(*address);
+            match timeout(share, self.connect_to(&address)).await {
+                Ok(Ok(socket)) => return Ok((socket, address)),
+                Ok(Err(error)) => last = error,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(UpstreamError::Connect(self.place(), last))
+    }
+
+    async fn connect_to(&self, address: &Address) -> io::Result<Socket> {
+        match address {
+            Address::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix),
+            Address::Tcp(address) => {
+                let tcp = TcpStream::connect(address).await?;
+                tcp.set_nodelay(true)?;
+                let socket = SockRef::from(&tcp);
+                if !self.keepidle.is_zero() {
+                    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(self.keepidle))?;
+                }
+                if !self.user_timeout.is_zero() {
+                    socket.set_tcp_user_timeout(Some(self.user_timeout))?;
+                }
+                Ok(Socket::Tcp(tcp))
+            }
+        }
+    }
+
+    async fn secure(&self, mut socket: Socket, security: Security) -> Result<Stream, UpstreamError> {
+        let (Some(tls), false) = (&self.tls, security == Security::Plain) else {
+            return Ok(Stream::Plain(socket));
+        };
+        let direct = self.connection.tls.negotiation == SslNegotiation::Direct;
+        if !direct {
+            socket.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await?;
+            let mut answer = [0];
+            // Exactly one byte: whatever stands behind it in the clear goes to the TLS handshake, and fails it.
+            socket.read_exact(&mut answer).await?;
+            match (answer[0], security) {
+                (b'S', _) => {}
+                (b'N', Security::Either) => return Ok(Stream::Plain(socket)),
+                (b'N', _) => return Err(UpstreamError::NoTls(self.place())),
+                // An error before TLS could come from anybody: its text is not passed on (CVE-2024-10977).
+                (other, _) => return Err(UpstreamError::Protocol(format!("{other:#x} to an SSLRequest"))),
+            }
+        }
+        let connector = TlsConnector::from(tls.config.clone());
+        let failed = |e| UpstreamError::Tls(self.place(), e);
+        let stream = connector.connect(tls.name.clone(), socket).await.map_err(failed)?;
+        if direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+            return Err(failed(io::Error::other("direct TLS without ALPN")));
+        }
+        Ok(Stream::Client(Box::new(stream)))
+    }
+}
+
+/// Keeps an upstream connection from being lent while a cancel for it is under way.
+pub struct Fence(Arc<CancelTarget>);
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        if self.0.fence.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.unfenced.notify_waiters();
+        }
+    }
+}
+
+impl CancelTarget {
+    /// Raises a fence; must be called while the connection is known to be lent to whoever cancels.
+    pub fn fence(self: &Arc<Self>) -> Fence {
+        self.fence.fetch_add(1, Ordering::AcqRel);
+        Fence(self.clone())
+    }
+
+    /// Whether a cancel is under way.
+    pub fn is_fenced(&self) -> bool {
+        self.fence.load(Ordering::Acquire) > 0
+    }
+
+    /// Waits until none is.
+    pub async fn unfenced(&self) {
+        loop {
+            let notified = self.unfenced.notified();
+            if !self.is_fenced() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// The upstream's process ID of this connection.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends a cancel request over the same kind of transport as the connection's, and waits until the upstream
+    /// has closed it: then the signal was sent.
+    ///
+    /// # Errors
+    /// It could not be sent; the query goes on.
+    pub async fn cancel(&self) -> Result<(), UpstreamError> {
+        let work = async {
+            let socket = self.dialer.connect_to(&self.address).await?;
+            let security = if self.tls { Security::Tls } else { Security::Plain };
+            let mut stream = self.dialer.secure(socket, security).await?;
+            let mut packet = Vec::with_capacity(16);
+            let length = u32::try_from(12 + self.secret.len()).unwrap_or(16);
+            packet.extend(length.to_be_bytes());
+            packet.extend(80_877_102u32.to_be_bytes());
+            packet.extend(self.pid.to_be_bytes());
+            packet.extend_from_slice(&self.secret);
+            stream.write_all(&packet).await?;
+            stream.flush().await?;
+            let mut end = [0; 64];
+            while stream.read(&mut end).await.unwrap_or(0) > 0 {}
+            Ok(())
+        };
+        let place = self.dialer.place();
+        timeout(self.dialer.cancel_timeout, work).await.unwrap_or(Err(UpstreamError::Timeout(place)))
+    }
+}

@@ -1,0 +1,251 @@
+//! The login to an upstream: startup packet, proof, parameters, key.
+
+use postgres_protocol::authentication::sasl::{ChannelBinding as Binding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{Parameter, UpstreamError};
+use crate::config::file::ChannelBinding;
+use crate::config::{Connection, UpstreamScram};
+use crate::stream::Stream;
+use crate::tls::server_end_point;
+use crate::verifier::{Verifier, md5_hex, md5_response};
+use crate::wire::startup::MAX_CANCEL_KEY;
+use crate::wire::{self, Header, cstr};
+
+/// The longest message that an upstream may send during a login: an error text can be long.
+const MAX_LOGIN_MESSAGE: usize = 4 << 20;
+const PROTOCOL_3_0: u32 = 0x0003_0000;
+
+/// What a login gives.
+pub struct Login {
+    pub pid: u32,
+    pub secret: Box<[u8]>,
+    pub parameters: Vec<Parameter>,
+}
+
+/// True if two secrets are the same.
+pub fn same(one: &SecretString, other: &SecretString) -> bool {
+    one.expose_secret() == other.expose_secret()
+}
+
+/// Logs in and reads up to the first `ReadyForQuery`.
+pub async fn log_in(
+    stream: &mut Stream,
+    connection: &Connection,
+    settings: &[(String, String)],
+    password: Option<&SecretString>,
+) -> Result<Login, UpstreamError> {
+    stream.write_all(&startup_packet(connection, settings)).await?;
+    stream.flush().await?;
+    let mut proof = Proof::Nothing;
+    let mut login = Login { pid: 0, secret: Box::default(), parameters: Vec::new() };
+    let mut authenticated = false;
+    loop {
+        let (tag, body) = read_message(stream).await?;
+        match tag {
+            b'R' if !authenticated => {
+                authenticated = authentication(stream, connection, password, &mut proof, &body).await?;
+            }
+            b'E' => return Err(refused(&body)),
+            b'N' => {}
+            b'v' => {}
+            b'S' if authenticated => {
+                let (name, rest) = cstr(&body).ok_or_else(|| broken("ParameterStatus"))?;
+                let (value, _) = cstr(rest).ok_or_else(|| broken("ParameterStatus"))?;
+                login.parameters.push((name.into(), value.into()));
+            }
+            b'K' if authenticated => {
+                let (pid, secret) = body.split_first_chunk::<4>().ok_or_else(|| broken("BackendKeyData"))?;
+                if secret.len() > MAX_CANCEL_KEY {
+                    return Err(broken("BackendKeyData"));
+                }
+                login.pid = u32::from_be_bytes(*pid);
+                login.secret = secret.into();
+            }
+            b'Z' if authenticated => return Ok(login),
+            other => return Err(UpstreamError::Protocol(format!("message {other:#x} during login"))),
+        }
+    }
+}
+
+fn startup_packet(connection: &Connection, settings: &[(String, String)]) -> Vec<u8> {
+    let mut packet = vec![0; 4];
+    packet.extend(PROTOCOL_3_0.to_be_bytes());
+    let timeout = connection.query_timeout.as_millis().to_string();
+    let base = [
+        ("user", Some(connection.target.username.as_str())),
+        ("database", Some(connection.target.database.as_str())),
+        ("search_path", connection.search_path.as_deref()),
+        ("statement_timeout", (!connection.query_timeout.is_zero()).then_some(timeout.as_str())),
+    ];
+    let base = base.iter().filter_map(|(name, value)| Some((*name, (*value)?)));
+    for (name, value) in base.chain(settings.iter().map(|(n, v)| (n.as_str(), v.as_str()))) {
+        wire::push_cstr(&mut packet, name);
+        wire::push_cstr(&mut packet, value);
+    }
+    packet.push(0);
+    let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
+    packet[..4].copy_from_slice(&length.to_be_bytes());
+    packet
+}
+
+/// Reads one message; what it may announce is bounded.
+async fn read_message(stream: &mut Stream) -> Result<(u8, Vec<u8>), UpstreamError> {
+    let mut header = [0; wire::HEADER];
+    stream.read_exact(&mut header).await?;
+    let length = match Header::read(&header) {
+        Some(Ok(header)) if header.total <= MAX_LOGIN_MESSAGE => header.total - wire::HEADER,
+        _ => return Err(UpstreamError::Protocol("a message of impossible length during login".into())),
+    };
+    let mut body = Vec::new();
+    // As it arrives, not as it is announced.
+    (&mut *stream).take(length as u64).read_to_end(&mut body).await?;
+    if body.len() < length {
+        return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+    }
+    Ok((header[0], body))
+}
+
+fn refused(body: &[u8]) -> UpstreamError {
+    let text = |code| wire::error_field(body, code).map(|t| String::from_utf8_lossy(t).into_owned());
+    UpstreamError::Refused {
+        sqlstate: text(b'C').filter(|s| s.len() == 5).unwrap_or_else(|| "08P01".into()),
+        message: text(b'M').map(|m| m.chars().take(1000).collect()).unwrap_or_else(|| "no message".into()),
+    }
+}
+
+fn broken(what: &str) -> UpstreamError {
+    UpstreamError::Protocol(format!("a broken {what} during login"))
+}
+
+/// How far our proof has come.
+enum Proof {
+    Nothing,
+    ScramSent(ScramSha256),
+    ScramAnswered(ScramSha256),
+    Done,
+}
+
+/// Handles one `Authentication…` message; true at `AuthenticationOk`.
+async fn authentication(
+    stream: &mut Stream,
+    connection: &Connection,
+    password: Option<&SecretString>,
+    proof: &mut Proof,
+    body: &[u8],
+) -> Result<bool, UpstreamError> {
+    let (code, data) = body.split_first_chunk::<4>().ok_or_else(|| broken("Authentication"))?;
+    let user = &connection.target.username;
+    let binding_required = connection.scram.channel_binding == ChannelBinding::Require;
+    let wanted = || password.ok_or_else(|| UpstreamError::Auth("the server wants a password and none is set".into()));
+    match u32::from_be_bytes(*code) {
+        0 => match proof {
+            Proof::ScramSent(_) | Proof::ScramAnswered(_) => Err(UpstreamError::Auth("the server did not prove itself".into())),
+            Proof::Nothing if binding_required => {
+                Err(UpstreamError::Auth("channel binding is required, but the server did not use SCRAM".into()))
+            }
+            Proof::Nothing | Proof::Done => Ok(true),
+        },
+        3 | 5 if binding_required => {
+            Err(UpstreamError::Auth("channel binding is required, but the server asks for a password".into()))
+        }
+        3 => {
+            let password = wanted()?;
+            send(stream, |out| wire::push_cstr(out, password.expose_secret())).await?;
+            Ok(false)
+        }
+        5 => {
+            let salt: [u8; 4] = data.try_into().map_err(|_| broken("AuthenticationMD5Password"))?;
+            let hash = md5_proof(user, wanted()?, salt);
+            send(stream, |out| wire::push_cstr(out, &hash)).await?;
+            Ok(false)
+        }
+        10 => {
+            let (mechanism, binding) = choose(stream, data, connection.scram)?;
+            let scram = ScramSha256::new(wanted()?.expose_secret().as_bytes(), binding);
+            let first = scram.message().to_vec();
+            *proof = Proof::ScramSent(scram);
+            send(stream, |out| {
+                wire::push_cstr(out, mechanism);
+                out.extend(u32::try_from(first.len()).unwrap_or(0).to_be_bytes());
+                out.extend_from_slice(&first);
+            })
+            .await?;
+            Ok(false)
+        }
+        11 => {
+            let Proof::ScramSent(scram) = std::mem::replace(proof, Proof::Nothing) else {
+                return Err(broken("AuthenticationSASLContinue"));
+            };
+            let scram = answer(scram, data.to_vec(), connection.scram.min_iterations).await?;
+            let last = scram.message().to_vec();
+            *proof = Proof::ScramAnswered(scram);
+            send(stream, |out| out.extend_from_slice(&last)).await?;
+            Ok(false)
+        }
+        12 => {
+            let Proof::ScramAnswered(mut scram) = std::mem::replace(proof, Proof::Nothing) else {
+                return Err(broken("AuthenticationSASLFinal"));
+            };
+            scram.finish(data).map_err(|e| UpstreamError::Auth(format!("SCRAM: {e}")))?;
+            *proof = Proof::Done;
+            Ok(false)
+        }
+        other => Err(UpstreamError::Auth(format!("the server wants authentication method {other}"))),
+    }
+}
+
+/// The strongest mechanism that both have.
+fn choose(stream: &Stream, offered: &[u8], scram: UpstreamScram) -> Result<(&'static str, Binding), UpstreamError> {
+    let offers = |name: &str| offered.split(|b| *b == 0).any(|m| m == name.as_bytes());
+    let certificate = match stream {
+        Stream::Client(tls) => tls.get_ref().1.peer_certificates().and_then(|c| server_end_point(c.first()?)),
+        _ => None,
+    };
+    match certificate {
+        Some(hash) if offers(SCRAM_SHA_256_PLUS) && scram.channel_binding != ChannelBinding::Disable => {
+            Ok((SCRAM_SHA_256_PLUS, Binding::tls_server_end_point(hash)))
+        }
+        _ if scram.channel_binding == ChannelBinding::Require => {
+            Err(UpstreamError::Auth("channel binding is required, but the server does not offer it".into()))
+        }
+        Some(_) if offers(SCRAM_SHA_256) && !offers(SCRAM_SHA_256_PLUS) => {
+            Ok((SCRAM_SHA_256, Binding::unrequested()))
+        }
+        _ if offers(SCRAM_SHA_256) => Ok((SCRAM_SHA_256, Binding::unsupported())),
+        _ => Err(UpstreamError::Auth("the server offers no SASL mechanism that pgusher has".into())),
+    }
+}
+
+/// Answers the server's first message, away from the runtime: its iterations are work.
+async fn answer(mut scram: ScramSha256, data: Vec<u8>, floor: u32) -> Result<ScramSha256, UpstreamError> {
+    let failed = |why: String| UpstreamError::Auth(format!("SCRAM: {why}"));
+    let text = std::str::from_utf8(&data).map_err(|e| failed(e.to_string()))?;
+    let iterations = text.split(',').find_map(|part| part.strip_prefix("i=")).and_then(|i| i.parse::<u64>().ok());
+    match iterations {
+        Some(i) if i >= u64::from(floor) => {}
+        Some(i) => return Err(failed(format!("{i} iterations are fewer than scram_min_iterations = {floor}"))),
+        None => return Err(failed("no iteration count".into())),
+    }
+    tokio::task::spawn_blocking(move || scram.update(&data).map(|()| scram))
+        .await
+        .map_err(|e| failed(e.to_string()))?
+        .map_err(|e| failed(e.to_string()))
+}
+
+async fn send(stream: &mut Stream, body: impl FnOnce(&mut Vec<u8>)) -> Result<(), UpstreamError> {
+    let mut out = zeroize::Zeroizing::new(Vec::with_capacity(128));
+    wire::message(&mut out, b'p', body);
+    stream.write_all(&out).await?;
+    stream.flush().await?;
+    Ok(())
+}
+
+/// A stored `md5…` hash serves in place of the password.
+fn md5_proof(user: &str, password: &SecretString, salt: [u8; 4]) -> String {
+    match Verifier::parse(password) {
+        Ok(Verifier::Md5(stored)) => md5_response(&stored, salt),
+        _ => md5_response(&md5_hex([password.expose_secret().as_bytes(), user.as_bytes()]), salt),
+    }
+}
