@@ -1,0 +1,342 @@
+//! What the tests stand on: throwaway PostgreSQL servers and pgusher processes, each gone when its test is.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+pub fn temporary_folder(name: &str) -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("pgusher-test-{}-{number}-{name}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// Waits for something to become true.
+pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !check() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn binaries() -> PathBuf {
+    if let Some(folder) = std::env::var_os("PG_BIN") {
+        return folder.into();
+    }
+    let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .map(|entries| entries.flatten().map(|e| e.path().join("bin")).collect())
+        .unwrap_or_default();
+    found.retain(|folder| folder.join("initdb").exists());
+    found.sort();
+    found.pop().expect("no PostgreSQL server found: install the package `postgresql`, or set PG_BIN")
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output().unwrap();
+    id.stdout.starts_with(b"0\n")
+}
+
+/// PostgreSQL does not run as root.
+fn unprivileged(program: &Path) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
+    command
+}
+
+pub fn run(command: &mut Command) -> Output {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// A PostgreSQL server of its own. It ends when this is dropped, or when the process of the tests ends, however.
+pub struct Postgres {
+    pub port: u16,
+    pub folder: PathBuf,
+    watchdog: Child,
+}
+
+impl Postgres {
+    /// With a database of this name, in which the table `whoami` says it, and the superuser `app`.
+    pub fn start(name: &str) -> Self {
+        Self::start_with(name, &[])
+    }
+
+    pub fn start_with(name: &str, options: &[&str]) -> Self {
+        let folder = temporary_folder(name);
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(&folder));
+        }
+        let bin = binaries();
+        let data = folder.join("data");
+        run(unprivileged(&bin.join("initdb"))
+            .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync", "-D"])
+            .arg(&data));
+        let port = free_port();
+        // Ends the server when its standard input does: with us.
+        let stop = format!(
+            "cat >/dev/null; kill -QUIT $(head -1 {data}/postmaster.pid) 2>/dev/null; sleep 0.2; rm -rf {folder}",
+            data = data.display(),
+            folder = folder.display()
+        );
+        let watchdog = unprivileged(Path::new("/bin/sh"))
+            .args(["-c", &stop])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let server = Self { port, folder, watchdog };
+        server.ctl("start", options);
+        server.sql("postgres", "CREATE ROLE app LOGIN SUPERUSER; CREATE ROLE plain LOGIN");
+        server.sql("postgres", &format!("CREATE DATABASE {name}"));
+        server.sql(name, &format!("CREATE TABLE whoami AS SELECT '{name}'::text AS name; GRANT SELECT ON whoami TO public"));
+        server
+    }
+
+    /// `pg_ctl start`, `stop`, `restart`
+    pub fn ctl(&self, what: &str, options: &[&str]) {
+        let options = format!(
+            "-p {} -k {} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=300 {}",
+            self.port,
+            self.folder.display(),
+            options.join(" ")
+        );
+        let mut command = unprivileged(&binaries().join("pg_ctl"));
+        command.args([what, "-w", "-s", "-m", "immediate", "-D"]).arg(self.folder.join("data"));
+        command.arg("-l").arg(self.folder.join("log"));
+        if what != "stop" {
+            command.args(["-o", &options]);
+        }
+        // Not `output`: the server would hold the pipes.
+        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        assert!(status.success(), "{command:?}");
+    }
+
+    /// Runs SQL on the server itself, as its superuser.
+    pub fn sql(&self, database: &str, sql: &str) -> String {
+        let port = self.port.to_string();
+        let output = run(Command::new("psql")
+            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", &port, "-U", "postgres"])
+            .args(["-d", database, "-c", sql]));
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// The process of the postmaster.
+    pub fn pid(&self) -> String {
+        let file = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
+        file.lines().next().unwrap().to_owned()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        drop(self.watchdog.stdin.take());
+        let _ = self.watchdog.wait();
+    }
+}
+
+/// The two servers that most tests share.
+pub struct Pair {
+    pub dev: Postgres,
+    pub prod: Postgres,
+}
+
+pub fn pair() -> &'static Pair {
+    static PAIR: OnceLock<Pair> = OnceLock::new();
+    PAIR.get_or_init(|| Pair { dev: Postgres::start("dev"), prod: Postgres::start("prod") })
+}
+
+/// A pgusher process of its own.
+pub struct Pgusher {
+    pub port: u16,
+    pub folder: PathBuf,
+    pub child: Child,
+}
+
+/// The configuration that most tests begin with: dana is sent to dev, pete to prod, nora has no attribute; raw is
+/// trusted, for tests that speak the protocol themselves. `@…@` are replaced when it is written.
+pub const WAREHOUSE: &str = r#"
+[server]
+listen = ["127.0.0.1:@PORT@"]
+threads = 2
+log_level = "debug"
+@SERVER@
+
+[connections.warehouse]
+host = "127.0.0.1"
+port = @DEV@
+database = "dev"
+username = "app"
+user_attribute = "environment"
+default_values = ["dev"]
+environments = [{ connection = "warehouse_prod", name = "prod", values = ["prod"] }]
+@BASE@
+
+[connections.warehouse_prod]
+host = "127.0.0.1"
+port = @PROD@
+database = "prod"
+username = "app"
+production = true
+@ENVIRONMENT@
+
+[users.dana]
+password = "dana"
+attributes = { environment = "dev" }
+
+[users.pete]
+password = "pete"
+attributes = { environment = "prod" }
+
+[users.nora]
+password = "nora"
+
+[users.raw]
+auth_type = "trust"
+
+[users.rawprod]
+auth_type = "trust"
+attributes = { environment = "prod" }
+@USERS@
+"#;
+
+/// [`WAREHOUSE`] with these lines in `[server]`, `[connections.warehouse]` and `[connections.warehouse_prod]`.
+pub fn warehouse(server: &str, base: &str, environment: &str) -> String {
+    let pair = pair();
+    WAREHOUSE
+        .replace("@SERVER@", server)
+        .replace("@BASE@", base)
+        .replace("@ENVIRONMENT@", environment)
+        .replace("@USERS@", "")
+        .replace("@DEV@", &pair.dev.port.to_string())
+        .replace("@PROD@", &pair.prod.port.to_string())
+}
+
+impl Pgusher {
+    pub fn start(config: &str) -> Self {
+        Self::start_in(temporary_folder("pgusher"), config)
+    }
+
+    pub fn start_in(folder: PathBuf, config: &str) -> Self {
+        let port = free_port();
+        let file = folder.join("pgusher.toml");
+        std::fs::write(&file, config.replace("@PORT@", &port.to_string())).unwrap();
+        let log = std::fs::File::create(folder.join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_pgusher"))
+            .arg("serve")
+            .arg(&file)
+            .current_dir(&folder)
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut pgusher = Self { port, folder, child };
+        let deadline = Instant::now() + PATIENCE;
+        while TcpStream::connect(pgusher.address()).is_err() {
+            let ended = pgusher.child.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "pgusher does not run: {}", pgusher.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        pgusher
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    pub fn signal(&self, signal: &str) {
+        run(Command::new("kill").args([&format!("-{signal}"), &self.child.id().to_string()]));
+    }
+
+    /// Writes a new configuration and waits until it is in force, or refused.
+    pub fn reload(&self, config: &str) {
+        let done = |log: &str| log.matches("configuration reloaded").count() + log.matches("reload refused").count();
+        let before = done(&self.log());
+        std::fs::write(self.folder.join("pgusher.toml"), config.replace("@PORT@", &self.port.to_string())).unwrap();
+        self.signal("HUP");
+        eventually("a reload", || done(&self.log()) > before);
+    }
+
+    /// psql as this user (whose password is the name), in the database `warehouse`; what it printed.
+    pub fn psql(&self, user: &str, sql: &str) -> Result<String, String> {
+        self.psql_with(user, user, &[], &[sql])
+    }
+
+    pub fn psql_with(
+        &self,
+        user: &str,
+        password: &str,
+        environment: &[(&str, &str)],
+        commands: &[&str],
+    ) -> Result<String, String> {
+        let mut psql = Command::new("psql");
+        psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose"]);
+        let target = format!("host=127.0.0.1 port={} user={user} dbname=warehouse connect_timeout=15", self.port);
+        psql.args(["-d", &target]).env("PGPASSWORD", password).envs(environment.iter().copied());
+        commands.iter().for_each(|sql| {
+            psql.args(["-c", sql]);
+        });
+        let output = psql.stdin(Stdio::null()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// A tokio-postgres client.
+    pub async fn client(&self, user: &str) -> tokio_postgres::Client {
+        let target =
+            format!("host=127.0.0.1 port={} user={user} password={user} dbname=warehouse", self.port);
+        let (client, connection) = tokio_postgres::connect(&target, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
+    /// The process's memory, in KiB.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// Feeds `psql`-like tools; kept for tests that need the standard input of a child.
+    pub fn write_file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.join(name);
+        std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+        path
+    }
+}
+
+impl Drop for Pgusher {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- pgusher's log ---\n{}", self.log());
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}

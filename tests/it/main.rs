@@ -1,0 +1,10 @@
+//! End-to-end tests: the real binary between real clients and real PostgreSQL servers.
+
+mod house;
+mod wire;
+
+mod change;
+mod faults;
+mod login;
+mod main_job;
+mod relay;
