@@ -3,6 +3,7 @@
 mod house;
 mod wire;
 
+mod abuse;
 mod change;
 mod faults;
 mod login;

@@ -94,7 +94,7 @@ fn application_name_reaches_the_upstream_with_the_user_if_asked() {
 fn include_schemas_and_query_timeout_reach_the_session() {
     let pgusher =
         Pgusher::start(&warehouse("", "include_schemas = [\"Mine\", \"public\"]\nquery_timeout = \"300ms\"", ""));
-    assert_eq!(pgusher.psql("dana", "SHOW search_path").unwrap(), "\"Mine\", public");
+    assert_eq!(pgusher.psql("dana", "SHOW search_path").unwrap(), "\"Mine\", \"public\"");
     let error = pgusher.psql("dana", "SELECT pg_sleep(5)").unwrap_err();
     assert!(error.contains("57014"), "{error}");
 }
