@@ -233,6 +233,10 @@ impl Config {
     /// As [`Config::load`].
     pub fn parse(path: &Path, text: &str) -> Result<Draft, Rejected> {
         let mut problems = Problems::new(path, text);
+        if text.trim().is_empty() {
+            // Half-written by an editor, most likely: taking it would end every session.
+            problems.error(None, "the file is empty");
+        }
         match file::File::parse(text, &mut problems) {
             Some(file) => {
                 let config = check::check(path, &file, &mut problems);

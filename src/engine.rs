@@ -9,8 +9,9 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -48,8 +49,9 @@ thread_local! {
 #[derive(Debug, Default)]
 pub struct Orders {
     order: Mutex<Option<Order>>,
-    waker: atomic_waker::AtomicWaker,
-    pending: std::sync::atomic::AtomicBool,
+    /// Of the session's task, which is the same for all its life.
+    waker: OnceLock<Waker>,
+    pending: AtomicBool,
 }
 
 /// An order to end.
@@ -68,18 +70,20 @@ impl Orders {
         let now = order.now || slot.as_ref().is_some_and(|o| o.now);
         *slot = Some(Order { now, ..order });
         drop(slot);
-        self.pending.store(true, std::sync::atomic::Ordering::Release);
-        self.waker.wake();
+        self.pending.store(true, Ordering::Release);
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
     }
 
     /// Takes an order back: the reason for it is gone.
     pub fn take_back(&self) {
         *self.order.lock() = None;
-        self.pending.store(false, std::sync::atomic::Ordering::Release);
+        self.pending.store(false, Ordering::Release);
     }
 
     fn is_pending(&self) -> bool {
-        self.pending.load(std::sync::atomic::Ordering::Acquire)
+        self.pending.load(Ordering::Acquire)
     }
 }
 
@@ -634,7 +638,7 @@ impl Future for Engine {
         let this = self.get_mut();
         if !this.started {
             this.started = true;
-            this.orders.waker.register(cx.waker());
+            let _ = this.orders.waker.set(cx.waker().clone());
         }
         if this.ending.is_none() {
             match SCRATCH.with_borrow_mut(|scratch| this.drive(cx, scratch)) {

@@ -1,1 +1,384 @@
+//! How clients prove who they are, and how pgusher proves itself to upstreams.
 
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+
+use super::house::{Pgusher, Postgres, WAREHOUSE, free_port, pair, run, temporary_folder, warehouse};
+use super::wire::{Raw, query, startup};
+
+/// A certificate authority, and certificates of it: `server` (for localhost and 127.0.0.1), `dana` and `pete`.
+fn certificates(folder: &Path) {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    let write = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
+    let named = |name: &str, hosts: &[&str]| {
+        let mut parameters = CertificateParams::new(hosts.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>()).unwrap();
+        parameters.distinguished_name = rcgen::DistinguishedName::new();
+        parameters.distinguished_name.push(DnType::CommonName, name);
+        parameters
+    };
+    for authority in ["ca", "other_ca"] {
+        let key = KeyPair::generate().unwrap();
+        let mut parameters = named(authority, &[]);
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        write(&format!("{authority}.crt"), parameters.self_signed(&key).unwrap().pem());
+        let issuer = Issuer::new(parameters, key);
+        let leaves: &[&str] = if authority == "ca" { &["server", "dana", "pete"] } else { &["stranger"] };
+        for name in leaves {
+            let key = KeyPair::generate().unwrap();
+            let hosts: &[&str] = if *name == "server" { &["localhost", "127.0.0.1"] } else { &[] };
+            write(&format!("{name}.crt"), named(name, hosts).signed_by(&key, &issuer).unwrap().pem());
+            write(&format!("{name}.key"), key.serialize_pem());
+            run(Command::new("chmod").arg("600").arg(folder.join(format!("{name}.key"))));
+        }
+    }
+}
+
+fn with_tls(mode: &str, more: &str, users: &str) -> Pgusher {
+    let folder = temporary_folder("tls");
+    certificates(&folder);
+    let tls = format!(
+        "tls = {{ mode = \"{mode}\", certificate = \"server.crt\", key = \"server.key\", client_ca = \"ca.crt\" }}\n{more}"
+    );
+    Pgusher::start_in(folder, &(warehouse(&tls, "", "") + users))
+}
+
+impl Pgusher {
+    fn select_with(&self, user: &str, environment: &[(&str, &str)]) -> Result<String, String> {
+        self.psql_with(user, user, environment, &["SELECT name FROM whoami"])
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+}
+
+#[test]
+fn tls_is_offered_verified_and_bound_to_scram() {
+    let pgusher = with_tls("prefer", "", "");
+    let ca = pgusher.path("ca.crt");
+    assert_eq!(pgusher.select_with("dana", &[("PGSSLMODE", "disable")]).unwrap(), "dev");
+    assert_eq!(pgusher.select_with("dana", &[("PGSSLMODE", "require")]).unwrap(), "dev");
+    let verified = [("PGSSLMODE", "verify-full"), ("PGSSLROOTCERT", &ca), ("PGCHANNELBINDING", "require")];
+    assert_eq!(pgusher.select_with("dana", &verified).unwrap(), "dev");
+    let other = pgusher.path("other_ca.crt");
+    assert!(pgusher.select_with("dana", &[("PGSSLMODE", "verify-ca"), ("PGSSLROOTCERT", &other)]).is_err());
+    // Channel binding is not to be had without TLS: -PLUS is never offered there.
+    let plain = pgusher.select_with("dana", &[("PGSSLMODE", "disable"), ("PGCHANNELBINDING", "require")]);
+    assert!(plain.unwrap_err().contains("channel binding"), "refused by the client itself");
+}
+
+#[test]
+fn tls_is_refused_where_it_is_not_configured_and_required_where_it_is() {
+    let pgusher = Pgusher::start(&warehouse("", "", ""));
+    let error = pgusher.select_with("dana", &[("PGSSLMODE", "require")]).unwrap_err();
+    assert!(error.contains("does not support SSL"), "{error}");
+    let pgusher = with_tls("require", "", "");
+    let error = pgusher.select_with("dana", &[("PGSSLMODE", "disable")]).unwrap_err();
+    assert!(error.contains("TLS is required"), "{error}");
+}
+
+#[test]
+fn a_client_certificate_proves_its_user_and_nobody_else() {
+    let users = "[users.cara]\nauth_type = \"cert\"\n";
+    let pgusher = with_tls("prefer", "auth_type = \"cert\"", &users.replace("cara", "stranger"));
+    let as_user = |user: &str, certificate: &str| {
+        let (certificate, key) =
+            (pgusher.path(&format!("{certificate}.crt")), pgusher.path(&format!("{certificate}.key")));
+        pgusher.select_with(user, &[("PGSSLMODE", "require"), ("PGSSLCERT", &certificate), ("PGSSLKEY", &key)])
+    };
+    assert_eq!(as_user("dana", "dana").unwrap(), "dev");
+    assert_eq!(as_user("pete", "pete").unwrap(), "prod");
+    let error = as_user("pete", "dana").unwrap_err();
+    assert!(error.contains("certificate authentication failed for user \"pete\""), "{error}");
+    assert!(as_user("stranger", "stranger").is_err(), "an authority that is not ours");
+    assert!(pgusher.select_with("dana", &[("PGSSLMODE", "require")]).is_err(), "no certificate");
+}
+
+#[test]
+fn direct_tls_wants_the_protocols_name() {
+    let pgusher = with_tls("prefer", "", "");
+    let connect = |alpn: &[&[u8]]| -> std::io::Result<Vec<u8>> {
+        let mut roots = rustls::RootCertStore::empty();
+        let ca = rustls::pki_types::CertificateDer::from_pem_file(pgusher.path("ca.crt")).unwrap();
+        roots.add(ca).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        let name = "localhost".try_into().unwrap();
+        let mut session = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut socket = std::net::TcpStream::connect(pgusher.address())?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut stream = rustls::Stream::new(&mut session, &mut socket);
+        stream.write_all(&startup(0x0003_0000, &[("user", "raw"), ("database", "warehouse")]))?;
+        let mut first = vec![0; 9];
+        stream.read_exact(&mut first)?;
+        Ok(first)
+    };
+    assert_eq!(connect(&[b"postgresql"]).unwrap(), [b'R', 0, 0, 0, 8, 0, 0, 0, 0]);
+    assert!(connect(&[]).is_err(), "direct TLS without ALPN");
+    assert!(connect(&[b"http/1.1"]).is_err(), "another protocol");
+}
+
+#[test]
+fn every_method_takes_the_right_password_only() {
+    let config = warehouse("", "", "")
+        + r#"
+[users.m]
+auth_type = "md5"
+password = "m"
+[users.stored]
+auth_type = "md5"
+password = "md5@MD5@"
+[users.clear]
+auth_type = "password"
+password = "clear"
+[users.verifier]
+auth_type = "password"
+password = "@VERIFIER@"
+[users.scram]
+password = "@VERIFIER@"
+[users.gone]
+password = "gone"
+disabled = true
+"#;
+    let hashed = {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pgusher"))
+            .arg("hash-password")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(b"s3same\n").unwrap();
+        String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap().trim().to_owned()
+    };
+    let md5 = pgusher::verifier::md5_hex([b"stored", b"stored"]);
+    let pgusher = Pgusher::start(&config.replace("@VERIFIER@", &hashed).replace("@MD5@", &md5));
+    let login = |user: &str, password: &str| pgusher.psql_with(user, password, &[], &["SELECT 1"]);
+    for (user, password) in
+        [("m", "m"), ("stored", "stored"), ("clear", "clear"), ("verifier", "s3same"), ("scram", "s3same"), ("dana", "dana")]
+    {
+        assert_eq!(login(user, password).as_deref(), Ok("1"), "{user}");
+        for wrong in ["x", "S3SAME", &format!("{password} ")] {
+            let error = login(user, wrong).unwrap_err();
+            let expected = format!("password authentication failed for user \"{user}\"");
+            assert!(error.contains(&expected), "{user} {wrong}: {error}");
+        }
+    }
+    assert!(login("gone", "gone").unwrap_err().contains("role \"gone\" is not permitted to log in"));
+    assert!(login("gone", "x").unwrap_err().contains("password authentication failed"));
+    assert!(!pgusher.log().contains("s3same"), "a password in the log");
+}
+
+#[test]
+fn protocol_3_2_has_long_keys_and_what_is_newer_is_negotiated() {
+    let pgusher = Pgusher::start(&warehouse("", "", ""));
+    let pairs = [("user", "raw"), ("database", "warehouse")];
+    let raw = Raw::login_with(pgusher.address(), 0x0003_0002, &pairs);
+    assert_eq!(raw.key.1.len(), 32);
+    assert_eq!(Raw::login_with(pgusher.address(), 0x0003_0000, &pairs).key.1.len(), 4);
+    let mut grease = Raw::connect(pgusher.address());
+    grease.send(&startup(0x0003_270f, &[&pairs[..], &[("_pq_.no_such_thing", "x")]].concat()));
+    let answer = grease.until_ready();
+    let negotiated = answer.iter().find(|m| m.tag == 'v').unwrap();
+    assert_eq!(negotiated.body[..8], [0, 3, 0, 2, 0, 0, 0, 1]);
+    assert_eq!(&negotiated.body[8..], b"_pq_.no_such_thing\0");
+    assert_eq!(answer.last().unwrap().tag, 'Z');
+    let mut old = Raw::connect(pgusher.address());
+    old.send(&startup(0x0002_0000, &pairs));
+    assert_eq!(old.next().unwrap().field('C'), "0A000");
+}
+
+#[test]
+fn gss_encryption_is_refused_and_the_login_goes_on() {
+    let pgusher = Pgusher::start(&warehouse("", "", ""));
+    let mut raw = Raw::connect(pgusher.address());
+    for request in [[4, 210, 22, 48], [4, 210, 22, 47]] {
+        raw.send(&[&[0, 0, 0, 8], &request[..]].concat());
+        let mut answer = [0];
+        raw.stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"N");
+    }
+    raw.send(&startup(0x0003_0000, &[("user", "raw"), ("database", "warehouse")]));
+    assert_eq!(raw.until_ready().last().unwrap().tag, 'Z');
+}
+
+/// A pgusher with one connection, to a server, with these lines.
+fn towards(server: &Postgres, lines: &str, folder: std::path::PathBuf) -> Pgusher {
+    let config = format!(
+        "[server]\nlisten = [\"127.0.0.1:@PORT@\"]\n[connections.warehouse]\nhost = \"127.0.0.1\"\nport = {}\n\
+         database = \"secured\"\n{lines}\n[users.dana]\nauth_type = \"trust\"\n",
+        server.port
+    );
+    Pgusher::start_in(folder, &config)
+}
+
+#[test]
+fn upstream_logins_use_every_method_and_every_sslmode() {
+    let server = Postgres::start("secured");
+    let folder = temporary_folder("upstream");
+    certificates(&folder);
+    let data = server.folder.join("data");
+    for (from, to) in [("server.crt", "server.crt"), ("server.key", "server.key")] {
+        run(Command::new("cp").arg(folder.join(from)).arg(data.join(to)));
+        run(Command::new("chown").arg("--reference").arg(&data).arg(data.join(to)));
+        run(Command::new("chmod").arg("600").arg(data.join(to)));
+    }
+    server.sql("postgres", "ALTER SYSTEM SET ssl = on");
+    server.sql("postgres", "CREATE ROLE s LOGIN PASSWORD 's'; SET password_encryption = md5; CREATE ROLE m LOGIN PASSWORD 'm'; CREATE ROLE p LOGIN PASSWORD 'p'; CREATE ROLE plainonly LOGIN; CREATE ROLE tlsonly LOGIN");
+    let rules = "local all all trust\nhost all s all scram-sha-256\nhost all m all md5\nhost all p all password\n\
+                 hostnossl all plainonly all trust\nhostssl all tlsonly all trust\nhost all all all trust\n";
+    let rules = rules.replace("host all all all trust", "host all postgres all trust\nhost all app all trust");
+    std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
+    server.ctl("restart", &[]);
+    let select = |lines: &str| {
+        let pgusher = towards(&server, lines, temporary_folder("mode"));
+        let tls = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        pgusher.psql("dana", tls)
+    };
+    let ca = folder.join("ca.crt").display().to_string();
+    let other = folder.join("other_ca.crt").display().to_string();
+    for (lines, expected) in [
+        ("username = \"s\"\npassword = \"s\"\nsslmode = \"disable\"".to_owned(), "f"),
+        ("username = \"s\"\npassword = \"s\"\nsslmode = \"prefer\"\nchannel_binding = \"require\"".to_owned(), "t"),
+        ("username = \"m\"\npassword = \"m\"\nsslmode = \"allow\"".to_owned(), "f"),
+        ("username = \"p\"\npassword = { command = [\"printf\", \"p\"] }\nsslmode = \"require\"".to_owned(), "t"),
+        ("username = \"tlsonly\"\nsslmode = \"allow\"".to_owned(), "t"),
+        ("username = \"plainonly\"\nsslmode = \"prefer\"".to_owned(), "f"),
+        (format!("username = \"app\"\nsslmode = \"verify-ca\"\nsslrootcert = \"{ca}\""), "t"),
+        (format!("username = \"app\"\nsslmode = \"verify-full\"\nsslrootcert = \"{ca}\""), "t"),
+    ] {
+        assert_eq!(select(&lines).as_deref(), Ok(expected), "{lines}");
+    }
+    for (lines, expected) in [
+        (format!("username = \"app\"\nsslmode = \"verify-ca\"\nsslrootcert = \"{other}\""), "UnknownIssuer"),
+        ("username = \"s\"\npassword = \"wrong\"".to_owned(), "password authentication failed for user"),
+        ("username = \"s\"".to_owned(), "wants a password and none is set"),
+        ("username = \"tlsonly\"\nsslmode = \"disable\"".to_owned(), "pg_hba.conf"),
+        ("username = \"m\"\npassword = \"m\"\nsslmode = \"require\"\nchannel_binding = \"require\"".to_owned(), "channel binding is required"),
+        ("username = \"s\"\npassword = \"s\"\nscram_min_iterations = 50000".to_owned(), "scram_min_iterations"),
+    ] {
+        let error = select(&lines).unwrap_err();
+        assert!(error.contains(expected), "{lines}: {error}");
+        assert!(error.contains("Environment \"base\""), "{error}");
+        assert!(!error.contains("\"dana\""), "it is not the client's password that is wrong: {error}");
+    }
+    let socket = format!("username = \"app\"\n# {}", server.folder.display());
+    let config_host = format!("host = \"{}\"", server.folder.display());
+    let config = format!(
+        "[server]\nlisten = [\"127.0.0.1:@PORT@\"]\n[connections.warehouse]\n{config_host}\nport = {}\ndatabase = \"secured\"\n{socket}\n[users.dana]\nauth_type = \"trust\"\n",
+        server.port
+    );
+    assert_eq!(Pgusher::start(&config).psql("dana", "SELECT inet_server_addr() IS NULL").unwrap(), "t");
+}
+
+#[test]
+fn a_name_with_several_addresses_is_tried_to_the_end() {
+    // `localhost` is ::1 first where the system has it, and the server listens on 127.0.0.1 only.
+    let config = WAREHOUSE
+        .replace("host = \"127.0.0.1\"", "host = \"localhost\"")
+        .replace("@DEV@", &pair().dev.port.to_string())
+        .replace("@PROD@", &pair().prod.port.to_string());
+    let config = ["@SERVER@", "@BASE@", "@ENVIRONMENT@", "@USERS@"].iter().fold(config, |c, p| c.replace(p, ""));
+    assert_eq!(Pgusher::start(&config).psql("pete", "SELECT name FROM whoami").unwrap(), "prod");
+}
+
+#[test]
+fn an_unreachable_upstream_is_an_error_within_connect_timeout_and_names_its_environment() {
+    let port = free_port();
+    let config = warehouse("", "", "connect_timeout = \"2s\"")
+        .replace(&format!("port = {}", pair().prod.port), &format!("port = {port}"));
+    let pgusher = Pgusher::start(&config);
+    let error = pgusher.psql("pete", "SELECT 1").unwrap_err();
+    assert!(error.contains("Environment \"prod\" (connection \"warehouse_prod\")"), "{error}");
+    assert_eq!(pgusher.psql("dana", "SELECT name FROM whoami").unwrap(), "dev");
+}
+
+#[test]
+fn a_rotated_upstream_password_is_read_again_before_anybody_sees_an_error() {
+    let server = Postgres::start("secured");
+    server.sql("postgres", "CREATE ROLE rotating LOGIN PASSWORD 'old'; GRANT SELECT ON pg_database TO rotating");
+    std::fs::write(
+        server.folder.join("data/pg_hba.conf"),
+        "local all all trust\nhost all rotating all scram-sha-256\nhost all all all trust\n",
+    )
+    .unwrap();
+    server.sql("postgres", "SELECT pg_reload_conf()");
+    let folder = temporary_folder("rotated");
+    std::fs::write(folder.join("secret"), "old\n").unwrap();
+    // Connections live shortly, so that there are logins all the time.
+    let pgusher = towards(&server, "username = \"rotating\"\npassword = { file = \"secret\" }\npool_mode = \"session\"", folder);
+    assert_eq!(pgusher.psql("dana", "SELECT 1").unwrap(), "1");
+    let failures = AtomicUsize::new(0);
+    let logins = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for i in 0..4 {
+            let (pgusher, failures, logins) = (&pgusher, &failures, &logins);
+            scope.spawn(move || {
+                for j in 0..40 {
+                    // Different settings each time: in session mode, a login upstream each time.
+                    let options = format!("-c my.n={i}{j}");
+                    let asked = pgusher.psql_with("dana", "", &[("PGOPTIONS", &options)], &["SELECT 1"]);
+                    logins.fetch_add(1, Ordering::Relaxed);
+                    if let Err(error) = asked {
+                        eprintln!("{error}");
+                        failures.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        while logins.load(Ordering::Relaxed) < 60 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::fs::write(pgusher.folder.join("secret"), "new\n").unwrap();
+        server.sql("postgres", "ALTER ROLE rotating PASSWORD 'new'");
+    });
+    assert_eq!(failures.load(Ordering::Relaxed), 0);
+    assert!(!pgusher.log().contains("\"new\"") && !pgusher.log().contains("\"old\""));
+}
+
+#[test]
+fn limits_refuse_with_53300() {
+    let config = warehouse("max_client_conn = 3\nmax_user_client_connections = 2", "", "");
+    let pgusher = Pgusher::start(&config);
+    let _held = [Raw::login(pgusher.address(), "raw"), Raw::login(pgusher.address(), "raw")];
+    let error = |user: &str| {
+        let mut raw = Raw::connect(pgusher.address());
+        raw.send(&startup(0x0003_0000, &[("user", user), ("database", "warehouse")]));
+        raw.until_ready().iter().find(|m| m.tag == 'E').map(|m| format!("{} {}", m.field('C'), m.field('M')))
+    };
+    assert_eq!(error("raw").unwrap(), "53300 too many connections for role \"raw\"");
+    let third = Raw::login(pgusher.address(), "rawprod");
+    assert_eq!(error("rawprod").unwrap(), "53300 sorry, too many clients already");
+    drop(third);
+    super::house::eventually("a place is free again", || error("rawprod").is_none());
+}
+
+#[test]
+fn idle_clients_and_idle_transactions_are_ended_with_postgresqls_codes() {
+    let config = warehouse("client_idle_timeout = \"300ms\"\nidle_transaction_timeout = \"200ms\"\nquery_wait_timeout = \"300ms\"\ndefault_pool_size = 1", "", "");
+    let pgusher = Pgusher::start(&config);
+    let mut idle = Raw::login(pgusher.address(), "raw");
+    assert_eq!(idle.next().unwrap().field('C'), "57P05");
+    let mut open = Raw::login(pgusher.address(), "raw");
+    open.value("BEGIN");
+    let mut waiting = Raw::login(pgusher.address(), "raw");
+    waiting.send(&query("SELECT 'served'"));
+    let mut blocker = Raw::login(pgusher.address(), "rawprod");
+    blocker.send(&query("SELECT pg_sleep(1)"));
+    assert_eq!(open.next().unwrap().field('C'), "25P03");
+    assert!(waiting.until_ready().iter().any(|m| m.tag == 'D'), "the place of the one that was ended is free");
+    let mut queued = Raw::login(pgusher.address(), "rawprod");
+    let answer = queued.ask(&query("SELECT 1"));
+    assert_eq!(answer[0].field('C'), "53300", "{answer:?}");
+    assert!(answer[0].field('M').contains("query_wait_timeout"));
+}

@@ -1,5 +1,6 @@
 //! End-to-end tests: the real binary between real clients and real PostgreSQL servers.
 
+mod fake;
 mod house;
 mod wire;
 
