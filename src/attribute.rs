@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-
 use crate::auth::Identity;
 use crate::config::Config;
 use crate::names::{AttributeName, GroupName, UserName};

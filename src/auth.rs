@@ -94,7 +94,11 @@ impl Authenticator {
     }
 
     /// What to check a SCRAM proof against; `None` for unknown users and unusable secrets.
-    async fn scram_secret(&self, user: Option<&Arc<User>>, verifier: Option<Verifier>) -> Option<ScramSecret> {
+    async fn scram_secret(
+        &self,
+        user: Option<&Arc<User>>,
+        verifier: Option<Verifier>,
+    ) -> Option<ScramSecret> {
         let verifier = match verifier? {
             Verifier::Scram(verifier) => verifier,
             Verifier::Md5(_) => return None,
@@ -156,7 +160,9 @@ async fn accepts(name: &str, verifier: Option<Verifier>, given: SecretString) ->
     let name = name.to_owned();
     let work = move || match verifier {
         Some(Verifier::Scram(verifier)) => verifier.accepts(given.expose_secret()),
-        Some(Verifier::Md5(hex)) => equal(&md5_hex([given.expose_secret().as_bytes(), name.as_bytes()]), &hex),
+        Some(Verifier::Md5(hex)) => {
+            equal(&md5_hex([given.expose_secret().as_bytes(), name.as_bytes()]), &hex)
+        }
         Some(Verifier::Plain(password)) => equal(password.expose_secret(), given.expose_secret()),
         None => {
             equal("", given.expose_secret());

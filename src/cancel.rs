@@ -70,7 +70,12 @@ impl Keys {
     ///
     /// # Errors
     /// The system gives no random bytes.
-    pub fn issue(&self, minor: u16, pid: Option<u32>, slot: &Arc<Slot>) -> Result<CancelKey, getrandom::Error> {
+    pub fn issue(
+        &self,
+        minor: u16,
+        pid: Option<u32>,
+        slot: &Arc<Slot>,
+    ) -> Result<CancelKey, getrandom::Error> {
         loop {
             let mut secret = vec![0; if minor >= 2 { LONG_SECRET } else { SHORT_SECRET }];
             getrandom::fill(&mut secret)?;

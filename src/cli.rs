@@ -109,7 +109,8 @@ fn check(file: &Path) -> ExitCode {
                     None => format!("{name}: none"),
                 },
             );
-            let (environment, connection) = match route::resolve(config, &attributes, database.as_str(), None) {
+            let (environment, connection) = match route::resolve(config, &attributes, database.as_str(), None)
+            {
                 Ok(route) => (route.environment().to_string(), route.connection().to_string()),
                 Err(refusal) => ("refused".to_owned(), refusal.sqlstate.0.to_owned()),
             };
@@ -194,12 +195,14 @@ fn probe(target: &str) -> Result<(), String> {
     let address: SocketAddr = match target.parse() {
         Ok(address) => address,
         Err(_) => {
-            let draft = crate::config::Config::load(Path::new(target)).map_err(|_| "not an address, and not a configuration that can be loaded")?;
+            let draft = crate::config::Config::load(Path::new(target))
+                .map_err(|_| "not an address, and not a configuration that can be loaded")?;
             let tcp = |a: &ListenAddress| match a {
                 ListenAddress::Tcp(address) => Some(*address),
                 ListenAddress::Unix(_) => None,
             };
-            let mut address = draft.config.server.listen.iter().find_map(|a| tcp(a)).ok_or("it has no TCP address")?;
+            let mut address =
+                draft.config.server.listen.iter().find_map(|a| tcp(a)).ok_or("it has no TCP address")?;
             if address.ip().is_unspecified() {
                 let loopback: std::net::IpAddr = if address.is_ipv6() {
                     std::net::Ipv6Addr::LOCALHOST.into()

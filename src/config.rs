@@ -240,7 +240,11 @@ impl Config {
         match file::File::parse(text, &mut problems) {
             Some(file) => {
                 let config = check::check(path, &file, &mut problems);
-                if problems.refuse() { Err(Rejected(Box::new(problems))) } else { Ok(Draft { config, file, problems }) }
+                if problems.refuse() {
+                    Err(Rejected(Box::new(problems)))
+                } else {
+                    Ok(Draft { config, file, problems })
+                }
             }
             None => Err(Rejected(Box::new(problems))),
         }

@@ -266,13 +266,19 @@ impl Engine {
     }
 
     /// There is no connection for what the client asked: it is told, and may ask again.
-    fn refuse_waiting(&mut self, refusal: &Refusal, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Cause> {
+    fn refuse_waiting(
+        &mut self,
+        refusal: &Refusal,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Cause> {
         if let Leasing::Waiting(ticket) = std::mem::replace(&mut self.leasing, Leasing::None) {
             self.pool.abandon(&ticket);
         }
         self.slot.has_nothing();
         let connection = self.pool.connection();
-        let refusal = refusal.clone().in_environment(connection.environment.as_str(), connection.name.as_str());
+        let refusal =
+            refusal.clone().in_environment(connection.environment.as_str(), connection.name.as_str());
         let mut answer = Vec::new();
         self.core.refuse(&self.client_tail, &refusal, &mut answer);
         self.send_to_client(&answer, cx)?;
@@ -456,7 +462,11 @@ impl Engine {
             Broken::Setup(body) => refusal_of(&body),
             Broken::Desync(what) => {
                 tracing::warn!(connection = %connection.name, %what, "the upstream broke the protocol");
-                Refusal::new(Fault::Upstream, SqlState::PROTOCOL_VIOLATION, "the upstream server broke the protocol")
+                Refusal::new(
+                    Fault::Upstream,
+                    SqlState::PROTOCOL_VIOLATION,
+                    "the upstream server broke the protocol",
+                )
             }
         };
         Cause::Refused(refusal.in_environment(connection.environment.as_str(), connection.name.as_str()))

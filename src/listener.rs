@@ -127,7 +127,8 @@ fn start(proxy: &Arc<Proxy>, socket: Socket, peer: String, logging_in: &Arc<Atom
     if let Socket::Tcp(tcp) = &socket {
         let _ = tcp.set_nodelay(true);
         if !server.tcp_keepidle.is_zero() {
-            let _ = SockRef::from(tcp).set_tcp_keepalive(&TcpKeepalive::new().with_time(*server.tcp_keepidle));
+            let _ =
+                SockRef::from(tcp).set_tcp_keepalive(&TcpKeepalive::new().with_time(*server.tcp_keepidle));
         }
     }
     let most = *server.max_client_conn as usize + BEYOND;

@@ -1,18 +1,16 @@
 //! The upstream connections of one route, who waits for them, and the lease of one of them to one session.
 
+mod lease;
 mod ticket;
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -20,9 +18,9 @@ use tracing::{debug, warn};
 use crate::config::Connection;
 use crate::error::{Fault, Refusal, SqlState};
 use crate::relay::{BackendState, Parameters};
-use crate::stream::Stream;
-use crate::upstream::{Backend, CancelTarget, Dialer, UpstreamError};
-use crate::wire::{self, HEADER, Header};
+use crate::upstream::{Backend, Dialer, UpstreamError};
+use crate::wire;
+pub use lease::{Lease, Pooled};
 pub use ticket::{Outcome, Ticket};
 
 /// How many connections one pool opens at the same time.
@@ -31,8 +29,6 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// How many different sets of startup settings a pool remembers the outcome of.
 const MAX_STARTUPS: usize = 256;
-/// The longest that cleaning a connection between two sessions may take.
-const CLEAN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The settings that a client sent at startup.
 pub type Startup = Vec<(String, String)>;
@@ -94,29 +90,6 @@ impl HostCount {
     }
 }
 
-/// One upstream connection with what is known of it.
-#[derive(Debug)]
-pub struct Pooled {
-    /// Its bytes.
-    pub stream: Stream,
-    /// What was done on it.
-    pub state: BackendState,
-    /// For cancels.
-    pub target: Arc<CancelTarget>,
-    born: Instant,
-    idle_since: Instant,
-    epoch: u64,
-    /// In session mode: the client's startup settings that it was opened with.
-    startup: Option<Arc<Startup>>,
-}
-
-/// A connection on loan. Dropped, it is closed; released, it goes back.
-#[derive(Debug)]
-pub struct Lease {
-    pooled: Option<Box<Pooled>>,
-    pool: Arc<Pool>,
-}
-
 /// What clients are told at login, known from the first connection or from one with their settings.
 #[derive(Debug, Clone)]
 pub struct Welcome {
@@ -151,6 +124,8 @@ pub struct Pool {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Boxed, because a connection is handed on often and is large.
+    #[expect(clippy::vec_box)]
     idle: Vec<Box<Pooled>>,
     waiters: VecDeque<Arc<Ticket>>,
     /// Idle and lent together.
@@ -182,7 +157,7 @@ impl Pool {
 
     /// Takes new settings. Where they change what a session sees (`search_path`, `statement_timeout`) or how
     /// safe the way is (TLS), the connections there are will be replaced as they come back.
-    pub fn update(&self, settings: PoolSettings) {
+    pub fn update(self: &Arc<Self>, settings: PoolSettings) {
         let old = self.settings.load_full();
         let (before, after) = (old.1.connection(), settings.connection());
         let same = before.search_path == after.search_path
@@ -193,13 +168,13 @@ impl Pool {
             self.startups.lock().clear();
         }
         self.settings.store(Arc::new((epoch, settings)));
-        self.tend_idle();
+        self.close_outworn();
     }
 
     /// No route leads here any more: connections are closed as they come back.
-    pub fn retire(&self) {
+    pub fn retire(self: &Arc<Self>) {
         self.state.lock().retired = true;
-        self.tend_idle();
+        self.close_outworn();
     }
 
     /// Counts.
@@ -308,16 +283,12 @@ impl Pool {
     /// # Errors
     /// Why there is none.
     pub async fn acquire_session(self: &Arc<Self>, startup: &Arc<Startup>) -> Result<Lease, Refusal> {
-        loop {
-            let kept = {
-                let mut state = self.state.lock();
-                let fits = |p: &Box<Pooled>| p.startup.as_ref() == Some(startup);
-                state.idle.iter().rposition(fits).map(|i| state.idle.remove(i))
-            };
-            match kept.and_then(|pooled| self.lend(pooled)) {
-                Some(lease) => return Ok(lease),
-                None => break,
-            }
+        let kept = {
+            let mut state = self.state.lock();
+            state.idle.iter().rposition(|p| p.startup.as_ref() == Some(startup)).map(|i| state.idle.remove(i))
+        };
+        if let Some(lease) = kept.and_then(|pooled| self.lend(pooled)) {
+            return Ok(lease);
         }
         let slot = self.acquire_slot().await?;
         let settings = self.settings.load_full();
@@ -526,14 +497,19 @@ impl Pool {
 
     /// Once a second: closes what is dead, too old or too long idle; keeps `min_pool_size`; uses the reserve.
     pub fn tend(self: &Arc<Self>) {
-        for pooled in self.tend_idle() {
-            self.close(pooled);
-        }
+        self.close_outworn();
         self.open_more();
         self.serve_waiters();
     }
 
+    fn close_outworn(self: &Arc<Self>) {
+        for pooled in self.tend_idle() {
+            self.close(pooled);
+        }
+    }
+
     /// Takes the idle connections that must go, as many as may.
+    #[expect(clippy::vec_box)]
     fn tend_idle(&self) -> Vec<Box<Pooled>> {
         let now = Instant::now();
         let settings = self.settings.load();
@@ -621,175 +597,6 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.pool.abandon(&self.ticket);
-    }
-}
-
-impl Pooled {
-    /// False if it has ended or says something that an idle connection has no business to say.
-    fn is_usable(&mut self) -> bool {
-        if self.stream.is_quiet() {
-            return true;
-        }
-        let mut space = [0; 4096];
-        loop {
-            let mut buffer = ReadBuf::new(&mut space);
-            let cx = &mut Context::from_waker(Waker::noop());
-            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
-                Poll::Pending => return true,
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
-                    if !self.idle_messages(buffer.filled()) {
-                        return false;
-                    }
-                }
-                Poll::Ready(_) => return false,
-            }
-        }
-    }
-
-    /// Takes in what an upstream may say unasked: changed settings and notices.
-    fn idle_messages(&mut self, mut bytes: &[u8]) -> bool {
-        while !bytes.is_empty() {
-            let Some(Ok(header)) = Header::read(bytes) else { return false };
-            let Some(body) = bytes.get(HEADER..header.total) else { return false };
-            match header.tag {
-                b'N' => {}
-                b'S' => {
-                    let Some((name, rest)) = wire::cstr(body) else { return false };
-                    let Some((value, _)) = wire::cstr(rest) else { return false };
-                    self.state.settings.report(name, value);
-                }
-                _ => return false,
-            }
-            bytes = &bytes[header.total..];
-        }
-        true
-    }
-
-    /// Says goodbye, if that is possible at once, and closes.
-    fn goodbye(mut self: Box<Self>) {
-        let cx = &mut Context::from_waker(Waker::noop());
-        let _ = Pin::new(&mut self.stream).poll_write(cx, &[b'X', 0, 0, 0, 4]);
-        let _ = Pin::new(&mut self.stream).poll_flush(cx);
-    }
-}
-
-impl std::ops::Deref for Lease {
-    type Target = Pooled;
-    fn deref(&self) -> &Pooled {
-        self.pooled.as_ref().expect("a lease has its connection until it is consumed")
-    }
-}
-
-impl std::ops::DerefMut for Lease {
-    fn deref_mut(&mut self) -> &mut Pooled {
-        self.pooled.as_mut().expect("a lease has its connection until it is consumed")
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(pooled) = self.pooled.take() {
-            drop(pooled);
-            self.pool.lost();
-        }
-    }
-}
-
-impl Lease {
-    /// Gives the connection back, clean. It waits for cancels that are under way to it.
-    pub fn release(mut self) {
-        let Some(pooled) = self.pooled.take() else { return };
-        let pool = self.pool.clone();
-        if !pooled.target.is_fenced() {
-            return pool.put(pooled);
-        }
-        let wait = async move {
-            pooled.target.unfenced().await;
-            pool.put(pooled);
-        };
-        self.pool.runtimes.tasks.spawn_on(wait, &self.pool.runtimes.control);
-    }
-
-    /// Closes it because its session ended in the middle of something; a query that still runs is cancelled.
-    pub fn discard(self, running: bool) {
-        if !running {
-            return;
-        }
-        let (runtimes, target) = (self.pool.runtimes.clone(), self.target.clone());
-        let fence = target.fence();
-        let end = async move {
-            let _ = target.cancel().await;
-            drop(fence);
-            drop(self);
-        };
-        runtimes.tasks.spawn_on(end, &runtimes.control);
-    }
-
-    /// After a client in session mode: `DISCARD ALL`, then back.
-    pub async fn clean(mut self) {
-        let cleaned = tokio::time::timeout(CLEAN_TIMEOUT, self.simple("DISCARD ALL")).await;
-        if matches!(cleaned, Ok(Ok(Ok(())))) {
-            self.state.discarded();
-            self.release();
-        }
-    }
-
-    /// Applies startup settings and answers what the upstream reports then.
-    async fn welcome(&mut self, startup: &Startup) -> Result<Welcome, Refusal> {
-        let mut extra = Parameters::default();
-        for (name, value) in startup {
-            if self.state.settings.reported().get(name.as_bytes()).is_none() {
-                extra = extra.with(name.as_bytes(), value.as_bytes());
-            }
-        }
-        let wanted = Parameters::new(startup.iter().map(|(n, v)| (n.as_bytes().into(), v.as_bytes().into())));
-        let calls: Vec<String> = wanted.iter().map(crate::relay::settings::set_config).collect();
-        let resets = "RESET ALL";
-        let sql = if calls.is_empty() { resets.to_owned() } else { format!("{resets};SELECT {}", calls.join(",")) };
-        let connection = self.pool.connection();
-        let answer = self.simple(&sql).await.map_err(|e| {
-            Refusal::new(Fault::Upstream, SqlState::CONNECTION_FAILURE, format!("connection to server lost: {e}"))
-                .in_environment(connection.environment.as_str(), connection.name.as_str())
-        })?;
-        let extra = Arc::new(extra);
-        match answer {
-            Ok(()) => {
-                self.state.settings.extra_is(extra.clone());
-                Ok(Welcome { reported: self.state.settings.reported().clone(), extra })
-            }
-            Err(body) => Err(refusal_of(&body)),
-        }
-    }
-
-    /// Runs a statement of our own. The inner error is the upstream's `ErrorResponse` body.
-    ///
-    /// Not cancel-safe: dropped, the connection must not be used again (and is not: the lease goes with it).
-    async fn simple(&mut self, sql: &str) -> io::Result<Result<(), Vec<u8>>> {
-        let mut out = Vec::new();
-        wire::query(&mut out, sql);
-        self.stream.write_all(&out).await?;
-        self.stream.flush().await?;
-        let mut failed = None;
-        loop {
-            let mut header = [0; HEADER];
-            self.stream.read_exact(&mut header).await?;
-            let Some(Ok(header)) = Header::read(&header).filter(|h| matches!(h, Ok(h) if h.total < 1 << 20)) else {
-                return Err(io::ErrorKind::InvalidData.into());
-            };
-            let mut body = vec![0; header.total - HEADER];
-            self.stream.read_exact(&mut body).await?;
-            match header.tag {
-                b'Z' if body == b"I" => return Ok(failed.map_or(Ok(()), Err)),
-                b'Z' => return Err(io::ErrorKind::InvalidData.into()),
-                b'E' => failed = Some(body),
-                b'S' => {
-                    if !self.idle_messages(&[&[b'S'], &(body.len() as u32 + 4).to_be_bytes()[..], &body].concat()) {
-                        return Err(io::ErrorKind::InvalidData.into());
-                    }
-                }
-                _ => {}
-            }
-        }
     }
 }
 

@@ -187,7 +187,10 @@ impl Proxy {
                 for problem in rejected.0.iter() {
                     error!("{}", rejected.0.line(problem));
                 }
-                error!(generation = self.generation().number, "reload refused: the old configuration stays in force");
+                error!(
+                    generation = self.generation().number,
+                    "reload refused: the old configuration stays in force"
+                );
             }
             Err(error) => {
                 error!(%error, generation = self.generation().number, "reload refused: the old configuration stays in force");
@@ -202,7 +205,8 @@ impl Proxy {
             match moved(generation, &session) {
                 Some(detail) if on_move != OnMove::Keep => {
                     let message = "terminating connection because its route changed";
-                    let refusal = Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail(detail);
+                    let refusal =
+                        Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail(detail);
                     session.orders.give(Order { now: on_move == OnMove::Terminate, refusal });
                 }
                 Some(_) => {}
@@ -250,7 +254,7 @@ impl Proxy {
     }
 
     /// A session lives. If the configuration changed, or drain began, while it logged in, it is told at once.
-    pub fn enter(&self, session: Arc<LiveSession>) {
+    pub fn enter(&self, session: &Arc<LiveSession>) {
         self.sessions.insert(session.id, session.clone());
         let generation = self.generation.load();
         if generation.number != session.generation {
@@ -329,18 +333,26 @@ fn moved(generation: &Generation, session: &LiveSession) -> Option<String> {
     let from = session.route.environment();
     let number = generation.number;
     match config.users.get(session.identity.user()) {
-        None => return Some(format!("User \"{}\" is gone since generation {number}.", session.identity.user())),
+        None => {
+            return Some(format!("User \"{}\" is gone since generation {number}.", session.identity.user()));
+        }
         Some(user) if user.disabled => {
-            return Some(format!("User \"{}\" is disabled since generation {number}.", session.identity.user()));
+            return Some(format!(
+                "User \"{}\" is disabled since generation {number}.",
+                session.identity.user()
+            ));
         }
         Some(_) => {}
     }
     let attributes = attribute::of(config, &session.identity);
     match route::resolve(config, &attributes, &session.database, session.request.as_deref()) {
-        Err(refusal) => Some(format!("From environment \"{from}\" to none, by generation {number}: {refusal}.")),
+        Err(refusal) => {
+            Some(format!("From environment \"{from}\" to none, by generation {number}: {refusal}."))
+        }
         Ok(route) => {
             let connection: &Connection = config.connections.get(route.connection())?;
-            let same = route.connection() == session.route.connection() && connection.target == session.target;
+            let same =
+                route.connection() == session.route.connection() && connection.target == session.target;
             (!same).then(|| {
                 format!(
                     "From environment \"{from}\" (connection \"{}\") to \"{}\" (connection \"{}\"), by generation {number}.",
@@ -375,15 +387,16 @@ fn build(
     let config = checked.config;
     let folder = config.path.parent().unwrap_or(Path::new("")).to_owned();
     let tls = match &*config.server.tls {
-        Some(tls) => Some(tls::server(tls, &folder).map_err(|error| LoadError::Tls { place: "[server] tls".into(), error })?),
+        Some(tls) => Some(
+            tls::server(tls, &folder)
+                .map_err(|error| LoadError::Tls { place: "[server] tls".into(), error })?,
+        ),
         None => None,
     };
     let mut settings = Vec::new();
     for connection in config.connections.values() {
-        let tls = tls::upstream(&connection.tls, &connection.target.host).map_err(|error| LoadError::Tls {
-            place: format!("[connections.{}]", connection.name),
-            error,
-        })?;
+        let tls = tls::upstream(&connection.tls, &connection.target.host)
+            .map_err(|error| LoadError::Tls { place: format!("[connections.{}]", connection.name), error })?;
         settings.push((connection.clone(), pool_settings(&config, connection, tls)));
     }
     let mut pools = BTreeMap::new();
@@ -406,7 +419,11 @@ fn build(
     Ok(Generation { number, config, tls: tls.map(Arc::new), pools })
 }
 
-fn pool_settings(config: &Config, connection: &Arc<Connection>, tls: Option<tls::UpstreamClient>) -> PoolSettings {
+fn pool_settings(
+    config: &Config,
+    connection: &Arc<Connection>,
+    tls: Option<tls::UpstreamClient>,
+) -> PoolSettings {
     let server = &config.server;
     PoolSettings {
         dialer: Dialer {

@@ -65,7 +65,9 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Database { database, base } if database == base.as_str() => write!(f, "database {database}"),
+            Self::Database { database, base } if database == base.as_str() => {
+                write!(f, "database {database}")
+            }
             Self::Database { database, base } => write!(f, "database {database} is an alias of {base}"),
             Self::NoAttribute => f.write_str("the connection has no user_attribute"),
             Self::Value { attribute, value, origin } => write!(f, "{attribute} = {value:?} from {origin}"),
@@ -250,7 +252,8 @@ impl<'a> Question<'a> {
             return Ok(*place);
         }
         let names: Vec<&str> = allowed.iter().map(|p| self.name(*p).as_str()).collect();
-        let refusal = self.refusal(format!("environment \"{name}\" is not permitted for user \"{}\"", self.user));
+        let refusal =
+            self.refusal(format!("environment \"{name}\" is not permitted for user \"{}\"", self.user));
         Err(if names.is_empty() {
             refusal.detail("This user may use no environment of this database.")
         } else {

@@ -38,14 +38,15 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
     let generation = proxy.generation();
     let limit = *generation.config.server.client_login_timeout;
     let deadline = tokio::time::Instant::from_std(accepted + limit);
-    let opened = match tokio::time::timeout_at(deadline, handshake::open(socket, generation.tls.as_ref())).await {
-        Ok(Ok(opened)) => opened,
-        Ok(Err(HandshakeError::Refused(stream, refusal))) => {
-            return refuse(*stream, &refusal, "-", "-", &peer).await;
-        }
-        Ok(Err(error)) => return debug!(peer, %error, "no login"),
-        Err(_) => return debug!(peer, "client_login_timeout before a login"),
-    };
+    let opened =
+        match tokio::time::timeout_at(deadline, handshake::open(socket, generation.tls.as_ref())).await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(HandshakeError::Refused(stream, refusal))) => {
+                return refuse(*stream, &refusal, "-", "-", &peer).await;
+            }
+            Ok(Err(error)) => return debug!(peer, %error, "no login"),
+            Err(_) => return debug!(peer, "client_login_timeout before a login"),
+        };
     let mut arrival = match opened {
         Opened::Login(arrival) => arrival,
         Opened::Cancel(key, mut stream) => {
@@ -93,17 +94,26 @@ async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -
     let identity = proxy.authenticator.authenticate(arrival, config, generation.tls.as_deref()).await?;
     let startup = &arrival.startup;
     if startup.replication {
-        return Err(Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, "replication connections are not supported"));
+        return Err(Refusal::new(
+            Fault::Client,
+            SqlState::NOT_SUPPORTED,
+            "replication connections are not supported",
+        ));
     }
     if proxy.is_draining() {
-        return Err(Refusal::new(Fault::Operator, SqlState::CANNOT_CONNECT_NOW, "the system is shutting down"));
+        return Err(Refusal::new(
+            Fault::Operator,
+            SqlState::CANNOT_CONNECT_NOW,
+            "the system is shutting down",
+        ));
     }
     let attributes = attribute::of(config, &identity);
     let route = route::resolve(config, &attributes, &startup.database, startup.environment.as_deref())?;
     for warning in route.warnings() {
         warn!(user = %identity.user(), database = startup.database, "{warning}");
     }
-    let place = |refusal: Refusal| refusal.in_environment(route.environment().as_str(), route.connection().as_str());
+    let place =
+        |refusal: Refusal| refusal.in_environment(route.environment().as_str(), route.connection().as_str());
     let seat = proxy.seat(generation, &identity, &route).map_err(place)?;
     let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a connection without a pool");
     let pool = generation.pools.get(route.connection()).ok_or_else(missing)?.clone();
@@ -118,7 +128,11 @@ async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -
         .server
         .application_name_add_user
         .then(|| format!(" [{}@{}]", identity.user(), route.environment()).into());
-    let settings = SessionSettings::new(welcome.reported, welcome.extra, suffix.filter(|_| mode == PoolMode::Transaction));
+    let settings = SessionSettings::new(
+        welcome.reported,
+        welcome.extra,
+        suffix.filter(|_| mode == PoolMode::Transaction),
+    );
     let facts = facts(generation, &identity, &route);
     let notice = config.server.login_notice.then(|| route.to_string());
     let live = Arc::new(LiveSession {
@@ -226,7 +240,7 @@ fn move_to_data(proxy: &Proxy, mut arrival: Arrival, parts: LoggedIn) -> std::io
 /// The rest of the session, as a task of its own on the runtime that relays: small, because it lives long.
 fn relay(proxy: Arc<Proxy>, ready: Ready, peer: String, accepted: Instant) {
     let Ready { live, engine, key, seat } = ready;
-    proxy.enter(live.clone());
+    proxy.enter(&live);
     let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
     let peer = peer.into_boxed_str();
     let life = async move {

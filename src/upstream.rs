@@ -165,7 +165,9 @@ impl Dialer {
             }
             other => return other,
         };
-        let (Some(secret), Some(used)) = (self.connection.password.clone(), password) else { return Err(refused) };
+        let (Some(secret), Some(used)) = (self.connection.password.clone(), password) else {
+            return Err(refused);
+        };
         let again = tokio::task::spawn_blocking(move || secret.reread().map(|_| secret.value()));
         match again.await {
             Ok(Ok(new)) if !login::same(&new, &used) => self.dial_modes(settings, Some(&new)).await,

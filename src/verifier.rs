@@ -127,7 +127,8 @@ impl ScramVerifier {
 /// As PostgreSQL stores it: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
 impl fmt::Display for ScramVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [salt, stored, server] = [&self.salt, &self.stored_key, &self.server_key].map(|b| BASE64.encode(b));
+        let [salt, stored, server] =
+            [&self.salt, &self.stored_key, &self.server_key].map(|b| BASE64.encode(b));
         write!(f, "{SCRAM_PREFIX}{}:{salt}${stored}:{server}", self.iterations)
     }
 }

@@ -87,7 +87,11 @@ impl<'a> Exchange<'a> {
             return Err(Refusal::protocol("invalid password packet size"));
         };
         if password.is_empty() {
-            return Err(Refusal::new(Fault::Client, SqlState::INVALID_PASSWORD, "empty password returned by client"));
+            return Err(Refusal::new(
+                Fault::Client,
+                SqlState::INVALID_PASSWORD,
+                "empty password returned by client",
+            ));
         }
         String::from_utf8(password.to_vec()).map(SecretString::from).map_err(|_| {
             Refusal::new(Fault::Client, SqlState::INVALID_PASSWORD, "the password is not valid UTF-8")
@@ -115,7 +119,8 @@ impl<'a> Exchange<'a> {
 /// `SASLInitialResponse`: the mechanism, the length of the data, the data.
 fn initial_response(body: &[u8], offers_plus: bool) -> Result<&[u8], Refusal> {
     let (mechanism, rest) = wire::cstr(body).ok_or_else(|| malformed_message("SASLInitialResponse"))?;
-    let (length, data) = rest.split_first_chunk::<4>().ok_or_else(|| malformed_message("SASLInitialResponse"))?;
+    let (length, data) =
+        rest.split_first_chunk::<4>().ok_or_else(|| malformed_message("SASLInitialResponse"))?;
     if usize::try_from(u32::from_be_bytes(*length)).ok() != Some(data.len()) {
         return Err(malformed_message("SASLInitialResponse"));
     }

@@ -78,7 +78,12 @@ impl DataPlane {
     fn start(threads: usize) -> std::io::Result<Self> {
         if threads > 1 {
             let mut builder = Builder::new_multi_thread();
-            return builder.worker_threads(threads).thread_name("relay").enable_all().build().map(Self::Several);
+            return builder
+                .worker_threads(threads)
+                .thread_name("relay")
+                .enable_all()
+                .build()
+                .map(Self::Several);
         }
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (handle, stop) = (runtime.handle().clone(), CancellationToken::new());
@@ -108,7 +113,8 @@ impl DataPlane {
 
 /// One runtime for what is slow, one for relaying.
 fn runtimes(server: &Server) -> std::io::Result<(Runtime, DataPlane)> {
-    let control = Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
+    let control =
+        Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
     let threads = match *server.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         threads => threads as usize,
@@ -124,8 +130,7 @@ async fn run(checked: Checked, control: &Handle, data: &Handle) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let runtimes =
-        Runtimes { control: control.clone(), data: data.clone(), tasks: TaskTracker::new() };
+    let runtimes = Runtimes { control: control.clone(), data: data.clone(), tasks: TaskTracker::new() };
     let proxy = match Proxy::new(checked, runtimes) {
         Ok(proxy) => proxy,
         Err(error) => {
@@ -150,7 +155,8 @@ async fn run(checked: Checked, control: &Handle, data: &Handle) -> ExitCode {
 
 /// `SIGHUP` reloads; `SIGTERM` and `SIGINT` drain; another of those ends at once.
 async fn signals(proxy: &Arc<Proxy>) {
-    let streams = (signal(SignalKind::hangup()), signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let streams =
+        (signal(SignalKind::hangup()), signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) = streams else {
         warn!("cannot listen to signals");
         return std::future::pending().await;

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use super::file::{self, AuthType, File, OnUnmatched, SslMode};
 use super::read::{Named, Problems, Setting, Strings};
-use super::{Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Target, UpstreamScram, UpstreamTls, User, near_miss};
+use super::{
+    Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Target, UpstreamScram, UpstreamTls, User,
+    near_miss,
+};
 use secrecy::ExposeSecret;
 
 use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
@@ -86,7 +89,8 @@ fn check_environments(file: &File, problems: &mut Problems) {
                 problems.error(connection.span(), message);
             }
             if environment.values.is_empty() {
-                problems.warning(environment.span(), "an environment without values: nobody is sent there yet");
+                problems
+                    .warning(environment.span(), "an environment without values: nobody is sent there yet");
             }
         }
         check_names(base, problems);
@@ -97,7 +101,10 @@ fn check_environments(file: &File, problems: &mut Problems) {
         let falls_back = *base.on_unmatched == OnUnmatched::Base && base.user_attribute.is_some();
         if *base.production && falls_back && !*base.allow_production_fallback {
             problems
-                .error(base.production.span(), "users that match nothing would reach this production database")
+                .error(
+                    base.production.span(),
+                    "users that match nothing would reach this production database",
+                )
                 .help("set on_unmatched = \"reject\", or allow_production_fallback = true if that is meant");
         }
     }
@@ -162,7 +169,10 @@ fn connections(file: &File, problems: &mut Problems) -> BTreeMap<ConnectionName,
     }
     let build = |(name, c): &(Setting<String>, file::Connection)| {
         let environment = environment_of.get(name.as_str()).copied();
-        Some((ConnectionName::from(name.as_str()), Arc::new(connection(name, c, environment, file, problems)?)))
+        Some((
+            ConnectionName::from(name.as_str()),
+            Arc::new(connection(name, c, environment, file, problems)?),
+        ))
     };
     file.connections.0.iter().filter_map(build).collect()
 }
@@ -210,13 +220,13 @@ fn connection(
             root_cert: resolve(&c.sslrootcert),
             identity,
         },
-        scram: UpstreamScram {
-            channel_binding: *c.channel_binding,
-            min_iterations: *c.scram_min_iterations,
-        },
+        scram: UpstreamScram { channel_binding: *c.channel_binding, min_iterations: *c.scram_min_iterations },
         search_path: search_path(&c.include_schemas),
         query_timeout: *c.query_timeout,
-        connect_timeout: c.connect_timeout.filter(|t| *t > Duration::ZERO).unwrap_or(*server.server_connect_timeout),
+        connect_timeout: c
+            .connect_timeout
+            .filter(|t| *t > Duration::ZERO)
+            .unwrap_or(*server.server_connect_timeout),
         pool_mode: c.pool_mode.unwrap_or(*server.pool_mode),
         pool_size: c.pool_size.unwrap_or(*server.default_pool_size).max(1),
         min_pool_size: c.min_pool_size.unwrap_or(*server.min_pool_size),
@@ -349,7 +359,9 @@ fn users(file: &File, problems: &mut Problems) -> BTreeMap<UserName, Arc<User>> 
             groups: u.groups.iter().map(|g| GroupName::from(g.as_str())).collect(),
             attributes: attributes(&u.attributes, problems),
             pool_mode: *u.pool_mode,
-            max_client_connections: u.max_client_connections.unwrap_or(*file.server.max_user_client_connections),
+            max_client_connections: u
+                .max_client_connections
+                .unwrap_or(*file.server.max_user_client_connections),
             disabled: *u.disabled,
             derived: std::sync::OnceLock::new(),
         };
@@ -376,7 +388,8 @@ fn check_auth(
     }
     if let Some(secret) = password
         && needs_password
-        && let Err(why) = Verifier::parse(&secret.value()).and_then(|verifier| check_verifier(&verifier, auth_type))
+        && let Err(why) =
+            Verifier::parse(&secret.value()).and_then(|verifier| check_verifier(&verifier, auth_type))
     {
         problems.error(u.password.span(), why);
     }
@@ -390,13 +403,15 @@ fn check_auth(
 /// Whether a password setting can serve a method.
 fn check_verifier(verifier: &Verifier, method: AuthType) -> Result<(), &'static str> {
     match (method, verifier) {
-        (AuthType::ScramSha256, Verifier::Md5(_)) => {
-            Err("an md5 verifier cannot serve scram-sha-256: store a SCRAM verifier (`pgusher hash-password`)")
-        }
+        (AuthType::ScramSha256, Verifier::Md5(_)) => Err(
+            "an md5 verifier cannot serve scram-sha-256: store a SCRAM verifier (`pgusher hash-password`)",
+        ),
         (AuthType::Md5, Verifier::Scram(_)) => {
             Err("a SCRAM verifier cannot serve md5: use auth_type = \"scram-sha-256\"")
         }
-        (_, Verifier::Plain(text)) if text.expose_secret().is_empty() => Err("an empty password lets nobody in"),
+        (_, Verifier::Plain(text)) if text.expose_secret().is_empty() => {
+            Err("an empty password lets nobody in")
+        }
         _ => Ok(()),
     }
 }

@@ -182,12 +182,20 @@ impl Problems {
         let (line, column) = self.position(span.start);
         let shown = without_secrets(self.text.lines().nth(line - 1).unwrap_or(""));
         let gutter = line.to_string().len();
-        let marked = self.text.get(span.clone()).map_or(1, |s| s.lines().next().unwrap_or("").chars().count());
+        let marked =
+            self.text.get(span.clone()).map_or(1, |s| s.lines().next().unwrap_or("").chars().count());
         let room = shown.chars().count().saturating_sub(column - 1).max(1);
         writeln!(f, "{:gutter$}--> {}:{line}:{column}", "", self.path.display())?;
         writeln!(f, "{:gutter$} |", "")?;
         writeln!(f, "{line} | {shown}")?;
-        writeln!(f, "{:gutter$} | {:indent$}{}", "", "", "^".repeat(marked.clamp(1, room)), indent = column - 1)
+        writeln!(
+            f,
+            "{:gutter$} | {:indent$}{}",
+            "",
+            "",
+            "^".repeat(marked.clamp(1, room)),
+            indent = column - 1
+        )
     }
 }
 
@@ -283,7 +291,9 @@ impl Value for Duration {
     }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         if node.get_ref().as_integer().is_some() {
-            problems.error(Some(node.span()), "a time needs a unit").help("write \"15s\", \"500ms\" or \"2h\"");
+            problems
+                .error(Some(node.span()), "a time needs a unit")
+                .help("write \"15s\", \"500ms\" or \"2h\"");
             return None;
         }
         let Some(text) = node.get_ref().as_str() else {
@@ -456,7 +466,10 @@ impl<'a, 'i> TableReader<'a, 'i> {
         match node.get_ref().as_table() {
             Some(table) => Some(Self { table, place: Some(node.span()), name, known: Vec::new() }),
             None => {
-                problems.error(Some(node.span()), format!("expected a table ({name}), found {}", node.get_ref().type_str()));
+                problems.error(
+                    Some(node.span()),
+                    format!("expected a table ({name}), found {}", node.get_ref().type_str()),
+                );
                 None
             }
         }
@@ -468,16 +481,13 @@ impl<'a, 'i> TableReader<'a, 'i> {
     }
 
     /// The setting, its default, or, where there is none and it is missing, a problem.
-    pub fn take<T: Value>(
+    pub fn take<T: Value + PartialOrd>(
         &mut self,
         key: &'static str,
         default: Option<T>,
         bounds: Option<RangeInclusive<T>>,
         problems: &mut Problems,
-    ) -> Option<Setting<T>>
-    where
-        T: PartialOrd,
-    {
+    ) -> Option<Setting<T>> {
         let setting = self.take_unbounded(key, default, problems)?;
         if let (Some(bounds), Some(span)) = (bounds, setting.span())
             && !bounds.contains(&setting.value)
@@ -511,7 +521,8 @@ impl<'a, 'i> TableReader<'a, 'i> {
         for (key, _) in self.table.iter() {
             let name = key.get_ref().as_ref();
             if !self.known.contains(&name) {
-                let problem = problems.error(Some(key.span()), format!("unknown key `{name}` in {}", self.name));
+                let problem =
+                    problems.error(Some(key.span()), format!("unknown key `{name}` in {}", self.name));
                 problem.nearest(name, self.known.iter().copied());
             }
         }

@@ -91,7 +91,8 @@ impl Core {
             self.send_fakes_to(down);
         }
         let body = input.get(HEADER..header.total);
-        if body.is_none() && header.total <= GATHER && matches!(header.tag, b'S' | b'C' | b'E' | b'Z' | b'N') {
+        if body.is_none() && header.total <= GATHER && matches!(header.tag, b'S' | b'C' | b'E' | b'Z' | b'N')
+        {
             return Ok(Step::Wait);
         }
         let setup = self.requests.front_kind() == Some(Kind::Setup);
@@ -232,7 +233,8 @@ impl Core {
         };
         self.skipping |= !found;
         // The preparation for a DEALLOCATE of ours failed: that has a Sync of its own, and says so itself.
-        let unseen = skipped.first().is_some_and(|r| r.hidden) && self.requests.front().is_some_and(|r| r.hidden);
+        let unseen =
+            skipped.first().is_some_and(|r| r.hidden) && self.requests.front().is_some_and(|r| r.hidden);
         let refused = match skipped.first() {
             Some(Request { kind: Kind::Fail, note: Some(note), .. }) => match &**note {
                 Note::Refused(error) => Some(error.clone()),

@@ -276,13 +276,19 @@ mod tests {
     #[test]
     fn a_decorated_name_is_cut_to_63_bytes() {
         let name = "x".repeat(80);
-        let session =
-            SessionSettings::new(parameters(&[("application_name", &name)]), Arc::default(), Some(" [a@b]".into()));
+        let session = SessionSettings::new(
+            parameters(&[("application_name", &name)]),
+            Arc::default(),
+            Some(" [a@b]".into()),
+        );
         let value = session.wanted.get(b"application_name").unwrap();
         assert_eq!(value.len(), 63);
         assert!(value.ends_with(b"x [a@b]"));
-        let unnamed =
-            SessionSettings::new(parameters(&[("application_name", "")]), Arc::default(), Some(" [a@b]".into()));
+        let unnamed = SessionSettings::new(
+            parameters(&[("application_name", "")]),
+            Arc::default(),
+            Some(" [a@b]".into()),
+        );
         assert_eq!(unnamed.wanted.get(b"application_name"), Some(&b"[a@b]"[..]));
     }
 }

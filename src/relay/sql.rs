@@ -84,13 +84,14 @@ const fn key(word: &[u8]) -> u64 {
 /// Letters, digits, `_`, `$` and every byte of a multi-byte character.
 const WORD: [bool; 256] = {
     let mut table = [false; 256];
-    let mut i = 0;
-    while i < 256 {
-        let b = i as u8;
-        table[i] = b.is_ascii_alphanumeric() || b == b'_' || b == b'$' || b >= 0x80;
-        i += 1;
+    let mut b = 0u8;
+    loop {
+        table[b as usize] = b.is_ascii_alphanumeric() || b == b'_' || b == b'$' || b >= 0x80;
+        if b == u8::MAX {
+            break table;
+        }
+        b += 1;
     }
-    table
 };
 
 /// The byte scan; it can be fed a text in pieces.
@@ -170,8 +171,17 @@ fn matters_anywhere(word: u64) -> bool {
     const SETSEED: u64 = key(b"setseed");
     matches!(
         word,
-        SET_CONFIG | TEMPORARY | PG_TEMP | PG_ADVISORY | PG_TRY_ADVISORY | PG_REPLICATION
-            | PG_TEMP_ALONE | TEMP | HOLD | SETSEED | DBLINK
+        SET_CONFIG
+            | TEMPORARY
+            | PG_TEMP
+            | PG_ADVISORY
+            | PG_TRY_ADVISORY
+            | PG_REPLICATION
+            | PG_TEMP_ALONE
+            | TEMP
+            | HOLD
+            | SETSEED
+            | DBLINK
     ) || word >> 16 == DBLINK
 }
 
@@ -275,7 +285,9 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
         "prepare" if word(1) != "transaction" => pin(Pin::Prepare),
         "do" | "call" | "load" => pin(Pin::Opaque),
         "declare" if statement.windows(2).any(|w| w[0].is("with") && w[1].is("hold")) => pin(Pin::HoldCursor),
-        "create" if statement.iter().take(6).any(|t| t.is("temp") || t.is("temporary")) => pin(Pin::Temporary),
+        "create" if statement.iter().take(6).any(|t| t.is("temp") || t.is("temporary")) => {
+            pin(Pin::Temporary);
+        }
         _ => {}
     }
     let into_temporary =
@@ -318,7 +330,9 @@ fn dotted(tokens: &[Token]) -> String {
     let mut name = String::new();
     for token in tokens {
         match token {
-            Token::Word(word) if name.is_empty() || name.ends_with('.') => name.push_str(&word.to_lowercase()),
+            Token::Word(word) if name.is_empty() || name.ends_with('.') => {
+                name.push_str(&word.to_lowercase());
+            }
             Token::Symbol(b'.') => name.push('.'),
             _ => break,
         }
@@ -330,9 +344,10 @@ fn dotted(tokens: &[Token]) -> String {
 fn function(word: &str) -> Option<Pin> {
     match word {
         "set_config" => Some(Pin::Setting),
-        "pg_advisory_lock" | "pg_advisory_lock_shared" | "pg_try_advisory_lock" | "pg_try_advisory_lock_shared" => {
-            Some(Pin::AdvisoryLock)
-        }
+        "pg_advisory_lock"
+        | "pg_advisory_lock_shared"
+        | "pg_try_advisory_lock"
+        | "pg_try_advisory_lock_shared" => Some(Pin::AdvisoryLock),
         "setseed" => Some(Pin::Opaque),
         _ if word.starts_with("pg_temp") => Some(Pin::Temporary),
         _ if word.starts_with("dblink") || word.starts_with("pg_replication_origin_") => Some(Pin::Opaque),
@@ -576,7 +591,9 @@ mod tests {
 
     #[test]
     fn a_deep_or_broken_text_is_an_answer_and_not_a_crash() {
-        for text in ["(".repeat(1 << 20), "/*".repeat(1 << 19), "set ".repeat(1 << 16), "$a$".into(), "'".into()] {
+        for text in
+            ["(".repeat(1 << 20), "/*".repeat(1 << 19), "set ".repeat(1 << 16), "$a$".into(), "'".into()]
+        {
             let _ = effects(text.as_bytes());
         }
     }

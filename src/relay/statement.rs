@@ -173,7 +173,8 @@ impl Prepared {
         if self.known.len() <= limit.max(1) {
             return None;
         }
-        let oldest = self.known.iter().filter(|(k, _)| **k != id).min_by_key(|(_, u)| u.last).map(|(k, _)| *k)?;
+        let oldest =
+            self.known.iter().filter(|(k, _)| **k != id).min_by_key(|(_, u)| u.last).map(|(k, _)| *k)?;
         self.known.remove(&oldest);
         Some(oldest)
     }

@@ -183,7 +183,10 @@ impl Core {
         let Some(text) = input.get(HEADER..header.total) else {
             self.requests.push(Kind::Query);
             up.pass(at..at + HEADER);
-            return Ok(Step::Partly(HEADER, if transaction { Rest::Scan(Box::default()) } else { Rest::Pass }));
+            return Ok(Step::Partly(
+                HEADER,
+                if transaction { Rest::Scan(Box::default()) } else { Rest::Pass },
+            ));
         };
         if let Some(effects) = super::sql::effects(text) {
             if let Some(sql) = effects.shows.as_deref().and_then(|name| self.shown(name)) {
@@ -264,13 +267,17 @@ impl Core {
                 return Ok(Step::Done);
             }
             return if input.len() > 4 * GATHER {
-                Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, "a statement or portal name is too long"))
+                Err(Refusal::new(
+                    Fault::Client,
+                    SqlState::LIMIT_EXCEEDED,
+                    "a statement or portal name is too long",
+                ))
             } else {
                 Ok(Step::Need(header.total.min(input.len() + GATHER)))
             };
         };
         match (kind, names.statement) {
-            (Kind::Parse, _) => self.parse(header, input, at, names, backend, up),
+            (Kind::Parse, _) => self.parse(header, input, at, &names, backend, up),
             (_, None) => {
                 self.requests.push(kind);
                 Ok(Step::Streams(Rest::Pass))
@@ -288,7 +295,7 @@ impl Core {
         header: Header,
         input: &[u8],
         at: usize,
-        names: NamesIn<'_>,
+        names: &NamesIn<'_>,
         backend: &mut BackendState,
         up: &mut Sink<'_>,
     ) -> Result<Step, Refusal> {
@@ -480,13 +487,20 @@ impl Core {
     }
 
     /// `Close` of a statement. Upstream, others may use it: it is only the name that goes.
-    fn close(&mut self, name: &[u8], range: std::ops::Range<usize>, backend: &mut BackendState, up: &mut Sink<'_>) {
+    fn close(
+        &mut self,
+        name: &[u8],
+        range: std::ops::Range<usize>,
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) {
         if name.is_empty() {
             self.unnamed = (0, Vec::new());
             backend.unnamed = None;
         } else if self.names.get(name).is_some() {
             let previous = self.names.put(name, None);
-            self.requests.push_noted(Kind::Fake(b'3'), Note::Named { name: name.into(), previous, prepared: None });
+            self.requests
+                .push_noted(Kind::Fake(b'3'), Note::Named { name: name.into(), previous, prepared: None });
             return;
         } else if self.interner.is_reserved(name) {
             self.requests.push(Kind::Fake(b'3'));

@@ -1,6 +1,8 @@
 //! The login to an upstream: startup packet, proof, parameters, key.
 
-use postgres_protocol::authentication::sasl::{ChannelBinding as Binding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding as Binding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -138,13 +140,16 @@ async fn authentication(
     let (code, data) = body.split_first_chunk::<4>().ok_or_else(|| broken("Authentication"))?;
     let user = &connection.target.username;
     let binding_required = connection.scram.channel_binding == ChannelBinding::Require;
-    let wanted = || password.ok_or_else(|| UpstreamError::Auth("the server wants a password and none is set".into()));
+    let wanted =
+        || password.ok_or_else(|| UpstreamError::Auth("the server wants a password and none is set".into()));
     match u32::from_be_bytes(*code) {
         0 => match proof {
-            Proof::ScramSent(_) | Proof::ScramAnswered(_) => Err(UpstreamError::Auth("the server did not prove itself".into())),
-            Proof::Nothing if binding_required => {
-                Err(UpstreamError::Auth("channel binding is required, but the server did not use SCRAM".into()))
+            Proof::ScramSent(_) | Proof::ScramAnswered(_) => {
+                Err(UpstreamError::Auth("the server did not prove itself".into()))
             }
+            Proof::Nothing if binding_required => Err(UpstreamError::Auth(
+                "channel binding is required, but the server did not use SCRAM".into(),
+            )),
             Proof::Nothing | Proof::Done => Ok(true),
         },
         3 | 5 if binding_required => {
@@ -197,7 +202,11 @@ async fn authentication(
 }
 
 /// The strongest mechanism that both have.
-fn choose(stream: &Stream, offered: &[u8], scram: UpstreamScram) -> Result<(&'static str, Binding), UpstreamError> {
+fn choose(
+    stream: &Stream,
+    offered: &[u8],
+    scram: UpstreamScram,
+) -> Result<(&'static str, Binding), UpstreamError> {
     let offers = |name: &str| offered.split(|b| *b == 0).any(|m| m == name.as_bytes());
     let certificate = match stream {
         Stream::Client(tls) => tls.get_ref().1.peer_certificates().and_then(|c| server_end_point(c.first()?)),
@@ -222,10 +231,13 @@ fn choose(stream: &Stream, offered: &[u8], scram: UpstreamScram) -> Result<(&'st
 async fn answer(mut scram: ScramSha256, data: Vec<u8>, floor: u32) -> Result<ScramSha256, UpstreamError> {
     let failed = |why: String| UpstreamError::Auth(format!("SCRAM: {why}"));
     let text = std::str::from_utf8(&data).map_err(|e| failed(e.to_string()))?;
-    let iterations = text.split(',').find_map(|part| part.strip_prefix("i=")).and_then(|i| i.parse::<u64>().ok());
+    let iterations =
+        text.split(',').find_map(|part| part.strip_prefix("i=")).and_then(|i| i.parse::<u64>().ok());
     match iterations {
         Some(i) if i >= u64::from(floor) => {}
-        Some(i) => return Err(failed(format!("{i} iterations are fewer than scram_min_iterations = {floor}"))),
+        Some(i) => {
+            return Err(failed(format!("{i} iterations are fewer than scram_min_iterations = {floor}")));
+        }
         None => return Err(failed("no iteration count".into())),
     }
     tokio::task::spawn_blocking(move || scram.update(&data).map(|()| scram))

@@ -74,9 +74,9 @@ pub fn parse(packet: &[u8]) -> Result<FirstPacket, Refusal> {
         SSL_REQUEST if rest.is_empty() => Ok(FirstPacket::Ssl),
         GSSENC_REQUEST if rest.is_empty() => Ok(FirstPacket::GssEnc),
         CANCEL_REQUEST => match rest.split_first_chunk::<4>() {
-            Some((pid, secret)) if (1..=MAX_CANCEL_KEY).contains(&secret.len()) => Ok(FirstPacket::Cancel(
-                CancelKey { pid: u32::from_be_bytes(*pid), secret: secret.into() },
-            )),
+            Some((pid, secret)) if (1..=MAX_CANCEL_KEY).contains(&secret.len()) => {
+                Ok(FirstPacket::Cancel(CancelKey { pid: u32::from_be_bytes(*pid), secret: secret.into() }))
+            }
             _ => Err(Refusal::protocol("invalid length of startup packet")),
         },
         version => startup(version, rest).map(FirstPacket::Startup),
@@ -92,9 +92,7 @@ fn startup(version: u32, rest: &[u8]) -> Result<Startup, Refusal> {
             format!("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.{NEWEST_MINOR}"),
         ));
     }
-    let terminator = || {
-        Refusal::protocol("invalid startup packet layout: expected terminator as last byte")
-    };
+    let terminator = || Refusal::protocol("invalid startup packet layout: expected terminator as last byte");
     let mut pairs = Vec::new();
     let mut rest = rest;
     loop {
@@ -114,7 +112,11 @@ fn startup(version: u32, rest: &[u8]) -> Result<Startup, Refusal> {
 
 fn utf8(bytes: &[u8]) -> Result<&str, Refusal> {
     std::str::from_utf8(bytes).map_err(|_| {
-        Refusal::new(Fault::Client, SqlState("22021"), "invalid byte sequence for encoding \"UTF8\" in startup packet")
+        Refusal::new(
+            Fault::Client,
+            SqlState("22021"),
+            "invalid byte sequence for encoding \"UTF8\" in startup packet",
+        )
     })
 }
 

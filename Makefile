@@ -1,0 +1,53 @@
+# `make demo` shows the main job, `make test` runs what CI runs; both install what is missing.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+ARGS ?=
+
+.PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench soak test-compose test-drivers
+
+build:
+	cargo build --release --locked
+
+demo:
+	@tests/prerequisites.sh demo
+	cargo build --release --locked
+	@demo/demo.sh
+
+test: prerequisites lint deny docs-fresh unit integration
+
+prerequisites:
+	@tests/prerequisites.sh test
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+
+# Advisories need a network that a build machine may not have: `cargo deny check advisories` by hand.
+deny:
+	cargo deny --locked check bans licenses sources
+
+unit:
+	cargo test --locked --lib --bins
+
+integration:
+	cargo test --locked --test '*'
+
+docs:
+	cargo run --quiet --locked -- manual > docs/configuration.md
+
+docs-fresh:
+	cargo run --quiet --locked -- manual | diff - docs/configuration.md || { echo "docs/configuration.md is stale: run make docs" >&2; exit 1; }
+
+bench: prerequisites
+	@tests/prerequisites.sh bench
+	cargo build --release --locked
+	python3 bench/bench.py $(ARGS)
+
+# The tests in their full sizes: minutes to hours.
+soak: prerequisites
+	cargo build --release --locked
+	PGUSHER_SOAK=1 cargo test --release --locked --test it -- --nocapture $(ARGS)
+
+test-compose:
+	tests/compose.sh

@@ -1,0 +1,218 @@
+//! One connection of a pool, and its loan to one session.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use super::{Pool, Startup, Welcome, refusal_of};
+use crate::error::{Fault, Refusal, SqlState};
+use crate::relay::{BackendState, Parameters};
+use crate::stream::Stream;
+use crate::upstream::CancelTarget;
+use crate::wire::{self, HEADER, Header};
+
+/// The longest that cleaning a connection between two sessions may take.
+const CLEAN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One upstream connection with what is known of it.
+#[derive(Debug)]
+pub struct Pooled {
+    /// Its bytes.
+    pub stream: Stream,
+    /// What was done on it.
+    pub state: BackendState,
+    /// For cancels.
+    pub target: Arc<CancelTarget>,
+    pub(super) born: Instant,
+    pub(super) idle_since: Instant,
+    pub(super) epoch: u64,
+    /// In session mode: the client's startup settings that it was opened with.
+    pub(super) startup: Option<Arc<Startup>>,
+}
+
+/// A connection on loan. Dropped, it is closed; released, it goes back.
+#[derive(Debug)]
+pub struct Lease {
+    pub(super) pooled: Option<Box<Pooled>>,
+    pub(super) pool: Arc<Pool>,
+}
+
+impl Pooled {
+    /// False if it has ended or says something that an idle connection has no business to say.
+    pub(super) fn is_usable(&mut self) -> bool {
+        if self.stream.is_quiet() {
+            return true;
+        }
+        let mut space = [0; 4096];
+        loop {
+            let mut buffer = ReadBuf::new(&mut space);
+            let cx = &mut Context::from_waker(Waker::noop());
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Pending => return true,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    if !self.idle_messages(buffer.filled()) {
+                        return false;
+                    }
+                }
+                Poll::Ready(_) => return false,
+            }
+        }
+    }
+
+    /// Takes in what an upstream may say unasked: changed settings and notices.
+    fn idle_messages(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let Some(Ok(header)) = Header::read(bytes) else { return false };
+            let Some(body) = bytes.get(HEADER..header.total) else { return false };
+            match header.tag {
+                b'N' => {}
+                b'S' if self.reported(body) => {}
+                _ => return false,
+            }
+            bytes = &bytes[header.total..];
+        }
+        true
+    }
+
+    /// Takes in a `ParameterStatus`; false if it is broken.
+    fn reported(&mut self, body: &[u8]) -> bool {
+        let pair = wire::cstr(body).and_then(|(name, rest)| Some((name, wire::cstr(rest)?.0)));
+        if let Some((name, value)) = pair {
+            self.state.settings.report(name, value);
+        }
+        pair.is_some()
+    }
+
+    /// Says goodbye, if that is possible at once, and closes.
+    pub(super) fn goodbye(mut self: Box<Self>) {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let _ = Pin::new(&mut self.stream).poll_write(cx, &[b'X', 0, 0, 0, 4]);
+        let _ = Pin::new(&mut self.stream).poll_flush(cx);
+    }
+}
+
+impl std::ops::Deref for Lease {
+    type Target = Pooled;
+    fn deref(&self) -> &Pooled {
+        self.pooled.as_ref().expect("a lease has its connection until it is consumed")
+    }
+}
+
+impl std::ops::DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut Pooled {
+        self.pooled.as_mut().expect("a lease has its connection until it is consumed")
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(pooled) = self.pooled.take() {
+            drop(pooled);
+            self.pool.lost();
+        }
+    }
+}
+
+impl Lease {
+    /// Gives the connection back, clean. It waits for cancels that are under way to it.
+    pub fn release(mut self) {
+        let Some(pooled) = self.pooled.take() else { return };
+        let pool = self.pool.clone();
+        if !pooled.target.is_fenced() {
+            return pool.put(pooled);
+        }
+        let wait = async move {
+            pooled.target.unfenced().await;
+            pool.put(pooled);
+        };
+        self.pool.runtimes.tasks.spawn_on(wait, &self.pool.runtimes.control);
+    }
+
+    /// Closes it because its session ended in the middle of something; a query that still runs is cancelled.
+    pub fn discard(self, running: bool) {
+        if !running {
+            return;
+        }
+        let (runtimes, target) = (self.pool.runtimes.clone(), self.target.clone());
+        let fence = target.fence();
+        let end = async move {
+            let _ = target.cancel().await;
+            drop(fence);
+            drop(self);
+        };
+        runtimes.tasks.spawn_on(end, &runtimes.control);
+    }
+
+    /// After a client in session mode: `DISCARD ALL`, then back.
+    pub async fn clean(mut self) {
+        let cleaned = tokio::time::timeout(CLEAN_TIMEOUT, self.simple("DISCARD ALL")).await;
+        if matches!(cleaned, Ok(Ok(Ok(())))) {
+            self.state.discarded();
+            self.release();
+        }
+    }
+
+    /// Applies startup settings and answers what the upstream reports then.
+    pub(super) async fn welcome(&mut self, startup: &Startup) -> Result<Welcome, Refusal> {
+        let mut extra = Parameters::default();
+        for (name, value) in startup {
+            if self.state.settings.reported().get(name.as_bytes()).is_none() {
+                extra = extra.with(name.as_bytes(), value.as_bytes());
+            }
+        }
+        let wanted = Parameters::new(startup.iter().map(|(n, v)| (n.as_bytes().into(), v.as_bytes().into())));
+        let calls: Vec<String> = wanted.iter().map(crate::relay::settings::set_config).collect();
+        let resets = "RESET ALL";
+        let sql =
+            if calls.is_empty() { resets.to_owned() } else { format!("{resets};SELECT {}", calls.join(",")) };
+        let connection = self.pool.connection();
+        let answer = self.simple(&sql).await.map_err(|e| {
+            Refusal::new(
+                Fault::Upstream,
+                SqlState::CONNECTION_FAILURE,
+                format!("connection to server lost: {e}"),
+            )
+            .in_environment(connection.environment.as_str(), connection.name.as_str())
+        })?;
+        let extra = Arc::new(extra);
+        match answer {
+            Ok(()) => {
+                self.state.settings.extra_is(extra.clone());
+                Ok(Welcome { reported: self.state.settings.reported().clone(), extra })
+            }
+            Err(body) => Err(refusal_of(&body)),
+        }
+    }
+
+    /// Runs a statement of our own. The inner error is the upstream's `ErrorResponse` body.
+    ///
+    /// Not cancel-safe: dropped, the connection must not be used again (and is not: the lease goes with it).
+    async fn simple(&mut self, sql: &str) -> io::Result<Result<(), Vec<u8>>> {
+        let mut out = Vec::new();
+        wire::query(&mut out, sql);
+        self.stream.write_all(&out).await?;
+        self.stream.flush().await?;
+        let mut failed = None;
+        loop {
+            let mut header = [0; HEADER];
+            self.stream.read_exact(&mut header).await?;
+            let Some(Ok(header)) = Header::read(&header).filter(|h| matches!(h, Ok(h) if h.total < 1 << 20))
+            else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            let mut body = vec![0; header.total - HEADER];
+            self.stream.read_exact(&mut body).await?;
+            match header.tag {
+                b'Z' if body == b"I" => return Ok(failed.map_or(Ok(()), Err)),
+                b'Z' => return Err(io::ErrorKind::InvalidData.into()),
+                b'E' => failed = Some(body),
+                b'S' if !self.reported(&body) => return Err(io::ErrorKind::InvalidData.into()),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Installs what is missing for `make demo`, `make test` or `make bench` on Debian and Ubuntu, and says what it does.
+set -euo pipefail
+
+missing=()
+server() { command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || [ -x "${PG_BIN:-}/initdb" ]; }
+server || missing+=(postgresql)
+command -v psql >/dev/null || missing+=(postgresql-client)
+command -v cc >/dev/null || missing+=(gcc libc6-dev)
+command -v setpriv >/dev/null || missing+=(util-linux)
+if [ "${1:-}" = bench ]; then
+  command -v haproxy >/dev/null || missing+=(haproxy)
+  [ -n "${PGBOUNCER:-}" ] || command -v pgbouncer >/dev/null || missing+=(pgbouncer)
+  command -v python3 >/dev/null || missing+=(python3)
+  command -v openssl >/dev/null || missing+=(openssl)
+fi
+
+if [ ${#missing[@]} -gt 0 ]; then
+  if ! command -v apt-get >/dev/null; then
+    echo "Please install these with your package manager, then run make again: ${missing[*]}" >&2
+    exit 1
+  fi
+  as_root=()
+  if [ "$(id -u)" != 0 ]; then
+    if ! command -v sudo >/dev/null; then
+      echo "Please run this as root, then run make again: apt-get install ${missing[*]}" >&2
+      exit 1
+    fi
+    as_root=(sudo)
+  fi
+  echo "Installing with apt-get: ${missing[*]}"
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 update -qq
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+command -v cargo >/dev/null || { echo "Please install Rust (https://rustup.rs), then run make again." >&2; exit 1; }
+if [ "${1:-}" = test ] && ! cargo deny --version >/dev/null 2>&1; then
+  echo "Installing cargo-deny with cargo (some minutes)"
+  cargo install --quiet --locked cargo-deny
+fi
