@@ -1,1 +1,216 @@
+use super::*;
+use crate::wire::{cstr, message};
 
+struct Bench {
+    core: Core,
+    backend: BackendState,
+}
+
+/// A message of this tag.
+fn m(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    message(&mut out, tag, |out| out.extend_from_slice(body));
+    out
+}
+
+fn parse(name: &str, sql: &str) -> Vec<u8> {
+    m(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())
+}
+
+fn bind(name: &str) -> Vec<u8> {
+    m(b'B', format!("\0{name}\0\0\0\0\0\0\0").as_bytes())
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(&Arc::new(Interner::new().unwrap()), 1)
+    }
+
+    fn with(interner: &Arc<Interner>, id: u64) -> Self {
+        let facts = ["dev", "warehouse", "dana", "because"].map(str::to_owned);
+        let [environment, connection, user, route] = facts;
+        let facts = Arc::new(Facts { environment, connection, user, route });
+        let reported: Arc<Parameters> = Arc::default();
+        let settings = SessionSettings::new(reported.clone(), Arc::default(), None);
+        Self {
+            core: Core::new(id, PoolMode::Transaction, interner.clone(), facts, settings),
+            backend: BackendState::new(reported, 100),
+        }
+    }
+
+    /// What goes up, what goes back, and what next.
+    fn client(&mut self, input: &[u8]) -> (Vec<u8>, Vec<u8>, Taken) {
+        let (mut copy, mut down) = (Vec::new(), Vec::new());
+        let mut up = Sink::new(input, &mut copy);
+        let taken = self.core.from_client(input, Some(&mut self.backend), &mut up, &mut down).unwrap();
+        (up.bytes().to_vec(), down, taken)
+    }
+
+    fn upstream(&mut self, input: &[u8]) -> Vec<u8> {
+        let mut copy = Vec::new();
+        let mut down = Sink::new(input, &mut copy);
+        let consumed = self.core.from_upstream(input, &mut self.backend, &mut down).unwrap();
+        assert_eq!(consumed, input.len());
+        down.bytes().to_vec()
+    }
+
+    fn tags(bytes: &[u8]) -> String {
+        let mut tags = String::new();
+        let mut rest = bytes;
+        while let Some(Ok(header)) = crate::wire::Header::read(rest) {
+            tags.push(header.tag as char);
+            rest = &rest[header.total..];
+        }
+        tags
+    }
+}
+
+#[test]
+fn a_query_passes_untouched_and_releases_when_it_is_answered() {
+    let mut bench = Bench::new();
+    let query = m(b'Q', b"SELECT 1\0");
+    let (up, down, taken) = bench.client(&query);
+    assert_eq!((up, down.len(), taken.consumed), (query.clone(), 0, query.len()));
+    assert!(!bench.core.may_release());
+    let answer = [m(b'T', b"\0\0"), m(b'D', b"\0\0"), m(b'C', b"SELECT 1\0"), m(b'Z', b"I")].concat();
+    assert_eq!(bench.upstream(&answer), answer);
+    assert!(bench.core.may_release());
+}
+
+#[test]
+fn what_is_not_whole_is_shown_again_and_long_messages_stream() {
+    let mut bench = Bench::new();
+    let query = m(b'Q', b"SELECT 1\0");
+    for end in 0..query.len() {
+        let (up, _, taken) = bench.client(&query[..end]);
+        assert_eq!((up.len(), taken.consumed), (0, 0), "{end}");
+    }
+    let long = m(b'Q', &vec![b'x'; 10 * GATHER]);
+    let (up, _, taken) = bench.client(&long[..2 * GATHER]);
+    assert_eq!((up.len(), taken.consumed), (2 * GATHER, 2 * GATHER));
+    assert!(!bench.core.may_release());
+    assert_eq!(bench.client(&long[2 * GATHER..]).0, &long[2 * GATHER..]);
+}
+
+#[test]
+fn a_long_statement_with_a_suspicious_word_pins() {
+    let mut bench = Bench::new();
+    let text = format!("SELECT '{}', set_config('a.b','c',false)\0", "x".repeat(3 * GATHER));
+    let long = m(b'Q', text.as_bytes());
+    let cut = GATHER + 7;
+    bench.client(&long[..cut]);
+    assert_eq!(bench.core.pin(), None);
+    bench.client(&long[cut..]);
+    assert_eq!(bench.core.pin(), Some(Pin::Opaque));
+}
+
+#[test]
+fn a_statement_that_the_upstream_knows_is_not_sent_again() {
+    let interner = Arc::new(Interner::new().unwrap());
+    let mut one = Bench::with(&interner, 1);
+    let (up, ..) = one.client(&[parse("a", "SELECT 1"), m(b'S', b"")].concat());
+    assert_eq!(Bench::tags(&up), "PS");
+    let upstream_name = cstr(&up[5..]).unwrap().0.to_vec();
+    assert!(interner.is_reserved(&upstream_name));
+    one.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+    // The next session on the same connection prepares the same text under another name.
+    let mut two = Bench::with(&interner, 2);
+    std::mem::swap(&mut one.backend, &mut two.backend);
+    let (up, down, _) = two.client(&[parse("b", "SELECT 1"), bind("b"), m(b'E', b"\0\0\0\0\0"), m(b'S', b"")].concat());
+    assert_eq!((Bench::tags(&up).as_str(), down.len()), ("BES", 0));
+    let bound = cstr(&up[6..]).unwrap().0;
+    assert_eq!(bound, upstream_name);
+    let answer = two.upstream(&[m(b'2', b""), m(b'C', b"SELECT 1\0"), m(b'Z', b"I")].concat());
+    assert_eq!(Bench::tags(&answer), "12CZ");
+}
+
+#[test]
+fn what_an_error_skipped_is_taken_back() {
+    let mut bench = Bench::new();
+    bench.client(&[bind("none"), parse("a", "SELECT 1"), m(b'S', b"")].concat());
+    assert_eq!(Bench::tags(&bench.upstream(&[m(b'E', b"SERROR\0\0"), m(b'Z', b"I")].concat())), "EZ");
+    assert!(bench.backend.prepared() == 0 && bench.core.may_release());
+    let (up, ..) = bench.client(&[parse("a", "SELECT 2"), m(b'S', b"")].concat());
+    assert_eq!(Bench::tags(&up), "PS", "the name is free");
+}
+
+#[test]
+fn syncs_in_front_of_copy_data_are_not_waited_for() {
+    let mut bench = Bench::new();
+    let copy = [parse("", "COPY t FROM STDIN"), bind(""), m(b'E', b"\0\0\0\0\0"), m(b'S', b"")].concat();
+    bench.client(&copy);
+    bench.upstream(&[m(b'1', b""), m(b'2', b""), m(b'G', b"\0\0\0")].concat());
+    bench.client(&[m(b'd', b"1\n"), m(b'c', b""), m(b'S', b"")].concat());
+    bench.upstream(&m(b'C', b"COPY 1\0"));
+    assert!(!bench.core.may_release());
+    bench.upstream(&m(b'Z', b"I"));
+    assert!(bench.core.may_release());
+}
+
+#[test]
+fn a_set_that_was_not_foreseen_pins() {
+    let mut bench = Bench::new();
+    bench.client(&m(b'Q', b"SELECT 1\0"));
+    bench.upstream(&[m(b'C', b"SET\0"), m(b'Z', b"I")].concat());
+    assert_eq!(bench.core.pin(), Some(Pin::Opaque));
+}
+
+#[test]
+fn what_the_protocol_does_not_allow_breaks_the_connection() {
+    for unasked in [m(b'Z', b"I"), m(b'D', b"\0\0"), m(b'1', b""), m(b'K', b"\0\0\0\0"), m(b'R', b"\0\0\0\0"), m(b'?', b"")] {
+        let mut bench = Bench::new();
+        let mut copy = Vec::new();
+        let mut down = Sink::new(&unasked, &mut copy);
+        let broken = bench.core.from_upstream(&unasked, &mut bench.backend, &mut down);
+        assert!(matches!(broken, Err(Broken::Desync(_))), "{unasked:?}");
+        assert!(down.bytes().is_empty());
+    }
+}
+
+#[test]
+fn without_a_connection_a_sync_is_answered_and_late_copy_data_ignored() {
+    let mut bench = Bench::new();
+    let input = [m(b'd', b"late"), m(b'c', b""), m(b'S', b""), m(b'Q', b"SELECT 1\0")].concat();
+    let (mut copy, mut down) = (Vec::new(), Vec::new());
+    let mut up = Sink::new(&input, &mut copy);
+    let taken = bench.core.from_client(&input, None, &mut up, &mut down).unwrap();
+    assert_eq!(taken, Taken { consumed: 19, then: Then::Lease });
+    assert_eq!(down, m(b'Z', b"I"));
+}
+
+/// Any bytes, in any pieces: an answer, an error or a wait, and never a panic or an endless loop.
+#[test]
+fn random_bytes_are_dealt_with() {
+    let mut seed = 0x5eed_u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    for _ in 0..20_000 {
+        let mut bench = Bench::new();
+        for _ in 0..4 {
+            let mut input = Vec::new();
+            for _ in 0..random() % 6 {
+                let tag = b"QPBDCESHFdcfXTZGKA123nIs"[(random() % 24) as usize];
+                let body: Vec<u8> = (0..random() % 24).map(|_| if random() % 3 == 0 { 0 } else { random() as u8 }).collect();
+                input.extend(m(tag, &body));
+            }
+            if random() % 4 == 0 {
+                input.truncate((random() % (input.len() as u64 + 1)) as usize);
+            }
+            let (mut copy, mut down) = (Vec::new(), Vec::new());
+            let mut sink = Sink::new(&input, &mut copy);
+            let backend = (random() % 4 != 0).then_some(&mut bench.backend);
+            let from_client = random() % 2 == 0;
+            if from_client {
+                if let Ok(taken) = bench.core.from_client(&input, backend, &mut sink, &mut down) {
+                    assert!(taken.consumed <= input.len());
+                }
+            } else if let Ok(consumed) = bench.core.from_upstream(&input, &mut bench.backend, &mut sink) {
+                assert!(consumed <= input.len());
+            }
+        }
+    }
+}

@@ -10,3 +10,4 @@ mod faults;
 mod login;
 mod main_job;
 mod relay;
+mod routing;
