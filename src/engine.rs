@@ -254,7 +254,7 @@ impl Engine {
         match ticket.poll(cx) {
             Poll::Pending => Ok(false),
             Poll::Ready(Outcome::Granted(lease)) => {
-                self.hold(*lease);
+                self.hold(lease);
                 self.take_in_tail(cx, scratch)?;
                 Ok(true)
             }
@@ -517,12 +517,10 @@ impl Engine {
     /// Looks at the clock; true if that changed something.
     fn on_time(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
         let phase = self.phase();
-        let timeouts = self.timeouts.load();
-        let limit = match phase {
-            Phase::Querying(_) => timeouts.query(self.pool.connection().query_timeout, self.timer.strikes()),
-            phase => timeouts.of(phase),
+        let limit = match (&self.leasing, phase) {
+            (Leasing::Held(lease), Phase::Querying(_)) => timing::of_query(lease.query_timeout, self.timer.strikes()),
+            _ => self.timeouts.load().of(phase),
         };
-        let timeouts = timeouts.clone();
         if !self.timer.is_over(phase, limit, cx) {
             return Ok(false);
         }
@@ -542,7 +540,7 @@ impl Engine {
                     SqlState::TOO_MANY_CONNECTIONS,
                     "no upstream connection became free within query_wait_timeout",
                 )
-                .detail(format!("Waited {}.", humantime::format_duration(timeouts.query_wait)));
+                .detail(format!("Waited {}.", humantime::format_duration(limit)));
                 self.refuse_waiting(&refusal, cx, scratch)?;
                 Ok(true)
             }

@@ -63,6 +63,10 @@ impl PoolSettings {
     fn connection(&self) -> &Connection {
         &self.dialer.connection
     }
+
+    fn sizes(&self) -> (usize, usize) {
+        (self.connection().pool_size as usize, self.connection().reserve_pool_size as usize)
+    }
 }
 
 /// How many connections are open to one host and port, over all pools.
@@ -130,6 +134,9 @@ struct State {
     waiters: VecDeque<Arc<Ticket>>,
     /// Idle and lent together.
     open: usize,
+    /// The most of them, and how many more for those who waited long: of the settings, at hand under the lock.
+    size: usize,
+    reserve: usize,
     dialing: usize,
     failures: u32,
     retry_at: Option<Instant>,
@@ -138,12 +145,32 @@ struct State {
     retired: bool,
 }
 
+impl State {
+    fn sized(settings: &PoolSettings) -> Self {
+        let (size, reserve) = settings.sizes();
+        Self { size, reserve, ..Self::default() }
+    }
+
+    /// The most connections there may be now.
+    fn limit(&self, reserve_timeout: Duration) -> usize {
+        let waited = |t: &Arc<Ticket>| t.since.elapsed() >= reserve_timeout;
+        let reserve = self.reserve > 0 && self.waiters.front().is_some_and(waited);
+        self.size + if reserve { self.reserve } else { 0 }
+    }
+
+    /// Whether a connection that comes back is one too many.
+    fn has_too_many(&self) -> bool {
+        self.open > self.size && (self.waiters.is_empty() || self.open > self.size + self.reserve)
+    }
+}
+
 impl Pool {
     /// Empty; connections are opened when they are asked for.
     pub fn new(settings: PoolSettings, runtimes: Runtimes, host: Arc<HostCount>) -> Arc<Self> {
+        let state = State::sized(&settings);
         Arc::new(Self {
             settings: ArcSwap::from_pointee((1, settings)),
-            state: Mutex::default(),
+            state: Mutex::new(state),
             runtimes,
             host,
             startups: Mutex::default(),
@@ -167,8 +194,13 @@ impl Pool {
         if !same {
             self.startups.lock().clear();
         }
+        {
+            let mut state = self.state.lock();
+            (state.size, state.reserve) = settings.sizes();
+        }
         self.settings.store(Arc::new((epoch, settings)));
         self.close_outworn();
+        self.open_more();
     }
 
     /// No route leads here any more: connections are closed as they come back.
@@ -217,10 +249,18 @@ impl Pool {
     /// Joins the queue. The ticket answers when its turn has come, or when there is no connection to be had.
     pub fn wait(self: &Arc<Self>) -> Arc<Ticket> {
         let ticket = Ticket::new();
-        self.state.lock().waiters.push_back(ticket.clone());
-        self.open_more();
-        // One may have come back between the look and the queueing.
-        self.serve_waiters();
+        let (full, idle) = {
+            let mut state = self.state.lock();
+            state.waiters.push_back(ticket.clone());
+            (state.open + state.dialing >= state.size, !state.idle.is_empty())
+        };
+        if !full {
+            self.open_more();
+        }
+        if idle {
+            // It came back between the look and the queueing.
+            self.serve_waiters();
+        }
         ticket
     }
 
@@ -242,7 +282,7 @@ impl Pool {
         }
         let guard = Waiting { pool: self, ticket: self.wait() };
         std::future::poll_fn(|cx| match guard.ticket.poll(cx) {
-            Poll::Ready(Outcome::Granted(lease)) => Poll::Ready(Ok(*lease)),
+            Poll::Ready(Outcome::Granted(lease)) => Poll::Ready(Ok(lease)),
             Poll::Ready(Outcome::Refused(refusal)) => Poll::Ready(Err(*refusal)),
             Poll::Pending => Poll::Pending,
         })
@@ -308,7 +348,7 @@ impl Pool {
         let placed = {
             let mut state = self.state.lock();
             state.used = true;
-            let free = state.open + state.dialing < self.limit(&state) && self.host.take();
+            let free = state.open + state.dialing < state.size && self.host.take();
             state.open += usize::from(free);
             free
         };
@@ -349,27 +389,23 @@ impl Pool {
             born: now,
             idle_since: now,
             epoch: settings.0,
+            query_timeout: settings.1.connection().query_timeout,
             startup,
         })
-    }
-
-    /// The most connections there may be now.
-    fn limit(&self, state: &State) -> usize {
-        let settings = self.settings.load();
-        let connection = settings.1.connection();
-        let waited = |t: &Arc<Ticket>| t.since.elapsed() >= settings.1.reserve_pool_timeout;
-        let reserve = connection.reserve_pool_size > 0 && state.waiters.front().is_some_and(waited);
-        connection.pool_size as usize + if reserve { connection.reserve_pool_size as usize } else { 0 }
     }
 
     /// Opens connections for those who wait, as far as limits and back-off allow.
     fn open_more(self: &Arc<Self>) {
         let now = Instant::now();
+        let (min, patience) = {
+            let settings = self.settings.load();
+            (settings.1.connection().min_pool_size as usize, settings.1.reserve_pool_timeout)
+        };
         loop {
             let mut state = self.state.lock();
-            let min = if state.used && !state.retired { self.connection().min_pool_size as usize } else { 0 };
-            let wanted = state.waiters.len() > state.dialing || state.open + state.dialing < min;
-            let free = state.open + state.dialing < self.limit(&state) && state.dialing < MAX_DIALING;
+            let keep = if state.used && !state.retired { min } else { 0 };
+            let wanted = state.waiters.len() > state.dialing || state.open + state.dialing < keep;
+            let free = state.open + state.dialing < state.limit(patience) && state.dialing < MAX_DIALING;
             let backing_off = state.retry_at.is_some_and(|at| now < at);
             if !wanted || !free || backing_off || !self.host.take() {
                 return;
@@ -441,20 +477,24 @@ impl Pool {
             drop(settings);
             return self.close(pooled);
         }
-        {
+        drop(settings);
+        let ticket = {
             let mut state = self.state.lock();
-            let over = state.open > self.limit(&state);
-            if state.waiters.is_empty() && !state.retired && !over {
-                state.idle.push(pooled);
-                return;
-            }
-            if over || state.waiters.is_empty() {
+            let nobody_waits = state.waiters.is_empty();
+            // Opened with the settings of a client in session mode, it is of no use to those who wait.
+            let unfit = pooled.startup.is_some() && !nobody_waits;
+            if state.has_too_many() || unfit || (state.retired && nobody_waits) {
                 drop(state);
                 return self.close(pooled);
             }
-            state.idle.push(pooled);
+            match state.waiters.pop_front() {
+                Some(ticket) => ticket,
+                None => return state.idle.push(pooled),
+            }
+        };
+        if let Some(lease) = ticket.grant(Lease { pooled: Some(pooled), pool: self.clone() }) {
+            lease.release();
         }
-        self.serve_waiters();
     }
 
     /// Hands idle connections to those who wait, the oldest first.

@@ -52,11 +52,11 @@ impl Timeouts {
             Phase::Querying(_) => Duration::ZERO,
         }
     }
+}
 
-    /// The limit of a query, after so many strikes.
-    pub fn query(&self, query_timeout: Duration, strikes: u32) -> Duration {
-        if query_timeout.is_zero() { query_timeout } else { query_timeout + QUERY_GRACE * (1 + 9 * strikes) }
-    }
+/// When a query that should have timed out upstream is cancelled from here, and then given up.
+pub fn of_query(query_timeout: Duration, strikes: u32) -> Duration {
+    if query_timeout.is_zero() { query_timeout } else { query_timeout + QUERY_GRACE * (1 + 9 * strikes) }
 }
 
 /// Knows since when a phase lasts. The sleep is set when there is none earlier, and set again when it ends too

@@ -27,6 +27,8 @@ pub struct Pooled {
     pub state: BackendState,
     /// For cancels.
     pub target: Arc<CancelTarget>,
+    /// The `statement_timeout` that it was opened with; zero is none.
+    pub query_timeout: Duration,
     pub(super) born: Instant,
     pub(super) idle_since: Instant,
     pub(super) epoch: u64,

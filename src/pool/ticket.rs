@@ -13,7 +13,7 @@ use crate::error::Refusal;
 #[derive(Debug)]
 pub enum Outcome {
     /// With a connection.
-    Granted(Box<Lease>),
+    Granted(Lease),
     /// With the reason why there is none.
     Refused(Box<Refusal>),
 }
@@ -56,8 +56,8 @@ impl Ticket {
 
     /// Ends the wait with a connection; gives it back if nobody waits.
     pub(super) fn grant(&self, lease: Lease) -> Option<Lease> {
-        match self.end(Outcome::Granted(Box::new(lease))) {
-            Some(Outcome::Granted(lease)) => Some(*lease),
+        match self.end(Outcome::Granted(lease)) {
+            Some(Outcome::Granted(lease)) => Some(lease),
             _ => None,
         }
     }
@@ -82,7 +82,7 @@ impl Ticket {
     /// Nobody wants the outcome; what was granted is given back.
     pub(super) fn abandon(&self) -> Option<Lease> {
         match std::mem::replace(&mut *self.state.lock(), State::Abandoned) {
-            State::Over(Outcome::Granted(lease)) => Some(*lease),
+            State::Over(Outcome::Granted(lease)) => Some(lease),
             _ => None,
         }
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use super::house::PATIENCE;
-use super::wire::{Message, message};
+use super::house::{PATIENCE, Pgusher, eventually};
+use super::wire::{Message, Raw, message, startup};
 
 const SSL_REQUEST: u32 = 80_877_103;
 const CANCEL_REQUEST: u32 = 80_877_102;
@@ -83,22 +83,48 @@ impl Fake {
         self.acceptor.port
     }
 
-    /// A configuration with one base connection of this port for each name, of the same database name, in each of
-    /// which `raw` is trusted.
-    pub fn config(&self, server: &str, names: &[&str], connection: &str) -> String {
-        let mut text = format!(
-            "[server]\nlisten = [\"127.0.0.1:@PORT@\"]\nthreads = 2\nlog_level = \"debug\"\n{server}\n\n\
-             [users.raw]\nauth_type = \"trust\"\n"
-        );
-        for name in names {
-            text += &format!(
-                "\n[connections.{name}]\nhost = \"127.0.0.1\"\nport = {}\nusername = \"app\"\n\
-                 password = \"secret\"\n{connection}\n",
-                self.port()
-            );
-        }
-        text
+    /// A configuration with one base connection for each name, all of them to this fake.
+    pub fn config(&self, server: &str, names: &[String], connection: &str) -> String {
+        let bases: Vec<_> = names.iter().map(|name| (name.clone(), self.port())).collect();
+        config(server, &bases, connection)
     }
+}
+
+/// A configuration of base connections (name, which is the database's too, and port) in which `raw` is trusted.
+pub fn config(server: &str, bases: &[(String, u16)], connection: &str) -> String {
+    let mut text = format!(
+        "[server]\nlisten = [\"127.0.0.1:@PORT@\"]\nthreads = 2\nlog_level = \"debug\"\n{server}\n\n\
+         [users.raw]\nauth_type = \"trust\"\n"
+    );
+    for (name, port) in bases {
+        text += &format!(
+            "\n[connections.{name}]\nhost = \"127.0.0.1\"\nport = {port}\nusername = \"app\"\n\
+             password = \"secret\"\n{connection}\n"
+        );
+    }
+    text
+}
+
+/// `raw`, logged in to this database.
+pub fn login(pgusher: &Pgusher, database: &str) -> Raw {
+    Raw::login_with(pgusher.address(), 0x0003_0000, &[("user", "raw"), ("database", database)])
+}
+
+/// The error that this login is refused with.
+pub fn refused(pgusher: &Pgusher, user: &str, database: &str) -> Message {
+    let mut raw = Raw::connect(pgusher.address());
+    raw.send(&startup(0x0003_0000, &[("user", user), ("database", database)]));
+    let error = raw.next().unwrap_or_else(|| panic!("closed without a word: {database}"));
+    assert_eq!(error.tag, 'E', "{database}: {error:?}");
+    assert!(raw.next().is_none(), "{database}: something behind a fatal error");
+    error
+}
+
+/// The process lives, and nothing in it has panicked.
+pub fn unharmed(pgusher: &Pgusher) {
+    assert!(std::path::Path::new(&format!("/proc/{}/fd/0", pgusher.child.id())).exists(), "pgusher is gone");
+    let log = pgusher.log();
+    assert!(!log.contains("panicked"), "{log}");
 }
 
 /// pgusher, as a fake sees it.
@@ -297,7 +323,10 @@ impl Relay {
     pub fn cut_now(&self, how: Cut) -> usize {
         let links: Vec<_> = self.links.lock().unwrap().drain(..).filter_map(|link| link.upgrade()).collect();
         links.iter().for_each(|link| link.end(how));
-        links.len()
+        let left: Vec<_> = links.iter().map(Arc::downgrade).collect();
+        drop(links);
+        eventually("the relay lets go", || left.iter().all(|link| link.strong_count() == 0));
+        left.len()
     }
 }
 
