@@ -25,6 +25,7 @@ pub use ticket::{Outcome, Ticket};
 
 /// How many connections one pool opens at the same time.
 const MAX_DIALING: usize = 8;
+const APPLICATION_NAME: &str = "application_name";
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// How many different sets of startup settings a pool remembers the outcome of.
@@ -295,26 +296,34 @@ impl Pool {
     /// # Errors
     /// There is no connection, or the upstream refuses a setting: then with its own words.
     pub async fn welcome(self: &Arc<Self>, startup: &Startup) -> Result<Welcome, Refusal> {
-        let (name, mut key) = (application_name(startup), startup.clone());
-        key.retain(|(n, _)| !n.eq_ignore_ascii_case("application_name"));
-        // How PostgreSQL writes a name that is not plain ASCII differs between its versions: ask it.
-        let plain = name.is_none_or(|n| n.len() < 64 && n.bytes().all(|b| (0x20..0x7f).contains(&b)));
-        if plain && let Some(known) = self.startups.lock().get(&key) {
-            return Ok(known.named(name.unwrap_or_default()));
+        if let Some(known) = self.startups.lock().get(startup) {
+            return Ok(known.clone());
         }
-        let mut lease = self.acquire().await?;
-        let asked = if plain { &key } else { startup };
-        let welcome = lease.welcome(asked).await?;
-        lease.release();
-        if !plain {
-            return Ok(welcome);
-        }
+        // A client that differs from a known one only by its plain name needs no connection either. How
+        // PostgreSQL writes a name that is not plain ASCII differs between its versions: it is asked.
+        let name = application_name(startup).unwrap_or_default();
+        let plain = name.len() < 64 && name.bytes().all(|b| (0x20..0x7f).contains(&b));
+        let mut unnamed = startup.clone();
+        unnamed.retain(|(n, _)| !n.eq_ignore_ascii_case(APPLICATION_NAME));
+        let known = self.startups.lock().get(&unnamed).filter(|_| plain).cloned();
+        let welcome = match known {
+            Some(known) => known.named(name),
+            None => {
+                let mut lease = self.acquire().await?;
+                let welcome = lease.welcome(startup).await?;
+                lease.release();
+                welcome
+            }
+        };
         let mut startups = self.startups.lock();
         if startups.len() >= MAX_STARTUPS {
             startups.clear();
         }
-        startups.insert(key, welcome.clone());
-        Ok(welcome.named(name.unwrap_or_default()))
+        if plain {
+            startups.entry(unnamed).or_insert_with(|| welcome.named(""));
+        }
+        // The same allocation for every client with these: at a checkout, a comparison of pointers is enough.
+        Ok(startups.entry(startup.clone()).or_insert(welcome).clone())
     }
 
     /// A connection of its own for a client in session mode, opened with its startup settings (or left clean by
@@ -592,15 +601,15 @@ fn own_words(error: &UpstreamError) -> Option<Refusal> {
 }
 
 fn application_name(startup: &Startup) -> Option<&str> {
-    startup.iter().rfind(|(n, _)| n.eq_ignore_ascii_case("application_name")).map(|(_, v)| v.as_str())
+    startup.iter().rfind(|(n, _)| n.eq_ignore_ascii_case(APPLICATION_NAME)).map(|(_, v)| v.as_str())
 }
 
 impl Welcome {
     fn named(&self, application_name: &str) -> Self {
-        let name = b"application_name";
+        let (name, value) = (APPLICATION_NAME.as_bytes(), application_name.as_bytes());
         let reported = match self.reported.get(name) {
-            Some(known) if known != application_name.as_bytes() => {
-                Arc::new(self.reported.with(name, application_name.as_bytes()))
+            Some(known) if known != value => {
+                Arc::new(self.reported.with(name, value))
             }
             _ => self.reported.clone(),
         };

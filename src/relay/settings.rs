@@ -193,6 +193,10 @@ impl SessionSettings {
         if same_reported && same_extra {
             return None;
         }
+        if self.wanted == backend.reported && self.extra == backend.extra {
+            (backend.reported, backend.extra) = (self.wanted.clone(), self.extra.clone());
+            return None;
+        }
         let mut sql = String::new();
         for (name, _) in backend.extra.iter().filter(|(name, _)| self.extra.get(name).is_none()) {
             let _ = write!(sql, "RESET {};", dotted_identifier(&String::from_utf8_lossy(name)));

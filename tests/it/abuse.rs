@@ -601,7 +601,7 @@ fn outcome(address: SocketAddr, user: &str, database: &str, state: State, bytes:
     let end = if state == State::CopyIn { message('f', b"end\0") } else { Vec::new() };
     let all = [&state.prelude(), bytes, &end, &sync(), &query("SELECT 'the' || ' end'"), &message('X', b"")].concat();
     let _ = raw.stream.write_all(&all);
-    raw.stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    raw.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let mut answer = Vec::new();
     let end = raw.stream.read_to_end(&mut answer);
     let mut words = String::new();
