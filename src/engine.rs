@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::runtime::Handle;
 
 use crate::cancel::Slot;
 use crate::config::file::PoolMode;
@@ -149,7 +149,9 @@ pub struct Parts {
     /// For orders.
     pub orders: Arc<Orders>,
     /// Changed by a reload.
-    pub timeouts: Arc<ArcSwap<Timeouts>>,
+    pub timeouts: Arc<Timeouts>,
+    /// The runtime that does what is slow, and has a clock.
+    pub control: Handle,
 }
 
 /// One session, from its first query to its end.
@@ -161,7 +163,8 @@ pub struct Engine {
     leasing: Leasing,
     slot: Arc<Slot>,
     orders: Arc<Orders>,
-    timeouts: Arc<ArcSwap<Timeouts>>,
+    timeouts: Arc<Timeouts>,
+    control: Handle,
     /// Read and not dealt with.
     client_tail: Vec<u8>,
     upstream_tail: Vec<u8>,
@@ -175,6 +178,9 @@ pub struct Engine {
     leaving: bool,
     ending: Option<Cause>,
     started: bool,
+    /// Found dry since the task was last woken: the runtime will say when that changes, so it need not be asked.
+    client_is_dry: bool,
+    upstream_is_dry: bool,
 }
 
 /// Whether a step got anywhere.
@@ -204,16 +210,20 @@ impl Engine {
             need: 0,
             to_client: Backlog::default(),
             to_upstream: Backlog::default(),
-            timer: Timer::default(),
+            timer: Timer::new(parts.control.clone()),
+            control: parts.control,
             bytes: (0, 0),
             leaving: false,
             ending: None,
             started: false,
+            client_is_dry: false,
+            upstream_is_dry: false,
         }
     }
 
     /// Goes on until nothing can be done without waiting.
     fn drive(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Cause> {
+        (self.client_is_dry, self.upstream_is_dry) = (false, false);
         loop {
             self.obey()?;
             let mut progress = self.take_turn(cx, scratch)?;
@@ -288,6 +298,7 @@ impl Engine {
     fn hold(&mut self, lease: Lease) {
         self.slot.is_lent(lease.target.clone());
         self.leasing = Leasing::Held(lease);
+        self.upstream_is_dry = false;
     }
 
     /// Deals with what was read before a connection was there.
@@ -297,6 +308,9 @@ impl Engine {
     }
 
     fn client_to_upstream(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
+        if self.client_is_dry {
+            return Ok(false);
+        }
         if !self.flush_upstream(cx)? || matches!(self.leasing, Leasing::Waiting(_)) || self.leaving {
             return Ok(false);
         }
@@ -310,7 +324,10 @@ impl Engine {
         scratch.input[..tail].copy_from_slice(&self.client_tail);
         let mut buffer = ReadBuf::new(&mut scratch.input[tail..]);
         match Pin::new(&mut self.client).poll_read(cx, &mut buffer) {
-            Poll::Pending => return Ok(false),
+            Poll::Pending => {
+                self.client_is_dry = true;
+                return Ok(false);
+            }
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
             Poll::Ready(_) => return Err(Cause::Client),
         }
@@ -402,12 +419,18 @@ impl Engine {
             return Ok(false);
         }
         let Leasing::Held(lease) = &mut self.leasing else { return Ok(false) };
+        if self.upstream_is_dry {
+            return Ok(false);
+        }
         let Scratch { input, down, .. } = scratch;
         let tail = self.upstream_tail.len();
         input[..tail].copy_from_slice(&self.upstream_tail);
         let mut buffer = ReadBuf::new(&mut input[tail..]);
         match Pin::new(&mut lease.stream).poll_read(cx, &mut buffer) {
-            Poll::Pending => return Ok(false),
+            Poll::Pending => {
+                self.upstream_is_dry = true;
+                return Ok(false);
+            }
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
             Poll::Ready(end) => return Err(self.upstream_lost(end.err())),
         }
@@ -519,7 +542,7 @@ impl Engine {
         let phase = self.phase();
         let limit = match (&self.leasing, phase) {
             (Leasing::Held(lease), Phase::Querying(_)) => timing::of_query(lease.query_timeout, self.timer.strikes()),
-            _ => self.timeouts.load().of(phase),
+            _ => self.timeouts.of(phase),
         };
         if !self.timer.is_over(phase, limit, cx) {
             return Ok(false);
@@ -556,7 +579,7 @@ impl Engine {
         }
         let target = lease.target.clone();
         let fence = target.fence();
-        tokio::spawn(async move {
+        self.control.spawn(async move {
             let _ = target.cancel().await;
             drop(fence);
         });
@@ -572,7 +595,7 @@ impl Engine {
             wire::error_response(&mut error, Severity::Fatal, refusal);
             let _ = self.send_to_client(&error, cx);
         }
-        self.timer = Timer::default();
+        self.timer.progress();
     }
 
     /// Ends with the connection given back, cleaned or closed.
@@ -584,7 +607,7 @@ impl Engine {
             Leasing::Held(lease) => {
                 let clean = self.core.is_idle() && self.to_upstream.is_empty() && !self.core.is_fatal();
                 if self.mode == PoolMode::Session && clean {
-                    tokio::spawn(lease.clean());
+                    self.control.spawn(lease.clean());
                 } else {
                     lease.discard(!self.core.is_clients_turn() && !self.core.is_fatal());
                 }
@@ -614,10 +637,12 @@ fn send(stream: &mut Stream, bytes: &[u8], backlog: &mut Backlog, cx: &mut Conte
         }
     }
     backlog.push(rest);
-    match Pin::new(stream).poll_flush(cx) {
-        Poll::Ready(flushed) => flushed,
-        Poll::Pending => Ok(()),
+    if stream.is_tls()
+        && let Poll::Ready(flushed) = Pin::new(stream).poll_flush(cx)
+    {
+        return flushed;
     }
+    Ok(())
 }
 
 /// Sends what was kept; true if nothing is left.

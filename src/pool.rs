@@ -64,10 +64,6 @@ impl PoolSettings {
     fn connection(&self) -> &Connection {
         &self.dialer.connection
     }
-
-    fn sizes(&self) -> (usize, usize) {
-        (self.connection().pool_size as usize, self.connection().reserve_pool_size as usize)
-    }
 }
 
 /// How many connections are open to one host and port, over all pools.
@@ -138,6 +134,10 @@ struct State {
     /// The most of them, and how many more for those who waited long: of the settings, at hand under the lock.
     size: usize,
     reserve: usize,
+    lifetime: Duration,
+    epoch: u64,
+    /// To the second: nobody asks the clock at a release.
+    now: Option<Instant>,
     dialing: usize,
     failures: u32,
     retry_at: Option<Instant>,
@@ -148,8 +148,21 @@ struct State {
 
 impl State {
     fn sized(settings: &PoolSettings) -> Self {
-        let (size, reserve) = settings.sizes();
-        Self { size, reserve, ..Self::default() }
+        let mut state = Self::default();
+        state.take(1, settings);
+        state
+    }
+
+    fn take(&mut self, epoch: u64, settings: &PoolSettings) {
+        self.size = settings.connection().pool_size as usize;
+        self.reserve = settings.connection().reserve_pool_size as usize;
+        (self.epoch, self.lifetime) = (epoch, settings.lifetime);
+    }
+
+    /// Whether a connection is older than it may be, or was opened with settings that have changed.
+    fn is_outworn(&self, pooled: &Pooled) -> bool {
+        let age = self.now.map_or(Duration::ZERO, |now| now.saturating_duration_since(pooled.born));
+        pooled.epoch != self.epoch || (!self.lifetime.is_zero() && age > self.lifetime)
     }
 
     /// The most connections there may be now.
@@ -195,10 +208,7 @@ impl Pool {
         if !same {
             self.startups.lock().clear();
         }
-        {
-            let mut state = self.state.lock();
-            (state.size, state.reserve) = settings.sizes();
-        }
+        self.state.lock().take(epoch, &settings);
         self.settings.store(Arc::new((epoch, settings)));
         self.close_outworn();
         self.open_more();
@@ -396,7 +406,7 @@ impl Pool {
             state: BackendState::new(reported, settings.1.max_prepared_statements as usize),
             target: backend.target,
             born: now,
-            idle_since: now,
+            idle_since: None,
             epoch: settings.0,
             query_timeout: settings.1.connection().query_timeout,
             startup,
@@ -478,21 +488,14 @@ impl Pool {
 
     /// A connection is free: the oldest waiter gets it, else it is idle. Unless it is to be closed.
     fn put(self: &Arc<Self>, mut pooled: Box<Pooled>) {
-        let now = Instant::now();
-        pooled.idle_since = now;
-        let settings = self.settings.load();
-        let expired = !settings.1.lifetime.is_zero() && now.duration_since(pooled.born) > settings.1.lifetime;
-        if expired || pooled.epoch != settings.0 {
-            drop(settings);
-            return self.close(pooled);
-        }
-        drop(settings);
+        pooled.idle_since = None;
         let ticket = {
             let mut state = self.state.lock();
             let nobody_waits = state.waiters.is_empty();
             // Opened with the settings of a client in session mode, it is of no use to those who wait.
             let unfit = pooled.startup.is_some() && !nobody_waits;
-            if state.has_too_many() || unfit || (state.retired && nobody_waits) {
+            let outworn = state.is_outworn(&pooled);
+            if outworn || unfit || state.has_too_many() || (state.retired && nobody_waits) {
                 drop(state);
                 return self.close(pooled);
             }
@@ -561,18 +564,18 @@ impl Pool {
     #[expect(clippy::vec_box)]
     fn tend_idle(&self) -> Vec<Box<Pooled>> {
         let now = Instant::now();
-        let settings = self.settings.load();
-        let (idle_timeout, lifetime) = (settings.1.idle_timeout, settings.1.lifetime);
-        let min = settings.1.connection().min_pool_size as usize;
+        let (idle_timeout, min) = {
+            let settings = self.settings.load();
+            (settings.1.idle_timeout, settings.1.connection().min_pool_size as usize)
+        };
         let mut state = self.state.lock();
+        state.now = Some(now);
         let (mut kept, mut gone) = (Vec::new(), Vec::new());
         let mut spare = state.open.saturating_sub(min);
         for mut pooled in std::mem::take(&mut state.idle) {
-            let too_old = !lifetime.is_zero() && now.duration_since(pooled.born) > lifetime;
-            let too_idle =
-                !idle_timeout.is_zero() && now.duration_since(pooled.idle_since) > idle_timeout && spare > 0;
-            let must_go = state.retired || pooled.epoch != settings.0 || !pooled.is_usable();
-            if must_go || too_old || too_idle {
+            let idle = now.duration_since(*pooled.idle_since.get_or_insert(now));
+            let too_idle = !idle_timeout.is_zero() && idle > idle_timeout && spare > 0;
+            if state.retired || too_idle || state.is_outworn(&pooled) || !pooled.is_usable() {
                 spare = spare.saturating_sub(1);
                 gone.push(pooled);
             } else {

@@ -99,7 +99,7 @@ pub struct Proxy {
     path: PathBuf,
     generation: ArcSwap<Generation>,
     /// Where sessions read their limits.
-    pub timeouts: Arc<ArcSwap<Timeouts>>,
+    pub timeouts: Arc<Timeouts>,
     /// The two runtimes.
     pub runtimes: Runtimes,
     /// Who may log in.
@@ -128,12 +128,13 @@ impl Proxy {
     pub fn new(checked: Checked, runtimes: Runtimes) -> Result<Arc<Self>, LoadError> {
         let hosts = Mutex::default();
         let path = checked.config.path.clone();
-        let timeouts = timeouts(&checked.config);
+        let timeouts = Timeouts::default();
+        timeouts.set(&checked.config.server);
         let generation = build(1, checked, None, &runtimes, &hosts)?;
         Ok(Arc::new(Self {
             path,
             generation: ArcSwap::from_pointee(generation),
-            timeouts: Arc::new(ArcSwap::from_pointee(timeouts)),
+            timeouts: Arc::new(timeouts),
             runtimes,
             authenticator: Authenticator::new()?,
             keys: Keys::default(),
@@ -164,10 +165,9 @@ impl Proxy {
         let old = self.generation();
         let checked = route::load(&self.path).map_err(LoadError::Rejected)?;
         checked.warnings.iter().for_each(|w| warn!("{}", checked.warnings.line(w)));
-        let limits = timeouts(&checked.config);
         let new = Arc::new(build(old.number + 1, checked, Some(&old), &self.runtimes, &self.hosts)?);
         self.generation.store(new.clone());
-        self.timeouts.store(Arc::new(limits));
+        self.timeouts.set(&new.config.server);
         for (name, pool) in &old.pools {
             let kept = new.pools.get(name).is_some_and(|p| Arc::ptr_eq(p, pool));
             if !kept {
@@ -362,16 +362,6 @@ fn moved(generation: &Generation, session: &LiveSession) -> Option<String> {
                 )
             })
         }
-    }
-}
-
-fn timeouts(config: &Config) -> Timeouts {
-    let server = &config.server;
-    Timeouts {
-        client_idle: *server.client_idle_timeout,
-        idle_transaction: *server.idle_transaction_timeout,
-        query_wait: *server.query_wait_timeout,
-        client_write: *server.client_write_timeout,
     }
 }
 

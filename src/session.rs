@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Duration, timeout};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
 use crate::attribute;
@@ -233,6 +234,7 @@ fn move_to_data(proxy: &Proxy, mut arrival: Arrival, parts: LoggedIn) -> std::io
         slot: parts.slot,
         orders: live.orders.clone(),
         timeouts: proxy.timeouts.clone(),
+        control: proxy.runtimes.control.clone(),
     });
     Ok(Ready { live, engine, key: parts.key, seat: parts.seat })
 }
@@ -243,12 +245,14 @@ fn relay(proxy: Arc<Proxy>, ready: Ready, peer: String, accepted: Instant) {
     proxy.enter(&live);
     let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
     let peer = peer.into_boxed_str();
+    // A token in place of a tracked task: the tracker would be asked at every poll.
+    let token = tasks.token();
     let life = async move {
-        let guard = Registered { proxy, live, key, _seat: seat };
+        let guard = Registered { proxy, live, key, _seat: seat, _token: token };
         let end = engine.await;
         farewell(&guard.live, &end, &peer, accepted);
     };
-    tasks.spawn_on(life, &data);
+    data.spawn(life);
 }
 
 /// Takes a session out of every register, however it ends.
@@ -257,6 +261,7 @@ struct Registered {
     live: Arc<LiveSession>,
     key: CancelKey,
     _seat: Seat,
+    _token: TaskTrackerToken,
 }
 
 impl Drop for Registered {

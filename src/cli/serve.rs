@@ -68,7 +68,8 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// The runtime that relays: of one thread, which costs least per transaction, or of several.
+/// The runtime that relays: of one thread, which costs least per transaction, or of several. It has no clock, so
+/// that it need not look at one whenever it waits.
 enum DataPlane {
     One { handle: Handle, stop: CancellationToken, thread: JoinHandle<()> },
     Several(Runtime),
@@ -85,7 +86,7 @@ impl DataPlane {
                 .build()
                 .map(Self::Several);
         }
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = Builder::new_current_thread().enable_io().build()?;
         let (handle, stop) = (runtime.handle().clone(), CancellationToken::new());
         let stopped = stop.clone().cancelled_owned();
         let work = move || runtime.block_on(stopped);

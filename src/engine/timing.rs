@@ -2,10 +2,14 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Context;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::time::Sleep;
+
+use crate::config::Server;
 
 /// How long a client that is told why its session ends may take to read it.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -28,27 +32,45 @@ pub enum Phase {
     Writing,
 }
 
-/// The limits that an operator has set; zero is none.
-#[derive(Debug, Clone, Default)]
+/// The limits that an operator has set; zero is none. A reload changes them for every session at once.
+#[derive(Debug, Default)]
 pub struct Timeouts {
-    /// `client_idle_timeout`
-    pub client_idle: Duration,
-    /// `idle_transaction_timeout`
-    pub idle_transaction: Duration,
-    /// `query_wait_timeout`
-    pub query_wait: Duration,
-    /// `client_write_timeout`
-    pub client_write: Duration,
+    client_idle: Limit,
+    idle_transaction: Limit,
+    query_wait: Limit,
+    client_write: Limit,
+}
+
+/// Milliseconds.
+#[derive(Debug, Default)]
+struct Limit(AtomicU64);
+
+impl Limit {
+    fn set(&self, limit: Duration) {
+        self.0.store(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
 }
 
 impl Timeouts {
+    /// Takes them from a configuration.
+    pub fn set(&self, server: &Server) {
+        self.client_idle.set(*server.client_idle_timeout);
+        self.idle_transaction.set(*server.idle_transaction_timeout);
+        self.query_wait.set(*server.query_wait_timeout);
+        self.client_write.set(*server.client_write_timeout);
+    }
+
     /// The limit of a phase other than `Querying`.
     pub fn of(&self, phase: Phase) -> Duration {
         match phase {
-            Phase::Idle => self.client_idle,
-            Phase::IdleInTransaction => self.idle_transaction,
-            Phase::Waiting => self.query_wait,
-            Phase::Writing => self.client_write,
+            Phase::Idle => self.client_idle.get(),
+            Phase::IdleInTransaction => self.idle_transaction.get(),
+            Phase::Waiting => self.query_wait.get(),
+            Phase::Writing => self.client_write.get(),
             Phase::Querying(_) => Duration::ZERO,
         }
     }
@@ -60,15 +82,21 @@ pub fn of_query(query_timeout: Duration, strikes: u32) -> Duration {
 }
 
 /// Knows since when a phase lasts. The sleep is set when there is none earlier, and set again when it ends too
-/// early: once per limit, not once per phase.
-#[derive(Default)]
+/// early: once per limit, not once per phase. It sleeps on the runtime that has a clock: the one that relays has
+/// none, and so does not look at it whenever it waits.
 pub struct Timer {
+    clock: Handle,
     phase: Option<(Phase, Instant)>,
     sleep: Option<Pin<Box<Sleep>>>,
     strikes: u32,
 }
 
 impl Timer {
+    /// With nothing to wait for.
+    pub fn new(clock: Handle) -> Self {
+        Self { clock, phase: None, sleep: None, strikes: 0 }
+    }
+
     /// True if this phase has lasted longer than its limit; otherwise the task is woken when it has.
     pub fn is_over(&mut self, phase: Phase, limit: Duration, cx: &mut Context<'_>) -> bool {
         if limit.is_zero() {
@@ -87,7 +115,10 @@ impl Timer {
         let deadline = since + limit;
         let sleep = match &mut self.sleep {
             Some(sleep) => sleep,
-            none => none.insert(Box::pin(tokio::time::sleep_until(deadline.into()))),
+            none => {
+                let _clock = self.clock.enter();
+                none.insert(Box::pin(tokio::time::sleep_until(deadline.into())))
+            }
         };
         if sleep.deadline() > deadline.into() {
             sleep.as_mut().reset(deadline.into());

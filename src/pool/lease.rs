@@ -30,7 +30,8 @@ pub struct Pooled {
     /// The `statement_timeout` that it was opened with; zero is none.
     pub query_timeout: Duration,
     pub(super) born: Instant,
-    pub(super) idle_since: Instant,
+    /// Since the first look at the idle ones that found it there.
+    pub(super) idle_since: Option<Instant>,
     pub(super) epoch: u64,
     /// In session mode: the client's startup settings that it was opened with.
     pub(super) startup: Option<Arc<Startup>>,
