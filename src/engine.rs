@@ -512,11 +512,17 @@ impl Engine {
     /// True if nothing is left to be sent to the upstream.
     fn flush_upstream(&mut self, cx: &mut Context<'_>) -> Progress {
         let Leasing::Held(lease) = &mut self.leasing else { return Ok(true) };
+        if self.to_upstream.is_empty() && !lease.stream.is_tls() {
+            return Ok(true);
+        }
         Ok(flush(&mut lease.stream, &mut self.to_upstream, cx).unwrap_or(true))
     }
 
     /// True if nothing is left to be sent to the client.
     fn flush_client(&mut self, cx: &mut Context<'_>) -> Progress {
+        if self.to_client.is_empty() && !self.client.is_tls() {
+            return Ok(true);
+        }
         let before = self.to_client.sent;
         let done = flush(&mut self.client, &mut self.to_client, cx).map_err(|_| Cause::Client)?;
         if self.to_client.sent != before {
