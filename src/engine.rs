@@ -229,7 +229,7 @@ impl Engine {
             let mut progress = self.take_turn(cx, scratch)?;
             progress |= self.client_to_upstream(cx, scratch)?;
             progress |= self.upstream_to_client(cx, scratch)?;
-            if self.leaving && self.core.is_clients_turn() {
+            if self.leaving && (self.core.is_clients_turn() || self.core.awaits_client()) {
                 return Err(Cause::Client);
             }
             if !progress && !self.on_time(cx, scratch)? {
@@ -262,6 +262,7 @@ impl Engine {
     fn take_turn(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
         let Leasing::Waiting(ticket) = &self.leasing else { return Ok(false) };
         match ticket.poll(cx) {
+            Poll::Pending if self.client.has_ended(cx) => Err(Cause::Client),
             Poll::Pending => Ok(false),
             Poll::Ready(Outcome::Granted(lease)) => {
                 self.hold(lease);
@@ -314,7 +315,7 @@ impl Engine {
         if !self.flush_upstream(cx)? || matches!(self.leasing, Leasing::Waiting(_)) || self.leaving {
             return Ok(false);
         }
-        if !self.to_client.is_empty() {
+        if !self.to_client.is_empty() || self.core.is_full() {
             return Ok(false);
         }
         let tail = self.client_tail.len();
@@ -457,7 +458,13 @@ impl Engine {
         if let Leasing::Held(mut lease) = std::mem::replace(&mut self.leasing, Leasing::None) {
             self.core.detach(&mut lease.state);
             self.slot.has_nothing();
-            lease.release();
+            if self.upstream_tail.is_empty() {
+                lease.release();
+            } else {
+                // Half of something unasked: the other half must not meet another client.
+                self.upstream_tail = Vec::new();
+                lease.discard(false);
+            }
         }
     }
 
@@ -523,9 +530,9 @@ impl Engine {
         if self.to_client.is_empty() && !self.client.is_tls() {
             return Ok(true);
         }
-        let before = self.to_client.sent;
+        let before = self.to_client.bytes.len() - self.to_client.sent;
         let done = flush(&mut self.client, &mut self.to_client, cx).map_err(|_| Cause::Client)?;
-        if self.to_client.sent != before {
+        if self.to_client.bytes.len() - self.to_client.sent < before {
             self.timer.progress();
         }
         Ok(done)
@@ -547,7 +554,9 @@ impl Engine {
     fn on_time(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
         let phase = self.phase();
         let limit = match (&self.leasing, phase) {
-            (Leasing::Held(lease), Phase::Querying(_)) => timing::of_query(lease.query_timeout, self.timer.strikes()),
+            (Leasing::Held(lease), Phase::Querying(_)) => {
+                timing::of_query(lease.query_timeout, self.timer.strikes())
+            }
             _ => self.timeouts.of(phase),
         };
         if !self.timer.is_over(phase, limit, cx) {

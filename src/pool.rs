@@ -611,9 +611,7 @@ impl Welcome {
     fn named(&self, application_name: &str) -> Self {
         let (name, value) = (APPLICATION_NAME.as_bytes(), application_name.as_bytes());
         let reported = match self.reported.get(name) {
-            Some(known) if known != value => {
-                Arc::new(self.reported.with(name, value))
-            }
+            Some(known) if known != value => Arc::new(self.reported.with(name, value)),
             _ => self.reported.clone(),
         };
         Self { reported, extra: self.extra.clone() }

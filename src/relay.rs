@@ -46,6 +46,11 @@ pub struct BackendState {
     unnamed: Option<UnnamedStamp>,
 }
 
+/// How many requests may be under way before the upstream is asked to answer, whether or not the client asks.
+const MAX_UNASKED: usize = 1000;
+/// How many may be under way before no more are taken from the client.
+const MAX_REQUESTS: usize = 8 * MAX_UNASKED;
+
 type UnnamedStamp = (u64, u64);
 
 impl BackendState {
@@ -148,6 +153,8 @@ pub struct Core {
     facts: Arc<Facts>,
     settings: SessionSettings,
     requests: Requests,
+    /// At how many requests answers are asked for next.
+    flush_at: usize,
     /// Of the last `ReadyForQuery`: `I`, `T` or `E`.
     status: u8,
     copy: Copy,
@@ -188,6 +195,7 @@ impl Core {
             facts,
             settings,
             requests: Requests::default(),
+            flush_at: MAX_UNASKED,
             status: b'I',
             copy: Copy::None,
             unsynced: false,
@@ -236,6 +244,7 @@ impl Core {
             self.apply_resets(&effects, backend);
         }
         self.foreseen = false;
+        self.flush_at = MAX_UNASKED;
         backend.prepared.end_lease();
     }
 
@@ -265,6 +274,17 @@ impl Core {
     /// True if the client is owed no answer, whether or not a transaction is open: it is its turn.
     pub fn is_clients_turn(&self) -> bool {
         self.requests.is_empty() && self.upstream_rest.0 == 0
+    }
+
+    /// True if so much is under way that no more should be read from the client.
+    pub fn is_full(&self) -> bool {
+        self.requests.len() > MAX_REQUESTS
+    }
+
+    /// True if the upstream will say nothing more before the client does: an extended query without its `Sync`, or
+    /// a COPY that goes on.
+    pub fn awaits_client(&self) -> bool {
+        self.unsynced || self.skipping || matches!(self.copy, Copy::In { .. })
     }
 
     /// True if an error can be put in between what the client gets: no message has been begun and not ended.

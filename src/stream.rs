@@ -126,6 +126,14 @@ impl Stream {
         }
     }
 
+    /// True if the other side has closed it and nothing is left to be read. It can be told without reading only
+    /// where there is no TLS, and on TCP; otherwise it is found out later.
+    pub fn has_ended(&mut self, cx: &mut Context<'_>) -> bool {
+        let Self::Plain(Socket::Tcp(tcp)) = self else { return false };
+        let mut byte = [0];
+        matches!(tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte)), Poll::Ready(Ok(0) | Err(_)))
+    }
+
     /// Whether it is under TLS.
     pub fn is_tls(&self) -> bool {
         !matches!(self, Self::Plain(_))

@@ -124,9 +124,8 @@ impl Core {
             | (b'V', Some(Kind::FunctionCall))
             | (b'H' | b'c', Some(Kind::Query | Kind::Execute)) => return Ok(Step::Pass),
             (b'G', Some(Kind::Query | Kind::Execute)) => {
-                // The upstream reads on, and ignores the Syncs that it finds before the data.
-                self.requests.drop_syncs_behind_front();
-                self.copy = Copy::In { stray: false };
+                let ended = self.requests.begin_copy();
+                self.copy = if ended { Copy::Ending { stray: false } } else { Copy::In { stray: false } };
                 return Ok(Step::Pass);
             }
             _ => {

@@ -30,6 +30,8 @@ pub enum Kind {
     Sync,
     /// Was not sent; answered by this message without a body (`ParseComplete`, `CloseComplete`) when its turn comes.
     Fake(u8),
+    /// `CopyDone` or `CopyFail` for a COPY that has not begun yet, as far as we know. Gets no answer.
+    CopyEnd,
     /// Was replaced by something that fails; the error is in the note.
     Fail,
 }
@@ -94,7 +96,21 @@ impl Requests {
     }
 
     pub fn pop(&mut self) -> Option<Request> {
-        self.queue.pop_front()
+        let popped = self.queue.pop_front();
+        self.drop_unanswered();
+        popped
+    }
+
+    /// What gets no answer is over when its turn comes.
+    fn drop_unanswered(&mut self) {
+        while self.front_kind() == Some(Kind::CopyEnd) {
+            self.queue.pop_front();
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.queue.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -110,13 +126,22 @@ impl Requests {
     pub fn skip_to_sync(&mut self) -> (Vec<Request>, bool) {
         let sync = self.queue.iter().position(|r| r.kind == Kind::Sync);
         let skipped = self.queue.drain(..sync.unwrap_or(self.queue.len())).collect();
+        self.drop_unanswered();
         (skipped, sync.is_some())
     }
 
-    /// Takes out the `Sync`s directly behind the front: in COPY the upstream reads and ignores them.
-    pub fn drop_syncs_behind_front(&mut self) {
-        while self.queue.get(1).is_some_and(|r| r.kind == Kind::Sync) {
-            self.queue.remove(1);
+    /// The front has turned out to be a COPY: the upstream reads and ignores the `Sync`s behind it, up to the end
+    /// of the data. True if that end was sent already.
+    pub fn begin_copy(&mut self) -> bool {
+        loop {
+            match self.queue.get(1).map(|r| r.kind) {
+                Some(Kind::Sync) => drop(self.queue.remove(1)),
+                Some(Kind::CopyEnd) => {
+                    self.queue.remove(1);
+                    return true;
+                }
+                _ => return false,
+            }
         }
     }
 }

@@ -211,7 +211,8 @@ fn is_suspicious(text: &[u8]) -> bool {
         let byte = text[at];
         if WORD[byte as usize] {
             let begins = beginning(&text[at..]);
-            if INITIAL[byte as usize] && begins_suspiciously(begins) || at_start && begins_a_statement(begins) {
+            if INITIAL[byte as usize] && begins_suspiciously(begins) || at_start && begins_a_statement(begins)
+            {
                 return true;
             }
             at_start = false;
@@ -257,36 +258,34 @@ fn beginning(text: &[u8]) -> u64 {
 }
 
 fn begins_suspiciously(word: u64) -> bool {
-    const PG: u64 = scanned(b"pg_temp_") >> 40;
-    const SET_C: u64 = scanned(b"set_conf") >> 24;
+    const TEMP: u64 = key(b"temp");
+    const HOLD: u64 = key(b"hold");
     const SETSE: u64 = key(b"setse");
-    matches!((word >> 32) as u32, TEMP | HOLD) || word >> 24 == SET_C || word >> 24 == SETSE
+    const SET_C: u64 = scanned(b"set_conf") >> 24;
+    const DBLINK: u64 = key(b"dblink");
+    const PG_T: u64 = scanned(b"pg_temp_") >> 32;
+    const PG_A: u64 = scanned(b"pg_advis") >> 32;
+    const PG_R: u64 = scanned(b"pg_repli") >> 32;
+    matches!(word >> 32, TEMP | HOLD | PG_T | PG_A | PG_R)
+        || matches!(word >> 24, SETSE | SET_C)
         || word >> 16 == DBLINK
-        || (word >> 40 == PG && matches!(word >> 32 & 0xff, PG_A | PG_R | PG_T))
 }
 
-const TEMP: u32 = key(b"temp") as u32;
-const HOLD: u32 = key(b"hold") as u32;
-const DBLINK: u64 = key(b"dblink");
-const PG_A: u64 = b'a' as u64;
-const PG_R: u64 = b'r' as u64;
-const PG_T: u64 = b't' as u64;
-
 fn begins_a_statement(word: u64) -> bool {
-    const DO: u16 = key(b"do") as u16;
-    const SET: u32 = key(b"set") as u32;
-    const FOUR: [u32; 8] = [
-        key(b"rese") as u32,
-        key(b"disc") as u32,
-        key(b"list") as u32,
-        key(b"prep") as u32,
-        key(b"deal") as u32,
-        key(b"load") as u32,
-        key(b"call") as u32,
-        key(b"show") as u32,
+    const DO: u64 = key(b"do");
+    const SET: u64 = key(b"set");
+    const FOUR: [u64; 9] = [
+        key(b"rese"),
+        key(b"disc"),
+        key(b"list"),
+        key(b"prep"),
+        key(b"deal"),
+        key(b"load"),
+        key(b"call"),
+        key(b"show"),
+        key(b"secu"),
     ];
-    (word >> 48) as u16 == DO || (word >> 40) as u32 == SET || FOUR.contains(&((word >> 32) as u32))
-        || (word >> 32) as u32 == key(b"secu") as u32
+    word >> 48 == DO || word >> 40 == SET || FOUR.contains(&(word >> 32))
 }
 
 /// What a text may do; `None`, mostly, is nothing.
@@ -677,10 +676,41 @@ mod tests {
     #[test]
     fn the_quick_look_suspects_all_that_the_scan_suspects() {
         let words = [
-            "select", "set", "SET", "reset", "temp", "TEMPORARY", "pg_temp_3", "pg_temp", "hold", "set_config", "setseed",
-            "pg_advisory_lock", "PG_TRY_ADVISORY_LOCK", "pg_replication_origin_x", "dblink", "dblink_connect", "do",
-            "call", "load", "listen", "discard", "deallocate", "prepare", "show", "security", "attempt", "x", "'set'",
-            ";", "(", "--", "\n", "update", "1", "\"temp\"",
+            "select",
+            "set",
+            "SET",
+            "reset",
+            "temp",
+            "TEMPORARY",
+            "pg_temp_3",
+            "pg_temp",
+            "hold",
+            "set_config",
+            "setseed",
+            "pg_advisory_lock",
+            "PG_TRY_ADVISORY_LOCK",
+            "pg_replication_origin_x",
+            "dblink",
+            "dblink_connect",
+            "do",
+            "call",
+            "load",
+            "listen",
+            "discard",
+            "deallocate",
+            "prepare",
+            "show",
+            "security",
+            "attempt",
+            "x",
+            "'set'",
+            ";",
+            "(",
+            "--",
+            "\n",
+            "update",
+            "1",
+            "\"temp\"",
         ];
         let mut seed = 0x5eed_u64;
         for _ in 0..20_000 {

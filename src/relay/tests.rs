@@ -116,7 +116,8 @@ fn a_statement_that_the_upstream_knows_is_not_sent_again() {
     // The next session on the same connection prepares the same text under another name.
     let mut two = Bench::with(&interner, 2);
     std::mem::swap(&mut one.backend, &mut two.backend);
-    let (up, down, _) = two.client(&[parse("b", "SELECT 1"), bind("b"), m(b'E', b"\0\0\0\0\0"), m(b'S', b"")].concat());
+    let (up, down, _) =
+        two.client(&[parse("b", "SELECT 1"), bind("b"), m(b'E', b"\0\0\0\0\0"), m(b'S', b"")].concat());
     assert_eq!((Bench::tags(&up).as_str(), down.len()), ("BES", 0));
     let bound = cstr(&up[6..]).unwrap().0;
     assert_eq!(bound, upstream_name);
@@ -157,7 +158,14 @@ fn a_set_that_was_not_foreseen_pins() {
 
 #[test]
 fn what_the_protocol_does_not_allow_breaks_the_connection() {
-    for unasked in [m(b'Z', b"I"), m(b'D', b"\0\0"), m(b'1', b""), m(b'K', b"\0\0\0\0"), m(b'R', b"\0\0\0\0"), m(b'?', b"")] {
+    for unasked in [
+        m(b'Z', b"I"),
+        m(b'D', b"\0\0"),
+        m(b'1', b""),
+        m(b'K', b"\0\0\0\0"),
+        m(b'R', b"\0\0\0\0"),
+        m(b'?', b""),
+    ] {
         let mut bench = Bench::new();
         let mut copy = Vec::new();
         let mut down = Sink::new(&unasked, &mut copy);
@@ -194,11 +202,13 @@ fn random_bytes_are_dealt_with() {
             let mut input = Vec::new();
             for _ in 0..random() % 6 {
                 let tag = b"QPBDCESHFdcfXTZGKA123nIs"[(random() % 24) as usize];
-                let body: Vec<u8> = (0..random() % 24).map(|_| if random() % 3 == 0 { 0 } else { random() as u8 }).collect();
+                let body: Vec<u8> = (0..random() % 24)
+                    .map(|_| if random() % 3 == 0 { 0 } else { random().to_le_bytes()[0] })
+                    .collect();
                 input.extend(m(tag, &body));
             }
             if random() % 4 == 0 {
-                input.truncate((random() % (input.len() as u64 + 1)) as usize);
+                input.truncate(usize::try_from(random() % (input.len() as u64 + 1)).unwrap());
             }
             let (mut copy, mut down) = (Vec::new(), Vec::new());
             let mut sink = Sink::new(&input, &mut copy);

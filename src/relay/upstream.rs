@@ -2,7 +2,9 @@
 
 use super::requests::{Kind, Note};
 use super::statement::Named;
-use super::{BackendState, Copy, Core, GATHER, MAX_NAMED_PARSE, MAX_UNNAMED, Pin, Rest, Sink, Taken, Then};
+use super::{
+    BackendState, Copy, Core, GATHER, MAX_NAMED_PARSE, MAX_UNASKED, MAX_UNNAMED, Pin, Rest, Sink, Taken, Then,
+};
 use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, SqlState};
 use crate::wire::{self, HEADER, Header, MAX_SMALL_LENGTH, cstr, identifier, literal};
@@ -62,7 +64,10 @@ impl Core {
                 }
                 (tag, Some(backend)) if is_frontend(tag) => {
                     match self.message(header, rest, at, backend, up, down)? {
-                        Step::Done => at += header.total,
+                        Step::Done => {
+                            debug_assert!(rest.len() >= header.total, "only a whole message is done");
+                            at += header.total;
+                        }
                         Step::Streams(how) => self.client_rest = (header.total, how),
                         Step::Partly(here, how) => {
                             at += here;
@@ -74,7 +79,20 @@ impl Core {
                 (tag, _) => return Err(Refusal::protocol(format!("invalid frontend message type {tag}"))),
             }
             at += self.go_on(input, at, up);
+            if self.requests.len() >= self.flush_at {
+                self.flush_requests(up, down);
+            }
         }
+    }
+
+    /// A pipeline without end: what it has earned is asked for, so that it costs bounded memory.
+    fn flush_requests(&mut self, up: &mut Sink<'_>, down: &mut Vec<u8>) {
+        if self.requests.only_fakes() {
+            self.send_fakes(down);
+        } else if self.client_rest.0 == 0 {
+            wire::message(up.buffer(), b'H', |_| {});
+        }
+        self.flush_at = self.requests.len() + MAX_UNASKED;
     }
 
     /// There is no connection for the request at the front of `input`, which waits for one: it gets this error.
@@ -136,8 +154,11 @@ impl Core {
                 }
             }
             b'c' | b'f' => {
-                if let Copy::In { stray } = self.copy {
-                    self.copy = Copy::Ending { stray };
+                match self.copy {
+                    Copy::In { stray } => self.copy = Copy::Ending { stray },
+                    // Perhaps of a COPY whose beginning we have still to see.
+                    _ if !self.requests.is_empty() => self.requests.push(Kind::CopyEnd),
+                    _ => {}
                 }
             }
             b'F' => {
@@ -463,7 +484,7 @@ impl Core {
     fn refuse_reference(&mut self, message: String, up: &mut Sink<'_>) -> Step {
         let refusal = Refusal::new(Fault::Client, SqlState::INVALID_STATEMENT_NAME, message);
         self.refuse_request(&refusal, up.buffer());
-        Step::Done
+        Step::Streams(Rest::Drop)
     }
 
     /// Makes the upstream's unnamed statement this session's; false if the session has none.

@@ -18,10 +18,13 @@ fn a_broken_file_changes_nothing_and_says_where_it_is_broken() {
     raw.value("SELECT 1");
     for (broken, complaint) in [
         (config.replace("[users.nora]", "[users.nora"), "not TOML"),
-        (config.replace("on_unmatched", "on_unmatched").replace("auth_type", "auth_tipe"), "did you mean `auth_type`?"),
+        (config.replace("auth_type", "auth_tipe"), "did you mean `auth_type`?"),
         (config.replace("threads = 2", "threads = \"two\""), "expected a whole number"),
         (String::new(), "the file is empty"),
-        (config.replace("connection = \"warehouse_prod\"", "connection = \"warehouse_prd\""), "did you mean `warehouse_prod`?"),
+        (
+            config.replace("connection = \"warehouse_prod\"", "connection = \"warehouse_prd\""),
+            "did you mean `warehouse_prod`?",
+        ),
     ] {
         pgusher.reload(&broken);
         assert!(pgusher.log().contains(complaint), "{complaint}");
@@ -44,7 +47,11 @@ fn a_user_who_is_moved_finishes_the_transaction_and_is_told_from_where_to_where(
     pgusher.reload(&raw_moved_to_prod(&config));
     let told = idle.next().unwrap();
     assert_eq!(told.field('C'), "57P01");
-    assert!(told.field('D').contains("From environment \"dev\" (connection \"warehouse\") to \"prod\""), "{}", told.field('D'));
+    assert!(
+        told.field('D').contains("From environment \"dev\" (connection \"warehouse\") to \"prod\""),
+        "{}",
+        told.field('D')
+    );
     assert!(told.field('D').contains("generation 2"));
     assert_eq!(moved.value("SELECT name FROM whoami"), "dev", "never another database in a transaction");
     moved.send(&query("COMMIT"));
@@ -128,8 +135,13 @@ fn queries_go_on_through_a_hundred_reloads() {
             })
             .collect();
         for i in 0..100 {
-            let next = if i % 2 == 0 { config.replace("dana\"\n", "dana\"\n# changed\n") } else { "broken".into() };
-            std::fs::write(pgusher.folder.join("pgusher.toml"), next.replace("@PORT@", &pgusher.port.to_string())).unwrap();
+            let next =
+                if i % 2 == 0 { config.replace("dana\"\n", "dana\"\n# changed\n") } else { "broken".into() };
+            std::fs::write(
+                pgusher.folder.join("pgusher.toml"),
+                next.replace("@PORT@", &pgusher.port.to_string()),
+            )
+            .unwrap();
             pgusher.signal("HUP");
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -199,7 +211,10 @@ fn json_logs_are_one_object_a_line_whatever_a_client_calls_itself() {
     let hostile = "x\n{\"level\":\"ERROR\"}\x1b[31m\"";
     for user in [hostile, "raw"] {
         let mut raw = Raw::connect(pgusher.address());
-        raw.send(&super::wire::startup(0x0003_0000, &[("user", user), ("database", "warehouse"), ("application_name", hostile)]));
+        raw.send(&super::wire::startup(
+            0x0003_0000,
+            &[("user", user), ("database", "warehouse"), ("application_name", hostile)],
+        ));
         assert!(raw.next().is_some());
     }
     eventually("the session's line", || pgusher.log().contains("session ended"));
@@ -210,5 +225,9 @@ fn json_logs_are_one_object_a_line_whatever_a_client_calls_itself() {
     let log = pgusher.log();
     let ended: Vec<&str> = log.lines().filter(|l| l.contains("session ended")).collect();
     assert_eq!(ended.len(), 1);
-    assert!(ended[0].contains("\"environment\":\"dev\"") && ended[0].contains("\"user\":\"raw\""), "{}", ended[0]);
+    assert!(
+        ended[0].contains("\"environment\":\"dev\"") && ended[0].contains("\"user\":\"raw\""),
+        "{}",
+        ended[0]
+    );
 }

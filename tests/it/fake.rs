@@ -200,7 +200,11 @@ impl Peer {
                 'Q' => {
                     let sql = String::from_utf8_lossy(&message.body).trim_end_matches('\0').to_owned();
                     let usual = || [row(&self.number.to_string()), ready()].concat();
-                    if sql.starts_with("RESET ALL") { [complete("RESET"), ready()].concat() } else { special(&sql).unwrap_or_else(usual) }
+                    if sql.starts_with("RESET ALL") {
+                        [complete("RESET"), ready()].concat()
+                    } else {
+                        special(&sql).unwrap_or_else(usual)
+                    }
                 }
                 'S' => ready(),
                 _ => continue,

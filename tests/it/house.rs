@@ -1,6 +1,5 @@
 //! What the tests stand on: throwaway PostgreSQL servers and pgusher processes, each gone when its test is.
 
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -106,7 +105,12 @@ impl Postgres {
         server.ctl("start", options);
         server.sql("postgres", "CREATE ROLE app LOGIN SUPERUSER; CREATE ROLE plain LOGIN");
         server.sql("postgres", &format!("CREATE DATABASE {name}"));
-        server.sql(name, &format!("CREATE TABLE whoami AS SELECT '{name}'::text AS name; GRANT SELECT ON whoami TO public"));
+        server.sql(
+            name,
+            &format!(
+                "CREATE TABLE whoami AS SELECT '{name}'::text AS name; GRANT SELECT ON whoami TO public"
+            ),
+        );
         server
     }
 
@@ -125,7 +129,8 @@ impl Postgres {
             command.args(["-o", &options]);
         }
         // Not `output`: the server would hold the pipes.
-        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        let status =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
         assert!(status.success(), "{command:?}");
     }
 
@@ -136,12 +141,6 @@ impl Postgres {
             .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", &port, "-U", "postgres"])
             .args(["-d", database, "-c", sql]));
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
-    }
-
-    /// The process of the postmaster.
-    pub fn pid(&self) -> String {
-        let file = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
-        file.lines().next().unwrap().to_owned()
     }
 }
 
@@ -271,9 +270,11 @@ impl Pgusher {
 
     /// Writes a new configuration and waits until it is in force, or refused.
     pub fn reload(&self, config: &str) {
-        let done = |log: &str| log.matches("configuration reloaded").count() + log.matches("reload refused").count();
+        let done =
+            |log: &str| log.matches("configuration reloaded").count() + log.matches("reload refused").count();
         let before = done(&self.log());
-        std::fs::write(self.folder.join("pgusher.toml"), config.replace("@PORT@", &self.port.to_string())).unwrap();
+        std::fs::write(self.folder.join("pgusher.toml"), config.replace("@PORT@", &self.port.to_string()))
+            .unwrap();
         self.signal("HUP");
         eventually("a reload", || done(&self.log()) > before);
     }
@@ -292,7 +293,8 @@ impl Pgusher {
     ) -> Result<String, String> {
         let mut psql = Command::new("psql");
         psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose"]);
-        let target = format!("host=127.0.0.1 port={} user={user} dbname=warehouse connect_timeout=15", self.port);
+        let target =
+            format!("host=127.0.0.1 port={} user={user} dbname=warehouse connect_timeout=15", self.port);
         psql.args(["-d", &target]).env("PGPASSWORD", password).envs(environment.iter().copied());
         commands.iter().for_each(|sql| {
             psql.args(["-c", sql]);
@@ -320,13 +322,6 @@ impl Pgusher {
 
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
-    }
-
-    /// Feeds `psql`-like tools; kept for tests that need the standard input of a child.
-    pub fn write_file(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.folder.join(name);
-        std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
-        path
     }
 }
 

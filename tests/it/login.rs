@@ -17,7 +17,8 @@ fn certificates(folder: &Path) {
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
     let write = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
     let named = |name: &str, hosts: &[&str]| {
-        let mut parameters = CertificateParams::new(hosts.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>()).unwrap();
+        let mut parameters =
+            CertificateParams::new(hosts.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>()).unwrap();
         parameters.distinguished_name = rcgen::DistinguishedName::new();
         parameters.distinguished_name.push(DnType::CommonName, name);
         parameters
@@ -90,7 +91,8 @@ fn a_client_certificate_proves_its_user_and_nobody_else() {
     let as_user = |user: &str, certificate: &str| {
         let (certificate, key) =
             (pgusher.path(&format!("{certificate}.crt")), pgusher.path(&format!("{certificate}.key")));
-        pgusher.select_with(user, &[("PGSSLMODE", "require"), ("PGSSLCERT", &certificate), ("PGSSLKEY", &key)])
+        pgusher
+            .select_with(user, &[("PGSSLMODE", "require"), ("PGSSLCERT", &certificate), ("PGSSLKEY", &key)])
     };
     assert_eq!(as_user("dana", "dana").unwrap(), "dev");
     assert_eq!(as_user("pete", "pete").unwrap(), "prod");
@@ -164,9 +166,14 @@ disabled = true
     let md5 = pgusher::verifier::md5_hex([b"stored", b"stored"]);
     let pgusher = Pgusher::start(&config.replace("@VERIFIER@", &hashed).replace("@MD5@", &md5));
     let login = |user: &str, password: &str| pgusher.psql_with(user, password, &[], &["SELECT 1"]);
-    for (user, password) in
-        [("m", "m"), ("stored", "stored"), ("clear", "clear"), ("verifier", "s3same"), ("scram", "s3same"), ("dana", "dana")]
-    {
+    for (user, password) in [
+        ("m", "m"),
+        ("stored", "stored"),
+        ("clear", "clear"),
+        ("verifier", "s3same"),
+        ("scram", "s3same"),
+        ("dana", "dana"),
+    ] {
         assert_eq!(login(user, password).as_deref(), Ok("1"), "{user}");
         for wrong in ["x", "S3SAME", &format!("{password} ")] {
             let error = login(user, wrong).unwrap_err();
@@ -237,7 +244,8 @@ fn upstream_logins_use_every_method_and_every_sslmode() {
     server.sql("postgres", "CREATE ROLE s LOGIN PASSWORD 's'; SET password_encryption = md5; CREATE ROLE m LOGIN PASSWORD 'm'; CREATE ROLE p LOGIN PASSWORD 'p'; CREATE ROLE plainonly LOGIN; CREATE ROLE tlsonly LOGIN");
     let rules = "local all all trust\nhost all s all scram-sha-256\nhost all m all md5\nhost all p all password\n\
                  hostnossl all plainonly all trust\nhostssl all tlsonly all trust\nhost all all all trust\n";
-    let rules = rules.replace("host all all all trust", "host all postgres all trust\nhost all app all trust");
+    let rules =
+        rules.replace("host all all all trust", "host all postgres all trust\nhost all app all trust");
     std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
     server.ctl("restart", &[]);
     let select = |lines: &str| {
@@ -249,9 +257,17 @@ fn upstream_logins_use_every_method_and_every_sslmode() {
     let other = folder.join("other_ca.crt").display().to_string();
     for (lines, expected) in [
         ("username = \"s\"\npassword = \"s\"\nsslmode = \"disable\"".to_owned(), "f"),
-        ("username = \"s\"\npassword = \"s\"\nsslmode = \"prefer\"\nchannel_binding = \"require\"".to_owned(), "t"),
+        (
+            "username = \"s\"\npassword = \"s\"\nsslmode = \"prefer\"\nchannel_binding = \"require\""
+                .to_owned(),
+            "t",
+        ),
         ("username = \"m\"\npassword = \"m\"\nsslmode = \"allow\"".to_owned(), "f"),
-        ("username = \"p\"\npassword = { command = [\"printf\", \"p\"] }\nsslmode = \"require\"".to_owned(), "t"),
+        (
+            "username = \"p\"\npassword = { command = [\"printf\", \"p\"] }\nsslmode = \"require\""
+                .to_owned(),
+            "t",
+        ),
         ("username = \"tlsonly\"\nsslmode = \"allow\"".to_owned(), "t"),
         ("username = \"plainonly\"\nsslmode = \"prefer\"".to_owned(), "f"),
         (format!("username = \"app\"\nsslmode = \"verify-ca\"\nsslrootcert = \"{ca}\""), "t"),
@@ -264,8 +280,15 @@ fn upstream_logins_use_every_method_and_every_sslmode() {
         ("username = \"s\"\npassword = \"wrong\"".to_owned(), "password authentication failed for user"),
         ("username = \"s\"".to_owned(), "wants a password and none is set"),
         ("username = \"tlsonly\"\nsslmode = \"disable\"".to_owned(), "pg_hba.conf"),
-        ("username = \"m\"\npassword = \"m\"\nsslmode = \"require\"\nchannel_binding = \"require\"".to_owned(), "channel binding is required"),
-        ("username = \"s\"\npassword = \"s\"\nscram_min_iterations = 50000".to_owned(), "scram_min_iterations"),
+        (
+            "username = \"m\"\npassword = \"m\"\nsslmode = \"require\"\nchannel_binding = \"require\""
+                .to_owned(),
+            "channel binding is required",
+        ),
+        (
+            "username = \"s\"\npassword = \"s\"\nscram_min_iterations = 50000".to_owned(),
+            "scram_min_iterations",
+        ),
     ] {
         let error = select(&lines).unwrap_err();
         assert!(error.contains(expected), "{lines}: {error}");
@@ -288,7 +311,8 @@ fn a_name_with_several_addresses_is_tried_to_the_end() {
         .replace("host = \"127.0.0.1\"", "host = \"localhost\"")
         .replace("@DEV@", &pair().dev.port.to_string())
         .replace("@PROD@", &pair().prod.port.to_string());
-    let config = ["@SERVER@", "@BASE@", "@ENVIRONMENT@", "@USERS@"].iter().fold(config, |c, p| c.replace(p, ""));
+    let config =
+        ["@SERVER@", "@BASE@", "@ENVIRONMENT@", "@USERS@"].iter().fold(config, |c, p| c.replace(p, ""));
     assert_eq!(Pgusher::start(&config).psql("pete", "SELECT name FROM whoami").unwrap(), "prod");
 }
 
@@ -306,7 +330,10 @@ fn an_unreachable_upstream_is_an_error_within_connect_timeout_and_names_its_envi
 #[test]
 fn a_rotated_upstream_password_is_read_again_before_anybody_sees_an_error() {
     let server = Postgres::start("secured");
-    server.sql("postgres", "CREATE ROLE rotating LOGIN PASSWORD 'old'; GRANT SELECT ON pg_database TO rotating");
+    server.sql(
+        "postgres",
+        "CREATE ROLE rotating LOGIN PASSWORD 'old'; GRANT SELECT ON pg_database TO rotating",
+    );
     std::fs::write(
         server.folder.join("data/pg_hba.conf"),
         "local all all trust\nhost all rotating all scram-sha-256\nhost all all all trust\n",
@@ -316,7 +343,11 @@ fn a_rotated_upstream_password_is_read_again_before_anybody_sees_an_error() {
     let folder = temporary_folder("rotated");
     std::fs::write(folder.join("secret"), "old\n").unwrap();
     // Connections live shortly, so that there are logins all the time.
-    let pgusher = towards(&server, "username = \"rotating\"\npassword = { file = \"secret\" }\npool_mode = \"session\"", folder);
+    let pgusher = towards(
+        &server,
+        "username = \"rotating\"\npassword = { file = \"secret\" }\npool_mode = \"session\"",
+        folder,
+    );
     assert_eq!(pgusher.psql("dana", "SELECT 1").unwrap(), "1");
     let failures = AtomicUsize::new(0);
     let logins = AtomicUsize::new(0);
@@ -365,7 +396,11 @@ fn limits_refuse_with_53300() {
 
 #[test]
 fn idle_clients_and_idle_transactions_are_ended_with_postgresqls_codes() {
-    let config = warehouse("client_idle_timeout = \"300ms\"\nidle_transaction_timeout = \"200ms\"\nquery_wait_timeout = \"300ms\"\ndefault_pool_size = 1", "", "");
+    let config = warehouse(
+        "client_idle_timeout = \"300ms\"\nidle_transaction_timeout = \"200ms\"\nquery_wait_timeout = \"300ms\"\ndefault_pool_size = 1",
+        "",
+        "",
+    );
     let pgusher = Pgusher::start(&config);
     let mut idle = Raw::login(pgusher.address(), "raw");
     assert_eq!(idle.next().unwrap().field('C'), "57P05");
@@ -376,7 +411,10 @@ fn idle_clients_and_idle_transactions_are_ended_with_postgresqls_codes() {
     let mut blocker = Raw::login(pgusher.address(), "rawprod");
     blocker.send(&query("SELECT pg_sleep(1)"));
     assert_eq!(open.next().unwrap().field('C'), "25P03");
-    assert!(waiting.until_ready().iter().any(|m| m.tag == 'D'), "the place of the one that was ended is free");
+    assert!(
+        waiting.until_ready().iter().any(|m| m.tag == 'D'),
+        "the place of the one that was ended is free"
+    );
     let mut queued = Raw::login(pgusher.address(), "rawprod");
     let answer = queued.ask(&query("SELECT 1"));
     assert_eq!(answer[0].field('C'), "53300", "{answer:?}");

@@ -1,5 +1,14 @@
 //! End-to-end tests: the real binary between real clients and real PostgreSQL servers.
 
+// A test that cannot go on should say so at once; what it casts is its own.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::needless_pass_by_value,
+    clippy::redundant_closure_for_method_calls
+)]
+
 mod fake;
 mod house;
 mod wire;

@@ -31,7 +31,8 @@ fn a_client_is_told_its_environment_at_login() {
 
 #[test]
 fn a_requested_environment_is_granted_or_refused_and_never_ignored() {
-    let config = warehouse("", "", "") + "[users.ann]\npassword = \"ann\"\nattributes = { environment = [\"prod\", \"x\"] }\n";
+    let config = warehouse("", "", "")
+        + "[users.ann]\npassword = \"ann\"\nattributes = { environment = [\"prod\", \"x\"] }\n";
     let pgusher = Pgusher::start(&config);
     let request = |user: &str, name: &str| {
         let options = format!("-c pgusher.environment={name}");
@@ -76,7 +77,10 @@ fn on_unmatched_reject_names_the_attribute_the_value_and_what_to_do() {
     assert!(refusal.contains("HINT"), "{refusal}");
     let refusal = pgusher.psql("nora", "SELECT 1").unwrap_err();
     assert!(refusal.contains("has no value"), "{refusal}");
-    assert!(pgusher.log().contains("did the operator mean \\\"prod\\\"") || pgusher.log().contains("did you mean"));
+    assert!(
+        pgusher.log().contains("did the operator mean \\\"prod\\\"")
+            || pgusher.log().contains("did you mean")
+    );
 }
 
 #[test]
@@ -92,8 +96,11 @@ fn application_name_reaches_the_upstream_with_the_user_if_asked() {
 
 #[test]
 fn include_schemas_and_query_timeout_reach_the_session() {
-    let pgusher =
-        Pgusher::start(&warehouse("", "include_schemas = [\"Mine\", \"public\"]\nquery_timeout = \"300ms\"", ""));
+    let pgusher = Pgusher::start(&warehouse(
+        "",
+        "include_schemas = [\"Mine\", \"public\"]\nquery_timeout = \"300ms\"",
+        "",
+    ));
     assert_eq!(pgusher.psql("dana", "SHOW search_path").unwrap(), "\"Mine\", \"public\"");
     let error = pgusher.psql("dana", "SELECT pg_sleep(5)").unwrap_err();
     assert!(error.contains("57014"), "{error}");
@@ -123,7 +130,8 @@ fn check_prints_the_routes_and_resolve_the_reasons() {
     let (code, reasons) = run(&["resolve", file, "--user", "pete", "--database", "warehouse"]);
     assert_eq!(code, Some(0));
     assert!(reasons.contains("environment = \"prod\" from user"), "{reasons}");
-    let (code, _) = run(&["resolve", file, "--user", "dana", "--database", "warehouse", "--environment", "prod"]);
+    let (code, _) =
+        run(&["resolve", file, "--user", "dana", "--database", "warehouse", "--environment", "prod"]);
     assert_eq!(code, Some(1));
 }
 

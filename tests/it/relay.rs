@@ -40,7 +40,9 @@ fn a_transaction_keeps_its_connection_and_others_wait_their_turn() {
     third.send(&query("SELECT 'third', clock_timestamp()"));
     std::thread::sleep(Duration::from_millis(50));
     first.value("COMMIT");
-    let at = |messages: Vec<super::wire::Message>| messages.iter().find(|m| m.tag == 'D').unwrap().columns()[1].clone();
+    let at = |messages: Vec<super::wire::Message>| {
+        messages.iter().find(|m| m.tag == 'D').unwrap().columns()[1].clone()
+    };
     let (second, third) = (at(second.until_ready()), at(third.until_ready()));
     assert!(second < third, "first come, first served: {second} {third}");
 }
@@ -87,7 +89,8 @@ fn startup_settings_are_carried_reported_or_not() {
 #[test]
 fn a_startup_setting_that_is_wrong_is_refused_in_postgresqls_words() {
     let pgusher = one_connection();
-    let error = pgusher.psql_with("dana", "dana", &[("PGOPTIONS", "-c work_mem=lots")], &["SELECT 1"]).unwrap_err();
+    let error =
+        pgusher.psql_with("dana", "dana", &[("PGOPTIONS", "-c work_mem=lots")], &["SELECT 1"]).unwrap_err();
     assert!(error.contains("invalid value for parameter \"work_mem\": \"lots\""), "{error}");
     assert_eq!(pgusher.psql("dana", "SHOW work_mem").unwrap(), "4MB");
 }
@@ -98,11 +101,31 @@ fn what_cannot_be_carried_pins_and_is_gone_with_its_session() {
     for (make, reason, look, clean) in [
         ("SET work_mem = '9MB'", "setting", "SHOW work_mem", "4MB"),
         ("SET ROLE plain", "role", "SELECT current_user", "app"),
-        ("CREATE TEMP TABLE t AS SELECT 1", "temporary object", "SELECT count(*) FROM pg_class WHERE relname = 't'", "0"),
-        ("SELECT pg_advisory_lock(42)", "advisory lock", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", "0"),
+        (
+            "CREATE TEMP TABLE t AS SELECT 1",
+            "temporary object",
+            "SELECT count(*) FROM pg_class WHERE relname = 't'",
+            "0",
+        ),
+        (
+            "SELECT pg_advisory_lock(42)",
+            "advisory lock",
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'",
+            "0",
+        ),
         ("LISTEN news", "listen", "SELECT count(*) FROM pg_listening_channels()", "0"),
-        ("PREPARE p AS SELECT 1", "sql prepare", "SELECT count(*) FROM pg_prepared_statements WHERE name = 'p'", "0"),
-        ("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT", "cursor with hold", "SELECT count(*) FROM pg_cursors WHERE is_holdable", "0"),
+        (
+            "PREPARE p AS SELECT 1",
+            "sql prepare",
+            "SELECT count(*) FROM pg_prepared_statements WHERE name = 'p'",
+            "0",
+        ),
+        (
+            "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT",
+            "cursor with hold",
+            "SELECT count(*) FROM pg_cursors WHERE is_holdable",
+            "0",
+        ),
         ("SELECT set_config('work_mem', '8MB', false)", "setting", "SHOW work_mem", "4MB"),
     ] {
         let mut one = Raw::login(pgusher.address(), "raw");
@@ -136,7 +159,11 @@ fn a_named_statement_follows_its_session_from_connection_to_connection() {
         answer.iter().find(|m| m.tag == 'D').map(|m| m.columns()).unwrap_or_else(|| panic!("{answer:?}"))
     };
     for round in 0..4 {
-        if round % 2 == 0 { blocker.value("BEGIN") } else { blocker.value("COMMIT") };
+        if round % 2 == 0 {
+            blocker.value("BEGIN")
+        } else {
+            blocker.value("COMMIT")
+        };
         assert_eq!(run(&mut one), ["one", "x"]);
         assert_eq!(run(&mut two), ["two", "x"]);
     }
@@ -150,7 +177,12 @@ fn statement_names_answer_as_postgresql_does() {
     let twice = raw.ask(&[parse("a", "SELECT 2"), sync()].concat());
     assert_eq!(twice[0].field('C'), "42P05");
     assert_eq!(twice[0].field('M'), "prepared statement \"a\" already exists");
-    assert_eq!(raw.tags(&[close_statement("a"), parse("a", "SELECT 3"), bind("", "a", &[]), execute(), sync()].concat()), "312DCZ");
+    assert_eq!(
+        raw.tags(
+            &[close_statement("a"), parse("a", "SELECT 3"), bind("", "a", &[]), execute(), sync()].concat()
+        ),
+        "312DCZ"
+    );
     let unknown = raw.ask(&[bind("", "none", &[]), sync()].concat());
     assert_eq!(unknown[0].field('M'), "prepared statement \"none\" does not exist");
     assert_eq!(raw.tags(&[close_statement("none"), sync()].concat()), "3Z");
@@ -195,7 +227,10 @@ fn deallocate_and_discard_forget_statements() {
         raw.send(&[query(all), parse("b", "SELECT 1"), sync()].concat());
         raw.until_ready();
         raw.until_ready();
-        assert_eq!(raw.tags(&[bind("", "b", &[]), execute(), close_statement("b"), sync()].concat()), "2DC3Z");
+        assert_eq!(
+            raw.tags(&[bind("", "b", &[]), execute(), close_statement("b"), sync()].concat()),
+            "2DC3Z"
+        );
     }
     raw.ask(&[parse("Named", "SELECT 1"), sync()].concat());
     assert_eq!(raw.tags(&query("DEALLOCATE \"Named\"")), "CZ");
@@ -229,13 +264,55 @@ fn pipelines_and_flush_answer_as_postgresql_does() {
     let pgusher = one_connection();
     let direct = std::net::SocketAddr::from(([127, 0, 0, 1], pair().dev.port));
     let conversations: Vec<(&str, Vec<u8>)> = vec![
-        ("an error, then what it skips", [parse("", "SELECT 1"), bind("", "", &[]), execute(), parse("", "SELEC"), bind("", "", &[]), execute(), sync(), parse("", "SELECT 2"), bind("", "", &[]), execute(), sync()].concat()),
+        (
+            "an error, then what it skips",
+            [
+                parse("", "SELECT 1"),
+                bind("", "", &[]),
+                execute(),
+                parse("", "SELEC"),
+                bind("", "", &[]),
+                execute(),
+                sync(),
+                parse("", "SELECT 2"),
+                bind("", "", &[]),
+                execute(),
+                sync(),
+            ]
+            .concat(),
+        ),
         ("two simple queries at once", [query("SELECT 1; SELECT 2"), query("SELECT 3")].concat()),
         ("an empty query", [query(""), parse("", ""), bind("", "", &[]), execute(), sync()].concat()),
-        ("a portal in pieces", [query("BEGIN"), parse("", "SELECT generate_series(1,3)"), bind("p", "", &[]), message('E', b"p\0\0\0\0\x02"), message('E', b"p\0\0\0\0\0"), sync(), query("COMMIT")].concat()),
-        ("a failed transaction", [query("BEGIN"), query("SELECT 1/0"), query("SELECT 1"), query("ROLLBACK")].concat()),
+        (
+            "a portal in pieces",
+            [
+                query("BEGIN"),
+                parse("", "SELECT generate_series(1,3)"),
+                bind("p", "", &[]),
+                message('E', b"p\0\0\0\0\x02"),
+                message('E', b"p\0\0\0\0\0"),
+                sync(),
+                query("COMMIT"),
+            ]
+            .concat(),
+        ),
+        (
+            "a failed transaction",
+            [query("BEGIN"), query("SELECT 1/0"), query("SELECT 1"), query("ROLLBACK")].concat(),
+        ),
         ("syncs only", [sync(), sync(), sync()].concat()),
-        ("a deferred error at Sync", [query("CREATE TABLE IF NOT EXISTS deferred (a int UNIQUE DEFERRABLE INITIALLY DEFERRED)"), parse("", "INSERT INTO deferred VALUES (1), (1)"), bind("", "", &[]), execute(), sync(), query("DROP TABLE deferred")].concat()),
+        (
+            "a deferred error at Sync",
+            [
+                query("CREATE TABLE IF NOT EXISTS deferred (a int UNIQUE DEFERRABLE INITIALLY DEFERRED)"),
+                parse("", "INSERT INTO deferred VALUES (1), (1)"),
+                bind("", "", &[]),
+                execute(),
+                sync(),
+                query("DROP TABLE deferred"),
+            ]
+            .concat(),
+        ),
         ("function call", message('F', &[&1299u32.to_be_bytes()[..], &[0, 0, 0, 0, 0, 0]].concat())),
     ];
     for (what, bytes) in conversations {
@@ -331,7 +408,8 @@ fn a_cancel_reaches_its_own_query_and_no_other() {
     bystander.send(&query("SELECT pg_sleep(1), 'unharmed'"));
     victim.send(&query("SELECT pg_sleep(30)"));
     eventually("the query runs", || {
-        pair().dev.sql("dev", "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(30)%'") == "1"
+        pair().dev.sql("dev", "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(30)%'")
+            == "1"
     });
     super::wire::cancel(address, victim.key.0, &[0; 4]);
     super::wire::cancel(address, victim.key.0 ^ 1, &victim.key.1);
@@ -383,7 +461,10 @@ fn session_mode_is_a_connection_of_ones_own() {
     assert!(raw.is_closed());
     let mut again = Raw::login_with(pgusher.address(), 0x0003_0000, &pairs);
     assert_eq!(again.value("SHOW work_mem"), "6MB");
-    assert_eq!(again.value("SELECT count(*) FROM pg_class WHERE relname = 't' AND relpersistence = 't'"), "0");
+    assert_eq!(
+        again.value("SELECT count(*) FROM pg_class WHERE relname = 't' AND relpersistence = 't'"),
+        "0"
+    );
     let mut plain = Raw::login(pgusher.address(), "raw");
     assert_eq!(plain.value("SHOW work_mem"), "4MB");
 }
@@ -391,7 +472,12 @@ fn session_mode_is_a_connection_of_ones_own() {
 #[test]
 fn reset_all_goes_back_to_the_startup_values() {
     let pgusher = one_connection();
-    let pairs = [("user", "raw"), ("database", "warehouse"), ("datestyle", "Postgres, MDY"), ("options", "-c work_mem=6MB")];
+    let pairs = [
+        ("user", "raw"),
+        ("database", "warehouse"),
+        ("datestyle", "Postgres, MDY"),
+        ("options", "-c work_mem=6MB"),
+    ];
     let mut raw = Raw::login_with(pgusher.address(), 0x0003_0000, &pairs);
     for reset in ["RESET ALL", "DISCARD ALL", "RESET datestyle"] {
         raw.value("SET datestyle = 'German'");
@@ -419,7 +505,8 @@ async fn two_hundred_clients_on_five_connections_get_their_own_answers() {
     });
     join_all(work).await;
     for (server, name) in [(&pair().dev, "dev"), (&pair().prod, "prod")] {
-        let open = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}' AND usename = 'app'");
+        let open =
+            format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}' AND usename = 'app'");
         assert!(server.sql("postgres", &open).parse::<u32>().unwrap() < 200);
     }
 }

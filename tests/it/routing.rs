@@ -152,11 +152,11 @@ fn table(facts: &[(&str, Vec<&str>)]) -> String {
 }
 
 fn toml(setup: &Setup) -> String {
-    let mut text = String::from("[server]\nlisten = [\"127.0.0.1:@PORT@\"]\nauth_type = \"trust\"\nlog_level = \"error\"\n");
-    let target = format!(
-        "host = \"127.0.0.1\"\nport = {}\ndatabase = \"dev\"\nusername = \"app\"\n",
-        pair().dev.port
+    let mut text = String::from(
+        "[server]\nlisten = [\"127.0.0.1:@PORT@\"]\nauth_type = \"trust\"\nlog_level = \"error\"\n",
     );
+    let target =
+        format!("host = \"127.0.0.1\"\nport = {}\ndatabase = \"dev\"\nusername = \"app\"\n", pair().dev.port);
     let _ = write!(text, "[connections.probe]\n{target}[users.probe]\n");
     for (i, base) in setup.bases.iter().enumerate() {
         let _ = write!(text, "[connections.b{i}]\n{target}");
@@ -191,7 +191,12 @@ fn toml(setup: &Setup) -> String {
 }
 
 /// What the function that explains says: the environment, or the SQLSTATE.
-fn explained(config: &pgusher::config::Config, user: &str, base: &str, request: Option<&str>) -> Result<String, String> {
+fn explained(
+    config: &pgusher::config::Config,
+    user: &str,
+    base: &str,
+    request: Option<&str>,
+) -> Result<String, String> {
     let attributes = pgusher::attribute::of_user(config, user);
     pgusher::route::resolve(config, &attributes, base, request)
         .map(|route| route.environment().to_string())
@@ -209,7 +214,12 @@ fn questions(random: &mut Random) -> (usize, usize, Option<&'static str>) {
     (random.below(12), random.below(3), request)
 }
 
-fn assert_agreed(setup: &Setup, asked: (usize, usize, Option<&str>), answer: &Result<String, String>, who: &str) {
+fn assert_agreed(
+    setup: &Setup,
+    asked: (usize, usize, Option<&str>),
+    answer: &Result<String, String>,
+    who: &str,
+) {
     let expected = expected(setup, asked.0, asked.1, asked.2);
     let agreed = match (&expected, answer) {
         (Ok(one), Ok(other)) => one == other,
@@ -249,7 +259,11 @@ fn ten_thousand_real_logins_decide_as_the_function_explains() {
             pgusher.signal("HUP");
             let number = format!("generation {}", round + 1);
             super::house::eventually("the new generation", || {
-                let mut probe = Raw::login_with(pgusher.address(), 0x0003_0000, &[("user", "probe"), ("database", "probe")]);
+                let mut probe = Raw::login_with(
+                    pgusher.address(),
+                    0x0003_0000,
+                    &[("user", "probe"), ("database", "probe")],
+                );
                 probe.value("SHOW pgusher.route").ends_with(&number)
             });
         }
