@@ -48,7 +48,7 @@ thread_local! {
 /// What others may tell a session to do.
 #[derive(Debug, Default)]
 pub struct Orders {
-    order: Mutex<Option<Order>>,
+    order: Mutex<Option<Box<Order>>>,
     /// Of the session's task, which is the same for all its life.
     waker: OnceLock<Waker>,
     pending: AtomicBool,
@@ -68,7 +68,7 @@ impl Orders {
     pub fn give(&self, order: Order) {
         let mut slot = self.order.lock();
         let now = order.now || slot.as_ref().is_some_and(|o| o.now);
-        *slot = Some(Order { now, ..order });
+        *slot = Some(Box::new(Order { now, ..order }));
         drop(slot);
         self.pending.store(true, Ordering::Release);
         if let Some(waker) = self.waker.get() {
@@ -176,7 +176,7 @@ pub struct Engine {
     bytes: (u64, u64),
     /// The client said goodbye while it was owed answers.
     leaving: bool,
-    ending: Option<Cause>,
+    ending: Option<Box<Cause>>,
     started: bool,
     /// Found dry since the task was last woken: the runtime will say when that changes, so it need not be asked.
     client_is_dry: bool,
@@ -694,7 +694,7 @@ impl Future for Engine {
                 Err(cause) => {
                     this.say_goodbye(&cause, cx);
                     this.leave_upstream();
-                    this.ending = Some(cause);
+                    this.ending = Some(Box::new(cause));
                 }
             }
         }
@@ -704,7 +704,7 @@ impl Future for Engine {
             return Poll::Pending;
         }
         let _ = Pin::new(&mut this.client).poll_shutdown(cx);
-        let cause = this.ending.take().unwrap_or(Cause::Client);
+        let cause = this.ending.take().map_or(Cause::Client, |cause| *cause);
         Poll::Ready(End { cause, transactions: this.core.transactions(), bytes: this.bytes })
     }
 }

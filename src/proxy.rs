@@ -21,7 +21,7 @@ use crate::engine::{Order, Orders, Timeouts};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::names::{ConnectionName, UserName};
 use crate::pool::{HostCount, Pool, PoolSettings, Runtimes};
-use crate::relay::Interner;
+use crate::relay::{Facts, Interner};
 use crate::route::{self, Route};
 use crate::tls::{self, ServerTls, TlsError};
 use crate::upstream::Dialer;
@@ -40,6 +40,60 @@ pub struct Generation {
     pub tls: Option<Arc<ServerTls>>,
     /// A pool for each connection.
     pub pools: BTreeMap<ConnectionName, Arc<Pool>>,
+    /// Where sessions have gone: one allocation for all that asked the same.
+    places: DashMap<(UserName, Asked), Arc<Place>>,
+}
+
+/// What a client asked for: the database, and the environment that it requested.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Asked {
+    /// The database name of the startup packet.
+    pub database: Box<str>,
+    /// `pgusher.environment`
+    pub environment: Option<Box<str>>,
+}
+
+/// Where a session is.
+#[derive(Debug)]
+pub struct Place {
+    /// What it asked for.
+    pub asked: Asked,
+    /// What it was given, and why.
+    pub route: Route,
+    /// The database that this is.
+    pub target: Target,
+    /// The generation that decided.
+    pub generation: u64,
+    /// What the client is shown of it.
+    pub facts: Arc<Facts>,
+}
+
+impl Generation {
+    /// Decides where a user goes; those who ask the same share the answer.
+    ///
+    /// # Errors
+    /// As [`route::resolve`].
+    pub fn place(&self, identity: &Identity, asked: Asked) -> Result<Arc<Place>, Refusal> {
+        let attributes = attribute::of(&self.config, identity);
+        let route = route::resolve(&self.config, &attributes, &asked.database, asked.environment.as_deref())?;
+        for warning in route.warnings() {
+            warn!(user = %identity.user(), database = %asked.database, "{warning}");
+        }
+        let entry = self.places.entry((identity.user().clone(), asked.clone()));
+        let place = || {
+            let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a route without its connection");
+            let connection = self.config.connections.get(route.connection()).ok_or_else(missing)?;
+            let facts = Facts {
+                environment: route.environment().to_string(),
+                connection: route.connection().to_string(),
+                user: identity.user().to_string(),
+                route: format!("{route}; generation {}", self.number),
+            };
+            let target = connection.target.clone();
+            Ok(Arc::new(Place { asked, target, generation: self.number, facts: Arc::new(facts), route }))
+        };
+        Ok(entry.or_try_insert_with(place)?.clone())
+    }
 }
 
 /// Why a configuration did not take effect.
@@ -68,16 +122,8 @@ pub struct LiveSession {
     pub id: u64,
     /// Who.
     pub identity: Identity,
-    /// What it asked for.
-    pub database: String,
-    /// The environment that it requested.
-    pub request: Option<String>,
     /// Where it is.
-    pub route: Route,
-    /// The database that this is.
-    pub target: Target,
-    /// The generation it logged in with.
-    pub generation: u64,
+    pub place: Arc<Place>,
     /// For telling it to end.
     pub orders: Arc<Orders>,
 }
@@ -257,7 +303,7 @@ impl Proxy {
     pub fn enter(&self, session: &Arc<LiveSession>) {
         self.sessions.insert(session.id, session.clone());
         let generation = self.generation.load();
-        if generation.number != session.generation {
+        if generation.number != session.place.generation {
             self.settle(&generation);
         }
         if self.is_draining() {
@@ -330,7 +376,8 @@ fn shutdown() -> Refusal {
 /// Why a session must leave: from where to where, and by which generation.
 fn moved(generation: &Generation, session: &LiveSession) -> Option<String> {
     let config = &generation.config;
-    let from = session.route.environment();
+    let place = &session.place;
+    let from = place.route.environment();
     let number = generation.number;
     match config.users.get(session.identity.user()) {
         None => {
@@ -345,18 +392,17 @@ fn moved(generation: &Generation, session: &LiveSession) -> Option<String> {
         Some(_) => {}
     }
     let attributes = attribute::of(config, &session.identity);
-    match route::resolve(config, &attributes, &session.database, session.request.as_deref()) {
+    match route::resolve(config, &attributes, &place.asked.database, place.asked.environment.as_deref()) {
         Err(refusal) => {
             Some(format!("From environment \"{from}\" to none, by generation {number}: {refusal}."))
         }
         Ok(route) => {
             let connection: &Connection = config.connections.get(route.connection())?;
-            let same =
-                route.connection() == session.route.connection() && connection.target == session.target;
+            let same = route.connection() == place.route.connection() && connection.target == place.target;
             (!same).then(|| {
                 format!(
                     "From environment \"{from}\" (connection \"{}\") to \"{}\" (connection \"{}\"), by generation {number}.",
-                    session.route.connection(),
+                    place.route.connection(),
                     route.environment(),
                     route.connection()
                 )
@@ -406,7 +452,7 @@ fn build(
         pools.insert(connection.name.clone(), pool);
     }
     hosts.lock().values().for_each(|host| host.set_limit(*config.server.max_host_connections));
-    Ok(Generation { number, config, tls: tls.map(Arc::new), pools })
+    Ok(Generation { number, config, tls: tls.map(Arc::new), pools, places: DashMap::new() })
 }
 
 fn pool_settings(

@@ -1,6 +1,8 @@
 //! One client's life, from the first byte to the last; the only place that answers a failure.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use tokio::io::AsyncWriteExt;
@@ -8,16 +10,14 @@ use tokio::time::{Duration, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
-use crate::attribute;
 use crate::cancel::Slot;
 use crate::config::file::PoolMode;
 use crate::engine::{Cause, End, Engine, Parts};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
 use crate::pool::{Lease, Pool, Welcome};
-use crate::proxy::{Generation, LiveSession, Proxy, Seat};
+use crate::proxy::{Asked, Generation, LiveSession, Proxy, Seat};
 use crate::relay::{Core, Facts, Parameters, SessionSettings};
-use crate::route::{self, Route};
 use crate::stream::{Socket, Stream};
 use crate::wire::startup::{CancelKey, NEWEST_MINOR};
 use crate::wire::{self, Severity};
@@ -108,19 +108,20 @@ async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -
             "the system is shutting down",
         ));
     }
-    let attributes = attribute::of(config, &identity);
-    let route = route::resolve(config, &attributes, &startup.database, startup.environment.as_deref())?;
-    for warning in route.warnings() {
-        warn!(user = %identity.user(), database = startup.database, "{warning}");
-    }
-    let place =
+    let asked = Asked {
+        database: startup.database.as_str().into(),
+        environment: startup.environment.as_deref().map(Into::into),
+    };
+    let place = generation.place(&identity, asked)?;
+    let route = &place.route;
+    let in_place =
         |refusal: Refusal| refusal.in_environment(route.environment().as_str(), route.connection().as_str());
-    let seat = proxy.seat(generation, &identity, &route).map_err(place)?;
+    let seat = proxy.seat(generation, &identity, route).map_err(in_place)?;
     let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a connection without a pool");
     let pool = generation.pools.get(route.connection()).ok_or_else(missing)?.clone();
     let connection = pool.connection();
     let mode = config.users.get(identity.user()).and_then(|u| u.pool_mode).unwrap_or(connection.pool_mode);
-    let (welcome, lease) = welcome(&pool, mode, &startup.settings).await.map_err(place)?;
+    let (welcome, lease) = welcome(&pool, mode, &startup.settings).await.map_err(in_place)?;
     let slot = Arc::new(Slot::default());
     let pid = lease.as_ref().map(|lease| lease.target.pid());
     let random = |_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes");
@@ -134,18 +135,9 @@ async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -
         welcome.extra,
         suffix.filter(|_| mode == PoolMode::Transaction),
     );
-    let facts = facts(generation, &identity, &route);
     let notice = config.server.login_notice.then(|| route.to_string());
-    let live = Arc::new(LiveSession {
-        id: proxy.next_session(),
-        database: startup.database.clone(),
-        request: startup.environment.clone(),
-        target: connection.target.clone(),
-        generation: generation.number,
-        orders: Arc::default(),
-        identity,
-        route,
-    });
+    let facts = place.facts.clone();
+    let live = Arc::new(LiveSession { id: proxy.next_session(), identity, place, orders: Arc::default() });
     let greeting = greeting(settings.reported(), &facts, &key, notice.as_deref());
     let sent = async {
         arrival.stream.write_all(&greeting).await?;
@@ -155,7 +147,7 @@ async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -
         proxy.keys.withdraw(&key);
         return Err(Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left"));
     }
-    let core = Core::new(live.id, mode, proxy.interner.clone(), Arc::new(facts), settings);
+    let core = Core::new(live.id, mode, proxy.interner.clone(), facts, settings);
     Ok(LoggedIn { live, core, mode, pool, lease, slot, key, seat })
 }
 
@@ -172,15 +164,6 @@ async fn welcome(
             let reported = lease.state.settings.reported().clone();
             Ok((Welcome { reported, extra: Arc::default() }, Some(lease)))
         }
-    }
-}
-
-fn facts(generation: &Generation, identity: &crate::auth::Identity, route: &Route) -> Facts {
-    Facts {
-        environment: route.environment().to_string(),
-        connection: route.connection().to_string(),
-        user: identity.user().to_string(),
-        route: format!("{route}; generation {}", generation.number),
     }
 }
 
@@ -246,13 +229,27 @@ fn relay(proxy: Arc<Proxy>, ready: Ready, peer: String, accepted: Instant) {
     let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
     let peer = peer.into_boxed_str();
     // A token in place of a tracked task: the tracker would be asked at every poll.
-    let token = tasks.token();
-    let life = async move {
-        let guard = Registered { proxy, live, key, _seat: seat, _token: token };
-        let end = engine.await;
-        farewell(&guard.live, &end, &peer, accepted);
-    };
-    data.spawn(life);
+    let registered = Registered { proxy, live, key, _seat: seat, _token: tasks.token() };
+    data.spawn(Life { engine, registered, peer, accepted });
+}
+
+/// The rest of a session. A future of its own, because an `async` block would hold the engine twice.
+struct Life {
+    engine: Engine,
+    registered: Registered,
+    peer: Box<str>,
+    accepted: Instant,
+}
+
+impl Future for Life {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let end = std::task::ready!(Pin::new(&mut this.engine).poll(cx));
+        farewell(&this.registered.live, &end, &this.peer, this.accepted);
+        Poll::Ready(())
+    }
 }
 
 /// Takes a session out of every register, however it ends.
@@ -281,10 +278,10 @@ fn farewell(live: &LiveSession, end: &End, peer: &str, accepted: Instant) {
     info!(
         session = live.id,
         user = %live.identity.user(),
-        database = live.database,
-        environment = %live.route.environment(),
-        connection = %live.route.connection(),
-        generation = live.generation,
+        database = %live.place.asked.database,
+        environment = %live.place.route.environment(),
+        connection = %live.place.route.connection(),
+        generation = live.place.generation,
         peer,
         seconds = accepted.elapsed().as_secs_f64(),
         transactions = end.transactions,
