@@ -15,7 +15,6 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::runtime::Handle;
 
 use crate::cancel::Slot;
 use crate::config::file::PoolMode;
@@ -138,8 +137,6 @@ pub struct Parts {
     pub client: Stream,
     /// Its core.
     pub core: Core,
-    /// How long it has a connection.
-    pub mode: PoolMode,
     /// Where its connections come from.
     pub pool: Arc<Pool>,
     /// In session mode: the connection.
@@ -150,21 +147,17 @@ pub struct Parts {
     pub orders: Arc<Orders>,
     /// Changed by a reload.
     pub timeouts: Arc<Timeouts>,
-    /// The runtime that does what is slow, and has a clock.
-    pub control: Handle,
 }
 
 /// One session, from its first query to its end.
 pub struct Engine {
     client: Stream,
     core: Core,
-    mode: PoolMode,
     pool: Arc<Pool>,
     leasing: Leasing,
     slot: Arc<Slot>,
     orders: Arc<Orders>,
     timeouts: Arc<Timeouts>,
-    control: Handle,
     /// Read and not dealt with.
     client_tail: Vec<u8>,
     upstream_tail: Vec<u8>,
@@ -199,7 +192,6 @@ impl Engine {
         Self {
             client: parts.client,
             core: parts.core,
-            mode: parts.mode,
             pool: parts.pool,
             leasing,
             slot: parts.slot,
@@ -210,8 +202,7 @@ impl Engine {
             need: 0,
             to_client: Backlog::default(),
             to_upstream: Backlog::default(),
-            timer: Timer::new(parts.control.clone()),
-            control: parts.control,
+            timer: Timer::default(),
             bytes: (0, 0),
             leaving: false,
             ending: None,
@@ -559,7 +550,7 @@ impl Engine {
             }
             _ => self.timeouts.of(phase),
         };
-        if !self.timer.is_over(phase, limit, cx) {
+        if !self.timer.is_over(phase, limit, self.pool.control(), cx) {
             return Ok(false);
         }
         let fatal = |state, message| Err(Cause::Refused(Refusal::new(Fault::Client, state, message)));
@@ -594,7 +585,7 @@ impl Engine {
         }
         let target = lease.target.clone();
         let fence = target.fence();
-        self.control.spawn(async move {
+        self.pool.control().spawn(async move {
             let _ = target.cancel().await;
             drop(fence);
         });
@@ -621,8 +612,8 @@ impl Engine {
             Leasing::Waiting(ticket) => self.pool.abandon(&ticket),
             Leasing::Held(lease) => {
                 let clean = self.core.is_idle() && self.to_upstream.is_empty() && !self.core.is_fatal();
-                if self.mode == PoolMode::Session && clean {
-                    self.control.spawn(lease.clean());
+                if self.core.mode() == PoolMode::Session && clean {
+                    self.pool.control().spawn(lease.clean());
                 } else {
                     lease.discard(!self.core.is_clients_turn() && !self.core.is_fatal());
                 }
@@ -700,7 +691,9 @@ impl Future for Engine {
         }
         // The last words: as long as the client takes them, but not for long.
         let sent = flush(&mut this.client, &mut this.to_client, cx);
-        if matches!(sent, Ok(false)) && !this.timer.is_over(Phase::Writing, timing::LAST_WORDS, cx) {
+        if matches!(sent, Ok(false))
+            && !this.timer.is_over(Phase::Writing, timing::LAST_WORDS, this.pool.control(), cx)
+        {
             return Poll::Pending;
         }
         let _ = Pin::new(&mut this.client).poll_shutdown(cx);

@@ -196,6 +196,11 @@ impl Pool {
         self.settings.load().1.dialer.connection.clone()
     }
 
+    /// The runtime that does what is slow, and has a clock.
+    pub fn control(&self) -> &Handle {
+        &self.runtimes.control
+    }
+
     /// Takes new settings. Where they change what a session sees (`search_path`, `statement_timeout`) or how
     /// safe the way is (TLS), the connections there are will be replaced as they come back.
     pub fn update(self: &Arc<Self>, settings: PoolSettings) {

@@ -130,11 +130,11 @@ pub struct LiveSession {
 
 /// A place among the clients that are counted: of all, of a user, of a connection.
 #[derive(Debug)]
-pub struct Seat(Vec<Arc<AtomicUsize>>);
+pub struct Seat([Option<Arc<AtomicUsize>>; 3]);
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        for count in &self.0 {
+        for count in self.0.iter().flatten() {
             count.fetch_sub(1, Ordering::AcqRel);
         }
     }
@@ -271,10 +271,13 @@ impl Proxy {
         let config = &generation.config;
         let user = config.users.get(identity.user());
         let connection = config.connections.get(route.connection());
-        let mut seat = Seat(Vec::with_capacity(3));
+        let mut seat = Seat([const { None }; 3]);
+        let mut free = seat.0.iter_mut();
         let mut take = |count: Arc<AtomicUsize>, limit: u32, message: String| {
             let taken = count.fetch_add(1, Ordering::AcqRel);
-            seat.0.push(count);
+            if let Some(place) = free.next() {
+                *place = Some(count);
+            }
             if limit > 0 && taken >= limit as usize {
                 return Err(Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, message));
             }

@@ -26,7 +26,7 @@ use crate::config::file::PoolMode;
 use crate::error::Refusal;
 use requests::{Kind, Note, Request, Requests};
 use sql::{Effects, Scan};
-use statement::{Names, Prepared};
+use statement::{Named, Names, Prepared};
 
 /// A message up to this long is looked at whole; it is waited for if only a part of it is there.
 pub const GATHER: usize = 16 << 10;
@@ -166,7 +166,8 @@ pub struct Core {
     refusing: bool,
     client_rest: (usize, Rest),
     upstream_rest: (usize, bool),
-    names: Names,
+    /// Only clients that name statements have any.
+    names: Option<Box<Names>>,
     /// The unnamed statement: its stamp, and what its `Parse` had behind the name.
     unnamed: (u64, Vec<u8>),
     pin: Option<Pin>,
@@ -203,7 +204,7 @@ impl Core {
             refusing: false,
             client_rest: (0, Rest::Pass),
             upstream_rest: (0, false),
-            names: Names::default(),
+            names: None,
             unnamed: (0, Vec::new()),
             pin: None,
             foreseen: false,
@@ -212,6 +213,11 @@ impl Core {
             fatal: false,
             transactions: 0,
         }
+    }
+
+    /// For how long the session has a connection.
+    pub fn mode(&self) -> PoolMode {
+        self.mode
     }
 
     /// Gives a connection to the session; what must be sent on it first goes to `up`.
@@ -317,6 +323,14 @@ impl Core {
         &self.settings
     }
 
+    fn named(&self, name: &[u8]) -> Option<&Named> {
+        self.names.as_ref()?.get(name)
+    }
+
+    fn put_name(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
+        self.names.get_or_insert_default().put(name, named)
+    }
+
     fn pin_for(&mut self, reason: Pin) {
         if self.mode == PoolMode::Transaction {
             self.pin.get_or_insert(reason);
@@ -341,7 +355,7 @@ impl Core {
         for request in skipped.rev() {
             match request.note.map(|note| *note) {
                 Some(Note::Named { name, previous, prepared }) => {
-                    self.names.put(&name, previous);
+                    self.put_name(&name, previous);
                     prepared.into_iter().for_each(|id| backend.prepared.remove(id));
                 }
                 Some(Note::Prepared(id)) => backend.prepared.remove(id),

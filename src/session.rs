@@ -80,7 +80,6 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
 struct LoggedIn {
     live: Arc<LiveSession>,
     core: Core,
-    mode: PoolMode,
     pool: Arc<Pool>,
     lease: Option<Lease>,
     slot: Arc<Slot>,
@@ -148,7 +147,7 @@ async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -
         return Err(Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left"));
     }
     let core = Core::new(live.id, mode, proxy.interner.clone(), facts, settings);
-    Ok(LoggedIn { live, core, mode, pool, lease, slot, key, seat })
+    Ok(LoggedIn { live, core, pool, lease, slot, key, seat })
 }
 
 /// What the client is told of its settings: without a connection where one is not needed.
@@ -211,13 +210,11 @@ fn move_to_data(proxy: &Proxy, mut arrival: Arrival, parts: LoggedIn) -> std::io
     let engine = Engine::new(Parts {
         client: arrival.stream,
         core: parts.core,
-        mode: parts.mode,
         pool: parts.pool,
         lease: parts.lease,
         slot: parts.slot,
         orders: live.orders.clone(),
         timeouts: proxy.timeouts.clone(),
-        control: proxy.runtimes.control.clone(),
     });
     Ok(Ready { live, engine, key: parts.key, seat: parts.seat })
 }

@@ -84,21 +84,17 @@ pub fn of_query(query_timeout: Duration, strikes: u32) -> Duration {
 /// Knows since when a phase lasts. The sleep is set when there is none earlier, and set again when it ends too
 /// early: once per limit, not once per phase. It sleeps on the runtime that has a clock: the one that relays has
 /// none, and so does not look at it whenever it waits.
+#[derive(Default)]
 pub struct Timer {
-    clock: Handle,
     phase: Option<(Phase, Instant)>,
     sleep: Option<Pin<Box<Sleep>>>,
     strikes: u32,
 }
 
 impl Timer {
-    /// With nothing to wait for.
-    pub fn new(clock: Handle) -> Self {
-        Self { clock, phase: None, sleep: None, strikes: 0 }
-    }
-
-    /// True if this phase has lasted longer than its limit; otherwise the task is woken when it has.
-    pub fn is_over(&mut self, phase: Phase, limit: Duration, cx: &mut Context<'_>) -> bool {
+    /// True if this phase has lasted longer than its limit; otherwise the task is woken when it has. `clock` is a
+    /// runtime that has one.
+    pub fn is_over(&mut self, phase: Phase, limit: Duration, clock: &Handle, cx: &mut Context<'_>) -> bool {
         if limit.is_zero() {
             self.phase = None;
             return false;
@@ -116,7 +112,7 @@ impl Timer {
         let sleep = match &mut self.sleep {
             Some(sleep) => sleep,
             none => {
-                let _clock = self.clock.enter();
+                let _clock = clock.enter();
                 none.insert(Box::pin(tokio::time::sleep_until(deadline.into())))
             }
         };

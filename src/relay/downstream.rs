@@ -182,7 +182,7 @@ impl Core {
         self.copy = Copy::None;
         match tag {
             b"DEALLOCATE ALL" | b"DISCARD ALL" => {
-                self.names.forget_before(number);
+                self.names.iter_mut().for_each(|names| names.forget_before(number));
                 backend.prepared.forget_before(number);
                 if tag == b"DISCARD ALL" {
                     backend.unnamed = None;

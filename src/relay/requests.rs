@@ -54,10 +54,17 @@ pub enum Note {
     Refused(Vec<u8>),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Requests {
     queue: VecDeque<Request>,
     last: u64,
+}
+
+impl Default for Requests {
+    /// With room for what most clients need, who send one query at a time: idle clients keep it.
+    fn default() -> Self {
+        Self { queue: VecDeque::with_capacity(1), last: 0 }
+    }
 }
 
 impl Requests {

@@ -171,7 +171,7 @@ impl Core {
             }
             _ => {
                 self.unsynced = true;
-                return self.named(header, input, at, backend, up);
+                return self.naming(header, input, at, backend, up);
             }
         }
         Ok(Step::Streams(Rest::Pass))
@@ -217,7 +217,7 @@ impl Core {
             }
             if transaction {
                 self.foresee(&effects);
-                if let Some(named) = effects.deallocates.as_deref().and_then(|name| self.names.get(name)) {
+                if let Some(named) = effects.deallocates.as_deref().and_then(|name| self.named(name)) {
                     let (named, name) = (named.clone(), effects.deallocates.unwrap_or_default());
                     self.deallocate(&name, &named, backend, up);
                     return Ok(Step::Done);
@@ -239,7 +239,7 @@ impl Core {
         }
         backend.prepared.remove(id);
         wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.interner.name(id))));
-        let previous = self.names.put(name, None);
+        let previous = self.put_name(name, None);
         self.requests.push_noted(Kind::Query, Note::Named { name: name.into(), previous, prepared: None });
     }
 
@@ -257,7 +257,7 @@ impl Core {
     }
 
     /// `Parse`, `Bind`, `Describe`, `Close`: the messages that name statements.
-    fn named(
+    fn naming(
         &mut self,
         header: Header,
         input: &[u8],
@@ -332,7 +332,7 @@ impl Core {
         if !whole {
             return Ok(Step::Need(header.total));
         }
-        if self.names.get(name).is_some() {
+        if self.named(name).is_some() {
             let shown = String::from_utf8_lossy(name);
             let message = format!("prepared statement \"{shown}\" already exists");
             let refusal = Refusal::new(Fault::Client, SqlState::DUPLICATE_STATEMENT, message);
@@ -357,7 +357,7 @@ impl Core {
             self.requests.push_noted(Kind::Parse, note(Some(id)));
             self.remember_prepared(id, backend, up.buffer());
         }
-        self.names.put(name, Some(Named { request, ..named }));
+        self.put_name(name, Some(Named { request, ..named }));
         Ok(Step::Done)
     }
 
@@ -446,7 +446,7 @@ impl Core {
             self.requests.push(kind);
             return Step::Streams(Rest::Pass);
         }
-        let Some(named) = self.names.get(name).cloned() else {
+        let Some(named) = self.named(name).cloned() else {
             if self.interner.is_reserved(name) {
                 let shown = String::from_utf8_lossy(name);
                 return self.refuse_reference(format!("prepared statement \"{shown}\" does not exist"), up);
@@ -518,8 +518,8 @@ impl Core {
         if name.is_empty() {
             self.unnamed = (0, Vec::new());
             backend.unnamed = None;
-        } else if self.names.get(name).is_some() {
-            let previous = self.names.put(name, None);
+        } else if self.named(name).is_some() {
+            let previous = self.put_name(name, None);
             self.requests
                 .push_noted(Kind::Fake(b'3'), Note::Named { name: name.into(), previous, prepared: None });
             return;
