@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::fake::{self, FAKE_KEY, Fake, unharmed};
-use super::house::{PATIENCE, Pgusher, eventually, pair, run, temporary_folder, warehouse};
+use super::house::{PATIENCE, Pgusher, eventually, pair, run, size, temporary_folder, warehouse};
 use super::wire::{Message, Raw, bind, close_statement, execute, message, parse, query, startup, sync};
 
 const VERSION: u32 = 0x0003_0000;
@@ -254,7 +254,7 @@ fn half_open_clients_are_closed_in_time_and_healthy_ones_log_in_meanwhile() {
     still_serves(&pgusher);
     let (descriptors, before) = (pgusher.descriptors(), pgusher.resident());
     let login = startup(VERSION, &[("user", "dana"), ("database", "warehouse")]);
-    let half: Vec<TcpStream> = (0..1000)
+    let half: Vec<TcpStream> = (0..size(1000, 9000))
         .map(|i| {
             let mut stream = TcpStream::connect(pgusher.address()).unwrap();
             // The last ones get as far as the SCRAM exchange.
@@ -870,7 +870,7 @@ fn random_bytes_harm_nobody() {
     let before = pgusher.resident();
     let mut random = Random(0x00da_7aba_5e00_0001);
     let login = startup(VERSION, &[("user", "raw"), ("database", "warehouse")]);
-    for round in 0..1500 {
+    for round in 0..size(1500, 50_000) {
         let bytes = match round % 3 {
             0 => random.bytes(300),
             1 => mutated(
@@ -897,7 +897,7 @@ fn random_bytes_harm_nobody() {
         query("BEGIN; SELECT 1/0"),
     ];
     pair().dev.sql("dev", "CREATE TABLE fuzzed (a int)");
-    for round in 0..1500 {
+    for round in 0..size(1500, 50_000) {
         let mut bytes = login.clone();
         if round % 4 == 0 {
             bytes.extend(random.bytes(400));
@@ -942,7 +942,7 @@ fn guessed_cancels_hit_nobody_and_are_done_at_once() {
     let mut random = Random(0xca9ce1);
     let (pid, secret) = victim.key.clone();
     let started = Instant::now();
-    for round in 0..1000 {
+    for round in 0..size(1000, 100_000) {
         let mut guess = secret.clone();
         let pid = if round % 2 == 0 { pid } else { random.next() as u32 };
         match round % 3 {
@@ -1039,7 +1039,7 @@ fn two_thousand_clients_that_came_and_went_leave_nothing() {
         log.matches("session ended").count() == 200
     });
     let (descriptors, resident) = (pgusher.descriptors(), pgusher.resident());
-    come_and_go(2000);
+    come_and_go(size(2000, 100_000));
     eventually("they are gone", || pgusher.descriptors() <= descriptors);
     let grown = pgusher.resident().saturating_sub(resident);
     assert!(grown < 2 << 10, "{grown} KiB");

@@ -16,7 +16,7 @@ use pgusher::verifier::ScramVerifier;
 use super::fake::{
     Cut, Fake, Peer, Relay, complete, config, data, description, error, login, ready, refused, row, unharmed,
 };
-use super::house::{Pgusher, Postgres, WAREHOUSE, eventually, pair, run, warehouse};
+use super::house::{Pgusher, Postgres, WAREHOUSE, eventually, pair, run, size, warehouse};
 use super::wire::{Message, Raw, bind, describe_statement, execute, message, parse, query, sync};
 
 /// The usual warehouse, its servers behind other ports.
@@ -747,7 +747,7 @@ async fn when_prod_is_down_its_users_are_told_and_dev_notices_nothing() {
         .map(|_| {
             let pgusher = pgusher.clone();
             tokio::task::spawn_blocking(move || {
-                for _ in 0..100 {
+                for _ in 0..size(100, 2500) {
                     assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT name FROM whoami"), "dev");
                 }
             })

@@ -10,6 +10,11 @@ use std::time::{Duration, Instant};
 /// How long anything may take before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The size of a proof: the usual one, or, under `make soak`, the full one.
+pub fn size(usual: usize, soak: usize) -> usize {
+    if std::env::var_os("PGUSHER_SOAK").is_some() { soak } else { usual }
+}
+
 pub fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }

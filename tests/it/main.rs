@@ -20,3 +20,4 @@ mod login;
 mod main_job;
 mod relay;
 mod routing;
+mod soak;

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::house::{Pgusher, pair};
+use super::house::{Pgusher, pair, size};
 use super::wire::{Raw, startup};
 
 /// A small generator of random numbers; the seed is printed by the test that uses it.
@@ -248,7 +248,7 @@ fn ten_thousand_real_logins_decide_as_the_function_explains() {
     let mut random = Random(0x5eed_0000_0002);
     let mut setup = generate(&mut random);
     let pgusher = Pgusher::start(&toml(&setup));
-    for round in 0..50 {
+    for round in 0..size(50, 500) {
         if round > 0 {
             setup = generate(&mut random);
             std::fs::write(
