@@ -385,15 +385,15 @@ options! {
 options! {
     /// The whole file.
     File as "the file" {
-        /// See [server].
+        /// See `[server]`.
         Reload server: Server = Server::default();
-        /// See [connections.NAME].
+        /// See `[connections.NAME]`.
         Reload connections: Named<Connection> = Named::default();
-        /// See [attributes.NAME].
+        /// See `[attributes.NAME]`.
         Reload attributes: Named<Attribute> = Named::default();
-        /// See [groups.NAME].
+        /// See `[groups.NAME]`.
         Reload groups: Named<Group> = Named::default();
-        /// See [users.NAME].
+        /// See `[users.NAME]`.
         Reload users: Named<User> = Named::default();
     }
 }
