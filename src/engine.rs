@@ -26,6 +26,8 @@ use crate::wire::{self, Severity};
 pub use timing::Timeouts;
 use timing::{Phase, Timer};
 
+/// How many connections may fail to take a session's settings before it is told.
+const MAX_SETUPS: u8 = 3;
 /// How much is read at once.
 const CHUNK: usize = 64 << 10;
 
@@ -174,6 +176,7 @@ pub struct Engine {
     /// Found dry since the task was last woken: the runtime will say when that changes, so it need not be asked.
     client_is_dry: bool,
     upstream_is_dry: bool,
+    setups_failed: u8,
 }
 
 /// Whether a step got anywhere.
@@ -209,6 +212,7 @@ impl Engine {
             started: false,
             client_is_dry: false,
             upstream_is_dry: false,
+            setups_failed: 0,
         }
     }
 
@@ -257,7 +261,9 @@ impl Engine {
             Poll::Pending => Ok(false),
             Poll::Ready(Outcome::Granted(lease)) => {
                 self.hold(lease);
-                self.take_in_tail(cx, scratch)?;
+                if !self.set_up(cx)? {
+                    self.take_in_tail(cx, scratch)?;
+                }
                 Ok(true)
             }
             Poll::Ready(Outcome::Refused(refusal)) => {
@@ -288,15 +294,29 @@ impl Engine {
     }
 
     fn hold(&mut self, lease: Lease) {
-        self.slot.is_lent(lease.target.clone());
         self.leasing = Leasing::Held(lease);
         self.upstream_is_dry = false;
+    }
+
+    /// Gives the connection that was just lent the session's settings; true if that must be waited for. Until it
+    /// is done nothing of the client's is sent, so that nothing of it can run without them, and there is nothing
+    /// to cancel.
+    fn set_up(&mut self, cx: &mut Context<'_>) -> Progress {
+        let Leasing::Held(lease) = &mut self.leasing else { return Ok(false) };
+        let mut setup = Vec::new();
+        self.core.attach(&mut lease.state, &mut setup);
+        if setup.is_empty() {
+            self.slot.is_lent(lease.target.clone());
+            return Ok(false);
+        }
+        self.send_to_upstream(&setup, cx)?;
+        Ok(true)
     }
 
     /// Deals with what was read before a connection was there.
     fn take_in_tail(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Cause> {
         let tail = std::mem::take(&mut self.client_tail);
-        self.take_in(&tail, cx, &mut scratch.up, &mut scratch.down, true)
+        self.take_in(&tail, cx, &mut scratch.up, &mut scratch.down)
     }
 
     fn client_to_upstream(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
@@ -306,7 +326,7 @@ impl Engine {
         if !self.flush_upstream(cx)? || matches!(self.leasing, Leasing::Waiting(_)) || self.leaving {
             return Ok(false);
         }
-        if !self.to_client.is_empty() || self.core.is_full() {
+        if !self.flush_client(cx)? || self.core.is_full() || self.core.is_setting_up() {
             return Ok(false);
         }
         let tail = self.client_tail.len();
@@ -327,7 +347,8 @@ impl Engine {
         self.bytes.0 += read as u64;
         self.client_tail = Vec::new();
         let Scratch { input, up, down } = scratch;
-        self.take_in(&input[..tail + read], cx, up, down, false)?;
+        self.take_in(&input[..tail + read], cx, up, down)?;
+        self.release_if_done();
         Ok(true)
     }
 
@@ -348,28 +369,20 @@ impl Engine {
         Ok(true)
     }
 
-    /// Gives bytes of the client's to the core, and what comes of them to the sockets. `fresh` says that a
-    /// connection has just been lent and was not set up yet.
+    /// Gives bytes of the client's to the core, and what comes of them to the sockets.
     fn take_in(
         &mut self,
         input: &[u8],
         cx: &mut Context<'_>,
         up_copy: &mut Vec<u8>,
         down: &mut Vec<u8>,
-        fresh: bool,
     ) -> Result<(), Cause> {
         let mut rest = input;
-        let mut fresh = fresh;
         loop {
             let mut up = Sink::new(rest, up_copy);
             down.clear();
             let taken = match &mut self.leasing {
-                Leasing::Held(lease) => {
-                    if fresh {
-                        attach(&mut self.core, lease, &mut up);
-                    }
-                    self.core.from_client(rest, Some(&mut lease.state), &mut up, down)
-                }
+                Leasing::Held(lease) => self.core.from_client(rest, Some(&mut lease.state), &mut up, down),
                 _ => self.core.from_client(rest, None, &mut up, down),
             };
             let taken = taken.map_err(Cause::Refused)?;
@@ -391,8 +404,9 @@ impl Engine {
                 Then::Lease => match self.pool.try_lend() {
                     Some(lease) => {
                         self.hold(lease);
-                        fresh = true;
-                        continue;
+                        if !self.set_up(cx)? {
+                            continue;
+                        }
                     }
                     None => {
                         let ticket = self.pool.wait();
@@ -429,6 +443,7 @@ impl Engine {
         let read = buffer.filled().len();
         let input = &input[..tail + read];
         let mut sink = Sink::new(input, down);
+        let was_setting_up = self.core.is_setting_up();
         let dealt = self.core.from_upstream(input, &mut lease.state, &mut sink);
         if let Ok(consumed) = dealt
             && (consumed < input.len() || tail > 0)
@@ -438,11 +453,59 @@ impl Engine {
         if !sink.bytes().is_empty() {
             self.send_to_client(sink.bytes(), cx)?;
         }
-        dealt.map_err(|broken| self.upstream_broken(broken))?;
-        if self.core.may_release() && self.to_upstream.is_empty() && !self.core.is_fatal() {
+        match dealt {
+            Ok(_) => {}
+            Err(Broken::Setup(body)) => {
+                self.setup_failed(&body, cx, scratch)?;
+                return Ok(true);
+            }
+            Err(broken) => return Err(self.upstream_broken(broken)),
+        }
+        if was_setting_up {
+            if !self.core.is_setting_up() {
+                self.setups_failed = 0;
+                self.is_lent();
+                self.take_in_tail(cx, scratch)?;
+                self.release_if_done();
+            }
+            return Ok(true);
+        }
+        self.release_if_done();
+        Ok(true)
+    }
+
+    fn is_lent(&self) {
+        if let Leasing::Held(lease) = &self.leasing {
+            self.slot.is_lent(lease.target.clone());
+        }
+    }
+
+    /// The connection did not take the session's settings: perhaps because of what it had from another session
+    /// (a short `statement_timeout`), so another one is tried before the client hears of it.
+    fn setup_failed(
+        &mut self,
+        body: &[u8],
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Cause> {
+        self.setups_failed += 1;
+        if self.setups_failed >= MAX_SETUPS || self.core.is_fatal() {
+            return Err(self.upstream_broken(Broken::Setup(body.to_vec())));
+        }
+        self.core.abandon_setup();
+        self.upstream_tail = Vec::new();
+        self.to_upstream = Backlog::default();
+        if let Leasing::Held(lease) = std::mem::replace(&mut self.leasing, Leasing::None) {
+            lease.discard(false);
+        }
+        self.take_in_tail(cx, scratch)
+    }
+
+    fn release_if_done(&mut self) {
+        let done = self.core.may_release() && self.to_upstream.is_empty() && !self.core.is_fatal();
+        if done && matches!(self.leasing, Leasing::Held(_)) {
             self.release();
         }
-        Ok(true)
     }
 
     fn release(&mut self) {
@@ -619,15 +682,6 @@ impl Engine {
                 }
             }
         }
-    }
-}
-
-/// Gives a fresh connection the session's settings; what that takes goes in front of what the client sent.
-fn attach(core: &mut Core, lease: &mut Lease, up: &mut Sink<'_>) {
-    let mut setup = Vec::new();
-    core.attach(&mut lease.state, &mut setup);
-    if !setup.is_empty() {
-        up.buffer().extend_from_slice(&setup);
     }
 }
 

@@ -320,6 +320,7 @@ impl Pool {
         let plain = name.len() < 64 && name.bytes().all(|b| (0x20..0x7f).contains(&b));
         let mut unnamed = startup.clone();
         unnamed.retain(|(n, _)| !n.eq_ignore_ascii_case(APPLICATION_NAME));
+        let epoch = self.settings.load().0;
         let known = self.startups.lock().get(&unnamed).filter(|_| plain).cloned();
         let welcome = match known {
             Some(known) => known.named(name),
@@ -331,6 +332,10 @@ impl Pool {
             }
         };
         let mut startups = self.startups.lock();
+        if epoch != self.settings.load().0 {
+            // A reload has changed what sessions see, meanwhile.
+            return Ok(welcome);
+        }
         if startups.len() >= MAX_STARTUPS {
             startups.clear();
         }
@@ -499,7 +504,7 @@ impl Pool {
             let nobody_waits = state.waiters.is_empty();
             // Opened with the settings of a client in session mode, it is of no use to those who wait.
             let unfit = pooled.startup.is_some() && !nobody_waits;
-            let outworn = state.is_outworn(&pooled);
+            let outworn = state.is_outworn(&pooled) || pooled.target.is_spoiled();
             if outworn || unfit || state.has_too_many() || (state.retired && nobody_waits) {
                 drop(state);
                 return self.close(pooled);
@@ -522,7 +527,13 @@ impl Pool {
                 if state.waiters.is_empty() {
                     return;
                 }
-                let Some(pooled) = take_idle(&mut state) else { return };
+                let Some(pooled) = take_idle(&mut state) else {
+                    // What is idle was opened for clients in session mode; with the pool full, one must make way.
+                    let full = state.open + state.dialing >= state.size;
+                    let unfit = if full { state.idle.pop() } else { None };
+                    drop(state);
+                    return unfit.into_iter().for_each(|pooled| self.close(pooled));
+                };
                 (state.waiters.pop_front(), pooled)
             };
             let Some(ticket) = ticket else { return };

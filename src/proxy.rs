@@ -246,20 +246,23 @@ impl Proxy {
 
     /// Tells the sessions whose route is not theirs any more.
     fn settle(&self, generation: &Generation) {
-        let on_move = *generation.config.server.on_move;
         for session in self.sessions.iter() {
-            match moved(generation, &session) {
-                Some(detail) if on_move != OnMove::Keep => {
-                    let message = "terminating connection because its route changed";
-                    let refusal =
-                        Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail(detail);
-                    session.orders.give(Order { now: on_move == OnMove::Terminate, refusal });
-                }
-                Some(_) => {}
-                // An earlier reload may have moved it away, and this one back.
-                None if !self.is_draining() => session.orders.take_back(),
-                None => {}
+            self.settle_one(generation, &session);
+        }
+    }
+
+    fn settle_one(&self, generation: &Generation, session: &LiveSession) {
+        let on_move = *generation.config.server.on_move;
+        match moved(generation, session) {
+            Some(detail) if on_move != OnMove::Keep => {
+                let message = "terminating connection because its route changed";
+                let refusal = Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail(detail);
+                session.orders.give(Order { now: on_move == OnMove::Terminate, refusal });
             }
+            Some(_) => {}
+            // An earlier reload may have moved it away, and this one back.
+            None if !self.is_draining() => session.orders.take_back(),
+            None => {}
         }
     }
 
@@ -305,9 +308,15 @@ impl Proxy {
     /// A session lives. If the configuration changed, or drain began, while it logged in, it is told at once.
     pub fn enter(&self, session: &Arc<LiveSession>) {
         self.sessions.insert(session.id, session.clone());
-        let generation = self.generation.load();
-        if generation.number != session.place.generation {
-            self.settle(&generation);
+        // A reload that settles while this one is looked at sees it already: the last one to look is the newest.
+        let mut known = session.place.generation;
+        loop {
+            let generation = self.generation.load();
+            if generation.number == known {
+                break;
+            }
+            known = generation.number;
+            self.settle_one(&generation, session);
         }
         if self.is_draining() {
             session.orders.give(Order { now: false, refusal: shutdown() });

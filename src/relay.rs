@@ -73,7 +73,12 @@ impl BackendState {
     pub fn discarded(&mut self) {
         self.prepared = Prepared::default();
         self.unnamed = None;
-        self.settings.reset_all();
+        self.settings.discard_all();
+    }
+
+    /// A simple query of our own was run on it.
+    pub fn forget_unnamed(&mut self) {
+        self.unnamed = None;
     }
 }
 
@@ -215,6 +220,17 @@ impl Core {
         }
     }
 
+    /// True while a connection is given the session's settings: nothing of the client's may be sent before.
+    pub fn is_setting_up(&self) -> bool {
+        self.requests.front_kind() == Some(Kind::Setup)
+    }
+
+    /// The connection that was to be set up is gone; nothing of the client's was sent on it.
+    pub fn abandon_setup(&mut self) {
+        self.requests.clear();
+        self.upstream_rest = (0, false);
+    }
+
     /// For how long the session has a connection.
     pub fn mode(&self) -> PoolMode {
         self.mode
@@ -227,6 +243,8 @@ impl Core {
         }
         if let Some(sql) = self.settings.setup(&mut backend.settings) {
             crate::wire::query(up, &sql);
+            // A simple query destroys the unnamed statement.
+            backend.unnamed = None;
             self.requests.push(Kind::Setup);
         }
     }
@@ -337,6 +355,14 @@ impl Core {
         }
     }
 
+    /// What a text may do to the session.
+    fn effects(&self, text: &[u8]) -> Option<Box<Effects>> {
+        if sql::is_suspicious(text) && !self.settings.is_lexable() {
+            return Some(Box::new(Effects::opaque()));
+        }
+        sql::effects(text)
+    }
+
     /// A statement that may do this is about to run.
     fn foresee(&mut self, effects: &Effects) {
         self.foreseen |= effects.foreseen;
@@ -346,7 +372,12 @@ impl Core {
             self.pin_for(reason);
         }
         if effects.resets_all || !effects.resets.is_empty() {
-            self.resets = Some((Box::new(effects.clone()), false));
+            // Inside a transaction, or behind something that is still to run, it can be rolled back.
+            if self.status == b'I' && self.requests.is_empty() && self.resets.is_none() {
+                self.resets = Some((Box::new(effects.clone()), false));
+            } else {
+                self.pin_for(Pin::Setting);
+            }
         }
     }
 
@@ -354,9 +385,12 @@ impl Core {
     fn undo(&mut self, skipped: impl DoubleEndedIterator<Item = Request>, backend: &mut BackendState) {
         for request in skipped.rev() {
             match request.note.map(|note| *note) {
-                Some(Note::Named { name, previous, prepared }) => {
+                Some(Note::Named { name, previous, prepared, closed }) => {
                     self.put_name(&name, previous);
                     prepared.into_iter().for_each(|id| backend.prepared.remove(id));
+                    if let Some(id) = closed {
+                        backend.prepared.insert(id, request.number, usize::MAX);
+                    }
                 }
                 Some(Note::Prepared(id)) => backend.prepared.remove(id),
                 Some(Note::Closed(id)) => {

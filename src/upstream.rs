@@ -127,6 +127,8 @@ pub struct CancelTarget {
     secret: Box<[u8]>,
     fence: AtomicUsize,
     unfenced: Notify,
+    /// Cancel requests that were sent, and of which it is not known whether the upstream has dealt with them.
+    unsettled: AtomicUsize,
 }
 
 #[derive(Debug, Clone)]
@@ -216,6 +218,7 @@ impl Dialer {
             secret: login.secret,
             fence: AtomicUsize::new(0),
             unfenced: Notify::new(),
+            unsettled: AtomicUsize::new(0),
         };
         Ok(Backend { stream, target: Arc::new(target), parameters: login.parameters })
     }
@@ -324,6 +327,11 @@ impl CancelTarget {
         self.fence.load(Ordering::Acquire) > 0
     }
 
+    /// Whether a cancel was sent of which the end is not known: it could hit whoever has the connection next.
+    pub fn is_spoiled(&self) -> bool {
+        self.unsettled.load(Ordering::Acquire) > 0
+    }
+
     /// Waits until none is.
     pub async fn unfenced(&self) {
         loop {
@@ -356,10 +364,13 @@ impl CancelTarget {
             packet.extend(80_877_102u32.to_be_bytes());
             packet.extend(self.pid.to_be_bytes());
             packet.extend_from_slice(&self.secret);
+            self.unsettled.fetch_add(1, Ordering::AcqRel);
             stream.write_all(&packet).await?;
             stream.flush().await?;
             let mut end = [0; 64];
-            while stream.read(&mut end).await.unwrap_or(0) > 0 {}
+            while stream.read(&mut end).await? > 0 {}
+            // Not reached, if this is dropped before: then nobody knows when the signal will come.
+            self.unsettled.fetch_sub(1, Ordering::AcqRel);
             Ok(())
         };
         let place = self.dialer.place();

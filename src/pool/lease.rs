@@ -161,6 +161,11 @@ impl Lease {
 
     /// Applies startup settings and answers what the upstream reports then.
     pub(super) async fn welcome(&mut self, startup: &Startup) -> Result<Welcome, Refusal> {
+        let refused = startup.iter().any(|(name, _)| name.eq_ignore_ascii_case("session_authorization"));
+        if refused {
+            let message = "session_authorization cannot be set at startup in transaction mode";
+            return Err(Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, message));
+        }
         let mut extra = Parameters::default();
         for (name, value) in startup {
             if self.state.settings.reported().get(name.as_bytes()).is_none() {
@@ -169,7 +174,8 @@ impl Lease {
         }
         let wanted = Parameters::new(startup.iter().map(|(n, v)| (n.as_bytes().into(), v.as_bytes().into())));
         let calls: Vec<String> = wanted.iter().map(crate::relay::settings::set_config).collect();
-        let resets = "RESET ALL";
+        // RESET ALL leaves the role alone, and may not be run by everybody who could set it.
+        let resets = "SET SESSION AUTHORIZATION DEFAULT;RESET ROLE;RESET ALL";
         let sql =
             if calls.is_empty() { resets.to_owned() } else { format!("{resets};SELECT {}", calls.join(",")) };
         let connection = self.pool.connection();
@@ -199,6 +205,7 @@ impl Lease {
         wire::query(&mut out, sql);
         self.stream.write_all(&out).await?;
         self.stream.flush().await?;
+        self.state.forget_unnamed();
         let mut failed = None;
         loop {
             let mut header = [0; HEADER];

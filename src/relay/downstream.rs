@@ -25,6 +25,7 @@ impl Core {
         down: &mut Sink<'_>,
     ) -> Result<usize, Broken> {
         let mut at = self.go_on_down(input, 0, down);
+        self.send_fakes_to(down);
         loop {
             let rest = &input[at..];
             let header = match Header::read(rest) {
@@ -152,8 +153,11 @@ impl Core {
         let hidden = self.requests.pop().is_some_and(|request| request.hidden);
         self.copy = Copy::None;
         self.distrust &= !self.requests.is_empty();
-        if self.requests.is_empty() && matches!(self.resets, Some((_, false))) {
-            self.resets = None;
+        if self.requests.is_empty() {
+            self.flush_at = super::MAX_UNASKED;
+            if matches!(self.resets, Some((_, false))) {
+                self.resets = None;
+            }
         }
         if front == Some(Kind::Setup) {
             self.settings.settled(&mut backend.settings);
@@ -220,6 +224,8 @@ impl Core {
             self.pin_for(Pin::Copy);
         }
         self.copy = Copy::None;
+        // Whatever it did before it failed was rolled back.
+        self.resets = None;
         let (skipped, found) = match self.requests.front_kind() {
             Some(Kind::Setup) => return Err(Broken::Setup(body.unwrap_or_default().to_vec())),
             None => return Ok(Step::Pass),

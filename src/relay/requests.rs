@@ -45,6 +45,8 @@ pub enum Note {
         previous: Option<Named>,
         /// The statement that the upstream prepares with it.
         prepared: Option<u64>,
+        /// The statement that the upstream deallocates with it.
+        closed: Option<u64>,
     },
     /// The upstream prepares a statement.
     Prepared(u64),
@@ -113,6 +115,11 @@ impl Requests {
         while self.front_kind() == Some(Kind::CopyEnd) {
             self.queue.pop_front();
         }
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.queue.clear();
     }
 
     /// How many there are.

@@ -6,18 +6,17 @@ use std::sync::Arc;
 use crate::upstream::Parameter;
 use crate::wire::{identifier, literal};
 
-/// Settings that PostgreSQL reports and a client may change. (`search_path` is reported by 18.)
-const SETTABLE: [&str; 9] = [
-    "application_name",
-    "client_encoding",
-    "DateStyle",
-    "IntervalStyle",
-    "TimeZone",
-    "standard_conforming_strings",
-    "default_transaction_read_only",
-    "scram_iterations",
-    "search_path",
+/// Settings that PostgreSQL reports and a client cannot set: they are what the connection and its server are.
+const READ_ONLY: [&str; 6] = [
+    "server_version",
+    "server_encoding",
+    "integer_datetimes",
+    "is_superuser",
+    "session_authorization",
+    "in_hot_standby",
 ];
+/// Settings that `RESET ALL` leaves alone (`GUC_NO_RESET_ALL`).
+const NOT_RESET: [&[u8]; 2] = [b"role", b"session_authorization"];
 const APPLICATION_NAME: &str = "application_name";
 /// PostgreSQL cuts names, and so `application_name`, to this many bytes.
 const NAME_LENGTH: usize = 63;
@@ -118,8 +117,16 @@ impl BackendSettings {
         self.extra = extra;
     }
 
-    /// `RESET ALL`, `DISCARD ALL`: nothing is left but what was set when it logged in.
+    /// `RESET ALL`: nothing is left but what was set when it logged in, and the role.
     pub fn reset_all(&mut self) {
+        let left =
+            self.extra.iter().filter(|(name, _)| NOT_RESET.iter().any(|n| n.eq_ignore_ascii_case(name)));
+        let left = Parameters::new(left.map(|(name, value)| (name.into(), value.into())));
+        self.extra = Arc::new(left);
+    }
+
+    /// `DISCARD ALL`: not even that.
+    pub fn discard_all(&mut self) {
         self.extra = Arc::default();
     }
 
@@ -146,6 +153,19 @@ impl SessionSettings {
     /// The settings that change what a statement means and are not reported: part of a statement's identity.
     pub fn extra(&self) -> &Parameters {
         &self.extra
+    }
+
+    /// Whether the lexer reads a text as the upstream does: not where a backslash escapes in every string, nor
+    /// where the second byte of a character can be one.
+    pub fn is_lexable(&self) -> bool {
+        let is = |name: &[u8], values: &[&[u8]]| {
+            self.reported.get(name).is_some_and(|v| values.iter().any(|known| v.eq_ignore_ascii_case(known)))
+        };
+        !is(b"standard_conforming_strings", &[b"off"])
+            && !is(
+                b"client_encoding",
+                &[b"SJIS", b"BIG5", b"GBK", b"UHC", b"GB18030", b"JOHAB", b"SHIFT_JIS_2004"],
+            )
     }
 
     /// A `ParameterStatus` of a connection that this session is lent.
@@ -202,10 +222,9 @@ impl SessionSettings {
             let _ = write!(sql, "RESET {};", dotted_identifier(&String::from_utf8_lossy(name)));
         }
         let changed = self.extra.iter().filter(|(name, value)| backend.extra.get(name) != Some(value));
-        let reported = SETTABLE.iter().filter_map(|name| {
-            let wanted = self.wanted.get(name.as_bytes())?;
-            let now = backend.reported.get(name.as_bytes())?;
-            (wanted != now).then_some((name.as_bytes(), wanted))
+        let settable = |name: &[u8]| !READ_ONLY.iter().any(|n| n.as_bytes().eq_ignore_ascii_case(name));
+        let reported = self.wanted.iter().filter(|(name, wanted)| {
+            settable(name) && backend.reported.get(name).is_some_and(|now| now != *wanted)
         });
         let calls: Vec<String> = changed.chain(reported).map(set_config).collect();
         if !calls.is_empty() {

@@ -71,6 +71,16 @@ const REPORTED: [&str; 6] = [
     "standard_conforming_strings",
 ];
 
+/// The longest text that the lexer looks at; a longer one that is suspicious pins.
+const MAX_LEXED: usize = 64 << 10;
+
+impl Effects {
+    /// Of a text that cannot be seen through.
+    pub fn opaque() -> Self {
+        Self { pin: Some(Pin::Opaque), foreseen: true, ..Self::default() }
+    }
+}
+
 const fn key(word: &[u8]) -> u64 {
     let mut key = 0;
     let mut i = 0;
@@ -101,11 +111,12 @@ pub struct Scan {
     length: usize,
     at_start: bool,
     suspicious: bool,
+    last: u8,
 }
 
 impl Default for Scan {
     fn default() -> Self {
-        Self { key: 0, length: 0, at_start: true, suspicious: false }
+        Self { key: 0, length: 0, at_start: true, suspicious: false, last: 0 }
     }
 }
 
@@ -118,16 +129,19 @@ impl Scan {
                     self.key = self.key << 8 | u64::from(byte | 0x20);
                 }
                 self.length += 1;
+                self.last = byte;
                 continue;
             }
             self.end_word();
             match byte {
                 b';' => self.at_start = true,
                 b' ' | b'\t' | b'\n' | b'\r' | 0 => {}
+                b'"' if self.last == b'&' => self.suspicious = true,
                 // A comment or a parenthesis before the first word: let the lexer look.
                 _ if self.at_start => self.suspicious = true,
                 _ => {}
             }
+            self.last = byte;
         }
     }
 
@@ -164,6 +178,7 @@ fn matters_anywhere(word: u64) -> bool {
     const PG_ADVISORY: u64 = scanned(b"pg_advis");
     const PG_TRY_ADVISORY: u64 = scanned(b"pg_try_a");
     const PG_REPLICATION: u64 = scanned(b"pg_repli");
+    const PG_SETTINGS: u64 = scanned(b"pg_setti");
     const DBLINK: u64 = scanned(b"dblink__") >> 16;
     const PG_TEMP_ALONE: u64 = PG_TEMP >> 8;
     const TEMP: u64 = key(b"temp");
@@ -177,6 +192,7 @@ fn matters_anywhere(word: u64) -> bool {
             | PG_ADVISORY
             | PG_TRY_ADVISORY
             | PG_REPLICATION
+            | PG_SETTINGS
             | PG_TEMP_ALONE
             | TEMP
             | HOLD
@@ -204,7 +220,7 @@ fn matters_first(word: u64) -> bool {
 
 /// The same for a text that is there whole, in a fifth of the instructions: it looks at the beginnings of words
 /// only, and so suspects all that [`Scan`] does and a little more.
-fn is_suspicious(text: &[u8]) -> bool {
+pub fn is_suspicious(text: &[u8]) -> bool {
     let mut at_start = true;
     let mut at = 0;
     while at < text.len() {
@@ -224,6 +240,8 @@ fn is_suspicious(text: &[u8]) -> bool {
         match byte {
             b';' => at_start = true,
             b' ' | b'\t' | b'\n' | b'\r' | 0 => {}
+            // An identifier with escapes (U&"…") can hide any name.
+            b'&' if text.get(at + 1) == Some(&b'"') => return true,
             _ if at_start => return true,
             _ => {}
         }
@@ -266,7 +284,8 @@ fn begins_suspiciously(word: u64) -> bool {
     const PG_T: u64 = scanned(b"pg_temp_") >> 32;
     const PG_A: u64 = scanned(b"pg_advis") >> 32;
     const PG_R: u64 = scanned(b"pg_repli") >> 32;
-    matches!(word >> 32, TEMP | HOLD | PG_T | PG_A | PG_R)
+    const PG_S: u64 = scanned(b"pg_setti") >> 32;
+    matches!(word >> 32, TEMP | HOLD | PG_T | PG_A | PG_R | PG_S)
         || matches!(word >> 24, SETSE | SET_C)
         || word >> 16 == DBLINK
 }
@@ -292,6 +311,9 @@ fn begins_a_statement(word: u64) -> bool {
 pub fn effects(text: &[u8]) -> Option<Box<Effects>> {
     if !is_suspicious(text) {
         return None;
+    }
+    if text.len() > MAX_LEXED {
+        return Some(Box::new(Effects::opaque()));
     }
     let effects = lexed(text);
     (effects != Effects::default()).then(|| Box::new(effects))
@@ -344,8 +366,10 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
         "reset" => {
             effects.foreseen = true;
             match (word(1), word(2)) {
-                ("all", _) => effects.resets_all = true,
+                // In one query with others, it can be rolled back with them.
+                _ if !alone => pin(Pin::Setting),
                 ("role", _) | ("session", "authorization") => pin(Pin::Role),
+                ("all", _) => effects.resets_all = true,
                 ("time", "zone") => effects.resets.push("timezone".into()),
                 (_, _) => effects.resets.push(dotted(&statement[1..])),
             }
@@ -359,7 +383,7 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
             match word(name) {
                 "all" => effects.deallocates_all = true,
                 name if alone => effects.deallocates = Some(name.as_bytes().to_vec()),
-                _ => {}
+                _ => pin(Pin::Prepare),
             }
         }
         "show" if alone && word(1) == "pgusher" && statement.get(2) == Some(&Token::Symbol(b'.')) => {
@@ -369,15 +393,17 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
         "prepare" if word(1) != "transaction" => pin(Pin::Prepare),
         "do" | "call" | "load" => pin(Pin::Opaque),
         "declare" if statement.windows(2).any(|w| w[0].is("with") && w[1].is("hold")) => pin(Pin::HoldCursor),
-        "create" if statement.iter().take(6).any(|t| t.is("temp") || t.is("temporary")) => {
-            pin(Pin::Temporary);
-        }
         _ => {}
     }
-    let into_temporary =
-        |w: &[Token]| w[0].is("into") && (w[1].is("temp") || w[1].is("temporary") || w[2].is("temp"));
-    if statement.windows(3).any(into_temporary) {
+    if statement
+        .iter()
+        .enumerate()
+        .any(|(i, token)| (token.is("create") || token.is("into")) && makes_temporary(&statement[i + 1..]))
+    {
         effects.pin.get_or_insert(Pin::Temporary);
+    }
+    if statement.iter().any(|t| t.is("pg_settings")) && statement.iter().any(|t| t.is("update")) {
+        effects.pin.get_or_insert(Pin::Setting);
     }
     for token in statement {
         if let Token::Word(word) = token
@@ -386,6 +412,12 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
             effects.pin.get_or_insert(reason);
         }
     }
+}
+
+/// What stands behind `CREATE` or `INTO`.
+fn makes_temporary(rest: &[Token]) -> bool {
+    let filler = |t: &&Token| ["or", "replace", "local", "global"].iter().any(|word| t.is(word));
+    rest.iter().find(|t| !filler(t)).is_some_and(|t| t.is("temp") || t.is("temporary"))
 }
 
 /// `SET …`: `None` where the upstream reports what became of it, or where it ends with the transaction.
@@ -641,9 +673,13 @@ mod tests {
             ("LOAD 'auto_explain'", Pin::Opaque),
             ("SELECT U&\"\\0073et_config\"('a', 'b', false)", Pin::Opaque),
             ("SELECT dblink_connect('x')", Pin::Opaque),
+            ("UPDATE pg_settings SET setting = 'x' WHERE name = 'search_path'", Pin::Setting),
+            ("EXPLAIN ANALYZE CREATE TEMP TABLE t AS SELECT 1", Pin::Temporary),
+            ("SELECT 1 AS a INTO LOCAL TEMPORARY t", Pin::Temporary),
+            ("RESET work_mem; SELECT 1", Pin::Setting),
+            ("DEALLOCATE a; SELECT 1", Pin::Prepare),
         ] {
-            let found = pin(text).or_else(|| lexed(text.as_bytes()).pin);
-            assert_eq!(found, Some(expected), "{text}");
+            assert_eq!(pin(text), Some(expected), "{text}");
         }
     }
 

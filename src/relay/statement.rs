@@ -12,6 +12,8 @@ use super::sql::{self, Effects};
 
 /// PostgreSQL tells statement names apart by this many bytes.
 const NAME_LENGTH: usize = 63;
+/// How many bytes of statements may be kept before those that nobody has any more are looked for.
+const SWEEP_AT: usize = 64 << 10;
 
 /// A text with its parameter types. Two with an equal text, equal types, and equal settings that could change
 /// their meaning are one: compared by the bytes, never only by a hash.
@@ -45,6 +47,8 @@ impl Statement {
 pub struct Interner {
     statements: DashMap<Box<[u8]>, Weak<Statement>>,
     next: AtomicU64,
+    /// Of all keys together, those of statements that nobody has any more included.
+    bytes: AtomicUsize,
     sweep_at: AtomicUsize,
     prefix: String,
 }
@@ -58,14 +62,17 @@ impl Interner {
         Ok(Self {
             statements: DashMap::new(),
             next: AtomicU64::new(1),
-            sweep_at: AtomicUsize::new(1024),
+            bytes: AtomicUsize::new(0),
+            sweep_at: AtomicUsize::new(SWEEP_AT),
             prefix: format!("_pgusher_{:016x}_", getrandom::u64()?),
         })
     }
 
     /// The one statement of this text. `scope` are the session's settings that are not reported.
     pub fn intern(&self, body: &[u8], scope: &Parameters) -> Arc<Statement> {
-        let mut key = body.to_vec();
+        // The length first: where the body ends and the scope begins must not be a matter of reading.
+        let mut key = body.len().to_be_bytes().to_vec();
+        key.extend_from_slice(body);
         for (name, value) in scope.iter() {
             key.push(0);
             key.extend_from_slice(name);
@@ -73,6 +80,7 @@ impl Interner {
             key.extend_from_slice(value);
         }
         let key = key.into_boxed_slice();
+        let length = key.len();
         self.sweep();
         let mut entry = self.statements.entry(key).or_default();
         if let Some(statement) = entry.upgrade() {
@@ -85,14 +93,21 @@ impl Interner {
             effects: sql::effects(text),
         });
         *entry = Arc::downgrade(&statement);
+        self.bytes.fetch_add(length, Ordering::Relaxed);
         statement
     }
 
-    /// Forgets statements that nobody has any more, each time their number has doubled.
+    /// Forgets statements that nobody has any more, each time what is kept has doubled.
     fn sweep(&self) {
-        if self.statements.len() > self.sweep_at.load(Ordering::Relaxed) {
-            self.statements.retain(|_, statement| statement.strong_count() > 0);
-            self.sweep_at.store((2 * self.statements.len()).max(1024), Ordering::Relaxed);
+        if self.bytes.load(Ordering::Relaxed) > self.sweep_at.load(Ordering::Relaxed) {
+            let mut kept = 0;
+            self.statements.retain(|key, statement| {
+                let lives = statement.strong_count() > 0;
+                kept += if lives { key.len() } else { 0 };
+                lives
+            });
+            self.bytes.store(kept, Ordering::Relaxed);
+            self.sweep_at.store((2 * kept).max(SWEEP_AT), Ordering::Relaxed);
         }
     }
 

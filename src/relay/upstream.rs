@@ -88,7 +88,9 @@ impl Core {
     /// A pipeline without end: what it has earned is asked for, so that it costs bounded memory.
     fn flush_requests(&mut self, up: &mut Sink<'_>, down: &mut Vec<u8>) {
         if self.requests.only_fakes() {
-            self.send_fakes(down);
+            if self.between_messages() {
+                self.send_fakes(down);
+            }
         } else if self.client_rest.0 == 0 {
             wire::message(up.buffer(), b'H', |_| {});
         }
@@ -149,7 +151,7 @@ impl Core {
             b'Q' => return self.query(header, input, at, backend, up),
             b'S' => self.sync(),
             b'H' => {
-                if self.requests.only_fakes() {
+                if self.requests.only_fakes() && self.between_messages() {
                     self.send_fakes(down);
                 }
             }
@@ -209,7 +211,7 @@ impl Core {
                 if transaction { Rest::Scan(Box::default()) } else { Rest::Pass },
             ));
         };
-        if let Some(effects) = super::sql::effects(text) {
+        if let Some(effects) = self.effects(text) {
             if let Some(sql) = effects.shows.as_deref().and_then(|name| self.shown(name)) {
                 wire::query(up.buffer(), &sql);
                 self.requests.push(Kind::Query);
@@ -217,6 +219,12 @@ impl Core {
             }
             if transaction {
                 self.foresee(&effects);
+                if effects.deallocates.as_deref().is_some_and(|name| self.interner.is_reserved(name)) {
+                    // Others may use it: it is none of the client's.
+                    wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.interner.name(0))));
+                    self.requests.push(Kind::Query);
+                    return Ok(Step::Done);
+                }
                 if let Some(named) = effects.deallocates.as_deref().and_then(|name| self.named(name)) {
                     let (named, name) = (named.clone(), effects.deallocates.unwrap_or_default());
                     self.deallocate(&name, &named, backend, up);
@@ -240,7 +248,10 @@ impl Core {
         backend.prepared.remove(id);
         wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.interner.name(id))));
         let previous = self.put_name(name, None);
-        self.requests.push_noted(Kind::Query, Note::Named { name: name.into(), previous, prepared: None });
+        self.requests.push_noted(
+            Kind::Query,
+            Note::Named { name: name.into(), previous, prepared: None, closed: Some(id) },
+        );
     }
 
     /// The query that `SHOW pgusher.name` becomes.
@@ -346,7 +357,7 @@ impl Core {
         let id = named.statement.id();
         let trusted = self.status != b'E' && !self.distrust;
         let known = backend.prepared.touch(id);
-        let note = |prepared| Note::Named { name: name.into(), previous: None, prepared };
+        let note = |prepared| Note::Named { name: name.into(), previous: None, prepared, closed: None };
         if known && trusted {
             self.requests.push_noted(Kind::Fake(b'1'), note(None));
         } else {
@@ -408,7 +419,10 @@ impl Core {
         }
         if !session_mode {
             let text = cstr(after).map_or(after, |(text, _)| text);
-            if let Some(effects) = super::sql::effects(text) {
+            if let Some(effects) = self.effects(text) {
+                if effects.deallocates.is_some() {
+                    self.pin_for(Pin::Prepare);
+                }
                 self.foresee(&effects);
             }
             self.remember_unnamed(after, backend);
@@ -455,9 +469,18 @@ impl Core {
             self.requests.push(kind);
             return Step::Streams(Rest::Pass);
         };
-        if let Some(effects) = named.statement.effects().filter(|_| kind == Kind::Bind) {
-            let effects = effects.clone();
-            self.foresee(&effects);
+        if kind == Kind::Bind {
+            let effects = if self.settings.is_lexable() {
+                named.statement.effects().cloned()
+            } else {
+                self.effects(named.statement.body()).map(|effects| *effects)
+            };
+            if let Some(effects) = effects {
+                if effects.deallocates.is_some() {
+                    self.pin_for(Pin::Prepare);
+                }
+                self.foresee(&effects);
+            }
         }
         let id = named.statement.id();
         if !backend.prepared.touch(id) {
@@ -520,8 +543,10 @@ impl Core {
             backend.unnamed = None;
         } else if self.named(name).is_some() {
             let previous = self.put_name(name, None);
-            self.requests
-                .push_noted(Kind::Fake(b'3'), Note::Named { name: name.into(), previous, prepared: None });
+            self.requests.push_noted(
+                Kind::Fake(b'3'),
+                Note::Named { name: name.into(), previous, prepared: None, closed: None },
+            );
             return;
         } else if self.interner.is_reserved(name) {
             self.requests.push(Kind::Fake(b'3'));

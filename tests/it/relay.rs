@@ -532,3 +532,119 @@ fn a_gibibyte_of_copy_and_a_value_of_64_mib_pass_through_in_little_memory() {
     let grown = pgusher.resident() - before;
     assert!(grown < 64 << 10, "{grown} KiB");
 }
+
+/// A client with these startup options, in a pool of one connection.
+fn with_options(pgusher: &Pgusher, options: &str) -> Raw {
+    let pairs = [("user", "raw"), ("database", "warehouse"), ("options", options)];
+    Raw::login_with(pgusher.address(), 0x0003_0000, &pairs)
+}
+
+#[test]
+fn a_reset_that_is_rolled_back_leaves_nothing_to_the_next_client() {
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
+    for conversation in [
+        &["BEGIN", "RESET ALL", "ROLLBACK"][..],
+        &["RESET ALL; SELECT 1/0"][..],
+        &["BEGIN", "RESET search_path", "COMMIT"][..],
+    ] {
+        let mut one = with_options(&pgusher, "-c search_path=pg_catalog");
+        conversation.iter().for_each(|sql| drop(one.value(sql)));
+        let mut other = Raw::login(pgusher.address(), "raw");
+        assert_eq!(other.value("SHOW search_path"), "\"$user\", public", "{conversation:?}");
+        drop(one);
+        assert_eq!(other.value("SHOW search_path"), "\"$user\", public", "{conversation:?}");
+    }
+}
+
+#[test]
+fn a_role_of_the_startup_packet_is_never_anothers() {
+    let pgusher = one_connection();
+    let mut one = with_options(&pgusher, "-c role=plain");
+    assert_eq!(one.value("SELECT current_user"), "plain");
+    // A login with settings that nobody had is asked about on the same connection.
+    let mut other = with_options(&pgusher, "-c my.unseen=1");
+    assert_eq!(other.value("SELECT current_user"), "app");
+    assert_eq!(one.value("SELECT current_user"), "plain");
+    one.value("RESET ALL");
+    assert_eq!(other.value("SELECT current_user"), "app");
+    assert_eq!(one.value("SELECT current_user"), "plain");
+}
+
+#[test]
+fn nothing_of_a_clients_runs_before_its_settings_are_there() {
+    let pgusher = one_connection();
+    pair().dev.sql("dev", "CREATE TABLE IF NOT EXISTS guarded (who text); GRANT INSERT ON guarded TO public");
+    pair().dev.sql("dev", "CREATE ROLE fading");
+    let mut one = with_options(&pgusher, "-c role=fading");
+    assert_eq!(one.value("SELECT current_user"), "fading");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    other.value("SELECT 1");
+    pair().dev.sql("dev", "DROP ROLE fading");
+    let answer = one.ask(&query("INSERT INTO guarded VALUES (current_user)"));
+    assert!(answer.iter().any(|m| m.tag == 'E' && m.field('M').contains("fading")), "{answer:?}");
+    assert_eq!(pair().dev.sql("dev", "SELECT count(*) FROM guarded"), "0", "it ran without its role");
+    pair().dev.sql("dev", "DROP TABLE guarded");
+    assert_eq!(other.value("SELECT 'unharmed'"), "unharmed");
+}
+
+#[test]
+fn a_deallocate_that_fails_poisons_nobodys_statement() {
+    let pgusher = one_connection();
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    one.ask(&[parse("s", "SELECT 'shared'"), sync()].concat());
+    for sql in ["BEGIN", "SELECT 1/0", "DEALLOCATE s", "ROLLBACK"] {
+        one.value(sql);
+    }
+    let prepared =
+        other.tags(&[parse("t", "SELECT 'shared'"), bind("", "t", &[]), execute(), sync()].concat());
+    assert_eq!(prepared, "12DCZ");
+    assert_eq!(
+        one.tags(&[bind("", "s", &[]), execute(), sync()].concat()),
+        "2DCZ",
+        "the name is still there"
+    );
+    // Nor can a client take away what others use.
+    let name = one.value("SELECT name FROM pg_prepared_statements WHERE name LIKE '\\_pgusher%' LIMIT 1");
+    assert!(one.value(&format!("DEALLOCATE \"{name}\"")).starts_with("26000"));
+    assert_eq!(other.tags(&[bind("", "t", &[]), execute(), sync()].concat()), "2DCZ");
+}
+
+#[test]
+fn an_unnamed_statement_survives_another_clients_settings() {
+    let pgusher = one_connection();
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut other = with_options(&pgusher, "-c my.x=1");
+    assert_eq!(one.tags(&[parse("", "SELECT 'mine'"), sync()].concat()), "1Z");
+    other.value("SELECT 1");
+    assert_eq!(one.tags(&[bind("", "", &[]), execute(), sync()].concat()), "2DCZ");
+    other.ask(&[parse("x", "SELECT 1"), bind("", "x", &[]), execute(), sync()].concat());
+    assert_eq!(one.tags(&[bind("", "", &[]), execute(), sync()].concat()), "2DCZ");
+}
+
+#[test]
+fn a_query_behind_an_answer_that_is_read_slowly_is_answered() {
+    let pgusher = one_connection();
+    for _ in 0..5 {
+        let mut raw = Raw::login(pgusher.address(), "raw");
+        raw.send(&query("SELECT repeat('x', 20000000)"));
+        std::thread::sleep(Duration::from_millis(150));
+        raw.send(&query("SELECT 'second'"));
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(raw.until_ready().last().unwrap().tag, 'Z');
+        let second = raw.until_ready();
+        assert_eq!(second.iter().find(|m| m.tag == 'D').unwrap().columns(), ["second"]);
+    }
+}
+
+#[test]
+fn connections_left_by_session_mode_make_way_for_those_who_wait() {
+    let config = warehouse("default_pool_size = 1", "", "")
+        + "[users.own]\nauth_type = \"trust\"\npool_mode = \"session\"\n";
+    let pgusher = Pgusher::start(&config);
+    let mut own = Raw::login(pgusher.address(), "own");
+    own.value("SELECT 1");
+    own.send(&message('X', b""));
+    assert!(own.is_closed());
+    assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT 'served'"), "served");
+}
