@@ -75,6 +75,25 @@ fn tls_is_offered_verified_and_bound_to_scram() {
 }
 
 #[test]
+fn a_changed_certificate_is_taken_up_by_a_reload_without_dropping_anyone() {
+    let pgusher = with_tls("prefer", "", "");
+    let mut held = Raw::login(pgusher.address(), "raw");
+    let old = pgusher.folder.join("old_ca.crt");
+    std::fs::copy(pgusher.folder.join("ca.crt"), &old).unwrap();
+    let verify =
+        |ca: &str| pgusher.select_with("dana", &[("PGSSLMODE", "verify-full"), ("PGSSLROOTCERT", ca)]);
+    let (old, new) = (old.display().to_string(), pgusher.path("ca.crt"));
+    assert_eq!(verify(&old).unwrap(), "dev");
+    certificates(&pgusher.folder);
+    assert!(verify(&new).is_err(), "it is not used before a reload");
+    let config = std::fs::read_to_string(pgusher.folder.join("pgusher.toml")).unwrap();
+    pgusher.reload(&config);
+    assert_eq!(verify(&new).unwrap(), "dev");
+    assert!(verify(&old).is_err());
+    assert_eq!(held.value("SELECT 'still here'"), "still here");
+}
+
+#[test]
 fn tls_is_refused_where_it_is_not_configured_and_required_where_it_is() {
     let pgusher = Pgusher::start(&warehouse("", "", ""));
     let error = pgusher.select_with("dana", &[("PGSSLMODE", "require")]).unwrap_err();

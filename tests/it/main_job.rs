@@ -25,8 +25,14 @@ fn a_client_is_told_its_environment_at_login() {
     let raw = Raw::login(pgusher.address(), "rawprod");
     let told = raw.parameters.iter().find(|(name, _)| name == "pgusher.environment").unwrap();
     assert_eq!(told.1, "prod");
-    let notice = pgusher.psql_with("pete", "pete", &[], &["SELECT 1"]);
-    assert!(notice.is_ok());
+    let mut noticed = Raw::connect(pgusher.address());
+    noticed.send(&super::wire::startup(0x0003_0000, &[("user", "rawprod"), ("database", "warehouse")]));
+    let notice = noticed.until_ready().into_iter().find(|m| m.tag == 'N').unwrap();
+    assert!(
+        notice.field('M').contains("environment prod (connection warehouse_prod)"),
+        "{}",
+        notice.field('M')
+    );
 }
 
 #[test]
