@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench soak test-compose test-drivers
+.PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench soak test-compose
 
 build:
 	cargo build --release --locked
