@@ -39,7 +39,7 @@ docs:
 docs-fresh:
 	cargo run --quiet --locked -- manual | diff - docs/configuration.md || { echo "docs/configuration.md is stale: run make docs" >&2; exit 1; }
 
-bench: prerequisites
+bench:
 	@tests/prerequisites.sh bench
 	cargo build --release --locked
 	python3 bench/bench.py $(ARGS)

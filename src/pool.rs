@@ -100,19 +100,6 @@ pub struct Welcome {
     pub extra: Arc<Parameters>,
 }
 
-/// Counts for the log and the console.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Occupancy {
-    /// Waiting to be lent.
-    pub idle: usize,
-    /// Lent, or about to be closed.
-    pub lent: usize,
-    /// Being opened.
-    pub dialing: usize,
-    /// Sessions that wait.
-    pub waiting: usize,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Pool {
@@ -223,17 +210,6 @@ impl Pool {
     pub fn retire(self: &Arc<Self>) {
         self.state.lock().retired = true;
         self.close_outworn();
-    }
-
-    /// Counts.
-    pub fn occupancy(&self) -> Occupancy {
-        let state = self.state.lock();
-        Occupancy {
-            idle: state.idle.len(),
-            lent: state.open.saturating_sub(state.idle.len()),
-            dialing: state.dialing,
-            waiting: state.waiters.len(),
-        }
     }
 
     /// Lends a connection if one is idle and nobody waits. A connection that has died meanwhile is not lent; it

@@ -357,10 +357,13 @@ impl Core {
 
     /// What a text may do to the session.
     fn effects(&self, text: &[u8]) -> Option<Box<Effects>> {
-        if sql::is_suspicious(text) && !self.settings.is_lexable() {
+        if !sql::is_suspicious(text) {
+            return None;
+        }
+        if !self.settings.is_lexable() {
             return Some(Box::new(Effects::opaque()));
         }
-        sql::effects(text)
+        sql::suspected(text)
     }
 
     /// A statement that may do this is about to run.

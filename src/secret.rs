@@ -70,11 +70,6 @@ impl Secret {
         *value = new;
         Ok(changed)
     }
-
-    /// True if the secret stands in the configuration file itself.
-    pub fn is_plain(&self) -> bool {
-        matches!(self.source, Source::Plain(_))
-    }
 }
 
 impl PartialEq for Secret {

@@ -311,29 +311,31 @@ fn databases(file: &File, problems: &mut Problems) -> BTreeMap<DatabaseName, Con
 fn attribute_defaults(file: &File, problems: &mut Problems) -> Attributes {
     let default = |(name, attribute): &(Setting<String>, file::Attribute)| {
         let values = attribute.default.as_ref()?;
-        Some((AttributeName::from(name.as_str()), attribute_values(values, problems)))
+        Some((
+            AttributeName::from(name.as_str()),
+            attribute_values(name, values, attribute.default.span(), problems),
+        ))
     };
     file.attributes.0.iter().filter_map(default).collect()
 }
 
-fn attribute_values(values: &Strings, problems: &mut Problems) -> Vec<String> {
-    if values.0.is_empty() {
-        problems.error(None, "an attribute with an empty list of values: leave the key out instead");
-    }
-    plain(&values.0)
+fn attributes(named: &Named<Strings>, problems: &mut Problems) -> Attributes {
+    let values = |(name, values): &(Setting<String>, Strings)| {
+        (AttributeName::from(name.as_str()), attribute_values(name.as_str(), values, name.span(), problems))
+    };
+    named.0.iter().map(values).collect()
 }
 
-fn attributes(named: &Named<Strings>, problems: &mut Problems) -> Attributes {
-    named
-        .0
-        .iter()
-        .map(|(name, values)| {
-            if values.0.is_empty() {
-                problems.error(name.span(), format!("`{}` has no values", **name)).help("leave the key out");
-            }
-            (AttributeName::from(name.as_str()), plain(&values.0))
-        })
-        .collect()
+fn attribute_values(
+    name: &str,
+    values: &Strings,
+    place: Option<std::ops::Range<usize>>,
+    problems: &mut Problems,
+) -> Vec<String> {
+    if values.0.is_empty() {
+        problems.error(place, format!("`{name}` has no values")).help("leave the key out");
+    }
+    plain(&values.0)
 }
 
 fn groups(file: &File, problems: &mut Problems) -> BTreeMap<GroupName, Attributes> {

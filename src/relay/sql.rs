@@ -309,9 +309,11 @@ fn begins_a_statement(word: u64) -> bool {
 
 /// What a text may do; `None`, mostly, is nothing.
 pub fn effects(text: &[u8]) -> Option<Box<Effects>> {
-    if !is_suspicious(text) {
-        return None;
-    }
+    if is_suspicious(text) { suspected(text) } else { None }
+}
+
+/// The same of a text that was found suspicious.
+pub fn suspected(text: &[u8]) -> Option<Box<Effects>> {
     if text.len() > MAX_LEXED {
         return Some(Box::new(Effects::opaque()));
     }
