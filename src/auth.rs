@@ -64,10 +64,11 @@ impl Authenticator {
         let method = user.map_or(*config.server.auth_type, |u| u.auth_type);
         let verifier = user.and_then(|u| Verifier::parse(&u.password.as_ref()?.value()).ok());
         let bound = if arrival.stream.is_tls() { tls } else { None };
-        let mut exchange = Exchange::new(&mut arrival.stream);
+        let certified = arrival.certificate_name.as_deref() == Some(name.as_str());
+        let mut exchange = Exchange::new(arrival);
         let proved = match method {
             AuthType::Trust => user.is_some(),
-            AuthType::Cert => user.is_some() && arrival.certificate_name.as_deref() == Some(name.as_str()),
+            AuthType::Cert => user.is_some() && certified,
             AuthType::Password => {
                 let given = exchange.cleartext().await?;
                 accepts(&name, verifier, given).await

@@ -77,14 +77,13 @@ impl Keys {
         slot: &Arc<Slot>,
     ) -> Result<CancelKey, getrandom::Error> {
         loop {
-            let mut secret = vec![0; if minor >= 2 { LONG_SECRET } else { SHORT_SECRET }];
-            getrandom::fill(&mut secret)?;
-            let pid = match pid {
-                Some(pid) => pid,
-                // A process ID is a positive Int32.
-                None => (getrandom::u32()? >> 1).max(1),
-            };
-            let key = CancelKey { pid, secret: secret.into() };
+            let mut random = [0; size_of::<u32>() + LONG_SECRET];
+            getrandom::fill(&mut random)?;
+            let (for_pid, secret) = random.split_first_chunk().unwrap_or((&[0; 4], &[]));
+            // A process ID is a positive Int32.
+            let pid = pid.unwrap_or((u32::from_be_bytes(*for_pid) >> 1).max(1));
+            let length = if minor >= 2 { LONG_SECRET } else { SHORT_SECRET };
+            let key = CancelKey { pid, secret: secret[..length].into() };
             if let dashmap::Entry::Vacant(entry) = self.slots.entry(key.clone()) {
                 entry.insert(slot.clone());
                 return Ok(key);

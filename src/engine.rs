@@ -137,6 +137,8 @@ impl Backlog {
 pub struct Parts {
     /// The client, moved to the runtime that relays.
     pub client: Stream,
+    /// What was read from it already.
+    pub ahead: Vec<u8>,
     /// Its core.
     pub core: Core,
     /// Where its connections come from.
@@ -200,7 +202,7 @@ impl Engine {
             slot: parts.slot,
             orders: parts.orders,
             timeouts: parts.timeouts,
-            client_tail: Vec::new(),
+            client_tail: parts.ahead,
             upstream_tail: Vec::new(),
             need: 0,
             to_client: Backlog::default(),

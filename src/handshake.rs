@@ -1,7 +1,7 @@
 //! From an accepted socket to what the client wants: a login, a cancel, or nothing. TLS on the way.
 //!
-//! Packets are read to their exact end and no further, so that not one byte sent in the clear before TLS can be
-//! read after it (CVE-2021-23214, CVE-2021-3935, CVE-2021-43766).
+//! Packets that may lead to TLS are read to their exact end and no further, so that not one byte sent in the clear
+//! before TLS can be read after it (CVE-2021-23214, CVE-2021-3935, CVE-2021-43766).
 
 use std::io;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
+use zeroize::Zeroizing;
 
 use crate::config::file::SslMode;
 use crate::error::{Fault, Refusal, SqlState};
@@ -16,6 +17,10 @@ use crate::stream::{Socket, Stream};
 use crate::tls::{ALPN, ServerTls, common_name};
 use crate::wire::startup::{self, CancelKey, FirstPacket, MAX_STARTUP_LENGTH, Startup};
 
+/// The length and the code.
+const SHORTEST_PACKET: usize = 8;
+/// How much may be read beyond a startup packet.
+const MAX_AHEAD: usize = 512;
 /// The first byte of a TLS record that begins a handshake: a client that starts TLS without asking.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -33,6 +38,10 @@ pub enum Opened {
 pub struct Arrival {
     /// Its connection.
     pub stream: Stream,
+    /// What was read from it beyond the last message that was dealt with.
+    pub ahead: Zeroizing<Vec<u8>>,
+    /// What is to be sent to it with the next message.
+    pub owed: Vec<u8>,
     /// What it said.
     pub startup: Startup,
     /// The common name of its TLS certificate, verified against `client_ca`.
@@ -70,7 +79,7 @@ pub async fn open(socket: Socket, tls: Option<&Arc<ServerTls>>) -> Result<Opened
     }
     let (mut asked_ssl, mut asked_gss) = (stream.is_tls(), stream.is_tls());
     loop {
-        let packet = read_packet(&mut stream).await?;
+        let (packet, ahead) = read_packet(&mut stream).await?;
         let parsed = match startup::parse(&packet) {
             Ok(parsed) => parsed,
             Err(refusal) => return Err(HandshakeError::Refused(Box::new(stream), refusal)),
@@ -94,7 +103,7 @@ pub async fn open(socket: Socket, tls: Option<&Arc<ServerTls>>) -> Result<Opened
                 return Err(HandshakeError::Refused(Box::new(stream), refusal));
             }
             FirstPacket::Cancel(key) => return Ok(Opened::Cancel(key, stream)),
-            FirstPacket::Startup(startup) => return arrival(stream, startup, tls),
+            FirstPacket::Startup(startup) => return arrival(stream, startup, ahead, tls),
         }
     }
 }
@@ -102,6 +111,7 @@ pub async fn open(socket: Socket, tls: Option<&Arc<ServerTls>>) -> Result<Opened
 fn arrival(
     mut stream: Stream,
     startup: Startup,
+    ahead: Vec<u8>,
     tls: Option<&Arc<ServerTls>>,
 ) -> Result<Opened, HandshakeError> {
     let mode = tls.map_or(SslMode::Disable, |tls| tls.mode);
@@ -120,7 +130,13 @@ fn arrival(
         let refusal = Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message);
         return Err(HandshakeError::Refused(Box::new(stream), refusal));
     }
-    Ok(Opened::Login(Box::new(Arrival { stream, startup, certificate_name })))
+    Ok(Opened::Login(Box::new(Arrival {
+        stream,
+        ahead: ahead.into(),
+        owed: Vec::new(),
+        startup,
+        certificate_name,
+    })))
 }
 
 fn is_tcp(stream: &mut Stream) -> bool {
@@ -145,18 +161,36 @@ async fn accept_tls(stream: Stream, tls: Option<&Arc<ServerTls>>) -> Result<Stre
     Ok(Stream::Server(Box::new(acceptor.accept(socket).await?)))
 }
 
-/// Reads one packet that has no tag; its length is checked before anything is allocated for it.
-async fn read_packet(stream: &mut Stream) -> Result<Vec<u8>, HandshakeError> {
-    let mut length = [0; 4];
-    stream.read_exact(&mut length).await.map_err(|e| match e.kind() {
-        io::ErrorKind::UnexpectedEof => HandshakeError::Silent("left without a packet"),
-        _ => HandshakeError::Io(e),
-    })?;
-    let length = u32::from_be_bytes(length) as usize;
-    if !(8..=MAX_STARTUP_LENGTH).contains(&length) {
-        return Err(HandshakeError::Silent("invalid length of startup packet"));
+/// Reads one packet that has no tag, and perhaps what stands behind it; its length is checked before anything is
+/// allocated for it.
+async fn read_packet(stream: &mut Stream) -> Result<(Vec<u8>, Vec<u8>), HandshakeError> {
+    let mut start = [0; SHORTEST_PACKET];
+    let mut there = 0;
+    let mut length = 0;
+    while there < SHORTEST_PACKET {
+        match stream.read(&mut start[there..]).await? {
+            0 => return Err(HandshakeError::Silent("left without a packet")),
+            read => there += read,
+        }
+        if let (4.., Some(announced)) = (there, start.first_chunk()) {
+            length = u32::from_be_bytes(*announced) as usize;
+            if !(SHORTEST_PACKET..=MAX_STARTUP_LENGTH).contains(&length) {
+                return Err(HandshakeError::Silent("invalid length of startup packet"));
+            }
+        }
     }
-    let mut packet = vec![0; length - 4];
-    stream.read_exact(&mut packet).await?;
-    Ok(packet)
+    let mut packet = start[4..].to_vec();
+    // Behind a startup packet there is no TLS to come: what the client sent with it may be read with it.
+    let spare = if startup::is_login(&packet) { MAX_AHEAD } else { 0 };
+    let length = length - 4;
+    let mut chunk = vec![0; length - packet.len() + spare];
+    while packet.len() < length {
+        let room = length - packet.len() + spare;
+        match stream.read(&mut chunk[..room]).await? {
+            0 => return Err(HandshakeError::Silent("left in the middle of a packet")),
+            read => packet.extend_from_slice(&chunk[..read]),
+        }
+    }
+    let ahead = packet.split_off(length);
+    Ok((packet, ahead))
 }

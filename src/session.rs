@@ -43,7 +43,7 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
         match tokio::time::timeout_at(deadline, handshake::open(socket, generation.tls.as_ref())).await {
             Ok(Ok(opened)) => opened,
             Ok(Err(HandshakeError::Refused(stream, refusal))) => {
-                return refuse(*stream, &refusal, "-", "-", &peer).await;
+                return refuse(*stream, &[], &refusal, "-", "-", &peer).await;
             }
             Ok(Err(error)) => return debug!(peer, %error, "no login"),
             Err(_) => return debug!(peer, "client_login_timeout before a login"),
@@ -71,7 +71,7 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
         Err(refusal) => {
             let startup = &arrival.startup;
             let (user, database) = (startup.user.clone(), startup.database.clone());
-            refuse(arrival.stream, &refusal, &user, &database, &peer).await;
+            refuse(arrival.stream, &arrival.owed, &refusal, &user, &database, &peer).await;
         }
     }
 }
@@ -138,8 +138,10 @@ async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -
     let facts = place.facts.clone();
     let live = Arc::new(LiveSession { id: proxy.next_session(), identity, place, orders: Arc::default() });
     let greeting = greeting(settings.reported(), &facts, &key, notice.as_deref());
+    let mut owed = std::mem::take(&mut arrival.owed);
+    owed.extend_from_slice(&greeting);
     let sent = async {
-        arrival.stream.write_all(&greeting).await?;
+        arrival.stream.write_all(&owed).await?;
         arrival.stream.flush().await
     };
     if sent.await.is_err() {
@@ -209,6 +211,7 @@ fn move_to_data(proxy: &Proxy, mut arrival: Arrival, parts: LoggedIn) -> std::io
     let live = parts.live;
     let engine = Engine::new(Parts {
         client: arrival.stream,
+        ahead: arrival.ahead.to_vec(),
         core: parts.core,
         pool: parts.pool,
         lease: parts.lease,
@@ -290,10 +293,10 @@ fn farewell(live: &LiveSession, end: &End, peer: &str, accepted: Instant) {
     );
 }
 
-/// A client that does not get in is told why, once, and there is a line about it.
-async fn refuse(mut stream: Stream, refusal: &Refusal, user: &str, database: &str, peer: &str) {
+/// A client that does not get in is told why, once, behind what it is owed, and there is a line about it.
+async fn refuse(mut stream: Stream, owed: &[u8], refusal: &Refusal, user: &str, database: &str, peer: &str) {
     info!(user, database, peer, fault = ?refusal.fault, sqlstate = refusal.sqlstate.0, cause = %refusal, "login refused");
-    let mut out = Vec::new();
+    let mut out = owed.to_vec();
     wire::error_response(&mut out, Severity::Fatal, refusal);
     let farewell = async {
         stream.write_all(&out).await?;

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zeroize::Zeroizing;
 
 use crate::error::{Fault, Refusal, SqlState};
+use crate::handshake::Arrival;
 use crate::stream::Stream;
 use crate::wire;
 
@@ -27,11 +28,14 @@ const SASL_FINAL: u32 = 12;
 /// One client's side of an authentication.
 pub struct Exchange<'a> {
     stream: &'a mut Stream,
+    /// Read and not dealt with.
+    ahead: &'a mut Zeroizing<Vec<u8>>,
+    owed: &'a mut Vec<u8>,
 }
 
 impl<'a> Exchange<'a> {
-    pub fn new(stream: &'a mut Stream) -> Self {
-        Self { stream }
+    pub fn new(arrival: &'a mut Arrival) -> Self {
+        Self { stream: &mut arrival.stream, ahead: &mut arrival.ahead, owed: &mut arrival.owed }
     }
 
     /// Asks for the password in clear text.
@@ -65,7 +69,11 @@ impl<'a> Exchange<'a> {
         self.ask(SASL_CONTINUE, server_first.as_bytes()).await?;
         let client_final = self.message(MAX_SASL_LENGTH, "SASL").await?;
         match waiting.on_client_final_message(&client_final) {
-            Ok(server_final) => self.ask(SASL_FINAL, server_final.as_bytes()).await.map(|()| true),
+            Ok(server_final) => {
+                // Nobody waits for it alone: it goes with what follows from it.
+                authentication(self.owed, SASL_FINAL, server_final.as_bytes());
+                Ok(true)
+            }
             Err(PgWireError::InvalidPassword(_)) => Ok(false),
             Err(error) => Err(malformed(&error)),
         }
@@ -73,10 +81,7 @@ impl<'a> Exchange<'a> {
 
     async fn ask(&mut self, code: u32, data: &[u8]) -> Result<(), Refusal> {
         let mut out = Vec::with_capacity(64);
-        wire::message(&mut out, b'R', |out| {
-            out.extend_from_slice(&code.to_be_bytes());
-            out.extend_from_slice(data);
-        });
+        authentication(&mut out, code, data);
         self.stream.write_all(&out).await.map_err(|_| left())?;
         self.stream.flush().await.map_err(|_| left())
     }
@@ -100,20 +105,40 @@ impl<'a> Exchange<'a> {
 
     /// Reads one `p` message; its length is checked before anything is allocated for it.
     async fn message(&mut self, limit: usize, expected: &str) -> Result<Zeroizing<Vec<u8>>, Refusal> {
-        let mut header = [0; wire::HEADER];
-        self.stream.read_exact(&mut header).await.map_err(|_| left())?;
-        if header[0] != b'p' {
-            let tag = header[0];
+        self.fill(wire::HEADER).await?;
+        if self.ahead[0] != b'p' {
+            let tag = self.ahead[0];
             return Err(Refusal::protocol(format!("expected {expected} response, got message type {tag}")));
         }
-        let length = match wire::Header::read(&header) {
-            Some(Ok(header)) if header.total - wire::HEADER <= limit => header.total - wire::HEADER,
+        let total = match wire::Header::read(self.ahead) {
+            Some(Ok(header)) if header.total - wire::HEADER <= limit => header.total,
             _ => return Err(Refusal::protocol("invalid message length")),
         };
-        let mut body = Zeroizing::new(vec![0; length]);
-        self.stream.read_exact(&mut body).await.map_err(|_| left())?;
+        self.fill(total).await?;
+        let body = Zeroizing::new(self.ahead[wire::HEADER..total].to_vec());
+        *self.ahead = self.ahead[total..].to_vec().into();
         Ok(body)
     }
+
+    /// Reads until so many bytes are there, and not much more.
+    async fn fill(&mut self, length: usize) -> Result<(), Refusal> {
+        let mut chunk = Zeroizing::new([0; MAX_SASL_LENGTH]);
+        while self.ahead.len() < length {
+            match self.stream.read(&mut *chunk).await {
+                Ok(0) | Err(_) => return Err(left()),
+                Ok(read) => self.ahead.extend_from_slice(&chunk[..read]),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An `Authentication…` message.
+fn authentication(out: &mut Vec<u8>, code: u32, data: &[u8]) {
+    wire::message(out, b'R', |out| {
+        out.extend_from_slice(&code.to_be_bytes());
+        out.extend_from_slice(data);
+    });
 }
 
 /// `SASLInitialResponse`: the mechanism, the length of the data, the data.
