@@ -63,7 +63,7 @@ impl Authenticator {
         let user = config.users.get(name.as_str());
         let method = user.map_or(*config.server.auth_type, |u| u.auth_type);
         let verifier = user.and_then(|u| Verifier::parse(&u.password.as_ref()?.value()).ok());
-        let bound = if arrival.stream.is_tls() { tls } else { None };
+        let bound = if arrival.reader.stream.is_tls() { tls } else { None };
         let certified = arrival.certificate_name.as_deref() == Some(name.as_str());
         let mut exchange = Exchange::new(arrival);
         let proved = match method {

@@ -21,7 +21,7 @@ use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, SqlState};
 use crate::pool::{Lease, Outcome, Pool, Ticket, refusal_of};
 use crate::relay::{Broken, Core, Sink, Then};
-use crate::stream::Stream;
+use crate::stream::{Reader, Stream};
 use crate::wire::{self, Severity};
 pub use timing::Timeouts;
 use timing::{Phase, Timer};
@@ -135,10 +135,8 @@ impl Backlog {
 
 /// What an engine is started with.
 pub struct Parts {
-    /// The client, moved to the runtime that relays.
-    pub client: Stream,
-    /// What was read from it already.
-    pub ahead: Vec<u8>,
+    /// The client.
+    pub client: Reader,
     /// Its core.
     pub core: Core,
     /// Where its connections come from.
@@ -185,8 +183,11 @@ pub struct Engine {
 type Progress = Result<bool, Cause>;
 
 impl Engine {
-    /// Ready to be polled.
-    pub fn new(parts: Parts) -> Self {
+    /// Ready to be polled, by whatever runtime: the client's socket is registered there then.
+    ///
+    /// # Errors
+    /// The client's socket was lost.
+    pub fn new(parts: Parts) -> io::Result<Self> {
         let leasing = match parts.lease {
             Some(lease) => {
                 parts.slot.is_lent(lease.target.clone());
@@ -194,15 +195,17 @@ impl Engine {
             }
             None => Leasing::None,
         };
-        Self {
-            client: parts.client,
+        let (mut client, ahead) = parts.client.into_parts();
+        client.unregister()?;
+        Ok(Self {
+            client,
             core: parts.core,
             pool: parts.pool,
             leasing,
             slot: parts.slot,
             orders: parts.orders,
             timeouts: parts.timeouts,
-            client_tail: parts.ahead,
+            client_tail: ahead,
             upstream_tail: Vec::new(),
             need: 0,
             to_client: Backlog::default(),
@@ -215,7 +218,15 @@ impl Engine {
             client_is_dry: false,
             upstream_is_dry: false,
             setups_failed: 0,
-        }
+        })
+    }
+
+    /// The first thing that is done on the runtime that relays: what the client sent with its login waits already.
+    fn start(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Cause> {
+        self.started = true;
+        let _ = self.orders.waker.set(cx.waker().clone());
+        self.client.register().map_err(|_| Cause::Client)?;
+        self.take_in_tail(cx, scratch)
     }
 
     /// Goes on until nothing can be done without waiting.
@@ -731,12 +742,14 @@ impl Future for Engine {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = self.get_mut();
-        if !this.started {
-            this.started = true;
-            let _ = this.orders.waker.set(cx.waker().clone());
-        }
         if this.ending.is_none() {
-            match SCRATCH.with_borrow_mut(|scratch| this.drive(cx, scratch)) {
+            let driven = SCRATCH.with_borrow_mut(|scratch| {
+                if !this.started {
+                    this.start(cx, scratch)?;
+                }
+                this.drive(cx, scratch)
+            });
+            match driven {
                 Ok(()) => return Poll::Pending,
                 Err(cause) => {
                     this.say_goodbye(&cause, cx);
@@ -752,7 +765,9 @@ impl Future for Engine {
         {
             return Poll::Pending;
         }
-        let _ = Pin::new(&mut this.client).poll_shutdown(cx);
+        if !matches!(this.ending.as_deref(), Some(Cause::Client)) {
+            let _ = Pin::new(&mut this.client).poll_shutdown(cx);
+        }
         let cause = this.ending.take().map_or(Cause::Client, |cause| *cause);
         Poll::Ready(End { cause, transactions: this.core.transactions(), bytes: this.bytes })
     }

@@ -1,26 +1,24 @@
 //! From an accepted socket to what the client wants: a login, a cancel, or nothing. TLS on the way.
 //!
-//! Packets that may lead to TLS are read to their exact end and no further, so that not one byte sent in the clear
-//! before TLS can be read after it (CVE-2021-23214, CVE-2021-3935, CVE-2021-43766).
+//! What stands in the clear behind a request for encryption is never read as anything (CVE-2021-23214, CVE-2021-3935,
+//! CVE-2021-43766): a client that has sent such bytes is left.
 
 use std::io;
 use std::sync::Arc;
 
+use rustls::ServerConnection;
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsAcceptor;
-use zeroize::Zeroizing;
 
 use crate::config::file::SslMode;
 use crate::error::{Fault, Refusal, SqlState};
-use crate::stream::{Socket, Stream};
+use crate::stream::{Reader, Socket, Stream};
 use crate::tls::{ALPN, ServerTls, common_name};
 use crate::wire::startup::{self, CancelKey, FirstPacket, MAX_STARTUP_LENGTH, Startup};
 
 /// The length and the code.
 const SHORTEST_PACKET: usize = 8;
-/// How much may be read beyond a startup packet.
-const MAX_AHEAD: usize = 512;
 /// The first byte of a TLS record that begins a handshake: a client that starts TLS without asking.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -37,10 +35,8 @@ pub enum Opened {
 #[derive(Debug)]
 pub struct Arrival {
     /// Its connection.
-    pub stream: Stream,
-    /// What was read from it beyond the last message that was dealt with.
-    pub ahead: Zeroizing<Vec<u8>>,
-    /// What is to be sent to it with the next message.
+    pub reader: Reader,
+    /// What is to be sent to it.
     pub owed: Vec<u8>,
     /// What it said.
     pub startup: Startup,
@@ -62,6 +58,20 @@ pub enum HandshakeError {
     Refused(Box<Stream>, Refusal),
 }
 
+impl Arrival {
+    /// Sends what it is owed.
+    ///
+    /// Not cancel-safe: drop the client with it.
+    ///
+    /// # Errors
+    /// It has left.
+    pub async fn pay(&mut self) -> io::Result<()> {
+        let owed = std::mem::take(&mut self.owed);
+        self.reader.stream.write_all(&owed).await?;
+        self.reader.stream.flush().await
+    }
+}
+
 /// Reads until the client has said what it wants. Without a deadline of its own: the caller has one.
 ///
 /// Not cancel-safe: a dropped handshake has lost bytes; drop the socket too.
@@ -69,128 +79,110 @@ pub enum HandshakeError {
 /// # Errors
 /// See [`HandshakeError`].
 pub async fn open(socket: Socket, tls: Option<&Arc<ServerTls>>) -> Result<Opened, HandshakeError> {
-    let mut stream = Stream::Plain(socket);
-    if tls.is_some() && starts_with_tls(&mut stream).await? {
-        stream = accept_tls(stream, tls).await?;
-        let Stream::Server(ref established) = stream else { return Err(HandshakeError::Silent("no TLS")) };
+    let mut reader = Reader::new(Stream::Plain(socket));
+    if tls.is_some() && reader.fill(1).await?.first() == Some(&TLS_HANDSHAKE) {
+        reader = accept_tls(reader, tls).await?;
+        let Stream::Server(established) = &reader.stream else {
+            return Err(HandshakeError::Silent("no TLS"));
+        };
         if established.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(HandshakeError::Silent("direct TLS without ALPN"));
         }
     }
-    let (mut asked_ssl, mut asked_gss) = (stream.is_tls(), stream.is_tls());
+    let (mut asked_ssl, mut asked_gss) = (reader.stream.is_tls(), reader.stream.is_tls());
     loop {
-        let (packet, ahead) = read_packet(&mut stream).await?;
+        let packet = read_packet(&mut reader).await?;
         let parsed = match startup::parse(&packet) {
             Ok(parsed) => parsed,
-            Err(refusal) => return Err(HandshakeError::Refused(Box::new(stream), refusal)),
+            Err(refusal) => return Err(HandshakeError::Refused(Box::new(reader.stream), refusal)),
+        };
+        let refused = |reader: Reader, message: &'static str| {
+            Err(HandshakeError::Refused(Box::new(reader.stream), Refusal::protocol(message)))
         };
         match parsed {
             FirstPacket::Ssl if !asked_ssl => {
                 asked_ssl = true;
-                let answer = if tls.is_some() && is_tcp(&mut stream) { b"S" } else { b"N" };
-                stream.write_all(answer).await?;
+                let answer = if tls.is_some() && is_tcp(&mut reader.stream) { b"S" } else { b"N" };
+                reader.stream.write_all(answer).await?;
+                if !reader.ahead().is_empty() {
+                    return refused(reader, "received unencrypted data after SSL request");
+                }
                 if answer == b"S" {
                     asked_gss = true;
-                    stream = accept_tls(stream, tls).await?;
+                    reader = accept_tls(reader, tls).await?;
                 }
             }
             FirstPacket::GssEnc if !asked_gss => {
                 asked_gss = true;
-                stream.write_all(b"N").await?;
+                reader.stream.write_all(b"N").await?;
+                if !reader.ahead().is_empty() {
+                    return refused(reader, "received unencrypted data after GSSAPI encryption request");
+                }
             }
             FirstPacket::Ssl | FirstPacket::GssEnc => {
-                let refusal = Refusal::protocol("received a second encryption request");
-                return Err(HandshakeError::Refused(Box::new(stream), refusal));
+                return refused(reader, "received a second encryption request");
             }
-            FirstPacket::Cancel(key) => return Ok(Opened::Cancel(key, stream)),
-            FirstPacket::Startup(startup) => return arrival(stream, startup, ahead, tls),
+            FirstPacket::Cancel(key) => return Ok(Opened::Cancel(key, reader.stream)),
+            FirstPacket::Startup(startup) => return arrival(reader, startup, tls),
         }
     }
 }
 
 fn arrival(
-    mut stream: Stream,
+    mut reader: Reader,
     startup: Startup,
-    ahead: Vec<u8>,
     tls: Option<&Arc<ServerTls>>,
 ) -> Result<Opened, HandshakeError> {
     let mode = tls.map_or(SslMode::Disable, |tls| tls.mode);
-    let wants_tls = matches!(mode, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull);
-    if wants_tls && !stream.is_tls() && is_tcp(&mut stream) {
-        let refusal = Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, "TLS is required")
-            .hint("Connect with sslmode=require or stronger.");
-        return Err(HandshakeError::Refused(Box::new(stream), refusal));
-    }
-    let certificate_name = match &stream {
+    let certificate_name = match &reader.stream {
         Stream::Server(tls) => tls.get_ref().1.peer_certificates().and_then(|c| common_name(c.first()?)),
         _ => None,
     };
-    if mode == SslMode::VerifyFull && stream.is_tls() && certificate_name.as_deref() != Some(&startup.user) {
-        let message = format!("the client certificate is not for user \"{}\"", startup.user);
+    let must = matches!(mode, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull);
+    // Over a unix socket nobody can listen in; PostgreSQL's hostssl does not apply to it either.
+    if must && !reader.stream.is_tls() && is_tcp(&mut reader.stream) {
+        let message = format!(
+            "no encryption for user \"{}\", database \"{}\": TLS is required",
+            startup.user, startup.database
+        );
         let refusal = Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message);
-        return Err(HandshakeError::Refused(Box::new(stream), refusal));
+        return Err(HandshakeError::Refused(Box::new(reader.stream), refusal));
     }
-    Ok(Opened::Login(Box::new(Arrival {
-        stream,
-        ahead: ahead.into(),
-        owed: Vec::new(),
-        startup,
-        certificate_name,
-    })))
+    Ok(Opened::Login(Box::new(Arrival { reader, owed: Vec::new(), startup, certificate_name })))
 }
 
 fn is_tcp(stream: &mut Stream) -> bool {
     matches!(stream.socket_mut(), Socket::Tcp(_))
 }
 
-async fn starts_with_tls(stream: &mut Stream) -> io::Result<bool> {
-    match stream.socket_mut() {
-        Socket::Tcp(tcp) => {
-            let mut first = [0];
-            Ok(tcp.peek(&mut first).await? == 1 && first[0] == TLS_HANDSHAKE)
-        }
-        _ => Ok(false),
-    }
-}
-
-async fn accept_tls(stream: Stream, tls: Option<&Arc<ServerTls>>) -> Result<Stream, HandshakeError> {
-    let (Stream::Plain(socket), Some(tls)) = (stream, tls) else {
-        return Err(HandshakeError::Silent("TLS inside TLS"));
+/// TLS; what was read ahead of it is its beginning.
+async fn accept_tls(reader: Reader, tls: Option<&Arc<ServerTls>>) -> Result<Reader, HandshakeError> {
+    let (Some(tls), beginning, Stream::Plain(socket)) = (tls, reader.ahead().to_vec(), reader.stream) else {
+        return Err(HandshakeError::Silent("TLS within TLS"));
     };
     let acceptor = TlsAcceptor::from(tls.config.clone());
-    Ok(Stream::Server(Box::new(acceptor.accept(socket).await?)))
+    let stream = acceptor.accept_with(socket, |session| feed(session, &beginning)).await?;
+    Ok(Reader::new(Stream::Server(Box::new(stream))))
 }
 
-/// Reads one packet that has no tag, and perhaps what stands behind it; its length is checked before anything is
-/// allocated for it.
-async fn read_packet(stream: &mut Stream) -> Result<(Vec<u8>, Vec<u8>), HandshakeError> {
-    let mut start = [0; SHORTEST_PACKET];
-    let mut there = 0;
-    let mut length = 0;
-    while there < SHORTEST_PACKET {
-        match stream.read(&mut start[there..]).await? {
-            0 => return Err(HandshakeError::Silent("left without a packet")),
-            read => there += read,
-        }
-        if let (4.., Some(announced)) = (there, start.first_chunk()) {
-            length = u32::from_be_bytes(*announced) as usize;
-            if !(SHORTEST_PACKET..=MAX_STARTUP_LENGTH).contains(&length) {
-                return Err(HandshakeError::Silent("invalid length of startup packet"));
-            }
+/// Shows TLS the bytes that its handshake begins with. What is wrong with them, the handshake says.
+fn feed(session: &mut ServerConnection, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        if session.read_tls(&mut bytes).is_err() || session.process_new_packets().is_err() {
+            return;
         }
     }
-    let mut packet = start[4..].to_vec();
-    // Behind a startup packet there is no TLS to come: what the client sent with it may be read with it.
-    let spare = if startup::is_login(&packet) { MAX_AHEAD } else { 0 };
-    let length = length - 4;
-    let mut chunk = vec![0; length - packet.len() + spare];
-    while packet.len() < length {
-        let room = length - packet.len() + spare;
-        match stream.read(&mut chunk[..room]).await? {
-            0 => return Err(HandshakeError::Silent("left in the middle of a packet")),
-            read => packet.extend_from_slice(&chunk[..read]),
-        }
+}
+
+/// Reads one packet that has no tag; its length is checked before anything is allocated for it.
+async fn read_packet(reader: &mut Reader) -> Result<Vec<u8>, HandshakeError> {
+    let Some(announced) = reader.fill(4).await?.first_chunk() else {
+        return Err(HandshakeError::Silent("left without a packet"));
+    };
+    let length = u32::from_be_bytes(*announced) as usize;
+    if !(SHORTEST_PACKET..=MAX_STARTUP_LENGTH).contains(&length) {
+        return Err(HandshakeError::Silent("invalid length of startup packet"));
     }
-    let ahead = packet.split_off(length);
-    Ok((packet, ahead))
+    reader.fill(length).await?;
+    Ok(reader.take(length)[4..].to_vec())
 }

@@ -25,14 +25,6 @@ use crate::wire::{self, Severity};
 /// How long a client that is refused may take to read why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// A login that went through, ready for its first query.
-struct Ready {
-    live: Arc<LiveSession>,
-    engine: Engine,
-    key: CancelKey,
-    seat: Seat,
-}
-
 /// Serves one accepted socket until it is closed. Runs on the control runtime; the relay on the other.
 pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
     let accepted = Instant::now();
@@ -57,21 +49,16 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
         }
     };
     let logged_in = tokio::time::timeout_at(deadline, log_in(&proxy, &generation, &mut arrival)).await;
-    let ready = logged_in.unwrap_or_else(|_| {
+    let logged_in = logged_in.unwrap_or_else(|_| {
         let message = "canceling authentication due to client_login_timeout";
         Err(Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message))
     });
-    match ready {
-        Ok(parts) => {
-            let Ok(ready) = move_to_data(&proxy, *arrival, parts) else {
-                return warn!(peer, "a socket was lost between the runtimes");
-            };
-            relay(proxy, ready, peer, accepted);
-        }
+    match logged_in {
+        Ok(parts) => relay(proxy, *arrival, parts, peer, accepted),
         Err(refusal) => {
             let startup = &arrival.startup;
             let (user, database) = (startup.user.clone(), startup.database.clone());
-            refuse(arrival.stream, &arrival.owed, &refusal, &user, &database, &peer).await;
+            refuse(arrival.reader.stream, &arrival.owed, &refusal, &user, &database, &peer).await;
         }
     }
 }
@@ -90,7 +77,7 @@ struct LoggedIn {
 /// From "who are you" to the first `ReadyForQuery`.
 async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -> Result<LoggedIn, Refusal> {
     let config = &generation.config;
-    negotiate_version(arrival).await?;
+    negotiate_version(arrival);
     let identity = proxy.authenticator.authenticate(arrival, config, generation.tls.as_deref()).await?;
     let startup = &arrival.startup;
     if startup.replication {
@@ -138,13 +125,8 @@ async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -
     let facts = place.facts.clone();
     let live = Arc::new(LiveSession { id: proxy.next_session(), identity, place, orders: Arc::default() });
     let greeting = greeting(settings.reported(), &facts, &key, notice.as_deref());
-    let mut owed = std::mem::take(&mut arrival.owed);
-    owed.extend_from_slice(&greeting);
-    let sent = async {
-        arrival.stream.write_all(&owed).await?;
-        arrival.stream.flush().await
-    };
-    if sent.await.is_err() {
+    arrival.owed.extend_from_slice(&greeting);
+    if arrival.pay().await.is_err() {
         proxy.keys.withdraw(&key);
         return Err(Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left"));
     }
@@ -169,20 +151,17 @@ async fn welcome(
 }
 
 /// `NegotiateProtocolVersion`, where the client asked for more than there is.
-async fn negotiate_version(arrival: &mut Arrival) -> Result<(), Refusal> {
+fn negotiate_version(arrival: &mut Arrival) {
     let startup = &mut arrival.startup;
     if startup.minor <= NEWEST_MINOR && startup.unknown_extensions.is_empty() {
-        return Ok(());
+        return;
     }
     startup.minor = startup.minor.min(NEWEST_MINOR);
-    let mut out = Vec::new();
-    wire::message(&mut out, b'v', |out| {
+    wire::message(&mut arrival.owed, b'v', |out| {
         out.extend((0x0003_0000 | u32::from(startup.minor)).to_be_bytes());
         out.extend(u32::try_from(startup.unknown_extensions.len()).unwrap_or(0).to_be_bytes());
         startup.unknown_extensions.iter().for_each(|name| wire::push_cstr(out, name));
     });
-    let left = |_| Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left");
-    arrival.stream.write_all(&out).await.map_err(left)
 }
 
 /// `AuthenticationOk` to `ReadyForQuery`.
@@ -201,36 +180,27 @@ fn greeting(reported: &Parameters, facts: &Facts, key: &CancelKey, notice: Optio
     out
 }
 
-fn move_to_data(proxy: &Proxy, mut arrival: Arrival, parts: LoggedIn) -> std::io::Result<Ready> {
-    let _data = proxy.runtimes.data.enter();
-    let moved = arrival.stream.rehome();
-    if moved.is_err() {
-        proxy.keys.withdraw(&parts.key);
-    }
-    moved?;
-    let live = parts.live;
+/// The rest of the session, as a task of its own on the runtime that relays: small, because it lives long.
+fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, peer: String, accepted: Instant) {
+    let LoggedIn { live, core, pool, lease, slot, key, seat } = parts;
+    let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
     let engine = Engine::new(Parts {
-        client: arrival.stream,
-        ahead: arrival.ahead.to_vec(),
-        core: parts.core,
-        pool: parts.pool,
-        lease: parts.lease,
-        slot: parts.slot,
+        client: arrival.reader,
+        core,
+        pool,
+        lease,
+        slot,
         orders: live.orders.clone(),
         timeouts: proxy.timeouts.clone(),
     });
-    Ok(Ready { live, engine, key: parts.key, seat: parts.seat })
-}
-
-/// The rest of the session, as a task of its own on the runtime that relays: small, because it lives long.
-fn relay(proxy: Arc<Proxy>, ready: Ready, peer: String, accepted: Instant) {
-    let Ready { live, engine, key, seat } = ready;
     proxy.enter(&live);
-    let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
     let peer = peer.into_boxed_str();
     // A token in place of a tracked task: the tracker would be asked at every poll.
     let registered = Registered { proxy, live, key, _seat: seat, _token: tasks.token() };
-    data.spawn(Life { engine, registered, peer, accepted });
+    match engine {
+        Ok(engine) => drop(data.spawn(Life { engine, registered, peer, accepted })),
+        Err(error) => warn!(%peer, %error, "a socket was lost between the runtimes"),
+    }
 }
 
 /// The rest of a session. A future of its own, because an `async` block would hold the engine twice.

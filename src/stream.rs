@@ -4,9 +4,10 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{client, server};
+use zeroize::Zeroizing;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -15,8 +16,17 @@ pub enum Socket {
     Tcp(TcpStream),
     /// A unix socket.
     Unix(UnixStream),
-    /// Neither: only while it moves between runtimes.
-    Moving,
+    /// Registered with no runtime: only while it moves between two.
+    Moving(Option<Unregistered>),
+}
+
+/// A socket that no runtime knows.
+#[derive(Debug)]
+pub enum Unregistered {
+    /// TCP
+    Tcp(std::net::TcpStream),
+    /// A unix socket.
+    Unix(std::os::unix::net::UnixStream),
 }
 
 /// A socket, or TLS over one.
@@ -35,7 +45,7 @@ macro_rules! on_socket {
         match $self {
             Socket::Tcp($inner) => $call,
             Socket::Unix($inner) => $call,
-            Socket::Moving => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Socket::Moving(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     };
 }
@@ -87,11 +97,20 @@ impl AsyncWrite for Stream {
 }
 
 impl Socket {
-    fn rehome(&mut self) -> io::Result<()> {
-        *self = match std::mem::replace(self, Self::Moving) {
-            Self::Tcp(s) => Self::Tcp(TcpStream::from_std(s.into_std()?)?),
-            Self::Unix(s) => Self::Unix(UnixStream::from_std(s.into_std()?)?),
-            Self::Moving => Self::Moving,
+    fn unregister(&mut self) -> io::Result<()> {
+        *self = match std::mem::replace(self, Self::Moving(None)) {
+            Self::Tcp(s) => Self::Moving(Some(Unregistered::Tcp(s.into_std()?))),
+            Self::Unix(s) => Self::Moving(Some(Unregistered::Unix(s.into_std()?))),
+            moving @ Self::Moving(_) => moving,
+        };
+        Ok(())
+    }
+
+    fn register(&mut self) -> io::Result<()> {
+        *self = match std::mem::replace(self, Self::Moving(None)) {
+            Self::Moving(Some(Unregistered::Tcp(s))) => Self::Tcp(TcpStream::from_std(s)?),
+            Self::Moving(Some(Unregistered::Unix(s))) => Self::Unix(UnixStream::from_std(s)?),
+            registered => registered,
         };
         Ok(())
     }
@@ -107,12 +126,29 @@ impl Stream {
         }
     }
 
+    /// Takes the socket away from its runtime. Until it is registered again, reading and writing fail.
+    ///
+    /// # Errors
+    /// The system's; the socket is then lost.
+    pub fn unregister(&mut self) -> io::Result<()> {
+        self.socket_mut().unregister()
+    }
+
+    /// Gives the socket to the runtime whose context this is called in.
+    ///
+    /// # Errors
+    /// It cannot be registered there; it is then lost.
+    pub fn register(&mut self) -> io::Result<()> {
+        self.socket_mut().register()
+    }
+
     /// Moves the socket to the runtime whose context this is called in. About 4 µs.
     ///
     /// # Errors
-    /// The socket cannot be registered there; it is then lost.
+    /// As of [`Stream::unregister`] and [`Stream::register`].
     pub fn rehome(&mut self) -> io::Result<()> {
-        self.socket_mut().rehome()
+        self.unregister()?;
+        self.register()
     }
 
     /// True if the runtime has seen neither bytes nor an end on the socket since it was last read dry. Costs no
@@ -122,7 +158,7 @@ impl Stream {
         match self.socket_mut() {
             Socket::Tcp(s) => s.poll_read_ready(cx).is_pending(),
             Socket::Unix(s) => s.poll_read_ready(cx).is_pending(),
-            Socket::Moving => false,
+            Socket::Moving(_) => false,
         }
     }
 
@@ -146,5 +182,58 @@ impl Stream {
             Self::Server(s) => s.get_ref().1.wants_write(),
             Self::Client(s) => s.get_ref().1.wants_write(),
         }
+    }
+}
+
+/// How much a [`Reader`] reads at once, if no more is asked for.
+const AHEAD: usize = 1024;
+
+/// A stream during a login, with what was read from it ahead of need: what the other side sent at once is read at
+/// once.
+#[derive(Debug)]
+pub struct Reader {
+    /// For writing. Whoever reads from it must not leave anything behind here.
+    pub stream: Stream,
+    ahead: Zeroizing<Vec<u8>>,
+}
+
+impl Reader {
+    /// Nothing was read yet.
+    pub fn new(stream: Stream) -> Self {
+        Self { stream, ahead: Zeroizing::default() }
+    }
+
+    /// Reads until so many bytes are there, and what there is behind them, but not much more. The caller bounds
+    /// the length: room is made for all of it.
+    ///
+    /// Cancel-safe: what was read stays here.
+    ///
+    /// # Errors
+    /// The stream's own; `UnexpectedEof` if it ends before.
+    pub async fn fill(&mut self, length: usize) -> io::Result<&[u8]> {
+        while self.ahead.len() < length {
+            let missing = length - self.ahead.len();
+            self.ahead.reserve_exact(missing.max(AHEAD));
+            if self.stream.read_buf(&mut *self.ahead).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(&self.ahead)
+    }
+
+    /// Takes the first bytes, all of which must be there.
+    pub fn take(&mut self, length: usize) -> Zeroizing<Vec<u8>> {
+        let rest = self.ahead.split_off(length).into();
+        std::mem::replace(&mut self.ahead, rest)
+    }
+
+    /// The stream, and what was read and not taken.
+    pub fn into_parts(self) -> (Stream, Vec<u8>) {
+        (self.stream, self.ahead.to_vec())
+    }
+
+    /// What was read and not taken.
+    pub fn ahead(&self) -> &[u8] {
+        &self.ahead
     }
 }

@@ -3,12 +3,10 @@
 use pgwire::api::auth::sasl::scram::{ScramSecret, ScramServerAuth};
 use pgwire::error::PgWireError;
 use secrecy::SecretString;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zeroize::Zeroizing;
 
 use crate::error::{Fault, Refusal, SqlState};
 use crate::handshake::Arrival;
-use crate::stream::Stream;
 use crate::wire;
 
 /// The longest SASL message (`PG_MAX_SASL_MESSAGE_LENGTH`) and the longest password (`PG_MAX_AUTH_TOKEN_LENGTH`).
@@ -26,16 +24,11 @@ const SASL_CONTINUE: u32 = 11;
 const SASL_FINAL: u32 = 12;
 
 /// One client's side of an authentication.
-pub struct Exchange<'a> {
-    stream: &'a mut Stream,
-    /// Read and not dealt with.
-    ahead: &'a mut Zeroizing<Vec<u8>>,
-    owed: &'a mut Vec<u8>,
-}
+pub struct Exchange<'a>(&'a mut Arrival);
 
 impl<'a> Exchange<'a> {
     pub fn new(arrival: &'a mut Arrival) -> Self {
-        Self { stream: &mut arrival.stream, ahead: &mut arrival.ahead, owed: &mut arrival.owed }
+        Self(arrival)
     }
 
     /// Asks for the password in clear text.
@@ -71,7 +64,7 @@ impl<'a> Exchange<'a> {
         match waiting.on_client_final_message(&client_final) {
             Ok(server_final) => {
                 // Nobody waits for it alone: it goes with what follows from it.
-                authentication(self.owed, SASL_FINAL, server_final.as_bytes());
+                authentication(&mut self.0.owed, SASL_FINAL, server_final.as_bytes());
                 Ok(true)
             }
             Err(PgWireError::InvalidPassword(_)) => Ok(false),
@@ -80,10 +73,8 @@ impl<'a> Exchange<'a> {
     }
 
     async fn ask(&mut self, code: u32, data: &[u8]) -> Result<(), Refusal> {
-        let mut out = Vec::with_capacity(64);
-        authentication(&mut out, code, data);
-        self.stream.write_all(&out).await.map_err(|_| left())?;
-        self.stream.flush().await.map_err(|_| left())
+        authentication(&mut self.0.owed, code, data);
+        self.0.pay().await.map_err(|_| left())
     }
 
     async fn password(&mut self) -> Result<SecretString, Refusal> {
@@ -105,31 +96,19 @@ impl<'a> Exchange<'a> {
 
     /// Reads one `p` message; its length is checked before anything is allocated for it.
     async fn message(&mut self, limit: usize, expected: &str) -> Result<Zeroizing<Vec<u8>>, Refusal> {
-        self.fill(wire::HEADER).await?;
-        if self.ahead[0] != b'p' {
-            let tag = self.ahead[0];
+        let header = self.0.reader.fill(wire::HEADER).await.map_err(|_| left())?;
+        if header[0] != b'p' {
+            let tag = header[0];
             return Err(Refusal::protocol(format!("expected {expected} response, got message type {tag}")));
         }
-        let total = match wire::Header::read(self.ahead) {
+        let total = match wire::Header::read(header) {
             Some(Ok(header)) if header.total - wire::HEADER <= limit => header.total,
             _ => return Err(Refusal::protocol("invalid message length")),
         };
-        self.fill(total).await?;
-        let body = Zeroizing::new(self.ahead[wire::HEADER..total].to_vec());
-        *self.ahead = self.ahead[total..].to_vec().into();
-        Ok(body)
-    }
-
-    /// Reads until so many bytes are there, and not much more.
-    async fn fill(&mut self, length: usize) -> Result<(), Refusal> {
-        let mut chunk = Zeroizing::new([0; MAX_SASL_LENGTH]);
-        while self.ahead.len() < length {
-            match self.stream.read(&mut *chunk).await {
-                Ok(0) | Err(_) => return Err(left()),
-                Ok(read) => self.ahead.extend_from_slice(&chunk[..read]),
-            }
-        }
-        Ok(())
+        self.0.reader.fill(total).await.map_err(|_| left())?;
+        let mut message = self.0.reader.take(total);
+        message.drain(..wire::HEADER);
+        Ok(message)
     }
 }
 

@@ -114,12 +114,11 @@ impl DataPlane {
 
 /// One runtime for what is slow, one for relaying.
 fn runtimes(server: &Server) -> std::io::Result<(Runtime, DataPlane)> {
-    let control =
-        Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
     let threads = match *server.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         threads => threads as usize,
     };
+    let control = Builder::new_current_thread().enable_all().build()?;
     Ok((control, DataPlane::start(threads)?))
 }
 

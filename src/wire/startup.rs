@@ -62,11 +62,6 @@ pub struct Startup {
     pub replication: bool,
 }
 
-/// True if a first packet that begins like this is about a login, and TLS can no longer come.
-pub fn is_login(beginning: &[u8]) -> bool {
-    beginning.starts_with(&[0, 3])
-}
-
 /// Reads a first packet without its length field.
 ///
 /// # Errors

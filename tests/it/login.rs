@@ -238,6 +238,24 @@ fn gss_encryption_is_refused_and_the_login_goes_on() {
     assert_eq!(raw.until_ready().last().unwrap().tag, 'Z');
 }
 
+#[test]
+fn what_is_sent_behind_the_startup_packet_is_answered_behind_the_login() {
+    let pgusher = Pgusher::start(&warehouse("", "", ""));
+    let login = startup(0x0003_0000, &[("user", "raw"), ("database", "warehouse")]);
+    let long = format!("SELECT length('{}')", "x".repeat(100_000));
+    for sql in ["SELECT 'at once'", long.as_str()] {
+        let bytes = [&login[..], &query(sql)].concat();
+        for split in [bytes.len(), login.len(), login.len() + 1, login.len() + 5, login.len() + 10, 9] {
+            let mut raw = Raw::connect(pgusher.address());
+            raw.send(&bytes[..split]);
+            raw.send(&bytes[split..]);
+            assert_eq!(raw.until_ready().last().map(|m| m.tag), Some('Z'));
+            let answer = raw.until_ready();
+            assert_eq!(answer.iter().map(|m| m.tag).collect::<String>(), "TDCZ", "{split}");
+        }
+    }
+}
+
 /// A pgusher with one connection, to a server, with these lines.
 fn towards(server: &Postgres, lines: &str, folder: std::path::PathBuf) -> Pgusher {
     let config = format!(
