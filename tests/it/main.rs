@@ -21,3 +21,4 @@ mod main_job;
 mod relay;
 mod routing;
 mod soak;
+mod tls;
