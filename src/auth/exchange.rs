@@ -131,6 +131,15 @@ fn initial_response(body: &[u8], offers_plus: bool) -> Result<&[u8], Refusal> {
     // The mechanism and the channel binding flag of its first message must say the same (RFC 5802 section 6).
     let binds = data.first() == Some(&b'p');
     match mechanism {
+        SCRAM if offers_plus && data.first() == Some(&b'y') => Err(Refusal::new(
+            Fault::Client,
+            SqlState::INVALID_AUTHORIZATION,
+            "SCRAM channel binding negotiation error",
+        )
+        .detail(
+            "The client supports SCRAM channel binding but thinks the server does not.  However, this server does \
+             support channel binding.",
+        )),
         SCRAM_PLUS if offers_plus && binds => Ok(data),
         SCRAM if !binds => Ok(data),
         SCRAM | SCRAM_PLUS if offers_plus => Err(malformed_message("SCRAM channel binding flag")),

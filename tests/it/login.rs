@@ -131,15 +131,17 @@ fn upstream_logins_use_every_method_and_every_sslmode() {
     let folder = temporary_folder("upstream");
     certificates(&folder);
     let data = server.folder.join("data");
-    for (from, to) in [("server.crt", "server.crt"), ("server.key", "server.key")] {
-        run(Command::new("cp").arg(folder.join(from)).arg(data.join(to)));
-        run(Command::new("chown").arg("--reference").arg(&data).arg(data.join(to)));
-        run(Command::new("chmod").arg("600").arg(data.join(to)));
+    for file in ["server.crt", "server.key", "ca.crt"] {
+        run(Command::new("cp").arg(folder.join(file)).arg(data.join(file)));
+        run(Command::new("chown").arg("--reference").arg(&data).arg(data.join(file)));
+        run(Command::new("chmod").arg("600").arg(data.join(file)));
     }
     server.sql("postgres", "ALTER SYSTEM SET ssl = on");
+    server.sql("postgres", "ALTER SYSTEM SET ssl_ca_file = 'ca.crt'");
+    server.sql("postgres", "CREATE ROLE pete LOGIN");
     server.sql("postgres", "CREATE ROLE s LOGIN PASSWORD 's'; SET password_encryption = md5; CREATE ROLE m LOGIN PASSWORD 'm'; CREATE ROLE p LOGIN PASSWORD 'p'; CREATE ROLE plainonly LOGIN; CREATE ROLE tlsonly LOGIN");
     let rules = "local all all trust\nhost all s all scram-sha-256\nhost all m all md5\nhost all p all password\n\
-                 hostnossl all plainonly all trust\nhostssl all tlsonly all trust\nhost all all all trust\n";
+                 hostnossl all plainonly all trust\nhostssl all tlsonly all trust\nhostssl all pete all cert\nhost all all all trust\n";
     let rules =
         rules.replace("host all all all trust", "host all postgres all trust\nhost all app all trust");
     std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
@@ -151,6 +153,11 @@ fn upstream_logins_use_every_method_and_every_sslmode() {
     };
     let ca = folder.join("ca.crt").display().to_string();
     let other = folder.join("other_ca.crt").display().to_string();
+    let certified = |name: &str| {
+        let [certificate, key] =
+            ["crt", "key"].map(|end| folder.join(format!("{name}.{end}")).display().to_string());
+        format!("username = \"pete\"\nsslcert = \"{certificate}\"\nsslkey = \"{key}\"")
+    };
     for (lines, expected) in [
         ("username = \"s\"\npassword = \"s\"\nsslmode = \"disable\"".to_owned(), "f"),
         (
@@ -168,6 +175,7 @@ fn upstream_logins_use_every_method_and_every_sslmode() {
         ("username = \"plainonly\"\nsslmode = \"prefer\"".to_owned(), "f"),
         (format!("username = \"app\"\nsslmode = \"verify-ca\"\nsslrootcert = \"{ca}\""), "t"),
         (format!("username = \"app\"\nsslmode = \"verify-full\"\nsslrootcert = \"{ca}\""), "t"),
+        (certified("pete"), "t"),
     ] {
         assert_eq!(select(&lines).as_deref(), Ok(expected), "{lines}");
     }
@@ -185,6 +193,7 @@ fn upstream_logins_use_every_method_and_every_sslmode() {
             "username = \"s\"\npassword = \"s\"\nscram_min_iterations = 50000".to_owned(),
             "scram_min_iterations",
         ),
+        (certified("dana"), "certificate authentication failed for user \"pete\""),
     ] {
         let error = select(&lines).unwrap_err();
         assert!(error.contains(expected), "{lines}: {error}");

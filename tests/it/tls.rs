@@ -1,15 +1,19 @@
 //! TLS on both sides.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConnection, StreamOwned};
 
-use super::house::{Pgusher, run, temporary_folder, warehouse};
-use super::wire::{Raw, startup};
+use super::fake::{refused, unharmed};
+use super::house::{Pgusher, eventually, pair, run, temporary_folder, warehouse};
+use super::wire::{Message, Raw, message, query, startup};
 
 /// A certificate authority, and certificates of it: `server` (for localhost and 127.0.0.1), `dana` and `pete`.
 pub fn certificates(folder: &Path) {
@@ -120,25 +124,67 @@ fn a_client_certificate_proves_its_user_and_nobody_else() {
     assert!(pgusher.select_with("dana", &[("PGSSLMODE", "require")]).is_err(), "no certificate");
 }
 
+/// A client's side of TLS that trusts the authority of this pgusher, and offers these protocols.
+fn client_of(pgusher: &Pgusher, alpn: &[&[u8]]) -> ClientConnection {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(pgusher.path("ca.crt")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap()
+}
+
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+fn connect(pgusher: &Pgusher) -> TcpStream {
+    let socket = TcpStream::connect(pgusher.address()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.set_nodelay(true).unwrap();
+    socket
+}
+
+/// How TLS is begun.
+#[derive(Clone, Copy, Debug)]
+enum Begin {
+    Asked,
+    Direct,
+}
+
+fn begin(pgusher: &Pgusher, how: Begin) -> TcpStream {
+    let mut socket = connect(pgusher);
+    if let Begin::Asked = how {
+        socket.write_all(&SSL_REQUEST).unwrap();
+        let mut answer = [0];
+        socket.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"S");
+    }
+    socket
+}
+
+/// A client under TLS that has sent its startup packet.
+fn arrive(pgusher: &Pgusher, user: &str) -> StreamOwned<ClientConnection, TcpStream> {
+    let mut stream = StreamOwned::new(client_of(pgusher, &[b"postgresql"]), begin(pgusher, Begin::Asked));
+    stream.write_all(&startup(0x0003_0000, &[("user", user), ("database", "warehouse")])).unwrap();
+    stream
+}
+
+fn next_message(stream: &mut impl Read) -> Option<Message> {
+    let mut header = [0; 5];
+    stream.read_exact(&mut header).ok()?;
+    let mut body = vec![0; u32::from_be_bytes(header[1..].try_into().unwrap()) as usize - 4];
+    stream.read_exact(&mut body).ok()?;
+    Some(Message { tag: header[0] as char, body })
+}
+
 #[test]
 fn direct_tls_wants_the_protocols_name() {
     let pgusher = with_tls("prefer", "", "");
     let connect = |alpn: &[&[u8]]| -> std::io::Result<Vec<u8>> {
-        let mut roots = rustls::RootCertStore::empty();
-        let ca = rustls::pki_types::CertificateDer::from_pem_file(pgusher.path("ca.crt")).unwrap();
-        roots.add(ca).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        let name = "localhost".try_into().unwrap();
-        let mut session = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-        let mut socket = std::net::TcpStream::connect(pgusher.address())?;
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let mut stream = rustls::Stream::new(&mut session, &mut socket);
+        let mut stream = StreamOwned::new(client_of(&pgusher, alpn), begin(&pgusher, Begin::Direct));
         stream.write_all(&startup(0x0003_0000, &[("user", "raw"), ("database", "warehouse")]))?;
         let mut first = vec![0; 9];
         stream.read_exact(&mut first)?;
@@ -147,4 +193,166 @@ fn direct_tls_wants_the_protocols_name() {
     assert_eq!(connect(&[b"postgresql"]).unwrap(), [b'R', 0, 0, 0, 8, 0, 0, 0, 0]);
     assert!(connect(&[]).is_err(), "direct TLS without ALPN");
     assert!(connect(&[b"http/1.1"]).is_err(), "another protocol");
+}
+
+#[test]
+fn a_client_that_misjudges_channel_binding_is_refused() {
+    let pgusher = with_tls("prefer", "", "");
+    let initial = |mechanism: &str, first: &str| {
+        let mut stream = arrive(&pgusher, "dana");
+        let offered = next_message(&mut stream).unwrap();
+        assert_eq!(offered.body, b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
+        let length = (first.len() as u32).to_be_bytes();
+        let body = [mechanism.as_bytes(), b"\0", &length, first.as_bytes()].concat();
+        stream.write_all(&message('p', &body)).unwrap();
+        let answer = next_message(&mut stream).unwrap();
+        if answer.tag == 'E' { answer.field('C') } else { answer.tag.to_string() }
+    };
+    let bare = "n=,r=abcdefghijklmnop";
+    assert_eq!(initial("SCRAM-SHA-256-PLUS", &format!("p=tls-server-end-point,,{bare}")), "R");
+    assert_eq!(initial("SCRAM-SHA-256", &format!("n,,{bare}")), "R");
+    // Whoever says that the server has no channel binding was lied to (RFC 5802 section 6).
+    assert_eq!(initial("SCRAM-SHA-256", &format!("y,,{bare}")), "28000");
+    for (mechanism, first) in [
+        ("SCRAM-SHA-256-PLUS", format!("n,,{bare}")),
+        ("SCRAM-SHA-256-PLUS", format!("y,,{bare}")),
+        ("SCRAM-SHA-256-PLUS", format!("p=tls-unique,,{bare}")),
+        ("SCRAM-SHA-256", format!("p=tls-server-end-point,,{bare}")),
+        ("SCRAM-SHA-1", format!("n,,{bare}")),
+    ] {
+        assert_eq!(initial(mechanism, &first), "08P01", "{mechanism} {first}");
+    }
+    unharmed(&pgusher);
+}
+
+#[test]
+fn a_handshake_that_ends_at_any_byte_leaves_nothing() {
+    let pgusher = with_tls("prefer", "client_login_timeout = \"10s\"", "");
+    assert_eq!(pgusher.select_with("dana", &[("PGSSLMODE", "require")]).unwrap(), "dev");
+    let descriptors = pgusher.descriptors();
+    let hello = |session: &mut ClientConnection| {
+        let mut bytes = Vec::new();
+        while session.wants_write() {
+            session.write_tls(&mut bytes).unwrap();
+        }
+        bytes
+    };
+    for how in [Begin::Asked, Begin::Direct] {
+        let length = hello(&mut client_of(&pgusher, &[b"postgresql"])).len();
+        for end in 0..length {
+            let mut socket = begin(&pgusher, how);
+            let bytes = hello(&mut client_of(&pgusher, &[b"postgresql"]));
+            socket.write_all(&bytes[..end.min(bytes.len())]).unwrap();
+            leave(socket, end);
+        }
+        // The client's second flight: its Finished.
+        for end in 0..74 {
+            let mut session = client_of(&pgusher, &[b"postgresql"]);
+            let mut socket = begin(&pgusher, how);
+            socket.write_all(&hello(&mut session)).unwrap();
+            while session.is_handshaking() {
+                session.read_tls(&mut socket).unwrap();
+                session.process_new_packets().unwrap();
+            }
+            let bytes = hello(&mut session);
+            assert!(bytes.len() > 60, "{}", bytes.len());
+            socket.write_all(&bytes[..end.min(bytes.len())]).unwrap();
+            leave(socket, end);
+        }
+    }
+    eventually("their sockets are closed", || pgusher.descriptors() <= descriptors);
+    assert_eq!(pgusher.select_with("dana", &[("PGSSLMODE", "require")]).unwrap(), "dev");
+    unharmed(&pgusher);
+}
+
+/// With a FIN or, every other time, a RST.
+fn leave(socket: TcpStream, number: usize) {
+    if number % 2 == 1 {
+        socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+}
+
+#[test]
+fn what_is_sent_in_the_clear_behind_tls_ends_the_connection() {
+    let pgusher = with_tls("prefer", "", "");
+    let mut stream = arrive(&pgusher, "raw");
+    while next_message(&mut stream).unwrap().tag != 'Z' {}
+    stream.sock.write_all(&query("CREATE TABLE in_the_clear (a int)")).unwrap();
+    let mut rest = Vec::new();
+    // An alert, under TLS, at most.
+    let _ = stream.sock.read_to_end(&mut rest);
+    assert!(!rest.windows(12).any(|w| w == b"CREATE TABLE"), "{rest:?}");
+    assert_eq!(pair().dev.sql("dev", "SELECT to_regclass('in_the_clear') IS NULL"), "t");
+    unharmed(&pgusher);
+}
+
+/// A server's end of TLS before a PostgreSQL that has none: answers no SSLRequest, wants a client certificate of `ca`
+/// and the protocol's name. Answers its port.
+async fn direct_tls_before(port: u16, folder: &Path) -> u16 {
+    let path = |name: &str| folder.join(name);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(path("ca.crt")).unwrap()).unwrap();
+    let clients =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(clients.build().unwrap())
+        .with_single_cert(
+            vec![CertificateDer::from_pem_file(path("server.crt")).unwrap()],
+            PrivateKeyDer::from_pem_file(path("server.key")).unwrap(),
+        )
+        .unwrap();
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut near) = acceptor.accept(socket).await else { return };
+                let mut far = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    own
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_is_reached_by_direct_tls_with_a_client_certificate_and_so_is_its_cancel() {
+    let folder = temporary_folder("direct");
+    certificates(&folder);
+    let port = direct_tls_before(pair().dev.port, &folder).await;
+    let file = |name: &str| folder.join(name).display().to_string();
+    let (ca, certificate, key) = (file("ca.crt"), file("dana.crt"), file("dana.key"));
+    let config = |lines: &str| {
+        format!(
+            "[server]\nlisten = [\"127.0.0.1:@PORT@\"]\n[connections.warehouse]\nhost = \"127.0.0.1\"\n\
+             port = {port}\ndatabase = \"dev\"\nusername = \"app\"\nsslmode = \"verify-full\"\n\
+             sslrootcert = \"{ca}\"\n{lines}\n[users.raw]\nauth_type = \"trust\"\n"
+        )
+    };
+    let identity = format!("sslcert = \"{certificate}\"\nsslkey = \"{key}\"");
+    tokio::task::block_in_place(|| {
+        let pgusher = Pgusher::start(&config(&format!("sslnegotiation = \"direct\"\n{identity}")));
+        let mut raw = Raw::login(pgusher.address(), "raw");
+        assert_eq!(raw.value("SELECT name FROM whoami"), "dev");
+        raw.send(&query("SELECT pg_sleep(60)"));
+        eventually("it runs", || {
+            let running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'";
+            pair().dev.sql("dev", running) == "1"
+        });
+        raw.cancel(pgusher.address());
+        assert_eq!(raw.until_ready().iter().find(|m| m.tag == 'E').unwrap().field('C'), "57014");
+        for lines in ["sslnegotiation = \"direct\"".to_owned(), identity.clone()] {
+            // Without a certificate it is refused; asking by SSLRequest, it speaks to one who knows only TLS.
+            let pgusher = Pgusher::start(&config(&lines));
+            let error = refused(&pgusher, "raw", "warehouse");
+            assert_eq!(error.field('C'), "08001", "{lines}: {}", error.field('M'));
+        }
+    });
 }
