@@ -256,6 +256,8 @@ pub fn error(fields: &[(char, &str)]) -> Vec<u8> {
 pub enum Cut {
     Fin,
     Rst,
+    /// It stays, and whatever is sent into it is lost.
+    Dark,
 }
 
 /// What is done to bytes on their way.
@@ -265,7 +267,7 @@ struct Faults {
     pieces: AtomicUsize,
     /// How many bytes of answers still pass before the connection is cut; negative is no limit.
     answers: AtomicI64,
-    rst: AtomicBool,
+    how: Mutex<Option<Cut>>,
 }
 
 /// A TCP relay to one port.
@@ -280,6 +282,7 @@ struct Link {
     near: Arc<TcpStream>,
     far: TcpStream,
     reset: AtomicBool,
+    dark: AtomicBool,
 }
 
 impl Relay {
@@ -290,7 +293,8 @@ impl Relay {
         let acceptor = Acceptor::start(move |_, near| {
             let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return };
             far.set_nodelay(true).unwrap();
-            let link = Arc::new(Link { near, far, reset: AtomicBool::new(false) });
+            let link =
+                Arc::new(Link { near, far, reset: AtomicBool::new(false), dark: AtomicBool::new(false) });
             known.lock().unwrap().push(Arc::downgrade(&link));
             let (there, faults) = (link.clone(), shared.clone());
             std::thread::spawn(move || there.requests(&faults));
@@ -314,7 +318,7 @@ impl Relay {
 
     /// After so many more bytes of answers, the connection ends.
     pub fn cut_after(&self, bytes: usize, how: Cut) {
-        self.faults.rst.store(how == Cut::Rst, Ordering::SeqCst);
+        *self.faults.how.lock().unwrap() = Some(how);
         self.faults.answers.store(bytes as i64, Ordering::SeqCst);
     }
 
@@ -327,6 +331,9 @@ impl Relay {
     pub fn cut_now(&self, how: Cut) -> usize {
         let links: Vec<_> = self.links.lock().unwrap().drain(..).filter_map(|link| link.upgrade()).collect();
         links.iter().for_each(|link| link.end(how));
+        if how == Cut::Dark {
+            return links.len();
+        }
         let left: Vec<_> = links.iter().map(Arc::downgrade).collect();
         drop(links);
         eventually("the relay lets go", || left.iter().all(|link| link.strong_count() == 0));
@@ -338,7 +345,7 @@ impl Link {
     fn requests(&self, faults: &Faults) {
         let mut space = [0; 16 << 10];
         while let Ok(read @ 1..) = (&*self.near).read(&mut space) {
-            if pass(&self.far, &space[..read], faults).is_err() {
+            if !self.dark.load(Ordering::SeqCst) && pass(&self.far, &space[..read], faults).is_err() {
                 break;
             }
         }
@@ -348,6 +355,9 @@ impl Link {
     fn answers(&self, faults: &Faults) {
         let mut space = [0; 16 << 10];
         while let Ok(read @ 1..) = (&self.far).read(&mut space) {
+            if self.dark.load(Ordering::SeqCst) {
+                continue;
+            }
             let budget = faults.answers.load(Ordering::SeqCst);
             let cut = budget >= 0 && read as i64 >= budget;
             let passed = if cut { budget as usize } else { read };
@@ -358,13 +368,20 @@ impl Link {
                 break;
             }
             if cut {
-                return self.end(if faults.rst.load(Ordering::SeqCst) { Cut::Rst } else { Cut::Fin });
+                let how = faults.how.lock().unwrap().unwrap_or(Cut::Fin);
+                self.end(how);
+                if how != Cut::Dark {
+                    return;
+                }
             }
         }
         self.end(Cut::Fin);
     }
 
     fn end(&self, how: Cut) {
+        if how == Cut::Dark {
+            return self.dark.store(true, Ordering::SeqCst);
+        }
         if how == Cut::Fin && !self.reset.load(Ordering::SeqCst) {
             let _ = self.near.shutdown(Shutdown::Both);
             let _ = self.far.shutdown(Shutdown::Both);

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
@@ -342,6 +342,58 @@ fn an_upstream_that_breaks_the_protocol_is_left_and_the_next_query_works() {
     unharmed(&pgusher);
 }
 
+/// Every place that reads what an upstream sends, and the same lengths for each of them (T-37). In an answer to a
+/// query they are tried above.
+#[test]
+fn a_length_that_is_none_ends_the_connection_wherever_it_is_read() {
+    #[derive(Clone, Copy, Debug)]
+    enum At {
+        Login,
+        OurOwnQuery,
+        Idle,
+    }
+    let mut cases = Vec::new();
+    for at in [At::Login, At::OurOwnQuery, At::Idle] {
+        for tag in ['S', 'N', 'Z', 'R', 'D'] {
+            for length in [0, 1, 3, 0x4000_0000, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff_u32] {
+                cases.push((at, with_length(tag, length, &[0; 64])));
+            }
+        }
+    }
+    let all = names("l", cases.len());
+    let expected = cases.clone();
+    let seen = Mutex::new(HashSet::new());
+    let fake = Fake::start(move |peer| {
+        let (at, bad) = &cases[case(&peer.database)];
+        // The first connection of each database is the broken one.
+        let broken = seen.lock().unwrap().insert(peer.database.clone());
+        match at {
+            At::Login if broken => return peer.send(&[message('R', &[0; 4]), bad.clone()].concat()),
+            _ => peer.welcome(),
+        }
+        peer.serve(|sql| match at {
+            At::OurOwnQuery if broken && sql.starts_with("SET SESSION AUTHORIZATION") => Some(bad.clone()),
+            At::Idle if broken && sql == "SELECT 1" => Some([row("first"), ready(), bad.clone()].concat()),
+            _ => None,
+        });
+    });
+    let pgusher = Pgusher::start(&fake.config("default_pool_size = 1", &all, "sslmode = \"disable\""));
+    let before = pgusher.resident();
+    for (name, (at, bad)) in all.iter().zip(expected) {
+        match at {
+            At::Login => assert_eq!(refused(&pgusher, "raw", name).field('C'), "08001", "{at:?} {bad:?}"),
+            At::OurOwnQuery => {
+                assert_eq!(refused(&pgusher, "raw", name).field('C'), "08006", "{at:?} {bad:?}");
+            }
+            At::Idle => assert_eq!(login(&pgusher, name).value("SELECT 1"), "first", "{at:?} {bad:?}"),
+        }
+        let next = login(&pgusher, name).value("SELECT 1");
+        assert!(next.parse::<u32>().is_ok(), "{at:?} {bad:?}: {next}");
+    }
+    assert!(pgusher.resident() < before + (16 << 10), "{} KiB", pgusher.resident() - before);
+    unharmed(&pgusher);
+}
+
 #[test]
 fn what_is_wrong_inside_a_row_is_the_clients_to_judge() {
     let fields = |lengths: &[u32], tail: &[u8]| {
@@ -527,6 +579,60 @@ fn a_connection_that_died_idle_is_not_lent() {
         assert_ne!(pid, last);
         last = pid;
     }
+}
+
+#[test]
+fn a_connection_that_went_dark_idle_meets_one_query_and_is_given_up() {
+    let relay = Relay::to(pair().dev.port);
+    let pgusher = Pgusher::start(&behind(
+        relay.port(),
+        pair().prod.port,
+        "default_pool_size = 1",
+        "sslmode = \"disable\"\nquery_timeout = \"1s\"",
+        "",
+    ));
+    let mut unlucky = Raw::login(pgusher.address(), "raw");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    let pid = unlucky.value("SELECT pg_backend_pid()");
+    assert!(relay.cut_now(Cut::Dark) > 0);
+    unlucky.send(&query("SELECT 'never'"));
+    std::thread::sleep(Duration::from_millis(50));
+    // Waits for the same connection, and is given another.
+    other.send(&query("SELECT 'served'"));
+    let answer: Vec<_> = std::iter::from_fn(|| unlucky.next()).collect();
+    assert_eq!(answer.len(), 1, "{answer:?}");
+    assert_eq!((answer[0].tag, answer[0].field('C').as_str()), ('E', "08006"), "{answer:?}");
+    assert!(answer[0].field('D').contains("timed out"), "{answer:?}");
+    assert!(other.until_ready().iter().any(|m| m.tag == 'D' && m.columns() == ["served"]));
+    let next = Raw::login(pgusher.address(), "raw").value("SELECT pg_backend_pid()");
+    assert!(next.parse::<u32>().is_ok() && next != pid, "{next}");
+    unharmed(&pgusher);
+}
+
+#[test]
+fn an_answer_that_goes_dark_in_the_middle_ends_and_is_not_taken_for_a_whole_one() {
+    let dark_after = |bytes: usize| {
+        let relay = Relay::to(pair().dev.port);
+        let base = "sslmode = \"disable\"\nquery_timeout = \"1s\"";
+        let pgusher = Pgusher::start(&behind(relay.port(), pair().prod.port, "", base, ""));
+        let mut raw = Raw::login(pgusher.address(), "raw");
+        raw.value("SELECT 1");
+        relay.cut_after(bytes, Cut::Dark);
+        raw.send(&query("SELECT n, 'xxxxxxxxxxxxxxxx' FROM generate_series(1, 1000) AS n"));
+        let answer: Vec<_> = std::iter::from_fn(|| raw.next()).collect();
+        relay.mend();
+        assert!(!answer.iter().any(|m| matches!(m.tag, 'C' | 'Z')), "{bytes}: {answer:?}");
+        if bytes == 0 {
+            assert_eq!(answer[0].field('C'), "08006");
+        }
+        assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT name FROM whoami"), "dev");
+        unharmed(&pgusher);
+    };
+    std::thread::scope(|scope| {
+        for bytes in [0, 3, 40, 5000] {
+            scope.spawn(move || dark_after(bytes));
+        }
+    });
 }
 
 #[test]
