@@ -237,3 +237,69 @@ impl Reader {
         &self.ahead
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    /// T-35: a read that is given up has lost nothing, whenever that is.
+    #[tokio::test]
+    async fn a_reader_that_is_dropped_in_the_middle_loses_no_byte() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut random = 0x5eed_u64;
+        let mut below = move |end: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % end
+        };
+        let sent: Vec<u8> = (0..200_000_u32).map(|i| i.to_be_bytes()[2] ^ i.to_be_bytes()[3]).collect();
+        let pieces: Vec<(Vec<u8>, u64)> = {
+            let mut pieces = Vec::new();
+            let mut rest = &sent[..];
+            while !rest.is_empty() {
+                let (piece, behind) = rest.split_at(rest.len().min(1 + usize::try_from(below(300)).unwrap()));
+                pieces.push((piece.to_vec(), below(3)));
+                rest = behind;
+            }
+            pieces
+        };
+        let writing = tokio::spawn(async move {
+            for (piece, pause) in pieces {
+                far.write_all(&piece).await.unwrap();
+                for _ in 0..pause {
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        let mut reader = Reader::new(Stream::Plain(Socket::Unix(near)));
+        let (mut received, mut dropped) = (Vec::new(), 0);
+        while received.len() < sent.len() {
+            let length = (1 + usize::try_from(below(2000)).unwrap()).min(sent.len() - received.len());
+            loop {
+                let filled = {
+                    let mut fill = std::pin::pin!(reader.fill(length));
+                    let mut filled = futures_util::poll!(&mut fill);
+                    for _ in 0..below(3) {
+                        if filled.is_pending() {
+                            tokio::task::yield_now().await;
+                            filled = futures_util::poll!(&mut fill);
+                        }
+                    }
+                    filled.map(|filled| filled.unwrap().len())
+                };
+                match filled {
+                    Poll::Ready(there) => break assert!(there >= length),
+                    Poll::Pending => dropped += 1,
+                }
+                tokio::task::yield_now().await;
+            }
+            received.extend_from_slice(&reader.take(length));
+        }
+        writing.await.unwrap();
+        assert!(received == sent, "the bytes are not those that were sent");
+        assert!(dropped > 100, "only {dropped} reads were dropped");
+        assert_eq!(reader.fill(1).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

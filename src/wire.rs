@@ -48,8 +48,18 @@ pub fn message(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
     let at = out.len();
     out.extend_from_slice(&[0; 4]);
     body(out);
-    // What pgusher writes itself is far shorter than 2 GiB; a longer one would be a bug that must not wrap (T-42).
-    let length = u32::try_from(out.len() - at).ok().filter(|l| *l <= MAX_LENGTH).unwrap_or(4);
+    put_length(out, at, MAX_LENGTH);
+}
+
+/// Writes the length field of a message that was begun at `at`. What pgusher writes itself is far shorter than the
+/// longest message; a longer one would be a bug, and must become neither a length that wraps nor a body that is read
+/// as messages: it loses its body.
+fn put_length(out: &mut Vec<u8>, at: usize, longest: u32) {
+    let length = u32::try_from(out.len() - at).ok().filter(|l| *l <= longest);
+    let length = length.unwrap_or_else(|| {
+        out.truncate(at + 4);
+        4
+    });
     out[at..at + 4].copy_from_slice(&length.to_be_bytes());
 }
 
@@ -191,6 +201,20 @@ mod tests {
         }
         assert_eq!(Header::read(&[b'S', 0, 0, 0, 4]), Some(Ok(Header { tag: b'S', total: 5 })));
         assert_eq!(Header::read(&[b'S', 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_no_other_messages() {
+        for (longest, whole) in [(40, true), (20, true), (19, false), (4, false)] {
+            let mut out = b"before".to_vec();
+            out.push(b'D');
+            out.extend([0xff; 4]);
+            out.extend([b'Q'; 16]);
+            put_length(&mut out, 7, longest);
+            let header = Header::read(&out[6..]).unwrap().unwrap();
+            assert_eq!(header.total, if whole { 21 } else { 5 }, "{longest}");
+            assert_eq!(out.len(), 6 + header.total, "nothing behind it");
+        }
     }
 
     #[test]
