@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench soak test-compose
+.PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench soak test-compose test-drivers
 
 build:
 	cargo build --release --locked
@@ -51,3 +51,9 @@ soak: prerequisites
 
 test-compose:
 	tests/compose.sh
+
+# Real drivers of five languages, all at once, through two connections.
+test-drivers:
+	@tests/prerequisites.sh drivers
+	cargo build --release --locked
+	python3 tests/drivers/run.py $(ARGS)

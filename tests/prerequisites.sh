@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing for `make demo`, `make test` or `make bench` on Debian and Ubuntu, and says what it does.
+# Installs what is missing for `make demo`, `make test`, `make bench` or `make test-drivers` on Debian and Ubuntu, and
+# says what it does.
 set -euo pipefail
 
 missing=()
@@ -13,6 +14,14 @@ if [ "${1:-}" = bench ]; then
   [ -n "${PGBOUNCER:-}" ] || command -v pgbouncer >/dev/null || missing+=(pgbouncer)
   command -v python3 >/dev/null || missing+=(python3)
   command -v openssl >/dev/null || missing+=(openssl)
+fi
+if [ "${1:-}" = drivers ]; then
+  command -v openssl >/dev/null || missing+=(openssl)
+  python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
+  command -v npm >/dev/null || missing+=(nodejs npm)
+  command -v java >/dev/null || missing+=(default-jdk-headless)
+  [ -e /usr/share/java/postgresql.jar ] || missing+=(libpostgresql-jdbc-java)
+  perl -MDBD::Pg -e 1 2>/dev/null || missing+=(libdbd-pg-perl)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
@@ -37,4 +46,11 @@ command -v cargo >/dev/null || { echo "Please install Rust (https://rustup.rs), 
 if [ "${1:-}" = test ] && ! cargo deny --version >/dev/null 2>&1; then
   echo "Installing cargo-deny with cargo (some minutes)"
   cargo install --quiet --locked cargo-deny
+fi
+if [ "${1:-}" = drivers ] && ! [ -d target/drivers/node_modules/postgres ]; then
+  echo "Installing drivers below target/drivers (pip, npm)"
+  mkdir -p target/drivers
+  python3 -m venv target/drivers/venv
+  target/drivers/venv/bin/pip install --quiet --disable-pip-version-check 'psycopg[binary]' psycopg2-binary asyncpg pg8000
+  npm install --silent --no-fund --no-audit --prefix target/drivers pg pg-cursor pg-copy-streams postgres
 fi
