@@ -519,9 +519,9 @@ fn a_great_copy_and_a_great_value_pass_through_in_little_memory() {
     let value = raw.ask(&query(&format!("SELECT repeat('x', {mib} * 1024 * 1024)")));
     assert_eq!(value.iter().find(|m| m.tag == 'D').unwrap().body.len(), mib * 1024 * 1024 + 6);
     drop(value);
-    let big = format!("SELECT length('{}')", "y".repeat(mib * 1024 * 1024));
-    assert_eq!(raw.value(&big), (mib * 1024 * 1024).to_string());
-    drop(big);
+    let big = bind("", "", &[&"y".repeat(mib * 1024 * 1024)]);
+    let length = raw.ask(&[parse("", "SELECT length($1)"), big, execute(), sync()].concat());
+    assert_eq!(length.iter().find(|m| m.tag == 'D').unwrap().columns(), [(mib * 1024 * 1024).to_string()]);
     let rows = size(256 << 10, 1 << 20);
     raw.send(&query(&format!("COPY (SELECT repeat('x', 1023) FROM generate_series(1, {rows})) TO STDOUT")));
     let mut bytes = 0;
