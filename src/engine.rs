@@ -339,7 +339,11 @@ impl Engine {
         if !self.flush_upstream(cx)? || matches!(self.leasing, Leasing::Waiting(_)) || self.leaving {
             return Ok(false);
         }
-        if !self.flush_client(cx)? || self.core.is_full() || self.core.is_setting_up() {
+        if !self.flush_client(cx)?
+            || self.core.is_full()
+            || self.core.is_setting_up()
+            || self.core.is_surveying()
+        {
             return Ok(false);
         }
         let tail = self.client_tail.len();
@@ -361,7 +365,7 @@ impl Engine {
         self.client_tail = Vec::new();
         let Scratch { input, up, down } = scratch;
         self.take_in(&input[..tail + read], cx, up, down)?;
-        self.release_if_done();
+        self.settle_lease(cx)?;
         Ok(true)
     }
 
@@ -456,7 +460,7 @@ impl Engine {
         let read = buffer.filled().len();
         let input = &input[..tail + read];
         let mut sink = Sink::new(input, down);
-        let was_setting_up = self.core.is_setting_up();
+        let (was_setting_up, was_surveying) = (self.core.is_setting_up(), self.core.is_surveying());
         let dealt = self.core.from_upstream(input, &mut lease.state, &mut sink);
         if let Ok(consumed) = dealt
             && (consumed < input.len() || tail > 0)
@@ -479,11 +483,14 @@ impl Engine {
                 self.setups_failed = 0;
                 self.is_lent();
                 self.take_in_tail(cx, scratch)?;
-                self.release_if_done();
+                self.settle_lease(cx)?;
             }
             return Ok(true);
         }
-        self.release_if_done();
+        self.settle_lease(cx)?;
+        if was_surveying && !self.core.is_surveying() {
+            self.is_lent();
+        }
         Ok(true)
     }
 
@@ -514,11 +521,23 @@ impl Engine {
         self.take_in_tail(cx, scratch)
     }
 
-    fn release_if_done(&mut self) {
-        let done = self.core.may_release() && self.to_upstream.is_empty() && !self.core.is_fatal();
-        if done && matches!(self.leasing, Leasing::Held(_)) {
-            self.release();
+    /// The connection goes back, if nothing is owed on it and nothing is left on it; where that is not known, it is
+    /// asked first.
+    fn settle_lease(&mut self, cx: &mut Context<'_>) -> Result<(), Cause> {
+        let Leasing::Held(lease) = &mut self.leasing else { return Ok(()) };
+        if !self.to_upstream.is_empty() || self.core.is_fatal() {
+            return Ok(());
         }
+        if self.core.may_release() {
+            self.release();
+        } else if self.core.wants_survey() {
+            let mut survey = Vec::new();
+            self.core.survey(&mut lease.state, &mut survey);
+            // Nothing of the client's runs: there is nothing to cancel.
+            self.slot.has_nothing();
+            self.send_to_upstream(&survey, cx)?;
+        }
+        Ok(())
     }
 
     fn release(&mut self) {

@@ -11,6 +11,7 @@ pub mod settings;
 mod sink;
 pub mod sql;
 pub mod statement;
+mod survey;
 
 mod downstream;
 mod upstream;
@@ -27,6 +28,7 @@ use crate::error::Refusal;
 use requests::{Kind, Note, Request, Requests};
 use sql::{Effects, Scan};
 use statement::{Named, Names, Prepared};
+use survey::{Left, Touched};
 
 /// A message up to this long is looked at whole; it is waited for if only a part of it is there.
 pub const GATHER: usize = 16 << 10;
@@ -50,6 +52,9 @@ pub struct BackendState {
 const MAX_UNASKED: usize = 1000;
 /// How many may be under way before no more are taken from the client.
 const MAX_REQUESTS: usize = 8 * MAX_UNASKED;
+
+/// How often a connection may fail to say what is left on it before its session keeps it.
+const MAX_SURVEYS: u8 = 3;
 
 type UnnamedStamp = (u64, u64);
 
@@ -149,6 +154,15 @@ enum Rest {
     Scan(Box<Scan>),
 }
 
+/// For how long a session keeps its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lasting {
+    /// Until the connection, asked again, says that nothing is left.
+    UntilGone,
+    /// It cannot be asked for what is left.
+    Always,
+}
+
 /// One session's core.
 #[derive(Debug)]
 pub struct Core {
@@ -175,10 +189,14 @@ pub struct Core {
     names: Option<Box<Names>>,
     /// The unnamed statement: its stamp, and what its `Parse` had behind the name.
     unnamed: (u64, Vec<u8>),
-    pin: Option<Pin>,
+    /// Why the session keeps its connection; for all its life, if `Lasting::Always`.
+    pin: Option<(Pin, Lasting)>,
     foreseen: bool,
-    /// Resets that are under way, and whether the upstream has done them.
-    resets: Option<(Box<Effects>, bool)>,
+    /// What may have been left on the connection: it is asked before it goes back.
+    touched: Option<Box<Touched>>,
+    /// What it is being asked, and what it has answered.
+    asked: Option<Box<(Touched, Option<Left>)>>,
+    surveys_failed: u8,
     /// A request that may deallocate every statement is under way.
     distrust: bool,
     fatal: bool,
@@ -213,7 +231,9 @@ impl Core {
             unnamed: (0, Vec::new()),
             pin: None,
             foreseen: false,
-            resets: None,
+            touched: None,
+            asked: None,
+            surveys_failed: 0,
             distrust: false,
             fatal: false,
             transactions: 0,
@@ -223,6 +243,67 @@ impl Core {
     /// True while a connection is given the session's settings: nothing of the client's may be sent before.
     pub fn is_setting_up(&self) -> bool {
         self.requests.front_kind() == Some(Kind::Setup)
+    }
+
+    /// True while a connection is asked what the session has left on it: what the client sends next may depend on it.
+    pub fn is_surveying(&self) -> bool {
+        self.requests.front_kind() == Some(Kind::Survey)
+    }
+
+    /// True if the connection must be asked what is left on it before anything is decided.
+    pub fn wants_survey(&self) -> bool {
+        self.touched.is_some()
+            && self.mode == PoolMode::Transaction
+            && !matches!(self.pin, Some((_, Lasting::Always)))
+            && self.is_idle()
+    }
+
+    /// Asks it; to be called when [`Core::wants_survey`] says so.
+    pub fn survey(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
+        let Some(mut touched) = self.touched.take() else { return };
+        if touched.all_settings {
+            touched.add_settings(self.settings.names());
+        }
+        touched.objects |= self.pin.is_some();
+        crate::wire::query(up, &survey::question(&touched));
+        // A simple query destroys the unnamed statement.
+        backend.unnamed = None;
+        self.requests.push(Kind::Survey);
+        self.asked = Some(Box::new((*touched, None)));
+    }
+
+    /// The connection has answered, or could not.
+    fn surveyed(&mut self, backend: &mut BackendState) {
+        let Some((touched, left)) = self.asked.take().map(|asked| *asked) else { return };
+        let Some(left) = left else {
+            self.surveys_failed += 1;
+            if self.surveys_failed < MAX_SURVEYS {
+                self.touched = Some(Box::new(touched));
+            } else {
+                self.pin_for(Pin::Opaque);
+            }
+            return;
+        };
+        self.surveys_failed = 0;
+        for (name, value) in &left.settings {
+            let name = name.as_bytes();
+            match value {
+                // Its value has been reported already.
+                Some(_) if self.settings.reports(name) => {}
+                Some(value) => {
+                    backend.settings.carry(name, value);
+                    self.settings.carry(name, value);
+                }
+                None => {
+                    backend.settings.reset(name);
+                    self.settings.reset(name);
+                }
+            }
+        }
+        if touched.objects {
+            self.pin = left.pin.map(|reason| (reason, Lasting::UntilGone));
+        }
+        self.settings.settled(&mut backend.settings);
     }
 
     /// The connection that was to be set up is gone; nothing of the client's was sent on it.
@@ -255,6 +336,7 @@ impl Core {
             && self.status == b'I'
             && self.mode == PoolMode::Transaction
             && self.pin.is_none()
+            && self.touched.is_none()
             && !self.unsynced
             && !self.skipping
             && self.copy == Copy::None
@@ -264,23 +346,9 @@ impl Core {
 
     /// The connection goes back.
     pub fn detach(&mut self, backend: &mut BackendState) {
-        if let Some((effects, true)) = self.resets.take() {
-            self.apply_resets(&effects, backend);
-        }
         self.foreseen = false;
         self.flush_at = MAX_UNASKED;
         backend.prepared.end_lease();
-    }
-
-    fn apply_resets(&mut self, effects: &Effects, backend: &mut BackendState) {
-        if effects.resets_all {
-            backend.settings.reset_all();
-            self.settings.reset_all();
-        }
-        for name in &effects.resets {
-            backend.settings.reset(name.as_bytes());
-            self.settings.reset(name.as_bytes());
-        }
     }
 
     /// True if the session could end here and leave its connection as a `DISCARD ALL` would find it: no
@@ -323,7 +391,7 @@ impl Core {
 
     /// Why the session keeps its connection.
     pub fn pin(&self) -> Option<Pin> {
-        self.pin
+        self.pin.map(|(reason, _)| reason)
     }
 
     /// True if the upstream has said that it ends the connection (severity FATAL or PANIC).
@@ -349,9 +417,11 @@ impl Core {
         self.names.get_or_insert_default().put(name, named)
     }
 
+    /// From now on the session keeps its connection.
     fn pin_for(&mut self, reason: Pin) {
-        if self.mode == PoolMode::Transaction {
-            self.pin.get_or_insert(reason);
+        if self.mode == PoolMode::Transaction && !matches!(self.pin, Some((_, Lasting::Always))) {
+            self.pin = Some((reason, Lasting::Always));
+            self.touched = None;
         }
     }
 
@@ -374,13 +444,13 @@ impl Core {
             self.foreseen = true;
             self.pin_for(reason);
         }
-        if effects.resets_all || !effects.resets.is_empty() {
-            // Inside a transaction, or behind something that is still to run, it can be rolled back.
-            if self.status == b'I' && self.requests.is_empty() && self.resets.is_none() {
-                self.resets = Some((Box::new(effects.clone()), false));
-            } else {
-                self.pin_for(Pin::Setting);
-            }
+        let objects = effects.makes_objects || effects.ends_objects && self.pin.is_some();
+        if objects || effects.resets_all || !effects.settings.is_empty() {
+            self.foreseen = true;
+            let touched = self.touched.get_or_insert_default();
+            touched.objects |= objects;
+            touched.all_settings |= effects.resets_all;
+            touched.add_settings(effects.settings.iter().map(String::as_str));
         }
     }
 

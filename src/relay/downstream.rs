@@ -1,7 +1,7 @@
 //! From the upstream to the client.
 
 use super::requests::{Kind, Note, Request};
-use super::{BackendState, Broken, Copy, Core, GATHER, Pin, Sink};
+use super::{BackendState, Broken, Copy, Core, GATHER, Pin, Sink, survey};
 use crate::wire::{self, HEADER, Header, cstr};
 
 /// What becomes of one message from the upstream.
@@ -34,7 +34,7 @@ impl Core {
                 Some(Ok(header)) => header,
             };
             let step = match header.tag {
-                b'D' | b'd' => self.data()?,
+                b'D' | b'd' => self.data(header, rest)?,
                 _ => self.answer(header, rest, backend, down)?,
             };
             match step {
@@ -58,12 +58,25 @@ impl Core {
         here
     }
 
-    fn data(&self) -> Result<Step, Broken> {
+    fn data(&mut self, header: Header, input: &[u8]) -> Result<Step, Broken> {
         match self.requests.front_kind() {
             Some(Kind::Query | Kind::Execute) => Ok(Step::Pass),
             Some(Kind::Setup) => Ok(Step::Drop),
+            Some(Kind::Survey) => Ok(self.answered(header, input)),
             front => Err(Broken::Desync(format!("data in answer to {front:?}"))),
         }
+    }
+
+    /// The row that answers a survey; one that is too long is no answer.
+    fn answered(&mut self, header: Header, input: &[u8]) -> Step {
+        if header.total > GATHER {
+            return Step::Drop;
+        }
+        let Some(row) = input.get(HEADER..header.total) else { return Step::Wait };
+        if let Some(asked) = &mut self.asked {
+            asked.1 = survey::answer(&asked.0, row);
+        }
+        Step::Drop
     }
 
     /// Sends the fakes whose turn has come, with a `Flush` from the client.
@@ -96,17 +109,20 @@ impl Core {
         {
             return Ok(Step::Wait);
         }
-        let setup = self.requests.front_kind() == Some(Kind::Setup);
+        let ours = matches!(self.requests.front_kind(), Some(Kind::Setup | Kind::Survey));
         match header.tag {
             b'Z' => self.ready(body.and_then(|b| b.first().copied()), header, backend),
             b'C' => {
                 self.complete(body.unwrap_or_default(), backend);
-                Ok(if setup { Step::Drop } else { Step::Pass })
+                Ok(if ours { Step::Drop } else { Step::Pass })
             }
             b'E' => self.failed(body, backend, down),
-            b'S' => Ok(self.parameter(body, setup, backend)),
-            b'N' | b'A' => Ok(if setup { Step::Drop } else { Step::Pass }),
-            _ if setup => Ok(Step::Drop),
+            b'S' => Ok(self.parameter(body, backend)),
+            b'N' if ours => Ok(Step::Drop),
+            // A notification is the client's, whatever it meets.
+            b'A' if !self.is_setting_up() => Ok(Step::Pass),
+            b'N' => Ok(Step::Pass),
+            _ if ours => Ok(Step::Drop),
             tag => self.structure(tag),
         }
     }
@@ -147,7 +163,8 @@ impl Core {
             return Err(Broken::Desync("a broken ReadyForQuery".into()));
         };
         let front = self.requests.front_kind();
-        if !matches!(front, Some(Kind::Setup | Kind::Query | Kind::FunctionCall | Kind::Sync)) {
+        if !matches!(front, Some(Kind::Setup | Kind::Survey | Kind::Query | Kind::FunctionCall | Kind::Sync))
+        {
             return Err(Broken::Desync(format!("ReadyForQuery in answer to {front:?}")));
         }
         let hidden = self.requests.pop().is_some_and(|request| request.hidden);
@@ -155,12 +172,13 @@ impl Core {
         self.distrust &= !self.requests.is_empty();
         if self.requests.is_empty() {
             self.flush_at = super::MAX_UNASKED;
-            if matches!(self.resets, Some((_, false))) {
-                self.resets = None;
-            }
         }
         if front == Some(Kind::Setup) {
             self.settings.settled(&mut backend.settings);
+            return Ok(Step::Drop);
+        }
+        if front == Some(Kind::Survey) {
+            self.surveyed(backend);
             return Ok(Step::Drop);
         }
         if hidden {
@@ -177,7 +195,7 @@ impl Core {
         let number = front.map_or(0, |r| r.number);
         let tag = cstr(tag).map_or(tag, |(tag, _)| tag);
         match self.requests.front_kind() {
-            Some(Kind::Setup) => return,
+            Some(Kind::Setup | Kind::Survey) => return,
             Some(Kind::Execute) => {
                 self.requests.pop();
             }
@@ -190,23 +208,16 @@ impl Core {
                 backend.prepared.forget_before(number);
                 if tag == b"DISCARD ALL" {
                     backend.unnamed = None;
-                    self.resets_done();
+                    if !self.foreseen {
+                        self.pin_for(Pin::Opaque);
+                    }
                 }
             }
-            b"RESET" => self.resets_done(),
-            b"SET" | b"LISTEN" | b"PREPARE" | b"LOAD" | b"DO" | b"CALL" if !self.foreseen => {
+            b"SET" | b"RESET" | b"LISTEN" | b"PREPARE" | b"LOAD" | b"DO" | b"CALL" if !self.foreseen => {
                 // The lexer did not see it coming: then it did not see what it does either.
                 self.pin_for(Pin::Opaque);
             }
             _ => {}
-        }
-    }
-
-    fn resets_done(&mut self) {
-        if let Some((_, done)) = &mut self.resets {
-            *done = true;
-        } else {
-            self.pin_for(Pin::Opaque);
         }
     }
 
@@ -224,10 +235,10 @@ impl Core {
             self.pin_for(Pin::Copy);
         }
         self.copy = Copy::None;
-        // Whatever it did before it failed was rolled back.
-        self.resets = None;
         let (skipped, found) = match self.requests.front_kind() {
             Some(Kind::Setup) => return Err(Broken::Setup(body.unwrap_or_default().to_vec())),
+            // A cancel that came too late, or a very short statement_timeout: it is asked again.
+            Some(Kind::Survey) => return Ok(if self.fatal { Step::Pass } else { Step::Drop }),
             None => return Ok(Step::Pass),
             Some(Kind::Sync | Kind::FunctionCall) => return Ok(Step::Pass),
             Some(Kind::Query) => {
@@ -267,7 +278,8 @@ impl Core {
     }
 
     /// `ParameterStatus`
-    fn parameter(&mut self, body: Option<&[u8]>, setup: bool, backend: &mut BackendState) -> Step {
+    fn parameter(&mut self, body: Option<&[u8]>, backend: &mut BackendState) -> Step {
+        let setup = self.is_setting_up();
         let pair = body.and_then(cstr).and_then(|(name, rest)| Some((name, cstr(rest)?.0)));
         let Some((name, value)) = pair else { return Step::Pass };
         backend.settings.report(name, value);

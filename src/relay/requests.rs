@@ -19,6 +19,8 @@ pub struct Request {
 pub enum Kind {
     /// Our own `Query`: everything up to its `ReadyForQuery` is ours.
     Setup,
+    /// Our own `Query`, too: it asks what the session has left.
+    Survey,
     Query,
     FunctionCall,
     Parse,

@@ -15,8 +15,21 @@ const READ_ONLY: [&str; 6] = [
     "session_authorization",
     "in_hot_standby",
 ];
-/// Settings that `RESET ALL` leaves alone (`GUC_NO_RESET_ALL`).
-const NOT_RESET: [&[u8]; 2] = [b"role", b"session_authorization"];
+/// Settings that decide what the words and constants of a statement mean.
+const MEANING: [&str; 11] = [
+    "search_path",
+    "array_nulls",
+    "backslash_quote",
+    "default_text_search_config",
+    "lc_monetary",
+    "lc_numeric",
+    "lc_time",
+    "timezone_abbreviations",
+    "transform_null_equals",
+    "xmlbinary",
+    "xmloption",
+];
+const ROLE: &[u8] = b"role";
 const APPLICATION_NAME: &str = "application_name";
 /// PostgreSQL cuts names, and so `application_name`, to this many bytes.
 const NAME_LENGTH: usize = 63;
@@ -81,8 +94,10 @@ pub struct SessionSettings {
     told: Arc<Parameters>,
     /// What `RESET` goes back to: the reported ones at login.
     startup: Arc<Parameters>,
-    /// What the client set at startup and PostgreSQL does not report.
+    /// What the client has set and PostgreSQL does not report.
     extra: Arc<Parameters>,
+    /// Those of them that it set at startup.
+    startup_extra: Arc<Parameters>,
     /// ` [alice@prod]`, if the upstream is to see that.
     suffix: Option<Arc<str>>,
 }
@@ -117,20 +132,19 @@ impl BackendSettings {
         self.extra = extra;
     }
 
-    /// `RESET ALL`: nothing is left but what was set when it logged in, and the role.
-    pub fn reset_all(&mut self) {
-        let left =
-            self.extra.iter().filter(|(name, _)| NOT_RESET.iter().any(|n| n.eq_ignore_ascii_case(name)));
-        let left = Parameters::new(left.map(|(name, value)| (name.into(), value.into())));
-        self.extra = Arc::new(left);
-    }
-
-    /// `DISCARD ALL`: not even that.
+    /// `DISCARD ALL`: nothing is left but what was set when it logged in.
     pub fn discard_all(&mut self) {
         self.extra = Arc::default();
     }
 
-    /// `RESET name`
+    /// A setting that is not reported has this value now.
+    pub fn carry(&mut self, name: &[u8], value: &[u8]) {
+        if self.extra.get(name) != Some(value) {
+            self.extra = Arc::new(self.extra.with(name, value));
+        }
+    }
+
+    /// A setting that is not reported is back at its default.
     pub fn reset(&mut self, name: &[u8]) {
         if self.extra.get(name).is_some() {
             self.extra = Arc::new(self.extra.without(name));
@@ -142,7 +156,8 @@ impl SessionSettings {
     /// At login: what is reported to the client, and what it set beside that.
     pub fn new(reported: Arc<Parameters>, extra: Arc<Parameters>, suffix: Option<Arc<str>>) -> Self {
         let wanted = decorated(&reported, suffix.as_deref());
-        Self { wanted, told: reported.clone(), startup: reported.clone(), reported, extra, suffix }
+        let (told, startup, startup_extra) = (reported.clone(), reported.clone(), extra.clone());
+        Self { wanted, told, startup, reported, extra, startup_extra, suffix }
     }
 
     /// What the client is told at login.
@@ -151,8 +166,9 @@ impl SessionSettings {
     }
 
     /// The settings that change what a statement means and are not reported: part of a statement's identity.
-    pub fn extra(&self) -> &Parameters {
-        &self.extra
+    pub fn meaning(&self) -> Parameters {
+        let matters = |name: &[u8]| MEANING.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name));
+        Parameters(self.extra.0.iter().filter(|(name, _)| matters(name)).cloned().collect())
     }
 
     /// Whether the lexer reads a text as the upstream does: not where a backslash escapes in every string, nor
@@ -186,18 +202,36 @@ impl SessionSettings {
         news
     }
 
-    /// Back to what was set at startup; the next connection is given that, and the client told.
-    pub fn reset_all(&mut self) {
-        self.reported = self.startup.clone();
-        self.wanted = decorated(&self.reported, self.suffix.as_deref());
-    }
-
-    /// One setting back to what was set at startup.
+    /// A setting is back at the upstream's default; the session goes back to what it set at startup. The next
+    /// connection is given that, and the client told.
     pub fn reset(&mut self, name: &[u8]) {
         if let Some(value) = self.startup.get(name) {
             self.reported = Arc::new(self.reported.with(name, value));
             self.wanted = decorated(&self.reported, self.suffix.as_deref());
+        } else if let Some(value) = self.startup_extra.get(name) {
+            self.extra = Arc::new(self.extra.with(name, value));
+        } else if self.extra.get(name).is_some() {
+            self.extra = Arc::new(self.extra.without(name));
         }
+    }
+
+    /// The client has set this, and PostgreSQL does not report it.
+    pub fn carry(&mut self, name: &[u8], value: &[u8]) {
+        if self.extra.get(name) != Some(value) {
+            self.extra = Arc::new(self.extra.with(name, value));
+        }
+    }
+
+    /// Whether PostgreSQL reports a setting.
+    pub fn reports(&self, name: &[u8]) -> bool {
+        self.startup.get(name).is_some()
+    }
+
+    /// The names of everything that a client can set and this session has: what `RESET ALL` may change.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let settable = |name: &&str| !READ_ONLY.iter().any(|n| n.eq_ignore_ascii_case(name));
+        let names = self.startup.iter().chain(self.extra.iter()).chain(self.startup_extra.iter());
+        names.filter_map(|(name, _)| str::from_utf8(name).ok()).filter(settable)
     }
 
     /// Whether a name is one whose decorated value the client must not be told.
@@ -218,7 +252,13 @@ impl SessionSettings {
             return None;
         }
         let mut sql = String::new();
-        for (name, _) in backend.extra.iter().filter(|(name, _)| self.extra.get(name).is_none()) {
+        let is_role = |(name, _): &(&[u8], &[u8])| name.eq_ignore_ascii_case(ROLE);
+        // Who may set a setting depends on the role: another one's is left first, and the own one taken last.
+        if backend.extra.get(ROLE).is_some() {
+            sql.push_str("RESET ROLE;");
+        }
+        let foreign = backend.extra.iter().filter(|(name, _)| self.extra.get(name).is_none());
+        for (name, _) in foreign.filter(|pair| !is_role(pair)) {
             let _ = write!(sql, "RESET {};", dotted_identifier(&String::from_utf8_lossy(name)));
         }
         let changed = self.extra.iter().filter(|(name, value)| backend.extra.get(name) != Some(value));
@@ -226,7 +266,9 @@ impl SessionSettings {
         let reported = self.wanted.iter().filter(|(name, wanted)| {
             settable(name) && backend.reported.get(name).is_some_and(|now| now != *wanted)
         });
-        let calls: Vec<String> = changed.chain(reported).map(set_config).collect();
+        let settings = changed.filter(|pair| !is_role(pair)).chain(reported);
+        let role = self.extra.get(ROLE).map(|role| (ROLE, role));
+        let calls: Vec<String> = settings.chain(role).map(set_config).collect();
         if !calls.is_empty() {
             let _ = write!(sql, "SELECT {}", calls.join(","));
         }

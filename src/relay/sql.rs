@@ -45,16 +45,20 @@ impl Pin {
 /// What a text may do to its session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// It makes state that cannot be carried.
+    /// It makes state that can neither be carried nor asked for.
     pub pin: Option<Pin>,
     /// It has a `SET`, `RESET` or the like, so that such a command tag is no surprise.
     pub foreseen: bool,
+    /// Settings that it may change for longer than a transaction, and that PostgreSQL does not report; in lower case.
+    pub settings: Vec<String>,
+    /// It may make an object of the session that is no setting: a temporary table, a lock, a channel, ….
+    pub makes_objects: bool,
+    /// It may end one.
+    pub ends_objects: bool,
     /// `DEALLOCATE ALL` or `DISCARD ALL`: no prepared statement is left.
     pub deallocates_all: bool,
     /// `RESET ALL` or `DISCARD ALL`: every setting goes back to its default.
     pub resets_all: bool,
-    /// `RESET name`: this one does, in lower case.
-    pub resets: Vec<String>,
     /// `DEALLOCATE name`, as the only statement.
     pub deallocates: Option<Vec<u8>>,
     /// `SHOW pgusher.name`, as the only statement.
@@ -71,6 +75,10 @@ const REPORTED: [&str; 6] = [
     "standard_conforming_strings",
 ];
 
+/// What `SET SESSION CHARACTERISTICS AS TRANSACTION` sets.
+const CHARACTERISTICS: [&str; 3] =
+    ["default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable"];
+
 /// The longest text that the lexer looks at; a longer one that is suspicious pins.
 const MAX_LEXED: usize = 64 << 10;
 
@@ -78,6 +86,10 @@ impl Effects {
     /// Of a text that cannot be seen through.
     pub fn opaque() -> Self {
         Self { pin: Some(Pin::Opaque), foreseen: true, ..Self::default() }
+    }
+
+    fn pin_for(&mut self, reason: Pin) {
+        self.pin.get_or_insert(reason);
     }
 }
 
@@ -202,7 +214,10 @@ fn matters_anywhere(word: u64) -> bool {
 }
 
 fn matters_first(word: u64) -> bool {
-    const WORDS: [u64; 11] = [
+    const WORDS: [u64; 14] = [
+        key(b"unlisten"),
+        key(b"close"),
+        key(b"drop"),
         key(b"set"),
         key(b"reset"),
         key(b"discard"),
@@ -293,7 +308,10 @@ fn begins_suspiciously(word: u64) -> bool {
 fn begins_a_statement(word: u64) -> bool {
     const DO: u64 = key(b"do");
     const SET: u64 = key(b"set");
-    const FOUR: [u64; 9] = [
+    const FOUR: [u64; 12] = [
+        key(b"unli"),
+        key(b"clos"),
+        key(b"drop"),
         key(b"rese"),
         key(b"disc"),
         key(b"list"),
@@ -326,8 +344,8 @@ pub fn suspected(text: &[u8]) -> Option<Box<Effects>> {
 enum Token {
     /// A word or a quoted identifier: a word in lower case, an identifier as it is.
     Word(String),
-    /// A string, whatever is in it.
-    Text,
+    /// A string; what is in it, if that can be read without an escape.
+    Text(Option<String>),
     /// Anything else.
     Symbol(u8),
 }
@@ -355,63 +373,62 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
         Some(Token::Word(word)) => word.as_str(),
         _ => "",
     };
-    let mut pin = |reason| {
-        effects.pin.get_or_insert(reason);
-    };
     match word(0) {
         "set" => {
             effects.foreseen = true;
-            if let Some(reason) = set(statement) {
-                pin(reason);
+            match set(statement) {
+                Set::Nothing => {}
+                Set::Settings(names) => effects.settings.extend(names),
+                Set::Opaque(reason) => effects.pin_for(reason),
             }
         }
         "reset" => {
             effects.foreseen = true;
             match (word(1), word(2)) {
-                // In one query with others, it can be rolled back with them.
-                _ if !alone => pin(Pin::Setting),
-                ("role", _) | ("session", "authorization") => pin(Pin::Role),
+                ("session", "authorization") => effects.pin_for(Pin::Role),
                 ("all", _) => effects.resets_all = true,
-                ("time", "zone") => effects.resets.push("timezone".into()),
-                (_, _) => effects.resets.push(dotted(&statement[1..])),
+                ("time", "zone") => effects.settings.push("timezone".into()),
+                (_, _) => effects.settings.push(dotted(&statement[1..])),
             }
         }
-        "discard" if word(1) == "all" => {
+        "discard" => {
             effects.foreseen = true;
-            (effects.deallocates_all, effects.resets_all) = (true, true);
+            effects.ends_objects = true;
+            if word(1) == "all" {
+                (effects.deallocates_all, effects.resets_all) = (true, true);
+            }
         }
         "deallocate" => {
+            effects.ends_objects = true;
             let name = if word(1) == "prepare" { 2 } else { 1 };
             match word(name) {
                 "all" => effects.deallocates_all = true,
                 name if alone => effects.deallocates = Some(name.as_bytes().to_vec()),
-                _ => pin(Pin::Prepare),
+                _ => effects.pin_for(Pin::Prepare),
             }
         }
         "show" if alone && word(1) == "pgusher" && statement.get(2) == Some(&Token::Symbol(b'.')) => {
             effects.shows = Some(word(3).to_owned());
         }
-        "listen" => pin(Pin::Listen),
-        "prepare" if word(1) != "transaction" => pin(Pin::Prepare),
-        "do" | "call" | "load" => pin(Pin::Opaque),
-        "declare" if statement.windows(2).any(|w| w[0].is("with") && w[1].is("hold")) => pin(Pin::HoldCursor),
+        "listen" => effects.makes_objects = true,
+        "prepare" if word(1) != "transaction" => effects.makes_objects = true,
+        "declare" if statement.windows(2).any(|w| w[0].is("with") && w[1].is("hold")) => {
+            effects.makes_objects = true;
+        }
+        "unlisten" | "close" | "drop" => effects.ends_objects = true,
+        "do" | "call" | "load" => effects.pin_for(Pin::Opaque),
         _ => {}
     }
-    if statement
+    effects.makes_objects |= statement
         .iter()
         .enumerate()
-        .any(|(i, token)| (token.is("create") || token.is("into")) && makes_temporary(&statement[i + 1..]))
-    {
-        effects.pin.get_or_insert(Pin::Temporary);
-    }
+        .any(|(i, token)| (token.is("create") || token.is("into")) && makes_temporary(&statement[i + 1..]));
     if statement.iter().any(|t| t.is("pg_settings")) && statement.iter().any(|t| t.is("update")) {
-        effects.pin.get_or_insert(Pin::Setting);
+        effects.pin_for(Pin::Setting);
     }
-    for token in statement {
-        if let Token::Word(word) = token
-            && let Some(reason) = function(word)
-        {
-            effects.pin.get_or_insert(reason);
+    for (i, token) in statement.iter().enumerate() {
+        if let Token::Word(word) = token {
+            function(word, &statement[i + 1..], effects);
         }
     }
 }
@@ -422,25 +439,43 @@ fn makes_temporary(rest: &[Token]) -> bool {
     rest.iter().find(|t| !filler(t)).is_some_and(|t| t.is("temp") || t.is("temporary"))
 }
 
-/// `SET …`: `None` where the upstream reports what became of it, or where it ends with the transaction.
-fn set(statement: &[Token]) -> Option<Pin> {
-    let mut rest = &statement[1..];
+/// What a `SET …` does.
+enum Set {
+    /// The upstream reports what became of it, or it ends with the transaction.
+    Nothing,
+    /// Changes these.
+    Settings(Vec<String>),
+    /// What cannot be carried.
+    Opaque(Pin),
+}
+
+fn set(statement: &[Token]) -> Set {
     let first = |rest: &[Token], word: &str| rest.first().is_some_and(|t| t.is(word));
+    let mut rest = &statement[1..];
     if first(rest, "local") || first(rest, "transaction") || first(rest, "constraints") {
-        return None;
+        return Set::Nothing;
     }
     if first(rest, "session") {
-        if rest.get(1).is_some_and(|t| t.is("authorization")) {
-            return Some(Pin::Role);
-        }
         rest = &rest[1..];
+        if first(rest, "authorization") {
+            return Set::Opaque(Pin::Role);
+        }
+        if first(rest, "characteristics") {
+            return Set::Settings(CHARACTERISTICS.map(str::to_owned).to_vec());
+        }
     }
-    if first(rest, "role") {
-        return Some(Pin::Role);
-    }
-    let time_zone = first(rest, "time") && rest.get(1).is_some_and(|t| t.is("zone"));
-    let name = dotted(rest);
-    (!time_zone && !first(rest, "names") && !REPORTED.contains(&name.as_str())).then_some(Pin::Setting)
+    let name = match dotted(rest).as_str() {
+        // SET TIME ZONE, SET NAMES
+        "time" | "names" => return Set::Nothing,
+        "xml" => "xmloption".to_owned(),
+        "schema" => "search_path".to_owned(),
+        "" => return Set::Opaque(Pin::Setting),
+        "seed" => return Set::Opaque(Pin::Opaque),
+        "session_authorization" => return Set::Opaque(Pin::Role),
+        name if REPORTED.contains(&name) => return Set::Nothing,
+        name => name.to_owned(),
+    };
+    Set::Settings(vec![name])
 }
 
 /// A name with its dots, in lower case.
@@ -458,18 +493,31 @@ fn dotted(tokens: &[Token]) -> String {
     name
 }
 
-/// What a function leaves behind.
-fn function(word: &str) -> Option<Pin> {
+/// What a function may leave behind; `rest` is what stands behind its name.
+fn function(word: &str, rest: &[Token], effects: &mut Effects) {
     match word {
-        "set_config" => Some(Pin::Setting),
+        "set_config" => match rest {
+            [Token::Symbol(b'('), Token::Text(Some(name)), ..] => match name.to_lowercase().as_str() {
+                "seed" => effects.pin_for(Pin::Opaque),
+                "session_authorization" => effects.pin_for(Pin::Role),
+                name if REPORTED.contains(&name) => {}
+                name => effects.settings.push(name.to_owned()),
+            },
+            _ => effects.pin_for(Pin::Setting),
+        },
         "pg_advisory_lock"
         | "pg_advisory_lock_shared"
         | "pg_try_advisory_lock"
-        | "pg_try_advisory_lock_shared" => Some(Pin::AdvisoryLock),
-        "setseed" => Some(Pin::Opaque),
-        _ if word.starts_with("pg_temp") => Some(Pin::Temporary),
-        _ if word.starts_with("dblink") || word.starts_with("pg_replication_origin_") => Some(Pin::Opaque),
-        _ => None,
+        | "pg_try_advisory_lock_shared" => effects.makes_objects = true,
+        "pg_advisory_unlock" | "pg_advisory_unlock_shared" | "pg_advisory_unlock_all" => {
+            effects.ends_objects = true;
+        }
+        "setseed" => effects.pin_for(Pin::Opaque),
+        _ if word.starts_with("pg_temp") => effects.makes_objects = true,
+        _ if word.starts_with("dblink") || word.starts_with("pg_replication_origin_") => {
+            effects.pin_for(Pin::Opaque);
+        }
+        _ => {}
     }
 }
 
@@ -545,6 +593,7 @@ impl Lexer<'_> {
 
     fn string(&mut self, escapes: bool) {
         self.at += 1;
+        let from = self.at;
         while self.at < self.text.len() {
             match (self.peek(0), self.peek(1)) {
                 (b'\\', _) if escapes => self.at += 2,
@@ -556,7 +605,10 @@ impl Lexer<'_> {
                 _ => self.at += 1,
             }
         }
-        self.tokens.push(Token::Text);
+        let inside = self.text.get(from..self.at.saturating_sub(1)).unwrap_or_default();
+        let plain = !escapes && !inside.contains(&b'\'');
+        let inside = str::from_utf8(inside).ok().filter(|_| plain);
+        self.tokens.push(Token::Text(inside.map(str::to_owned)));
     }
 
     fn quoted_identifier(&mut self) {
@@ -594,7 +646,7 @@ impl Lexer<'_> {
                 let body = &rest[tag.len()..];
                 let end = memchr::memmem::find(body, tag).map_or(body.len(), |i| i + tag.len());
                 self.at += tag.len() + end;
-                self.tokens.push(Token::Text);
+                self.tokens.push(Token::Text(None));
             }
             None => {
                 self.tokens.push(Token::Symbol(b'$'));
@@ -617,8 +669,8 @@ impl Lexer<'_> {
 mod tests {
     use super::*;
 
-    fn pin(text: &str) -> Option<Pin> {
-        effects(text.as_bytes()).and_then(|e| e.pin)
+    fn of(text: &str) -> Effects {
+        effects(text.as_bytes()).map(|e| *e).unwrap_or_default()
     }
 
     #[test]
@@ -644,54 +696,91 @@ mod tests {
             "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
             "SET TIME ZONE 'UTC'; SET NAMES 'UTF8'; SET datestyle = 'ISO'; set session DateStyle to iso",
         ] {
-            assert_eq!(pin(text), None, "{text}");
+            let effects = of(text);
+            assert_eq!(
+                (effects.pin, effects.settings, effects.makes_objects),
+                (None, vec![], false),
+                "{text}"
+            );
         }
     }
 
     #[test]
-    fn what_cannot_be_carried_pins() {
+    fn what_can_be_asked_for_is_named() {
         for (text, expected) in [
-            ("SET work_mem = '1MB'", Pin::Setting),
-            ("  set Search_Path to x", Pin::Setting),
-            ("/* app */ SET work_mem = 1", Pin::Setting),
-            ("SELECT 1; SET myapp.user = '5'", Pin::Setting),
-            ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", Pin::Setting),
-            ("SELECT set_config('a.b', 'c', false)", Pin::Setting),
-            ("SELECT pg_catalog.\"set_config\"('a.b', 'c', false)", Pin::Setting),
-            ("SET ROLE bob", Pin::Role),
-            ("SET SESSION ROLE bob", Pin::Role),
+            ("SET work_mem = '1MB'", "work_mem"),
+            ("  set Search_Path to x", "search_path"),
+            ("SET SCHEMA 'x'", "search_path"),
+            ("/* app */ SET work_mem = 1", "work_mem"),
+            ("SELECT 1; SET myapp.User = '5'", "myapp.user"),
+            ("SET \"MyApp\".\"x\" TO 1", "myapp.x"),
+            ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "default_transaction_read_only"),
+            ("SELECT set_config('a.B', 'c', false)", "a.b"),
+            ("SELECT pg_catalog.\"set_config\"('a.b', 'c', false)", "a.b"),
+            ("SET ROLE bob", "role"),
+            ("SET SESSION ROLE bob", "role"),
+            ("SET role = bob", "role"),
+            ("RESET role", "role"),
+            ("RESET work_mem; SELECT 1", "work_mem"),
+            ("SET XML OPTION DOCUMENT", "xmloption"),
+        ] {
+            let effects = of(text);
+            assert!(effects.settings.iter().any(|s| s == expected), "{text}: {effects:?}");
+            assert_eq!((effects.pin, effects.makes_objects), (None, false), "{text}");
+        }
+        for text in [
+            "LISTEN x",
+            "CREATE TEMP TABLE t (a int)",
+            "create or replace local temporary view v as select 1",
+            "SELECT 1 INTO TEMP t",
+            "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'select 1'",
+            "SELECT pg_try_advisory_lock(1)",
+            "WITH x AS (SELECT pg_advisory_lock_shared(1)) SELECT 1",
+            "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+            "PREPARE p AS SELECT 1",
+            "EXPLAIN ANALYZE CREATE TEMP TABLE t AS SELECT 1",
+            "SELECT 1 AS a INTO LOCAL TEMPORARY t",
+        ] {
+            let effects = of(text);
+            assert!(effects.makes_objects && effects.pin.is_none(), "{text}: {effects:?}");
+        }
+        for text in ["UNLISTEN *", "DROP TABLE t", "CLOSE ALL", "DEALLOCATE p", "DISCARD TEMP", "discard all"]
+        {
+            assert!(of(text).ends_objects && !of(text).makes_objects, "{text}");
+        }
+        assert!(of("SELECT pg_advisory_unlock(1)").ends_objects);
+    }
+
+    #[test]
+    fn what_can_neither_be_carried_nor_asked_for_pins() {
+        for (text, expected) in [
             ("SET SESSION AUTHORIZATION bob", Pin::Role),
-            ("LISTEN x", Pin::Listen),
-            ("CREATE TEMP TABLE t (a int)", Pin::Temporary),
-            ("create or replace local temporary view v as select 1", Pin::Temporary),
-            ("SELECT 1 INTO TEMP t", Pin::Temporary),
-            ("CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'select 1'", Pin::Temporary),
-            ("SELECT pg_try_advisory_lock(1)", Pin::AdvisoryLock),
-            ("WITH x AS (SELECT pg_advisory_lock_shared(1)) SELECT 1", Pin::AdvisoryLock),
-            ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", Pin::HoldCursor),
-            ("PREPARE p AS SELECT 1", Pin::Prepare),
+            ("SET session_authorization = bob", Pin::Role),
+            ("SELECT set_config('session_authorization', 'bob', false)", Pin::Role),
+            ("SELECT set_config(name, 'c', false) FROM names", Pin::Setting),
+            ("SELECT set_config(E'a\\x2eb', 'c', false)", Pin::Setting),
+            ("SELECT set_config('a''b', 'c', false)", Pin::Setting),
+            ("SELECT set_config($1, $2, false)", Pin::Setting),
+            ("SET seed TO 0.5", Pin::Opaque),
+            ("SELECT set_config('seed', '0.5', false)", Pin::Opaque),
             ("DO $$ begin end $$", Pin::Opaque),
             ("CALL p()", Pin::Opaque),
             ("LOAD 'auto_explain'", Pin::Opaque),
             ("SELECT U&\"\\0073et_config\"('a', 'b', false)", Pin::Opaque),
             ("SELECT dblink_connect('x')", Pin::Opaque),
             ("UPDATE pg_settings SET setting = 'x' WHERE name = 'search_path'", Pin::Setting),
-            ("EXPLAIN ANALYZE CREATE TEMP TABLE t AS SELECT 1", Pin::Temporary),
-            ("SELECT 1 AS a INTO LOCAL TEMPORARY t", Pin::Temporary),
-            ("RESET work_mem; SELECT 1", Pin::Setting),
             ("DEALLOCATE a; SELECT 1", Pin::Prepare),
         ] {
-            assert_eq!(pin(text), Some(expected), "{text}");
+            assert_eq!(of(text).pin, Some(expected), "{text}");
         }
     }
 
     #[test]
     fn resets_and_deallocations_are_told() {
-        let of = |text: &str| effects(text.as_bytes()).map(|e| *e).unwrap_or_default();
         assert!(of("DISCARD ALL").deallocates_all && of("DISCARD ALL").resets_all);
         assert!(of("deallocate prepare all;").deallocates_all);
         assert_eq!(of("DEALLOCATE \"My Stmt\"").deallocates.as_deref(), Some(&b"My Stmt"[..]));
-        assert_eq!(of("RESET pg_x.y").resets, ["pg_x.y"]);
+        assert_eq!(of("RESET pg_x.y").settings, ["pg_x.y"]);
         assert!(of("reset all").resets_all);
         assert_eq!(of("show PGUSHER.route ;").shows.as_deref(), Some("route"));
         assert_eq!(of("show pgusher.route; select 1").shows, None);
@@ -739,6 +828,9 @@ mod tests {
             "prepare",
             "show",
             "security",
+            "unlisten",
+            "close",
+            "DROP",
             "attempt",
             "x",
             "'set'",

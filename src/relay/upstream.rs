@@ -261,7 +261,7 @@ impl Core {
             "connection" => &self.facts.connection,
             "user" => &self.facts.user,
             "route" => &self.facts.route,
-            "pin" => self.pin.map_or("", Pin::word),
+            "pin" => self.pin().map_or("", Pin::word),
             _ => return None,
         };
         Some(format!("SELECT {}::pg_catalog.text AS \"pgusher.{name}\"", literal(value.as_bytes())))
@@ -351,7 +351,8 @@ impl Core {
             return Ok(Step::Done);
         }
         let shown = self.shown_body(names.after);
-        let statement = self.interner.intern(shown.as_deref().unwrap_or(names.after), self.settings.extra());
+        let statement =
+            self.interner.intern(shown.as_deref().unwrap_or(names.after), &self.settings.meaning());
         let request = self.requests.next_number();
         let named = Named { statement, request };
         let id = named.statement.id();

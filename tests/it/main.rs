@@ -21,4 +21,5 @@ mod main_job;
 mod relay;
 mod routing;
 mod soak;
+mod state;
 mod tls;

@@ -9,7 +9,7 @@ use super::wire::{
     Raw, bind, close_statement, describe_statement, execute, flush, message, parse, query, sync,
 };
 
-fn one_connection() -> Pgusher {
+pub fn one_connection() -> Pgusher {
     Pgusher::start(&warehouse("default_pool_size = 1", "", ""))
 }
 
@@ -93,57 +93,6 @@ fn a_startup_setting_that_is_wrong_is_refused_in_postgresqls_words() {
         pgusher.psql_with("dana", "dana", &[("PGOPTIONS", "-c work_mem=lots")], &["SELECT 1"]).unwrap_err();
     assert!(error.contains("invalid value for parameter \"work_mem\": \"lots\""), "{error}");
     assert_eq!(pgusher.psql("dana", "SHOW work_mem").unwrap(), "4MB");
-}
-
-#[test]
-fn what_cannot_be_carried_pins_and_is_gone_with_its_session() {
-    let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
-    for (make, reason, look, clean) in [
-        ("SET work_mem = '9MB'", "setting", "SHOW work_mem", "4MB"),
-        ("SET ROLE plain", "role", "SELECT current_user", "app"),
-        (
-            "CREATE TEMP TABLE t AS SELECT 1",
-            "temporary object",
-            "SELECT count(*) FROM pg_class WHERE relname = 't'",
-            "0",
-        ),
-        (
-            "SELECT pg_advisory_lock(42)",
-            "advisory lock",
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'",
-            "0",
-        ),
-        ("LISTEN news", "listen", "SELECT count(*) FROM pg_listening_channels()", "0"),
-        (
-            "PREPARE p AS SELECT 1",
-            "sql prepare",
-            "SELECT count(*) FROM pg_prepared_statements WHERE name = 'p'",
-            "0",
-        ),
-        (
-            "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT",
-            "cursor with hold",
-            "SELECT count(*) FROM pg_cursors WHERE is_holdable",
-            "0",
-        ),
-        ("SELECT set_config('work_mem', '8MB', false)", "setting", "SHOW work_mem", "4MB"),
-    ] {
-        let mut one = Raw::login(pgusher.address(), "raw");
-        assert!(!one.ask(&query(make)).iter().any(|m| m.tag == 'E'), "{make}");
-        let pid = one.value("SELECT pg_backend_pid()");
-        assert_eq!(one.value("SHOW pgusher.pin"), reason, "{make}");
-        let mut other = Raw::login(pgusher.address(), "raw");
-        assert_ne!(other.value("SELECT pg_backend_pid()"), pid, "{make}");
-        if !make.contains("LISTEN") && !make.contains("advisory") && !make.contains("TEMP") {
-            assert_eq!(other.value(look), clean, "{make}");
-        }
-        drop(one);
-        eventually("the pinned connection is gone", || {
-            let alive = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
-            pair().dev.sql("dev", &alive) == "0"
-        });
-        assert_eq!(other.value(look), clean, "{make}");
-    }
 }
 
 #[test]
@@ -538,7 +487,7 @@ fn a_great_copy_and_a_great_value_pass_through_in_little_memory() {
 }
 
 /// A client with these startup options, in a pool of one connection.
-fn with_options(pgusher: &Pgusher, options: &str) -> Raw {
+pub fn with_options(pgusher: &Pgusher, options: &str) -> Raw {
     let pairs = [("user", "raw"), ("database", "warehouse"), ("options", options)];
     Raw::login_with(pgusher.address(), 0x0003_0000, &pairs)
 }

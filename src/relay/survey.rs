@@ -1,0 +1,166 @@
+//! What a session has left on its connection: found out by asking the connection itself.
+//!
+//! A lexer can tell that a statement may have changed something, but not what became of it: a transaction may have
+//! been rolled back, a block may have failed in the middle. So the connection is asked, once, when it could go back.
+
+use super::Pin;
+use crate::wire::literal;
+
+/// What may have been left, and is to be asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Settings, in lower case, each once.
+    pub settings: Vec<String>,
+    /// Every setting of the session may have been reset.
+    pub all_settings: bool,
+    /// Anything that is no setting: temporary objects, locks, channels, cursors, SQL-level statements.
+    pub objects: bool,
+}
+
+impl Touched {
+    /// These too.
+    pub fn add_settings<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+        for name in names {
+            if !self.settings.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                self.settings.push(name.to_ascii_lowercase());
+            }
+        }
+    }
+}
+
+/// What a connection answered.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Each setting that was asked for, and its value if the session has set it.
+    pub settings: Vec<(String, Option<Box<[u8]>>)>,
+    /// What keeps the session on the connection, if anything was asked for that could.
+    pub pin: Option<Pin>,
+}
+
+/// What there may be beside settings, and how to find it. At an idle point the locks that are left are session-level
+/// ones, and the cursors are those `WITH HOLD`. Everything is qualified: the session's `search_path` is the client's.
+const OBJECTS: [(Pin, &str); 5] = [
+    (
+        Pin::Temporary,
+        "pg_catalog.pg_depend AS d WHERE d.refclassid OPERATOR(pg_catalog.=) \
+         'pg_catalog.pg_namespace'::pg_catalog.regclass::pg_catalog.oid \
+         AND d.refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()",
+    ),
+    (
+        Pin::AdvisoryLock,
+        "pg_catalog.pg_locks AS l WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' \
+         AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()",
+    ),
+    (Pin::Listen, "pg_catalog.pg_listening_channels()"),
+    (Pin::HoldCursor, "pg_catalog.pg_cursors AS c WHERE c.is_holdable"),
+    (Pin::Prepare, "pg_catalog.pg_prepared_statements AS p WHERE p.from_sql"),
+];
+
+/// The query whose one row [`answer`] reads.
+pub fn question(touched: &Touched) -> String {
+    let mut columns = Vec::new();
+    for name in &touched.settings {
+        let name = literal(name.as_bytes());
+        columns.push(format!("pg_catalog.current_setting({name},true)"));
+        columns.push(format!(
+            "(SELECT s.source OPERATOR(pg_catalog.=) 'session' FROM pg_catalog.pg_settings AS s \
+             WHERE pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) {name})"
+        ));
+    }
+    if touched.objects {
+        columns.extend(OBJECTS.iter().map(|(_, rows)| format!("EXISTS(SELECT FROM {rows})")));
+    }
+    format!("SELECT {}", columns.join(","))
+}
+
+/// Reads the `DataRow` (without its header) that answers [`question`]; `None` if it is none.
+pub fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
+    let mut columns = columns(row)?.into_iter();
+    let mut settings = Vec::new();
+    for name in &touched.settings {
+        let (value, by_session) = (columns.next()?, columns.next()?);
+        let is_set = match by_session {
+            Some(by_session) => by_session == b"t",
+            // Not in pg_settings: the role, or a setting of an application's own. A reset one is empty.
+            None => value.is_some_and(|v| !v.is_empty() && (name != "role" || v != b"none")),
+        };
+        settings.push((name.clone(), value.filter(|_| is_set).map(Into::into)));
+    }
+    let mut pin = None;
+    if touched.objects {
+        for (reason, _) in OBJECTS {
+            if columns.next()? == Some(b"t") {
+                pin = pin.or(Some(reason));
+            }
+        }
+    }
+    columns.next().is_none().then_some(Left { settings, pin })
+}
+
+/// The columns of a `DataRow`.
+fn columns(row: &[u8]) -> Option<Vec<Option<&[u8]>>> {
+    let (count, mut rest) = row.split_first_chunk::<2>()?;
+    let mut columns = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        let length = i32::from_be_bytes(*length);
+        if length < 0 {
+            columns.push(None);
+            rest = after;
+        } else {
+            let (value, behind) = after.split_at_checked(usize::try_from(length).ok()?)?;
+            columns.push(Some(value));
+            rest = behind;
+        }
+    }
+    rest.is_empty().then_some(columns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(columns: &[Option<&str>]) -> Vec<u8> {
+        let mut row = u16::try_from(columns.len()).unwrap().to_be_bytes().to_vec();
+        for column in columns {
+            match column {
+                None => row.extend((-1i32).to_be_bytes()),
+                Some(text) => {
+                    row.extend(u32::try_from(text.len()).unwrap().to_be_bytes());
+                    row.extend(text.bytes());
+                }
+            }
+        }
+        row
+    }
+
+    #[test]
+    fn an_answer_tells_what_is_set_and_what_is_left() {
+        let mut touched = Touched { objects: true, ..Touched::default() };
+        touched.add_settings(["work_mem", "WORK_MEM", "my.x", "role", "my.gone"]);
+        let answered = row(&[
+            Some("8MB"),
+            Some("t"),
+            Some("5"),
+            None,
+            Some("none"),
+            None,
+            Some(""),
+            None,
+            Some("f"),
+            Some("f"),
+            Some("t"),
+            Some("t"),
+            Some("f"),
+        ]);
+        let left = answer(&touched, &answered).unwrap();
+        let set: Vec<_> =
+            left.settings.iter().filter(|(_, v)| v.is_some()).map(|(n, _)| n.as_str()).collect();
+        assert_eq!(set, ["work_mem", "my.x"]);
+        assert_eq!(left.pin, Some(Pin::Listen));
+        for end in 0..answered.len() {
+            assert_eq!(answer(&touched, &answered[..end]), None, "{end}");
+        }
+        assert_eq!(question(&touched).matches("EXISTS").count(), 5);
+    }
+}

@@ -1,0 +1,270 @@
+//! What a client does to its session in transaction mode: carried, or kept, and never another's.
+
+use super::house::{Pgusher, eventually, pair, warehouse};
+use super::relay::{one_connection, with_options};
+use super::wire::{Raw, bind, execute, parse, query, sync};
+
+/// Runs it; it must work.
+fn done(raw: &mut Raw, sql: &str) {
+    let answer = raw.ask(&query(sql));
+    assert!(!answer.iter().any(|m| m.tag == 'E'), "{sql}: {answer:?}");
+}
+
+#[test]
+fn what_a_client_sets_is_carried_from_connection_to_connection_and_never_seen_by_another() {
+    // One connection, handed over at each turn.
+    let pgusher = one_connection();
+    for (make, look, mine, others) in [
+        ("SET work_mem = '9MB'", "SHOW work_mem", "9MB", "4MB"),
+        (
+            "SET SESSION search_path TO pg_catalog, public",
+            "SHOW search_path",
+            "pg_catalog, public",
+            "\"$user\", public",
+        ),
+        ("SET statement_timeout = 12345", "SHOW statement_timeout", "12345ms", "0"),
+        ("SELECT set_config('work_mem', '8MB', false)", "SHOW work_mem", "8MB", "4MB"),
+        ("SET my.tenant = 'five'", "SELECT current_setting('my.tenant', true)", "five", ""),
+        (
+            "SELECT set_config('my.Other', 'it''s \\ ä', false)",
+            "SELECT current_setting('my.other', true)",
+            "it's \\ ä",
+            "",
+        ),
+        ("SET ROLE plain", "SELECT current_user", "plain", "app"),
+        ("SET role = plain", "SHOW role", "plain", "none"),
+        ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "SHOW transaction_read_only", "on", "off"),
+        ("SET DateStyle = 'German'", "SELECT '2026-12-31'::date", "31.12.2026", "2026-12-31"),
+        ("BEGIN; SET work_mem = '7MB'; COMMIT", "SHOW work_mem", "7MB", "4MB"),
+        ("BEGIN; SET work_mem = '7MB'; ROLLBACK", "SHOW work_mem", "4MB", "4MB"),
+        ("BEGIN; SET LOCAL work_mem = '7MB'; COMMIT", "SHOW work_mem", "4MB", "4MB"),
+        ("SET work_mem = '6MB'; SET work_mem = '5MB'", "SHOW work_mem", "5MB", "4MB"),
+        ("SET work_mem = '6MB'; RESET work_mem", "SHOW work_mem", "4MB", "4MB"),
+        (
+            "BEGIN; SAVEPOINT s; SET work_mem = '7MB'; ROLLBACK TO s; SET my.x = 'y'; COMMIT",
+            "SELECT current_setting('work_mem') || current_setting('my.x', true)",
+            "4MBy",
+            "4MB",
+        ),
+    ] {
+        let mut one = Raw::login(pgusher.address(), "raw");
+        let mut other = Raw::login(pgusher.address(), "raw");
+        done(&mut one, make);
+        assert_eq!(one.value("SHOW pgusher.pin"), "", "{make}");
+        for turn in 0..3 {
+            assert_eq!(other.value(look), others, "{make}: another, turn {turn}");
+            assert_eq!(one.value(look), mine, "{make}: its own, turn {turn}");
+        }
+        drop(one);
+        assert_eq!(other.value(look), others, "{make}: after it has left");
+    }
+}
+
+#[test]
+fn settings_are_carried_in_the_extended_protocol_too() {
+    let pgusher = one_connection();
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    let run = |raw: &mut Raw, name: &str, sql: &str| {
+        raw.tags(&[parse(name, sql), bind("", name, &[]), execute(), sync()].concat())
+    };
+    assert_eq!(run(&mut one, "", "SET work_mem = '9MB'"), "12CZ");
+    assert_eq!(other.value("SHOW work_mem"), "4MB");
+    assert_eq!(one.value("SHOW work_mem"), "9MB");
+    assert_eq!(run(&mut one, "named", "SET work_mem = '8MB'"), "12CZ");
+    assert_eq!(other.value("SHOW work_mem"), "4MB");
+    assert_eq!(one.value("SHOW work_mem"), "8MB");
+    // A named one that was prepared long before, and a pipeline in which one fails.
+    assert_eq!(one.tags(&[bind("", "named", &[]), execute(), sync()].concat()), "2CZ");
+    let failing = [
+        parse("", "SET work_mem = '1MB'"),
+        bind("", "", &[]),
+        execute(),
+        parse("", "SELECT 1/0"),
+        bind("", "", &[]),
+        execute(),
+        sync(),
+    ];
+    assert!(one.tags(&failing.concat()).ends_with("EZ"));
+    assert_eq!(other.value("SHOW work_mem"), "4MB");
+    assert_eq!(one.value("SHOW work_mem"), "8MB", "rolled back with the rest of its pipeline");
+    assert_eq!(one.value("SHOW pgusher.pin"), "");
+}
+
+#[test]
+fn resets_go_back_to_what_the_client_set_at_startup() {
+    let pgusher = one_connection();
+    let mut one = with_options(&pgusher, "-c work_mem=9MB -c datestyle=German -c my.x=mine");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    let look = "SELECT current_setting('work_mem') || ' ' || current_setting('datestyle') || ' ' || current_setting('my.x', true)";
+    let startup = "9MB German, DMY mine";
+    assert_eq!(one.value(look), startup);
+    for reset in [
+        "RESET work_mem",
+        "RESET ALL",
+        "DISCARD ALL",
+        "BEGIN; RESET ALL; COMMIT",
+        "BEGIN; RESET datestyle; RESET my.x; COMMIT",
+        "RESET work_mem; RESET DateStyle; RESET my.x",
+        "BEGIN; RESET ALL; ROLLBACK",
+    ] {
+        if !reset.ends_with("ROLLBACK") {
+            done(&mut one, "SET work_mem = '7MB'; SET datestyle = 'ISO'; SET my.x = 'other'");
+            assert_eq!(one.value(look), "7MB ISO, DMY other");
+        }
+        done(&mut one, reset);
+        assert_eq!(other.value("SHOW work_mem"), "4MB", "{reset}");
+        let now = one.value(look);
+        let expected = match reset {
+            "RESET work_mem" => "9MB ISO, DMY other",
+            "BEGIN; RESET datestyle; RESET my.x; COMMIT" => "7MB German, DMY mine",
+            _ => startup,
+        };
+        assert_eq!(now, expected, "{reset}");
+        assert_eq!(one.value("SHOW pgusher.pin"), "", "{reset}");
+    }
+}
+
+#[test]
+fn what_cannot_be_carried_pins_until_it_is_gone() {
+    let pgusher = one_connection();
+    for (make, reason, undo) in [
+        ("CREATE TEMP TABLE t AS SELECT 1", "temporary object", "DROP TABLE t"),
+        ("CREATE TEMP TABLE t AS SELECT 1", "temporary object", "DISCARD TEMP"),
+        ("CREATE TEMP SEQUENCE s", "temporary object", "BEGIN; DROP SEQUENCE s; COMMIT"),
+        (
+            "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+            "temporary object",
+            "DROP FUNCTION pg_temp.f()",
+        ),
+        (
+            "SELECT pg_advisory_lock(42), pg_advisory_lock_shared(43)",
+            "advisory lock",
+            "SELECT pg_advisory_unlock_all()",
+        ),
+        ("SELECT pg_try_advisory_lock(42)", "advisory lock", "SELECT pg_advisory_unlock(42)"),
+        ("LISTEN news", "listen", "UNLISTEN news"),
+        ("BEGIN; LISTEN news; COMMIT", "listen", "UNLISTEN *"),
+        ("PREPARE p AS SELECT 1", "sql prepare", "DEALLOCATE p"),
+        ("PREPARE p AS SELECT 1", "sql prepare", "DEALLOCATE ALL"),
+        ("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT", "cursor with hold", "CLOSE c"),
+        ("CREATE TEMP TABLE t AS SELECT 1; LISTEN news", "temporary object", "DISCARD ALL"),
+    ] {
+        let mut one = Raw::login(pgusher.address(), "raw");
+        done(&mut one, make);
+        assert_eq!(one.value("SHOW pgusher.pin"), reason, "{make}");
+        let mut other = Raw::login(pgusher.address(), "raw");
+        other.send(&query("SELECT 'waited'"));
+        // Settings that it changes meanwhile do not unpin it.
+        done(&mut one, "SET work_mem = '9MB'");
+        assert_eq!(one.value("SHOW pgusher.pin"), reason, "{make}");
+        done(&mut one, undo);
+        assert!(other.until_ready().iter().any(|m| m.tag == 'D' && m.columns() == ["waited"]), "{undo}");
+        assert_eq!(one.value("SHOW pgusher.pin"), "", "{undo}");
+        assert_eq!(other.value("SHOW work_mem"), "4MB", "{undo}");
+    }
+    for harmless in [
+        "BEGIN; CREATE TEMP TABLE t (a int) ON COMMIT DROP; COMMIT",
+        "BEGIN; CREATE TEMP TABLE t (a int); ROLLBACK",
+        "BEGIN; LISTEN news; ROLLBACK",
+        "BEGIN; SELECT pg_advisory_xact_lock(1); COMMIT",
+        "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; ROLLBACK",
+        "DROP TABLE IF EXISTS no_such_table",
+    ] {
+        let mut one = Raw::login(pgusher.address(), "raw");
+        done(&mut one, harmless);
+        assert_eq!(one.value("SHOW pgusher.pin"), "", "{harmless}");
+        assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT 'shared'"), "shared");
+    }
+}
+
+#[test]
+fn what_cannot_be_asked_for_pins_for_good_and_is_gone_with_its_session() {
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
+    for (make, reason, look, clean) in [
+        (
+            "DO $$ BEGIN PERFORM set_config('my.x', 'hidden', false); END $$",
+            "opaque statement",
+            "SELECT current_setting('my.x', true)",
+            "",
+        ),
+        ("SET SESSION AUTHORIZATION plain", "role", "SELECT session_user", "app"),
+        ("SELECT setseed(0.5)", "opaque statement", "SELECT current_user", "app"),
+        (
+            "SELECT set_config(n, '9MB', false) FROM (VALUES ('work_mem')) AS v (n)",
+            "setting",
+            "SHOW work_mem",
+            "4MB",
+        ),
+        (
+            "CREATE TEMP TABLE t AS SELECT 1; DO 'begin end'",
+            "opaque statement",
+            "SELECT count(*) FROM pg_class WHERE relname = 't'",
+            "0",
+        ),
+    ] {
+        let mut one = Raw::login(pgusher.address(), "raw");
+        done(&mut one, make);
+        let pid = one.value("SELECT pg_backend_pid()");
+        assert_eq!(one.value("SHOW pgusher.pin"), reason, "{make}");
+        done(&mut one, "DISCARD TEMP");
+        assert_eq!(one.value("SHOW pgusher.pin"), reason, "{make}");
+        let mut other = Raw::login(pgusher.address(), "raw");
+        assert_ne!(other.value("SELECT pg_backend_pid()"), pid, "{make}");
+        drop(one);
+        eventually("the pinned connection is gone", || {
+            let alive = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
+            pair().dev.sql("dev", &alive) == "0"
+        });
+        assert_eq!(other.value(look), clean, "{make}");
+    }
+}
+
+#[test]
+fn a_survey_trusts_no_name_of_the_client() {
+    let pgusher = one_connection();
+    pair().dev.sql(
+        "dev",
+        "CREATE SCHEMA trojan; \
+         CREATE FUNCTION trojan.eq(text, text) RETURNS bool LANGUAGE plpgsql AS \
+         $$ BEGIN CREATE TABLE IF NOT EXISTS trojan.ran (); RETURN true; END $$; \
+         CREATE OPERATOR trojan.= (LEFTARG = text, RIGHTARG = text, FUNCTION = trojan.eq); \
+         CREATE VIEW trojan.pg_settings AS SELECT 'work_mem'::text AS name, 'x'::text AS source; \
+         CREATE FUNCTION trojan.current_setting(text, bool) RETURNS text LANGUAGE sql AS $$ SELECT 'stolen' $$",
+    );
+    let mut one = Raw::login(pgusher.address(), "raw");
+    done(&mut one, "SET search_path = trojan, pg_catalog");
+    done(&mut one, "SET work_mem = '9MB'");
+    done(&mut one, "SELECT pg_catalog.pg_advisory_unlock_all()");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    assert_eq!(other.value("SHOW work_mem"), "4MB");
+    assert_eq!(one.value("SHOW work_mem"), "9MB");
+    assert_eq!(one.value("SHOW pgusher.pin"), "");
+    assert_eq!(pair().dev.sql("dev", "SELECT to_regclass('trojan.ran') IS NULL"), "t");
+    pair().dev.sql("dev", "DROP SCHEMA trojan CASCADE");
+}
+
+#[test]
+fn a_survey_that_fails_is_made_again_and_a_hopeless_one_pins() {
+    let pgusher = Pgusher::start(&warehouse("", "", "pool_size = 1"));
+    let mut one = Raw::login(pgusher.address(), "rawprod");
+    one.value("SELECT 1");
+    let pairs = [("user", "app"), ("database", "prod")];
+    let mut direct = Raw::login_with(([127, 0, 0, 1], pair().prod.port).into(), 0x0003_0000, &pairs);
+    // The lock that a survey has to wait for, longer than the session's own timeout lets it.
+    done(&mut direct, "BEGIN; LOCK pg_catalog.pg_depend IN ACCESS EXCLUSIVE MODE");
+    done(&mut one, "SET statement_timeout = 100; LISTEN news");
+    assert_eq!(one.value("SHOW pgusher.pin"), "opaque statement", "three surveys failed");
+    done(&mut direct, "ROLLBACK");
+    assert_eq!(one.value("SHOW statement_timeout"), "100ms", "and nothing is lost by it");
+    let mut two = Raw::login(pgusher.address(), "rawprod");
+    two.send(&query("SELECT name FROM whoami"));
+    drop(one);
+    assert!(two.until_ready().iter().any(|m| m.tag == 'D' && m.columns() == ["prod"]));
+    done(&mut direct, "BEGIN; LOCK pg_catalog.pg_depend IN ACCESS EXCLUSIVE MODE");
+    two.send(&query("SET statement_timeout = 400; LISTEN news"));
+    assert_eq!(two.until_ready().last().unwrap().tag, 'Z');
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    done(&mut direct, "ROLLBACK");
+    assert_eq!(two.value("SHOW pgusher.pin"), "listen", "one survey failed, the next did not");
+}
