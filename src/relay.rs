@@ -197,6 +197,8 @@ pub struct Core {
     /// What it is being asked, and what it has answered.
     asked: Option<Box<(Touched, Option<Left>)>>,
     surveys_failed: u8,
+    /// What the upstream reports next are defaults of its own, to which a `RESET` went.
+    resetting: bool,
     /// A request that may deallocate every statement is under way.
     distrust: bool,
     fatal: bool,
@@ -234,6 +236,7 @@ impl Core {
             touched: None,
             asked: None,
             surveys_failed: 0,
+            resetting: false,
             distrust: false,
             fatal: false,
             transactions: 0,

@@ -2,6 +2,7 @@
 
 use super::requests::{Kind, Note, Request};
 use super::{BackendState, Broken, Copy, Core, GATHER, Pin, Sink, survey};
+use crate::config::file::PoolMode;
 use crate::wire::{self, HEADER, Header, cstr};
 
 /// What becomes of one message from the upstream.
@@ -117,7 +118,7 @@ impl Core {
                 Ok(if ours { Step::Drop } else { Step::Pass })
             }
             b'E' => self.failed(body, backend, down),
-            b'S' => Ok(self.parameter(body, backend)),
+            b'S' => Ok(self.parameter(body, backend, down)),
             b'N' if ours => Ok(Step::Drop),
             // A notification is the client's, whatever it meets.
             b'A' if !self.is_setting_up() => Ok(Step::Pass),
@@ -169,6 +170,7 @@ impl Core {
         }
         let hidden = self.requests.pop().is_some_and(|request| request.hidden);
         self.copy = Copy::None;
+        self.resetting = false;
         self.distrust &= !self.requests.is_empty();
         if self.requests.is_empty() {
             self.flush_at = super::MAX_UNASKED;
@@ -202,6 +204,7 @@ impl Core {
             _ => {}
         }
         self.copy = Copy::None;
+        self.resetting = self.mode == PoolMode::Transaction && matches!(tag, b"RESET" | b"DISCARD ALL");
         match tag {
             b"DEALLOCATE ALL" | b"DISCARD ALL" => {
                 self.names.iter_mut().for_each(|names| names.forget_before(number));
@@ -278,7 +281,7 @@ impl Core {
     }
 
     /// `ParameterStatus`
-    fn parameter(&mut self, body: Option<&[u8]>, backend: &mut BackendState) -> Step {
+    fn parameter(&mut self, body: Option<&[u8]>, backend: &mut BackendState, down: &mut Sink<'_>) -> Step {
         let setup = self.is_setting_up();
         let pair = body.and_then(cstr).and_then(|(name, rest)| Some((name, cstr(rest)?.0)));
         let Some((name, value)) = pair else { return Step::Pass };
@@ -288,6 +291,12 @@ impl Core {
         }
         if setup {
             return if self.settings.told(name, value) { Step::Pass } else { Step::Drop };
+        }
+        if self.resetting {
+            if let Some(value) = self.settings.reset_reported(name) {
+                wire::parameter_status(down.buffer(), name, &value);
+            }
+            return Step::Drop;
         }
         self.settings.report(name, value);
         Step::Pass

@@ -100,6 +100,7 @@ pub struct SessionSettings {
     startup_extra: Arc<Parameters>,
     /// ` [alice@prod]`, if the upstream is to see that.
     suffix: Option<Arc<str>>,
+    lexable: bool,
 }
 
 /// What is set on an upstream connection now.
@@ -157,7 +158,8 @@ impl SessionSettings {
     pub fn new(reported: Arc<Parameters>, extra: Arc<Parameters>, suffix: Option<Arc<str>>) -> Self {
         let wanted = decorated(&reported, suffix.as_deref());
         let (told, startup, startup_extra) = (reported.clone(), reported.clone(), extra.clone());
-        Self { wanted, told, startup, reported, extra, startup_extra, suffix }
+        let lexable = is_lexable(&reported);
+        Self { wanted, told, startup, reported, extra, startup_extra, suffix, lexable }
     }
 
     /// What the client is told at login.
@@ -174,21 +176,20 @@ impl SessionSettings {
     /// Whether the lexer reads a text as the upstream does: not where a backslash escapes in every string, nor
     /// where the second byte of a character can be one.
     pub fn is_lexable(&self) -> bool {
-        let is = |name: &[u8], values: &[&[u8]]| {
-            self.reported.get(name).is_some_and(|v| values.iter().any(|known| v.eq_ignore_ascii_case(known)))
-        };
-        !is(b"standard_conforming_strings", &[b"off"])
-            && !is(
-                b"client_encoding",
-                &[b"SJIS", b"BIG5", b"GBK", b"UHC", b"GB18030", b"JOHAB", b"SHIFT_JIS_2004"],
-            )
+        self.lexable
+    }
+
+    /// The reported settings have changed.
+    fn report_all(&mut self, reported: Arc<Parameters>) {
+        self.wanted = decorated(&reported, self.suffix.as_deref());
+        self.lexable = is_lexable(&reported);
+        self.reported = reported;
     }
 
     /// A `ParameterStatus` of a connection that this session is lent.
     pub fn report(&mut self, name: &[u8], value: &[u8]) {
         if self.reported.get(name) != Some(value) {
-            self.reported = Arc::new(self.reported.with(name, value));
-            self.wanted = decorated(&self.reported, self.suffix.as_deref());
+            self.report_all(Arc::new(self.reported.with(name, value)));
         }
         self.told(name, value);
     }
@@ -206,13 +207,19 @@ impl SessionSettings {
     /// connection is given that, and the client told.
     pub fn reset(&mut self, name: &[u8]) {
         if let Some(value) = self.startup.get(name) {
-            self.reported = Arc::new(self.reported.with(name, value));
-            self.wanted = decorated(&self.reported, self.suffix.as_deref());
+            self.report_all(Arc::new(self.reported.with(name, value)));
         } else if let Some(value) = self.startup_extra.get(name) {
             self.extra = Arc::new(self.extra.with(name, value));
         } else if self.extra.get(name).is_some() {
             self.extra = Arc::new(self.extra.without(name));
         }
+    }
+
+    /// A reported setting is back at the upstream's default; what the client is to be told of that, if anything.
+    pub fn reset_reported(&mut self, name: &[u8]) -> Option<Box<[u8]>> {
+        let value: Box<[u8]> = self.startup.get(name)?.into();
+        self.reset(name);
+        self.told(name, &value).then_some(value)
     }
 
     /// The client has set this, and PostgreSQL does not report it.
@@ -292,6 +299,17 @@ impl SessionSettings {
 /// The call that gives a setting a value for the session.
 pub fn set_config((name, value): (&[u8], &[u8])) -> String {
     format!("pg_catalog.set_config({},{},false)", literal(name), literal(value))
+}
+
+fn is_lexable(reported: &Parameters) -> bool {
+    let is = |name: &[u8], values: &[&[u8]]| {
+        reported.get(name).is_some_and(|v| values.iter().any(|known| v.eq_ignore_ascii_case(known)))
+    };
+    !is(b"standard_conforming_strings", &[b"off"])
+        && !is(
+            b"client_encoding",
+            &[b"SJIS", b"BIG5", b"GBK", b"UHC", b"GB18030", b"JOHAB", b"SHIFT_JIS_2004"],
+        )
 }
 
 fn dotted_identifier(name: &str) -> String {

@@ -23,9 +23,15 @@ pub struct Statement {
     /// The query, NUL, the types: the rest of a `Parse` message behind its name.
     body: Box<[u8]>,
     effects: Option<Box<Effects>>,
+    name: Box<str>,
 }
 
 impl Statement {
+    /// What it is called on upstream connections.
+    pub fn upstream_name(&self) -> &str {
+        &self.name
+    }
+
     /// What a `Parse` message has behind the name.
     pub fn body(&self) -> &[u8] {
         &self.body
@@ -87,11 +93,9 @@ impl Interner {
             return statement;
         }
         let text = crate::wire::cstr(body).map_or(body, |(text, _)| text);
-        let statement = Arc::new(Statement {
-            id: self.next.fetch_add(1, Ordering::Relaxed),
-            body: body.into(),
-            effects: sql::effects(text),
-        });
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let name = self.name(id).into();
+        let statement = Arc::new(Statement { id, body: body.into(), effects: sql::effects(text), name });
         *entry = Arc::downgrade(&statement);
         self.bytes.fetch_add(length, Ordering::Relaxed);
         statement

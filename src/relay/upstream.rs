@@ -491,7 +491,7 @@ impl Core {
             self.prepare(&named, backend, up.buffer());
         }
         self.requests.push(kind);
-        let upstream_name = self.interner.name(id);
+        let upstream_name = named.statement.upstream_name();
         let before = names.before;
         let after = &body[before.len() + name.len() + 1..];
         // The header is of the whole message, of which the end may not have come yet.
@@ -500,7 +500,7 @@ impl Core {
         out.push(header.tag);
         out.extend_from_slice(&u32::try_from(total - 1).unwrap_or(4).to_be_bytes());
         out.extend_from_slice(before);
-        wire::push_cstr(out, &upstream_name);
+        wire::push_cstr(out, upstream_name);
         out.extend_from_slice(after);
         Step::Partly(HEADER + body.len(), Rest::Pass)
     }
@@ -574,7 +574,7 @@ impl Core {
 
     fn send_parse(&self, named: &Named, up: &mut Vec<u8>) {
         wire::message(up, b'P', |out| {
-            wire::push_cstr(out, &self.interner.name(named.statement.id()));
+            wire::push_cstr(out, named.statement.upstream_name());
             out.extend_from_slice(named.statement.body());
         });
     }

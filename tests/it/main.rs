@@ -15,6 +15,7 @@ mod wire;
 
 mod abuse;
 mod change;
+mod differential;
 mod faults;
 mod login;
 mod main_job;

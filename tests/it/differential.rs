@@ -1,0 +1,513 @@
+//! The same conversations, direct and through pgusher in transaction mode, with few connections shared by several
+//! sessions at once: byte for byte the same answers.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use super::house::{Pgusher, Postgres, WAREHOUSE, pair};
+use super::wire::{Message, Raw, bind, describe_statement, execute, parse, query, sync};
+
+/// A server with two-phase commit, for these alone.
+fn server() -> &'static Postgres {
+    static SERVER: OnceLock<Postgres> = OnceLock::new();
+    SERVER.get_or_init(|| Postgres::start_with("dev", &["-c max_prepared_transactions=20"]))
+}
+
+/// Statements, one a line, over the ground of PostgreSQL's regression files of these names. `@` is the session's
+/// number. A line that begins with `>` is sent together with those above it, before any answer is read.
+const SCRIPTS: [(&str, &str); 14] = [
+    (
+        "guc",
+        "SHOW datestyle
+         SET vacuum_cost_delay TO 40
+         SET datestyle = 'ISO, YMD'
+         SHOW vacuum_cost_delay
+         SELECT '2006-08-13 12:34:56'::timestamptz
+         SET LOCAL vacuum_cost_delay TO 50
+         SHOW vacuum_cost_delay
+         BEGIN
+         SET LOCAL vacuum_cost_delay TO 50
+         SET datestyle = 'SQL'
+         SHOW datestyle
+         COMMIT
+         SHOW vacuum_cost_delay
+         SHOW datestyle
+         BEGIN
+         SET vacuum_cost_delay TO 60
+         SET datestyle = 'German'
+         SELECT '2006-08-13 12:34:56'::timestamptz
+         ROLLBACK
+         SHOW vacuum_cost_delay
+         SELECT '2006-08-13 12:34:56'::timestamptz
+         BEGIN
+         SET vacuum_cost_delay TO 70
+         SAVEPOINT first_sp
+         SET vacuum_cost_delay TO 80
+         ROLLBACK TO first_sp
+         SHOW vacuum_cost_delay
+         SAVEPOINT second_sp
+         SET LOCAL vacuum_cost_delay TO 90
+         RELEASE second_sp
+         COMMIT
+         SHOW vacuum_cost_delay
+         SET nonsense.setting_@ TO 'x@'
+         SHOW nonsense.setting_@
+         SET no_such_setting = 1
+         SET work_mem = 'nonsense'
+         SET seq_page_cost TO 'NaN'
+         SELECT set_config('work_mem', '123kB', true), current_setting('work_mem')
+         SELECT set_config('work_mem', '@00kB', false), current_setting('work_mem')
+         SHOW work_mem
+         SET TimeZone TO 'UTC'
+         SHOW TimeZone
+         SET SESSION search_path TO pg_catalog, \"$user\"
+         SELECT current_schemas(false)
+         SET search_path TO DEFAULT
+         SHOW search_path
+         RESET datestyle
+         SHOW datestyle
+         SELECT '2006-08-13 12:34:56'::timestamptz
+         RESET vacuum_cost_delay
+         SHOW vacuum_cost_delay
+         SET extra_float_digits = -3
+         SELECT 1::float8 / 3
+         SET bytea_output = escape
+         SELECT '\\x00ff41'::bytea
+         RESET ALL
+         SHOW extra_float_digits
+         SHOW work_mem
+         SET statement_timeout = 50
+         SELECT pg_sleep(5)
+         SELECT 'after the timeout'
+         SET statement_timeout = 0; SET lock_timeout = '7s'; SHOW lock_timeout
+         BEGIN; SET work_mem = '1MB'; SELECT 1/0; COMMIT
+         SHOW work_mem
+         ROLLBACK
+         SHOW work_mem
+         DISCARD ALL
+         SHOW lock_timeout",
+    ),
+    (
+        "role",
+        "SELECT current_user, session_user
+         SET ROLE plain
+         SELECT current_user, session_user
+         CREATE TABLE not_permitted_@ (a int)
+         RESET ROLE
+         SELECT current_user
+         BEGIN
+         SET LOCAL ROLE plain
+         SELECT current_user
+         COMMIT
+         SELECT current_user
+         BEGIN
+         SET ROLE plain
+         ROLLBACK
+         SELECT current_user
+         SET ROLE no_such_role
+         SET work_mem = '3MB'
+         SET ROLE plain
+         SHOW work_mem
+         SELECT current_user
+         SET ROLE NONE
+         SELECT current_user
+         SET SESSION AUTHORIZATION plain
+         SELECT current_user, session_user
+         RESET SESSION AUTHORIZATION
+         SELECT current_user, session_user",
+    ),
+    (
+        "prepare",
+        "PREPARE q1_@ AS SELECT 1 AS a
+         EXECUTE q1_@
+         PREPARE q1_@ AS SELECT 2
+         DEALLOCATE q1_@
+         EXECUTE q1_@
+         PREPARE q2_@(text) AS SELECT $1 || '@'
+         SELECT name, parameter_types FROM pg_prepared_statements WHERE from_sql
+         BEGIN
+         EXECUTE q2_@('postgres')
+         COMMIT
+         EXECUTE q2_@('a', 'b')
+         PREPARE q3_@ AS SELECT no_such_column
+         DEALLOCATE PREPARE q2_@
+         PREPARE q4_@ AS SELECT 4; EXECUTE q4_@
+         DEALLOCATE ALL
+         SELECT count(*) FROM pg_prepared_statements WHERE from_sql
+         EXECUTE q4_@",
+    ),
+    (
+        "prepared_xacts",
+        "CREATE TABLE pxtest_@ (a text)
+         INSERT INTO pxtest_@ VALUES ('aaa')
+         BEGIN
+         UPDATE pxtest_@ SET a = 'bbb'
+         PREPARE TRANSACTION 'foo_@'
+         SELECT * FROM pxtest_@
+         SELECT gid FROM pg_prepared_xacts WHERE gid = 'foo_@'
+         ROLLBACK PREPARED 'foo_@'
+         SELECT * FROM pxtest_@
+         BEGIN; INSERT INTO pxtest_@ VALUES ('ccc'); PREPARE TRANSACTION 'bar_@'
+         COMMIT PREPARED 'bar_@'
+         SELECT * FROM pxtest_@ ORDER BY 1
+         COMMIT PREPARED 'no_such_@'
+         BEGIN
+         CREATE TEMP TABLE t_@ (a int)
+         PREPARE TRANSACTION 'temp_@'
+         DROP TABLE pxtest_@",
+    ),
+    (
+        "portals",
+        "BEGIN
+         DECLARE foo1 SCROLL CURSOR FOR SELECT * FROM generate_series(1, 10) ORDER BY 1
+         DECLARE foo2 CURSOR FOR SELECT @
+         FETCH 1 IN foo1
+         FETCH 3 IN foo1
+         FETCH BACKWARD 1 IN foo1
+         FETCH ALL IN foo2
+         CLOSE foo1
+         FETCH 1 IN foo1
+         ROLLBACK
+         FETCH 1 IN foo2
+         DECLARE outside CURSOR FOR SELECT 1
+         BEGIN
+         DECLARE foo25 SCROLL CURSOR WITH HOLD FOR SELECT * FROM generate_series(1, 20)
+         FETCH FROM foo25
+         COMMIT
+         FETCH FROM foo25
+         FETCH BACKWARD FROM foo25
+         FETCH ABSOLUTE -1 FROM foo25
+         SELECT name, is_holdable FROM pg_cursors
+         CLOSE foo25
+         FETCH FROM foo25
+         SELECT count(*) FROM pg_cursors
+         BEGIN; DECLARE a CURSOR WITH HOLD FOR SELECT 1; DECLARE b CURSOR WITH HOLD FOR SELECT 2; COMMIT
+         FETCH a
+         CLOSE ALL
+         FETCH b",
+    ),
+    (
+        "transactions",
+        "BEGIN
+         SELECT 1 AS one
+         SAVEPOINT one
+         SELECT 1/0
+         SELECT 2
+         ROLLBACK TO one
+         SELECT 3
+         COMMIT
+         COMMIT
+         ROLLBACK
+         BEGIN; BEGIN
+         ROLLBACK
+         BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE
+         SHOW transaction_isolation
+         CREATE TABLE read_only_@ (a int)
+         COMMIT
+         SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ
+         SHOW transaction_isolation
+         BEGIN
+         SHOW transaction_isolation
+         COMMIT AND CHAIN
+         SHOW transaction_isolation
+         ROLLBACK
+         SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED
+         SHOW default_transaction_isolation
+         SELECT 1; SELECT 1/0; SELECT 3
+         SELECT 1; BEGIN; SELECT 2
+         SELECT 3; COMMIT; SELECT 4
+         SET TRANSACTION ISOLATION LEVEL SERIALIZABLE
+         SAVEPOINT outside",
+    ),
+    (
+        "temp",
+        "CREATE TABLE temptest_@ (tcol int)
+         CREATE TEMP TABLE temptest_@ (col int, t text)
+         SELECT * FROM temptest_@
+         INSERT INTO temptest_@ VALUES (@, 'mine')
+         SELECT * FROM temptest_@
+         DROP TABLE temptest_@
+         SELECT * FROM temptest_@
+         CREATE TEMP TABLE gone_@ (a int) ON COMMIT DROP
+         SELECT * FROM gone_@
+         BEGIN
+         CREATE TEMP TABLE kept_@ (a int) ON COMMIT DELETE ROWS
+         INSERT INTO kept_@ VALUES (1)
+         SELECT count(*) FROM kept_@
+         COMMIT
+         SELECT count(*) FROM kept_@
+         CREATE TEMP VIEW v_@ AS SELECT 'view @' AS a
+         SELECT * FROM v_@
+         CREATE FUNCTION pg_temp.whoami_@() RETURNS text LANGUAGE sql AS 'SELECT ''me @''::text'
+         SELECT pg_temp.whoami_@()
+         SELECT 1 AS a INTO TEMP into_@
+         SELECT * FROM into_@
+         DISCARD TEMP
+         SELECT * FROM v_@
+         DROP TABLE temptest_@",
+    ),
+    (
+        "advisory_lock",
+        "SELECT pg_advisory_xact_lock(@), pg_try_advisory_xact_lock_shared(@, 1)
+         SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
+         BEGIN
+         SELECT pg_advisory_xact_lock(10@), pg_advisory_lock(20@)
+         SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() ORDER BY 1
+         ROLLBACK
+         SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() ORDER BY 1
+         SELECT pg_advisory_unlock(20@)
+         SELECT pg_advisory_unlock(20@)
+         SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
+         SELECT pg_advisory_lock(30@), pg_advisory_lock(30@)
+         SELECT pg_advisory_unlock(30@)
+         SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
+         SELECT pg_advisory_unlock_all()
+         SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+    ),
+    (
+        "async",
+        "NOTIFY ignored_@, 'nobody listens'
+         LISTEN heard_@
+         NOTIFY heard_@
+         SELECT pg_notify('heard_@', 'payload @')
+         BEGIN
+         NOTIFY heard_@, 'in a transaction'
+         SELECT 'not yet'
+         COMMIT
+         BEGIN
+         NOTIFY heard_@, 'never'
+         ROLLBACK
+         SELECT pg_listening_channels()
+         LISTEN other_@
+         UNLISTEN heard_@
+         NOTIFY heard_@
+         SELECT pg_listening_channels()
+         UNLISTEN *
+         SELECT count(*) FROM pg_listening_channels()
+         SELECT pg_notify('', 'x')",
+    ),
+    (
+        "plpgsql",
+        "DO $$ BEGIN RAISE NOTICE 'from a block of %', '@'; END $$
+         CREATE FUNCTION adds_@(a int) RETURNS int LANGUAGE plpgsql AS $f$ BEGIN RAISE NOTICE 'adding'; RETURN a + @; END $f$
+         SELECT adds_@(1)
+         CREATE FUNCTION sets_@() RETURNS text LANGUAGE plpgsql SET work_mem = '2MB' AS $f$ BEGIN RETURN current_setting('work_mem'); END $f$
+         SELECT sets_@(), current_setting('work_mem')
+         CREATE PROCEDURE commits_@() LANGUAGE plpgsql AS $f$ BEGIN COMMIT; ROLLBACK; END $f$
+         CALL commits_@()
+         BEGIN; CALL commits_@()
+         ROLLBACK
+         DO $$ BEGIN PERFORM 1/0; END $$
+         DROP FUNCTION adds_@(int), sets_@()
+         DROP PROCEDURE commits_@",
+    ),
+    (
+        "date and time",
+        "SET datestyle = 'Postgres, MDY'
+         SELECT '1997-02-10 17:32:01-08'::timestamptz
+         SET TimeZone = 'America/New_York'
+         SELECT '1997-02-10 17:32:01-08'::timestamptz
+         SET intervalstyle = 'sql_standard'
+         SELECT interval '1 year 2 months 3 days 04:05:06'
+         SET TIME ZONE INTERVAL '-03:30' HOUR TO MINUTE
+         SELECT '1997-02-10 17:32:01-08'::timestamptz
+         SET TIME ZONE 'Europe/Berlin'
+         SHOW TimeZone
+         SET datestyle = 'no such style'
+         SHOW datestyle
+         SET TIME ZONE LOCAL
+         SHOW TimeZone
+         RESET TIME ZONE
+         SET SESSION intervalstyle TO DEFAULT
+         SHOW intervalstyle
+         SET client_encoding = 'LATIN1'
+         SELECT 'encoded', chr(228)
+         SET NAMES 'UTF8'
+         SELECT 'encoded', chr(228)
+         SET application_name = 'application @'
+         SHOW application_name
+         SET standard_conforming_strings = off
+         SELECT 'a\\nb'
+         SET standard_conforming_strings = on
+         SELECT 'a\\nb'",
+    ),
+    (
+        "pipelined",
+        "CREATE TABLE piped_@ (a int)
+         >INSERT INTO piped_@ VALUES (1)
+         >SET work_mem = '@MB'
+         >SHOW work_mem
+         >BEGIN
+         >SET work_mem = '9MB'
+         >SELECT 1/0
+         >SHOW work_mem
+         >ROLLBACK
+         >SHOW work_mem
+         >CREATE TEMP TABLE piped_temp_@ AS SELECT @ AS a
+         >SELECT * FROM piped_temp_@
+         >LISTEN piped_@
+         >SELECT pg_listening_channels()
+         >UNLISTEN *
+         >DROP TABLE piped_temp_@
+         >RESET work_mem
+         >SHOW work_mem
+         SELECT * FROM piped_@
+         DROP TABLE piped_@",
+    ),
+    (
+        "odd",
+        "
+         ;
+         ; ; SELECT 1 ; ;
+         -- a comment alone
+         /* one */ SET /* two */ work_mem /* three */ = '5MB' -- four
+         SHOW work_mem
+         SELECT 'SET work_mem = 1'
+         SELECT E'\\'; SET work_mem = ''1MB'''
+         SHOW work_mem
+         SELECT $$SET x$$, $tag$ LISTEN y $tag$
+         SET \"work_mem\" TO '6MB'
+         SHOW work_mem
+         EXPLAIN (COSTS OFF) SELECT 1
+         VALUES (1), (2)
+         TABLE no_such_table
+         SELEKT
+         SELECT \"unterminated
+         SELECT 'unterminated",
+    ),
+    (
+        "own",
+        "CREATE SCHEMA own_@
+         CREATE TABLE own_@.here AS SELECT 'own @' AS a
+         SET search_path = own_@
+         SELECT * FROM here
+         BEGIN
+         SET search_path = public
+         SELECT * FROM here
+         ROLLBACK
+         SELECT * FROM here
+         SET my.number = '@'
+         CREATE TABLE seen AS SELECT current_setting('my.number') AS a, current_setting('search_path') AS b
+         SELECT * FROM seen
+         DROP SCHEMA own_@ CASCADE
+         SELECT 'gone' FROM here",
+    ),
+];
+
+/// What may differ: the process ID of a notification, and the number of the table that a column is from.
+fn normal(mut message: Message) -> Message {
+    match message.tag {
+        'A' => message.body[..4].fill(0),
+        'T' => {
+            let mut at = 2;
+            while let Some(end) = message.body[at..].iter().position(|b| *b == 0) {
+                message.body[at + end + 1..at + end + 5].fill(0);
+                at += end + 19;
+            }
+        }
+        _ => {}
+    }
+    message
+}
+
+/// The answers to a script, in the simple protocol.
+fn simply(address: SocketAddr, user: &str, script: &str, number: usize) -> Vec<Vec<Message>> {
+    let mut raw = arrive(address, user);
+    let mut answers = Vec::new();
+    let mut pending = 0;
+    let lines: Vec<&str> = script.lines().map(str::trim_start).collect();
+    for (i, line) in lines.iter().enumerate() {
+        let sql = line.trim_start_matches('>').replace('@', &number.to_string());
+        raw.send(&query(&sql));
+        pending += 1;
+        if lines.get(i + 1).is_some_and(|next| next.starts_with('>')) {
+            continue;
+        }
+        for _ in 0..std::mem::take(&mut pending) {
+            answers.push(raw.until_ready().into_iter().map(normal).collect());
+        }
+    }
+    answers
+}
+
+/// The same in the extended protocol, unnamed and named by turns; what is no single statement is an error there, and
+/// must be the same error.
+fn extended(address: SocketAddr, user: &str, script: &str, number: usize) -> Vec<Vec<Message>> {
+    let mut raw = arrive(address, user);
+    let mut answers = Vec::new();
+    for (i, line) in script.lines().map(str::trim_start).enumerate() {
+        let sql = line.trim_start_matches('>').replace('@', &number.to_string());
+        let name = if i % 2 == 0 { String::new() } else { format!("s{i}") };
+        let messages =
+            [parse(&name, &sql), describe_statement(&name), bind("", &name, &[]), execute(), sync()];
+        answers.push(raw.ask(&messages.concat()).into_iter().map(normal).collect());
+    }
+    answers
+}
+
+fn arrive(address: SocketAddr, user: &str) -> Raw {
+    Raw::login_with(
+        address,
+        0x0003_0000,
+        &[("user", user), ("database", "dev"), ("application_name", "differential")],
+    )
+}
+
+fn through(pool_size: usize) -> Pgusher {
+    let config =
+        ["@BASE@", "@ENVIRONMENT@", "@USERS@"].iter().fold(WAREHOUSE.to_owned(), |c, p| c.replace(p, ""));
+    let config = config
+        .replace("@SERVER@", &format!("default_pool_size = {pool_size}"))
+        .replace("[connections.warehouse]\n", "[connections.warehouse]\naliases = [\"dev\"]\n")
+        .replace("@DEV@", &server().port.to_string())
+        .replace("@PROD@", &pair().prod.port.to_string());
+    Pgusher::start(&config)
+}
+
+type Way = fn(SocketAddr, &str, &str, usize) -> Vec<Vec<Message>>;
+
+/// `numbers` are the sessions': the tests run at the same time, on the same server.
+fn compare(way: Way, numbers: Range<usize>) {
+    let direct: SocketAddr = ([127, 0, 0, 1], server().port).into();
+    let run = |address: SocketAddr, user: &'static str, number: usize| {
+        SCRIPTS.map(|(_, script)| way(address, user, script, number))
+    };
+    let expected: Vec<_> = numbers.clone().map(|number| run(direct, "app", number)).collect();
+    for pool_size in [1, 2, 5] {
+        let pgusher = through(pool_size);
+        let address = pgusher.address();
+        std::thread::scope(|scope| {
+            let sessions: Vec<_> =
+                numbers.clone().map(|number| scope.spawn(move || run(address, "raw", number))).collect();
+            for (expected, (number, session)) in expected.iter().zip(numbers.clone().zip(sessions)) {
+                let got = session.join().unwrap();
+                for ((name, script), (got, expected)) in SCRIPTS.iter().zip(got.iter().zip(expected)) {
+                    for (line, (got, expected)) in script.lines().zip(got.iter().zip(expected)) {
+                        assert_eq!(
+                            shown(got),
+                            shown(expected),
+                            "{name}, session {number}, {pool_size} connections: {}",
+                            line.trim()
+                        );
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Readable in a failure, and nothing lost.
+fn shown(messages: &[Message]) -> Vec<String> {
+    messages.iter().map(|m| format!("{} {}", m.tag, m.body.escape_ascii())).collect()
+}
+
+#[test]
+fn scripts_in_the_simple_protocol_answer_as_they_do_directly() {
+    compare(simply, 1..5);
+}
+
+#[test]
+fn scripts_in_the_extended_protocol_answer_as_they_do_directly() {
+    compare(extended, 5..9);
+}
