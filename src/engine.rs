@@ -177,6 +177,8 @@ pub struct Engine {
     client_is_dry: bool,
     upstream_is_dry: bool,
     setups_failed: u8,
+    /// What the client sent last depends on an answer that has still to come.
+    held: bool,
 }
 
 /// Whether a step got anywhere.
@@ -218,6 +220,7 @@ impl Engine {
             client_is_dry: false,
             upstream_is_dry: false,
             setups_failed: 0,
+            held: false,
         })
     }
 
@@ -336,7 +339,8 @@ impl Engine {
         if self.client_is_dry {
             return Ok(false);
         }
-        if !self.flush_upstream(cx)? || matches!(self.leasing, Leasing::Waiting(_)) || self.leaving {
+        let waits = self.held || self.leaving || matches!(self.leasing, Leasing::Waiting(_));
+        if !self.flush_upstream(cx)? || waits {
             return Ok(false);
         }
         if !self.flush_client(cx)?
@@ -418,6 +422,7 @@ impl Engine {
                 }
                 Then::Need(length) => self.need = length,
                 Then::More => {}
+                Then::Hold => self.held = true,
                 Then::Lease => match self.pool.try_lend() {
                     Some(lease) => {
                         self.hold(lease);
@@ -486,6 +491,9 @@ impl Engine {
                 self.settle_lease(cx)?;
             }
             return Ok(true);
+        }
+        if std::mem::take(&mut self.held) {
+            self.take_in_tail(cx, scratch)?;
         }
         self.settle_lease(cx)?;
         if was_surveying && !self.core.is_surveying() {

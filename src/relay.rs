@@ -107,6 +107,9 @@ pub enum Then {
     More,
     /// The message at the front is needed up to this length before anything can be said.
     Need(usize),
+    /// What the message at the front means depends on an answer that the upstream has still to give: it is to be
+    /// shown again when some have come.
+    Hold,
     /// The message at the front needs an upstream connection, and there is none.
     Lease,
     /// The client has said goodbye.

@@ -117,7 +117,17 @@ impl Core {
                 self.complete(body.unwrap_or_default(), backend);
                 Ok(if ours { Step::Drop } else { Step::Pass })
             }
-            b'E' => self.failed(body, backend, down),
+            b'E' => {
+                let translated = body.and_then(|body| self.in_the_clients_words(body));
+                let step = self.failed(body, backend, down)?;
+                match (step, translated) {
+                    (Step::Pass, Some(body)) => {
+                        wire::message(down.buffer(), b'E', |out| out.extend_from_slice(&body));
+                        Ok(Step::Drop)
+                    }
+                    (step, _) => Ok(step),
+                }
+            }
             b'S' => Ok(self.parameter(body, backend, down)),
             b'N' if ours => Ok(Step::Drop),
             // A notification is the client's, whatever it meets.
@@ -272,10 +282,19 @@ impl Core {
         }
     }
 
+    /// An error that speaks of a statement by the name that it has on the connection, with the client's name for it.
+    fn in_the_clients_words(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let at = self.interner.find_name(body)?;
+        let giver = self.requests.front()?.uses;
+        let given = self.names.as_ref().and_then(|names| names.given_by(giver));
+        let of_client = given.or_else(|| self.requests.name_taken(giver))?;
+        Some([&body[..at.start], of_client, &body[at.end..]].concat())
+    }
+
     /// A simple query failed; if it was a `DEALLOCATE` of ours, the name is still there.
     fn take_back_query(&mut self, backend: &mut BackendState) {
         if let Some(note) = self.requests.take_front_note() {
-            let request = Request { kind: Kind::Query, hidden: false, number: 0, note: Some(note) };
+            let request = Request { kind: Kind::Query, hidden: false, number: 0, uses: 0, note: Some(note) };
             self.undo(std::iter::once(request), backend);
         }
     }

@@ -11,7 +11,16 @@ pub struct Request {
     /// Sent by us: its answer is not the client's.
     pub hidden: bool,
     pub number: u64,
+    /// The request that gave the name that this one uses; 0 if it uses none.
+    pub uses: u64,
     pub note: Option<Box<Note>>,
+}
+
+impl Request {
+    /// Whether it ends a query: a `Query` itself, or a `Sync`.
+    fn is_an_end(&self) -> bool {
+        matches!(self.kind, Kind::Sync | Kind::Query) && !self.hidden
+    }
 }
 
 /// What it was.
@@ -25,6 +34,8 @@ pub enum Kind {
     FunctionCall,
     Parse,
     ParseUnnamed,
+    /// Of a name that is taken: it fails.
+    ParseTaken,
     Bind,
     Describe,
     Execute,
@@ -86,7 +97,15 @@ impl Requests {
 
     fn add(&mut self, kind: Kind, hidden: bool, note: Option<Box<Note>>) {
         self.last += 1;
-        self.queue.push_back(Request { kind, hidden, number: self.last, note });
+        self.queue.push_back(Request { kind, hidden, number: self.last, uses: 0, note });
+    }
+
+    /// One that uses a name, which this request gave.
+    pub fn push_using(&mut self, kind: Kind, giver: u64) {
+        self.add(kind, false, None);
+        if let Some(request) = self.queue.back_mut() {
+            request.uses = giver;
+        }
     }
 
     /// The number that the next request will have.
@@ -117,6 +136,32 @@ impl Requests {
         while self.front_kind() == Some(Kind::CopyEnd) {
             self.queue.pop_front();
         }
+    }
+
+    /// Whether it depends on an answer to come what a name stands for: a request before the last `Sync` gave it
+    /// something or took it away, and may have failed. (With those behind the last `Sync`, whatever uses the name now
+    /// fails as well.)
+    pub fn is_in_doubt(&self, name: &[u8]) -> bool {
+        let Some(last) = self.queue.iter().rposition(Request::is_an_end) else { return false };
+        self.queue.iter().take(last + 1).any(|request| match request.note.as_deref() {
+            Some(Note::Named { name: changed, .. }) => **changed == *name,
+            _ => false,
+        })
+    }
+
+    /// True if something is under way of which the transaction's status depends.
+    pub fn has_an_end(&self) -> bool {
+        self.queue.iter().any(Request::is_an_end)
+    }
+
+    /// The name that a request gave and another, under way, takes away again.
+    pub fn name_taken(&self, giver: u64) -> Option<&[u8]> {
+        self.queue.iter().find_map(|request| match request.note.as_deref() {
+            Some(Note::Named { name, previous: Some(previous), .. }) if previous.request == giver => {
+                Some(&**name)
+            }
+            _ => None,
+        })
     }
 
     /// Forgets all.

@@ -2,6 +2,7 @@
 //! knows of it.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -120,6 +121,14 @@ impl Interner {
         format!("{}{id:x}", self.prefix)
     }
 
+    /// Where in a text the name of a statement on upstream connections stands, if any does.
+    pub fn find_name(&self, text: &[u8]) -> Option<Range<usize>> {
+        let start = memchr::memmem::find(text, self.prefix.as_bytes())?;
+        let number = &text[start + self.prefix.len()..];
+        let length = number.iter().take_while(|b| b.is_ascii_hexdigit()).count();
+        Some(start..start + self.prefix.len() + length)
+    }
+
     /// True for a name that only pgusher may use.
     pub fn is_reserved(&self, name: &[u8]) -> bool {
         name.starts_with(self.prefix.as_bytes())
@@ -155,6 +164,11 @@ impl Names {
             Some(named) => self.0.insert(significant(name).into(), named),
             None => self.0.remove(significant(name)),
         }
+    }
+
+    /// The name that this request gave.
+    pub fn given_by(&self, request: u64) -> Option<&[u8]> {
+        self.0.iter().find(|(_, named)| named.request == request).map(|(name, _)| &**name)
     }
 
     /// Everything made before this request is gone.

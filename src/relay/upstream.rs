@@ -19,6 +19,8 @@ enum Step {
     Partly(usize, Rest),
     /// So much of it must be there.
     Need(usize),
+    /// It can be dealt with when more answers have come.
+    Hold,
 }
 
 impl Core {
@@ -74,6 +76,7 @@ impl Core {
                             self.client_rest = (header.total - here, how);
                         }
                         Step::Need(length) => return Ok(Taken { consumed: at, then: Then::Need(length) }),
+                        Step::Hold => return Ok(Taken { consumed: at, then: Then::Hold }),
                     }
                 }
                 (tag, _) => return Err(Refusal::protocol(format!("invalid frontend message type {tag}"))),
@@ -308,6 +311,9 @@ impl Core {
                 Ok(Step::Need(header.total.min(input.len() + GATHER)))
             };
         };
+        if names.statement.is_some_and(|name| self.requests.is_in_doubt(name)) {
+            return Ok(Step::Hold);
+        }
         match (kind, names.statement) {
             (Kind::Parse, _) => self.parse(header, input, at, &names, backend, up),
             (_, None) => {
@@ -343,7 +349,11 @@ impl Core {
         if !whole {
             return Ok(Step::Need(header.total));
         }
-        if self.named(name).is_some() {
+        if let Some(named) = self.named(name).cloned() {
+            if self.status != b'E' && !self.distrust {
+                self.parse_again(&named, names.after, backend, up.buffer());
+                return Ok(Step::Done);
+            }
             let shown = String::from_utf8_lossy(name);
             let message = format!("prepared statement \"{shown}\" already exists");
             let refusal = Refusal::new(Fault::Client, SqlState::DUPLICATE_STATEMENT, message);
@@ -356,7 +366,8 @@ impl Core {
         let request = self.requests.next_number();
         let named = Named { statement, request };
         let id = named.statement.id();
-        let trusted = self.status != b'E' && !self.distrust;
+        // In a failed transaction it would be refused; what is still to be answered may make it fail.
+        let trusted = self.status != b'E' && !self.distrust && !self.requests.has_an_end();
         let known = backend.prepared.touch(id);
         let note = |prepared| Note::Named { name: name.into(), previous: None, prepared, closed: None };
         if known && trusted {
@@ -371,6 +382,19 @@ impl Core {
         }
         self.put_name(name, Some(Named { request, ..named }));
         Ok(Step::Done)
+    }
+
+    /// A `Parse` under a name that the client has given already: the upstream refuses it, after it has looked at the
+    /// text, because the name that the old statement has there is taken as well.
+    fn parse_again(&mut self, old: &Named, body: &[u8], backend: &mut BackendState, up: &mut Vec<u8>) {
+        if !backend.prepared.touch(old.statement.id()) {
+            self.prepare(old, backend, up);
+        }
+        wire::message(up, b'P', |out| {
+            wire::push_cstr(out, old.statement.upstream_name());
+            out.extend_from_slice(body);
+        });
+        self.requests.push_using(Kind::ParseTaken, old.request);
     }
 
     /// If a `Parse` body is a `SHOW pgusher.…`, the body that answers it.
@@ -490,7 +514,7 @@ impl Core {
             self.close_upstream(id, up.buffer());
             self.prepare(&named, backend, up.buffer());
         }
-        self.requests.push(kind);
+        self.requests.push_using(kind, named.request);
         let upstream_name = named.statement.upstream_name();
         let before = names.before;
         let after = &body[before.len() + name.len() + 1..];
