@@ -153,6 +153,8 @@ pub struct Connection {
     pub min_pool_size: u32,
     /// How many more for those who waited.
     pub reserve_pool_size: u32,
+    /// How many of them sessions may keep beyond a transaction; 0 is all but one, and at least one.
+    pub max_pinned: u32,
     /// The most clients; 0 is no limit.
     pub max_client_connections: u32,
     /// Whether it is a production database.

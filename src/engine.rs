@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::cancel::Slot;
 use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, SqlState};
-use crate::pool::{Lease, Outcome, Pool, Ticket, refusal_of};
+use crate::pool::{Lease, Outcome, Pinned, Pool, Ticket, refusal_of};
 use crate::relay::{Broken, Core, Sink, Then};
 use crate::stream::{Reader, Stream};
 use crate::wire::{self, Severity};
@@ -179,6 +179,8 @@ pub struct Engine {
     setups_failed: u8,
     /// What the client sent last depends on an answer that has still to come.
     held: bool,
+    /// Its connection is kept.
+    pinned: Option<Pinned>,
 }
 
 /// Whether a step got anywhere.
@@ -221,6 +223,7 @@ impl Engine {
             upstream_is_dry: false,
             setups_failed: 0,
             held: false,
+            pinned: None,
         })
     }
 
@@ -532,6 +535,9 @@ impl Engine {
     /// The connection goes back, if nothing is owed on it and nothing is left on it; where that is not known, it is
     /// asked first.
     fn settle_lease(&mut self, cx: &mut Context<'_>) -> Result<(), Cause> {
+        if self.core.pin().is_some() != self.pinned.is_some() {
+            self.count_pin()?;
+        }
         let Leasing::Held(lease) = &mut self.leasing else { return Ok(()) };
         if !self.to_upstream.is_empty() || self.core.is_fatal() {
             return Ok(());
@@ -546,6 +552,23 @@ impl Engine {
             self.send_to_upstream(&survey, cx)?;
         }
         Ok(())
+    }
+
+    /// The session begins to keep its connection, or does so no longer.
+    fn count_pin(&mut self) -> Result<(), Cause> {
+        self.pinned = None;
+        let Some(reason) = self.core.pin() else { return Ok(()) };
+        self.pinned = self.pool.pin();
+        if self.pinned.is_some() {
+            return Ok(());
+        }
+        let connection = self.pool.connection();
+        let message = "too many sessions keep their upstream connection";
+        let refusal = Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, message)
+            .detail(format!("This one would keep it because of: {}. max_pinned is reached.", reason.word()))
+            .hint("End such sessions, or what they keep the connection for; or use session mode.")
+            .in_environment(connection.environment.as_str(), connection.name.as_str());
+        Err(Cause::Refused(refusal))
     }
 
     fn release(&mut self) {
@@ -649,7 +672,12 @@ impl Engine {
         let phase = self.phase();
         let limit = match (&self.leasing, phase) {
             (Leasing::Held(lease), Phase::Querying(_)) => {
-                timing::of_query(lease.query_timeout, self.timer.strikes())
+                timing::of_query(lease.query_timeout, self.timer.strikes(phase))
+            }
+            (_, Phase::Waiting)
+                if self.timer.strikes(phase) == 0 && !self.timeouts.until_notice().is_zero() =>
+            {
+                self.timeouts.until_notice()
             }
             _ => self.timeouts.of(phase),
         };
@@ -666,6 +694,11 @@ impl Engine {
                 SqlState::IDLE_IN_TRANSACTION_TIMEOUT,
                 "terminating connection due to idle_transaction_timeout",
             ),
+            Phase::Waiting if self.timer.strikes(phase) == 0 && !self.timeouts.until_notice().is_zero() => {
+                self.timer.strike();
+                self.tell_what_it_waits_for(cx)?;
+                Ok(true)
+            }
             Phase::Waiting => {
                 let refusal = Refusal::new(
                     Fault::Upstream,
@@ -678,6 +711,17 @@ impl Engine {
             }
             Phase::Querying(_) => self.query_overdue(),
         }
+    }
+
+    fn tell_what_it_waits_for(&mut self, cx: &mut Context<'_>) -> Result<(), Cause> {
+        let connection = self.pool.connection();
+        let mut notice = Vec::new();
+        let text = format!(
+            "waiting for one of the {} connections to environment \"{}\" (connection \"{}\")",
+            connection.pool_size, connection.environment, connection.name
+        );
+        wire::notice_response(&mut notice, &text);
+        self.send_to_client(&notice, cx)
     }
 
     /// The upstream should have ended the statement itself: cancel it, and if that does not help, give it up.
@@ -710,6 +754,7 @@ impl Engine {
     /// Ends with the connection given back, cleaned or closed.
     fn leave_upstream(&mut self) {
         self.slot.has_nothing();
+        self.pinned = None;
         match std::mem::replace(&mut self.leasing, Leasing::None) {
             Leasing::None => {}
             Leasing::Waiting(ticket) => self.pool.abandon(&ticket),

@@ -108,6 +108,18 @@ pub struct Pool {
     runtimes: Runtimes,
     host: Arc<HostCount>,
     startups: Mutex<HashMap<Startup, Welcome>>,
+    /// How many sessions keep a connection beyond a transaction.
+    pinned: AtomicUsize,
+}
+
+/// A session keeps its connection beyond a transaction; counted until this is dropped.
+#[derive(Debug)]
+pub struct Pinned(Arc<Pool>);
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.0.pinned.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -175,12 +187,24 @@ impl Pool {
             runtimes,
             host,
             startups: Mutex::default(),
+            pinned: AtomicUsize::new(0),
         })
     }
 
     /// The connection it is for.
     pub fn connection(&self) -> Arc<Connection> {
         self.settings.load().1.dialer.connection.clone()
+    }
+
+    /// Counts a session that keeps its connection; `None` if there are as many as may be (`max_pinned`).
+    pub fn pin(self: &Arc<Self>) -> Option<Pinned> {
+        let most = match self.connection() {
+            c if c.max_pinned > 0 => c.max_pinned as usize,
+            c => (c.pool_size as usize).saturating_sub(1).max(1),
+        };
+        let free = |pinned| (pinned < most).then_some(pinned + 1);
+        self.pinned.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).ok()?;
+        Some(Pinned(self.clone()))
     }
 
     /// The runtime that does what is slow, and has a clock.

@@ -231,6 +231,7 @@ fn connection(
         pool_size: c.pool_size.unwrap_or(*server.default_pool_size).max(1),
         min_pool_size: c.min_pool_size.unwrap_or(*server.min_pool_size),
         reserve_pool_size: c.reserve_pool_size.unwrap_or(*server.reserve_pool_size),
+        max_pinned: c.max_pinned.unwrap_or(*server.max_pinned),
         max_client_connections: *c.max_client_connections,
         production: *c.production,
         environment: environment.map_or_else(|| base_environment(c).into(), EnvironmentName::from),

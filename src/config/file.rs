@@ -217,6 +217,8 @@ options! {
         Reload idle_transaction_timeout: Duration = seconds(0), seconds(0) => DAY * 365;
         /// The longest wait for an upstream connection.
         Reload query_wait_timeout: Duration = seconds(120), seconds(0) => DAY;
+        /// A client that has waited for an upstream connection for this long is told so, in a NOTICE.
+        Reload query_wait_notify: Duration = seconds(5), seconds(0) => DAY;
         /// The longest a cancel request may take.
         Reload cancel_wait_timeout: Duration = seconds(10), MILLISECOND => DAY;
         /// When an upstream connection goes back to the pool.
@@ -229,6 +231,9 @@ options! {
         Reload reserve_pool_size: u32 = 0, 0 => 100_000;
         /// How long a client waits before the reserve is used.
         Reload reserve_pool_timeout: Duration = seconds(5), seconds(0) => DAY;
+        /// How many sessions may keep an upstream connection for longer than a transaction, because they have left on
+        /// it what cannot be carried; 0 is one less than the pool has, but at least one.
+        Reload max_pinned: u32 = 0, 0 => 100_000;
         /// The most upstream connections to one host and port, over all connections.
         Reload max_host_connections: u32 = 0, 0 => 100_000;
         /// The time for opening an upstream connection: name look-up, TCP, TLS and login together.
@@ -323,6 +328,8 @@ options! {
         Reload min_pool_size: Option<u32> = None;
         /// By default `[server] reserve_pool_size`.
         Reload reserve_pool_size: Option<u32> = None;
+        /// By default `[server] max_pinned`.
+        Reload max_pinned: Option<u32> = None;
         /// The most clients at a time.
         Login max_client_connections: u32 = 0, 0 => 1_000_000;
         /// Other names that clients may ask for.

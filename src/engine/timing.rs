@@ -38,6 +38,7 @@ pub struct Timeouts {
     client_idle: Limit,
     idle_transaction: Limit,
     query_wait: Limit,
+    query_wait_notify: Limit,
     client_write: Limit,
 }
 
@@ -61,6 +62,7 @@ impl Timeouts {
         self.client_idle.set(*server.client_idle_timeout);
         self.idle_transaction.set(*server.idle_transaction_timeout);
         self.query_wait.set(*server.query_wait_timeout);
+        self.query_wait_notify.set(*server.query_wait_notify);
         self.client_write.set(*server.client_write_timeout);
     }
 
@@ -73,6 +75,14 @@ impl Timeouts {
             Phase::Writing => self.client_write.get(),
             Phase::Querying(_) => Duration::ZERO,
         }
+    }
+}
+
+impl Timeouts {
+    /// How long a client waits for a connection before it is told so; zero where that is not before it gives up.
+    pub fn until_notice(&self) -> Duration {
+        let (notify, timeout) = (self.query_wait_notify.get(), self.query_wait.get());
+        if timeout.is_zero() || notify < timeout { notify } else { Duration::ZERO }
     }
 }
 
@@ -135,8 +145,8 @@ impl Timer {
     }
 
     /// How often this phase was overdue.
-    pub fn strikes(&self) -> u32 {
-        self.strikes
+    pub fn strikes(&self, phase: Phase) -> u32 {
+        if self.phase.is_some_and(|(known, _)| known == phase) { self.strikes } else { 0 }
     }
 
     /// Once more; answers how often it was.

@@ -405,6 +405,11 @@ fn normal(mut message: Message) -> Message {
             let fields =
                 message.body.split(|b| *b == 0).filter(|f| !matches!(f.first(), Some(b'F' | b'L' | b'R')));
             message.body = fields.collect::<Vec<_>>().join(&0);
+            // Which of the messages that break a COPY comes first: the connection is lost in any case.
+            let broken = b"unexpected message type 0x";
+            if let Some(at) = message.body.windows(broken.len()).position(|w| w == broken) {
+                message.body[at + broken.len()..][..2].fill(b'?');
+            }
         }
         'T' => {
             let mut at = 2;

@@ -268,3 +268,65 @@ fn a_survey_that_fails_is_made_again_and_a_hopeless_one_pins() {
     done(&mut direct, "ROLLBACK");
     assert_eq!(two.value("SHOW pgusher.pin"), "listen", "one survey failed, the next did not");
 }
+
+#[test]
+fn a_pool_is_never_starved_by_sessions_that_keep_their_connections() {
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
+    let mut one = Raw::login(pgusher.address(), "raw");
+    done(&mut one, "LISTEN news");
+    for make in ["LISTEN news", "SELECT pg_advisory_lock(4711)", "DO 'begin end'"] {
+        let mut another = Raw::login(pgusher.address(), "raw");
+        another.send(&query(make));
+        let answer: Vec<_> = std::iter::from_fn(|| another.next()).collect();
+        let last = answer.last().unwrap();
+        assert_eq!((last.tag, last.field('C').as_str()), ('E', "53300"), "{make}: {answer:?}");
+        assert!(last.field('D').contains("max_pinned"), "{}", last.field('D'));
+        assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT 'served'"), "served");
+    }
+    eventually("its lock is gone", || {
+        pair().dev.sql("dev", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711")
+            == "0"
+    });
+    done(&mut one, "UNLISTEN news");
+    let mut another = Raw::login(pgusher.address(), "raw");
+    done(&mut another, "LISTEN news");
+    assert_eq!(another.value("SHOW pgusher.pin"), "listen");
+    drop(another);
+    eventually("its place is free", || {
+        let mut next = Raw::login(pgusher.address(), "raw");
+        !next.ask(&query("LISTEN news")).iter().any(|m| m.tag == 'E')
+            && next.value("SHOW pgusher.pin") == "listen"
+    });
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 3\nmax_pinned = 3", "", ""));
+    let mut all: Vec<_> = (0..3).map(|_| Raw::login(pgusher.address(), "raw")).collect();
+    all.iter_mut().for_each(|raw| done(raw, "LISTEN news"));
+    all.iter_mut().for_each(|raw| assert_eq!(raw.value("SHOW pgusher.pin"), "listen"));
+}
+
+#[test]
+fn a_client_that_waits_is_told_what_for() {
+    let server = "default_pool_size = 1\nquery_wait_notify = \"200ms\"\nquery_wait_timeout = \"2s\"";
+    let pgusher = Pgusher::start(&warehouse(server, "", ""));
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    for _ in 0..2 {
+        done(&mut one, "BEGIN");
+        other.send(&query("SELECT 'at last'"));
+        let notice = other.next().unwrap();
+        assert_eq!((notice.tag, notice.field('S').as_str()), ('N', "NOTICE"));
+        assert_eq!(
+            notice.field('M'),
+            "waiting for one of the 1 connections to environment \"dev\" (connection \"warehouse\")"
+        );
+        done(&mut one, "COMMIT");
+        assert_eq!(other.until_ready().iter().map(|m| m.tag).collect::<String>(), "TDCZ");
+    }
+    done(&mut one, "BEGIN");
+    let answer = other.ask(&query("SELECT 'never'"));
+    assert_eq!(
+        answer.iter().map(|m| m.tag).collect::<String>(),
+        "NEZ",
+        "told once, and then that it was too long"
+    );
+    assert!(answer[1].field('M').contains("query_wait_timeout"));
+}
