@@ -27,7 +27,7 @@ use crate::config::file::PoolMode;
 use crate::error::Refusal;
 use requests::{Kind, Note, Request, Requests};
 use sql::{Effects, Scan};
-use statement::{Named, Names, Prepared};
+use statement::{Named, Names, Prepared, Unnamed, UnnamedText};
 use survey::{Left, Touched};
 
 /// A message up to this long is looked at whole; it is waited for if only a part of it is there.
@@ -46,6 +46,9 @@ pub struct BackendState {
     max_prepared: usize,
     /// Whose unnamed statement it holds.
     unnamed: Option<UnnamedStamp>,
+    /// Whom it is or was lent to, and whether it may know last values of sequences of somebody else.
+    session: u64,
+    foreign_sequences: bool,
 }
 
 /// How many requests may be under way before the upstream is asked to answer, whether or not the client asks.
@@ -66,6 +69,8 @@ impl BackendState {
             prepared: Prepared::default(),
             max_prepared,
             unnamed: None,
+            session: 0,
+            foreign_sequences: false,
         }
     }
 
@@ -78,6 +83,7 @@ impl BackendState {
     pub fn discarded(&mut self) {
         self.prepared = Prepared::default();
         self.unnamed = None;
+        self.foreign_sequences = false;
         self.settings.discard_all();
     }
 
@@ -190,8 +196,7 @@ pub struct Core {
     upstream_rest: (usize, bool),
     /// Only clients that name statements have any.
     names: Option<Box<Names>>,
-    /// The unnamed statement: its stamp, and what its `Parse` had behind the name.
-    unnamed: (u64, Vec<u8>),
+    unnamed: Unnamed,
     /// Why the session keeps its connection; for all its life, if `Lasting::Always`.
     pin: Option<(Pin, Lasting)>,
     foreseen: bool,
@@ -233,7 +238,7 @@ impl Core {
             client_rest: (0, Rest::Pass),
             upstream_rest: (0, false),
             names: None,
-            unnamed: (0, Vec::new()),
+            unnamed: Unnamed::default(),
             pin: None,
             foreseen: false,
             touched: None,
@@ -328,6 +333,8 @@ impl Core {
         if self.mode == PoolMode::Session {
             return;
         }
+        backend.foreign_sequences |= backend.session != self.id && backend.session != 0;
+        backend.session = self.id;
         if let Some(sql) = self.settings.setup(&mut backend.settings) {
             crate::wire::query(up, &sql);
             // A simple query destroys the unnamed statement.
@@ -460,9 +467,15 @@ impl Core {
         }
     }
 
-    /// Takes back what requests did that the upstream has refused or skipped; the last one first.
-    fn undo(&mut self, skipped: impl DoubleEndedIterator<Item = Request>, backend: &mut BackendState) {
-        for request in skipped.rev() {
+    /// Takes back what requests did of which the upstream has refused the first and skipped the others; the last one
+    /// first.
+    fn undo(&mut self, skipped: Vec<Request>, backend: &mut BackendState) {
+        for (i, request) in skipped.into_iter().enumerate().rev() {
+            if request.kind == Kind::ParseUnnamed {
+                // Which unnamed statement the connection has now depends on what was skipped: it is given one anew.
+                backend.unnamed = None;
+            }
+            let was_refused = i == 0;
             match request.note.map(|note| *note) {
                 Some(Note::Named { name, previous, prepared, closed }) => {
                     self.put_name(&name, previous);
@@ -475,11 +488,17 @@ impl Core {
                 Some(Note::Closed(id)) => {
                     backend.prepared.insert(id, request.number, usize::MAX);
                 }
-                Some(Note::Refused(_)) | None => {}
-            }
-            if matches!(request.kind, Kind::ParseUnnamed) {
-                // Which unnamed statement there is now depends on what was skipped: ask for a new one.
-                backend.unnamed = None;
+                Some(Note::Unnamed(previous)) if !was_refused => {
+                    backend.unnamed = None;
+                    if self.unnamed.stamp == request.number {
+                        self.unnamed = previous;
+                    }
+                }
+                // A Parse that fails has destroyed the old one already.
+                _ if request.kind == Kind::ParseUnnamed && self.unnamed.stamp == request.number => {
+                    self.unnamed.text = UnnamedText::None;
+                }
+                Some(Note::Unnamed(_) | Note::Refused(_)) | None => {}
             }
         }
     }

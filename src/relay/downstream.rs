@@ -110,7 +110,10 @@ impl Core {
         {
             return Ok(Step::Wait);
         }
-        let ours = matches!(self.requests.front_kind(), Some(Kind::Setup | Kind::Survey));
+        let ours = self.requests.front().is_some_and(|r| {
+            matches!(r.kind, Kind::Setup | Kind::Survey)
+                || r.hidden && matches!(r.kind, Kind::Query | Kind::Execute)
+        });
         match header.tag {
             b'Z' => self.ready(body.and_then(|b| b.first().copied()), header, backend),
             b'C' => {
@@ -208,6 +211,7 @@ impl Core {
         let tag = cstr(tag).map_or(tag, |(tag, _)| tag);
         match self.requests.front_kind() {
             Some(Kind::Setup | Kind::Survey) => return,
+            Some(Kind::Query) if front.is_some_and(|r| r.hidden) => return,
             Some(Kind::Execute) => {
                 self.requests.pop();
             }
@@ -254,6 +258,11 @@ impl Core {
             Some(Kind::Survey) => return Ok(if self.fatal { Step::Pass } else { Step::Drop }),
             None => return Ok(Step::Pass),
             Some(Kind::Sync | Kind::FunctionCall) => return Ok(Step::Pass),
+            // It failed with the transaction: what it was to prepare fails as well.
+            Some(Kind::Query) if self.requests.front().is_some_and(|r| r.hidden) => {
+                backend.foreign_sequences = true;
+                return Ok(if self.fatal { Step::Pass } else { Step::Drop });
+            }
             Some(Kind::Query) => {
                 self.take_back_query(backend);
                 return Ok(Step::Pass);
@@ -271,7 +280,7 @@ impl Core {
             },
             _ => None,
         };
-        self.undo(skipped.into_iter(), backend);
+        self.undo(skipped, backend);
         match refused {
             Some(error) if !self.fatal => {
                 down.buffer().extend_from_slice(&error);
@@ -295,7 +304,7 @@ impl Core {
     fn take_back_query(&mut self, backend: &mut BackendState) {
         if let Some(note) = self.requests.take_front_note() {
             let request = Request { kind: Kind::Query, hidden: false, number: 0, uses: 0, note: Some(note) };
-            self.undo(std::iter::once(request), backend);
+            self.undo(vec![request], backend);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::statement::Named;
+use super::statement::{Named, Unnamed};
 
 /// One request. Requests are numbered from 1 within a session.
 #[derive(Debug)]
@@ -65,6 +65,8 @@ pub enum Note {
     Prepared(u64),
     /// The upstream closes one.
     Closed(u64),
+    /// It changed the unnamed statement, which was this one.
+    Unnamed(Unnamed),
     /// The `ErrorResponse` to send in place of the upstream's.
     Refused(Vec<u8>),
 }
@@ -147,6 +149,20 @@ impl Requests {
             Some(Note::Named { name: changed, .. }) => **changed == *name,
             _ => false,
         })
+    }
+
+    /// The same for the unnamed statement.
+    pub fn is_unnamed_in_doubt(&self) -> bool {
+        let Some(last) = self.queue.iter().rposition(Request::is_an_end) else { return false };
+        self.queue.iter().take(last + 1).any(|request| {
+            let changed = matches!(request.note.as_deref(), Some(Note::Unnamed(_)));
+            changed || request.kind == Kind::ParseUnnamed && !request.hidden
+        })
+    }
+
+    /// True if the next request can be skipped, because one before it in the same segment may fail.
+    pub fn may_be_skipped(&self) -> bool {
+        self.queue.back().is_some_and(|request| !request.is_an_end())
     }
 
     /// True if something is under way of which the transaction's status depends.

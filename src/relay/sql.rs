@@ -55,6 +55,8 @@ pub struct Effects {
     pub makes_objects: bool,
     /// It may end one.
     pub ends_objects: bool,
+    /// It asks for the last value of a sequence, which belongs to the server process.
+    pub reads_sequences: bool,
     /// `DEALLOCATE ALL` or `DISCARD ALL`: no prepared statement is left.
     pub deallocates_all: bool,
     /// `RESET ALL` or `DISCARD ALL`: every setting goes back to its default.
@@ -196,6 +198,8 @@ fn matters_anywhere(word: u64) -> bool {
     const TEMP: u64 = key(b"temp");
     const HOLD: u64 = key(b"hold");
     const SETSEED: u64 = key(b"setseed");
+    const CURRVAL: u64 = key(b"currval");
+    const LASTVAL: u64 = key(b"lastval");
     matches!(
         word,
         SET_CONFIG
@@ -209,6 +213,8 @@ fn matters_anywhere(word: u64) -> bool {
             | TEMP
             | HOLD
             | SETSEED
+            | CURRVAL
+            | LASTVAL
             | DBLINK
     ) || word >> 16 == DBLINK
 }
@@ -268,7 +274,7 @@ pub fn is_suspicious(text: &[u8]) -> bool {
 /// The first letters of the words that matter anywhere.
 const INITIAL: [bool; 256] = {
     let mut table = [false; 256];
-    let letters = b"sStTpPdDhH";
+    let letters = b"sStTpPdDhHcClL";
     let mut i = 0;
     while i < letters.len() {
         table[letters[i] as usize] = true;
@@ -293,6 +299,8 @@ fn beginning(text: &[u8]) -> u64 {
 fn begins_suspiciously(word: u64) -> bool {
     const TEMP: u64 = key(b"temp");
     const HOLD: u64 = key(b"hold");
+    const CURR: u64 = key(b"curr");
+    const LAST: u64 = key(b"last");
     const SETSE: u64 = key(b"setse");
     const SET_C: u64 = scanned(b"set_conf") >> 24;
     const DBLINK: u64 = key(b"dblink");
@@ -300,7 +308,7 @@ fn begins_suspiciously(word: u64) -> bool {
     const PG_A: u64 = scanned(b"pg_advis") >> 32;
     const PG_R: u64 = scanned(b"pg_repli") >> 32;
     const PG_S: u64 = scanned(b"pg_setti") >> 32;
-    matches!(word >> 32, TEMP | HOLD | PG_T | PG_A | PG_R | PG_S)
+    matches!(word >> 32, TEMP | HOLD | CURR | LAST | PG_T | PG_A | PG_R | PG_S)
         || matches!(word >> 24, SETSE | SET_C)
         || word >> 16 == DBLINK
 }
@@ -513,6 +521,7 @@ fn function(word: &str, rest: &[Token], effects: &mut Effects) {
             effects.ends_objects = true;
         }
         "setseed" => effects.pin_for(Pin::Opaque),
+        "currval" | "lastval" => effects.reads_sequences = true,
         _ if word.starts_with("pg_temp") => effects.makes_objects = true,
         _ if word.starts_with("dblink") || word.starts_with("pg_replication_origin_") => {
             effects.pin_for(Pin::Opaque);
@@ -828,6 +837,9 @@ mod tests {
             "prepare",
             "show",
             "security",
+            "currval",
+            "LASTVAL",
+            "current_user",
             "unlisten",
             "close",
             "DROP",

@@ -144,6 +144,27 @@ pub struct Named {
     pub request: u64,
 }
 
+/// The unnamed statement of one session.
+#[derive(Debug, Default)]
+pub struct Unnamed {
+    /// The request that made it what it is.
+    pub stamp: u64,
+    /// What its `Parse` had behind the name.
+    pub text: UnnamedText,
+}
+
+/// See [`Unnamed`].
+#[derive(Debug, Default)]
+pub enum UnnamedText {
+    /// There is no unnamed statement.
+    #[default]
+    None,
+    /// It can be prepared on any connection.
+    Known(Vec<u8>),
+    /// It was too long to be remembered: only the connection knows it, which the session keeps.
+    OnConnection,
+}
+
 /// The names of one session.
 #[derive(Debug, Default)]
 pub struct Names(HashMap<Box<[u8]>, Named>);

@@ -1,13 +1,16 @@
 //! From the client to the upstream.
 
 use super::requests::{Kind, Note};
-use super::statement::Named;
+use super::sql::Effects;
+use super::statement::{Named, Unnamed, UnnamedText};
 use super::{
     BackendState, Copy, Core, GATHER, MAX_NAMED_PARSE, MAX_UNASKED, MAX_UNNAMED, Pin, Rest, Sink, Taken, Then,
 };
 use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, SqlState};
 use crate::wire::{self, HEADER, Header, MAX_SMALL_LENGTH, cstr, identifier, literal};
+
+const FORGET_SEQUENCES: &str = "DISCARD SEQUENCES";
 
 /// How one message ended.
 enum Step {
@@ -205,9 +208,8 @@ impl Core {
             return Ok(Step::Need(header.total));
         }
         backend.unnamed = None;
-        self.unnamed = (0, Vec::new());
         let Some(text) = input.get(HEADER..header.total) else {
-            self.requests.push(Kind::Query);
+            self.push_changing_unnamed(Kind::Query, UnnamedText::None);
             up.pass(at..at + HEADER);
             return Ok(Step::Partly(
                 HEADER,
@@ -217,15 +219,19 @@ impl Core {
         if let Some(effects) = self.effects(text) {
             if let Some(sql) = effects.shows.as_deref().and_then(|name| self.shown(name)) {
                 wire::query(up.buffer(), &sql);
-                self.requests.push(Kind::Query);
+                self.push_changing_unnamed(Kind::Query, UnnamedText::None);
                 return Ok(Step::Done);
             }
             if transaction {
                 self.foresee(&effects);
+                if effects.reads_sequences && std::mem::take(&mut backend.foreign_sequences) {
+                    wire::query(up.buffer(), FORGET_SEQUENCES);
+                    self.requests.push_hidden(Kind::Query, None);
+                }
                 if effects.deallocates.as_deref().is_some_and(|name| self.interner.is_reserved(name)) {
                     // Others may use it: it is none of the client's.
                     wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.interner.name(0))));
-                    self.requests.push(Kind::Query);
+                    self.push_changing_unnamed(Kind::Query, UnnamedText::None);
                     return Ok(Step::Done);
                 }
                 if let Some(named) = effects.deallocates.as_deref().and_then(|name| self.named(name)) {
@@ -235,9 +241,20 @@ impl Core {
                 }
             }
         }
-        self.requests.push(Kind::Query);
+        self.push_changing_unnamed(Kind::Query, UnnamedText::None);
         up.pass(at..at + header.total);
         Ok(Step::Done)
+    }
+
+    /// A request that changes what the unnamed statement is. Should it be skipped, that is what it was.
+    fn push_changing_unnamed(&mut self, kind: Kind, text: UnnamedText) {
+        let stamp = self.requests.next_number();
+        let previous = std::mem::replace(&mut self.unnamed, Unnamed { stamp, text });
+        if self.requests.may_be_skipped() {
+            self.requests.push_noted(kind, Note::Unnamed(previous));
+        } else {
+            self.requests.push(kind);
+        }
     }
 
     /// `DEALLOCATE name` for a statement that was prepared by the protocol: the upstream knows it by another name.
@@ -250,6 +267,7 @@ impl Core {
         }
         backend.prepared.remove(id);
         wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.interner.name(id))));
+        self.unnamed = Unnamed::default();
         let previous = self.put_name(name, None);
         self.requests.push_noted(
             Kind::Query,
@@ -311,7 +329,11 @@ impl Core {
                 Ok(Step::Need(header.total.min(input.len() + GATHER)))
             };
         };
-        if names.statement.is_some_and(|name| self.requests.is_in_doubt(name)) {
+        let in_doubt = |name: &[u8]| match name {
+            b"" => kind != Kind::Parse && self.requests.is_unnamed_in_doubt(),
+            name => self.requests.is_in_doubt(name),
+        };
+        if names.statement.is_some_and(in_doubt) {
             return Ok(Step::Hold);
         }
         match (kind, names.statement) {
@@ -418,53 +440,79 @@ impl Core {
         up: &mut Sink<'_>,
     ) -> Step {
         let session_mode = self.mode != PoolMode::Transaction;
-        self.requests.push(if session_mode { Kind::Parse } else { Kind::ParseUnnamed });
-        if input.len() < header.total {
-            if session_mode {
-                return Step::Streams(Rest::Pass);
-            }
-            // Too long to be remembered: the connection is kept, as it is the only one that knows it.
-            self.pin_for(Pin::Opaque);
-            backend.unnamed = None;
-            self.unnamed = (0, Vec::new());
-            return Step::Streams(Rest::Pass);
-        }
-        if let Some(body) = self.shown_body(after) {
-            // A statement of our own making; in session mode under whatever name it was given.
-            let name = cstr(&input[HEADER..]).map_or(&b""[..], |(name, _)| name);
-            wire::message(up.buffer(), b'P', |out| {
-                out.extend_from_slice(name);
-                out.push(0);
-                out.extend_from_slice(&body);
-            });
-            if !session_mode {
-                self.remember_unnamed(&body, backend);
-            }
-            return Step::Done;
-        }
-        if !session_mode {
+        let whole = input.len() >= header.total;
+        if !session_mode && whole {
             let text = cstr(after).map_or(after, |(text, _)| text);
             if let Some(effects) = self.effects(text) {
                 if effects.deallocates.is_some() {
                     self.pin_for(Pin::Prepare);
                 }
                 self.foresee(&effects);
+                self.shield_sequences(&effects, backend, up.buffer());
             }
-            self.remember_unnamed(after, backend);
         }
-        up.pass(at..at + header.total);
+        let shown = if whole { self.shown_body(after) } else { None };
+        let body = shown.as_deref().unwrap_or(after);
+        if session_mode {
+            self.requests.push(Kind::Parse);
+        } else {
+            self.remember_unnamed(body, whole, backend);
+        }
+        if !whole {
+            return Step::Streams(Rest::Pass);
+        }
+        match &shown {
+            // A statement of our own making; in session mode under whatever name it was given.
+            Some(body) => {
+                let name = cstr(&input[HEADER..]).map_or(&b""[..], |(name, _)| name);
+                wire::message(up.buffer(), b'P', |out| {
+                    out.extend_from_slice(name);
+                    out.push(0);
+                    out.extend_from_slice(body);
+                });
+            }
+            None => up.pass(at..at + header.total),
+        }
         Step::Done
     }
 
-    fn remember_unnamed(&mut self, body: &[u8], backend: &mut BackendState) {
-        self.unnamed.0 = self.requests.next_number();
-        self.unnamed.1.clear();
-        if body.len() > MAX_UNNAMED {
-            self.pin_for(Pin::Opaque);
-        } else {
-            self.unnamed.1.extend_from_slice(body);
+    /// The statement to come asks for last values of sequences: the connection is to know none of another session's.
+    /// In the extended protocol, because a `Query` would end the implicit transaction that may be open.
+    fn shield_sequences(&mut self, effects: &Effects, backend: &mut BackendState, up: &mut Vec<u8>) {
+        if !effects.reads_sequences || !std::mem::take(&mut backend.foreign_sequences) {
+            return;
         }
-        backend.unnamed = Some((self.id, self.unnamed.0));
+        backend.unnamed = None;
+        wire::message(up, b'P', |out| {
+            out.push(0);
+            wire::push_cstr(out, FORGET_SEQUENCES);
+            out.extend([0; 2]);
+        });
+        wire::message(up, b'B', |out| out.extend([0; 8]));
+        wire::message(up, b'E', |out| out.extend([0; 5]));
+        for kind in [Kind::ParseUnnamed, Kind::Bind, Kind::Execute] {
+            self.requests.push_hidden(kind, None);
+        }
+    }
+
+    /// The request, and the statement that the session has by it. One that is too long is not remembered: then the
+    /// connection is kept, as it is the only one that knows it.
+    fn remember_unnamed(&mut self, body: &[u8], whole: bool, backend: &mut BackendState) {
+        let text = if whole && body.len() <= MAX_UNNAMED {
+            let old = match &mut self.unnamed.text {
+                UnnamedText::Known(old) if !self.requests.may_be_skipped() => std::mem::take(old),
+                _ => Vec::new(),
+            };
+            let mut text = old;
+            text.clear();
+            text.extend_from_slice(body);
+            UnnamedText::Known(text)
+        } else {
+            self.pin_for(Pin::Opaque);
+            UnnamedText::OnConnection
+        };
+        self.push_changing_unnamed(Kind::ParseUnnamed, text);
+        backend.unnamed = Some((self.id, self.unnamed.stamp));
     }
 
     /// `Bind` or `Describe` of a statement: it is made sure that the upstream has it, and under which name.
@@ -505,6 +553,7 @@ impl Core {
                     self.pin_for(Pin::Prepare);
                 }
                 self.foresee(&effects);
+                self.shield_sequences(&effects, backend, up.buffer());
             }
         }
         let id = named.statement.id();
@@ -537,20 +586,19 @@ impl Core {
 
     /// Makes the upstream's unnamed statement this session's; false if the session has none.
     fn ensure_unnamed(&mut self, backend: &mut BackendState, up: &mut Sink<'_>) -> bool {
-        if self.unnamed.0 == 0 {
-            return false;
-        }
-        let stamp = (self.id, self.unnamed.0);
-        if backend.unnamed != Some(stamp) {
-            if self.unnamed.1.is_empty() {
-                return false;
+        let stamp = (self.id, self.unnamed.stamp);
+        match &self.unnamed.text {
+            UnnamedText::None => return false,
+            _ if backend.unnamed == Some(stamp) => {}
+            UnnamedText::OnConnection => return false,
+            UnnamedText::Known(text) => {
+                wire::message(up.buffer(), b'P', |out| {
+                    out.push(0);
+                    out.extend_from_slice(text);
+                });
+                self.requests.push_hidden(Kind::ParseUnnamed, None);
+                backend.unnamed = Some(stamp);
             }
-            wire::message(up.buffer(), b'P', |out| {
-                out.push(0);
-                out.extend_from_slice(&self.unnamed.1);
-            });
-            self.requests.push_hidden(Kind::ParseUnnamed, None);
-            backend.unnamed = Some(stamp);
         }
         true
     }
@@ -564,8 +612,9 @@ impl Core {
         up: &mut Sink<'_>,
     ) {
         if name.is_empty() {
-            self.unnamed = (0, Vec::new());
             backend.unnamed = None;
+            self.push_changing_unnamed(Kind::Close, UnnamedText::None);
+            return up.pass(range);
         } else if self.named(name).is_some() {
             let previous = self.put_name(name, None);
             self.requests.push_noted(

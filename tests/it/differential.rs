@@ -470,7 +470,7 @@ fn through(pool_size: usize) -> Pgusher {
     let config =
         ["@BASE@", "@ENVIRONMENT@", "@USERS@"].iter().fold(WAREHOUSE.to_owned(), |c, p| c.replace(p, ""));
     let config = config
-        .replace("@SERVER@", &format!("default_pool_size = {pool_size}"))
+        .replace("@SERVER@", &format!("default_pool_size = {pool_size}\nmax_pinned = 10"))
         .replace("[connections.warehouse]\n", "[connections.warehouse]\naliases = [\"dev\"]\n")
         .replace("@DEV@", &server().port.to_string())
         .replace("@PROD@", &pair().prod.port.to_string());

@@ -330,3 +330,18 @@ fn a_client_that_waits_is_told_what_for() {
     );
     assert!(answer[1].field('M').contains("query_wait_timeout"));
 }
+
+#[test]
+fn an_unnamed_statement_of_any_length_can_be_bound() {
+    let pgusher = one_connection();
+    for length in [10, 10_000, 16_300, 20_000, 60_000, 70_000, 300_000] {
+        let mut raw = Raw::login(pgusher.address(), "raw");
+        let sql = format!("SELECT length('{}')", "x".repeat(length));
+        let answer = raw.ask(&[parse("", &sql), bind("", "", &[]), execute(), sync()].concat());
+        assert_eq!(answer.iter().map(|m| m.tag).collect::<String>(), "12DCZ", "{length}: {answer:?}");
+        assert_eq!(answer[2].columns(), [length.to_string()]);
+        // And again, in another transaction.
+        let answer = raw.ask(&[bind("", "", &[]), execute(), sync()].concat());
+        assert_eq!(answer.iter().map(|m| m.tag).collect::<String>(), "2DCZ", "{length}: {answer:?}");
+    }
+}
