@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::cancel::Slot;
 use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, SqlState};
-use crate::pool::{Lease, Outcome, Pinned, Pool, Ticket, refusal_of};
+use crate::pool::{Lease, Outcome, Pinned, Pool, Ticket, refusal_of, waited_too_long};
 use crate::relay::{Broken, Core, Sink, Then};
 use crate::stream::{Reader, Stream};
 use crate::wire::{self, Severity};
@@ -700,13 +700,7 @@ impl Engine {
                 Ok(true)
             }
             Phase::Waiting => {
-                let refusal = Refusal::new(
-                    Fault::Upstream,
-                    SqlState::TOO_MANY_CONNECTIONS,
-                    "no upstream connection became free within query_wait_timeout",
-                )
-                .detail(format!("Waited {}.", humantime::format_duration(limit)));
-                self.refuse_waiting(&refusal, cx, scratch)?;
+                self.refuse_waiting(&waited_too_long(limit), cx, scratch)?;
                 Ok(true)
             }
             Phase::Querying(_) => self.query_overdue(),

@@ -666,6 +666,13 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// No connection became free for a client within its time.
+pub fn waited_too_long(waited: Duration) -> Refusal {
+    let message = "no upstream connection became free within query_wait_timeout";
+    Refusal::new(Fault::Upstream, SqlState::TOO_MANY_CONNECTIONS, message)
+        .detail(format!("Waited {}.", humantime::format_duration(waited)))
+}
+
 /// The upstream's own words for a client.
 pub fn refusal_of(body: &[u8]) -> Refusal {
     let text = |code| wire::error_field(body, code).map(|t| String::from_utf8_lossy(t).into_owned());

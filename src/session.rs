@@ -15,7 +15,7 @@ use crate::config::file::PoolMode;
 use crate::engine::{Cause, End, Engine, Parts};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
-use crate::pool::{Lease, Pool, Welcome};
+use crate::pool::{Lease, Pool, Welcome, waited_too_long};
 use crate::proxy::{Asked, Generation, LiveSession, Proxy, Seat};
 use crate::relay::{Core, Facts, Parameters, SessionSettings};
 use crate::stream::{Socket, Stream};
@@ -107,7 +107,14 @@ async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -
     let pool = generation.pools.get(route.connection()).ok_or_else(missing)?.clone();
     let connection = pool.connection();
     let mode = config.users.get(identity.user()).and_then(|u| u.pool_mode).unwrap_or(connection.pool_mode);
-    let (welcome, lease) = welcome(&pool, mode, &startup.settings).await.map_err(in_place)?;
+    let patience = *config.server.query_wait_timeout;
+    let welcome = welcome(&pool, mode, &startup.settings);
+    let (welcome, lease) = if patience.is_zero() {
+        welcome.await.map_err(in_place)?
+    } else {
+        let waited = timeout(patience, welcome).await;
+        waited.unwrap_or_else(|_| Err(waited_too_long(patience))).map_err(in_place)?
+    };
     let slot = Arc::new(Slot::default());
     let pid = lease.as_ref().map(|lease| lease.target.pid());
     let random = |_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes");

@@ -14,6 +14,7 @@ mod house;
 mod wire;
 
 mod abuse;
+mod cells;
 mod change;
 mod differential;
 mod faults;
