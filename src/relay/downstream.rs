@@ -218,7 +218,11 @@ impl Core {
             _ => {}
         }
         self.copy = Copy::None;
-        self.resetting = self.mode == PoolMode::Transaction && matches!(tag, b"RESET" | b"DISCARD ALL");
+        self.resetting = match tag {
+            b"RESET" | b"DISCARD ALL" => self.mode == PoolMode::Transaction,
+            b"SET" | b"ROLLBACK" => false,
+            _ => self.resetting,
+        };
         match tag {
             b"DEALLOCATE ALL" | b"DISCARD ALL" => {
                 self.names.iter_mut().for_each(|names| names.forget_before(number));

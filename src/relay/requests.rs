@@ -140,21 +140,33 @@ impl Requests {
         }
     }
 
-    /// Whether it depends on an answer to come what a name stands for: a request before the last `Sync` gave it
-    /// something or took it away, and may have failed. (With those behind the last `Sync`, whatever uses the name now
-    /// fails as well.)
+    /// What was sent before the last `Sync` and is not answered yet. It may fail, and what depends on it may then mean
+    /// something else. (With what was sent behind the last `Sync`, whatever comes now fails as well.)
+    fn in_doubt(&self) -> impl Iterator<Item = &Request> {
+        let end = self.queue.iter().rposition(Request::is_an_end).map_or(0, |last| last + 1);
+        self.queue.iter().take(end)
+    }
+
+    /// Whether it depends on an answer to come what a name stands for.
     pub fn is_in_doubt(&self, name: &[u8]) -> bool {
-        let Some(last) = self.queue.iter().rposition(Request::is_an_end) else { return false };
-        self.queue.iter().take(last + 1).any(|request| match request.note.as_deref() {
+        self.in_doubt().any(|request| match request.note.as_deref() {
             Some(Note::Named { name: changed, .. }) => **changed == *name,
             _ => false,
         })
     }
 
-    /// The same for the unnamed statement.
+    /// Whether it depends on an answer to come if the upstream has this statement.
+    pub fn is_preparation_in_doubt(&self, id: u64) -> bool {
+        self.in_doubt().any(|request| match request.note.as_deref() {
+            Some(Note::Named { prepared, closed, .. }) => [prepared, closed].contains(&&Some(id)),
+            Some(Note::Prepared(changed) | Note::Closed(changed)) => *changed == id,
+            _ => false,
+        })
+    }
+
+    /// Whether it depends on an answer to come what the unnamed statement is.
     pub fn is_unnamed_in_doubt(&self) -> bool {
-        let Some(last) = self.queue.iter().rposition(Request::is_an_end) else { return false };
-        self.queue.iter().take(last + 1).any(|request| {
+        self.in_doubt().any(|request| {
             let changed = matches!(request.note.as_deref(), Some(Note::Unnamed(_)));
             changed || request.kind == Kind::ParseUnnamed && !request.hidden
         })

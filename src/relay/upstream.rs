@@ -207,43 +207,52 @@ impl Core {
         if input.len() < header.total && header.total <= GATHER {
             return Ok(Step::Need(header.total));
         }
+        let text = input.get(HEADER..header.total);
+        let effects = text.and_then(|text| self.effects(text));
+        let deallocates = effects.as_ref().and_then(|effects| effects.deallocates.as_deref());
+        if deallocates.is_some_and(|name| self.is_in_doubt(name)) && self.may_hold() {
+            return Ok(Step::Hold);
+        }
         backend.unnamed = None;
-        let Some(text) = input.get(HEADER..header.total) else {
+        if text.is_none() {
             self.push_changing_unnamed(Kind::Query, UnnamedText::None);
             up.pass(at..at + HEADER);
-            return Ok(Step::Partly(
-                HEADER,
-                if transaction { Rest::Scan(Box::default()) } else { Rest::Pass },
-            ));
-        };
-        if let Some(effects) = self.effects(text) {
-            if let Some(sql) = effects.shows.as_deref().and_then(|name| self.shown(name)) {
-                wire::query(up.buffer(), &sql);
-                self.push_changing_unnamed(Kind::Query, UnnamedText::None);
-                return Ok(Step::Done);
-            }
-            if transaction {
-                self.foresee(&effects);
-                if effects.reads_sequences && std::mem::take(&mut backend.foreign_sequences) {
-                    wire::query(up.buffer(), FORGET_SEQUENCES);
-                    self.requests.push_hidden(Kind::Query, None);
-                }
-                if effects.deallocates.as_deref().is_some_and(|name| self.interner.is_reserved(name)) {
-                    // Others may use it: it is none of the client's.
-                    wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.interner.name(0))));
-                    self.push_changing_unnamed(Kind::Query, UnnamedText::None);
-                    return Ok(Step::Done);
-                }
-                if let Some(named) = effects.deallocates.as_deref().and_then(|name| self.named(name)) {
-                    let (named, name) = (named.clone(), effects.deallocates.unwrap_or_default());
-                    self.deallocate(&name, &named, backend, up);
-                    return Ok(Step::Done);
-                }
-            }
+            let rest = if transaction { Rest::Scan(Box::default()) } else { Rest::Pass };
+            return Ok(Step::Partly(HEADER, rest));
         }
-        self.push_changing_unnamed(Kind::Query, UnnamedText::None);
-        up.pass(at..at + header.total);
+        let answered_otherwise = effects.is_some_and(|effects| self.suspicious_query(*effects, backend, up));
+        if !answered_otherwise {
+            self.push_changing_unnamed(Kind::Query, UnnamedText::None);
+            up.pass(at..at + header.total);
+        }
         Ok(Step::Done)
+    }
+
+    /// A query that may do this. True if another was sent in its place.
+    fn suspicious_query(&mut self, effects: Effects, backend: &mut BackendState, up: &mut Sink<'_>) -> bool {
+        if let Some(sql) = effects.shows.as_deref().and_then(|name| self.shown(name)) {
+            wire::query(up.buffer(), &sql);
+            self.push_changing_unnamed(Kind::Query, UnnamedText::None);
+            return true;
+        }
+        if self.mode != PoolMode::Transaction {
+            return false;
+        }
+        self.foresee(&effects);
+        if effects.reads_sequences && std::mem::take(&mut backend.foreign_sequences) {
+            wire::query(up.buffer(), FORGET_SEQUENCES);
+            self.requests.push_hidden(Kind::Query, None);
+        }
+        let Some(name) = effects.deallocates else { return false };
+        if self.interner.is_reserved(&name) {
+            // Others may use it: it is none of the client's.
+            wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.interner.name(0))));
+            self.push_changing_unnamed(Kind::Query, UnnamedText::None);
+            return true;
+        }
+        let Some(named) = self.named(&name).cloned() else { return false };
+        self.deallocate(&name, &named, backend, up);
+        true
     }
 
     /// A request that changes what the unnamed statement is. Should it be skipped, that is what it was.
@@ -331,9 +340,9 @@ impl Core {
         };
         let in_doubt = |name: &[u8]| match name {
             b"" => kind != Kind::Parse && self.requests.is_unnamed_in_doubt(),
-            name => self.requests.is_in_doubt(name),
+            name => self.is_in_doubt(name),
         };
-        if names.statement.is_some_and(in_doubt) {
+        if names.statement.is_some_and(in_doubt) && self.may_hold() {
             return Ok(Step::Hold);
         }
         match (kind, names.statement) {
@@ -348,6 +357,17 @@ impl Core {
             }
             (_, Some(name)) => Ok(self.reference(kind, header, name, &names, body, backend, up)),
         }
+    }
+
+    /// Whether it depends on an answer to come what a name stands for, or if the upstream has the statement.
+    fn is_in_doubt(&self, name: &[u8]) -> bool {
+        let unprepared = |named: &Named| self.requests.is_preparation_in_doubt(named.statement.id());
+        self.requests.is_in_doubt(name) || self.named(name).is_some_and(unprepared)
+    }
+
+    /// During a COPY the upstream waits for the client, and whatever else that sends is an error.
+    fn may_hold(&self) -> bool {
+        !matches!(self.copy, Copy::In { .. })
     }
 
     fn parse(
@@ -385,6 +405,9 @@ impl Core {
         let shown = self.shown_body(names.after);
         let statement =
             self.interner.intern(shown.as_deref().unwrap_or(names.after), &self.settings.meaning());
+        if self.requests.is_preparation_in_doubt(statement.id()) && self.may_hold() {
+            return Ok(Step::Hold);
+        }
         let request = self.requests.next_number();
         let named = Named { statement, request };
         let id = named.statement.id();
