@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::fake::{self, FAKE_KEY, Fake, unharmed};
-use super::house::{PATIENCE, Pgusher, eventually, pair, run, size, temporary_folder, warehouse};
+use super::house::{PATIENCE, Pgusher, Random, eventually, pair, run, size, temporary_folder, warehouse};
 use super::wire::{Message, Raw, bind, close_statement, execute, message, parse, query, startup, sync};
 
 const VERSION: u32 = 0x0003_0000;
@@ -70,26 +70,6 @@ fn is_logged_in(answer: &[u8]) -> bool {
 fn still_serves(pgusher: &Pgusher) {
     unharmed(pgusher);
     assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT name FROM whoami"), "dev");
-}
-
-/// Random numbers that are the same at each run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    fn bytes(&mut self, most: usize) -> Vec<u8> {
-        (0..self.below(most)).map(|_| self.next() as u8).collect()
-    }
 }
 
 // ── before the login ──

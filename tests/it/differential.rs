@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::house::{Pgusher, Postgres, WAREHOUSE, pair, size};
+use super::house::{Pgusher, Postgres, Random, WAREHOUSE, pair, size};
 use super::wire::{Message, Raw, bind, describe_statement, execute, message, parse, query, sync};
 
 /// A server with two-phase commit, for these alone.
@@ -522,22 +522,6 @@ fn scripts_in_the_simple_protocol_answer_as_they_do_directly() {
 #[test]
 fn scripts_in_the_extended_protocol_answer_as_they_do_directly() {
     compare(extended, 5..9);
-}
-
-/// Random numbers that are the same at each run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end as u64) as usize
-    }
-
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len())]
-    }
 }
 
 const STATEMENTS: [&str; 36] = [

@@ -349,3 +349,35 @@ impl Drop for Pgusher {
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
+
+/// Random numbers that are the same at each run.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    pub fn of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len())]
+    }
+
+    pub fn bytes(&mut self, most: usize) -> Vec<u8> {
+        (0..self.below(most)).map(|_| self.next() as u8).collect()
+    }
+
+    pub fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    pub fn some<'a>(&mut self, from: &[&'a str], percent: usize) -> Vec<&'a str> {
+        from.iter().copied().filter(|_| self.chance(percent)).collect()
+    }
+}

@@ -3,28 +3,8 @@
 
 use std::fmt::Write;
 
-use super::house::{Pgusher, pair, size};
+use super::house::{Pgusher, Random, pair, size};
 use super::wire::{Raw, startup};
-
-/// A small generator of random numbers; the seed is printed by the test that uses it.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % n as u64) as usize
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
-    fn some<'a>(&mut self, from: &[&'a str], percent: usize) -> Vec<&'a str> {
-        from.iter().copied().filter(|_| self.chance(percent)).collect()
-    }
-}
 
 const VALUES: [&str; 8] = ["dev", "prod", "Prod", "test", "eu", "us", "prod ", "x y"];
 const ATTRIBUTES: [&str; 3] = ["environment", "region", "tier"];
