@@ -137,6 +137,12 @@ impl Core {
             b'A' if !self.is_setting_up() => Ok(Step::Pass),
             b'N' => Ok(Step::Pass),
             _ if ours => Ok(Step::Drop),
+            b't' if self.requests.front_kind() == Some(Kind::Known) => Ok(Step::Drop),
+            b'T' | b'n' if self.requests.front_kind() == Some(Kind::Known) => {
+                self.requests.pop();
+                wire::message(down.buffer(), b'1', |_| {});
+                Ok(Step::Drop)
+            }
             tag => self.structure(tag),
         }
     }

@@ -36,6 +36,8 @@ pub enum Kind {
     ParseUnnamed,
     /// Of a name that is taken: it fails.
     ParseTaken,
+    /// A `Parse` of what the upstream has prepared already: it was asked to describe it in its place.
+    Known,
     Bind,
     Describe,
     Execute,

@@ -416,7 +416,13 @@ impl Core {
         let known = backend.prepared.touch(id);
         let note = |prepared| Note::Named { name: name.into(), previous: None, prepared, closed: None };
         if known && trusted {
-            self.requests.push_noted(Kind::Fake(b'1'), note(None));
+            // It need not be parsed again, but its tables may be gone since: then that is to be said now.
+            let upstream_name = named.statement.upstream_name();
+            wire::message(up.buffer(), b'D', |out| {
+                out.push(b'S');
+                wire::push_cstr(out, upstream_name);
+            });
+            self.requests.push_noted(Kind::Known, note(None));
         } else {
             if known {
                 self.close_upstream(id, up.buffer());

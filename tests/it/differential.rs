@@ -392,7 +392,7 @@ const SCRIPTS: [(&str, &str); 14] = [
          CREATE TABLE seen AS SELECT current_setting('my.number') AS a, current_setting('search_path') AS b
          SELECT * FROM seen
          DROP SCHEMA own_@ CASCADE
-         SELECT 'gone' FROM here",
+         SELECT * FROM here",
     ),
 ];
 
