@@ -174,11 +174,6 @@ impl Requests {
         })
     }
 
-    /// True if the next request can be skipped, because one before it in the same segment may fail.
-    pub fn may_be_skipped(&self) -> bool {
-        self.queue.back().is_some_and(|request| !request.is_an_end())
-    }
-
     /// True if something is under way of which the transaction's status depends.
     pub fn has_an_end(&self) -> bool {
         self.queue.iter().any(Request::is_an_end)

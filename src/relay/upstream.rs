@@ -178,8 +178,9 @@ impl Core {
                 self.requests.push(Kind::Execute);
             }
             _ => {
-                self.unsynced = true;
-                return self.naming(header, input, at, backend, up);
+                let step = self.naming(header, input, at, backend, up)?;
+                self.unsynced |= !matches!(step, Step::Need(_) | Step::Hold);
+                return Ok(step);
             }
         }
         Ok(Step::Streams(Rest::Pass))
@@ -255,11 +256,12 @@ impl Core {
         true
     }
 
-    /// A request that changes what the unnamed statement is. Should it be skipped, that is what it was.
+    /// A request that changes what the unnamed statement is. Should it be skipped, because one before it since the last
+    /// `Sync` fails, that is what it was.
     fn push_changing_unnamed(&mut self, kind: Kind, text: UnnamedText) {
         let stamp = self.requests.next_number();
         let previous = std::mem::replace(&mut self.unnamed, Unnamed { stamp, text });
-        if self.requests.may_be_skipped() {
+        if self.unsynced {
             self.requests.push_noted(kind, Note::Unnamed(previous));
         } else {
             self.requests.push(kind);
@@ -529,7 +531,7 @@ impl Core {
     fn remember_unnamed(&mut self, body: &[u8], whole: bool, backend: &mut BackendState) {
         let text = if whole && body.len() <= MAX_UNNAMED {
             let old = match &mut self.unnamed.text {
-                UnnamedText::Known(old) if !self.requests.may_be_skipped() => std::mem::take(old),
+                UnnamedText::Known(old) if !self.unsynced => std::mem::take(old),
                 _ => Vec::new(),
             };
             let mut text = old;
