@@ -570,6 +570,8 @@ fn walk(random: &mut Random, number: usize) -> Vec<u8> {
         let name = random.of(&["", "a", "b"]);
         let portal = random.of(&["", "", "p"]);
         let sql = random.of(&STATEMENTS).replace('@', &number.to_string());
+        // What a named EXECUTE gives is decided when it is prepared, which pgusher may do again.
+        let name = if sql.starts_with("EXECUTE") { "" } else { name };
         bytes.extend(match random.below(14) {
             0..4 => query(&sql),
             4..6 => parse(name, &sql),
@@ -621,7 +623,7 @@ fn walked(address: SocketAddr, user: &str, number: usize, steps: usize) -> Vec<V
 
 #[test]
 fn random_walks_through_the_protocol_are_answered_as_they_are_directly() {
-    let steps = size(400, 20_000);
+    let steps = size(400, 5000);
     let direct: SocketAddr = ([127, 0, 0, 1], server().port).into();
     let numbers = 11..15;
     let expected: Vec<_> = numbers.clone().map(|number| walked(direct, "app", number, steps)).collect();
