@@ -4,8 +4,8 @@ mod lease;
 mod ticket;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -66,12 +66,17 @@ impl PoolSettings {
     }
 }
 
-/// How many connections are open to one host and port, over all pools.
+/// How many connections are open to one host and port, over all pools, and which those are.
 #[derive(Debug, Default)]
 pub struct HostCount {
     open: AtomicUsize,
     /// 0 is no limit.
     limit: AtomicUsize,
+    pools: Mutex<Vec<Weak<Pool>>>,
+    /// Whose turn it is when a connection was closed.
+    turn: AtomicUsize,
+    /// A pool could not open a connection that somebody waits for, because of the limit.
+    starved: AtomicBool,
 }
 
 impl HostCount {
@@ -88,6 +93,51 @@ impl HostCount {
 
     fn give_back(&self) {
         self.open.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn join(&self, pool: &Arc<Pool>) {
+        let mut pools = self.pools.lock();
+        pools.retain(|pool| pool.strong_count() > 0);
+        pools.push(Arc::downgrade(pool));
+    }
+
+    /// The pools, beginning with another one at each call.
+    fn pools(&self) -> Vec<Arc<Pool>> {
+        let mut pools: Vec<_> = self.pools.lock().iter().filter_map(Weak::upgrade).collect();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        if !pools.is_empty() {
+            let first = turn % pools.len();
+            pools.rotate_left(first);
+        }
+        pools
+    }
+
+    /// How many connections each pool that wants any may have while one is starved; `None` while none is.
+    fn fair_share(&self) -> Option<usize> {
+        if !self.starved.load(Ordering::Relaxed) {
+            return None;
+        }
+        let active = self.pools().iter().filter(|pool| pool.is_active()).count();
+        Some((self.limit.load(Ordering::Relaxed) / active.max(1)).max(1))
+    }
+
+    /// As [`HostCount::take`], after another pool has closed a connection that nobody there waits for.
+    fn take_from_another(&self, pool: &Arc<Pool>) -> bool {
+        let spared = |other: Arc<Pool>| !Arc::ptr_eq(&other, pool) && other.spare_one();
+        let taken = self.pools().into_iter().any(spared) && self.take();
+        if !taken {
+            self.starved.store(true, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    /// A connection was closed: the pools that wait for one try in turn.
+    fn next_turn(&self, pool: &Arc<Pool>) {
+        if self.limit.load(Ordering::Relaxed) == 0 {
+            return pool.open_more();
+        }
+        self.starved.store(false, Ordering::Relaxed);
+        self.pools().iter().for_each(Pool::open_more);
     }
 }
 
@@ -181,14 +231,16 @@ impl Pool {
     /// Empty; connections are opened when they are asked for.
     pub fn new(settings: PoolSettings, runtimes: Runtimes, host: Arc<HostCount>) -> Arc<Self> {
         let state = State::sized(&settings);
-        Arc::new(Self {
+        let pool = Arc::new(Self {
             settings: ArcSwap::from_pointee((1, settings)),
             state: Mutex::new(state),
             runtimes,
             host,
             startups: Mutex::default(),
             pinned: AtomicUsize::new(0),
-        })
+        });
+        pool.host.join(&pool);
+        pool
     }
 
     /// The connection it is for.
@@ -430,14 +482,23 @@ impl Pool {
             let settings = self.settings.load();
             (settings.1.connection().min_pool_size as usize, settings.1.reserve_pool_timeout)
         };
-        loop {
-            let mut state = self.state.lock();
+        let share = self.host.fair_share().unwrap_or(usize::MAX);
+        let wants_one = |state: &State| {
             let keep = if state.used && !state.retired { min } else { 0 };
             let wanted = state.waiters.len() > state.dialing || state.open + state.dialing < keep;
-            let free = state.open + state.dialing < state.limit(patience) && state.dialing < MAX_DIALING;
-            let backing_off = state.retry_at.is_some_and(|at| now < at);
-            if !wanted || !free || backing_off || !self.host.take() {
+            let most = state.limit(patience).min(share);
+            let free = state.open + state.dialing < most && state.dialing < MAX_DIALING;
+            wanted && free && state.retry_at.is_none_or(|at| now >= at)
+        };
+        loop {
+            // Not under the lock: another pool may have to be asked.
+            if !wants_one(&self.state.lock()) || !(self.host.take() || self.host.take_from_another(self)) {
                 return;
+            }
+            let mut state = self.state.lock();
+            if !wants_one(&state) {
+                drop(state);
+                return self.host.give_back();
             }
             state.dialing += 1;
             drop(state);
@@ -499,19 +560,28 @@ impl Pool {
     /// A connection is free: the oldest waiter gets it, else it is idle. Unless it is to be closed.
     fn put(self: &Arc<Self>, mut pooled: Box<Pooled>) {
         pooled.idle_since = None;
+        let share = self.host.fair_share();
         let ticket = {
             let mut state = self.state.lock();
+            let owed = share.is_some_and(|share| state.open > share);
             let nobody_waits = state.waiters.is_empty();
             // Opened with the settings of a client in session mode, it is of no use to those who wait.
             let unfit = pooled.startup.is_some() && !nobody_waits;
             let outworn = state.is_outworn(&pooled) || pooled.target.is_spoiled();
-            if outworn || unfit || state.has_too_many() || (state.retired && nobody_waits) {
+            if outworn || unfit || owed || state.has_too_many() || (state.retired && nobody_waits) {
                 drop(state);
                 return self.close(pooled);
             }
             match state.waiters.pop_front() {
                 Some(ticket) => ticket,
-                None => return state.idle.push(pooled),
+                None => {
+                    state.idle.push(pooled);
+                    drop(state);
+                    if share.is_some() {
+                        self.host.next_turn(self);
+                    }
+                    return;
+                }
             }
         };
         if let Some(lease) = ticket.grant(Lease { pooled: Some(pooled), pool: self.clone() }) {
@@ -560,7 +630,29 @@ impl Pool {
             state.open = state.open.saturating_sub(1);
         }
         self.host.give_back();
-        self.open_more();
+        self.host.next_turn(self);
+    }
+
+    /// Whether it has connections, or wants any.
+    fn is_active(&self) -> bool {
+        let state = self.state.lock();
+        state.open + state.dialing + state.waiters.len() > 0
+    }
+
+    /// Closes an idle connection for the sake of another pool of the same host, if nobody here waits.
+    fn spare_one(&self) -> bool {
+        let spared = {
+            let mut state = self.state.lock();
+            if !state.waiters.is_empty() || state.idle.is_empty() {
+                return false;
+            }
+            state.open = state.open.saturating_sub(1);
+            // The one that has been idle longest.
+            state.idle.remove(0)
+        };
+        spared.goodbye();
+        self.host.give_back();
+        true
     }
 
     /// Once a second: closes what is dead, too old or too long idle; keeps `min_pool_size`; uses the reserve.

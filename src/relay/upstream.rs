@@ -472,17 +472,16 @@ impl Core {
     ) -> Step {
         let session_mode = self.mode != PoolMode::Transaction;
         let whole = input.len() >= header.total;
-        if !session_mode && whole {
-            let text = cstr(after).map_or(after, |(text, _)| text);
-            if let Some(effects) = self.effects(text) {
-                if effects.deallocates.is_some() {
-                    self.pin_for(Pin::Prepare);
-                }
-                self.foresee(&effects);
-                self.shield_sequences(&effects, backend, up.buffer());
+        let text = cstr(after).map_or(after, |(text, _)| text);
+        let effects = if whole { self.effects(text) } else { None };
+        if let (Some(effects), false) = (&effects, session_mode) {
+            if effects.deallocates.is_some() {
+                self.pin_for(Pin::Prepare);
             }
+            self.foresee(effects);
+            self.shield_sequences(effects, backend, up.buffer());
         }
-        let shown = if whole { self.shown_body(after) } else { None };
+        let shown = effects.and_then(|_| self.shown_body(after));
         let body = shown.as_deref().unwrap_or(after);
         if session_mode {
             self.requests.push(Kind::Parse);

@@ -345,3 +345,45 @@ fn an_unnamed_statement_of_any_length_can_be_bound() {
         assert_eq!(answer.iter().map(|m| m.tag).collect::<String>(), "2DCZ", "{length}: {answer:?}");
     }
 }
+
+#[test]
+fn idle_connections_make_way_for_another_pool_of_the_same_host() {
+    let dev = pair().dev.port;
+    let users = format!(
+        "[connections.second]\nhost = \"127.0.0.1\"\nport = {dev}\ndatabase = \"dev\"\nusername = \"app\"\n"
+    );
+    let pgusher = Pgusher::start(&(warehouse("max_host_connections = 2", "", "") + &users));
+    let login = |database: &str| {
+        Raw::login_with(pgusher.address(), 0x0003_0000, &[("user", "raw"), ("database", database)])
+    };
+    let mut first = [login("warehouse"), login("warehouse")];
+    first.iter_mut().for_each(|raw| done(raw, "BEGIN"));
+    first.iter_mut().for_each(|raw| done(raw, "COMMIT"));
+    // Both connections are idle in the first pool.
+    assert_eq!(login("second").value("SELECT 'made way'"), "made way");
+    // Both are used: the second pool's client has to wait, and comes before those of the first who came after it.
+    first.iter_mut().for_each(|raw| done(raw, "BEGIN"));
+    let mut second = login("second");
+    second.send(&query("SELECT 'waited'"));
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    first.iter_mut().for_each(|raw| done(raw, "COMMIT"));
+    assert!(second.until_ready().iter().any(|m| m.tag == 'D' && m.columns() == ["waited"]));
+    // A pool whose clients never leave it a connection gives up its share all the same.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                let mut busy = login("warehouse");
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert_eq!(busy.value("SELECT pg_sleep(0.002)"), "");
+                }
+            });
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let mut second = login("second");
+        for _ in 0..20 {
+            assert_eq!(second.value("SELECT 'served'"), "served");
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
