@@ -251,7 +251,10 @@ fn a_handshake_that_ends_at_any_byte_leaves_nothing() {
             let mut socket = begin(&pgusher, how);
             socket.write_all(&hello(&mut session)).unwrap();
             while session.is_handshaking() {
-                session.read_tls(&mut socket).unwrap();
+                match session.read_tls(&mut socket) {
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                    read => assert!(read.unwrap() > 0, "closed in the middle of the handshake"),
+                }
                 session.process_new_packets().unwrap();
             }
             let bytes = hello(&mut session);
