@@ -336,7 +336,6 @@ impl Core {
             }
             return Step::Drop;
         }
-        self.settings.report(name, value);
-        Step::Pass
+        if self.settings.report(name, value) { Step::Pass } else { Step::Drop }
     }
 }

@@ -186,12 +186,12 @@ impl SessionSettings {
         self.reported = reported;
     }
 
-    /// A `ParameterStatus` of a connection that this session is lent.
-    pub fn report(&mut self, name: &[u8], value: &[u8]) {
+    /// A `ParameterStatus` of a connection that this session is lent; true if it is news to the client.
+    pub fn report(&mut self, name: &[u8], value: &[u8]) -> bool {
         if self.reported.get(name) != Some(value) {
             self.report_all(Arc::new(self.reported.with(name, value)));
         }
-        self.told(name, value);
+        self.told(name, value)
     }
 
     /// The client has been told a value; true if that was news to it.

@@ -233,6 +233,11 @@ impl Prepared {
         Some(oldest)
     }
 
+    /// One that it has, if it has any.
+    pub fn any(&self) -> Option<u64> {
+        self.known.keys().next().copied()
+    }
+
     /// It does not have it after all.
     pub fn remove(&mut self, id: u64) {
         self.known.remove(&id);

@@ -394,7 +394,9 @@ impl Core {
             return Ok(Step::Need(header.total));
         }
         if let Some(named) = self.named(name).cloned() {
-            if self.status != b'E' && !self.distrust {
+            // What failed there before could fail now, and would be told in place of this.
+            let something_is_there = !backend.prepared.is_empty() || self.status == b'E';
+            if !self.distrust && something_is_there {
                 self.parse_again(&named, names.after, backend, up.buffer());
                 return Ok(Step::Done);
             }
@@ -440,11 +442,16 @@ impl Core {
     /// A `Parse` under a name that the client has given already: the upstream refuses it, after it has looked at the
     /// text, because the name that the old statement has there is taken as well.
     fn parse_again(&mut self, old: &Named, body: &[u8], backend: &mut BackendState, up: &mut Vec<u8>) {
-        if !backend.prepared.touch(old.statement.id()) {
+        // Any name that is taken there will do: what the client is told of it is its own.
+        let id = old.statement.id();
+        let known = if backend.prepared.touch(id) { Some(id) } else { backend.prepared.any() };
+        let known = known.filter(|id| !self.requests.is_preparation_in_doubt(*id));
+        if known.is_none() {
             self.prepare(old, backend, up);
         }
+        let taken = known.unwrap_or(id);
         wire::message(up, b'P', |out| {
-            wire::push_cstr(out, old.statement.upstream_name());
+            wire::push_cstr(out, &self.interner.name(taken));
             out.extend_from_slice(body);
         });
         self.requests.push_using(Kind::ParseTaken, old.request);

@@ -623,7 +623,7 @@ fn walked(address: SocketAddr, user: &str, number: usize, steps: usize) -> Vec<V
 
 #[test]
 fn random_walks_through_the_protocol_are_answered_as_they_are_directly() {
-    let steps = size(400, 5000);
+    let steps = size(400, 1000);
     let direct: SocketAddr = ([127, 0, 0, 1], server().port).into();
     let numbers = 11..15;
     let expected: Vec<_> = numbers.clone().map(|number| walked(direct, "app", number, steps)).collect();
