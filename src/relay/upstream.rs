@@ -10,6 +10,8 @@ use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, SqlState};
 use crate::wire::{self, HEADER, Header, MAX_SMALL_LENGTH, cstr, identifier, literal};
 
+/// The number of a statement of pgusher's own that does nothing.
+const EMPTY: u64 = u64::MAX;
 const FORGET_SEQUENCES: &str = "DISCARD SEQUENCES";
 
 /// How one message ended.
@@ -394,10 +396,14 @@ impl Core {
             return Ok(Step::Need(header.total));
         }
         if let Some(named) = self.named(name).cloned() {
-            // What failed there before could fail now, and would be told in place of this.
-            let something_is_there = !backend.prepared.is_empty() || self.status == b'E';
-            if !self.distrust && something_is_there {
-                self.parse_again(&named, names.after, backend, up.buffer());
+            if !self.distrust {
+                // Any name that is taken there will do: what the client is told of it is its own.
+                let id = named.statement.id();
+                let taken = if backend.prepared.touch(id) { Some(id) } else { backend.prepared.any() };
+                if taken.is_some_and(|id| self.requests.is_preparation_in_doubt(id)) && self.may_hold() {
+                    return Ok(Step::Hold);
+                }
+                self.parse_again(&named, taken, names.after, backend, up.buffer());
                 return Ok(Step::Done);
             }
             let shown = String::from_utf8_lossy(name);
@@ -440,16 +446,25 @@ impl Core {
     }
 
     /// A `Parse` under a name that the client has given already: the upstream refuses it, after it has looked at the
-    /// text, because the name that the old statement has there is taken as well.
-    fn parse_again(&mut self, old: &Named, body: &[u8], backend: &mut BackendState, up: &mut Vec<u8>) {
-        // Any name that is taken there will do: what the client is told of it is its own.
-        let id = old.statement.id();
-        let known = if backend.prepared.touch(id) { Some(id) } else { backend.prepared.any() };
-        let known = known.filter(|id| !self.requests.is_preparation_in_doubt(*id));
-        if known.is_none() {
-            self.prepare(old, backend, up);
+    /// text, because it comes under the name of a statement that is there, `taken`.
+    fn parse_again(
+        &mut self,
+        old: &Named,
+        taken: Option<u64>,
+        body: &[u8],
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
+        if taken.is_none() {
+            // An empty statement can always be prepared.
+            wire::message(up, b'P', |out| {
+                wire::push_cstr(out, &self.interner.name(EMPTY));
+                out.extend([0; 3]);
+            });
+            self.requests.push_hidden(Kind::Parse, Some(Note::Prepared(EMPTY)));
+            self.remember_prepared(EMPTY, backend, up);
         }
-        let taken = known.unwrap_or(id);
+        let taken = taken.unwrap_or(EMPTY);
         wire::message(up, b'P', |out| {
             wire::push_cstr(out, &self.interner.name(taken));
             out.extend_from_slice(body);
