@@ -753,7 +753,7 @@ impl Engine {
             Leasing::None => {}
             Leasing::Waiting(ticket) => self.pool.abandon(&ticket),
             Leasing::Held(lease) => {
-                let clean = self.core.is_idle() && self.to_upstream.is_empty() && !self.core.is_fatal();
+                let clean = self.core.is_cleanable() && self.to_upstream.is_empty() && !self.core.is_fatal();
                 if self.core.mode() == PoolMode::Session && clean {
                     self.pool.control().spawn(lease.clean());
                 } else {

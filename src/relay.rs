@@ -207,6 +207,8 @@ pub struct Core {
     surveys_failed: u8,
     /// What the upstream reports next are defaults of its own, to which a `RESET` went.
     resetting: bool,
+    /// In session mode: it may have left what `DISCARD ALL` does not take away.
+    stained: bool,
     /// A request that may deallocate every statement is under way.
     distrust: bool,
     fatal: bool,
@@ -245,6 +247,7 @@ impl Core {
             asked: None,
             surveys_failed: 0,
             resetting: false,
+            stained: false,
             distrust: false,
             fatal: false,
             transactions: 0,
@@ -374,6 +377,16 @@ impl Core {
             && self.copy == Copy::None
             && self.client_rest.0 == 0
             && self.upstream_rest.0 == 0
+    }
+
+    /// True if a `DISCARD ALL` leaves nothing of the session: no library that it loaded, no seed, no remote connection.
+    pub fn is_cleanable(&self) -> bool {
+        self.is_idle() && !self.stained
+    }
+
+    /// A statement that may do this is about to run in session mode.
+    fn stain(&mut self, effects: &Effects) {
+        self.stained |= effects.pin == Some(Pin::Opaque);
     }
 
     /// True if the client is owed no answer, whether or not a transaction is open: it is its turn.

@@ -172,6 +172,7 @@ impl Core {
                 }
             }
             b'F' => {
+                self.stained = true;
                 self.pin_for(Pin::Opaque);
                 self.requests.push(Kind::FunctionCall);
             }
@@ -218,6 +219,8 @@ impl Core {
         }
         backend.unnamed = None;
         if text.is_none() {
+            // Too long to be looked at.
+            self.stained |= !transaction;
             self.push_changing_unnamed(Kind::Query, UnnamedText::None);
             up.pass(at..at + HEADER);
             let rest = if transaction { Rest::Scan(Box::default()) } else { Rest::Pass };
@@ -239,6 +242,7 @@ impl Core {
             return true;
         }
         if self.mode != PoolMode::Transaction {
+            self.stain(&effects);
             return false;
         }
         self.foresee(&effects);
@@ -502,6 +506,10 @@ impl Core {
             }
             self.foresee(effects);
             self.shield_sequences(effects, backend, up.buffer());
+        }
+        if session_mode {
+            effects.iter().for_each(|effects| self.stain(effects));
+            self.stained |= !whole;
         }
         let shown = effects.and_then(|_| self.shown_body(after));
         let body = shown.as_deref().unwrap_or(after);

@@ -288,6 +288,8 @@ fn a_pool_is_never_starved_by_sessions_that_keep_their_connections() {
             == "0"
     });
     done(&mut one, "UNLISTEN news");
+    // Answered when its connection has been asked, and its place is free.
+    assert_eq!(one.value("SHOW pgusher.pin"), "");
     let mut another = Raw::login(pgusher.address(), "raw");
     done(&mut another, "LISTEN news");
     assert_eq!(another.value("SHOW pgusher.pin"), "listen");
@@ -386,4 +388,36 @@ fn idle_connections_make_way_for_another_pool_of_the_same_host() {
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+}
+
+#[test]
+fn in_session_mode_a_connection_that_cannot_be_cleaned_is_closed() {
+    let pgusher = Pgusher::start(&warehouse("pool_mode = \"session\"", "", ""));
+    let stays = |sql: &str| {
+        let mut one = Raw::login(pgusher.address(), "raw");
+        let pid = one.value("SELECT pg_backend_pid()");
+        if let Some(sql) = sql.strip_prefix("extended ") {
+            one.ask(&[parse("", sql), bind("", "", &[]), execute(), sync()].concat());
+        } else {
+            done(&mut one, sql);
+        }
+        drop(one);
+        let alive = format!("SELECT state FROM pg_stat_activity WHERE pid = {pid}");
+        let cleaned =
+            format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND query = 'DISCARD ALL'");
+        let mut stays = false;
+        eventually("it is cleaned or gone", || {
+            stays = pair().dev.sql("dev", &cleaned) == "1";
+            stays || pair().dev.sql("dev", &alive).is_empty()
+        });
+        stays
+    };
+    for sql in ["SELECT 1", "SET work_mem = '9MB'", "CREATE TEMP TABLE t (a int)", "LISTEN news"] {
+        assert!(stays(sql), "{sql}");
+    }
+    for sql in
+        ["LOAD 'auto_explain'", "extended LOAD 'auto_explain'", "SELECT setseed(0.5)", "DO 'begin end'"]
+    {
+        assert!(!stays(sql), "{sql}");
+    }
 }
