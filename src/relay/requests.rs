@@ -43,7 +43,7 @@ pub enum Kind {
     Execute,
     Close,
     Sync,
-    /// Was not sent; answered by this message without a body (`ParseComplete`, `CloseComplete`) when its turn comes.
+    /// Was not sent; answered by this message without a body (`CloseComplete`) when its turn comes.
     Fake(u8),
     /// `CopyDone` or `CopyFail` for a COPY that has not begun yet, as far as we know. Gets no answer.
     CopyEnd,
@@ -77,12 +77,17 @@ pub enum Note {
 pub struct Requests {
     queue: VecDeque<Request>,
     last: u64,
+    /// How many of them end a query, and how many have a note: mostly none, and then nothing is in doubt.
+    ends: usize,
+    noted: usize,
+    /// The last one that ended a query.
+    last_end: u64,
 }
 
 impl Default for Requests {
     /// With room for what most clients need, who send one query at a time: idle clients keep it.
     fn default() -> Self {
-        Self { queue: VecDeque::with_capacity(1), last: 0 }
+        Self { queue: VecDeque::with_capacity(1), last: 0, ends: 0, noted: 0, last_end: 0 }
     }
 }
 
@@ -101,7 +106,19 @@ impl Requests {
 
     fn add(&mut self, kind: Kind, hidden: bool, note: Option<Box<Note>>) {
         self.last += 1;
-        self.queue.push_back(Request { kind, hidden, number: self.last, uses: 0, note });
+        let request = Request { kind, hidden, number: self.last, uses: 0, note };
+        self.noted += usize::from(request.note.is_some());
+        if request.is_an_end() {
+            self.ends += 1;
+            self.last_end = self.last;
+        }
+        self.queue.push_back(request);
+    }
+
+    /// It is not under way any more.
+    fn leaves(&mut self, request: &Request) {
+        self.noted -= usize::from(request.note.is_some());
+        self.ends -= usize::from(request.is_an_end());
     }
 
     /// One that uses a name, which this request gave.
@@ -126,11 +143,14 @@ impl Requests {
     }
 
     pub fn take_front_note(&mut self) -> Option<Box<Note>> {
-        self.queue.front_mut().and_then(|r| r.note.take())
+        let note = self.queue.front_mut().and_then(|r| r.note.take());
+        self.noted -= usize::from(note.is_some());
+        note
     }
 
     pub fn pop(&mut self) -> Option<Request> {
         let popped = self.queue.pop_front();
+        popped.iter().for_each(|request| self.leaves(request));
         self.drop_unanswered();
         popped
     }
@@ -142,41 +162,37 @@ impl Requests {
         }
     }
 
-    /// What was sent before the last `Sync` and is not answered yet. It may fail, and what depends on it may then mean
-    /// something else. (With what was sent behind the last `Sync`, whatever comes now fails as well.)
-    fn in_doubt(&self) -> impl Iterator<Item = &Request> {
-        let end = self.queue.iter().rposition(Request::is_an_end).map_or(0, |last| last + 1);
-        self.queue.iter().take(end)
+    /// What was sent before the last `Sync`, is not answered yet, and has a note. It may fail, and what depends on it
+    /// may then mean something else. (With what was sent behind the last `Sync`, whatever comes now fails as well.)
+    fn notes_in_doubt(&self) -> impl Iterator<Item = &Note> {
+        let end = if self.noted > 0 && self.ends > 0 { self.last_end } else { 0 };
+        self.queue.iter().take_while(move |r| r.number <= end).filter_map(|r| r.note.as_deref())
     }
 
     /// Whether it depends on an answer to come what a name stands for.
     pub fn is_in_doubt(&self, name: &[u8]) -> bool {
-        self.in_doubt().any(|request| match request.note.as_deref() {
-            Some(Note::Named { name: changed, .. }) => **changed == *name,
-            _ => false,
-        })
+        self.notes_in_doubt()
+            .any(|note| matches!(note, Note::Named { name: changed, .. } if **changed == *name))
     }
 
     /// Whether it depends on an answer to come if the upstream has this statement.
     pub fn is_preparation_in_doubt(&self, id: u64) -> bool {
-        self.in_doubt().any(|request| match request.note.as_deref() {
-            Some(Note::Named { prepared, closed, .. }) => [prepared, closed].contains(&&Some(id)),
-            Some(Note::Prepared(changed) | Note::Closed(changed)) => *changed == id,
+        self.notes_in_doubt().any(|note| match note {
+            Note::Named { prepared, closed, .. } => [prepared, closed].contains(&&Some(id)),
+            Note::Prepared(changed) | Note::Closed(changed) => *changed == id,
             _ => false,
         })
     }
 
-    /// Whether it depends on an answer to come what the unnamed statement is.
-    pub fn is_unnamed_in_doubt(&self) -> bool {
-        self.in_doubt().any(|request| {
-            let changed = matches!(request.note.as_deref(), Some(Note::Unnamed(_)));
-            changed || request.kind == Kind::ParseUnnamed && !request.hidden
-        })
+    /// Whether it depends on an answer to come what the unnamed statement is, which this request made what it is.
+    pub fn is_unnamed_in_doubt(&self, stamp: u64) -> bool {
+        let is_under_way = self.queue.front().is_some_and(|front| front.number <= stamp);
+        is_under_way && self.has_an_end() && stamp <= self.last_end
     }
 
     /// True if something is under way of which the transaction's status depends.
     pub fn has_an_end(&self) -> bool {
-        self.queue.iter().any(Request::is_an_end)
+        self.ends > 0
     }
 
     /// The name that a request gave and another, under way, takes away again.
@@ -192,6 +208,7 @@ impl Requests {
     /// Forgets all.
     pub fn clear(&mut self) {
         self.queue.clear();
+        (self.ends, self.noted) = (0, 0);
     }
 
     /// How many there are.
@@ -211,7 +228,8 @@ impl Requests {
     /// Takes everything before the next `Sync`; false if there is none.
     pub fn skip_to_sync(&mut self) -> (Vec<Request>, bool) {
         let sync = self.queue.iter().position(|r| r.kind == Kind::Sync);
-        let skipped = self.queue.drain(..sync.unwrap_or(self.queue.len())).collect();
+        let skipped: Vec<Request> = self.queue.drain(..sync.unwrap_or(self.queue.len())).collect();
+        skipped.iter().for_each(|request| self.leaves(request));
         self.drop_unanswered();
         (skipped, sync.is_some())
     }
@@ -221,7 +239,10 @@ impl Requests {
     pub fn begin_copy(&mut self) -> bool {
         loop {
             match self.queue.get(1).map(|r| r.kind) {
-                Some(Kind::Sync) => drop(self.queue.remove(1)),
+                Some(Kind::Sync) => {
+                    let ignored = self.queue.remove(1);
+                    ignored.iter().for_each(|request| self.leaves(request));
+                }
                 Some(Kind::CopyEnd) => {
                     self.queue.remove(1);
                     return true;

@@ -226,3 +226,18 @@ fn random_bytes_are_dealt_with() {
         }
     }
 }
+
+#[test]
+fn a_pipeline_that_parses_anew_in_each_segment_is_not_held_back() {
+    let mut bench = Bench::new();
+    let segment = [parse("", "SELECT 1"), bind(""), m(b'E', b"\0\0\0\0\0"), m(b'S', b"")].concat();
+    let (up, down, taken) = bench.client(&segment.repeat(3));
+    assert_eq!((Bench::tags(&up).as_str(), down.len()), ("PBESPBESPBES", 0));
+    assert_eq!(taken, Taken { consumed: 3 * segment.len(), then: Then::More });
+    // What a segment takes over from one that may still fail is held back.
+    let (up, _, taken) = bench.client(&[bind(""), m(b'S', b"")].concat());
+    assert_eq!((up.len(), taken), (0, Taken { consumed: 0, then: Then::Hold }));
+    let answer = [m(b'1', b""), m(b'2', b""), m(b'C', b"SELECT 1\0"), m(b'Z', b"I")].concat();
+    bench.upstream(&answer.repeat(3));
+    assert_eq!(Bench::tags(&bench.client(&[bind(""), m(b'S', b"")].concat()).0), "BS");
+}

@@ -347,7 +347,7 @@ impl Core {
             };
         };
         let in_doubt = |name: &[u8]| match name {
-            b"" => kind != Kind::Parse && self.requests.is_unnamed_in_doubt(),
+            b"" => kind != Kind::Parse && self.requests.is_unnamed_in_doubt(self.unnamed.stamp),
             name => self.is_in_doubt(name),
         };
         if names.statement.is_some_and(in_doubt) && self.may_hold() {
