@@ -93,6 +93,15 @@ impl Effects {
     fn pin_for(&mut self, reason: Pin) {
         self.pin.get_or_insert(reason);
     }
+
+    /// It may change this setting; one whose name depends on the client's encoding cannot be asked for.
+    fn changes(&mut self, name: String) {
+        if name.is_ascii() {
+            self.settings.push(name);
+        } else {
+            self.pin_for(Pin::Setting);
+        }
+    }
 }
 
 const fn key(word: &[u8]) -> u64 {
@@ -386,7 +395,7 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
             effects.foreseen = true;
             match set(statement) {
                 Set::Nothing => {}
-                Set::Settings(names) => effects.settings.extend(names),
+                Set::Settings(names) => names.into_iter().for_each(|name| effects.changes(name)),
                 Set::Opaque(reason) => effects.pin_for(reason),
             }
         }
@@ -396,7 +405,7 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
                 ("session", "authorization") => effects.pin_for(Pin::Role),
                 ("all", _) => effects.resets_all = true,
                 ("time", "zone") => effects.settings.push("timezone".into()),
-                (_, _) => effects.settings.push(dotted(&statement[1..])),
+                (_, _) => effects.changes(dotted(&statement[1..])),
             }
         }
         "discard" => {
@@ -509,7 +518,7 @@ fn function(word: &str, rest: &[Token], effects: &mut Effects) {
                 "seed" => effects.pin_for(Pin::Opaque),
                 "session_authorization" => effects.pin_for(Pin::Role),
                 name if REPORTED.contains(&name) => {}
-                name => effects.settings.push(name.to_owned()),
+                name => effects.changes(name.to_owned()),
             },
             _ => effects.pin_for(Pin::Setting),
         },
@@ -770,6 +779,9 @@ mod tests {
             ("SELECT set_config(E'a\\x2eb', 'c', false)", Pin::Setting),
             ("SELECT set_config('a''b', 'c', false)", Pin::Setting),
             ("SELECT set_config($1, $2, false)", Pin::Setting),
+            ("SELECT set_config('my.é', 'c', false)", Pin::Setting),
+            ("SET my.é = 1", Pin::Setting),
+            ("RESET my.é", Pin::Setting),
             ("SET seed TO 0.5", Pin::Opaque),
             ("SELECT set_config('seed', '0.5', false)", Pin::Opaque),
             ("DO $$ begin end $$", Pin::Opaque),

@@ -56,12 +56,16 @@ const OBJECTS: [(Pin, &str); 5] = [
     (Pin::Prepare, "pg_catalog.pg_prepared_statements AS p WHERE p.from_sql"),
 ];
 
-/// The query whose one row [`answer`] reads.
+/// The query whose one row [`answer`] reads. Values come as hexadecimal digits of the server's encoding, which is what
+/// they are set in again, whatever the client's is.
 pub fn question(touched: &Touched) -> String {
     let mut columns = Vec::new();
     for name in &touched.settings {
         let name = literal(name.as_bytes());
-        columns.push(format!("pg_catalog.current_setting({name},true)"));
+        columns.push(format!(
+            "pg_catalog.encode(pg_catalog.convert_to(pg_catalog.current_setting({name},true),\
+             pg_catalog.getdatabaseencoding()),'hex')"
+        ));
         columns.push(format!(
             "(SELECT s.source OPERATOR(pg_catalog.=) 'session' FROM pg_catalog.pg_settings AS s \
              WHERE pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) {name})"
@@ -78,13 +82,13 @@ pub fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
     let mut columns = columns(row)?.into_iter();
     let mut settings = Vec::new();
     for name in &touched.settings {
-        let (value, by_session) = (columns.next()?, columns.next()?);
+        let (value, by_session) = (columns.next()?.map(unhex), columns.next()?);
         let is_set = match by_session {
             Some(by_session) => by_session == b"t",
             // Not in pg_settings: the role, or a setting of an application's own. A reset one is empty.
-            None => value.is_some_and(|v| !v.is_empty() && (name != "role" || v != b"none")),
+            None => value.as_ref().is_some_and(|v| !v.is_empty() && (name != "role" || **v != *b"none")),
         };
-        settings.push((name.clone(), value.filter(|_| is_set).map(Into::into)));
+        settings.push((name.clone(), value.filter(|_| is_set)));
     }
     let mut pin = None;
     if touched.objects {
@@ -95,6 +99,12 @@ pub fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
         }
     }
     columns.next().is_none().then_some(Left { settings, pin })
+}
+
+/// The bytes of these hexadecimal digits.
+fn unhex(digits: &[u8]) -> Box<[u8]> {
+    let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
+    digits.chunks(2).map_while(byte).collect()
 }
 
 /// The columns of a `DataRow`.
@@ -139,11 +149,11 @@ mod tests {
         let mut touched = Touched { objects: true, ..Touched::default() };
         touched.add_settings(["work_mem", "WORK_MEM", "my.x", "role", "my.gone"]);
         let answered = row(&[
-            Some("8MB"),
+            Some("384d42"),
             Some("t"),
-            Some("5"),
+            Some("35"),
             None,
-            Some("none"),
+            Some("6e6f6e65"),
             None,
             Some(""),
             None,
@@ -157,6 +167,7 @@ mod tests {
         let set: Vec<_> =
             left.settings.iter().filter(|(_, v)| v.is_some()).map(|(n, _)| n.as_str()).collect();
         assert_eq!(set, ["work_mem", "my.x"]);
+        assert_eq!(left.settings[0].1.as_deref(), Some(&b"8MB"[..]));
         assert_eq!(left.pin, Some(Pin::Listen));
         for end in 0..answered.len() {
             assert_eq!(answer(&touched, &answered[..end]), None, "{end}");

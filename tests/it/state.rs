@@ -2,7 +2,7 @@
 
 use super::house::{Pgusher, eventually, pair, warehouse};
 use super::relay::{one_connection, with_options};
-use super::wire::{Raw, bind, execute, parse, query, sync};
+use super::wire::{Raw, bind, execute, message, parse, query, sync};
 
 /// Runs it; it must work.
 fn done(raw: &mut Raw, sql: &str) {
@@ -420,4 +420,75 @@ fn in_session_mode_a_connection_that_cannot_be_cleaned_is_closed() {
     {
         assert!(!stays(sql), "{sql}");
     }
+}
+
+#[test]
+fn a_setting_is_carried_in_whatever_encoding_the_client_speaks() {
+    let pgusher = one_connection();
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    done(&mut one, "SET client_encoding = 'LATIN1'");
+    let tags = |raw: &mut Raw, sql: &[u8]| raw.tags(&message('Q', &[sql, b"\0"].concat()));
+    assert_eq!(tags(&mut one, b"SET my.x = 'caf\xe9'"), "CZ");
+    assert_eq!(other.value("SELECT coalesce(current_setting('my.x', true), '')"), "");
+    assert_eq!(one.value("SELECT current_setting('my.x') = 'caf' || chr(233)"), "t");
+    assert_eq!(one.value("SHOW pgusher.pin"), "");
+    // Which setting this is, the lexer cannot say in the server's encoding: it is not carried, and not another's.
+    assert_eq!(tags(&mut one, b"SET my.\xe9 = 'mine'"), "CZ");
+    assert_eq!(one.value("SHOW pgusher.pin"), "setting");
+    drop(one);
+    assert_eq!(other.value("SELECT coalesce(current_setting('my.é', true), '')"), "");
+}
+
+#[test]
+fn last_values_of_sequences_are_ones_own_in_both_protocols() {
+    let pgusher = one_connection();
+    pair().dev.sql("dev", "CREATE SEQUENCE own_seq");
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    let unknown = "55000 lastval is not yet defined in this session";
+    let extended = |raw: &mut Raw, name: &str| {
+        let answer = raw.ask(&[bind("", name, &[]), execute(), sync()].concat());
+        match answer.iter().find(|m| m.tag == 'E') {
+            Some(error) => format!("{} {}", error.field('C'), error.field('M')),
+            None => answer.iter().find(|m| m.tag == 'D').unwrap().columns().remove(0),
+        }
+    };
+    assert_eq!(one.tags(&[parse("named", "SELECT lastval()"), sync()].concat()), "1Z");
+    for way in ["simple", "unnamed", "named"] {
+        other.value("SELECT nextval('own_seq')");
+        assert_eq!(
+            match way {
+                "simple" => one.value("SELECT lastval()"),
+                "named" => extended(&mut one, "named"),
+                _ => {
+                    let unnamed = [parse("", "SELECT lastval()"), bind("", "", &[]), execute(), sync()];
+                    one.ask(&unnamed.concat())
+                        .iter()
+                        .find(|m| m.tag == 'E')
+                        .map_or("a value".into(), |m| format!("{} {}", m.field('C'), m.field('M')))
+                }
+            },
+            unknown,
+            "{way}"
+        );
+    }
+    // Within a transaction it knows its own, and is told it in the middle of a pipeline as well.
+    other.value("SELECT nextval('own_seq')");
+    let pipeline = [
+        parse("", "SELECT nextval('own_seq')"),
+        bind("", "", &[]),
+        execute(),
+        parse("", "SELECT lastval() = currval('own_seq')"),
+        bind("", "", &[]),
+        execute(),
+        sync(),
+    ];
+    done(&mut one, "BEGIN");
+    one.value("SELECT lastval()");
+    done(&mut one, "ROLLBACK");
+    let answer = one.ask(&pipeline.concat());
+    assert_eq!(answer.iter().map(|m| m.tag).collect::<String>(), "12DC12DCZ", "{answer:?}");
+    assert_eq!(answer[6].columns(), ["t"]);
+    pair().dev.sql("dev", "DROP SEQUENCE own_seq");
 }
