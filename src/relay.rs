@@ -268,7 +268,7 @@ impl Core {
     pub fn wants_survey(&self) -> bool {
         self.touched.is_some()
             && self.mode == PoolMode::Transaction
-            && !matches!(self.pin, Some((_, Lasting::Always)))
+            && !self.is_pinned_for_good()
             && self.is_idle()
     }
 
@@ -348,16 +348,7 @@ impl Core {
 
     /// True if the connection can go back to its pool now: nothing is owed on it and nothing is left on it.
     pub fn may_release(&self) -> bool {
-        self.requests.is_empty()
-            && self.status == b'I'
-            && self.mode == PoolMode::Transaction
-            && self.pin.is_none()
-            && self.touched.is_none()
-            && !self.unsynced
-            && !self.skipping
-            && self.copy == Copy::None
-            && self.client_rest.0 == 0
-            && self.upstream_rest.0 == 0
+        self.is_idle() && self.mode == PoolMode::Transaction && self.pin.is_none() && self.touched.is_none()
     }
 
     /// The connection goes back.
@@ -443,9 +434,13 @@ impl Core {
         self.names.get_or_insert_default().put(name, named)
     }
 
+    fn is_pinned_for_good(&self) -> bool {
+        matches!(self.pin, Some((_, Lasting::Always)))
+    }
+
     /// From now on the session keeps its connection.
     fn pin_for(&mut self, reason: Pin) {
-        if self.mode == PoolMode::Transaction && !matches!(self.pin, Some((_, Lasting::Always))) {
+        if self.mode == PoolMode::Transaction && !self.is_pinned_for_good() {
             self.pin = Some((reason, Lasting::Always));
             self.touched = None;
         }

@@ -501,11 +501,7 @@ impl Core {
         let text = cstr(after).map_or(after, |(text, _)| text);
         let effects = if whole { self.effects(text) } else { None };
         if let (Some(effects), false) = (&effects, session_mode) {
-            if effects.deallocates.is_some() {
-                self.pin_for(Pin::Prepare);
-            }
-            self.foresee(effects);
-            self.shield_sequences(effects, backend, up.buffer());
+            self.foresee_extended(effects, backend, up.buffer());
         }
         if session_mode {
             effects.iter().for_each(|effects| self.stain(effects));
@@ -534,6 +530,15 @@ impl Core {
             None => up.pass(at..at + header.total),
         }
         Step::Done
+    }
+
+    /// A statement that may do this comes in the extended protocol.
+    fn foresee_extended(&mut self, effects: &Effects, backend: &mut BackendState, up: &mut Vec<u8>) {
+        if effects.deallocates.is_some() {
+            self.pin_for(Pin::Prepare);
+        }
+        self.foresee(effects);
+        self.shield_sequences(effects, backend, up);
     }
 
     /// The statement to come asks for last values of sequences: the connection is to know none of another session's.
@@ -609,11 +614,7 @@ impl Core {
                 self.effects(named.statement.body()).map(|effects| *effects)
             };
             if let Some(effects) = effects {
-                if effects.deallocates.is_some() {
-                    self.pin_for(Pin::Prepare);
-                }
-                self.foresee(&effects);
-                self.shield_sequences(&effects, backend, up.buffer());
+                self.foresee_extended(&effects, backend, up.buffer());
             }
         }
         let id = named.statement.id();
