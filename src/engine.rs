@@ -346,11 +346,7 @@ impl Engine {
         if !self.flush_upstream(cx)? || waits {
             return Ok(false);
         }
-        if !self.flush_client(cx)?
-            || self.core.is_full()
-            || self.core.is_setting_up()
-            || self.core.is_surveying()
-        {
+        if !self.flush_client(cx)? || self.core.is_full() || self.core.holds_client() {
             return Ok(false);
         }
         let tail = self.client_tail.len();
@@ -495,7 +491,16 @@ impl Engine {
             }
             return Ok(true);
         }
-        if std::mem::take(&mut self.held) {
+        let replay = match &mut self.leasing {
+            Leasing::Held(lease) => self.core.replay(&mut lease.state),
+            _ => None,
+        };
+        let replays = replay.is_some();
+        if let Some(mut batch) = replay {
+            batch.append(&mut self.client_tail);
+            self.client_tail = batch;
+        }
+        if std::mem::take(&mut self.held) || replays {
             self.take_in_tail(cx, scratch)?;
         }
         self.settle_lease(cx)?;

@@ -6,6 +6,7 @@
 //! shown again with more behind it. What goes out is gathered in [`Sink`]s: ranges of the input as long as nothing
 //! has to be changed.
 
+mod replay;
 mod requests;
 pub mod settings;
 mod sink;
@@ -25,6 +26,7 @@ pub use statement::Interner;
 
 use crate::config::file::PoolMode;
 use crate::error::Refusal;
+use replay::{Batch, Replay};
 use requests::{Kind, Note, Request, Requests};
 use sql::{Effects, Scan};
 use statement::{Named, Names, Prepared, Unnamed, UnnamedText};
@@ -49,6 +51,7 @@ pub struct BackendState {
     /// Whom it is or was lent to, and whether it may know last values of sequences of somebody else.
     session: u64,
     foreign_sequences: bool,
+    batch: Batch,
 }
 
 /// How many requests may be under way before the upstream is asked to answer, whether or not the client asks.
@@ -71,6 +74,7 @@ impl BackendState {
             unnamed: None,
             session: 0,
             foreign_sequences: false,
+            batch: Batch::default(),
         }
     }
 
@@ -211,6 +215,7 @@ pub struct Core {
     stained: bool,
     /// A request that may deallocate every statement is under way.
     distrust: bool,
+    replay: Replay,
     fatal: bool,
     transactions: u64,
 }
@@ -249,6 +254,7 @@ impl Core {
             resetting: false,
             stained: false,
             distrust: false,
+            replay: Replay::None,
             fatal: false,
             transactions: 0,
         }
@@ -262,6 +268,11 @@ impl Core {
     /// True while a connection is asked what the session has left on it: what the client sends next may depend on it.
     pub fn is_surveying(&self) -> bool {
         self.requests.front_kind() == Some(Kind::Survey)
+    }
+
+    /// True while nothing more of the client's may be sent: what it sends next may depend on what is under way.
+    pub fn holds_client(&self) -> bool {
+        self.is_setting_up() || self.is_surveying() || self.replay != Replay::None
     }
 
     /// True if the connection must be asked what is left on it before anything is decided.
@@ -356,6 +367,7 @@ impl Core {
         self.foreseen = false;
         self.flush_at = MAX_UNASKED;
         backend.prepared.end_lease();
+        backend.batch.end();
     }
 
     /// True if the session could end here and leave its connection as a `DISCARD ALL` would find it: no
@@ -489,12 +501,13 @@ impl Core {
                     self.put_name(&name, previous);
                     prepared.into_iter().for_each(|id| backend.prepared.remove(id));
                     if let Some(id) = closed {
-                        backend.prepared.insert(id, request.number, usize::MAX);
+                        backend.prepared.insert(id, 0, request.number, usize::MAX);
                     }
                 }
                 Some(Note::Prepared(id)) => backend.prepared.remove(id),
+                // Of which edition is not known: at worst it is prepared once more.
                 Some(Note::Closed(id)) => {
-                    backend.prepared.insert(id, request.number, usize::MAX);
+                    backend.prepared.insert(id, 0, request.number, usize::MAX);
                 }
                 Some(Note::Unnamed(previous)) if !was_refused => {
                     backend.unnamed = None;

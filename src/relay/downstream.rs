@@ -1,5 +1,6 @@
 //! From the upstream to the client.
 
+use super::replay::Replay;
 use super::requests::{Kind, Note, Request};
 use super::{BackendState, Broken, Copy, Core, GATHER, Pin, Sink, survey};
 use crate::config::file::PoolMode;
@@ -203,6 +204,9 @@ impl Core {
             return Ok(Step::Drop);
         }
         if hidden {
+            if self.replay == Replay::AtReady {
+                self.replay = Replay::Due;
+            }
             return Ok(Step::Drop);
         }
         self.status = status;
@@ -280,6 +284,7 @@ impl Core {
             Some(_) => self.requests.skip_to_sync(),
         };
         self.skipping |= !found;
+        let healed = self.heal(body.unwrap_or_default(), &skipped, found, backend);
         // The preparation for a DEALLOCATE of ours failed: that has a Sync of its own, and says so itself.
         let unseen =
             skipped.first().is_some_and(|r| r.hidden) && self.requests.front().is_some_and(|r| r.hidden);
@@ -296,7 +301,7 @@ impl Core {
                 down.buffer().extend_from_slice(&error);
                 Ok(Step::Drop)
             }
-            _ if unseen => Ok(Step::Drop),
+            _ if unseen || healed => Ok(Step::Drop),
             _ => Ok(Step::Pass),
         }
     }

@@ -129,6 +129,14 @@ impl Requests {
         }
     }
 
+    /// A `Parse` of what the upstream has prepared: it uses the name that it gives.
+    pub fn push_known(&mut self, note: Note) {
+        self.push_noted(Kind::Known, note);
+        if let Some(request) = self.queue.back_mut() {
+            request.uses = request.number;
+        }
+    }
+
     /// The number that the next request will have.
     pub fn next_number(&self) -> u64 {
         self.last + 1
@@ -136,6 +144,21 @@ impl Requests {
 
     pub fn front(&self) -> Option<&Request> {
         self.queue.front()
+    }
+
+    /// The last one, if it has this number.
+    pub fn is_last(&self, number: u64) -> Option<&Request> {
+        self.queue.back().filter(|last| last.number == number)
+    }
+
+    /// If what was skipped is all there was, up to one `Sync`: the answer to that is not the client's.
+    pub fn hide_only_sync(&mut self) -> bool {
+        let only = self.queue.len() == 1 && self.front_kind() == Some(Kind::Sync);
+        if let (true, Some(sync)) = (only, self.queue.front_mut()) {
+            sync.hidden = true;
+            self.ends = 0;
+        }
+        only
     }
 
     pub fn front_kind(&self) -> Option<Kind> {

@@ -25,6 +25,8 @@ pub struct Statement {
     body: Box<[u8]>,
     effects: Option<Box<Effects>>,
     name: Box<str>,
+    /// How often it was found that what connections had prepared of it is of no use any more.
+    outdated: AtomicU64,
 }
 
 impl Statement {
@@ -46,6 +48,16 @@ impl Statement {
     /// Its number, which no other statement of this process has or had.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// What any connection has prepared of it is of no use any more.
+    pub fn outdate(&self) {
+        self.outdated.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Differs from what it was when a connection prepared it, if that is of no use any more.
+    pub fn edition(&self) -> u64 {
+        self.outdated.load(Ordering::Relaxed)
     }
 }
 
@@ -96,7 +108,8 @@ impl Interner {
         let text = crate::wire::cstr(body).map_or(body, |(text, _)| text);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let name = self.name(id).into();
-        let statement = Arc::new(Statement { id, body: body.into(), effects: sql::effects(text), name });
+        let (effects, outdated) = (sql::effects(text), AtomicU64::new(0));
+        let statement = Arc::new(Statement { id, body: body.into(), effects, name, outdated });
         *entry = Arc::downgrade(&statement);
         self.bytes.fetch_add(length, Ordering::Relaxed);
         statement
@@ -210,20 +223,46 @@ struct Use {
     last: u64,
     /// The request of the present lease that prepared it; 0 if an earlier lease did.
     request: u64,
+    edition: u64,
+}
+
+/// Whether a connection has a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// It does not.
+    No,
+    /// Prepared before it was outdated.
+    Outdated,
+    /// It does.
+    Yes,
 }
 
 impl Prepared {
-    /// Whether it has this one; that counts as a use.
+    /// Whether it has one of this number; that counts as a use.
     pub fn touch(&mut self, id: u64) -> bool {
-        self.clock += 1;
-        let clock = self.clock;
-        self.known.get_mut(&id).map(|u| u.last = clock).is_some()
+        self.used(id).is_some()
     }
 
-    /// It has it now. Answers which one must go to keep to the limit.
-    pub fn insert(&mut self, id: u64, request: u64, limit: usize) -> Option<u64> {
+    /// Whether it has this one; that counts as a use.
+    pub fn hold(&mut self, statement: &Statement) -> Held {
+        match self.used(statement.id) {
+            None => Held::No,
+            Some(edition) if edition != statement.edition() => Held::Outdated,
+            Some(_) => Held::Yes,
+        }
+    }
+
+    fn used(&mut self, id: u64) -> Option<u64> {
         self.clock += 1;
-        self.known.insert(id, Use { last: self.clock, request });
+        let used = self.known.get_mut(&id)?;
+        used.last = self.clock;
+        Some(used.edition)
+    }
+
+    /// It has this edition of it now. Answers which one must go to keep to the limit.
+    pub fn insert(&mut self, id: u64, edition: u64, request: u64, limit: usize) -> Option<u64> {
+        self.clock += 1;
+        self.known.insert(id, Use { last: self.clock, request, edition });
         if self.known.len() <= limit.max(1) {
             return None;
         }
@@ -293,11 +332,23 @@ mod tests {
     #[test]
     fn the_least_recently_used_goes_first() {
         let mut prepared = Prepared::default();
-        assert_eq!(prepared.insert(1, 1, 2), None);
-        assert_eq!(prepared.insert(2, 2, 2), None);
+        assert_eq!(prepared.insert(1, 0, 1, 2), None);
+        assert_eq!(prepared.insert(2, 0, 2, 2), None);
         assert!(prepared.touch(1));
-        assert_eq!(prepared.insert(3, 3, 2), Some(2));
+        assert_eq!(prepared.insert(3, 0, 3, 2), Some(2));
         assert!(prepared.touch(1) && prepared.touch(3) && !prepared.touch(2));
+    }
+
+    #[test]
+    fn an_outdated_statement_is_held_no_longer() {
+        let interner = Interner::new().unwrap();
+        let statement = interner.intern(b"x\0\0\0", &Parameters::default());
+        let mut prepared = Prepared::default();
+        assert_eq!(prepared.hold(&statement), Held::No);
+        prepared.insert(statement.id(), statement.edition(), 1, 2);
+        assert_eq!(prepared.hold(&statement), Held::Yes);
+        statement.outdate();
+        assert_eq!(prepared.hold(&statement), Held::Outdated);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::requests::{Kind, Note};
 use super::sql::Effects;
-use super::statement::{Named, Unnamed, UnnamedText};
+use super::statement::{Held, Named, Unnamed, UnnamedText};
 use super::{
     BackendState, Copy, Core, GATHER, MAX_NAMED_PARSE, MAX_UNASKED, MAX_UNNAMED, Pin, Rest, Sink, Taken, Then,
 };
@@ -34,6 +34,20 @@ impl Core {
     /// # Errors
     /// The client broke the protocol: its session ends with this.
     pub fn from_client(
+        &mut self,
+        input: &[u8],
+        mut backend: Option<&mut BackendState>,
+        up: &mut Sink<'_>,
+        down: &mut Vec<u8>,
+    ) -> Result<Taken, Refusal> {
+        let taken = self.take_in(input, backend.as_deref_mut(), up, down)?;
+        if let Some(backend) = backend {
+            self.keep_batch(&input[..taken.consumed], backend);
+        }
+        Ok(taken)
+    }
+
+    fn take_in(
         &mut self,
         input: &[u8],
         mut backend: Option<&mut BackendState>,
@@ -181,8 +195,14 @@ impl Core {
                 self.requests.push(Kind::Execute);
             }
             _ => {
+                let first = self.begins_batch().then(|| self.requests.next_number());
                 let step = self.naming(header, input, at, backend, up)?;
-                self.unsynced |= !matches!(step, Step::Need(_) | Step::Hold);
+                if !matches!(step, Step::Need(_) | Step::Hold) {
+                    self.unsynced = true;
+                    if let Some(number) = first {
+                        self.begin_batch(number, at, backend);
+                    }
+                }
                 return Ok(step);
             }
         }
@@ -425,25 +445,27 @@ impl Core {
         let request = self.requests.next_number();
         let named = Named { statement, request };
         let id = named.statement.id();
-        // In a failed transaction it would be refused; what is still to be answered may make it fail.
+        // In a failed transaction it would be refused; what is still to be answered may make it fail. Outside one, what
+        // fails because its tables have changed must be asked again.
         let trusted = self.status != b'E' && !self.distrust && !self.requests.has_an_end();
-        let known = backend.prepared.touch(id);
+        let trusted = trusted && (self.status == b'T' || self.begins_batch());
+        let held = backend.prepared.hold(&named.statement);
         let note = |prepared| Note::Named { name: name.into(), previous: None, prepared, closed: None };
-        if known && trusted {
+        if held == Held::Yes && trusted {
             // It need not be parsed again, but its tables may be gone since: then that is to be said now.
             let upstream_name = named.statement.upstream_name();
             wire::message(up.buffer(), b'D', |out| {
                 out.push(b'S');
                 wire::push_cstr(out, upstream_name);
             });
-            self.requests.push_noted(Kind::Known, note(None));
+            self.requests.push_known(note(None));
         } else {
-            if known {
+            if held != Held::No {
                 self.close_upstream(id, up.buffer());
             }
             self.send_parse(&named, up.buffer());
             self.requests.push_noted(Kind::Parse, note(Some(id)));
-            self.remember_prepared(id, backend, up.buffer());
+            self.remember_prepared(id, named.statement.edition(), backend, up.buffer());
         }
         self.put_name(name, Some(Named { request, ..named }));
         Ok(Step::Done)
@@ -466,7 +488,7 @@ impl Core {
                 out.extend([0; 3]);
             });
             self.requests.push_hidden(Kind::Parse, Some(Note::Prepared(EMPTY)));
-            self.remember_prepared(EMPTY, backend, up);
+            self.remember_prepared(EMPTY, 0, backend, up);
         }
         let taken = taken.unwrap_or(EMPTY);
         wire::message(up, b'P', |out| {
@@ -617,12 +639,13 @@ impl Core {
                 self.foresee_extended(&effects, backend, up.buffer());
             }
         }
-        let id = named.statement.id();
-        if !backend.prepared.touch(id) {
-            self.prepare(&named, backend, up.buffer());
-        } else if self.distrust {
-            self.close_upstream(id, up.buffer());
-            self.prepare(&named, backend, up.buffer());
+        match backend.prepared.hold(&named.statement) {
+            Held::Yes if !self.distrust => {}
+            Held::No => self.prepare(&named, backend, up.buffer()),
+            Held::Yes | Held::Outdated => {
+                self.close_upstream(named.statement.id(), up.buffer());
+                self.prepare(&named, backend, up.buffer());
+            }
         }
         self.requests.push_using(kind, named.request);
         let upstream_name = named.statement.upstream_name();
@@ -696,12 +719,12 @@ impl Core {
         self.send_parse(named, up);
         let id = named.statement.id();
         self.requests.push_hidden(Kind::Parse, Some(Note::Prepared(id)));
-        self.remember_prepared(id, backend, up);
+        self.remember_prepared(id, named.statement.edition(), backend, up);
     }
 
-    fn remember_prepared(&mut self, id: u64, backend: &mut BackendState, up: &mut Vec<u8>) {
+    fn remember_prepared(&mut self, id: u64, edition: u64, backend: &mut BackendState, up: &mut Vec<u8>) {
         let request = self.requests.next_number() - 1;
-        if let Some(oldest) = backend.prepared.insert(id, request, backend.max_prepared) {
+        if let Some(oldest) = backend.prepared.insert(id, edition, request, backend.max_prepared) {
             self.close_upstream(oldest, up);
         }
     }

@@ -24,4 +24,5 @@ mod relay;
 mod routing;
 mod soak;
 mod state;
+mod statements;
 mod tls;

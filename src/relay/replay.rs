@@ -1,0 +1,134 @@
+//! Statements that a connection has lost, or whose plans are of no use any more, are prepared again, and what the
+//! client asked with them is asked again, before it hears of it.
+//!
+//! That is only done where nobody can tell: outside a transaction, for the first request of a batch, so that nothing
+//! before it has run, and up to its `Sync`, so that nothing behind it has.
+
+use std::sync::Arc;
+
+use super::requests::{Kind, Note, Request};
+use super::statement::{Names, Statement};
+use super::{BackendState, Core, GATHER};
+use crate::config::file::PoolMode;
+use crate::wire;
+
+/// What the client sent since its last idle point, as long as the first request of it, which uses a statement that the
+/// connection is believed to have, is not answered. It belongs to the connection, so that idle clients cost nothing.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The number of that request; 0 for none.
+    first: u64,
+    /// Where it began in the piece at hand.
+    start: usize,
+    bytes: Vec<u8>,
+}
+
+impl Batch {
+    /// There is none.
+    pub fn end(&mut self) {
+        self.first = 0;
+    }
+}
+
+/// Whether a batch is to be asked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replay {
+    None,
+    /// When the upstream has answered its `Sync`.
+    AtReady,
+    Due,
+}
+
+impl Core {
+    /// True if a request that comes now is the first of a batch, outside a transaction.
+    pub(super) fn begins_batch(&self) -> bool {
+        self.mode == PoolMode::Transaction
+            && self.status == b'I'
+            && !self.unsynced
+            && self.requests.only_fakes()
+    }
+
+    /// The first request of a batch was dealt with, which was to have this number and began at `at`.
+    pub(super) fn begin_batch(&mut self, number: u64, at: usize, backend: &mut BackendState) {
+        let batch = &mut backend.batch;
+        let of_named = self.requests.is_last(number).is_some_and(|request| request.uses != 0);
+        batch.first = if of_named { number } else { 0 };
+        batch.start = at;
+        batch.bytes.clear();
+    }
+
+    /// The client's next piece was dealt with: it is kept if it may have to be asked again.
+    pub(super) fn keep_batch(&self, piece: &[u8], backend: &mut BackendState) {
+        let batch = &mut backend.batch;
+        if batch.first == 0 || self.requests.front().is_none_or(|front| front.number > batch.first) {
+            return;
+        }
+        let start = std::mem::take(&mut batch.start);
+        let piece = &piece[start.min(piece.len())..];
+        if batch.bytes.len() + piece.len() > GATHER {
+            batch.end();
+        } else {
+            batch.bytes.extend_from_slice(piece);
+        }
+    }
+
+    /// The upstream has refused the first of these requests. If that is because it does not have a statement that we
+    /// thought it had, or cannot use its plan any more, this is remembered; true if the batch will be asked again.
+    pub(super) fn heal(
+        &mut self,
+        error: &[u8],
+        refused: &[Request],
+        found_sync: bool,
+        backend: &mut BackendState,
+    ) -> bool {
+        let Some(first) = refused.first() else { return false };
+        let lost = wire::error_field(error, b'C') == Some(b"26000");
+        let changed = wire::error_field(error, b'C') == Some(b"0A000")
+            && wire::error_field(error, b'R') == Some(b"RevalidateCachedQuery");
+        if !(lost || changed) {
+            return false;
+        }
+        let Some(statement) = self.statement_used(refused) else { return false };
+        if changed {
+            statement.outdate();
+        } else {
+            backend.prepared.remove(statement.id());
+        }
+        // Rows of other columns than the client was told are for it to refuse, unless it asks for them. (Of a Describe
+        // the parameters have been answered when its columns fail.)
+        let describes = refused.get(1).is_some_and(|next| next.kind == Kind::Describe);
+        let unnoticed = lost || first.kind == Kind::Known || first.kind == Kind::Bind && describes;
+        let again = unnoticed
+            && found_sync
+            && first.number == backend.batch.first
+            && self.client_rest.0 == 0
+            && self.requests.hide_only_sync();
+        if again {
+            self.replay = Replay::AtReady;
+        }
+        again
+    }
+
+    /// The statement that the first of these uses: it may have lost its name by a later one.
+    fn statement_used(&self, requests: &[Request]) -> Option<Arc<Statement>> {
+        let giver = requests.first().map(|first| first.uses).filter(|giver| *giver != 0)?;
+        let named = |names: &Names| Some(names.get(names.given_by(giver)?)?.statement.clone());
+        let taken = |request: &Request| match request.note.as_deref() {
+            Some(Note::Named { previous: Some(named), .. }) if named.request == giver => {
+                Some(named.statement.clone())
+            }
+            _ => None,
+        };
+        self.names.as_deref().and_then(named).or_else(|| requests.iter().find_map(taken))
+    }
+
+    /// The batch that is to be asked again now, if one is.
+    pub fn replay(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
+        if self.replay != Replay::Due {
+            return None;
+        }
+        self.replay = Replay::None;
+        backend.batch.end();
+        Some(std::mem::take(&mut backend.batch.bytes))
+    }
+}

@@ -1,0 +1,293 @@
+//! Prepared statements in transaction mode: whose they are, what they mean, and when they are prepared again.
+
+use std::net::SocketAddr;
+
+use super::house::{Pgusher, Random, pair, size, warehouse};
+use super::relay::one_connection;
+use super::wire::{
+    Message, Raw, bind, close_statement, describe_statement, execute, message, parse, query, sync,
+};
+
+fn describe_portal() -> Vec<u8> {
+    message('D', b"P\0")
+}
+
+fn tags(answer: &[Message]) -> String {
+    answer.iter().map(|m| m.tag).collect()
+}
+
+fn rows(answer: &[Message]) -> Vec<Vec<String>> {
+    answer.iter().filter(|m| m.tag == 'D').map(Message::columns).collect()
+}
+
+/// Bound, described and run.
+fn described(name: &str) -> Vec<u8> {
+    [bind("", name, &[]), describe_portal(), execute(), sync()].concat()
+}
+
+/// Bound and run by a client that believes to know the columns.
+fn blind(name: &str) -> Vec<u8> {
+    [bind("", name, &[]), execute(), sync()].concat()
+}
+
+fn run(raw: &mut Raw, sql: &str) {
+    let answer = raw.ask(&query(sql));
+    assert!(!answer.iter().any(|m| m.tag == 'E'), "{sql}: {answer:?}");
+}
+
+#[test]
+fn a_statement_whose_table_has_changed_is_prepared_again_unseen() {
+    let pgusher = one_connection();
+    pair().dev.sql("dev", "CREATE TABLE healed AS SELECT 1 AS a");
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    let text = "SELECT * FROM healed";
+    assert_eq!(one.tags(&[parse("s", text), sync()].concat()), "1Z");
+    let mut columns = 1;
+    let mut change = || {
+        columns += 1;
+        pair().dev.sql("dev", &format!("ALTER TABLE healed ADD c{columns} int DEFAULT {columns}"));
+        columns
+    };
+    // It asks for the columns, and is told the new ones.
+    let count = change();
+    let answer = one.ask(&described("s"));
+    assert_eq!(tags(&answer), "2TDCZ", "{answer:?}");
+    assert_eq!(rows(&answer)[0].len(), count);
+    // So it is with what comes behind it in its batch, once.
+    change();
+    let batch = [
+        bind("", "s", &[]),
+        describe_portal(),
+        execute(),
+        parse("", "SELECT nextval('healed_seq')"),
+        bind("", "", &[]),
+        execute(),
+        sync(),
+    ];
+    pair().dev.sql("dev", "CREATE SEQUENCE healed_seq");
+    assert_eq!(one.tags(&batch.concat()), "2TDC12DCZ");
+    assert_eq!(pair().dev.sql("dev", "SELECT last_value FROM healed_seq"), "1");
+    change();
+    // PostgreSQL finds that out when it has told the parameters.
+    assert_eq!(one.tags(&[describe_statement("s"), sync()].concat()), "tEZ");
+    assert_eq!(one.tags(&[describe_statement("s"), sync()].concat()), "tTZ");
+    // Another client gives the text a name of its own.
+    let count = change();
+    let answer = other.ask(&[parse("own", text), bind("", "own", &[]), execute(), sync()].concat());
+    assert_eq!((tags(&answer).as_str(), rows(&answer)[0].len()), ("12DCZ", count));
+    change();
+    assert_eq!(other.tags(&[close_statement("own"), parse("own", text), sync()].concat()), "31Z");
+    // One that does not ask would take the new columns for the old ones: it is told, as it is directly. Then the
+    // statement is what it should be.
+    let count = change();
+    let refused = one.ask(&blind("s"));
+    assert_eq!((tags(&refused).as_str(), refused[0].field('C').as_str()), ("EZ", "0A000"));
+    assert_eq!(rows(&one.ask(&blind("s")))[0].len(), count);
+    // In a transaction it is told as well, and everything is ignored up to its end.
+    change();
+    run(&mut one, "BEGIN");
+    assert_eq!(one.ask(&described("s"))[0].field('C'), "0A000");
+    assert_eq!(one.ask(&described("s"))[0].field('C'), "25P02");
+    run(&mut one, "ROLLBACK");
+    assert_eq!(one.tags(&blind("s")), "2DCZ");
+    // Nor is anything asked again if something before it in the batch has run.
+    change();
+    let batch = [
+        parse("", "SELECT nextval('healed_seq')"),
+        bind("", "", &[]),
+        execute(),
+        bind("", "s", &[]),
+        describe_portal(),
+        execute(),
+        sync(),
+    ];
+    let answer = one.ask(&batch.concat());
+    assert_eq!(tags(&answer), "12DCEZ", "{answer:?}");
+    // Two batches at once: the second must not overtake the first.
+    change();
+    one.send(&[described("s"), described("s")].concat());
+    let answers = [one.until_ready(), one.until_ready()];
+    assert!(answers.iter().all(|a| tags(a) == "2TDCZ" || a[0].field('C') == "0A000"), "{answers:?}");
+    assert_eq!(one.tags(&described("s")), "2TDCZ");
+    // In two pieces, and with the Sync sent only after the error.
+    change();
+    one.send(&[bind("", "s", &[]), describe_portal(), message('H', b"")].concat());
+    assert_eq!(one.next().unwrap().field('C'), "0A000");
+    assert_eq!(one.tags(&[execute(), sync()].concat()), "Z");
+    assert_eq!(one.tags(&described("s")), "2TDCZ");
+    pair().dev.sql("dev", "DROP TABLE healed; DROP SEQUENCE healed_seq");
+}
+
+#[test]
+fn a_statement_that_its_connection_has_lost_is_prepared_again_unseen() {
+    let pgusher = one_connection();
+    let forget = "CREATE OR REPLACE FUNCTION forget() RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$";
+    pair().dev.sql("dev", forget);
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    one.ask(&[parse("s", "SELECT 'mine'"), sync()].concat());
+    for batch in [blind("s"), described("s"), [describe_statement("s"), sync()].concat()] {
+        other.value("SELECT forget()");
+        let answer = one.ask(&batch);
+        assert!(!answer.iter().any(|m| m.tag == 'E'), "{answer:?}");
+        other.value("SELECT forget()");
+        let answer = other.ask(&[parse("t", "SELECT 'mine'"), close_statement("t"), sync()].concat());
+        assert_eq!(tags(&answer), "13Z", "{answer:?}");
+    }
+    // With more behind it than is kept, it hears of it, once.
+    other.value("SELECT forget()");
+    let long = parse("", &format!("SELECT '{}'", "x".repeat(30_000)));
+    let answer = one.ask(&[bind("", "s", &[]), execute(), long, sync()].concat());
+    assert_eq!(answer[0].field('C'), "26000", "{answer:?}");
+    assert_eq!(answer[0].field('M'), "prepared statement \"s\" does not exist");
+    assert_eq!(rows(&one.ask(&blind("s"))), [["mine"]]);
+    pair().dev.sql("dev", "DROP FUNCTION forget()");
+}
+
+/// T-60
+#[test]
+fn sessions_with_the_same_names_get_their_own_statements_and_rights() {
+    let rounds = size(150, 100_000);
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 4\nmax_prepared_statements = 20", "", ""));
+    std::thread::scope(|scope| {
+        for client in 0..32 {
+            let address = pgusher.address();
+            scope.spawn(move || {
+                let mut raw = Raw::login(address, "raw");
+                let role = if client % 2 == 0 { "plain" } else { "app" };
+                run(&mut raw, &format!("SET ROLE {role}"));
+                // Half of the texts are shared by sessions of both roles.
+                let mark = client / 4;
+                let text = format!("SELECT '{mark}', current_user, $1::text");
+                let mut prepared = raw.ask(&[parse("s", &text), sync()].concat());
+                for round in 0..rounds {
+                    let nonce = format!("{client}-{round}");
+                    let answer = raw.ask(&[bind("", "s", &[&nonce]), execute(), sync()].concat());
+                    assert_eq!(rows(&answer), [[mark.to_string(), role.into(), nonce]], "{prepared:?}");
+                    if round % 50 == 49 {
+                        prepared = raw.ask(&[close_statement("s"), parse("s", &text), sync()].concat());
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// T-61
+#[test]
+fn equal_texts_mean_what_their_sessions_settings_say() {
+    let pgusher = one_connection();
+    for schema in ["left", "right"] {
+        pair().dev.sql(
+            "dev",
+            &format!("CREATE SCHEMA t61{schema}; CREATE TABLE t61{schema}.t AS SELECT '{schema}'::text AS x"),
+        );
+    }
+    let texts = [
+        "SELECT x FROM t",
+        "SELECT '\\x41'::bytea::text",
+        "SELECT xmlserialize(CONTENT '2'::text::xml AS text)",
+    ];
+    let mut sessions: Vec<_> = ["left", "right"].map(|s| (s, Raw::login(pgusher.address(), "raw"))).into();
+    for (schema, raw) in &mut sessions {
+        run(raw, &format!("SET search_path = t61{schema}"));
+        if *schema == "right" {
+            run(raw, "SET bytea_output = 'escape'");
+        }
+    }
+    for round in 0..6 {
+        for (schema, raw) in &mut sessions {
+            for (i, text) in texts.iter().take(2).enumerate() {
+                if round == 0 {
+                    assert_eq!(raw.tags(&[parse(&format!("s{i}"), text), sync()].concat()), "1Z");
+                }
+                let expected = match (i, *schema) {
+                    (0, schema) => schema,
+                    (_, "left") => "\\x41",
+                    _ => "A",
+                };
+                assert_eq!(rows(&raw.ask(&blind(&format!("s{i}")))), [[expected]], "round {round}");
+            }
+        }
+    }
+    // The path that a statement is prepared with is that of its Parse, and the one it is run with that of its Bind.
+    let (_, raw) = &mut sessions[0];
+    let mut direct = Raw::login_with(
+        SocketAddr::from(([127, 0, 0, 1], pair().dev.port)),
+        0x0003_0000,
+        &[("user", "app"), ("database", "dev")],
+    );
+    run(&mut direct, "SET search_path = t61left");
+    direct.ask(&[parse("s0", texts[0]), sync()].concat());
+    for raw in [&mut direct, raw] {
+        run(raw, "SET search_path = t61right");
+        assert_eq!(rows(&raw.ask(&blind("s0"))), [["right"]]);
+    }
+    pair().dev.sql("dev", "DROP SCHEMA t61left CASCADE; DROP SCHEMA t61right CASCADE");
+}
+
+/// T-62
+#[test]
+fn a_client_that_leaves_anywhere_in_its_batch_spoils_nobodys_statement() {
+    let pgusher = one_connection();
+    let text = "SELECT 'whole' WHERE $1::int > 0";
+    let batch = [parse("s", text), bind("", "s", &["1"]), execute(), sync()].concat();
+    let mut next = Raw::login(pgusher.address(), "raw");
+    for end in 0..batch.len() {
+        let mut leaver = Raw::login(pgusher.address(), "raw");
+        leaver.send(&batch[..end]);
+        drop(leaver);
+        let answer = next.ask(&batch);
+        assert_eq!(tags(&answer), "12DCZ", "{end}: {answer:?}");
+        assert_eq!(next.tags(&[close_statement("s"), sync()].concat()), "3Z");
+    }
+}
+
+/// T-63, T-64 and T-66 against PostgreSQL itself: the same random conversations, with room for two statements.
+#[test]
+fn names_of_any_length_and_evictions_anywhere_answer_as_postgresql_does() {
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 1\nmax_prepared_statements = 2", "", ""));
+    let direct = SocketAddr::from(([127, 0, 0, 1], pair().dev.port));
+    let long: Vec<String> = [62, 63, 64, 200, 8000, 9990].map(|n| "n".repeat(n)).into();
+    let mut names = vec!["a", "b", "c", "d"];
+    names.extend(long.iter().map(String::as_str));
+    let texts = ["SELECT 1", "SELECT 2", "SELECT 3", "SELEC", "SELECT 1/0", "SELECT 4"];
+    let seed = 63;
+    let mut through = Raw::login(pgusher.address(), "raw");
+    let mut itself = Raw::login_with(direct, 0x0003_0000, &[("user", "app"), ("database", "dev")]);
+    let mut random = Random(seed);
+    for round in 0..size(400, 20_000) {
+        let mut batch = Vec::new();
+        for _ in 0..=random.below(6) {
+            let name = random.of(&names);
+            batch.extend(match random.below(7) {
+                0 | 1 => parse(name, random.of(&texts)),
+                2 | 3 => [bind("", name, &[]), execute()].concat(),
+                4 => describe_statement(name),
+                5 => close_statement(name),
+                _ => [parse("", random.of(&texts)), bind("", "", &[]), execute()].concat(),
+            });
+        }
+        batch.extend(sync());
+        if random.chance(10) {
+            batch.extend(query(random.of(&["DEALLOCATE ALL", "DISCARD ALL", "DEALLOCATE a", "SELECT 'x'"])));
+        }
+        through.send(&batch);
+        itself.send(&batch);
+        for _ in 0..1 + batch.windows(5).filter(|w| w[0] == b'Q' && w[1] == 0 && w[2] == 0).count() {
+            let plain = |raw: &mut Raw| -> Vec<(char, Vec<Vec<String>>, String, String)> {
+                let answer = raw.until_ready();
+                // In an error, PostgreSQL says a name as it was given, and pgusher as far as it counts.
+                let text = |m: &Message| {
+                    let mut text: Vec<char> = m.field('M').chars().collect();
+                    text.dedup_by(|a, b| *a == 'n' && a == b);
+                    String::from_iter(text)
+                };
+                let plain = |m: &Message| (m.tag, rows(std::slice::from_ref(m)), m.field('C'), text(m));
+                answer.iter().map(plain).collect()
+            };
+            assert_eq!(plain(&mut through), plain(&mut itself), "seed {seed}, round {round}");
+        }
+    }
+}
