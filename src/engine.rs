@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::cancel::Slot;
 use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, SqlState};
-use crate::pool::{Lease, Outcome, Pinned, Pool, Ticket, refusal_of, waited_too_long};
+use crate::pool::{Answer, Lease, Outcome, Pinned, Pool, Subscription, Ticket, refusal_of, waited_too_long};
 use crate::relay::{Broken, Core, Sink, Then};
 use crate::stream::{Reader, Stream};
 use crate::wire::{self, Severity};
@@ -181,6 +181,8 @@ pub struct Engine {
     held: bool,
     /// Its connection is kept.
     pinned: Option<Pinned>,
+    /// For sessions that listen.
+    subscription: Option<Box<Subscription>>,
 }
 
 /// Whether a step got anywhere.
@@ -224,6 +226,7 @@ impl Engine {
             setups_failed: 0,
             held: false,
             pinned: None,
+            subscription: None,
         })
     }
 
@@ -243,6 +246,8 @@ impl Engine {
             let mut progress = self.take_turn(cx, scratch)?;
             progress |= self.client_to_upstream(cx, scratch)?;
             progress |= self.upstream_to_client(cx, scratch)?;
+            progress |= self.hand_over(cx, scratch)?;
+            progress |= self.deliver_notifications(cx)?;
             if self.leaving && (self.core.is_clients_turn() || self.core.awaits_client()) {
                 return Err(Cause::Client);
             }
@@ -446,10 +451,13 @@ impl Engine {
             return Ok(false);
         }
         let Leasing::Held(lease) = &mut self.leasing else { return Ok(false) };
+        if self.core.is_pausing() {
+            return self.pause(cx, scratch);
+        }
         if self.upstream_is_dry {
             return Ok(false);
         }
-        let Scratch { input, down, .. } = scratch;
+        let input = &mut scratch.input;
         let tail = self.upstream_tail.len();
         input[..tail].copy_from_slice(&self.upstream_tail);
         let mut buffer = ReadBuf::new(&mut input[tail..]);
@@ -461,13 +469,20 @@ impl Engine {
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
             Poll::Ready(end) => return Err(self.upstream_lost(end.err())),
         }
-        let read = buffer.filled().len();
-        let input = &input[..tail + read];
+        let length = tail + buffer.filled().len();
+        self.take_in_answers(length, cx, scratch)
+    }
+
+    /// Gives bytes of the upstream's to the core, so many as are in the scratch buffer.
+    fn take_in_answers(&mut self, length: usize, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
+        let Leasing::Held(lease) = &mut self.leasing else { return Ok(false) };
+        let Scratch { input, down, .. } = scratch;
+        let input = &input[..length];
         let mut sink = Sink::new(input, down);
         let (was_setting_up, was_surveying) = (self.core.is_setting_up(), self.core.is_surveying());
         let dealt = self.core.from_upstream(input, &mut lease.state, &mut sink);
         if let Ok(consumed) = dealt
-            && (consumed < input.len() || tail > 0)
+            && (consumed < input.len() || !self.upstream_tail.is_empty())
         {
             self.upstream_tail = input[consumed..].to_vec();
         }
@@ -504,10 +519,115 @@ impl Engine {
             self.take_in_tail(cx, scratch)?;
         }
         self.settle_lease(cx)?;
-        if was_surveying && !self.core.is_surveying() {
+        if was_surveying && !self.core.holds_client() {
             self.is_lent();
         }
         Ok(true)
+    }
+
+    /// From here on the connection delivers what the listener did: when all that is sent that came there before.
+    fn pause(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
+        let Some(subscription) = &self.subscription else { return Ok(false) };
+        match subscription.answer() {
+            None => return Ok(false),
+            Some(Ok(Answer::Paused)) => {}
+            Some(Ok(_)) => return Ok(false),
+            Some(Err(refusal)) => return Err(Cause::Refused(refusal)),
+        }
+        self.send_notifications(cx)?;
+        self.core.paused();
+        let tail = std::mem::take(&mut self.upstream_tail);
+        scratch.input[..tail.len()].copy_from_slice(&tail);
+        self.take_in_answers(tail.len(), cx, scratch)?;
+        Ok(true)
+    }
+
+    /// Goes on with handing the session's channels over to the listener.
+    fn hand_over(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
+        if !self.core.is_handing_over() {
+            return Ok(false);
+        }
+        if let Some(asked) = self.core.ask_listener() {
+            if self.subscription.is_none() {
+                let subscription = self.pool.subscribe(self.core.id(), cx.waker().clone());
+                self.subscription = subscription.map(Box::new);
+            }
+            match &self.subscription {
+                Some(subscription) => subscription.ask(asked),
+                None => return self.keep_channels(cx, scratch),
+            }
+        }
+        let mut up = Vec::new();
+        let answer = match &self.subscription {
+            Some(subscription) if self.core.awaits_listener() => subscription.answer(),
+            _ => None,
+        };
+        match (answer, &mut self.leasing) {
+            (Some(Ok(Answer::Listening(mark))), Leasing::Held(lease)) => {
+                if !self.core.mark(mark, &mut lease.state, &mut up) {
+                    return self.keep_channels(cx, scratch);
+                }
+            }
+            (Some(Ok(Answer::Settled(channels))), _) => {
+                if channels.is_empty() {
+                    self.subscription = None;
+                }
+                self.core.carry_channels(channels);
+                self.handed_over(cx, scratch)?;
+                return Ok(true);
+            }
+            (Some(Err(refusal)), _) if self.core.has_carried_channels() || self.core.is_settling() => {
+                return Err(Cause::Refused(refusal));
+            }
+            (Some(Err(_)), _) => return self.keep_channels(cx, scratch),
+            _ => {
+                if !self.core.unlisten(&mut up) {
+                    return Ok(false);
+                }
+            }
+        }
+        self.send_to_upstream(&up, cx)?;
+        Ok(true)
+    }
+
+    /// There is no listener: the session keeps its connection.
+    fn keep_channels(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
+        self.subscription = None;
+        self.core.keep_channels();
+        self.handed_over(cx, scratch)?;
+        Ok(true)
+    }
+
+    fn handed_over(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Cause> {
+        self.is_lent();
+        if std::mem::take(&mut self.held) {
+            self.take_in_tail(cx, scratch)?;
+        }
+        self.settle_lease(cx)
+    }
+
+    /// Notifications go out between transactions.
+    fn deliver_notifications(&mut self, cx: &mut Context<'_>) -> Progress {
+        if !self.subscription.as_ref().is_some_and(|s| s.is_pending()) {
+            return Ok(false);
+        }
+        if !self.core.takes_notifications() || self.core.is_handing_over() || !self.to_client.is_empty() {
+            return Ok(false);
+        }
+        self.send_notifications(cx)?;
+        Ok(true)
+    }
+
+    fn send_notifications(&mut self, cx: &mut Context<'_>) -> Result<(), Cause> {
+        let Some(subscription) = &self.subscription else { return Ok(()) };
+        let mut out = Vec::new();
+        for message in subscription.take().map_err(Cause::Refused)? {
+            if !self.core.can_be_told(&message) {
+                return Err(Cause::Refused(untranslatable()));
+            }
+            out.extend_from_slice(&message);
+        }
+        self.send_to_client(&out, cx)
     }
 
     fn is_lent(&self) {
@@ -767,6 +887,12 @@ impl Engine {
             }
         }
     }
+}
+
+fn untranslatable() -> Refusal {
+    let message = "a notification cannot be told in this session's client_encoding";
+    Refusal::new(Fault::Client, SqlState::UNTRANSLATABLE_CHARACTER, message)
+        .hint("LISTEN after client_encoding is set, or leave it as the server has it.")
 }
 
 /// Sends what the socket takes, and keeps the rest. Behind a backlog, all of it is kept.

@@ -43,6 +43,8 @@ impl SqlState {
     pub const TOO_MANY_CONNECTIONS: Self = Self("53300");
     /// `program_limit_exceeded`
     pub const LIMIT_EXCEEDED: Self = Self("54000");
+    /// `untranslatable_character`
+    pub const UNTRANSLATABLE_CHARACTER: Self = Self("22P05");
     /// `query_canceled`
     pub const QUERY_CANCELED: Self = Self("57014");
     /// `admin_shutdown`

@@ -1,17 +1,19 @@
 //! The upstream connections of one route, who waits for them, and the lease of one of them to one session.
 
 mod lease;
+mod listener;
 mod ticket;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
@@ -21,6 +23,8 @@ use crate::relay::{BackendState, Parameters};
 use crate::upstream::{Backend, Dialer, UpstreamError};
 use crate::wire;
 pub use lease::{Lease, Pooled};
+use listener::Command;
+pub use listener::{Answer, Subscription};
 pub use ticket::{Outcome, Ticket};
 
 /// How many connections one pool opens at the same time.
@@ -160,6 +164,20 @@ pub struct Pool {
     startups: Mutex<HashMap<Startup, Welcome>>,
     /// How many sessions keep a connection beyond a transaction.
     pinned: AtomicUsize,
+    /// The way to the connection that listens for everybody, while there is one.
+    listener: Mutex<Option<UnboundedSender<Command>>>,
+}
+
+/// A place among the connections to a host, for one that belongs to no pool.
+struct HostPlace(Arc<HostCount>);
+
+impl Drop for HostPlace {
+    fn drop(&mut self) {
+        self.0.give_back();
+        if self.0.limit.load(Ordering::Relaxed) > 0 {
+            self.0.pools().iter().for_each(Pool::open_more);
+        }
+    }
 }
 
 /// A session keeps its connection beyond a transaction; counted until this is dropped.
@@ -238,6 +256,7 @@ impl Pool {
             host,
             startups: Mutex::default(),
             pinned: AtomicUsize::new(0),
+            listener: Mutex::default(),
         });
         pool.host.join(&pool);
         pool
@@ -257,6 +276,28 @@ impl Pool {
         let free = |pinned| (pinned < most).then_some(pinned + 1);
         self.pinned.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).ok()?;
         Some(Pinned(self.clone()))
+    }
+
+    /// A part of the listener for this session, whose task's waker this is. There is one listening connection for
+    /// all of them, beside the pool's own; `None` if there may be none.
+    pub fn subscribe(self: &Arc<Self>, session: u64, waker: Waker) -> Option<Subscription> {
+        let mut listener = self.listener.lock();
+        if let Some(commands) = listener.as_ref().filter(|commands| !commands.is_closed()) {
+            return Some(Subscription::new(session, waker, commands.clone()));
+        }
+        if self.state.lock().retired || !self.host.take() {
+            return None;
+        }
+        let place = HostPlace(self.host.clone());
+        let dialer = self.settings.load().1.dialer.clone();
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let listen = async move {
+            listener::run(dialer, receiver).await;
+            drop(place);
+        };
+        self.runtimes.tasks.spawn_on(listen, &self.runtimes.control);
+        *listener = Some(commands.clone());
+        Some(Subscription::new(session, waker, commands))
     }
 
     /// The runtime that does what is slow, and has a clock.
@@ -285,6 +326,7 @@ impl Pool {
     /// No route leads here any more: connections are closed as they come back.
     pub fn retire(self: &Arc<Self>) {
         self.state.lock().retired = true;
+        *self.listener.lock() = None;
         self.close_outworn();
     }
 

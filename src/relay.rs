@@ -6,6 +6,7 @@
 //! shown again with more behind it. What goes out is gathered in [`Sink`]s: ranges of the input as long as nothing
 //! has to be changed.
 
+mod channels;
 mod replay;
 mod requests;
 pub mod settings;
@@ -19,6 +20,7 @@ mod upstream;
 
 use std::sync::Arc;
 
+pub use channels::{Asked, Mark};
 pub use settings::{BackendSettings, Parameters, SessionSettings};
 pub use sink::Sink;
 pub use sql::Pin;
@@ -26,6 +28,7 @@ pub use statement::Interner;
 
 use crate::config::file::PoolMode;
 use crate::error::Refusal;
+use channels::Channels;
 use replay::{Batch, Replay};
 use requests::{Kind, Note, Request, Requests};
 use sql::{Effects, Scan};
@@ -209,6 +212,8 @@ pub struct Core {
     /// What it is being asked, and what it has answered.
     asked: Option<Box<(Touched, Option<Left>)>>,
     surveys_failed: u8,
+    /// Only sessions that listen have any.
+    channels: Option<Box<Channels>>,
     /// What the upstream reports next are defaults of its own, to which a `RESET` went.
     resetting: bool,
     /// In session mode: it may have left what `DISCARD ALL` does not take away.
@@ -251,6 +256,7 @@ impl Core {
             touched: None,
             asked: None,
             surveys_failed: 0,
+            channels: None,
             resetting: false,
             stained: false,
             distrust: false,
@@ -272,14 +278,14 @@ impl Core {
 
     /// True while nothing more of the client's may be sent: what it sends next may depend on what is under way.
     pub fn holds_client(&self) -> bool {
-        self.is_setting_up() || self.is_surveying() || self.replay != Replay::None
+        self.is_setting_up() || self.is_surveying() || self.replay != Replay::None || self.is_handing_over()
     }
 
     /// True if the connection must be asked what is left on it before anything is decided.
     pub fn wants_survey(&self) -> bool {
         self.touched.is_some()
             && self.mode == PoolMode::Transaction
-            && !self.is_pinned_for_good()
+            && (!self.is_pinned_for_good() || self.has_recalled())
             && self.is_idle()
     }
 
@@ -298,16 +304,18 @@ impl Core {
     }
 
     /// The connection has answered, or could not.
-    fn surveyed(&mut self, backend: &mut BackendState) {
-        let Some((touched, left)) = self.asked.take().map(|asked| *asked) else { return };
+    fn surveyed(&mut self, backend: &mut BackendState) -> Result<(), Broken> {
+        let Some((touched, left)) = self.asked.take().map(|asked| *asked) else { return Ok(()) };
         let Some(left) = left else {
             self.surveys_failed += 1;
             if self.surveys_failed < MAX_SURVEYS {
                 self.touched = Some(Box::new(touched));
+            } else if self.has_recalled() {
+                return Err(Broken::Desync("it does not tell which channels it listens to".into()));
             } else {
                 self.pin_for(Pin::Opaque);
             }
-            return;
+            return Ok(());
         };
         self.surveys_failed = 0;
         for (name, value) in &left.settings {
@@ -326,15 +334,24 @@ impl Core {
             }
         }
         if touched.objects {
-            self.pin = left.pin.map(|reason| (reason, Lasting::UntilGone));
+            if !self.is_pinned_for_good() {
+                self.pin = left.pin.map(|reason| (reason, Lasting::UntilGone));
+            }
+            self.found_channels(left.channels);
         }
         self.settings.settled(&mut backend.settings);
+        Ok(())
     }
 
     /// The connection that was to be set up is gone; nothing of the client's was sent on it.
     pub fn abandon_setup(&mut self) {
         self.requests.clear();
         self.upstream_rest = (0, false);
+    }
+
+    /// The session's number.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// For how long the session has a connection.
@@ -359,7 +376,11 @@ impl Core {
 
     /// True if the connection can go back to its pool now: nothing is owed on it and nothing is left on it.
     pub fn may_release(&self) -> bool {
-        self.is_idle() && self.mode == PoolMode::Transaction && self.pin.is_none() && self.touched.is_none()
+        self.is_idle()
+            && self.mode == PoolMode::Transaction
+            && self.pin.is_none()
+            && self.touched.is_none()
+            && !self.is_handing_over()
     }
 
     /// The connection goes back.
@@ -454,7 +475,9 @@ impl Core {
     fn pin_for(&mut self, reason: Pin) {
         if self.mode == PoolMode::Transaction && !self.is_pinned_for_good() {
             self.pin = Some((reason, Lasting::Always));
-            self.touched = None;
+            if !self.has_recalled() {
+                self.touched = None;
+            }
         }
     }
 
@@ -477,7 +500,9 @@ impl Core {
             self.foreseen = true;
             self.pin_for(reason);
         }
-        let objects = effects.makes_objects || effects.ends_objects && self.pin.is_some();
+        let objects = effects.makes_objects
+            || effects.ends_objects && self.pin.is_some()
+            || (effects.channels || effects.notifies) && self.has_carried_channels();
         if objects || effects.resets_all || !effects.settings.is_empty() {
             self.foreseen = true;
             let touched = self.touched.get_or_insert_default();

@@ -163,6 +163,12 @@ pub fn error_field(body: &[u8], code: u8) -> Option<&[u8]> {
     None
 }
 
+/// The channel and the payload of a `NotificationResponse` body.
+pub fn notification(body: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (channel, rest) = cstr(body.get(4..)?)?;
+    Some((channel, cstr(rest)?.0))
+}
+
 /// A text as a literal that means the same whatever the connection's `client_encoding` and
 /// `standard_conforming_strings` are: `E'…'`, pure ASCII.
 pub fn literal(text: &[u8]) -> String {
@@ -186,6 +192,24 @@ pub fn literal(text: &[u8]) -> String {
 /// A name as a quoted identifier.
 pub fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// The same, in ASCII, of a name in UTF-8 (PostgreSQL 4.1.1: `U&"…"`).
+pub fn unicode_identifier(name: &str) -> String {
+    use std::fmt::Write;
+    if name.is_ascii() {
+        return identifier(name);
+    }
+    let mut out = "U&\"".to_owned();
+    for c in name.chars() {
+        match c {
+            '"' => out.push_str("\"\""),
+            ' '..='~' if c != '\\' => out.push(c),
+            _ => drop(write!(out, "\\+{:06x}", u32::from(c))),
+        }
+    }
+    out.push('"');
+    out
 }
 
 #[cfg(test)]
@@ -226,6 +250,12 @@ mod tests {
         for end in 0..out.len() - HEADER {
             let _ = error_field(&out[HEADER..HEADER + end], b'?');
         }
+    }
+
+    #[test]
+    fn an_identifier_is_ascii_whatever_goes_in() {
+        assert_eq!(unicode_identifier("a\"b\\"), "\"a\"\"b\\\"");
+        assert_eq!(unicode_identifier("é\"\\😀"), "U&\"\\+0000e9\"\"\\+00005c\\+01f600\"");
     }
 
     #[test]

@@ -6,6 +6,9 @@ use super::{BackendState, Broken, Copy, Core, GATHER, Pin, Sink, survey};
 use crate::config::file::PoolMode;
 use crate::wire::{self, HEADER, Header, cstr};
 
+/// The longest answer to a survey; the engine has room for it and what comes behind it.
+const MAX_ANSWER: usize = 3 * GATHER;
+
 /// What becomes of one message from the upstream.
 enum Step {
     Pass,
@@ -28,7 +31,7 @@ impl Core {
     ) -> Result<usize, Broken> {
         let mut at = self.go_on_down(input, 0, down);
         self.send_fakes_to(down);
-        loop {
+        while !self.is_pausing() {
             let rest = &input[at..];
             let header = match Header::read(rest) {
                 None => return Ok(at),
@@ -49,6 +52,7 @@ impl Core {
                 self.send_fakes_to(down);
             }
         }
+        Ok(at)
     }
 
     fn go_on_down(&mut self, input: &[u8], at: usize, down: &mut Sink<'_>) -> usize {
@@ -63,7 +67,7 @@ impl Core {
     fn data(&mut self, header: Header, input: &[u8]) -> Result<Step, Broken> {
         match self.requests.front_kind() {
             Some(Kind::Query | Kind::Execute) => Ok(Step::Pass),
-            Some(Kind::Setup) => Ok(Step::Drop),
+            Some(Kind::Setup | Kind::HandOver) => Ok(Step::Drop),
             Some(Kind::Survey) => Ok(self.answered(header, input)),
             front => Err(Broken::Desync(format!("data in answer to {front:?}"))),
         }
@@ -71,7 +75,7 @@ impl Core {
 
     /// The row that answers a survey; one that is too long is no answer.
     fn answered(&mut self, header: Header, input: &[u8]) -> Step {
-        if header.total > GATHER {
+        if header.total > MAX_ANSWER {
             return Step::Drop;
         }
         let Some(row) = input.get(HEADER..header.total) else { return Step::Wait };
@@ -107,12 +111,13 @@ impl Core {
             self.send_fakes_to(down);
         }
         let body = input.get(HEADER..header.total);
-        if body.is_none() && header.total <= GATHER && matches!(header.tag, b'S' | b'C' | b'E' | b'Z' | b'N')
-        {
+        let looked_at = matches!(header.tag, b'S' | b'C' | b'E' | b'Z' | b'N')
+            || header.tag == b'A' && self.channels.is_some();
+        if body.is_none() && header.total <= GATHER && looked_at {
             return Ok(Step::Wait);
         }
         let ours = self.requests.front().is_some_and(|r| {
-            matches!(r.kind, Kind::Setup | Kind::Survey)
+            matches!(r.kind, Kind::Setup | Kind::Survey | Kind::HandOver)
                 || r.hidden && matches!(r.kind, Kind::Query | Kind::Execute)
         });
         match header.tag {
@@ -134,8 +139,10 @@ impl Core {
             }
             b'S' => Ok(self.parameter(body, backend, down)),
             b'N' if ours => Ok(Step::Drop),
-            // A notification is the client's, whatever it meets.
-            b'A' if !self.is_setting_up() => Ok(Step::Pass),
+            // A notification is the client's, whatever it meets, unless the listener delivers it.
+            b'A' if !self.is_setting_up() => {
+                Ok(if self.delivers(body.unwrap_or_default()) { Step::Pass } else { Step::Drop })
+            }
             b'N' => Ok(Step::Pass),
             _ if ours => Ok(Step::Drop),
             b't' if self.requests.front_kind() == Some(Kind::Known) => Ok(Step::Drop),
@@ -184,8 +191,11 @@ impl Core {
             return Err(Broken::Desync("a broken ReadyForQuery".into()));
         };
         let front = self.requests.front_kind();
-        if !matches!(front, Some(Kind::Setup | Kind::Survey | Kind::Query | Kind::FunctionCall | Kind::Sync))
-        {
+        let ends = |kind| {
+            use Kind::{FunctionCall, HandOver, Query, Setup, Survey, Sync};
+            matches!(kind, Setup | Survey | HandOver | Query | FunctionCall | Sync)
+        };
+        if !front.is_some_and(ends) {
             return Err(Broken::Desync(format!("ReadyForQuery in answer to {front:?}")));
         }
         let hidden = self.requests.pop().is_some_and(|request| request.hidden);
@@ -200,8 +210,14 @@ impl Core {
             return Ok(Step::Drop);
         }
         if front == Some(Kind::Survey) {
-            self.surveyed(backend);
+            self.surveyed(backend)?;
             return Ok(Step::Drop);
+        }
+        if front == Some(Kind::HandOver) {
+            return match self.handed_over() {
+                true => Ok(Step::Drop),
+                false => Err(Broken::Desync("a marker did not come back".into())),
+            };
         }
         if hidden {
             if self.replay == Replay::AtReady {
@@ -220,7 +236,7 @@ impl Core {
         let number = front.map_or(0, |r| r.number);
         let tag = cstr(tag).map_or(tag, |(tag, _)| tag);
         match self.requests.front_kind() {
-            Some(Kind::Setup | Kind::Survey) => return,
+            Some(Kind::Setup | Kind::Survey | Kind::HandOver) => return,
             Some(Kind::Query) if front.is_some_and(|r| r.hidden) => return,
             Some(Kind::Execute) => {
                 self.requests.pop();
@@ -269,7 +285,9 @@ impl Core {
         let (skipped, found) = match self.requests.front_kind() {
             Some(Kind::Setup) => return Err(Broken::Setup(body.unwrap_or_default().to_vec())),
             // A cancel that came too late, or a very short statement_timeout: it is asked again.
-            Some(Kind::Survey) => return Ok(if self.fatal { Step::Pass } else { Step::Drop }),
+            Some(Kind::Survey | Kind::HandOver) => {
+                return Ok(if self.fatal { Step::Pass } else { Step::Drop });
+            }
             None => return Ok(Step::Pass),
             Some(Kind::Sync | Kind::FunctionCall) => return Ok(Step::Pass),
             // It failed with the transaction: what it was to prepare fails as well.

@@ -30,6 +30,8 @@ pub enum Kind {
     Setup,
     /// Our own `Query`, too: it asks what the session has left.
     Survey,
+    /// And so are the steps that hand the session's channels over to the listener.
+    HandOver,
     Query,
     FunctionCall,
     Parse,
@@ -211,6 +213,11 @@ impl Requests {
     pub fn is_unnamed_in_doubt(&self, stamp: u64) -> bool {
         let is_under_way = self.queue.front().is_some_and(|front| front.number <= stamp);
         is_under_way && self.has_an_end() && stamp <= self.last_end
+    }
+
+    /// Whether a `Sync` or a `Query` came behind this request.
+    pub fn is_of_earlier_batch(&self, number: u64) -> bool {
+        number <= self.last_end
     }
 
     /// True if something is under way of which the transaction's status depends.

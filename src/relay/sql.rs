@@ -55,6 +55,10 @@ pub struct Effects {
     pub makes_objects: bool,
     /// It may end one.
     pub ends_objects: bool,
+    /// It asks for the channels that the session listens to, or changes them.
+    pub channels: bool,
+    /// It sends a notification, perhaps to its own session.
+    pub notifies: bool,
     /// It asks for the last value of a sequence, which belongs to the server process.
     pub reads_sequences: bool,
     /// `DEALLOCATE ALL` or `DISCARD ALL`: no prepared statement is left.
@@ -202,6 +206,8 @@ fn matters_anywhere(word: u64) -> bool {
     const PG_TRY_ADVISORY: u64 = scanned(b"pg_try_a");
     const PG_REPLICATION: u64 = scanned(b"pg_repli");
     const PG_SETTINGS: u64 = scanned(b"pg_setti");
+    const PG_LISTENING: u64 = scanned(b"pg_liste");
+    const PG_NOTIFY: u64 = scanned(b"pg_notif");
     const DBLINK: u64 = scanned(b"dblink__") >> 16;
     const PG_TEMP_ALONE: u64 = PG_TEMP >> 8;
     const TEMP: u64 = key(b"temp");
@@ -218,6 +224,8 @@ fn matters_anywhere(word: u64) -> bool {
             | PG_TRY_ADVISORY
             | PG_REPLICATION
             | PG_SETTINGS
+            | PG_LISTENING
+            | PG_NOTIFY
             | PG_TEMP_ALONE
             | TEMP
             | HOLD
@@ -229,7 +237,8 @@ fn matters_anywhere(word: u64) -> bool {
 }
 
 fn matters_first(word: u64) -> bool {
-    const WORDS: [u64; 14] = [
+    const WORDS: [u64; 15] = [
+        key(b"notify"),
         key(b"unlisten"),
         key(b"close"),
         key(b"drop"),
@@ -317,15 +326,18 @@ fn begins_suspiciously(word: u64) -> bool {
     const PG_A: u64 = scanned(b"pg_advis") >> 32;
     const PG_R: u64 = scanned(b"pg_repli") >> 32;
     const PG_S: u64 = scanned(b"pg_setti") >> 32;
+    const PG_L: u64 = scanned(b"pg_liste") >> 24;
+    const PG_N: u64 = scanned(b"pg_notif") >> 24;
     matches!(word >> 32, TEMP | HOLD | CURR | LAST | PG_T | PG_A | PG_R | PG_S)
-        || matches!(word >> 24, SETSE | SET_C)
+        || matches!(word >> 24, SETSE | SET_C | PG_L | PG_N)
         || word >> 16 == DBLINK
 }
 
 fn begins_a_statement(word: u64) -> bool {
     const DO: u64 = key(b"do");
     const SET: u64 = key(b"set");
-    const FOUR: [u64; 12] = [
+    const FOUR: [u64; 13] = [
+        key(b"noti"),
         key(b"unli"),
         key(b"clos"),
         key(b"drop"),
@@ -412,7 +424,7 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
             effects.foreseen = true;
             effects.ends_objects = true;
             if word(1) == "all" {
-                (effects.deallocates_all, effects.resets_all) = (true, true);
+                (effects.deallocates_all, effects.resets_all, effects.channels) = (true, true, true);
             }
         }
         "deallocate" => {
@@ -427,12 +439,14 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
         "show" if alone && word(1) == "pgusher" && statement.get(2) == Some(&Token::Symbol(b'.')) => {
             effects.shows = Some(word(3).to_owned());
         }
-        "listen" => effects.makes_objects = true,
+        "notify" => effects.notifies = true,
+        "listen" => (effects.makes_objects, effects.channels) = (true, true),
+        "unlisten" => (effects.ends_objects, effects.channels) = (true, true),
         "prepare" if word(1) != "transaction" => effects.makes_objects = true,
         "declare" if statement.windows(2).any(|w| w[0].is("with") && w[1].is("hold")) => {
             effects.makes_objects = true;
         }
-        "unlisten" | "close" | "drop" => effects.ends_objects = true,
+        "close" | "drop" => effects.ends_objects = true,
         "do" | "call" | "load" => effects.pin_for(Pin::Opaque),
         _ => {}
     }
@@ -529,6 +543,8 @@ fn function(word: &str, rest: &[Token], effects: &mut Effects) {
         "pg_advisory_unlock" | "pg_advisory_unlock_shared" | "pg_advisory_unlock_all" => {
             effects.ends_objects = true;
         }
+        "pg_notify" => effects.notifies = true,
+        "pg_listening_channels" => effects.channels = true,
         "setseed" => effects.pin_for(Pin::Opaque),
         "currval" | "lastval" => effects.reads_sequences = true,
         _ if word.starts_with("pg_temp") => effects.makes_objects = true,
@@ -767,6 +783,11 @@ mod tests {
             assert!(of(text).ends_objects && !of(text).makes_objects, "{text}");
         }
         assert!(of("SELECT pg_advisory_unlock(1)").ends_objects);
+        for text in ["LISTEN x", "unlisten x", "DISCARD ALL", "SELECT pg_listening_channels()"] {
+            assert!(of(text).channels, "{text}");
+        }
+        assert!(!of("DISCARD PLANS").channels);
+        assert!(of("NOTIFY x, 'y'").notifies && of("SELECT 1, pg_notify('x', 'y')").notifies);
     }
 
     #[test]
@@ -838,6 +859,9 @@ mod tests {
             "pg_advisory_lock",
             "PG_TRY_ADVISORY_LOCK",
             "pg_replication_origin_x",
+            "pg_listening_channels",
+            "pg_notify",
+            "notify",
             "dblink",
             "dblink_connect",
             "do",

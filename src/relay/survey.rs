@@ -35,11 +35,13 @@ pub struct Left {
     pub settings: Vec<(String, Option<Box<[u8]>>)>,
     /// What keeps the session on the connection, if anything was asked for that could.
     pub pin: Option<Pin>,
+    /// The channels that it listens to, if that was asked for.
+    pub channels: Vec<String>,
 }
 
 /// What there may be beside settings, and how to find it. At an idle point the locks that are left are session-level
 /// ones, and the cursors are those `WITH HOLD`. Everything is qualified: the session's `search_path` is the client's.
-const OBJECTS: [(Pin, &str); 5] = [
+const OBJECTS: [(Pin, &str); 4] = [
     (
         Pin::Temporary,
         "pg_catalog.pg_depend AS d WHERE d.refclassid OPERATOR(pg_catalog.=) \
@@ -51,10 +53,13 @@ const OBJECTS: [(Pin, &str); 5] = [
         "pg_catalog.pg_locks AS l WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' \
          AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()",
     ),
-    (Pin::Listen, "pg_catalog.pg_listening_channels()"),
     (Pin::HoldCursor, "pg_catalog.pg_cursors AS c WHERE c.is_holdable"),
     (Pin::Prepare, "pg_catalog.pg_prepared_statements AS p WHERE p.from_sql"),
 ];
+
+/// In UTF-8, because a client's encoding can be any.
+const CHANNELS: &str = "(SELECT pg_catalog.string_agg(pg_catalog.encode(\
+    pg_catalog.convert_to(c,'UTF8'),'hex'),',') FROM pg_catalog.pg_listening_channels() AS c)";
 
 /// The query whose one row [`answer`] reads. Values come as hexadecimal digits of the server's encoding, which is what
 /// they are set in again, whatever the client's is.
@@ -73,6 +78,7 @@ pub fn question(touched: &Touched) -> String {
     }
     if touched.objects {
         columns.extend(OBJECTS.iter().map(|(_, rows)| format!("EXISTS(SELECT FROM {rows})")));
+        columns.push(CHANNELS.to_owned());
     }
     format!("SELECT {}", columns.join(","))
 }
@@ -90,15 +96,19 @@ pub fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
         };
         settings.push((name.clone(), value.filter(|_| is_set)));
     }
-    let mut pin = None;
+    let (mut pin, mut channels) = (None, Vec::new());
     if touched.objects {
         for (reason, _) in OBJECTS {
             if columns.next()? == Some(b"t") {
                 pin = pin.or(Some(reason));
             }
         }
+        if let Some(listed) = columns.next()? {
+            let name = |digits| String::from_utf8(unhex(digits).into_vec()).ok();
+            channels = listed.split(|b| *b == b',').map(name).collect::<Option<_>>()?;
+        }
     }
-    columns.next().is_none().then_some(Left { settings, pin })
+    columns.next().is_none().then_some(Left { settings, pin, channels })
 }
 
 /// The bytes of these hexadecimal digits.
@@ -160,18 +170,19 @@ mod tests {
             Some("f"),
             Some("f"),
             Some("t"),
-            Some("t"),
             Some("f"),
+            Some("61,622f63"),
         ]);
         let left = answer(&touched, &answered).unwrap();
         let set: Vec<_> =
             left.settings.iter().filter(|(_, v)| v.is_some()).map(|(n, _)| n.as_str()).collect();
         assert_eq!(set, ["work_mem", "my.x"]);
         assert_eq!(left.settings[0].1.as_deref(), Some(&b"8MB"[..]));
-        assert_eq!(left.pin, Some(Pin::Listen));
+        assert_eq!(left.pin, Some(Pin::HoldCursor));
+        assert_eq!(left.channels, ["a", "b/c"]);
         for end in 0..answered.len() {
             assert_eq!(answer(&touched, &answered[..end]), None, "{end}");
         }
-        assert_eq!(question(&touched).matches("EXISTS").count(), 5);
+        assert_eq!(question(&touched).matches("EXISTS").count(), 4);
     }
 }

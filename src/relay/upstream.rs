@@ -168,6 +168,9 @@ impl Core {
         if self.skipping && header.tag != b'S' {
             return Ok(Step::Streams(Rest::Pass));
         }
+        if self.must_settle_first() && self.may_hold() {
+            return Ok(Step::Hold);
+        }
         match header.tag {
             b'd' => return Ok(Step::Streams(Rest::Pass)),
             b'Q' => return self.query(header, input, at, backend, up),
@@ -266,6 +269,7 @@ impl Core {
             return false;
         }
         self.foresee(&effects);
+        self.recall_channels(&effects, true, backend, up.buffer());
         if effects.reads_sequences && std::mem::take(&mut backend.foreign_sequences) {
             wire::query(up.buffer(), FORGET_SEQUENCES);
             self.requests.push_hidden(Kind::Query, None);
@@ -437,6 +441,11 @@ impl Core {
             return Ok(Step::Done);
         }
         let shown = self.shown_body(names.after);
+        let text = cstr(names.after).map_or(names.after, |(text, _)| text);
+        if let Some(effects) = self.effects(text).filter(|effects| effects.channels) {
+            // It may be bound in the same batch, and then a transaction has begun.
+            self.foresee_extended(&effects, backend, up.buffer());
+        }
         let statement =
             self.interner.intern(shown.as_deref().unwrap_or(names.after), &self.settings.meaning());
         if self.requests.is_preparation_in_doubt(statement.id()) && self.may_hold() {
@@ -560,7 +569,20 @@ impl Core {
             self.pin_for(Pin::Prepare);
         }
         self.foresee(effects);
+        self.recall_channels(effects, false, backend, up);
         self.shield_sequences(effects, backend, up);
+    }
+
+    /// The unnamed statement is bound: what it may do was foreseen when it was parsed, unless that was in another batch.
+    fn foresee_unnamed(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
+        if !self.requests.is_of_earlier_batch(self.unnamed.stamp) {
+            return;
+        }
+        let UnnamedText::Known(text) = &self.unnamed.text else { return };
+        let text = cstr(text).map_or(&text[..], |(text, _)| text);
+        if let Some(effects) = self.effects(text) {
+            self.foresee_extended(&effects, backend, up);
+        }
     }
 
     /// The statement to come asks for last values of sequences: the connection is to know none of another session's.
@@ -570,16 +592,7 @@ impl Core {
             return;
         }
         backend.unnamed = None;
-        wire::message(up, b'P', |out| {
-            out.push(0);
-            wire::push_cstr(out, FORGET_SEQUENCES);
-            out.extend([0; 2]);
-        });
-        wire::message(up, b'B', |out| out.extend([0; 8]));
-        wire::message(up, b'E', |out| out.extend([0; 5]));
-        for kind in [Kind::ParseUnnamed, Kind::Bind, Kind::Execute] {
-            self.requests.push_hidden(kind, None);
-        }
+        self.run_hidden(FORGET_SEQUENCES, up);
     }
 
     /// The request, and the statement that the session has by it. One that is too long is not remembered: then the
@@ -614,6 +627,9 @@ impl Core {
         up: &mut Sink<'_>,
     ) -> Step {
         if name.is_empty() {
+            if kind == Kind::Bind {
+                self.foresee_unnamed(backend, up.buffer());
+            }
             if !self.ensure_unnamed(backend, up) {
                 return self.refuse_reference("unnamed prepared statement does not exist".into(), up);
             }

@@ -18,6 +18,7 @@ mod cells;
 mod change;
 mod differential;
 mod faults;
+mod listen;
 mod login;
 mod main_job;
 mod relay;

@@ -143,8 +143,6 @@ fn what_cannot_be_carried_pins_until_it_is_gone() {
             "SELECT pg_advisory_unlock_all()",
         ),
         ("SELECT pg_try_advisory_lock(42)", "advisory lock", "SELECT pg_advisory_unlock(42)"),
-        ("LISTEN news", "listen", "UNLISTEN news"),
-        ("BEGIN; LISTEN news; COMMIT", "listen", "UNLISTEN *"),
         ("PREPARE p AS SELECT 1", "sql prepare", "DEALLOCATE p"),
         ("PREPARE p AS SELECT 1", "sql prepare", "DEALLOCATE ALL"),
         ("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT", "cursor with hold", "CLOSE c"),
@@ -253,7 +251,7 @@ fn a_survey_that_fails_is_made_again_and_a_hopeless_one_pins() {
     let mut direct = Raw::login_with(([127, 0, 0, 1], pair().prod.port).into(), 0x0003_0000, &pairs);
     // The lock that a survey has to wait for, longer than the session's own timeout lets it.
     done(&mut direct, "BEGIN; LOCK pg_catalog.pg_depend IN ACCESS EXCLUSIVE MODE");
-    done(&mut one, "SET statement_timeout = 100; LISTEN news");
+    done(&mut one, "SET statement_timeout = 100; PREPARE p AS SELECT 1");
     assert_eq!(one.value("SHOW pgusher.pin"), "opaque statement", "three surveys failed");
     done(&mut direct, "ROLLBACK");
     assert_eq!(one.value("SHOW statement_timeout"), "100ms", "and nothing is lost by it");
@@ -262,19 +260,19 @@ fn a_survey_that_fails_is_made_again_and_a_hopeless_one_pins() {
     drop(one);
     assert!(two.until_ready().iter().any(|m| m.tag == 'D' && m.columns() == ["prod"]));
     done(&mut direct, "BEGIN; LOCK pg_catalog.pg_depend IN ACCESS EXCLUSIVE MODE");
-    two.send(&query("SET statement_timeout = 400; LISTEN news"));
+    two.send(&query("SET statement_timeout = 400; PREPARE p AS SELECT 1"));
     assert_eq!(two.until_ready().last().unwrap().tag, 'Z');
     std::thread::sleep(std::time::Duration::from_millis(600));
     done(&mut direct, "ROLLBACK");
-    assert_eq!(two.value("SHOW pgusher.pin"), "listen", "one survey failed, the next did not");
+    assert_eq!(two.value("SHOW pgusher.pin"), "sql prepare", "one survey failed, the next did not");
 }
 
 #[test]
 fn a_pool_is_never_starved_by_sessions_that_keep_their_connections() {
     let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
     let mut one = Raw::login(pgusher.address(), "raw");
-    done(&mut one, "LISTEN news");
-    for make in ["LISTEN news", "SELECT pg_advisory_lock(4711)", "DO 'begin end'"] {
+    done(&mut one, "PREPARE p AS SELECT 1");
+    for make in ["PREPARE p AS SELECT 1", "SELECT pg_advisory_lock(4711)", "DO 'begin end'"] {
         let mut another = Raw::login(pgusher.address(), "raw");
         another.send(&query(make));
         let answer: Vec<_> = std::iter::from_fn(|| another.next()).collect();
@@ -287,22 +285,22 @@ fn a_pool_is_never_starved_by_sessions_that_keep_their_connections() {
         pair().dev.sql("dev", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711")
             == "0"
     });
-    done(&mut one, "UNLISTEN news");
+    done(&mut one, "DEALLOCATE p");
     // Answered when its connection has been asked, and its place is free.
     assert_eq!(one.value("SHOW pgusher.pin"), "");
     let mut another = Raw::login(pgusher.address(), "raw");
-    done(&mut another, "LISTEN news");
-    assert_eq!(another.value("SHOW pgusher.pin"), "listen");
+    done(&mut another, "PREPARE p AS SELECT 1");
+    assert_eq!(another.value("SHOW pgusher.pin"), "sql prepare");
     drop(another);
     eventually("its place is free", || {
         let mut next = Raw::login(pgusher.address(), "raw");
-        !next.ask(&query("LISTEN news")).iter().any(|m| m.tag == 'E')
-            && next.value("SHOW pgusher.pin") == "listen"
+        !next.ask(&query("PREPARE p AS SELECT 1")).iter().any(|m| m.tag == 'E')
+            && next.value("SHOW pgusher.pin") == "sql prepare"
     });
     let pgusher = Pgusher::start(&warehouse("default_pool_size = 3\nmax_pinned = 3", "", ""));
     let mut all: Vec<_> = (0..3).map(|_| Raw::login(pgusher.address(), "raw")).collect();
-    all.iter_mut().for_each(|raw| done(raw, "LISTEN news"));
-    all.iter_mut().for_each(|raw| assert_eq!(raw.value("SHOW pgusher.pin"), "listen"));
+    all.iter_mut().for_each(|raw| done(raw, "PREPARE p AS SELECT 1"));
+    all.iter_mut().for_each(|raw| assert_eq!(raw.value("SHOW pgusher.pin"), "sql prepare"));
 }
 
 #[test]

@@ -1,0 +1,544 @@
+//! One connection that listens for all sessions of a pool.
+//!
+//! A session's `LISTEN` runs on whatever connection it is lent. When that could go back, the channels are handed over:
+//! the listener listens to them too, and then a notification on a channel of pgusher's own, the *marker*, is sent
+//! through the lent connection. PostgreSQL puts all notifications of a database in one order, the same for everybody:
+//! what comes before the marker was the lent connection's to deliver, what comes behind it is the listener's. So none
+//! is lost, and none comes twice.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tracing::{debug, warn};
+
+use crate::error::{Fault, Refusal, SqlState};
+use crate::relay::{Asked, Mark};
+use crate::stream::Stream;
+use crate::upstream::Dialer;
+use crate::wire::{self, HEADER, Header, identifier, unicode_identifier};
+
+/// How many bytes of notifications may wait for one session.
+const MAX_MAIL: usize = 16 << 20;
+/// The longest message that an upstream sends to a connection that only listens.
+const MAX_MESSAGE: usize = 64 << 10;
+/// How long the connection is kept when nobody listens any more.
+const LINGER: Duration = Duration::from_secs(30);
+/// How long the upstream may take for a `LISTEN`, and a session for its marker.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One session's part of the listener; dropped, the session listens no more.
+#[derive(Debug)]
+pub struct Subscription {
+    mailbox: Arc<Mailbox>,
+    commands: UnboundedSender<Command>,
+}
+
+/// What the listener answers to [`Mark`]s and to [`Subscription::ask`], in this order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It has stopped to deliver: from here on the lent connection does.
+    Paused,
+    /// It listens to all that was asked for: now the marker may be sent.
+    Listening(Mark),
+    /// The marker has come by. From there on it delivers what comes on these channels.
+    Settled(Vec<String>),
+}
+
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    id: u64,
+    waker: Waker,
+    /// There are messages, or the end.
+    pending: AtomicBool,
+    mail: Mutex<Mail>,
+}
+
+#[derive(Debug, Default)]
+struct Mail {
+    messages: Vec<Arc<[u8]>>,
+    bytes: usize,
+    answer: Option<Answer>,
+    end: Option<Refusal>,
+}
+
+#[derive(Debug)]
+pub(super) enum Command {
+    Ask(Arc<Mailbox>, Asked),
+    Leave(u64),
+}
+
+impl Subscription {
+    /// For the session of this number; `waker` is its task's.
+    pub(super) fn new(id: u64, waker: Waker, commands: UnboundedSender<Command>) -> Self {
+        let mailbox = Mailbox { id, waker, pending: AtomicBool::new(false), mail: Mutex::default() };
+        Self { mailbox: Arc::new(mailbox), commands }
+    }
+
+    /// Asks the listener to take over.
+    pub fn ask(&self, asked: Asked) {
+        self.mailbox.mail.lock().answer = None;
+        if self.commands.send(Command::Ask(self.mailbox.clone(), asked)).is_err() {
+            self.mailbox.end(&lost("it has ended"));
+        }
+    }
+
+    /// What it has answered, once; or why it cannot.
+    pub fn answer(&self) -> Option<Result<Answer, Refusal>> {
+        let mut mail = self.mailbox.mail.lock();
+        match &mail.end {
+            Some(end) => Some(Err(end.clone())),
+            None => mail.answer.take().map(Ok),
+        }
+    }
+
+    /// True if [`Subscription::take`] has something.
+    pub fn is_pending(&self) -> bool {
+        self.mailbox.pending.load(Ordering::Acquire)
+    }
+
+    /// The notifications that have come, as they came.
+    ///
+    /// # Errors
+    /// There will be no more: others are lost.
+    pub fn take(&self) -> Result<Vec<Arc<[u8]>>, Refusal> {
+        let mut mail = self.mailbox.mail.lock();
+        if let Some(end) = &mail.end {
+            return Err(end.clone());
+        }
+        self.mailbox.pending.store(false, Ordering::Release);
+        mail.bytes = 0;
+        Ok(std::mem::take(&mut mail.messages))
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Leave(self.mailbox.id));
+    }
+}
+
+impl Mailbox {
+    fn answers(&self, answer: Answer) {
+        self.mail.lock().answer = Some(answer);
+        self.waker.wake_by_ref();
+    }
+
+    fn deliver(&self, message: &Arc<[u8]>) {
+        let full = {
+            let mut mail = self.mail.lock();
+            mail.bytes += message.len();
+            mail.messages.push(message.clone());
+            mail.bytes > MAX_MAIL
+        };
+        if full {
+            return self.end(&too_many());
+        }
+        if !self.pending.swap(true, Ordering::AcqRel) {
+            self.waker.wake_by_ref();
+        }
+    }
+
+    fn end(&self, refusal: &Refusal) {
+        let mut mail = self.mail.lock();
+        mail.messages = Vec::new();
+        mail.end.get_or_insert_with(|| refusal.clone());
+        drop(mail);
+        self.pending.store(true, Ordering::Release);
+        self.waker.wake_by_ref();
+    }
+}
+
+fn lost(why: &str) -> Refusal {
+    let message = "the connection that listens for this session was lost";
+    Refusal::new(Fault::Upstream, SqlState::CONNECTION_FAILURE, message)
+        .detail(format!("Notifications may be lost: {why}."))
+}
+
+fn too_many() -> Refusal {
+    let message = "too many notifications wait for this session";
+    Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message).detail(format!(
+        "More than {MAX_MAIL} bytes came while it did not read them, or did not end its transaction."
+    ))
+}
+
+/// Listens until nobody wants it any more, or until the connection is lost.
+pub(super) async fn run(dialer: Dialer, mut commands: UnboundedReceiver<Command>) {
+    let mut hub = Hub::default();
+    let name = dialer.connection.name.clone();
+    let end = match Listener::dial(&dialer).await {
+        Ok(listener) => listener.listen(&mut hub, &mut commands).await,
+        Err(why) => Err(why),
+    };
+    commands.close();
+    let why = match &end {
+        Ok(()) => "nobody listened",
+        Err(why) => why.as_str(),
+    };
+    if end.is_err() {
+        warn!(connection = %name, why, "the connection that listens was lost");
+    }
+    let refusal =
+        lost(why).in_environment(dialer.connection.environment.as_str(), dialer.connection.name.as_str());
+    hub.members.values().for_each(|member| member.mailbox.end(&refusal));
+    while let Ok(command) = commands.try_recv() {
+        if let Command::Ask(mailbox, _) = command {
+            mailbox.end(&refusal);
+        }
+    }
+}
+
+/// The socket of it.
+struct Listener {
+    stream: Stream,
+    channel: Arc<str>,
+    /// The queries that are under way, oldest first: who is told when they are done, and since when.
+    asked: VecDeque<(Vec<u64>, Instant)>,
+}
+
+impl Listener {
+    async fn dial(dialer: &Dialer) -> Result<Self, String> {
+        let utf8 = [("client_encoding".to_owned(), "UTF8".to_owned())];
+        let backend = dialer.dial(&utf8).await.map_err(|error| error.to_string())?;
+        let number = getrandom::u64().map_err(|error| error.to_string())?;
+        let channel = format!("_pgusher_{number:016x}").into();
+        debug!(connection = %dialer.connection.name, pid = backend.target.pid(), "listening connection opened");
+        Ok(Self { stream: backend.stream, channel, asked: VecDeque::new() })
+    }
+
+    async fn listen(
+        mut self,
+        hub: &mut Hub,
+        commands: &mut UnboundedReceiver<Command>,
+    ) -> Result<(), String> {
+        self.ask(&format!("LISTEN {}", identifier(&self.channel)), Vec::new()).await?;
+        let mut input = Vec::new();
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut idle_since = None;
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Ask(mailbox, asked)) => {
+                        let id = mailbox.id;
+                        let new = hub.ask(mailbox, asked);
+                        self.listen_to(&new, id, hub).await?;
+                    }
+                    Some(Command::Leave(id)) => hub.leave(id),
+                    None => return Ok(()),
+                },
+                read = self.stream.read_buf(&mut input) => {
+                    if read.map_err(|error| error.to_string())? == 0 {
+                        return Err("the server closed it".into());
+                    }
+                    self.take_in(&mut input, hub)?;
+                }
+                _ = tick.tick() => {
+                    if self.asked.front().is_some_and(|(_, since)| since.elapsed() > PATIENCE) {
+                        return Err("the server does not answer".into());
+                    }
+                    hub.lose_patience();
+                    idle_since = hub.members.is_empty().then(|| idle_since.unwrap_or_else(Instant::now));
+                    if idle_since.is_some_and(|since| since.elapsed() > LINGER) {
+                        let _ = self.stream.write_all(&[b'X', 0, 0, 0, 4]).await;
+                        return Ok(());
+                    }
+                }
+            }
+            let forsaken = hub.forsaken();
+            if !forsaken.is_empty() {
+                self.ask(&statements("UNLISTEN", &forsaken), Vec::new()).await?;
+            }
+        }
+    }
+
+    /// Listens to these, and then tells the member; at once if it does so already.
+    async fn listen_to(&mut self, new: &[String], id: u64, hub: &Hub) -> Result<(), String> {
+        if !new.is_empty() {
+            return self.ask(&statements("LISTEN", new), vec![id]).await;
+        }
+        match self.asked.back_mut() {
+            Some((waiting, _)) => waiting.push(id),
+            None => self.tell(hub, id),
+        }
+        Ok(())
+    }
+
+    async fn ask(&mut self, sql: &str, waiting: Vec<u64>) -> Result<(), String> {
+        let mut out = Vec::new();
+        wire::query(&mut out, sql);
+        self.asked.push_back((waiting, Instant::now()));
+        self.stream.write_all(&out).await.map_err(|error| error.to_string())?;
+        self.stream.flush().await.map_err(|error| error.to_string())
+    }
+
+    fn tell(&self, hub: &Hub, id: u64) {
+        if let Some(member) = hub.members.get(&id) {
+            let mark = Mark { id, channel: self.channel.clone() };
+            member.mailbox.answers(Answer::Listening(mark));
+        }
+    }
+
+    /// Deals with the messages that are whole.
+    fn take_in(&mut self, input: &mut Vec<u8>, hub: &mut Hub) -> Result<(), String> {
+        let mut at = 0;
+        while let Some(header) = Header::read(&input[at..]) {
+            let header = header.map_err(|length| format!("a message of length {length}"))?;
+            if header.total > MAX_MESSAGE {
+                return Err(format!("a message of {} bytes", header.total));
+            }
+            let Some(message) = input.get(at..at + header.total) else { break };
+            let body = &message[HEADER..];
+            match header.tag {
+                b'A' => self.notified(message, hub)?,
+                b'Z' => {
+                    let (told, _) = self.asked.pop_front().ok_or("a ReadyForQuery too many")?;
+                    told.into_iter().for_each(|id| self.tell(hub, id));
+                }
+                b'E' => {
+                    let text = wire::error_field(body, b'M').unwrap_or(b"no message");
+                    return Err(String::from_utf8_lossy(text).into_owned());
+                }
+                _ => {}
+            }
+            at += header.total;
+        }
+        input.drain(..at);
+        Ok(())
+    }
+
+    fn notified(&self, message: &[u8], hub: &mut Hub) -> Result<(), String> {
+        let (channel, payload) =
+            wire::notification(&message[HEADER..]).ok_or("a broken NotificationResponse")?;
+        if channel == self.channel.as_bytes() {
+            hub.marked(payload);
+        } else {
+            hub.deliver(channel, message);
+        }
+        Ok(())
+    }
+}
+
+fn statements(verb: &str, channels: &[String]) -> String {
+    let statement = |channel: &String| format!("{verb} {}", unicode_identifier(channel));
+    channels.iter().map(statement).collect::<Vec<_>>().join(";")
+}
+
+/// Who listens to what.
+#[derive(Debug, Default)]
+struct Hub {
+    members: HashMap<u64, Member>,
+    /// Who is delivered what comes on a channel.
+    audience: HashMap<String, Vec<u64>>,
+    /// What the connection listens to.
+    listened: HashSet<String>,
+}
+
+#[derive(Debug)]
+struct Member {
+    mailbox: Arc<Mailbox>,
+    channels: Vec<String>,
+    asked: Option<(Asked, Instant)>,
+    /// The last recall that was committed.
+    recalled: u64,
+    /// What came since then, on channels that it may have left meanwhile.
+    limbo: Option<Vec<(String, Arc<[u8]>)>>,
+}
+
+impl Hub {
+    /// A member asks to take over; answers what must be listened to, and is not yet.
+    fn ask(&mut self, mailbox: Arc<Mailbox>, asked: Asked) -> Vec<String> {
+        let new: Vec<String> =
+            asked.channels.iter().filter(|channel| !self.listened.contains(*channel)).cloned().collect();
+        self.listened.extend(new.iter().cloned());
+        let id = mailbox.id;
+        let member = || Member { mailbox, channels: Vec::new(), asked: None, recalled: 0, limbo: None };
+        self.members.entry(id).or_insert_with(member).asked = Some((asked, Instant::now()));
+        new
+    }
+
+    /// A marker has come, or a sign that a recall was committed.
+    fn marked(&mut self, payload: &[u8]) {
+        let Some((id, what, number)) = Mark::read(payload) else { return };
+        let Some(member) = self.members.get_mut(&id) else { return };
+        if what != Mark::MARKER {
+            member.recalled = number;
+            match what {
+                Mark::PAUSE => {
+                    member.channels.iter().for_each(|c| remove(&mut self.audience, c, id));
+                    member.mailbox.answers(Answer::Paused);
+                }
+                _ => member.limbo = Some(Vec::new()),
+            }
+            return;
+        }
+        let Some((asked, _)) = member.asked.take_if(|(asked, _)| asked.number == number) else { return };
+        // What was recalled in a transaction that was rolled back is still here.
+        let is_all = asked.recall == member.recalled || member.channels.is_empty();
+        let mut channels = asked.channels;
+        if !is_all {
+            channels.extend(member.channels.iter().cloned());
+            channels.sort();
+            channels.dedup();
+        }
+        let before = std::mem::replace(&mut member.channels, channels.clone());
+        before.iter().for_each(|channel| remove(&mut self.audience, channel, id));
+        for channel in &channels {
+            self.audience.entry(channel.clone()).or_default().push(id);
+        }
+        for (channel, message) in member.limbo.take().unwrap_or_default() {
+            if channels.contains(&channel) {
+                member.mailbox.deliver(&message);
+            }
+        }
+        member.mailbox.answers(Answer::Settled(channels));
+    }
+
+    fn deliver(&mut self, channel: &[u8], message: &[u8]) {
+        let Ok(channel) = str::from_utf8(channel) else { return };
+        let Some(audience) = self.audience.get(channel) else { return };
+        let message: Arc<[u8]> = message.into();
+        for id in audience {
+            let Some(member) = self.members.get_mut(id) else { continue };
+            match &mut member.limbo {
+                Some(limbo) => limbo.push((channel.to_owned(), message.clone())),
+                None => member.mailbox.deliver(&message),
+            }
+        }
+    }
+
+    fn leave(&mut self, id: u64) {
+        let Some(member) = self.members.remove(&id) else { return };
+        member.channels.iter().for_each(|channel| remove(&mut self.audience, channel, id));
+    }
+
+    /// What is listened to for nobody any more; it is forgotten here.
+    fn forsaken(&mut self) -> Vec<String> {
+        if self.listened.len() <= self.audience.len() {
+            return Vec::new();
+        }
+        let asked: HashSet<&String> =
+            self.members.values().filter_map(|m| m.asked.as_ref()).flat_map(|(a, _)| &a.channels).collect();
+        let forsaken = |channel: &&String| !self.audience.contains_key(*channel) && !asked.contains(channel);
+        let forsaken: Vec<String> = self.listened.iter().filter(forsaken).cloned().collect();
+        self.listened.retain(|channel| !forsaken.contains(channel));
+        forsaken
+    }
+
+    /// Gives up on markers that never came.
+    fn lose_patience(&self) {
+        let late = |member: &&Member| member.asked.as_ref().is_some_and(|(_, t)| t.elapsed() > PATIENCE);
+        self.members.values().filter(late).for_each(|m| m.mailbox.end(&lost("a marker did not come")));
+    }
+}
+
+fn remove(audience: &mut HashMap<String, Vec<u64>>, channel: &str, id: u64) {
+    if let Some(ids) = audience.get_mut(channel) {
+        ids.retain(|known| *known != id);
+        if ids.is_empty() {
+            audience.remove(channel);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mailbox(id: u64) -> Arc<Mailbox> {
+        let mail = Mutex::default();
+        Arc::new(Mailbox { id, waker: Waker::noop().clone(), pending: AtomicBool::new(false), mail })
+    }
+
+    fn asked(channels: &[&str], recall: u64, number: u64) -> Asked {
+        Asked { channels: channels.iter().map(ToString::to_string).collect(), recall, number }
+    }
+
+    fn settled(mailbox: &Mailbox) -> Vec<String> {
+        match mailbox.mail.lock().answer.take() {
+            Some(Answer::Settled(channels)) => channels,
+            other => vec![format!("{other:?}")],
+        }
+    }
+
+    #[test]
+    fn what_comes_behind_the_marker_is_delivered_and_nothing_before() {
+        let mut hub = Hub::default();
+        let (one, two) = (mailbox(1), mailbox(2));
+        assert_eq!(hub.ask(one.clone(), asked(&["a", "b"], 0, 1)), ["a", "b"]);
+        hub.deliver(b"a", b"early");
+        assert!(one.mail.lock().messages.is_empty());
+        hub.marked(b"1.m1");
+        assert_eq!(settled(&one), ["a", "b"]);
+        assert_eq!(hub.ask(two.clone(), asked(&["a"], 0, 1)), [""; 0]);
+        hub.deliver(b"a", b"news");
+        hub.marked(b"2.m1");
+        hub.deliver(b"a", b"more");
+        hub.deliver(b"c", b"other");
+        let texts = |m: &Mailbox| m.mail.lock().messages.iter().map(|m| m.to_vec()).collect::<Vec<_>>();
+        assert_eq!(
+            (texts(&one), texts(&two)),
+            (vec![b"news".to_vec(), b"more".to_vec()], vec![b"more".to_vec()])
+        );
+        hub.leave(1);
+        assert_eq!(hub.forsaken(), ["b"]);
+        hub.leave(2);
+        assert_eq!(hub.forsaken(), ["a"]);
+    }
+
+    #[test]
+    fn a_recall_that_was_rolled_back_leaves_what_was_there() {
+        let mut hub = Hub::default();
+        let one = mailbox(1);
+        hub.ask(one.clone(), asked(&["a"], 0, 1));
+        hub.marked(b"1.m1");
+        settled(&one);
+        // UNLISTEN a, rolled back: the connection listens to nothing, and no recall was seen.
+        hub.ask(one.clone(), asked(&[], 2, 3));
+        hub.marked(b"1.m3");
+        assert_eq!(settled(&one), ["a"]);
+        // LISTEN b, in a transaction behind one that was rolled back.
+        hub.ask(one.clone(), asked(&["b"], 4, 5));
+        hub.marked(b"1.m5");
+        assert_eq!(settled(&one), ["a", "b"]);
+        // UNLISTEN a, committed: what comes behind that is not for it.
+        hub.marked(b"1.r6");
+        hub.deliver(b"a", b"too late");
+        hub.deliver(b"b", b"kept");
+        hub.ask(one.clone(), asked(&["b"], 6, 7));
+        hub.marked(b"1.m7");
+        assert_eq!(settled(&one), ["b"]);
+        assert_eq!(std::mem::take(&mut one.mail.lock().messages), [Arc::from(&b"kept"[..])]);
+        // A marker of an older question says nothing.
+        hub.ask(one.clone(), asked(&[], 8, 9));
+        hub.marked(b"1.m7");
+        hub.marked(b"nonsense");
+        assert_eq!(settled(&one), ["None"]);
+        hub.marked(b"1.m9");
+        assert_eq!(settled(&one), ["b"]);
+        // While the lent connection delivers, the listener does not.
+        hub.marked(b"1.p10");
+        hub.deliver(b"b", b"twice?");
+        hub.ask(one.clone(), asked(&["b"], 10, 11));
+        hub.marked(b"1.m11");
+        hub.deliver(b"b", b"once");
+        assert_eq!(settled(&one), ["b"]);
+        assert_eq!(one.mail.lock().messages, [Arc::from(&b"once"[..])]);
+    }
+
+    #[test]
+    fn a_session_that_does_not_read_is_ended_and_costs_bounded_memory() {
+        let one = mailbox(1);
+        let message: Arc<[u8]> = vec![0; 8000].into();
+        for _ in 0..=MAX_MAIL / 8000 {
+            one.deliver(&message);
+        }
+        let mail = one.mail.lock();
+        assert_eq!(mail.end.as_ref().unwrap().sqlstate, SqlState::LIMIT_EXCEEDED);
+        assert!(mail.messages.is_empty());
+    }
+}
