@@ -32,6 +32,8 @@ const MAX_DIALING: usize = 8;
 const APPLICATION_NAME: &str = "application_name";
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(1);
+/// How long before its `server_lifetime` is over a connection that is in use is replaced, at most.
+const SUCCESSION: Duration = Duration::from_secs(60);
 /// How many different sets of startup settings a pool remembers the outcome of.
 const MAX_STARTUPS: usize = 256;
 
@@ -206,6 +208,10 @@ struct State {
     /// To the second: nobody asks the clock at a release.
     now: Option<Instant>,
     dialing: usize,
+    /// One of them is to take the place of a connection that grows too old.
+    succeeding: bool,
+    /// How many have come whose predecessors are still there: so many more than `size` may be open.
+    successors: usize,
     failures: u32,
     retry_at: Option<Instant>,
     used: bool,
@@ -228,8 +234,17 @@ impl State {
 
     /// Whether a connection is older than it may be, or was opened with settings that have changed.
     fn is_outworn(&self, pooled: &Pooled) -> bool {
-        let age = self.now.map_or(Duration::ZERO, |now| now.saturating_duration_since(pooled.born));
-        pooled.epoch != self.epoch || (!self.lifetime.is_zero() && age > self.lifetime)
+        pooled.epoch != self.epoch || (!self.lifetime.is_zero() && self.age(pooled) > self.lifetime)
+    }
+
+    /// Whether it will soon be, so that another should be opened before it must go.
+    fn is_ageing(&self, pooled: &Pooled) -> bool {
+        let early = SUCCESSION.min(self.lifetime / 4);
+        !self.lifetime.is_zero() && self.age(pooled) > self.lifetime - early
+    }
+
+    fn age(&self, pooled: &Pooled) -> Duration {
+        self.now.map_or(Duration::ZERO, |now| now.saturating_duration_since(pooled.born))
     }
 
     /// The most connections there may be now.
@@ -241,7 +256,15 @@ impl State {
 
     /// Whether a connection that comes back is one too many.
     fn has_too_many(&self) -> bool {
-        self.open > self.size && (self.waiters.is_empty() || self.open > self.size + self.reserve)
+        let size = self.size + self.successors;
+        self.open > size && (self.waiters.is_empty() || self.open > size + self.reserve)
+    }
+
+    /// Takes out an idle connection whose successor is there.
+    fn take_predecessor(&mut self) -> Option<Box<Pooled>> {
+        let at = self.idle.iter().position(|pooled| self.is_ageing(pooled))?;
+        self.successors = self.successors.checked_sub(1)?;
+        Some(self.idle.remove(at))
     }
 }
 
@@ -545,11 +568,27 @@ impl Pool {
             state.dialing += 1;
             drop(state);
             let pool = self.clone();
-            self.runtimes.tasks.spawn_on(async move { pool.dial().await }, &self.runtimes.control);
+            self.runtimes.tasks.spawn_on(async move { pool.dial(false).await }, &self.runtimes.control);
         }
     }
 
-    async fn dial(self: Arc<Self>) {
+    /// Opens a connection that will take the place of one that grows too old, if none is on its way.
+    fn open_successor(self: &Arc<Self>) {
+        {
+            let mut state = self.state.lock();
+            let one_at_a_time = state.succeeding || state.successors > 0 || state.dialing >= MAX_DIALING;
+            let waits = state.retry_at.is_some_and(|at| Instant::now() < at);
+            if one_at_a_time || waits || state.retired || !self.host.take() {
+                return;
+            }
+            state.dialing += 1;
+            state.succeeding = true;
+        }
+        let pool = self.clone();
+        self.runtimes.tasks.spawn_on(async move { pool.dial(true).await }, &self.runtimes.control);
+    }
+
+    async fn dial(self: Arc<Self>, succeeds: bool) {
         let settings = self.settings.load_full();
         let dialed = settings.1.dialer.dial(&[]).await;
         let moved = dialed.and_then(|mut backend| {
@@ -565,12 +604,19 @@ impl Pool {
                     state.dialing -= 1;
                     state.open += 1;
                     (state.failures, state.retry_at) = (0, None);
+                    state.succeeding &= !succeeds;
+                    state.successors += usize::from(succeeds);
                 }
                 debug!(connection = %self.connection().name, pid = pooled.target.pid(), "upstream connection opened");
                 self.put(pooled);
+                let predecessor = self.state.lock().take_predecessor();
+                predecessor.into_iter().for_each(|old| self.close(old));
                 self.open_more();
             }
-            Err(error) => self.dial_failed(&settings.1, &error),
+            Err(error) => {
+                self.state.lock().succeeding &= !succeeds;
+                self.dial_failed(&settings.1, &error);
+            }
         }
     }
 
@@ -603,14 +649,24 @@ impl Pool {
     fn put(self: &Arc<Self>, mut pooled: Box<Pooled>) {
         pooled.idle_since = None;
         let share = self.host.fair_share();
+        let grows_old;
         let ticket = {
             let mut state = self.state.lock();
+            grows_old = state.is_ageing(&pooled);
+            let succeeded = grows_old && state.successors > 0;
+            state.successors -= usize::from(succeeded);
             let owed = share.is_some_and(|share| state.open > share);
             let nobody_waits = state.waiters.is_empty();
             // Opened with the settings of a client in session mode, it is of no use to those who wait.
             let unfit = pooled.startup.is_some() && !nobody_waits;
             let outworn = state.is_outworn(&pooled) || pooled.target.is_spoiled();
-            if outworn || unfit || owed || state.has_too_many() || (state.retired && nobody_waits) {
+            if outworn
+                || unfit
+                || owed
+                || succeeded
+                || state.has_too_many()
+                || (state.retired && nobody_waits)
+            {
                 drop(state);
                 return self.close(pooled);
             }
@@ -622,10 +678,16 @@ impl Pool {
                     if share.is_some() {
                         self.host.next_turn(self);
                     }
+                    if grows_old {
+                        self.open_successor();
+                    }
                     return;
                 }
             }
         };
+        if grows_old {
+            self.open_successor();
+        }
         if let Some(lease) = ticket.grant(Lease { pooled: Some(pooled), pool: self.clone() }) {
             lease.release();
         }
@@ -670,6 +732,7 @@ impl Pool {
         {
             let mut state = self.state.lock();
             state.open = state.open.saturating_sub(1);
+            state.successors = state.successors.min(state.open.saturating_sub(state.size));
         }
         self.host.give_back();
         self.host.next_turn(self);

@@ -240,7 +240,8 @@ options! {
         Reload server_connect_timeout: Duration = seconds(15), MILLISECOND => DAY;
         /// An upstream connection that was idle for this long is closed.
         Reload server_idle_timeout: Duration = seconds(600), seconds(0) => DAY * 365;
-        /// An upstream connection older than this is closed when it is next idle.
+        /// An upstream connection older than this is closed when it is next idle. While it is in use, another is opened in
+        /// its place up to a minute (at most a quarter of this) before.
         Reload server_lifetime: Duration = seconds(3600), seconds(0) => DAY * 365;
         /// The idle time of a TCP connection before keepalive probes are sent, on both sides.
         Login tcp_keepidle: Duration = seconds(60), seconds(0) => DAY;

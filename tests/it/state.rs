@@ -389,6 +389,30 @@ fn idle_connections_make_way_for_another_pool_of_the_same_host() {
 }
 
 #[test]
+fn a_connection_that_grows_old_is_replaced_before_it_must_go() {
+    // Opening a connection takes a second here.
+    let slow = super::house::Postgres::start_with("dev", &["-c post_auth_delay=1"]);
+    let config = warehouse("default_pool_size = 1\nserver_lifetime = \"6s\"", "", "")
+        .replace(&format!("port = {}", pair().dev.port), &format!("port = {}", slow.port));
+    let pgusher = Pgusher::start(&config);
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let first = one.value("SELECT pg_backend_pid()");
+    let begun = std::time::Instant::now();
+    let mut longest = std::time::Duration::ZERO;
+    let mut pids = std::collections::BTreeSet::from([first]);
+    while begun.elapsed() < std::time::Duration::from_secs(14) {
+        let asked = std::time::Instant::now();
+        pids.insert(one.value("SELECT pg_backend_pid()"));
+        longest = longest.max(asked.elapsed());
+        let open = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
+        assert!(one.value(open).parse::<u32>().unwrap() <= 2);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert!(pids.len() >= 3, "{pids:?}");
+    assert!(longest < std::time::Duration::from_millis(700), "a query waited {longest:?}");
+}
+
+#[test]
 fn in_session_mode_a_connection_that_cannot_be_cleaned_is_closed() {
     let pgusher = Pgusher::start(&warehouse("pool_mode = \"session\"", "", ""));
     let stays = |sql: &str| {
