@@ -645,7 +645,7 @@ impl Engine {
         scratch: &mut Scratch,
     ) -> Result<(), Cause> {
         self.setups_failed += 1;
-        if self.setups_failed >= MAX_SETUPS || self.core.is_fatal() {
+        if self.setups_failed >= MAX_SETUPS || self.core.is_fatal() || self.core.pin().is_some() {
             return Err(self.upstream_broken(Broken::Setup(body.to_vec())));
         }
         self.core.abandon_setup();
@@ -675,6 +675,8 @@ impl Engine {
             // Nothing of the client's runs: there is nothing to cancel.
             self.slot.has_nothing();
             self.send_to_upstream(&survey, cx)?;
+        } else if self.core.wants_setup() {
+            self.set_up(cx)?;
         }
         Ok(())
     }

@@ -214,6 +214,8 @@ pub struct Core {
     surveys_failed: u8,
     /// Only sessions that listen have any.
     channels: Option<Box<Channels>>,
+    /// The connection is at its own defaults where the session has gone back to its startup values.
+    strays: bool,
     /// What the upstream reports next are defaults of its own, to which a `RESET` went.
     resetting: bool,
     /// In session mode: it may have left what `DISCARD ALL` does not take away.
@@ -257,6 +259,7 @@ impl Core {
             asked: None,
             surveys_failed: 0,
             channels: None,
+            strays: false,
             resetting: false,
             stained: false,
             distrust: false,
@@ -283,10 +286,12 @@ impl Core {
 
     /// True if the connection must be asked what is left on it before anything is decided.
     pub fn wants_survey(&self) -> bool {
-        self.touched.is_some()
-            && self.mode == PoolMode::Transaction
-            && (!self.is_pinned_for_good() || self.has_recalled())
-            && self.is_idle()
+        self.touched.is_some() && self.mode == PoolMode::Transaction && self.is_idle()
+    }
+
+    /// True if the session keeps a connection that it must be given its startup values on again.
+    pub fn wants_setup(&self) -> bool {
+        self.strays && self.is_idle() && self.touched.is_none() && !self.is_handing_over()
     }
 
     /// Asks it; to be called when [`Core::wants_survey`] says so.
@@ -330,6 +335,7 @@ impl Core {
                 None => {
                     backend.settings.reset(name);
                     self.settings.reset(name);
+                    self.strays = true;
                 }
             }
         }
@@ -366,6 +372,7 @@ impl Core {
         }
         backend.foreign_sequences |= backend.session != self.id && backend.session != 0;
         backend.session = self.id;
+        self.strays = false;
         if let Some(sql) = self.settings.setup(&mut backend.settings) {
             crate::wire::query(up, &sql);
             // A simple query destroys the unnamed statement.
@@ -386,6 +393,7 @@ impl Core {
     /// The connection goes back.
     pub fn detach(&mut self, backend: &mut BackendState) {
         self.foreseen = false;
+        self.strays = false;
         self.flush_at = MAX_UNASKED;
         backend.prepared.end_lease();
         backend.batch.end();
@@ -475,7 +483,8 @@ impl Core {
     fn pin_for(&mut self, reason: Pin) {
         if self.mode == PoolMode::Transaction && !self.is_pinned_for_good() {
             self.pin = Some((reason, Lasting::Always));
-            if !self.has_recalled() {
+            let matters = self.has_recalled() || self.touched.as_ref().is_some_and(|t| t.resets);
+            if !matters {
                 self.touched = None;
             }
         }
@@ -505,9 +514,13 @@ impl Core {
             || (effects.channels || effects.notifies) && self.has_carried_channels();
         if objects || effects.resets_all || !effects.settings.is_empty() {
             self.foreseen = true;
+            if self.is_pinned_for_good() && !effects.resets && !self.has_carried_channels() {
+                return;
+            }
             let touched = self.touched.get_or_insert_default();
             touched.objects |= objects;
             touched.all_settings |= effects.resets_all;
+            touched.resets |= effects.resets;
             touched.add_settings(effects.settings.iter().map(String::as_str));
         }
     }

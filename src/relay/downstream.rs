@@ -354,6 +354,7 @@ impl Core {
             return if self.settings.told(name, value) { Step::Pass } else { Step::Drop };
         }
         if self.resetting {
+            self.strays = true;
             if let Some(value) = self.settings.reset_reported(name) {
                 wire::parameter_status(down.buffer(), name, &value);
             }

@@ -65,6 +65,8 @@ pub struct Effects {
     pub deallocates_all: bool,
     /// `RESET ALL` or `DISCARD ALL`: every setting goes back to its default.
     pub resets_all: bool,
+    /// It has a `RESET`.
+    pub resets: bool,
     /// `DEALLOCATE name`, as the only statement.
     pub deallocates: Option<Vec<u8>>,
     /// `SHOW pgusher.name`, as the only statement.
@@ -412,7 +414,7 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
             }
         }
         "reset" => {
-            effects.foreseen = true;
+            (effects.foreseen, effects.resets) = (true, true);
             match (word(1), word(2)) {
                 ("session", "authorization") => effects.pin_for(Pin::Role),
                 ("all", _) => effects.resets_all = true,
@@ -425,6 +427,7 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
             effects.ends_objects = true;
             if word(1) == "all" {
                 (effects.deallocates_all, effects.resets_all, effects.channels) = (true, true, true);
+                effects.resets = true;
             }
         }
         "deallocate" => {

@@ -13,6 +13,8 @@ pub struct Touched {
     pub settings: Vec<String>,
     /// Every setting of the session may have been reset.
     pub all_settings: bool,
+    /// One of them may have: a session that keeps its connection is given its startup values again.
+    pub resets: bool,
     /// Anything that is no setting: temporary objects, locks, channels, cursors, SQL-level statements.
     pub objects: bool,
 }

@@ -21,6 +21,7 @@ mod faults;
 mod listen;
 mod login;
 mod main_job;
+mod oracle;
 mod relay;
 mod routing;
 mod soak;

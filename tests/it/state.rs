@@ -126,6 +126,26 @@ fn resets_go_back_to_what_the_client_set_at_startup() {
 }
 
 #[test]
+fn a_session_that_keeps_its_connection_goes_back_to_its_startup_values_too() {
+    let pgusher = one_connection();
+    let mut one = with_options(&pgusher, "-c work_mem=9MB -c application_name=started -c my.x=mine");
+    let look = "SELECT current_setting('work_mem') || current_setting('application_name') || current_setting('my.x', true)";
+    for keep in ["CREATE TEMP TABLE t (a int)", "DO 'begin end'"] {
+        done(&mut one, keep);
+        for reset in
+            ["RESET work_mem; RESET application_name; RESET my.x", "RESET ALL", "BEGIN; RESET ALL; COMMIT"]
+        {
+            done(&mut one, "SET work_mem = '7MB'; SET application_name = 'other'; SET my.x = 'other'");
+            assert_eq!(one.value(look), "7MBotherother");
+            done(&mut one, reset);
+            assert_eq!(one.value(look), "9MBstartedmine", "{keep}: {reset}");
+        }
+    }
+    done(&mut one, "DISCARD ALL");
+    assert_eq!(one.value(look), "9MBstartedmine");
+}
+
+#[test]
 fn what_cannot_be_carried_pins_until_it_is_gone() {
     let pgusher = one_connection();
     for (make, reason, undo) in [
