@@ -47,10 +47,15 @@ if [ "${1:-}" = test ] && ! cargo deny --version >/dev/null 2>&1; then
   echo "Installing cargo-deny with cargo (some minutes)"
   cargo install --quiet --locked cargo-deny
 fi
-if [ "${1:-}" = drivers ] && ! [ -d target/drivers/node_modules/postgres ]; then
-  echo "Installing drivers below target/drivers (pip, npm)"
-  mkdir -p target/drivers
-  python3 -m venv target/drivers/venv
-  target/drivers/venv/bin/pip install --quiet --disable-pip-version-check 'psycopg[binary]' psycopg2-binary asyncpg pg8000
-  npm install --silent --no-fund --no-audit --prefix target/drivers pg pg-cursor pg-copy-streams postgres
+if [ "${1:-}" = drivers ]; then
+  python=target/drivers/venv/bin/python
+  modules='asyncpg, django, greenlet, pg8000, psycopg, psycopg2, psycopg_pool, sqlalchemy'
+  if ! [ -d target/drivers/node_modules/postgres ] || ! "$python" -c "import $modules" 2>/dev/null; then
+    echo "Installing drivers below target/drivers (pip, npm)"
+    mkdir -p target/drivers
+    python3 -m venv target/drivers/venv
+    "$python" -m pip install --quiet --disable-pip-version-check 'psycopg[binary,pool]' psycopg2-binary asyncpg pg8000 \
+      'sqlalchemy[asyncio]>=2' 'django>=5.1'
+    npm install --silent --no-fund --no-audit --prefix target/drivers pg pg-cursor pg-copy-streams postgres
+  fi
 fi

@@ -529,6 +529,10 @@ impl Core {
     ) -> Step {
         let session_mode = self.mode != PoolMode::Transaction;
         let whole = input.len() >= header.total;
+        if !whole && !session_mode && header.total <= MAX_UNNAMED {
+            // However it was cut on its way: it must be known what it may do, and what it was.
+            return Step::Need(header.total);
+        }
         let text = cstr(after).map_or(after, |(text, _)| text);
         let effects = if whole { self.effects(text) } else { None };
         if let (Some(effects), false) = (&effects, session_mode) {

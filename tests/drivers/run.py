@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs every driver's conversation, all at the same time, through pgusher in transaction mode with two connections.
+"""Runs every driver's conversation, all at the same time, through pgusher in transaction mode with three connections.
 
 What a driver needs is installed below target/drivers (pip, npm) or by the system's package manager (make test-drivers
 does that); one that cannot be had is named, and fails the run.
@@ -29,6 +29,8 @@ DRIVERS = {
     "psycopg2": [PYTHON, HERE / "psycopg2_driver.py"],
     "asyncpg": [PYTHON, HERE / "asyncpg_driver.py"],
     "pg8000": [PYTHON, HERE / "pg8000_driver.py"],
+    "SQLAlchemy": [PYTHON, HERE / "sqlalchemy_driver.py"],
+    "Django": [PYTHON, HERE / "django_driver.py"],
     "node-postgres": ["node", HERE / "node_postgres.mjs"],
     "postgres.js": ["node", HERE / "postgres_js.mjs"],
     "DBD::Pg": ["perl", HERE / "dbd_pg.pl"],
@@ -45,7 +47,7 @@ def converse(name, command, port, log):
 
 
 def main():
-    stage.POOL_SIZE = 2
+    stage.POOL_SIZE = 3  # and so max_pinned is 2: one session each of SQLAlchemy and Django keeps its connection
     wanted = {name: command for name, command in DRIVERS.items() if not sys.argv[1:] or name in sys.argv[1:]}
     failed = []
     with tempfile.TemporaryDirectory(prefix="pgusher-drivers-") as folder:

@@ -367,6 +367,20 @@ fn an_unnamed_statement_of_any_length_can_be_bound() {
 }
 
 #[test]
+fn an_unnamed_statement_that_comes_in_pieces_keeps_no_connection() {
+    let pgusher = one_connection();
+    let mut raw = Raw::login(pgusher.address(), "raw");
+    for (length, cut) in [(15_000, 5000), (20_000, 5000), (60_000, 5000), (60_000, 40_000)] {
+        let sql = format!("SELECT length('{}')", "x".repeat(length));
+        let batch = [parse("", &sql), bind("", "", &[]), execute(), sync()].concat();
+        raw.send(&batch[..cut]);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert_eq!(raw.tags(&batch[cut..]), "12DCZ", "{length} cut at {cut}");
+        assert_eq!(raw.value("SHOW pgusher.pin"), "", "{length} cut at {cut}");
+    }
+}
+
+#[test]
 fn idle_connections_make_way_for_another_pool_of_the_same_host() {
     let dev = pair().dev.port;
     let users = format!(
