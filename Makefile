@@ -52,7 +52,7 @@ soak: prerequisites
 test-compose:
 	tests/compose.sh
 
-# Real drivers of five languages, all at once, through two connections.
+# Real drivers of five languages, all at once, through three connections.
 test-drivers:
 	@tests/prerequisites.sh drivers
 	cargo build --release --locked
