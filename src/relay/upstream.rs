@@ -569,7 +569,9 @@ impl Core {
 
     /// A statement that may do this comes in the extended protocol.
     fn foresee_extended(&mut self, effects: &Effects, backend: &mut BackendState, up: &mut Vec<u8>) {
-        if effects.deallocates.is_some() {
+        // The upstream knows a statement of the protocol by another name than the client does.
+        let of_protocol = |name: &[u8]| self.interner.is_reserved(name) || self.named(name).is_some();
+        if effects.deallocates.as_deref().is_some_and(of_protocol) {
             self.pin_for(Pin::Prepare);
         }
         self.foresee(effects);

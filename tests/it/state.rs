@@ -197,6 +197,24 @@ fn what_cannot_be_carried_pins_until_it_is_gone() {
 }
 
 #[test]
+fn a_statement_of_sql_is_deallocated_in_both_protocols_and_keeps_nothing() {
+    let pgusher = one_connection();
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let extended = |sql: &str| [parse("", sql), bind("", "", &[]), execute(), sync()].concat();
+    for deallocate in [query("DEALLOCATE p"), extended("DEALLOCATE p"), extended("DEALLOCATE PREPARE p")] {
+        done(&mut one, "PREPARE p AS SELECT 1");
+        assert_eq!(one.value("SHOW pgusher.pin"), "sql prepare");
+        assert!(!one.tags(&deallocate).contains('E'));
+        assert_eq!(one.value("SHOW pgusher.pin"), "");
+        assert_eq!(one.value("EXECUTE p"), "26000 prepared statement \"p\" does not exist");
+    }
+    // One of the protocol is known to the upstream by another name.
+    assert_eq!(one.tags(&[parse("p", "SELECT 1"), sync()].concat()), "1Z");
+    one.ask(&extended("DEALLOCATE p"));
+    assert_eq!(one.value("SHOW pgusher.pin"), "sql prepare");
+}
+
+#[test]
 fn what_cannot_be_asked_for_pins_for_good_and_is_gone_with_its_session() {
     let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
     for (make, reason, look, clean) in [
