@@ -9,9 +9,7 @@ use super::wire::{Message, Raw, bind, execute, message, parse, query, sync};
 
 /// Runs it; it must work. What was notified meanwhile is answered.
 fn done(raw: &mut Raw, sql: &str) -> Vec<String> {
-    let answer = raw.ask(&query(sql));
-    assert!(!answer.iter().any(|m| m.tag == 'E'), "{sql}: {answer:?}");
-    notifications(&answer)
+    notifications(&super::state::done(raw, sql))
 }
 
 fn notifications(answer: &[Message]) -> Vec<String> {

@@ -2,12 +2,13 @@
 
 use super::house::{Pgusher, eventually, pair, warehouse};
 use super::relay::{one_connection, with_options};
-use super::wire::{Raw, bind, execute, message, parse, query, sync};
+use super::wire::{Message, Raw, bind, execute, message, parse, query, sync};
 
 /// Runs it; it must work.
-fn done(raw: &mut Raw, sql: &str) {
+pub fn done(raw: &mut Raw, sql: &str) -> Vec<Message> {
     let answer = raw.ask(&query(sql));
     assert!(!answer.iter().any(|m| m.tag == 'E'), "{sql}: {answer:?}");
+    answer
 }
 
 #[test]
@@ -337,7 +338,7 @@ fn a_pool_is_never_starved_by_sessions_that_keep_their_connections() {
     });
     let pgusher = Pgusher::start(&warehouse("default_pool_size = 3\nmax_pinned = 3", "", ""));
     let mut all: Vec<_> = (0..3).map(|_| Raw::login(pgusher.address(), "raw")).collect();
-    all.iter_mut().for_each(|raw| done(raw, "PREPARE p AS SELECT 1"));
+    all.iter_mut().for_each(|raw| drop(done(raw, "PREPARE p AS SELECT 1")));
     all.iter_mut().for_each(|raw| assert_eq!(raw.value("SHOW pgusher.pin"), "sql prepare"));
 }
 
@@ -409,16 +410,16 @@ fn idle_connections_make_way_for_another_pool_of_the_same_host() {
         Raw::login_with(pgusher.address(), 0x0003_0000, &[("user", "raw"), ("database", database)])
     };
     let mut first = [login("warehouse"), login("warehouse")];
-    first.iter_mut().for_each(|raw| done(raw, "BEGIN"));
-    first.iter_mut().for_each(|raw| done(raw, "COMMIT"));
+    first.iter_mut().for_each(|raw| drop(done(raw, "BEGIN")));
+    first.iter_mut().for_each(|raw| drop(done(raw, "COMMIT")));
     // Both connections are idle in the first pool.
     assert_eq!(login("second").value("SELECT 'made way'"), "made way");
     // Both are used: the second pool's client has to wait, and comes before those of the first who came after it.
-    first.iter_mut().for_each(|raw| done(raw, "BEGIN"));
+    first.iter_mut().for_each(|raw| drop(done(raw, "BEGIN")));
     let mut second = login("second");
     second.send(&query("SELECT 'waited'"));
     std::thread::sleep(std::time::Duration::from_millis(50));
-    first.iter_mut().for_each(|raw| done(raw, "COMMIT"));
+    first.iter_mut().for_each(|raw| drop(done(raw, "COMMIT")));
     assert!(second.until_ready().iter().any(|m| m.tag == 'D' && m.columns() == ["waited"]));
     // A pool whose clients never leave it a connection gives up its share all the same.
     let stop = std::sync::atomic::AtomicBool::new(false);

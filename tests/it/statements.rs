@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::house::{Pgusher, Random, pair, size, warehouse};
 use super::relay::one_connection;
+use super::state::done;
 use super::wire::{
     Message, Raw, bind, close_statement, describe_statement, execute, message, parse, query, sync,
 };
@@ -28,11 +29,6 @@ fn described(name: &str) -> Vec<u8> {
 /// Bound and run by a client that believes to know the columns.
 fn blind(name: &str) -> Vec<u8> {
     [bind("", name, &[]), execute(), sync()].concat()
-}
-
-fn run(raw: &mut Raw, sql: &str) {
-    let answer = raw.ask(&query(sql));
-    assert!(!answer.iter().any(|m| m.tag == 'E'), "{sql}: {answer:?}");
 }
 
 #[test]
@@ -86,10 +82,10 @@ fn a_statement_whose_table_has_changed_is_prepared_again_unseen() {
     assert_eq!(rows(&one.ask(&blind("s")))[0].len(), count);
     // In a transaction it is told as well, and everything is ignored up to its end.
     change();
-    run(&mut one, "BEGIN");
+    done(&mut one, "BEGIN");
     assert_eq!(one.ask(&described("s"))[0].field('C'), "0A000");
     assert_eq!(one.ask(&described("s"))[0].field('C'), "25P02");
-    run(&mut one, "ROLLBACK");
+    done(&mut one, "ROLLBACK");
     assert_eq!(one.tags(&blind("s")), "2DCZ");
     // Nor is anything asked again if something before it in the batch has run.
     change();
@@ -156,7 +152,7 @@ fn sessions_with_the_same_names_get_their_own_statements_and_rights() {
             scope.spawn(move || {
                 let mut raw = Raw::login(address, "raw");
                 let role = if client % 2 == 0 { "plain" } else { "app" };
-                run(&mut raw, &format!("SET ROLE {role}"));
+                done(&mut raw, &format!("SET ROLE {role}"));
                 // Half of the texts are shared by sessions of both roles.
                 let mark = client / 4;
                 let text = format!("SELECT '{mark}', current_user, $1::text");
@@ -191,9 +187,9 @@ fn equal_texts_mean_what_their_sessions_settings_say() {
     ];
     let mut sessions: Vec<_> = ["left", "right"].map(|s| (s, Raw::login(pgusher.address(), "raw"))).into();
     for (schema, raw) in &mut sessions {
-        run(raw, &format!("SET search_path = t61{schema}"));
+        done(raw, &format!("SET search_path = t61{schema}"));
         if *schema == "right" {
-            run(raw, "SET bytea_output = 'escape'");
+            done(raw, "SET bytea_output = 'escape'");
         }
     }
     for round in 0..6 {
@@ -218,10 +214,10 @@ fn equal_texts_mean_what_their_sessions_settings_say() {
         0x0003_0000,
         &[("user", "app"), ("database", "dev")],
     );
-    run(&mut direct, "SET search_path = t61left");
+    done(&mut direct, "SET search_path = t61left");
     direct.ask(&[parse("s0", texts[0]), sync()].concat());
     for raw in [&mut direct, raw] {
-        run(raw, "SET search_path = t61right");
+        done(raw, "SET search_path = t61right");
         assert_eq!(rows(&raw.ask(&blind("s0"))), [["right"]]);
     }
     pair().dev.sql("dev", "DROP SCHEMA t61left CASCADE; DROP SCHEMA t61right CASCADE");
