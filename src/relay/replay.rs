@@ -51,7 +51,7 @@ impl Core {
     /// The first request of a batch was dealt with, which was to have this number and began at `at`.
     pub(super) fn begin_batch(&mut self, number: u64, at: usize, backend: &mut BackendState) {
         let batch = &mut backend.batch;
-        let of_named = self.requests.is_last(number).is_some_and(|request| request.uses != 0);
+        let of_named = self.requests.last_numbered(number).is_some_and(|request| request.uses != 0);
         batch.first = if of_named { number } else { 0 };
         batch.start = at;
         batch.bytes.clear();

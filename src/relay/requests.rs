@@ -149,7 +149,7 @@ impl Requests {
     }
 
     /// The last one, if it has this number.
-    pub fn is_last(&self, number: u64) -> Option<&Request> {
+    pub fn last_numbered(&self, number: u64) -> Option<&Request> {
         self.queue.back().filter(|last| last.number == number)
     }
 

@@ -440,9 +440,10 @@ impl Core {
             self.refuse_request(&refusal, up.buffer());
             return Ok(Step::Done);
         }
-        let shown = self.shown_body(names.after);
         let text = cstr(names.after).map_or(names.after, |(text, _)| text);
-        if let Some(effects) = self.effects(text).filter(|effects| effects.channels) {
+        let effects = self.effects(text);
+        let shown = effects.as_ref().and_then(|_| self.shown_body(names.after));
+        if let Some(effects) = effects.filter(|effects| effects.channels) {
             // It may be bound in the same batch, and then a transaction has begun.
             self.foresee_extended(&effects, backend, up.buffer());
         }
