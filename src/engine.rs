@@ -451,8 +451,8 @@ impl Engine {
             return Ok(false);
         }
         let Leasing::Held(lease) = &mut self.leasing else { return Ok(false) };
-        if self.core.is_pausing() {
-            return self.pause(cx, scratch);
+        if let Some(recall) = self.core.pausing() {
+            return self.pause(recall, cx, scratch);
         }
         if self.upstream_is_dry {
             return Ok(false);
@@ -500,6 +500,7 @@ impl Engine {
         if was_setting_up {
             if !self.core.is_setting_up() {
                 self.setups_failed = 0;
+                self.held = false;
                 self.is_lent();
                 self.take_in_tail(cx, scratch)?;
                 self.settle_lease(cx)?;
@@ -510,15 +511,12 @@ impl Engine {
             Leasing::Held(lease) => self.core.replay(&mut lease.state),
             _ => None,
         };
-        let replays = replay.is_some();
         if let Some(mut batch) = replay {
             batch.append(&mut self.client_tail);
             self.client_tail = batch;
+            self.held = true;
         }
-        if std::mem::take(&mut self.held) || replays {
-            self.take_in_tail(cx, scratch)?;
-        }
-        self.settle_lease(cx)?;
+        self.take_in_held(cx, scratch)?;
         if was_surveying && !self.core.holds_client() {
             self.is_lent();
         }
@@ -526,13 +524,10 @@ impl Engine {
     }
 
     /// From here on the connection delivers what the listener did: when all that is sent that came there before.
-    fn pause(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
+    fn pause(&mut self, recall: u64, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
         let Some(subscription) = &self.subscription else { return Ok(false) };
-        match subscription.answer() {
-            None => return Ok(false),
-            Some(Ok(Answer::Paused)) => {}
-            Some(Ok(_)) => return Ok(false),
-            Some(Err(refusal)) => return Err(Cause::Refused(refusal)),
+        if !subscription.has_paused(recall).map_err(Cause::Refused)? {
+            return Ok(false);
         }
         self.send_notifications(cx)?;
         self.core.paused();
@@ -600,6 +595,18 @@ impl Engine {
 
     fn handed_over(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Cause> {
         self.is_lent();
+        self.take_in_held(cx, scratch)
+    }
+
+    /// What depended on an answer is shown again, now that some have come; not before the startup values are back that
+    /// it needs.
+    fn take_in_held(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Cause> {
+        if self.core.wants_setup() {
+            self.slot.has_nothing();
+            if self.set_up(cx)? {
+                return Ok(());
+            }
+        }
         if std::mem::take(&mut self.held) {
             self.take_in_tail(cx, scratch)?;
         }
@@ -675,8 +682,6 @@ impl Engine {
             // Nothing of the client's runs: there is nothing to cancel.
             self.slot.has_nothing();
             self.send_to_upstream(&survey, cx)?;
-        } else if self.core.wants_setup() {
-            self.set_up(cx)?;
         }
         Ok(())
     }

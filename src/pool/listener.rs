@@ -39,11 +39,9 @@ pub struct Subscription {
     commands: UnboundedSender<Command>,
 }
 
-/// What the listener answers to [`Mark`]s and to [`Subscription::ask`], in this order.
+/// What the listener answers to [`Subscription::ask`], in this order.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It has stopped to deliver: from here on the lent connection does.
-    Paused,
     /// It listens to all that was asked for: now the marker may be sent.
     Listening(Mark),
     /// The marker has come by. From there on it delivers what comes on these channels.
@@ -64,6 +62,8 @@ struct Mail {
     messages: Vec<Arc<[u8]>>,
     bytes: usize,
     answer: Option<Answer>,
+    /// The last recall with which the listener has stopped to deliver.
+    paused: u64,
     end: Option<Refusal>,
 }
 
@@ -97,6 +97,15 @@ impl Subscription {
         }
     }
 
+    /// True if it has stopped to deliver, with this recall.
+    ///
+    /// # Errors
+    /// It will not.
+    pub fn has_paused(&self, recall: u64) -> Result<bool, Refusal> {
+        let mail = self.mailbox.mail.lock();
+        mail.end.as_ref().map_or(Ok(mail.paused == recall), |end| Err(end.clone()))
+    }
+
     /// True if [`Subscription::take`] has something.
     pub fn is_pending(&self) -> bool {
         self.mailbox.pending.load(Ordering::Acquire)
@@ -126,6 +135,11 @@ impl Drop for Subscription {
 impl Mailbox {
     fn answers(&self, answer: Answer) {
         self.mail.lock().answer = Some(answer);
+        self.waker.wake_by_ref();
+    }
+
+    fn pauses(&self, recall: u64) {
+        self.mail.lock().paused = recall;
         self.waker.wake_by_ref();
     }
 
@@ -370,7 +384,7 @@ impl Hub {
             match what {
                 Mark::PAUSE => {
                     member.channels.iter().for_each(|c| remove(&mut self.audience, c, id));
-                    member.mailbox.answers(Answer::Paused);
+                    member.mailbox.pauses(number);
                 }
                 _ => member.limbo = Some(Vec::new()),
             }

@@ -194,9 +194,10 @@ impl Core {
         self.channels.as_ref().is_some_and(|c| c.stage == Stage::Settling)
     }
 
-    /// True while nothing that comes from the upstream may be dealt with: the listener's come first.
-    pub fn is_pausing(&self) -> bool {
-        self.channels.as_ref().is_some_and(|c| c.pausing)
+    /// The recall with which the listener stops to deliver, while nothing that comes from the upstream may be dealt
+    /// with: what the listener has delivered comes first.
+    pub fn pausing(&self) -> Option<u64> {
+        self.channels.as_ref().filter(|c| c.pausing).map(|c| c.recall)
     }
 
     /// They have been sent.
@@ -247,7 +248,8 @@ impl Core {
     }
 
     /// A statement that has to do with channels, or may notify its own session, is about to run: the connection is to
-    /// listen to those of the session, in the same transaction. `in_query` says that it comes as a `Query`, which would end an implicit transaction.
+    /// listen to those of the session, in the same transaction. `in_query` says that it comes as a `Query`, which would
+    /// end an implicit transaction.
     pub(super) fn recall_channels(
         &mut self,
         effects: &Effects,

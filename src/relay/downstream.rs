@@ -31,7 +31,7 @@ impl Core {
     ) -> Result<usize, Broken> {
         let mut at = self.go_on_down(input, 0, down);
         self.send_fakes_to(down);
-        while !self.is_pausing() {
+        while self.pausing().is_none() {
             let rest = &input[at..];
             let header = match Header::read(rest) {
                 None => return Ok(at),
