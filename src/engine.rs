@@ -318,6 +318,7 @@ impl Engine {
     }
 
     fn hold(&mut self, lease: Lease) {
+        self.core.knows(&self.pool.catalog());
         self.leasing = Leasing::Held(lease);
         self.upstream_is_dry = false;
     }
@@ -669,6 +670,12 @@ impl Engine {
     fn settle_lease(&mut self, cx: &mut Context<'_>) -> Result<(), Cause> {
         if self.core.pin().is_some() != self.pinned.is_some() {
             self.count_pin()?;
+        }
+        if let Some(defined) = self.core.has_defined() {
+            self.pool.outdate_catalog(&defined);
+        }
+        if self.pinned.is_some() && self.core.is_idle() {
+            self.core.knows(&self.pool.catalog());
         }
         let Leasing::Held(lease) = &mut self.leasing else { return Ok(()) };
         if !self.to_upstream.is_empty() || self.core.is_fatal() {

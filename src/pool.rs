@@ -1,5 +1,6 @@
 //! The upstream connections of one route, who waits for them, and the lease of one of them to one session.
 
+mod catalog;
 mod lease;
 mod listener;
 mod ticket;
@@ -22,6 +23,7 @@ use crate::error::{Fault, Refusal, SqlState};
 use crate::relay::{BackendState, Parameters};
 use crate::upstream::{Backend, Dialer, UpstreamError};
 use crate::wire;
+use catalog::Known;
 pub use lease::{Lease, Pooled};
 use listener::Command;
 pub use listener::{Answer, Subscription};
@@ -64,6 +66,8 @@ pub struct PoolSettings {
     pub lifetime: Duration,
     /// On each connection.
     pub max_prepared_statements: u32,
+    /// How often the database is asked for its functions; zero never.
+    pub catalog_interval: Duration,
 }
 
 impl PoolSettings {
@@ -168,6 +172,8 @@ pub struct Pool {
     pinned: AtomicUsize,
     /// The way to the connection that listens for everybody, while there is one.
     listener: Mutex<Option<UnboundedSender<Command>>>,
+    /// What the database's functions may do to a session.
+    catalog: Known,
 }
 
 /// A place among the connections to a host, for one that belongs to no pool.
@@ -280,6 +286,7 @@ impl Pool {
             startups: Mutex::default(),
             pinned: AtomicUsize::new(0),
             listener: Mutex::default(),
+            catalog: Known::default(),
         });
         pool.host.join(&pool);
         pool
@@ -591,6 +598,10 @@ impl Pool {
     async fn dial(self: Arc<Self>, succeeds: bool) {
         let settings = self.settings.load_full();
         let dialed = settings.1.dialer.dial(&[]).await;
+        let dialed = match dialed {
+            Ok(backend) => self.ask_first(backend, &settings.1).await,
+            Err(error) => Err(error),
+        };
         let moved = dialed.and_then(|mut backend| {
             let _data = self.runtimes.data.enter();
             backend.stream.rehome()?;
@@ -765,6 +776,7 @@ impl Pool {
         self.close_outworn();
         self.open_more();
         self.serve_waiters();
+        self.refresh_catalog();
     }
 
     fn close_outworn(self: &Arc<Self>) {

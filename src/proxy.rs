@@ -485,5 +485,6 @@ fn pool_settings(
         idle_timeout: *server.server_idle_timeout,
         lifetime: *server.server_lifetime,
         max_prepared_statements: *server.max_prepared_statements,
+        catalog_interval: *server.catalog_interval,
     }
 }

@@ -6,6 +6,7 @@
 //! shown again with more behind it. What goes out is gathered in [`Sink`]s: ranges of the input as long as nothing
 //! has to be changed.
 
+mod catalog;
 mod channels;
 mod replay;
 mod requests;
@@ -20,18 +21,20 @@ mod upstream;
 
 use std::sync::Arc;
 
+pub use catalog::{Catalog, Function, Relations};
 pub use channels::{Asked, Mark};
 pub use settings::{BackendSettings, Parameters, SessionSettings};
 pub use sink::Sink;
-pub use sql::Pin;
+pub use sql::{Effects, Pin};
 pub use statement::Interner;
 
 use crate::config::file::PoolMode;
 use crate::error::Refusal;
+use catalog::Words;
 use channels::Channels;
 use replay::{Batch, Replay};
 use requests::{Kind, Note, Request, Requests};
-use sql::{Effects, Scan};
+use sql::Scan;
 use statement::{Named, Names, Prepared, Unnamed, UnnamedText};
 use survey::{Left, Touched};
 
@@ -167,7 +170,7 @@ enum Rest {
     Pass,
     Drop,
     /// It is SQL too long to be looked at whole.
-    Scan(Box<Scan>),
+    Scan(Box<(Scan, Words)>),
 }
 
 /// For how long a session keeps its connection.
@@ -207,8 +210,17 @@ pub struct Core {
     /// Why the session keeps its connection; for all its life, if `Lasting::Always`.
     pin: Option<(Pin, Lasting)>,
     foreseen: bool,
+    /// What the database's own functions may do.
+    catalog: Arc<Catalog>,
+    /// Something is being defined that others may run, and this is what it may do.
+    defines: Option<Box<Effects>>,
+    /// The connection may have settings that it cannot be asked for.
+    doubted: bool,
     /// What may have been left on the connection: it is asked before it goes back.
     touched: Option<Box<Touched>>,
+    /// What is to be asked for whenever something is, while the session has an object that may do it again: a statement
+    /// of `PREPARE`, a temporary view.
+    recurring: Option<Box<Touched>>,
     /// What it is being asked, and what it has answered.
     asked: Option<Box<(Touched, Option<Left>)>>,
     surveys_failed: u8,
@@ -255,7 +267,11 @@ impl Core {
             unnamed: Unnamed::default(),
             pin: None,
             foreseen: false,
+            catalog: Arc::default(),
+            defines: None,
+            doubted: false,
             touched: None,
+            recurring: None,
             asked: None,
             surveys_failed: 0,
             channels: None,
@@ -297,10 +313,16 @@ impl Core {
     /// Asks it; to be called when [`Core::wants_survey`] says so.
     pub fn survey(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
         let Some(mut touched) = self.touched.take() else { return };
+        touched.objects |= self.pin.is_some();
+        if let Some(recurring) = &self.recurring {
+            touched.add(recurring);
+        }
         if touched.all_settings {
             touched.add_settings(self.settings.names());
         }
-        touched.objects |= self.pin.is_some();
+        if touched.everything {
+            touched.add_settings(self.settings.carried_names().chain(["role"]));
+        }
         crate::wire::query(up, &survey::question(&touched));
         // A simple query destroys the unnamed statement.
         backend.unnamed = None;
@@ -343,9 +365,14 @@ impl Core {
             if !self.is_pinned_for_good() {
                 self.pin = left.pin.map(|reason| (reason, Lasting::UntilGone));
             }
+            if self.pin.is_none() {
+                self.recurring = None;
+            }
             self.found_channels(left.channels);
         }
         self.settings.settled(&mut backend.settings);
+        // It may have settings whose names nobody can list.
+        self.doubted |= touched.everything;
         Ok(())
     }
 
@@ -394,6 +421,9 @@ impl Core {
     pub fn detach(&mut self, backend: &mut BackendState) {
         self.foreseen = false;
         self.strays = false;
+        if std::mem::take(&mut self.doubted) {
+            backend.settings.doubt();
+        }
         self.flush_at = MAX_UNASKED;
         backend.prepared.end_lease();
         backend.batch.end();
@@ -418,7 +448,10 @@ impl Core {
 
     /// A statement that may do this is about to run in session mode.
     fn stain(&mut self, effects: &Effects) {
-        self.stained |= effects.pin == Some(Pin::Opaque);
+        self.stained |= effects.pin == Some(Pin::Opaque) || effects.asks_all;
+        if effects.defines {
+            self.define(effects.defined.as_deref());
+        }
     }
 
     /// True if the client is owed no answer, whether or not a transaction is open: it is its turn.
@@ -492,24 +525,66 @@ impl Core {
 
     /// What a text may do to the session.
     fn effects(&self, text: &[u8]) -> Option<Box<Effects>> {
-        if !sql::is_suspicious(text) {
+        let own = match sql::is_suspicious(text) {
+            false => None,
+            true if !self.settings.is_lexable() => Some(Box::new(Effects::opaque())),
+            true => sql::suspected(text),
+        };
+        self.with_catalog(own, || self.catalog.mentioned(text))
+    }
+
+    /// What a statement may do by itself, with what the database's functions may do that it names.
+    fn with_catalog(
+        &self,
+        own: Option<Box<Effects>>,
+        mentioned: impl FnOnce() -> Option<Box<Effects>>,
+    ) -> Option<Box<Effects>> {
+        if self.catalog.is_plain() && own.is_none() {
             return None;
         }
-        if !self.settings.is_lexable() {
-            return Some(Box::new(Effects::opaque()));
+        let mentioned = if self.catalog.is_plain() { None } else { mentioned() };
+        let Some(mut effects) = own else { return mentioned };
+        // A view of nothing that matters is nothing that matters.
+        let itself = effects.pin.is_some() || !effects.settings.is_empty() || effects.reads_sequences;
+        effects.defines |= effects.relates && (mentioned.is_some() || itself);
+        effects.asks_all |= effects.calls && !self.catalog.is_known();
+        mentioned.iter().for_each(|mentioned| effects.add(mentioned));
+        Some(effects)
+    }
+
+    /// From now on this is known of the database.
+    pub fn knows(&mut self, catalog: &Arc<Catalog>) {
+        if !Arc::ptr_eq(&self.catalog, catalog) {
+            self.catalog = catalog.clone();
         }
-        sql::suspected(text)
+    }
+
+    /// Something is about to be defined, which can be used in the same transaction.
+    fn define(&mut self, defined: Option<&Effects>) {
+        let all = self.defines.get_or_insert_default();
+        defined.into_iter().for_each(|defined| all.add(defined));
+        let doubted = self.catalog.doubted(all);
+        self.catalog = Arc::new(doubted);
+    }
+
+    /// What was defined since this was last asked, if anything: then the database is to be asked again.
+    pub fn has_defined(&mut self) -> Option<Box<Effects>> {
+        if self.defines.is_some() && self.is_idle() { self.defines.take() } else { None }
     }
 
     /// A statement that may do this is about to run.
     fn foresee(&mut self, effects: &Effects) {
         self.foreseen |= effects.foreseen;
+        if effects.defines {
+            self.define(effects.defined.as_deref());
+        }
         self.distrust |= effects.deallocates_all;
         if let Some(reason) = effects.pin {
             self.foreseen = true;
             self.pin_for(reason);
         }
         let objects = effects.makes_objects
+            || effects.asks_all
             || effects.ends_objects && self.pin.is_some()
             || (effects.channels || effects.notifies) && self.has_carried_channels();
         if objects || effects.resets_all || !effects.settings.is_empty() {
@@ -521,7 +596,12 @@ impl Core {
             touched.objects |= objects;
             touched.all_settings |= effects.resets_all;
             touched.resets |= effects.resets;
+            touched.everything |= effects.asks_all;
             touched.add_settings(effects.settings.iter().map(String::as_str));
+            if effects.makes_objects && (effects.asks_all || !effects.settings.is_empty()) {
+                let again = touched.clone();
+                self.recurring.get_or_insert_default().add(&again);
+            }
         }
     }
 

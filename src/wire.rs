@@ -147,6 +147,25 @@ pub fn query(out: &mut Vec<u8>, sql: &str) {
     message(out, b'Q', |out| push_cstr(out, sql));
 }
 
+/// The columns of a `DataRow` (without its header); `None` if it is broken.
+pub fn columns(row: &[u8]) -> Option<Vec<Option<&[u8]>>> {
+    let (count, mut rest) = row.split_first_chunk::<2>()?;
+    let mut columns = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        let length = i32::from_be_bytes(*length);
+        if length < 0 {
+            columns.push(None);
+            rest = after;
+        } else {
+            let (value, behind) = after.split_at_checked(usize::try_from(length).ok()?)?;
+            columns.push(Some(value));
+            rest = behind;
+        }
+    }
+    rest.is_empty().then_some(columns)
+}
+
 /// One field of an `ErrorResponse` or `NoticeResponse` body (without its header), by its code.
 pub fn error_field(body: &[u8], code: u8) -> Option<&[u8]> {
     let mut rest = body;

@@ -247,6 +247,10 @@ options! {
         Login tcp_keepidle: Duration = seconds(60), seconds(0) => DAY;
         /// How long sent data may stay unacknowledged by an upstream before its connection counts as dead.
         Login tcp_user_timeout: Duration = seconds(30), seconds(0) => DAY;
+        /// How often each pool asks its database which of its functions, triggers and views may leave something in a
+        /// session, so that statements that use them are known in transaction mode. It also asks when something of the
+        /// kind is defined through pgusher. `0` never asks: then what a function leaves is not seen.
+        Reload catalog_interval: Duration = seconds(60), seconds(0) => DAY;
         /// How many prepared statements are kept on each upstream connection.
         Reload max_prepared_statements: u32 = 200, 1 => 100_000;
         /// What happens to live sessions whose route a reload changed.

@@ -108,12 +108,14 @@ pub struct SessionSettings {
 pub struct BackendSettings {
     reported: Arc<Parameters>,
     extra: Arc<Parameters>,
+    /// There may be others.
+    doubted: bool,
 }
 
 impl BackendSettings {
     /// Of a connection that has just logged in.
     pub fn new(reported: Arc<Parameters>) -> Self {
-        Self { reported, extra: Arc::default() }
+        Self { reported, extra: Arc::default(), doubted: false }
     }
 
     /// What it last reported.
@@ -133,8 +135,14 @@ impl BackendSettings {
         self.extra = extra;
     }
 
+    /// It may have settings that are not known of: all are reset before it is used again.
+    pub fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
     /// `DISCARD ALL`: nothing is left but what was set when it logged in.
     pub fn discard_all(&mut self) {
+        self.doubted = false;
         self.extra = Arc::default();
     }
 
@@ -241,6 +249,11 @@ impl SessionSettings {
         names.filter_map(|(name, _)| str::from_utf8(name).ok()).filter(settable)
     }
 
+    /// The names of what PostgreSQL does not report and is given to every connection.
+    pub fn carried_names(&self) -> impl Iterator<Item = &str> {
+        self.extra.iter().filter_map(|(name, _)| str::from_utf8(name).ok())
+    }
+
     /// Whether a name is one whose decorated value the client must not be told.
     pub fn hides(&self, name: &[u8]) -> bool {
         self.suffix.is_some() && name == APPLICATION_NAME.as_bytes()
@@ -251,10 +264,10 @@ impl SessionSettings {
     pub fn setup(&self, backend: &mut BackendSettings) -> Option<String> {
         let same_reported = Arc::ptr_eq(&self.wanted, &backend.reported);
         let same_extra = Arc::ptr_eq(&self.extra, &backend.extra);
-        if same_reported && same_extra {
+        if same_reported && same_extra && !backend.doubted {
             return None;
         }
-        if self.wanted == backend.reported && self.extra == backend.extra {
+        if !backend.doubted && self.wanted == backend.reported && self.extra == backend.extra {
             (backend.reported, backend.extra) = (self.wanted.clone(), self.extra.clone());
             return None;
         }
@@ -264,6 +277,11 @@ impl SessionSettings {
         if backend.extra.get(ROLE).is_some() {
             sql.push_str("RESET ROLE;");
         }
+        let all = std::mem::take(&mut backend.doubted);
+        if all {
+            sql.push_str("RESET ALL;");
+            backend.extra = Arc::default();
+        }
         let foreign = backend.extra.iter().filter(|(name, _)| self.extra.get(name).is_none());
         for (name, _) in foreign.filter(|pair| !is_role(pair)) {
             let _ = write!(sql, "RESET {};", dotted_identifier(&String::from_utf8_lossy(name)));
@@ -271,7 +289,7 @@ impl SessionSettings {
         let changed = self.extra.iter().filter(|(name, value)| backend.extra.get(name) != Some(value));
         let settable = |name: &[u8]| !READ_ONLY.iter().any(|n| n.as_bytes().eq_ignore_ascii_case(name));
         let reported = self.wanted.iter().filter(|(name, wanted)| {
-            settable(name) && backend.reported.get(name).is_some_and(|now| now != *wanted)
+            settable(name) && backend.reported.get(name).is_some_and(|now| all || now != *wanted)
         });
         let settings = changed.filter(|pair| !is_role(pair)).chain(reported);
         let role = self.extra.get(ROLE).map(|role| (ROLE, role));
@@ -354,6 +372,20 @@ mod tests {
         assert_eq!(sql, "SELECT pg_catalog.set_config(E'work_mem',E'1MB',false)");
         assert_eq!(with.setup(&mut backend), None);
         assert_eq!(without.setup(&mut backend).as_deref(), Some("RESET \"work_mem\";"));
+    }
+
+    #[test]
+    fn a_connection_in_doubt_is_reset_and_given_everything() {
+        let base = parameters(&[("TimeZone", "UTC"), ("server_version", "17")]);
+        let session = SessionSettings::new(base.clone(), parameters(&[("my.x", "1")]), None);
+        let mut backend = BackendSettings::new(base);
+        backend.carry(b"my.x", b"1");
+        backend.doubt();
+        let sql = session.setup(&mut backend).unwrap();
+        let calls =
+            "pg_catalog.set_config(E'my.x',E'1',false),pg_catalog.set_config(E'TimeZone',E'UTC',false)";
+        assert_eq!(sql, format!("RESET ALL;SELECT {calls}"));
+        assert_eq!(session.setup(&mut backend), None);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What a statement may leave behind in its session. Two steps: a byte scan that tells in nanoseconds that a text
 //! cannot matter, and a lexer for the rest. Neither understands SQL; both rather suspect too much.
 
+mod body;
 mod lexer;
-mod scan;
+pub mod scan;
 
+pub use body::of_function;
 use lexer::{Token, tokens};
 pub use scan::{Scan, is_suspicious};
 
@@ -77,6 +79,16 @@ pub struct Effects {
     pub deallocates: Option<Vec<u8>>,
     /// `SHOW pgusher.name`, as the only statement.
     pub shows: Option<String>,
+    /// It runs SQL that cannot be seen: everything is asked for that can be.
+    pub asks_all: bool,
+    /// `CALL`: the procedure decides.
+    pub calls: bool,
+    /// It defines or changes a function, a trigger or the like: what others may do changes with it.
+    pub defines: bool,
+    /// What that will do when it is run.
+    pub defined: Option<Box<Self>>,
+    /// The same of a table, a view or the like: that matters only with others that do.
+    pub relates: bool,
 }
 
 /// Settings that every supported PostgreSQL reports: the upstream itself says what became of them.
@@ -93,6 +105,21 @@ const REPORTED: [&str; 6] = [
 const CHARACTERISTICS: [&str; 3] =
     ["default_transaction_isolation", "default_transaction_read_only", "default_transaction_deferrable"];
 
+/// What there can be behind `CREATE` or `ALTER` that runs SQL of its own, or decides when that is run.
+const DEFINES: [&str; 11] = [
+    "function",
+    "procedure",
+    "routine",
+    "trigger",
+    "rule",
+    "extension",
+    "aggregate",
+    "operator",
+    "policy",
+    "cast",
+    "domain",
+];
+
 /// The longest text that the lexer looks at; a longer one that is suspicious pins.
 const MAX_LEXED: usize = 64 << 10;
 
@@ -106,10 +133,45 @@ impl Effects {
         self.pin.get_or_insert(reason);
     }
 
+    /// Whether there is anything that a session does beside its statements' ordinary work.
+    pub fn matter(&self) -> bool {
+        let nothing = Self { foreseen: self.foreseen, relates: self.relates, ..Self::default() };
+        *self != nothing
+    }
+
+    fn add_setting(&mut self, name: String) {
+        if !self.settings.contains(&name) {
+            self.settings.push(name);
+        }
+    }
+
+    /// These too. What only a statement of its own does (`DEALLOCATE name`, `SHOW`) stays as it is.
+    pub fn add(&mut self, other: &Self) {
+        self.pin = self.pin.or(other.pin);
+        other.settings.iter().for_each(|name| self.add_setting(name.clone()));
+        self.foreseen |= other.foreseen;
+        self.makes_objects |= other.makes_objects;
+        self.ends_objects |= other.ends_objects;
+        self.channels |= other.channels;
+        self.notifies |= other.notifies;
+        self.reads_sequences |= other.reads_sequences;
+        self.deallocates_all |= other.deallocates_all;
+        self.resets_all |= other.resets_all;
+        self.resets |= other.resets;
+        self.asks_all |= other.asks_all;
+        self.calls |= other.calls;
+        self.defines |= other.defines;
+        if let Some(defined) = &other.defined {
+            self.defined.get_or_insert_default().add(defined);
+        }
+        self.relates |= other.relates;
+    }
+
     /// It may change this setting; one whose name depends on the client's encoding cannot be asked for.
     fn changes(&mut self, name: String) {
-        if name.is_ascii() {
-            self.settings.push(name);
+        // What ends with a dot was put together of pieces.
+        if name.is_ascii() && !name.ends_with('.') {
+            self.add_setting(name);
         } else {
             self.pin_for(Pin::Setting);
         }
@@ -161,7 +223,7 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
             match (word(1), word(2)) {
                 ("session", "authorization") => effects.pin_for(Pin::Role),
                 ("all", _) => effects.resets_all = true,
-                ("time", "zone") => effects.settings.push("timezone".into()),
+                ("time", "zone") => effects.add_setting("timezone".into()),
                 (_, _) => effects.changes(dotted(&statement[1..])),
             }
         }
@@ -193,7 +255,19 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
             effects.makes_objects = true;
         }
         "close" | "drop" => effects.ends_objects = true,
-        "do" | "call" | "load" => effects.pin_for(Pin::Opaque),
+        "do" => {
+            effects.foreseen = true;
+            body::block(statement, effects);
+        }
+        "call" => (effects.foreseen, effects.calls) = (true, true),
+        "load" => effects.pin_for(Pin::Opaque),
+        "create" | "alter" => {
+            let defines = statement.iter().take(6).any(|t| DEFINES.iter().any(|word| t.is(word)));
+            (effects.defines, effects.relates) = (effects.defines | defines, true);
+            if defines {
+                body::definition(statement, effects);
+            }
+        }
         _ => {}
     }
     effects.makes_objects |= statement
@@ -270,6 +344,25 @@ fn dotted(tokens: &[Token]) -> String {
     name
 }
 
+/// Whether the last of the arguments that `rest` begins with is `true`: then `set_config` sets for a transaction.
+fn is_local(rest: &[Token]) -> bool {
+    let mut depth = 0;
+    for (i, token) in rest.iter().enumerate() {
+        match token {
+            Token::Symbol(b'(') => depth += 1,
+            Token::Symbol(b')') if depth == 1 => {
+                return i > 1 && rest[i - 1].is("true") && rest[i - 2] == Token::Symbol(b',');
+            }
+            Token::Symbol(b')') => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return false;
+        }
+    }
+    false
+}
+
 /// What a function may leave behind; `rest` is what stands behind its name.
 fn function(word: &str, rest: &[Token], effects: &mut Effects) {
     match word {
@@ -277,10 +370,12 @@ fn function(word: &str, rest: &[Token], effects: &mut Effects) {
             [Token::Symbol(b'('), Token::Text(Some(name)), ..] => match name.to_lowercase().as_str() {
                 "seed" => effects.pin_for(Pin::Opaque),
                 "session_authorization" => effects.pin_for(Pin::Role),
+                _ if is_local(rest) => {}
                 name if REPORTED.contains(&name) => {}
                 name => effects.changes(name.to_owned()),
             },
-            _ => effects.pin_for(Pin::Setting),
+            [Token::Symbol(b'('), ..] if !is_local(rest) => effects.pin_for(Pin::Setting),
+            _ => {}
         },
         "pg_advisory_lock"
         | "pg_advisory_lock_shared"
@@ -407,8 +502,11 @@ mod tests {
             ("RESET my.é", Pin::Setting),
             ("SET seed TO 0.5", Pin::Opaque),
             ("SELECT set_config('seed', '0.5', false)", Pin::Opaque),
-            ("DO $$ begin end $$", Pin::Opaque),
-            ("CALL p()", Pin::Opaque),
+            ("DO E'begin end'", Pin::Opaque),
+            ("DO $$ begin perform setseed(0.5); end $$", Pin::Opaque),
+            ("DO LANGUAGE plperl $$ $_SHARED{x} = 1 $$", Pin::Opaque),
+            ("DO $$ begin execute 'set ' || name || ' = 1'; end $$", Pin::Setting),
+            ("DO $$ begin execute format('set my.%I = 1', name); end $$", Pin::Setting),
             ("LOAD 'auto_explain'", Pin::Opaque),
             ("SELECT U&\"\\0073et_config\"('a', 'b', false)", Pin::Opaque),
             ("SELECT dblink_connect('x')", Pin::Opaque),
@@ -417,6 +515,39 @@ mod tests {
         ] {
             assert_eq!(of(text).pin, Some(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn a_block_does_what_its_statements_do() {
+        for harmless in [
+            "DO $$ begin end $$",
+            "DO $$ declare set int; begin update t set a = 1; insert into t select 1; end $$",
+            "DO $$ begin perform set_config('my.x', f(a, b), true); set local work_mem = '1MB'; end $$",
+            "DO $$ begin execute 'insert into t values ($1)' using 1; end $$ language plpgsql",
+        ] {
+            let effects = of(harmless);
+            assert_eq!(effects, Effects { foreseen: true, ..Effects::default() }, "{harmless}");
+        }
+        for (text, setting) in [
+            ("DO $$ begin if a then set work_mem = 1; end if; end $$", "work_mem"),
+            ("DO language plpgsql 'begin perform set_config(''my.x'', a, false); end'", ""),
+            ("DO $_$ begin execute 'set search_path = a'; end $_$", "search_path"),
+            ("DO $$ begin execute 'set my.x = ' || quote_literal(a); end $$", "my.x"),
+            ("DO $$ begin loop perform set_config('my.x', (a), b); end loop; end $$", "my.x"),
+        ] {
+            let effects = of(text);
+            assert_eq!(effects.settings.join(","), setting, "{text}");
+            assert_eq!(effects.pin.is_some(), setting.is_empty(), "{text}");
+        }
+        assert!(of("DO $$ begin create temp table t (a int); end $$").makes_objects);
+        assert!(of("DO $$ begin perform pg_notify('a', 'b'); end $$").notifies);
+        for dynamic in ["execute a", "execute 'select ' || a", "return query execute format('select %s', a)"]
+        {
+            assert!(of(&format!("DO $$ begin {dynamic}; end $$")).asks_all, "{dynamic}");
+        }
+        assert!(of("CALL p()").calls && of("CREATE OR REPLACE FUNCTION f()").defines);
+        assert!(!of("CREATE TABLE function_of (a int)").defines && of("CREATE TABLE t (a int)").relates);
+        assert!(of("DO $$ begin create function f() returns int language sql as 'select 1'; end $$").defines);
     }
 
     #[test]

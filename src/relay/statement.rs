@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
+use parking_lot::Mutex;
 
+use super::Catalog;
 use super::settings::Parameters;
 use super::sql::{self, Effects};
 
@@ -24,6 +26,8 @@ pub struct Statement {
     /// The query, NUL, the types: the rest of a `Parse` message behind its name.
     body: Box<[u8]>,
     effects: Option<Box<Effects>>,
+    /// What it names in the catalog that it was last looked up in.
+    mentions: Mutex<Mentions>,
     name: Box<str>,
     /// How often it was found that what connections had prepared of it is of no use any more.
     outdated: AtomicU64,
@@ -45,6 +49,19 @@ impl Statement {
         self.effects.as_deref()
     }
 
+    /// What it may do by what it names that is in a catalog.
+    pub fn mentions(&self, catalog: &Arc<Catalog>) -> Option<Box<Effects>> {
+        let mut known = self.mentions.lock();
+        match &*known {
+            Some((of, effects)) if Arc::ptr_eq(of, catalog) => effects.clone(),
+            _ => {
+                let effects = catalog.mentioned(&self.body);
+                *known = Some((catalog.clone(), effects.clone()));
+                effects
+            }
+        }
+    }
+
     /// Its number, which no other statement of this process has or had.
     pub fn id(&self) -> u64 {
         self.id
@@ -60,6 +77,8 @@ impl Statement {
         self.outdated.load(Ordering::Relaxed)
     }
 }
+
+type Mentions = Option<(Arc<Catalog>, Option<Box<Effects>>)>;
 
 /// All statements that any session has.
 #[derive(Debug)]
@@ -109,7 +128,8 @@ impl Interner {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let name = self.name(id).into();
         let (effects, outdated) = (sql::effects(text), AtomicU64::new(0));
-        let statement = Arc::new(Statement { id, body: body.into(), effects, name, outdated });
+        let (body, mentions) = (body.into(), Mutex::default());
+        let statement = Arc::new(Statement { id, body, effects, mentions, name, outdated });
         *entry = Arc::downgrade(&statement);
         self.bytes.fetch_add(length, Ordering::Relaxed);
         statement

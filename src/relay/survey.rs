@@ -4,7 +4,7 @@
 //! been rolled back, a block may have failed in the middle. So the connection is asked, once, when it could go back.
 
 use super::Pin;
-use crate::wire::literal;
+use crate::wire::{columns, literal};
 
 /// What may have been left, and is to be asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,11 +15,22 @@ pub struct Touched {
     pub all_settings: bool,
     /// One of them may have: a session that keeps its connection is given its startup values again.
     pub resets: bool,
+    /// Every setting that the session has changed is to be listed.
+    pub everything: bool,
     /// Anything that is no setting: temporary objects, locks, channels, cursors, SQL-level statements.
     pub objects: bool,
 }
 
 impl Touched {
+    /// All of another, too.
+    pub fn add(&mut self, other: &Self) {
+        self.add_settings(other.settings.iter().map(String::as_str));
+        self.all_settings |= other.all_settings;
+        self.resets |= other.resets;
+        self.everything |= other.everything;
+        self.objects |= other.objects;
+    }
+
     /// These too.
     pub fn add_settings<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
         for name in names {
@@ -63,6 +74,13 @@ const OBJECTS: [(Pin, &str); 4] = [
 const CHANNELS: &str = "(SELECT pg_catalog.string_agg(pg_catalog.encode(\
     pg_catalog.convert_to(c,'UTF8'),'hex'),',') FROM pg_catalog.pg_listening_channels() AS c)";
 
+/// Every setting that the session has set, with its value. (Of an application's own settings there is no list.)
+const CHANGED: &str = "(SELECT pg_catalog.string_agg(pg_catalog.concat(\
+    pg_catalog.encode(pg_catalog.convert_to(s.name,'UTF8'),'hex'),':',\
+    pg_catalog.encode(pg_catalog.convert_to(pg_catalog.current_setting(s.name),\
+    pg_catalog.getdatabaseencoding()),'hex')),',') FROM pg_catalog.pg_settings AS s \
+    WHERE s.source OPERATOR(pg_catalog.=) 'session' AND s.name OPERATOR(pg_catalog.!~~) 'transaction_%')";
+
 /// The query whose one row [`answer`] reads. Values come as hexadecimal digits of the server's encoding, which is what
 /// they are set in again, whatever the client's is.
 pub fn question(touched: &Touched) -> String {
@@ -77,6 +95,9 @@ pub fn question(touched: &Touched) -> String {
             "(SELECT s.source OPERATOR(pg_catalog.=) 'session' FROM pg_catalog.pg_settings AS s \
              WHERE pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) {name})"
         ));
+    }
+    if touched.everything {
+        columns.push(CHANGED.to_owned());
     }
     if touched.objects {
         columns.extend(OBJECTS.iter().map(|(_, rows)| format!("EXISTS(SELECT FROM {rows})")));
@@ -98,6 +119,17 @@ pub fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
         };
         settings.push((name.clone(), value.filter(|_| is_set)));
     }
+    if touched.everything
+        && let Some(changed) = columns.next()?
+    {
+        for pair in changed.split(|b| *b == b',') {
+            let colon = pair.iter().position(|b| *b == b':')?;
+            let name = String::from_utf8(unhex(&pair[..colon]).into_vec()).ok()?.to_lowercase();
+            if !touched.settings.contains(&name) {
+                settings.push((name, Some(unhex(&pair[colon + 1..]))));
+            }
+        }
+    }
     let (mut pin, mut channels) = (None, Vec::new());
     if touched.objects {
         for (reason, _) in OBJECTS {
@@ -117,25 +149,6 @@ pub fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
 fn unhex(digits: &[u8]) -> Box<[u8]> {
     let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
     digits.chunks(2).map_while(byte).collect()
-}
-
-/// The columns of a `DataRow`.
-fn columns(row: &[u8]) -> Option<Vec<Option<&[u8]>>> {
-    let (count, mut rest) = row.split_first_chunk::<2>()?;
-    let mut columns = Vec::new();
-    for _ in 0..u16::from_be_bytes(*count) {
-        let (length, after) = rest.split_first_chunk::<4>()?;
-        let length = i32::from_be_bytes(*length);
-        if length < 0 {
-            columns.push(None);
-            rest = after;
-        } else {
-            let (value, behind) = after.split_at_checked(usize::try_from(length).ok()?)?;
-            columns.push(Some(value));
-            rest = behind;
-        }
-    }
-    rest.is_empty().then_some(columns)
 }
 
 #[cfg(test)]

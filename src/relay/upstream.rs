@@ -12,6 +12,10 @@ use crate::wire::{self, HEADER, Header, MAX_SMALL_LENGTH, cstr, identifier, lite
 
 /// The number of a statement of pgusher's own that does nothing.
 const EMPTY: u64 = u64::MAX;
+/// The functions of large objects (`lo_open` and its like, see `pg_proc.dat`), which clients call by their numbers. What
+/// they leave ends with the transaction.
+const LARGE_OBJECTS: [u32; 15] =
+    [715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171];
 const FORGET_SEQUENCES: &str = "DISCARD SEQUENCES";
 
 /// How one message ended.
@@ -142,16 +146,23 @@ impl Core {
             Rest::Drop => {}
             Rest::Pass => up.pass(at..at + here),
             Rest::Scan(scan) => {
-                scan.feed(&input[at..at + here]);
+                let piece = &input[at..at + here];
+                scan.0.feed(piece);
+                let mentioned = !self.catalog.is_plain() && self.catalog.is_mentioned_in(piece, &mut scan.1);
                 up.pass(at..at + here);
+                if mentioned {
+                    self.foresee(&Effects { asks_all: true, foreseen: true, ..Effects::default() });
+                }
             }
         }
         self.client_rest.0 -= here;
         if self.client_rest.0 == 0
             && let Rest::Scan(scan) = std::mem::replace(&mut self.client_rest.1, Rest::Pass)
-            && scan.is_suspicious()
         {
-            self.pin_for(Pin::Opaque);
+            self.foresee(&Effects { defines: scan.0.clone().defines(), ..Effects::default() });
+            if scan.0.is_suspicious() {
+                self.pin_for(Pin::Opaque);
+            }
         }
         here
     }
@@ -189,8 +200,14 @@ impl Core {
                 }
             }
             b'F' => {
-                self.stained = true;
-                self.pin_for(Pin::Opaque);
+                if header.total > HEADER + 4 && input.len() < HEADER + 4 {
+                    return Ok(Step::Need(HEADER + 4));
+                }
+                let function = input.get(HEADER..).and_then(|body| body.first_chunk());
+                if !function.is_some_and(|oid| LARGE_OBJECTS.contains(&u32::from_be_bytes(*oid))) {
+                    self.stained = true;
+                    self.pin_for(Pin::Opaque);
+                }
                 self.requests.push(Kind::FunctionCall);
             }
             b'E' => {
@@ -653,10 +670,12 @@ impl Core {
             return Step::Streams(Rest::Pass);
         };
         if kind == Kind::Bind {
+            let statement = &named.statement;
             let effects = if self.settings.is_lexable() {
-                named.statement.effects().cloned()
+                let own = statement.effects().map(|effects| Box::new(effects.clone()));
+                self.with_catalog(own, || statement.mentions(&self.catalog))
             } else {
-                self.effects(named.statement.body()).map(|effects| *effects)
+                self.effects(statement.body())
             };
             if let Some(effects) = effects {
                 self.foresee_extended(&effects, backend, up.buffer());

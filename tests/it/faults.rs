@@ -344,6 +344,28 @@ fn an_upstream_that_breaks_the_protocol_is_left_and_the_next_query_works() {
 
 /// Every place that reads what an upstream sends, and the same lengths for each of them (T-37). In an answer to a
 /// query they are tried above.
+/// The database cannot be asked for its functions: pgusher serves it all the same, and says so.
+#[test]
+fn a_server_that_does_not_tell_its_functions_is_served_with_a_warning() {
+    let error = message('E', b"SERROR\0C42501\0Mpermission denied\0\0");
+    let row_of_another_kind = [row("x"), ready()].concat();
+    for answer in [[error, ready()].concat(), row_of_another_kind, message('D', b"\0\x09")] {
+        let name = "silent".to_owned();
+        let refusal = answer.clone();
+        let fake = Fake::start(move |peer| {
+            peer.welcome();
+            peer.serve(|sql| sql.contains("pg_proc").then(|| refusal.clone()));
+        });
+        let pgusher = Pgusher::start(&fake.config(
+            "default_pool_size = 1",
+            std::slice::from_ref(&name),
+            "sslmode = \"disable\"",
+        ));
+        assert_ne!(login(&pgusher, &name).value("SELECT 1"), "", "{answer:?}");
+        assert!(pgusher.log().contains("cannot ask the database for its functions"), "{}", pgusher.log());
+    }
+}
+
 #[test]
 fn a_length_that_is_none_ends_the_connection_wherever_it_is_read() {
     #[derive(Clone, Copy, Debug)]

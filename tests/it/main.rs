@@ -10,6 +10,7 @@
 )]
 
 mod fake;
+mod functions;
 mod house;
 mod wire;
 

@@ -146,7 +146,8 @@ impl Lexer<'_> {
                 let body = &rest[tag.len()..];
                 let end = memchr::memmem::find(body, tag).map_or(body.len(), |i| i + tag.len());
                 self.at += tag.len() + end;
-                self.tokens.push(Token::Text(None));
+                let inside = str::from_utf8(&body[..end.saturating_sub(tag.len())]).ok();
+                self.tokens.push(Token::Text(inside.map(str::to_owned)));
             }
             None => {
                 self.tokens.push(Token::Symbol(b'$'));

@@ -30,12 +30,13 @@ pub struct Scan {
     length: usize,
     at_start: bool,
     suspicious: bool,
+    defines: bool,
     last: u8,
 }
 
 impl Default for Scan {
     fn default() -> Self {
-        Self { key: 0, length: 0, at_start: true, suspicious: false, last: 0 }
+        Self { key: 0, length: 0, at_start: true, suspicious: false, defines: false, last: 0 }
     }
 }
 
@@ -65,11 +66,20 @@ impl Scan {
     }
 
     fn end_word(&mut self) {
+        const CREATE: u64 = key(b"create");
+        const ALTER: u64 = key(b"alter");
         if self.length == 0 {
             return;
         }
         self.suspicious |= matters_anywhere(self.key) || (self.at_start && matters_first(self.key));
+        self.defines |= self.at_start && matches!(self.key, CREATE | ALTER);
         (self.key, self.length, self.at_start) = (0, 0, false);
+    }
+
+    /// Whether the text so far begins a statement with `CREATE` or `ALTER`, in which the lexer would see more.
+    pub fn defines(mut self) -> bool {
+        self.end_word();
+        self.defines
     }
 
     /// Whether the text so far, as a whole, might matter.
@@ -228,7 +238,7 @@ fn begins_suspiciously(word: u64) -> bool {
 fn begins_a_statement(word: u64) -> bool {
     const DO: u64 = key(b"do");
     const SET: u64 = key(b"set");
-    const FOUR: [u64; 13] = [
+    const FOUR: [u64; 15] = [
         key(b"noti"),
         key(b"unli"),
         key(b"clos"),
@@ -242,6 +252,8 @@ fn begins_a_statement(word: u64) -> bool {
         key(b"call"),
         key(b"show"),
         key(b"secu"),
+        key(b"crea"),
+        key(b"alte"),
     ];
     word >> 48 == DO || word >> 40 == SET || FOUR.contains(&(word >> 32))
 }

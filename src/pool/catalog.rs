@@ -1,0 +1,297 @@
+//! Asks a database what its own functions are and what runs them.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tracing::{debug, warn};
+
+use super::{HostPlace, Pool, PoolSettings};
+use crate::relay::{Catalog, Effects, Function, Relations};
+use crate::stream::Stream;
+use crate::upstream::{Backend, UpstreamError};
+use crate::wire::{self, HEADER, Header};
+
+/// The longest that it may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long after it failed it is tried again.
+const AGAIN: Duration = Duration::from_secs(10);
+/// The longest row that is read: a function's source is looked at up to a part of this.
+const MAX_ROW: usize = 8 << 20;
+
+/// The settings of these questions end with their transaction: names mean PostgreSQL's own, and come as UTF-8.
+const BEGIN: &str = "BEGIN READ ONLY;SET LOCAL search_path=pg_catalog;SET LOCAL client_encoding='UTF8';SET LOCAL statement_timeout='30s'";
+
+/// `prosrc` is empty where the body is kept parsed (`BEGIN ATOMIC`). Of the functions in C, those that are known to
+/// matter.
+const FUNCTIONS: &str = "SELECT p.oid, p.proname, l.lanname, \
+    CASE WHEN p.prosrc = '' AND p.prokind <> 'a' THEN pg_get_functiondef(p.oid) ELSE left(p.prosrc, 2000000) END, \
+    p.prorettype = 'event_trigger'::regtype \
+    FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
+    WHERE p.oid >= 16384 AND (l.lanname NOT IN ('c', 'internal') OR p.proname ~ '^(dblink|set_limit$)')";
+
+/// Relations whose views, defaults, policies and constraints call PostgreSQL's functions that leave something.
+const DIRECT: &str = "WITH f AS (SELECT ':funcid (' || string_agg(oid::text, '|') || ') ' AS calls, \
+      ':funcid (' || string_agg(oid::text, '|') FILTER (WHERE proname IN ('set_config', 'setseed')) || ') ' AS sets \
+    FROM pg_proc WHERE oid < 16384 AND (proname IN ('set_config', 'setseed', 'currval', 'lastval', 'pg_notify') \
+      OR proname ~ '^pg_(try_)?advisory_(lock|unlock)')), \
+    x AS (SELECT ev_class AS rel, ev_action::text AS expr FROM pg_rewrite WHERE ev_class >= 16384 \
+      UNION ALL SELECT adrelid, adbin::text FROM pg_attrdef WHERE adrelid >= 16384 \
+      UNION ALL SELECT polrelid, concat(polqual::text, polwithcheck::text) FROM pg_policy \
+      UNION ALL SELECT conrelid, conbin::text FROM pg_constraint WHERE conrelid >= 16384 AND conbin IS NOT NULL) \
+    SELECT x.rel, x.expr ~ f.sets FROM x, f WHERE x.expr ~ f.calls";
+
+const CALLS: &str = "SELECT objid, refobjid FROM pg_depend \
+    WHERE classid = 'pg_proc'::regclass AND refclassid = 'pg_proc'::regclass AND refobjid >= 16384";
+
+const USES: &str = "SELECT tgrelid, tgfoid FROM pg_trigger WHERE tgfoid >= 16384 \
+    UNION SELECT coalesce(a.adrelid, r.ev_class, p.polrelid, c.conrelid, i.indrelid), d.refobjid FROM pg_depend d \
+    LEFT JOIN pg_attrdef a ON d.classid = 'pg_attrdef'::regclass AND a.oid = d.objid \
+    LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid \
+    LEFT JOIN pg_policy p ON d.classid = 'pg_policy'::regclass AND p.oid = d.objid \
+    LEFT JOIN pg_constraint c ON d.classid = 'pg_constraint'::regclass AND c.oid = d.objid AND c.conrelid > 0 \
+    LEFT JOIN pg_index i ON d.classid = 'pg_class'::regclass AND i.indexrelid = d.objid \
+    WHERE d.refclassid = 'pg_proc'::regclass AND d.refobjid >= 16384 \
+      AND coalesce(a.adrelid, r.ev_class, p.polrelid, c.conrelid, i.indrelid) IS NOT NULL";
+
+const TOUCHES: &str = "SELECT r.ev_class, d.refobjid FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid \
+      WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass \
+      AND d.refobjid >= 16384 AND d.refobjid <> r.ev_class \
+    UNION SELECT inhparent, inhrelid FROM pg_inherits \
+    UNION SELECT confrelid, conrelid FROM pg_constraint WHERE contype = 'f' \
+      AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))";
+
+const NAMES: &str =
+    "SELECT oid, relname FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'v', 'm', 'p', 'f')";
+
+/// What a pool knows of its database's functions.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    now: ArcSwap<Catalog>,
+    state: Mutex<Asked>,
+    /// Held by the one who asks.
+    turn: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    /// When it was asked last, with success or without.
+    at: Option<Instant>,
+    /// Something has been defined since.
+    outdated: bool,
+    /// What that may do.
+    defined: Option<Box<Effects>>,
+    asking: bool,
+    failed: bool,
+}
+
+impl Pool {
+    /// What is known of the database's functions now.
+    pub fn catalog(&self) -> Guard<Arc<Catalog>> {
+        self.catalog.now.load()
+    }
+
+    /// Something was defined that may do this: until the database has been asked again, anything may.
+    pub fn outdate_catalog(self: &Arc<Self>, defined: &Effects) {
+        if self.settings.load().1.catalog_interval.is_zero() {
+            return;
+        }
+        {
+            let mut asked = self.catalog.state.lock();
+            asked.outdated = true;
+            // Nobody else is kept for good for the sake of an instant.
+            let defined = &Effects { pin: None, ..defined.clone() };
+            asked.defined.get_or_insert_default().add(defined);
+            self.catalog.now.store(Arc::new(self.catalog.now.load().doubted(defined)));
+        }
+        self.refresh_catalog();
+    }
+
+    /// The first connection asks before it serves anybody. If it could not, another takes its place.
+    pub(super) async fn ask_first(
+        &self,
+        mut backend: Backend,
+        settings: &PoolSettings,
+    ) -> Result<Backend, UpstreamError> {
+        if settings.catalog_interval.is_zero() || self.catalog.state.lock().at.is_some() {
+            return Ok(backend);
+        }
+        let _turn = self.catalog.turn.lock().await;
+        if self.catalog.state.lock().at.is_some() || self.ask(&mut backend.stream).await {
+            return Ok(backend);
+        }
+        settings.dialer.dial(&[]).await
+    }
+
+    /// Asks again if it is time to, through an idle connection or one of its own.
+    pub(super) fn refresh_catalog(self: &Arc<Self>) {
+        let interval = self.settings.load().1.catalog_interval;
+        let is_used = {
+            let state = self.state.lock();
+            state.open > 0 && !state.retired
+        };
+        {
+            let mut asked = self.catalog.state.lock();
+            let wait = match (asked.outdated, asked.failed) {
+                (true, false) => Duration::ZERO,
+                (true, true) => AGAIN.min(interval),
+                (false, _) => interval,
+            };
+            let due = asked.at.is_none_or(|at| at.elapsed() > wait);
+            if interval.is_zero() || asked.asking || !due || !is_used {
+                return;
+            }
+            asked.asking = true;
+        }
+        let pool = self.clone();
+        let ask = async move {
+            let _turn = pool.catalog.turn.lock().await;
+            pool.ask_somehow().await;
+            pool.catalog.state.lock().asking = false;
+        };
+        self.runtimes.tasks.spawn_on(ask, &self.runtimes.control);
+    }
+
+    async fn ask_somehow(self: &Arc<Self>) {
+        if let Some(mut lease) = self.try_lend() {
+            lease.state.forget_unnamed();
+            if self.ask(&mut lease.stream).await {
+                lease.release();
+            }
+            return;
+        }
+        if !self.host.take() {
+            return;
+        }
+        let _place = HostPlace(self.host.clone());
+        let settings = self.settings.load_full();
+        if let Ok(mut backend) = settings.1.dialer.dial(&[]).await {
+            self.ask(&mut backend.stream).await;
+            let _ = backend.stream.write_all(&[b'X', 0, 0, 0, 4]).await;
+        }
+    }
+
+    /// Asks; false if the connection cannot be used any further.
+    async fn ask(&self, stream: &mut Stream) -> bool {
+        let (was_outdated, defined) = {
+            let mut asked = self.catalog.state.lock();
+            (std::mem::take(&mut asked.outdated), asked.defined.take())
+        };
+        let answer = ask(stream).await;
+        let mut asked = self.catalog.state.lock();
+        (asked.at, asked.failed) = (Some(Instant::now()), answer.is_err());
+        match answer {
+            Ok(catalog) => {
+                let connection = self.connection();
+                debug!(connection = %connection.name, names = catalog.count(), "functions of the database known");
+                // What was defined meanwhile may be missing.
+                let catalog = match &asked.defined {
+                    Some(defined) => catalog.doubted(defined),
+                    None => catalog,
+                };
+                self.catalog.now.store(Arc::new(catalog));
+                true
+            }
+            Err(error) => {
+                asked.outdated |= was_outdated;
+                asked.defined = asked.defined.take().or(defined);
+                let connection = self.connection();
+                warn!(connection = %connection.name, %error, "cannot ask the database for its functions");
+                false
+            }
+        }
+    }
+}
+
+/// Asks through a connection that nobody else uses meanwhile, and leaves it as it was.
+///
+/// # Errors
+/// The connection was lost, or the database did not answer; then the connection cannot be used any further.
+async fn ask(stream: &mut Stream) -> io::Result<Catalog> {
+    tokio::time::timeout(PATIENCE, ask_all(stream)).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn ask_all(stream: &mut Stream) -> io::Result<Catalog> {
+    let mut functions = Vec::new();
+    let mut relations = Relations::default();
+    run(stream, BEGIN, |_| Some(())).await?;
+    run(stream, FUNCTIONS, |row| {
+        let is_of_event = text(row, 4)? == b"t";
+        let source = text(row, 3).unwrap_or_default();
+        functions.push(Function::new(number(row, 0)?, text(row, 1)?, text(row, 2)?, source, is_of_event));
+        Some(())
+    })
+    .await?;
+    run(stream, DIRECT, |row| {
+        relations.direct.push((number(row, 0)?, text(row, 1)? == b"t"));
+        Some(())
+    })
+    .await?;
+    // Mostly, nothing leaves anything: then what runs it does not matter.
+    if functions.iter().any(Function::matters) || !relations.direct.is_empty() {
+        for (sql, pairs) in
+            [(CALLS, &mut relations.calls), (USES, &mut relations.uses), (TOUCHES, &mut relations.touches)]
+        {
+            run(stream, sql, |row| {
+                pairs.push((number(row, 0)?, number(row, 1)?));
+                Some(())
+            })
+            .await?;
+        }
+        run(stream, NAMES, |row| {
+            relations.names.push((number(row, 0)?, text(row, 1)?.to_vec()));
+            Some(())
+        })
+        .await?;
+    }
+    run(stream, "COMMIT", |_| Some(())).await?;
+    Ok(Catalog::new(&functions, &relations))
+}
+
+fn text<'a>(row: &[Option<&'a [u8]>], column: usize) -> Option<&'a [u8]> {
+    *row.get(column)?
+}
+
+fn number(row: &[Option<&[u8]>], column: usize) -> Option<u32> {
+    str::from_utf8(text(row, column)?).ok()?.parse().ok()
+}
+
+/// Runs one query and shows each of its rows; a row that is not understood is an error.
+async fn run(
+    stream: &mut Stream,
+    sql: &str,
+    mut each: impl FnMut(&[Option<&[u8]>]) -> Option<()>,
+) -> io::Result<()> {
+    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    let mut out = Vec::new();
+    wire::query(&mut out, sql);
+    stream.write_all(&out).await?;
+    stream.flush().await?;
+    let mut failed = None;
+    let mut body = Vec::new();
+    loop {
+        let mut header = [0; HEADER];
+        stream.read_exact(&mut header).await?;
+        let header = match Header::read(&header) {
+            Some(Ok(header)) if header.total <= MAX_ROW => header,
+            _ => return Err(invalid("a message that is too long".into())),
+        };
+        body.resize(header.total - HEADER, 0);
+        stream.read_exact(&mut body).await?;
+        match header.tag {
+            b'Z' => return failed.map_or(Ok(()), |message| Err(invalid(message))),
+            b'E' => {
+                let message = wire::error_field(&body, b'M').unwrap_or_default();
+                failed = Some(String::from_utf8_lossy(message).into_owned());
+            }
+            b'D' => {
+                let row = wire::columns(&body).ok_or_else(|| invalid("a broken row".into()))?;
+                each(&row).ok_or_else(|| invalid("a row of another kind".into()))?;
+            }
+            _ => {}
+        }
+    }
+}
