@@ -201,6 +201,12 @@ fn lexed(text: &[u8]) -> Effects {
     for statement in statements {
         look_at(statement, alone, &mut effects);
     }
+    if effects.defines && !alone {
+        // Another of these statements may use what one of them defines.
+        effects.asks_all = true;
+        let defined = effects.defined.clone();
+        defined.iter().for_each(|defined| effects.add(defined));
+    }
     effects
 }
 

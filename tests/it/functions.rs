@@ -169,30 +169,43 @@ fn what_a_prepared_statement_sets_each_time_it_is_run_is_not_left_behind() {
     }
 }
 
+fn definition(body: &str) -> String {
+    format!("CREATE OR REPLACE FUNCTION fresh() RETURNS text LANGUAGE plpgsql AS $$ BEGIN {body}; END $$")
+}
+
 #[test]
 fn a_function_is_known_as_soon_as_it_is_defined() {
     let pgusher = Pgusher::start(&config(""));
     let mut one = Raw::login(pgusher.address(), "raw");
     let mut other = Raw::login(pgusher.address(), "raw");
-    let define = |body: &str| {
-        format!("CREATE OR REPLACE FUNCTION fresh() RETURNS text LANGUAGE plpgsql AS $$ BEGIN {body}; END $$")
-    };
-    done(&mut one, &define("RETURN 1"));
+    done(&mut one, &definition("RETURN 1"));
     assert_eq!(one.tags(&[parse("s", "SELECT fresh()"), sync()].concat()), "1Z");
     let run = [bind("", "s", &[]), execute(), sync()].concat();
     assert_eq!(one.tags(&run), "2DCZ");
     // Another redefines it: the statement does something else now.
-    done(&mut other, &define("RETURN set_config('my.x', '9MB', false)"));
+    done(&mut other, &definition("RETURN set_config('my.x', '9MB', false)"));
     assert_eq!(one.tags(&run), "2DCZ");
     for turn in 0..3 {
         assert_eq!((other.value(LOOK), one.value(LOOK)), ("4MB".into(), "9MB".into()), "turn {turn}");
     }
-    // In the transaction that defines it.
     drop(one);
+    drop(other);
+    in_the_transaction_that_defines_it(&pgusher, true);
+    in_the_transaction_that_defines_it(&pgusher, false);
+}
+
+fn in_the_transaction_that_defines_it(pgusher: &Pgusher, in_one_query: bool) {
     let mut one = Raw::login(pgusher.address(), "raw");
-    done(&mut one, "DROP FUNCTION fresh()");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    done(&mut one, "DROP FUNCTION IF EXISTS fresh()");
     let body = "SET work_mem = '9MB'; RETURN 1";
-    done(&mut one, &format!("BEGIN; {}; SELECT fresh(); COMMIT", define(body)));
+    if in_one_query {
+        done(&mut one, &format!("BEGIN; {}; SELECT fresh(); COMMIT", definition(body)));
+    } else {
+        for sql in ["BEGIN", &definition(body), "SELECT fresh()", "COMMIT"] {
+            done(&mut one, sql);
+        }
+    }
     for turn in 0..3 {
         assert_eq!((other.value(LOOK), one.value(LOOK)), ("4MB".into(), "9MB".into()), "turn {turn}");
     }
