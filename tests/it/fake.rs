@@ -1,5 +1,6 @@
 //! A scripted upstream, and a relay that breaks what passes through it.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
@@ -271,6 +272,8 @@ struct Faults {
     /// How many bytes of answers still pass before the connection is cut; negative is no limit.
     answers: AtomicI64,
     how: Mutex<Option<Cut>>,
+    /// A cancel request is held up by a random time up to this, in milliseconds.
+    cancels: AtomicUsize,
 }
 
 /// A TCP relay to one port.
@@ -319,6 +322,11 @@ impl Relay {
         self.faults.pieces.store(pieces, Ordering::SeqCst);
     }
 
+    /// Each cancel request is held up by a random time up to this.
+    pub fn delay_cancels(&self, most: Duration) {
+        self.faults.cancels.store(most.as_millis() as usize, Ordering::SeqCst);
+    }
+
     /// After so many more bytes of answers, the connection ends.
     pub fn cut_after(&self, bytes: usize, how: Cut) {
         *self.faults.how.lock().unwrap() = Some(how);
@@ -347,7 +355,13 @@ impl Relay {
 impl Link {
     fn requests(&self, faults: &Faults) {
         let mut space = [0; 16 << 10];
+        let mut is_first = true;
         while let Ok(read @ 1..) = (&*self.near).read(&mut space) {
+            let most = faults.cancels.load(Ordering::SeqCst);
+            if std::mem::take(&mut is_first) && most > 0 && space[4..8] == CANCEL_REQUEST.to_be_bytes() {
+                let random = RandomState::new().hash_one(read);
+                std::thread::sleep(Duration::from_millis(random % most as u64));
+            }
             if !self.dark.load(Ordering::SeqCst) && pass(&self.far, &space[..read], faults).is_err() {
                 break;
             }

@@ -15,6 +15,7 @@ mod house;
 mod wire;
 
 mod abuse;
+mod cancel;
 mod cells;
 mod change;
 mod differential;
