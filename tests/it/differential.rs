@@ -1,4 +1,4 @@
-//! The same conversations, direct and through pgusher in transaction mode, with few connections shared by several
+//! The same conversations, direct and through pgusher in both pool modes, with few connections shared by several
 //! sessions at once: byte for byte the same answers.
 
 use std::io::Write;
@@ -466,11 +466,18 @@ fn arrive(address: SocketAddr, user: &str) -> Raw {
     )
 }
 
-fn through(pool_size: usize) -> Pgusher {
+/// Pool modes, each with how many connections the four sessions share.
+const POOLS: [(&str, usize); 4] =
+    [("transaction", 1), ("transaction", 2), ("transaction", 5), ("session", 5)];
+
+fn through(pool_mode: &str, pool_size: usize) -> Pgusher {
     let config =
         ["@BASE@", "@ENVIRONMENT@", "@USERS@"].iter().fold(WAREHOUSE.to_owned(), |c, p| c.replace(p, ""));
     let config = config
-        .replace("@SERVER@", &format!("default_pool_size = {pool_size}\nmax_pinned = 10"))
+        .replace(
+            "@SERVER@",
+            &format!("pool_mode = \"{pool_mode}\"\ndefault_pool_size = {pool_size}\nmax_pinned = 10"),
+        )
         .replace("[connections.warehouse]\n", "[connections.warehouse]\naliases = [\"dev\"]\n")
         .replace("@DEV@", &server().port.to_string())
         .replace("@PROD@", &pair().prod.port.to_string());
@@ -486,8 +493,8 @@ fn compare(way: Way, numbers: Range<usize>) {
         SCRIPTS.map(|(_, script)| way(address, user, script, number))
     };
     let expected: Vec<_> = numbers.clone().map(|number| run(direct, "app", number)).collect();
-    for pool_size in [1, 2, 5] {
-        let pgusher = through(pool_size);
+    for (pool_mode, pool_size) in POOLS {
+        let pgusher = through(pool_mode, pool_size);
         let address = pgusher.address();
         std::thread::scope(|scope| {
             let sessions: Vec<_> =
@@ -499,7 +506,7 @@ fn compare(way: Way, numbers: Range<usize>) {
                         assert_eq!(
                             shown(got),
                             shown(expected),
-                            "{name}, session {number}, {pool_size} connections: {}",
+                            "{name}, session {number}, {pool_mode} mode, {pool_size} connections: {}",
                             line.trim()
                         );
                     }
@@ -627,8 +634,8 @@ fn random_walks_through_the_protocol_are_answered_as_they_are_directly() {
     let direct: SocketAddr = ([127, 0, 0, 1], server().port).into();
     let numbers = 11..15;
     let expected: Vec<_> = numbers.clone().map(|number| walked(direct, "app", number, steps)).collect();
-    for pool_size in [1, 2, 5] {
-        let pgusher = through(pool_size);
+    for (pool_mode, pool_size) in POOLS {
+        let pgusher = through(pool_mode, pool_size);
         let address = pgusher.address();
         std::thread::scope(|scope| {
             let sessions: Vec<_> = numbers
@@ -640,7 +647,7 @@ fn random_walks_through_the_protocol_are_answered_as_they_are_directly() {
                     assert_eq!(
                         shown(got),
                         shown(expected),
-                        "session {number}, step {step}, {pool_size} connections"
+                        "session {number}, step {step}, {pool_mode} mode, {pool_size} connections"
                     );
                 }
             }
