@@ -42,7 +42,7 @@ use survey::{Left, Touched};
 pub const GATHER: usize = 16 << 10;
 /// The longest named `Parse` that is taken; longer ones are refused with `54000`.
 pub const MAX_NAMED_PARSE: usize = 16 << 20;
-/// The longest unnamed statement that is remembered from one transaction to the next.
+/// The longest unnamed statement that is remembered from one transaction to the next whatever others there are.
 const MAX_UNNAMED: usize = 64 << 10;
 
 /// The part of an upstream connection that the core knows: what was done on it.

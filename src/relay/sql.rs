@@ -186,7 +186,13 @@ pub fn effects(text: &[u8]) -> Option<Box<Effects>> {
 /// The same of a text that was found suspicious.
 pub fn suspected(text: &[u8]) -> Option<Box<Effects>> {
     if text.len() > MAX_LEXED {
-        return Some(Box::new(Effects::opaque()));
+        let mut scan = Scan::default();
+        scan.feed(text);
+        let defines = scan.clone().defines();
+        return match scan.is_suspicious() {
+            true => Some(Box::new(Effects::opaque())),
+            false => defines.then(|| Box::new(Effects { defines, ..Effects::default() })),
+        };
     }
     let effects = lexed(text);
     (effects != Effects::default()).then(|| Box::new(effects))

@@ -15,6 +15,10 @@ use super::sql::{self, Effects};
 
 /// PostgreSQL tells statement names apart by this many bytes.
 const NAME_LENGTH: usize = 63;
+/// The longest unnamed statement that is remembered from one transaction to the next, and how many bytes of those longer
+/// than most are remembered in all sessions together.
+const MAX_LONG: usize = 2 << 20;
+const MAX_ALL_LONG: usize = 64 << 20;
 /// How many bytes of statements may be kept before those that nobody has any more are looked for.
 const SWEEP_AT: usize = 64 << 10;
 
@@ -88,6 +92,8 @@ pub struct Interner {
     /// Of all keys together, those of statements that nobody has any more included.
     bytes: AtomicUsize,
     sweep_at: AtomicUsize,
+    /// Of all long unnamed statements together.
+    long: Arc<AtomicUsize>,
     prefix: String,
 }
 
@@ -102,6 +108,7 @@ impl Interner {
             next: AtomicU64::new(1),
             bytes: AtomicUsize::new(0),
             sweep_at: AtomicUsize::new(SWEEP_AT),
+            long: Arc::default(),
             prefix: format!("_pgusher_{:016x}_", getrandom::u64()?),
         })
     }
@@ -133,6 +140,20 @@ impl Interner {
         *entry = Arc::downgrade(&statement);
         self.bytes.fetch_add(length, Ordering::Relaxed);
         statement
+    }
+
+    /// Whether a long unnamed statement of this length can be remembered.
+    pub fn has_room(&self, length: usize) -> bool {
+        length <= MAX_LONG && self.long.load(Ordering::Relaxed) + length <= MAX_ALL_LONG
+    }
+
+    /// Remembers one, if it can be.
+    pub fn keep_long(&self, text: &[u8]) -> Option<LongText> {
+        if !self.has_room(text.len()) {
+            return None;
+        }
+        self.long.fetch_add(text.len(), Ordering::Relaxed);
+        Some(LongText { text: text.into(), all: self.long.clone() })
     }
 
     /// Forgets statements that nobody has any more, each time what is kept has doubled.
@@ -194,8 +215,34 @@ pub enum UnnamedText {
     None,
     /// It can be prepared on any connection.
     Known(Vec<u8>),
+    /// And so can this one, which is long.
+    Long(LongText),
     /// It was too long to be remembered: only the connection knows it, which the session keeps.
     OnConnection,
+}
+
+impl UnnamedText {
+    /// What its `Parse` had behind the name, if that is remembered.
+    pub fn text(&self) -> Option<&[u8]> {
+        match self {
+            Self::Known(text) => Some(text),
+            Self::Long(long) => Some(&long.text),
+            Self::None | Self::OnConnection => None,
+        }
+    }
+}
+
+/// A long text, counted as long as it lives.
+#[derive(Debug)]
+pub struct LongText {
+    text: Box<[u8]>,
+    all: Arc<AtomicUsize>,
+}
+
+impl Drop for LongText {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.text.len(), Ordering::Relaxed);
+    }
 }
 
 /// The names of one session.

@@ -547,7 +547,7 @@ impl Core {
     ) -> Step {
         let session_mode = self.mode != PoolMode::Transaction;
         let whole = input.len() >= header.total;
-        if !whole && !session_mode && header.total <= MAX_UNNAMED {
+        if !whole && !session_mode && (header.total <= MAX_UNNAMED || self.interner.has_room(header.total)) {
             // However it was cut on its way: it must be known what it may do, and what it was.
             return Step::Need(header.total);
         }
@@ -602,8 +602,8 @@ impl Core {
         if !self.requests.is_of_earlier_batch(self.unnamed.stamp) {
             return;
         }
-        let UnnamedText::Known(text) = &self.unnamed.text else { return };
-        let text = cstr(text).map_or(&text[..], |(text, _)| text);
+        let Some(text) = self.unnamed.text.text() else { return };
+        let text = cstr(text).map_or(text, |(text, _)| text);
         if let Some(effects) = self.effects(text) {
             self.foresee_extended(&effects, backend, up);
         }
@@ -631,6 +631,8 @@ impl Core {
             text.clear();
             text.extend_from_slice(body);
             UnnamedText::Known(text)
+        } else if let Some(long) = whole.then(|| self.interner.keep_long(body)).flatten() {
+            UnnamedText::Long(long)
         } else {
             self.pin_for(Pin::Opaque);
             UnnamedText::OnConnection
@@ -713,11 +715,11 @@ impl Core {
     /// Makes the upstream's unnamed statement this session's; false if the session has none.
     fn ensure_unnamed(&mut self, backend: &mut BackendState, up: &mut Sink<'_>) -> bool {
         let stamp = (self.id, self.unnamed.stamp);
-        match &self.unnamed.text {
-            UnnamedText::None => return false,
+        match self.unnamed.text.text() {
+            _ if matches!(self.unnamed.text, UnnamedText::None) => return false,
             _ if backend.unnamed == Some(stamp) => {}
-            UnnamedText::OnConnection => return false,
-            UnnamedText::Known(text) => {
+            None => return false,
+            Some(text) => {
                 wire::message(up.buffer(), b'P', |out| {
                     out.push(0);
                     out.extend_from_slice(text);

@@ -373,12 +373,27 @@ fn a_client_that_waits_is_told_what_for() {
 #[test]
 fn an_unnamed_statement_of_any_length_can_be_bound() {
     let pgusher = one_connection();
-    for length in [10, 10_000, 16_300, 20_000, 60_000, 70_000, 300_000] {
+    for length in [10, 10_000, 16_300, 20_000, 60_000, 70_000, 300_000, 2_000_000, 3_000_000] {
         let mut raw = Raw::login(pgusher.address(), "raw");
         let sql = format!("SELECT length('{}')", "x".repeat(length));
         let answer = raw.ask(&[parse("", &sql), bind("", "", &[]), execute(), sync()].concat());
         assert_eq!(answer.iter().map(|m| m.tag).collect::<String>(), "12DCZ", "{length}: {answer:?}");
         assert_eq!(answer[2].columns(), [length.to_string()]);
+        // It keeps no connection, but where it is very long.
+        if length < 3_000_000 {
+            assert_eq!(raw.value("SHOW pgusher.pin"), "", "{length}");
+            continue;
+        }
+        assert_eq!(raw.value("SHOW pgusher.pin"), "opaque statement", "{length}");
+    }
+    for length in [10, 70_000, 300_000, 2_000_000, 3_000_000] {
+        let mut other = Raw::login(pgusher.address(), "raw");
+        let mut raw = Raw::login(pgusher.address(), "raw");
+        let sql = format!("SELECT length('{}')", "x".repeat(length));
+        assert_eq!(raw.tags(&[parse("", &sql), sync()].concat()), "1Z", "{length}");
+        if length < 3_000_000 {
+            assert_eq!(other.value("SELECT 'between'"), "between", "{length}");
+        }
         // And again, in another transaction.
         let answer = raw.ask(&[bind("", "", &[]), execute(), sync()].concat());
         assert_eq!(answer.iter().map(|m| m.tag).collect::<String>(), "2DCZ", "{length}: {answer:?}");
@@ -389,7 +404,8 @@ fn an_unnamed_statement_of_any_length_can_be_bound() {
 fn an_unnamed_statement_that_comes_in_pieces_keeps_no_connection() {
     let pgusher = one_connection();
     let mut raw = Raw::login(pgusher.address(), "raw");
-    for (length, cut) in [(15_000, 5000), (20_000, 5000), (60_000, 5000), (60_000, 40_000)] {
+    for (length, cut) in [(15_000, 5000), (20_000, 5000), (60_000, 5000), (60_000, 40_000), (400_000, 70_000)]
+    {
         let sql = format!("SELECT length('{}')", "x".repeat(length));
         let batch = [parse("", &sql), bind("", "", &[]), execute(), sync()].concat();
         raw.send(&batch[..cut]);
