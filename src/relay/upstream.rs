@@ -12,6 +12,8 @@ use crate::wire::{self, HEADER, Header, MAX_SMALL_LENGTH, cstr, identifier, lite
 
 /// The number of a statement of pgusher's own that does nothing.
 const EMPTY: u64 = u64::MAX;
+/// And of one that is there to be deallocated.
+const SCAPEGOAT: u64 = u64::MAX - 1;
 /// The functions of large objects (`lo_open` and its like, see `pg_proc.dat`), which clients call by their numbers. What
 /// they leave ends with the transaction.
 const LARGE_OBJECTS: [u32; 15] =
@@ -552,15 +554,20 @@ impl Core {
             return Step::Need(header.total);
         }
         let text = cstr(after).map_or(after, |(text, _)| text);
-        let effects = if whole { self.effects(text) } else { None };
-        if let (Some(effects), false) = (&effects, session_mode) {
+        let mut effects = if whole { self.effects(text) } else { None };
+        let mut replaced = None;
+        if let (Some(effects), false) = (&mut effects, session_mode) {
+            if effects.deallocates.as_deref().is_some_and(|name| self.is_in_doubt(name)) && self.may_hold() {
+                return Step::Hold;
+            }
+            replaced = self.deallocate_extended(effects, after, up.buffer());
             self.foresee_extended(effects, backend, up.buffer());
         }
         if session_mode {
             effects.iter().for_each(|effects| self.stain(effects));
             self.stained |= !whole;
         }
-        let shown = effects.and_then(|_| self.shown_body(after));
+        let shown = replaced.or_else(|| effects.and_then(|_| self.shown_body(after)));
         let body = shown.as_deref().unwrap_or(after);
         if session_mode {
             self.requests.push(Kind::Parse);
@@ -585,10 +592,54 @@ impl Core {
         Step::Done
     }
 
+    /// `DEALLOCATE name` in the extended protocol, of a statement that was prepared by the protocol: others may use what
+    /// the upstream has. The client's name is taken away, and the `Parse` body that is sent in its place deallocates a
+    /// statement that was prepared for that.
+    fn deallocate_extended(
+        &mut self,
+        effects: &mut Effects,
+        body: &[u8],
+        up: &mut Vec<u8>,
+    ) -> Option<Vec<u8>> {
+        let name = effects.deallocates.as_deref()?;
+        let (_, types) = cstr(body)?;
+        let deallocate = |id| {
+            let mut body = Vec::new();
+            wire::push_cstr(&mut body, &format!("DEALLOCATE {}", identifier(&self.interner.name(id))));
+            body.extend_from_slice(types);
+            body
+        };
+        if self.interner.is_reserved(name) {
+            let body = deallocate(0);
+            effects.deallocates = None;
+            return Some(body);
+        }
+        self.named(name)?;
+        let body = deallocate(SCAPEGOAT);
+        let scapegoat = self.interner.name(SCAPEGOAT);
+        wire::message(up, b'C', |out| {
+            out.push(b'S');
+            wire::push_cstr(out, &scapegoat);
+        });
+        self.requests.push_hidden(Kind::Close, None);
+        wire::message(up, b'P', |out| {
+            wire::push_cstr(out, &scapegoat);
+            out.extend([0; 3]);
+        });
+        let name = effects.deallocates.take()?;
+        let previous = self.put_name(&name, None);
+        let note = Note::Named { name: name.into(), previous, prepared: None, closed: None };
+        self.requests.push_hidden(Kind::Parse, Some(note));
+        Some(body)
+    }
+
     /// A statement that may do this comes in the extended protocol.
     fn foresee_extended(&mut self, effects: &Effects, backend: &mut BackendState, up: &mut Vec<u8>) {
         // The upstream knows a statement of the protocol by another name than the client does.
-        let of_protocol = |name: &[u8]| self.interner.is_reserved(name) || self.named(name).is_some();
+        let scapegoat = self.interner.name(SCAPEGOAT);
+        let of_protocol = |name: &[u8]| {
+            self.named(name).is_some() || self.interner.is_reserved(name) && name != scapegoat.as_bytes()
+        };
         if effects.deallocates.as_deref().is_some_and(of_protocol) {
             self.pin_for(Pin::Prepare);
         }

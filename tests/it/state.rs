@@ -217,8 +217,38 @@ fn a_statement_of_sql_is_deallocated_in_both_protocols_and_keeps_nothing() {
     }
     // One of the protocol is known to the upstream by another name.
     assert_eq!(one.tags(&[parse("p", "SELECT 1"), sync()].concat()), "1Z");
-    one.ask(&extended("DEALLOCATE p"));
-    assert_eq!(one.value("SHOW pgusher.pin"), "sql prepare");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    assert_eq!(other.tags(&[parse("o", "SELECT 1"), sync()].concat()), "1Z");
+    let run = |name: &str| [bind("", name, &[]), execute(), sync()].concat();
+    assert!(one.tags(&run("no such")).starts_with('E'));
+    // What fails before it takes the name does not take it.
+    let failing = [parse("", "SELECT 1/0"), bind("", "", &[]), execute(), extended("DEALLOCATE p")].concat();
+    assert_eq!(one.tags(&failing), "1EZ");
+    assert_eq!(one.tags(&run("p")), "2DCZ");
+    assert_eq!(one.tags(&extended("DEALLOCATE p")), "12CZ");
+    assert_eq!(one.value("SHOW pgusher.pin"), "");
+    assert_eq!(other.tags(&run("o")), "2DCZ");
+    let gone = one.ask(&run("p"));
+    assert_eq!(gone[0].field('M'), "prepared statement \"p\" does not exist");
+    // In order, in one pipeline.
+    let again = [
+        parse("p", "SELECT 'first'"),
+        bind("", "p", &[]),
+        execute(),
+        extended("DEALLOCATE p")[..extended("DEALLOCATE p").len() - 5].to_vec(),
+        parse("p", "SELECT 'second'"),
+        run("p"),
+    ];
+    let answer = one.ask(&again.concat());
+    let rows: Vec<_> = answer.iter().filter(|m| m.tag == 'D').map(|m| m.columns().remove(0)).collect();
+    assert_eq!(rows, ["first", "second"], "{answer:?}");
+    assert_eq!(one.value("SHOW pgusher.pin"), "");
+    // Nobody can name what is pgusher's.
+    let reserved = one.value("SELECT name FROM pg_prepared_statements LIMIT 1");
+    let answer = one.ask(&extended(&format!("DEALLOCATE \"{reserved}\"")));
+    assert!(answer.iter().any(|m| m.tag == 'E' && m.field('C') == "26000"), "{answer:?}");
+    assert_eq!(one.value("SHOW pgusher.pin"), "");
+    assert_eq!(one.tags(&run("p")), "2DCZ");
 }
 
 #[test]
