@@ -1,6 +1,7 @@
 //! The cancel keys that pgusher gave out, and what each stands for right now.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
@@ -43,6 +44,15 @@ impl Slot {
     /// The session is lent a connection.
     pub fn is_lent(&self, target: Arc<CancelTarget>) {
         *self.0.lock() = Doing::Lent(target);
+    }
+
+    /// The connection that the session is lent now, if any; and whether it waits for one.
+    pub fn now(&self) -> (Option<Arc<CancelTarget>>, Option<Instant>) {
+        match &*self.0.lock() {
+            Doing::Nothing => (None, None),
+            Doing::Waiting(ticket) => (None, Some(ticket.since)),
+            Doing::Lent(target) => (Some(target.clone()), None),
+        }
     }
 
     /// The session has nothing. After this, no cancel begins for what it had; one that had begun has raised the

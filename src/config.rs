@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
 use crate::secret::Secret;
 use crate::verifier::ScramVerifier;
-use file::{AuthType, ChannelBinding, OnUnmatched, PoolMode, SslMode, SslNegotiation};
+use file::{AuthType, ChannelBinding, Console, OnUnmatched, PoolMode, SslMode, SslNegotiation};
 use read::Problems;
 
 pub use file::{ClientTls, ListenAddress, LogFormat, LogLevel, OnMove, Server};
@@ -206,6 +206,8 @@ pub struct User {
     pub pool_mode: Option<PoolMode>,
     /// The most clients; 0 is no limit.
     pub max_client_connections: u32,
+    /// What they may do on the console.
+    pub console: Option<Console>,
     /// May not log in.
     pub disabled: bool,
     /// The SCRAM verifier of a plain password, derived at the first login that needs it.

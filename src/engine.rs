@@ -9,9 +9,10 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,7 +21,8 @@ use crate::cancel::Slot;
 use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, SqlState};
 use crate::pool::{Answer, Lease, Outcome, Pinned, Pool, Subscription, Ticket, refusal_of, waited_too_long};
-use crate::relay::{Broken, Core, Sink, Then};
+use crate::relay::{self, Broken, Core, Sink, Then};
+use crate::stats::Figure;
 use crate::stream::{Reader, Stream};
 use crate::wire::{self, Severity};
 pub use timing::Timeouts;
@@ -88,6 +90,55 @@ impl Orders {
     }
 }
 
+/// What can be seen of a session from outside, while it lives.
+#[derive(Debug, Default)]
+pub struct Watch {
+    transactions: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
+    /// Microseconds that it has waited for connections, all in all.
+    waited: AtomicU64,
+    prepared: AtomicU32,
+    /// Why it keeps its connection: the place in [`Pin::ALL`](relay::Pin::ALL), from 1.
+    pin: AtomicU8,
+}
+
+/// The figures of a [`Watch`] at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    /// How many have ended.
+    pub transactions: u64,
+    /// Bytes from the client and to it, as of the last of them.
+    pub bytes: (u64, u64),
+    /// How long it has waited for connections.
+    pub waited: Duration,
+    /// Its named prepared statements.
+    pub prepared: u32,
+    /// Why it keeps its connection.
+    pub pin: Option<relay::Pin>,
+}
+
+impl Watch {
+    /// What can be seen now.
+    pub fn see(&self) -> Seen {
+        let get = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        let pin = usize::from(self.pin.load(Ordering::Relaxed));
+        Seen {
+            transactions: get(&self.transactions),
+            bytes: (get(&self.received), get(&self.sent)),
+            waited: Duration::from_micros(get(&self.waited)),
+            prepared: self.prepared.load(Ordering::Relaxed),
+            pin: pin.checked_sub(1).and_then(|at| relay::Pin::ALL.get(at)).copied(),
+        }
+    }
+
+    fn pin_is(&self, pin: Option<relay::Pin>) {
+        let at = pin.and_then(|pin| relay::Pin::ALL.iter().position(|known| *known == pin));
+        let at = at.and_then(|at| u8::try_from(at + 1).ok()).unwrap_or(0);
+        self.pin.store(at, Ordering::Relaxed);
+    }
+}
+
 /// How a session ended.
 #[derive(Debug)]
 pub enum Cause {
@@ -149,6 +200,8 @@ pub struct Parts {
     pub orders: Arc<Orders>,
     /// Changed by a reload.
     pub timeouts: Arc<Timeouts>,
+    /// For those who look at it.
+    pub watch: Arc<Watch>,
 }
 
 /// One session, from its first query to its end.
@@ -160,6 +213,12 @@ pub struct Engine {
     slot: Arc<Slot>,
     orders: Arc<Orders>,
     timeouts: Arc<Timeouts>,
+    watch: Arc<Watch>,
+    /// When the transaction under way began, and since when the upstream owes an answer.
+    began: Option<Instant>,
+    asked: Option<Instant>,
+    /// How many transactions, and which bytes, were counted for the pool already.
+    counted: (u64, (u64, u64)),
     /// Read and not dealt with.
     client_tail: Vec<u8>,
     upstream_tail: Vec<u8>,
@@ -211,6 +270,10 @@ impl Engine {
             slot: parts.slot,
             orders: parts.orders,
             timeouts: parts.timeouts,
+            watch: parts.watch,
+            began: None,
+            asked: None,
+            counted: (0, (0, 0)),
             client_tail: ahead,
             upstream_tail: Vec::new(),
             need: 0,
@@ -284,6 +347,9 @@ impl Engine {
             Poll::Pending if self.client.has_ended(cx) => Err(Cause::Client),
             Poll::Pending => Ok(false),
             Poll::Ready(Outcome::Granted(lease)) => {
+                let waited = micros(ticket.since.elapsed());
+                self.pool.stats().add(Figure::WaitTime, waited);
+                self.watch.waited.fetch_add(waited, Ordering::Relaxed);
                 self.hold(lease);
                 if !self.set_up(cx)? {
                     self.take_in_tail(cx, scratch)?;
@@ -319,6 +385,7 @@ impl Engine {
 
     fn hold(&mut self, lease: Lease) {
         self.core.knows(&self.pool.catalog());
+        self.pool.stats().add(Figure::Assignments, 1);
         self.leasing = Leasing::Held(lease);
         self.upstream_is_dry = false;
     }
@@ -341,7 +408,9 @@ impl Engine {
     /// Deals with what was read before a connection was there.
     fn take_in_tail(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Cause> {
         let tail = std::mem::take(&mut self.client_tail);
-        self.take_in(&tail, cx, &mut scratch.up, &mut scratch.down)
+        self.take_in(&tail, cx, &mut scratch.up, &mut scratch.down)?;
+        self.count();
+        Ok(())
     }
 
     fn client_to_upstream(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
@@ -671,6 +740,7 @@ impl Engine {
         if self.core.pin().is_some() != self.pinned.is_some() {
             self.count_pin()?;
         }
+        self.count();
         if let Some(defined) = self.core.has_defined() {
             self.pool.outdate_catalog(&defined);
         }
@@ -693,9 +763,57 @@ impl Engine {
         Ok(())
     }
 
+    /// Something was asked, or answered: what that means for the pool's figures. The clock is read when a transaction
+    /// begins and when it ends, and around each query within.
+    fn count(&mut self) {
+        if !matches!(self.leasing, Leasing::Held(_)) {
+            return;
+        }
+        if !self.core.is_clients_turn() {
+            if self.asked.is_none() {
+                let now = Instant::now();
+                self.asked = Some(now);
+                self.began.get_or_insert(now);
+            }
+            return;
+        }
+        let Some(asked) = self.asked.take() else { return };
+        let now = Instant::now();
+        let stats = self.pool.stats();
+        stats.add(Figure::QueryTime, micros(now - asked));
+        if self.core.transactions() == self.counted.0 {
+            return;
+        }
+        if let Some(began) = self.began.take() {
+            stats.add(Figure::TransactionTime, micros(now - began));
+        }
+        self.count_all();
+    }
+
+    /// What was counted goes to the pool, and to whoever looks.
+    fn count_all(&mut self) {
+        let counts = self.core.take_counts();
+        let transactions = self.core.transactions();
+        let stats = self.pool.stats();
+        stats.add(Figure::Transactions, transactions - self.counted.0);
+        stats.add(Figure::Queries, counts.queries.into());
+        stats.add(Figure::Received, self.bytes.0 - self.counted.1.0);
+        stats.add(Figure::Sent, self.bytes.1 - self.counted.1.1);
+        stats.add(Figure::ClientParses, counts.client_parses.into());
+        stats.add(Figure::ServerParses, counts.server_parses.into());
+        stats.add(Figure::Binds, counts.binds.into());
+        self.counted = (transactions, self.bytes);
+        self.watch.transactions.store(transactions, Ordering::Relaxed);
+        self.watch.received.store(self.bytes.0, Ordering::Relaxed);
+        self.watch.sent.store(self.bytes.1, Ordering::Relaxed);
+        let prepared = u32::try_from(self.core.prepared()).unwrap_or(u32::MAX);
+        self.watch.prepared.store(prepared, Ordering::Relaxed);
+    }
+
     /// The session begins to keep its connection, or does so no longer.
     fn count_pin(&mut self) -> Result<(), Cause> {
         self.pinned = None;
+        self.watch.pin_is(self.core.pin());
         let Some(reason) = self.core.pin() else { return Ok(()) };
         self.pinned = self.pool.pin();
         if self.pinned.is_some() {
@@ -886,6 +1004,7 @@ impl Engine {
 
     /// Ends with the connection given back, cleaned or closed.
     fn leave_upstream(&mut self) {
+        self.count_all();
         self.slot.has_nothing();
         self.pinned = None;
         match std::mem::replace(&mut self.leasing, Leasing::None) {
@@ -901,6 +1020,10 @@ impl Engine {
             }
         }
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn untranslatable() -> Refusal {

@@ -37,6 +37,14 @@ impl SqlState {
     pub const INVALID_STATEMENT_NAME: Self = Self("26000");
     /// `invalid_catalog_name`
     pub const UNKNOWN_DATABASE: Self = Self("3D000");
+    /// `syntax_error`
+    pub const SYNTAX_ERROR: Self = Self("42601");
+    /// `insufficient_privilege`
+    pub const INSUFFICIENT_PRIVILEGE: Self = Self("42501");
+    /// `undefined_object`
+    pub const UNDEFINED_OBJECT: Self = Self("42704");
+    /// `object_not_in_prerequisite_state`
+    pub const NOT_IN_PREREQUISITE_STATE: Self = Self("55000");
     /// `duplicate_prepared_statement`
     pub const DUPLICATE_STATEMENT: Self = Self("42P05");
     /// `too_many_connections`

@@ -20,11 +20,13 @@ pub mod attribute;
 pub mod route;
 pub mod upstream;
 pub mod relay;
+pub mod stats;
 pub mod pool;
 pub mod cancel;
 pub mod engine;
 // ── the house ──
 pub mod proxy;
+pub mod console;
 pub mod session;
 pub mod listener;
 pub mod cli;

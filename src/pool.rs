@@ -3,6 +3,7 @@
 mod catalog;
 mod lease;
 mod listener;
+mod operate;
 mod ticket;
 
 use std::collections::{HashMap, VecDeque};
@@ -21,12 +22,14 @@ use tracing::{debug, warn};
 use crate::config::Connection;
 use crate::error::{Fault, Refusal, SqlState};
 use crate::relay::{BackendState, Parameters};
-use crate::upstream::{Backend, Dialer, UpstreamError};
+use crate::stats::Stats;
+use crate::upstream::{Backend, CancelTarget, Dialer, UpstreamError};
 use crate::wire;
 use catalog::Known;
 pub use lease::{Lease, Pooled};
 use listener::Command;
 pub use listener::{Answer, Subscription};
+pub use operate::{Halt, View};
 pub use ticket::{Outcome, Ticket};
 
 /// How many connections one pool opens at the same time.
@@ -174,6 +177,11 @@ pub struct Pool {
     listener: Mutex<Option<UnboundedSender<Command>>>,
     /// What the database's functions may do to a session.
     catalog: Known,
+    stats: Stats,
+    /// Every connection that was opened and may still be there, with its epoch.
+    servers: Mutex<Vec<(u64, Weak<CancelTarget>)>>,
+    /// `DISABLE`: nobody logs in to it.
+    disabled: AtomicBool,
 }
 
 /// A place among the connections to a host, for one that belongs to no pool.
@@ -223,6 +231,8 @@ struct State {
     used: bool,
     /// No route leads here any more: nothing is kept.
     retired: bool,
+    /// Nothing is lent.
+    halted: Option<Halt>,
 }
 
 impl State {
@@ -287,6 +297,9 @@ impl Pool {
             pinned: AtomicUsize::new(0),
             listener: Mutex::default(),
             catalog: Known::default(),
+            stats: Stats::default(),
+            servers: Mutex::default(),
+            disabled: AtomicBool::new(false),
         });
         pool.host.join(&pool);
         pool
@@ -366,7 +379,7 @@ impl Pool {
         loop {
             let pooled = {
                 let mut state = self.state.lock();
-                if !state.waiters.is_empty() {
+                if !state.waiters.is_empty() || state.halted.is_some() {
                     return None;
                 }
                 state.used = true;
@@ -519,7 +532,7 @@ impl Pool {
     async fn acquire_any(self: &Arc<Self>) -> Result<Lease, Refusal> {
         let idle = {
             let mut state = self.state.lock();
-            if state.waiters.is_empty() { state.idle.pop() } else { None }
+            if state.waiters.is_empty() && state.halted.is_none() { state.idle.pop() } else { None }
         };
         match idle {
             Some(pooled) => Ok(Lease { pooled: Some(pooled), pool: self.clone() }),
@@ -535,6 +548,7 @@ impl Pool {
     ) -> Box<Pooled> {
         let now = Instant::now();
         let reported = Arc::new(Parameters::new(backend.parameters));
+        self.servers.lock().push((settings.0, Arc::downgrade(&backend.target)));
         Box::new(Pooled {
             stream: backend.stream,
             state: BackendState::new(reported, settings.1.max_prepared_statements as usize),
@@ -557,7 +571,8 @@ impl Pool {
         let share = self.host.fair_share().unwrap_or(usize::MAX);
         let wants_one = |state: &State| {
             let keep = if state.used && !state.retired { min } else { 0 };
-            let wanted = state.waiters.len() > state.dialing || state.open + state.dialing < keep;
+            let wanted = state.halted.is_none()
+                && (state.waiters.len() > state.dialing || state.open + state.dialing < keep);
             let most = state.limit(patience).min(share);
             let free = state.open + state.dialing < most && state.dialing < MAX_DIALING;
             wanted && free && state.retry_at.is_none_or(|at| now >= at)
@@ -584,7 +599,7 @@ impl Pool {
         {
             let mut state = self.state.lock();
             let one_at_a_time = state.succeeding || state.successors > 0 || state.dialing >= MAX_DIALING;
-            let waits = state.retry_at.is_some_and(|at| Instant::now() < at);
+            let waits = state.retry_at.is_some_and(|at| Instant::now() < at) || state.halted.is_some();
             if one_at_a_time || waits || state.retired || !self.host.take() {
                 return;
             }
@@ -670,7 +685,8 @@ impl Pool {
             let nobody_waits = state.waiters.is_empty();
             // Opened with the settings of a client in session mode, it is of no use to those who wait.
             let unfit = pooled.startup.is_some() && !nobody_waits;
-            let outworn = state.is_outworn(&pooled) || pooled.target.is_spoiled();
+            let paused = state.halted == Some(Halt::Paused);
+            let outworn = state.is_outworn(&pooled) || pooled.target.is_spoiled() || paused;
             if outworn
                 || unfit
                 || owed
@@ -681,7 +697,8 @@ impl Pool {
                 drop(state);
                 return self.close(pooled);
             }
-            match state.waiters.pop_front() {
+            let next = if state.halted.is_some() { None } else { state.waiters.pop_front() };
+            match next {
                 Some(ticket) => ticket,
                 None => {
                     state.idle.push(pooled);
@@ -709,7 +726,7 @@ impl Pool {
         loop {
             let (ticket, pooled) = {
                 let mut state = self.state.lock();
-                if state.waiters.is_empty() {
+                if state.waiters.is_empty() || state.halted.is_some() {
                     return;
                 }
                 let Some(pooled) = take_idle(&mut state) else {
@@ -777,6 +794,8 @@ impl Pool {
         self.open_more();
         self.serve_waiters();
         self.refresh_catalog();
+        self.stats.tick();
+        self.servers.lock().retain(|(_, server)| server.strong_count() > 0);
     }
 
     fn close_outworn(self: &Arc<Self>) {

@@ -1,31 +1,35 @@
 //! Everything assembled: the generation in force, its pools, the sessions that live, reload, drain.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::attribute;
 use crate::auth::{Authenticator, Identity};
-use crate::cancel::Keys;
+use crate::cancel::{Keys, Slot};
+use crate::config::file::PoolMode;
 use crate::config::{Checked, Config, Connection, Host, OnMove, Rejected, Target};
-use crate::engine::{Order, Orders, Timeouts};
+use crate::engine::{Order, Orders, Timeouts, Watch};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::names::{ConnectionName, UserName};
-use crate::pool::{HostCount, Pool, PoolSettings, Runtimes};
+use crate::pool::{Halt, HostCount, Pool, PoolSettings, Runtimes};
 use crate::relay::{Facts, Interner};
 use crate::route::{self, Route};
 use crate::tls::{self, ServerTls, TlsError};
 use crate::upstream::Dialer;
 
+/// How many configurations are remembered.
+const HISTORY: usize = 50;
 /// How often idle connections are looked after.
 const TEND_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -69,6 +73,11 @@ pub struct Place {
 }
 
 impl Generation {
+    /// Why a session must leave, if it must.
+    pub fn moved(&self, session: &LiveSession) -> Option<String> {
+        moved(self, session)
+    }
+
     /// Decides where a user goes; those who ask the same share the answer.
     ///
     /// # Errors
@@ -94,6 +103,52 @@ impl Generation {
         };
         Ok(entry.or_try_insert_with(place)?.clone())
     }
+}
+
+/// What is remembered of a configuration.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// Its number, also if it was refused and another has it now.
+    pub number: u64,
+    /// When that was.
+    pub at: SystemTime,
+    /// `in force`, `replaced` or `refused`
+    pub state: &'static str,
+    /// How many connections and users it has.
+    pub connections: usize,
+    /// See `connections`.
+    pub users: usize,
+    /// Why it was refused.
+    pub error: Option<String>,
+}
+
+impl Known {
+    fn in_force(generation: &Generation) -> Self {
+        Self {
+            number: generation.number,
+            at: SystemTime::now(),
+            state: "in force",
+            connections: generation.config.connections.len(),
+            users: generation.config.users.len(),
+            error: None,
+        }
+    }
+
+    fn refused(number: u64, error: String) -> Self {
+        let (at, error) = (SystemTime::now(), Some(error));
+        Self { number, at, state: "refused", connections: 0, users: 0, error }
+    }
+}
+
+/// How pgusher is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Now.
+    Immediate,
+    /// When no transaction is under way any more.
+    WaitForServers,
+    /// When no client is there any more.
+    WaitForClients,
 }
 
 /// Why a configuration did not take effect.
@@ -126,6 +181,22 @@ pub struct LiveSession {
     pub place: Arc<Place>,
     /// For telling it to end.
     pub orders: Arc<Orders>,
+    /// What it does now.
+    pub slot: Arc<Slot>,
+    /// What was seen of it.
+    pub watch: Arc<Watch>,
+    /// Where its connections come from.
+    pub pool: Arc<Pool>,
+    /// For how long it has each.
+    pub mode: PoolMode,
+    /// Its other end.
+    pub peer: Box<str>,
+    /// When it was accepted.
+    pub since: SystemTime,
+    /// How it called itself at login.
+    pub application_name: Box<str>,
+    /// The version of its TLS, if it has any.
+    pub tls: Option<&'static str>,
 }
 
 /// A place among the clients that are counted: of all, of a user, of a connection.
@@ -164,6 +235,9 @@ pub struct Proxy {
     /// Set when no more clients are to be accepted.
     pub closing: CancellationToken,
     reloading: Mutex<()>,
+    history: Mutex<VecDeque<Known>>,
+    halted: Mutex<Option<Halt>>,
+    end: watch::Sender<Option<Shutdown>>,
 }
 
 impl Proxy {
@@ -177,6 +251,7 @@ impl Proxy {
         let timeouts = Timeouts::default();
         timeouts.set(&checked.config.server);
         let generation = build(1, checked, None, &runtimes, &hosts)?;
+        let history = Mutex::new([Known::in_force(&generation)].into());
         Ok(Arc::new(Self {
             path,
             generation: ArcSwap::from_pointee(generation),
@@ -194,6 +269,9 @@ impl Proxy {
             draining: AtomicBool::new(false),
             closing: CancellationToken::new(),
             reloading: Mutex::default(),
+            history,
+            halted: Mutex::default(),
+            end: watch::Sender::new(None),
         }))
     }
 
@@ -208,8 +286,18 @@ impl Proxy {
     /// What is wrong with it; the generation in force stays.
     pub fn reload(&self) -> Result<Arc<Generation>, LoadError> {
         let _one_at_a_time = self.reloading.lock();
+        let loaded = route::load(&self.path).map_err(LoadError::Rejected);
+        let applied = loaded.and_then(|checked| self.apply(checked));
+        if let Err(error) = &applied {
+            let error = error.to_string().lines().next().unwrap_or_default().to_owned();
+            self.remember(Known::refused(self.generation().number + 1, error));
+        }
+        applied
+    }
+
+    /// A configuration takes effect.
+    fn apply(&self, checked: Checked) -> Result<Arc<Generation>, LoadError> {
         let old = self.generation();
-        let checked = route::load(&self.path).map_err(LoadError::Rejected)?;
         checked.warnings.iter().for_each(|w| warn!("{}", checked.warnings.line(w)));
         let new = Arc::new(build(old.number + 1, checked, Some(&old), &self.runtimes, &self.hosts)?);
         self.generation.store(new.clone());
@@ -220,14 +308,22 @@ impl Proxy {
                 pool.retire();
             }
         }
+        if let Some(halt) = self.halted() {
+            new.pools.values().for_each(|pool| pool.halt(halt));
+        }
         self.settle(&new);
+        self.remember(Known::in_force(&new));
         info!(generation = new.number, "configuration reloaded");
         Ok(new)
     }
 
     /// Reloads, and says in the log how that went.
-    pub fn reload_and_log(&self) {
-        match self.reload() {
+    ///
+    /// # Errors
+    /// As [`Proxy::reload`].
+    pub fn reload_and_log(&self) -> Result<Arc<Generation>, LoadError> {
+        let reloaded = self.reload();
+        match &reloaded {
             Ok(_) => {}
             Err(LoadError::Rejected(rejected)) => {
                 for problem in rejected.0.iter() {
@@ -242,6 +338,7 @@ impl Proxy {
                 error!(%error, generation = self.generation().number, "reload refused: the old configuration stays in force");
             }
         }
+        reloaded
     }
 
     /// Tells the sessions whose route is not theirs any more.
@@ -340,9 +437,13 @@ impl Proxy {
 
     /// Accepts nobody any more, lets transactions end, up to `shutdown_timeout`, then ends everything.
     pub async fn drain(&self) {
+        let timeout = *self.generation().config.server.shutdown_timeout;
+        self.drain_within(timeout).await;
+    }
+
+    async fn drain_within(&self, timeout: Duration) {
         self.draining.store(true, Ordering::Release);
         self.closing.cancel();
-        let timeout = *self.generation().config.server.shutdown_timeout;
         info!(sessions = self.sessions(), timeout = %humantime::format_duration(timeout), "draining");
         self.order_all(false);
         let deadline = Instant::now() + timeout;
@@ -368,6 +469,104 @@ impl Proxy {
         }
     }
 
+    /// The configurations there have been, the oldest first.
+    pub fn history(&self) -> Vec<Known> {
+        self.history.lock().iter().cloned().collect()
+    }
+
+    fn remember(&self, known: Known) {
+        let mut history = self.history.lock();
+        if known.error.is_none() {
+            history.iter_mut().filter(|k| k.state == "in force").for_each(|k| k.state = "replaced");
+        }
+        history.push_back(known);
+        if history.len() > HISTORY {
+            history.pop_front();
+        }
+    }
+
+    /// The sessions that live.
+    pub fn live_sessions(&self) -> Vec<Arc<LiveSession>> {
+        self.sessions.iter().map(|session| session.clone()).collect()
+    }
+
+    /// The sessions that stand where their users would not go now.
+    pub fn unsettled(&self) -> Vec<u64> {
+        let generation = self.generation();
+        self.live_sessions().iter().filter(|s| generation.moved(s).is_some()).map(|s| s.id).collect()
+    }
+
+    /// The pools in force, and those that sessions still have.
+    pub fn all_pools(&self) -> Vec<Arc<Pool>> {
+        let mut pools: Vec<_> = self.generation().pools.values().cloned().collect();
+        for session in self.live_sessions() {
+            if !pools.iter().any(|pool| Arc::ptr_eq(pool, &session.pool)) {
+                pools.push(session.pool.clone());
+            }
+        }
+        pools
+    }
+
+    /// Whether all pools were told to lend nothing.
+    pub fn halted(&self) -> Option<Halt> {
+        *self.halted.lock()
+    }
+
+    /// No pool lends anything, until [`Proxy::resume_all`].
+    pub fn halt_all(&self, halt: Halt) {
+        *self.halted.lock() = Some(halt);
+        self.all_pools().iter().for_each(|pool| pool.halt(halt));
+    }
+
+    /// All pools lend again; false if they did so already.
+    pub fn resume_all(&self) -> bool {
+        let halted = self.halted.lock().take();
+        self.all_pools().iter().for_each(|pool| {
+            pool.resume();
+        });
+        halted.is_some()
+    }
+
+    /// Ends the sessions of a pool, and lends nothing of it until it is resumed.
+    pub fn kill(&self, pool: &Arc<Pool>) {
+        pool.halt(Halt::Paused);
+        for session in self.live_sessions().iter().filter(|session| Arc::ptr_eq(&session.pool, pool)) {
+            session.orders.give(Order { now: true, refusal: killed() });
+        }
+    }
+
+    /// Ends one session; false if there is none of this number.
+    pub fn kill_client(&self, id: u64) -> bool {
+        let session = self.sessions.get(&id).map(|session| session.clone());
+        let Some(session) = session else { return false };
+        session.orders.give(Order { now: true, refusal: killed() });
+        true
+    }
+
+    /// Asks the process to end.
+    pub fn ask_to_end(&self, how: Shutdown) {
+        self.end.send_replace(Some(how));
+    }
+
+    /// Waits until somebody asks that, and ends all sessions as was asked.
+    pub async fn end_when_asked(&self) {
+        let mut asked = self.end.subscribe();
+        let how = asked.wait_for(Option::is_some).await.map(|how| *how);
+        let Ok(Some(how)) = how else { return std::future::pending().await };
+        info!(?how, "asked to end");
+        match how {
+            Shutdown::Immediate => self.drain_within(Duration::ZERO).await,
+            Shutdown::WaitForServers => self.drain_within(Duration::from_secs(86_400)).await,
+            Shutdown::WaitForClients => {
+                self.closing.cancel();
+                while self.sessions() > 0 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                self.drain_within(Duration::ZERO).await;
+            }
+        }
+    }
+
     /// Looks after the pools until the process ends.
     pub async fn tend(self: Arc<Self>) {
         let mut interval = tokio::time::interval(TEND_INTERVAL);
@@ -383,6 +582,11 @@ impl Proxy {
 fn shutdown() -> Refusal {
     let message = "terminating connection due to administrator command";
     Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail("pgusher is shutting down.")
+}
+
+fn killed() -> Refusal {
+    let message = "terminating connection due to administrator command";
+    Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail("An operator has ended it.")
 }
 
 /// Why a session must leave: from where to where, and by which generation.

@@ -237,6 +237,20 @@ pub struct Core {
     replay: Replay,
     fatal: bool,
     transactions: u64,
+    counts: Counts,
+}
+
+/// What is counted until it is taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Answers that ended with `ReadyForQuery`.
+    pub queries: u32,
+    /// `Parse` messages of the client.
+    pub client_parses: u32,
+    /// `Parse` messages to the upstream.
+    pub server_parses: u32,
+    /// `Bind` messages.
+    pub binds: u32,
 }
 
 impl Core {
@@ -282,6 +296,7 @@ impl Core {
             replay: Replay::None,
             fatal: false,
             transactions: 0,
+            counts: Counts::default(),
         }
     }
 
@@ -488,6 +503,16 @@ impl Core {
     /// True if the upstream has said that it ends the connection (severity FATAL or PANIC).
     pub fn is_fatal(&self) -> bool {
         self.fatal
+    }
+
+    /// What was counted since this was last called.
+    pub fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// How many statements the session has prepared by name.
+    pub fn prepared(&self) -> usize {
+        self.names.as_ref().map_or(0, |names| names.count())
     }
 
     /// How many transactions (and queries outside of one) have ended.

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Duration, timeout};
@@ -12,12 +12,14 @@ use tracing::{debug, info, warn};
 
 use crate::cancel::Slot;
 use crate::config::file::PoolMode;
+use crate::console;
 use crate::engine::{Cause, End, Engine, Parts};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
 use crate::pool::{Lease, Pool, Welcome, waited_too_long};
 use crate::proxy::{Asked, Generation, LiveSession, Proxy, Seat};
 use crate::relay::{Core, Facts, Parameters, SessionSettings};
+use crate::stats::Figure;
 use crate::stream::{Socket, Stream};
 use crate::wire::startup::{CancelKey, NEWEST_MINOR};
 use crate::wire::{self, Severity};
@@ -48,13 +50,16 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
             return;
         }
     };
-    let logged_in = tokio::time::timeout_at(deadline, log_in(&proxy, &generation, &mut arrival)).await;
+    if console::is_database(&arrival.startup.database) {
+        return console::serve(proxy, generation, arrival, deadline, peer).await;
+    }
+    let logged_in = tokio::time::timeout_at(deadline, log_in(&proxy, &generation, &mut arrival, &peer)).await;
     let logged_in = logged_in.unwrap_or_else(|_| {
         let message = "canceling authentication due to client_login_timeout";
         Err(Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message))
     });
     match logged_in {
-        Ok(parts) => relay(proxy, *arrival, parts, peer, accepted),
+        Ok(parts) => relay(proxy, *arrival, parts, accepted),
         Err(refusal) => {
             let startup = &arrival.startup;
             let (user, database) = (startup.user.clone(), startup.database.clone());
@@ -75,7 +80,12 @@ struct LoggedIn {
 }
 
 /// From "who are you" to the first `ReadyForQuery`.
-async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -> Result<LoggedIn, Refusal> {
+async fn log_in(
+    proxy: &Proxy,
+    generation: &Generation,
+    arrival: &mut Arrival,
+    peer: &str,
+) -> Result<LoggedIn, Refusal> {
     let config = &generation.config;
     negotiate_version(arrival);
     let identity = proxy.authenticator.authenticate(arrival, config, generation.tls.as_deref()).await?;
@@ -106,6 +116,10 @@ async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -
     let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a connection without a pool");
     let pool = generation.pools.get(route.connection()).ok_or_else(missing)?.clone();
     let connection = pool.connection();
+    if pool.is_disabled() {
+        let message = format!("database \"{}\" is disabled", connection.name);
+        return Err(in_place(Refusal::new(Fault::Operator, SqlState::CANNOT_CONNECT_NOW, message)));
+    }
     let mode = config.users.get(identity.user()).and_then(|u| u.pool_mode).unwrap_or(connection.pool_mode);
     let patience = *config.server.query_wait_timeout;
     let welcome = welcome(&pool, mode, &startup.settings);
@@ -130,7 +144,22 @@ async fn log_in(proxy: &Proxy, generation: &Generation, arrival: &mut Arrival) -
     );
     let notice = config.server.login_notice.then(|| route.to_string());
     let facts = place.facts.clone();
-    let live = Arc::new(LiveSession { id: proxy.next_session(), identity, place, orders: Arc::default() });
+    pool.stats().add(Figure::Logins, 1);
+    let application_name = settings.reported().get(b"application_name").unwrap_or_default();
+    let live = Arc::new(LiveSession {
+        id: proxy.next_session(),
+        identity,
+        place,
+        orders: Arc::default(),
+        slot: slot.clone(),
+        watch: Arc::default(),
+        pool: pool.clone(),
+        mode,
+        peer: peer.into(),
+        since: SystemTime::now(),
+        application_name: String::from_utf8_lossy(application_name).into(),
+        tls: arrival.reader.stream.tls_version(),
+    });
     let greeting = greeting(settings.reported(), &facts, &key, notice.as_deref());
     arrival.owed.extend_from_slice(&greeting);
     if arrival.pay().await.is_err() {
@@ -188,7 +217,7 @@ fn greeting(reported: &Parameters, facts: &Facts, key: &CancelKey, notice: Optio
 }
 
 /// The rest of the session, as a task of its own on the runtime that relays: small, because it lives long.
-fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, peer: String, accepted: Instant) {
+fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant) {
     let LoggedIn { live, core, pool, lease, slot, key, seat } = parts;
     let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
     let engine = Engine::new(Parts {
@@ -199,14 +228,14 @@ fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, peer: String, acc
         slot,
         orders: live.orders.clone(),
         timeouts: proxy.timeouts.clone(),
+        watch: live.watch.clone(),
     });
     proxy.enter(&live);
-    let peer = peer.into_boxed_str();
     // A token in place of a tracked task: the tracker would be asked at every poll.
     let registered = Registered { proxy, live, key, _seat: seat, _token: tasks.token() };
     match engine {
-        Ok(engine) => drop(data.spawn(Life { engine, registered, peer, accepted })),
-        Err(error) => warn!(%peer, %error, "a socket was lost between the runtimes"),
+        Ok(engine) => drop(data.spawn(Life { engine, registered, accepted })),
+        Err(error) => warn!(peer = %registered.live.peer, %error, "a socket was lost between the runtimes"),
     }
 }
 
@@ -214,7 +243,6 @@ fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, peer: String, acc
 struct Life {
     engine: Engine,
     registered: Registered,
-    peer: Box<str>,
     accepted: Instant,
 }
 
@@ -224,7 +252,7 @@ impl Future for Life {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let end = std::task::ready!(Pin::new(&mut this.engine).poll(cx));
-        farewell(&this.registered.live, &end, &this.peer, this.accepted);
+        farewell(&this.registered.live, &end, this.accepted);
         Poll::Ready(())
     }
 }
@@ -246,7 +274,7 @@ impl Drop for Registered {
 }
 
 /// One line a session.
-fn farewell(live: &LiveSession, end: &End, peer: &str, accepted: Instant) {
+fn farewell(live: &LiveSession, end: &End, accepted: Instant) {
     let (cause, fault) = match &end.cause {
         Cause::Client => ("the client left".to_owned(), None),
         Cause::Upstream => ("the upstream ended it".to_owned(), Some(Fault::Upstream)),
@@ -259,7 +287,7 @@ fn farewell(live: &LiveSession, end: &End, peer: &str, accepted: Instant) {
         environment = %live.place.route.environment(),
         connection = %live.place.route.connection(),
         generation = live.place.generation,
-        peer,
+        peer = %live.peer,
         seconds = accepted.elapsed().as_secs_f64(),
         transactions = end.transactions,
         bytes_in = end.bytes.0,

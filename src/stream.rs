@@ -175,6 +175,19 @@ impl Stream {
         !matches!(self, Self::Plain(_))
     }
 
+    /// The version of TLS that it is under, as PostgreSQL words it.
+    pub fn tls_version(&self) -> Option<&'static str> {
+        let version = match self {
+            Self::Plain(_) => None,
+            Self::Server(s) => s.get_ref().1.protocol_version(),
+            Self::Client(s) => s.get_ref().1.protocol_version(),
+        };
+        version.map(|version| match version {
+            rustls::ProtocolVersion::TLSv1_2 => "TLSv1.2",
+            _ => "TLSv1.3",
+        })
+    }
+
     /// Whether TLS still holds bytes that the socket did not take.
     pub fn wants_flush(&self) -> bool {
         match self {

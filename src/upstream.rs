@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
@@ -122,6 +122,8 @@ impl UpstreamError {
 pub struct CancelTarget {
     dialer: Dialer,
     address: Address,
+    local: Option<SocketAddr>,
+    opened: SystemTime,
     tls: bool,
     pid: u32,
     secret: Box<[u8]>,
@@ -208,11 +210,17 @@ impl Dialer {
         password: Option<&secrecy::SecretString>,
     ) -> Result<Backend, UpstreamError> {
         let (socket, address) = self.connect().await?;
+        let local = match &socket {
+            Socket::Tcp(tcp) => tcp.local_addr().ok(),
+            Socket::Unix(_) | Socket::Moving(_) => None,
+        };
         let mut stream = self.secure(socket, security).await?;
         let login = login::log_in(&mut stream, &self.connection, settings, password).await?;
         let target = CancelTarget {
             dialer: self.clone(),
             address,
+            local,
+            opened: SystemTime::now(),
             tls: stream.is_tls(),
             pid: login.pid,
             secret: login.secret,
@@ -341,6 +349,29 @@ impl CancelTarget {
             }
             notified.await;
         }
+    }
+
+    /// The upstream's address: of TCP, or the path of its socket.
+    pub fn remote(&self) -> (String, u16) {
+        match &self.address {
+            Address::Tcp(address) => (address.ip().to_string(), address.port()),
+            Address::Unix(_) => ("unix".to_owned(), self.dialer.connection.target.port),
+        }
+    }
+
+    /// Our own end of it, of TCP.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.local
+    }
+
+    /// When it was logged in.
+    pub fn opened(&self) -> SystemTime {
+        self.opened
+    }
+
+    /// Whether it is encrypted.
+    pub fn is_tls(&self) -> bool {
+        self.tls
     }
 
     /// The upstream's process ID of this connection.

@@ -161,11 +161,13 @@ async fn signals(proxy: &Arc<Proxy>) {
         warn!("cannot listen to signals");
         return std::future::pending().await;
     };
+    let mut asked = std::pin::pin!(proxy.end_when_asked());
     loop {
         tokio::select! {
+            () = &mut asked => return,
             _ = hangup.recv() => {
                 let proxy = proxy.clone();
-                let _ = tokio::task::spawn_blocking(move || proxy.reload_and_log()).await;
+                let _ = tokio::task::spawn_blocking(move || drop(proxy.reload_and_log())).await;
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,

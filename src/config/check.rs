@@ -365,6 +365,7 @@ fn users(file: &File, problems: &mut Problems) -> BTreeMap<UserName, Arc<User>> 
             max_client_connections: u
                 .max_client_connections
                 .unwrap_or(*file.server.max_user_client_connections),
+            console: *u.console,
             disabled: *u.disabled,
             derived: std::sync::OnceLock::new(),
         };

@@ -149,6 +149,16 @@ words! {
 }
 
 words! {
+    /// What a user may do on the console.
+    Console {
+        /// Look at everything, and change things.
+        Admin = "admin",
+        /// Look at everything.
+        Stats = "stats",
+    }
+}
+
+words! {
     /// The form of the log.
     LogFormat {
         /// For people.
@@ -389,6 +399,8 @@ options! {
         Login pool_mode: Option<PoolMode> = None;
         /// The most clients of this user at a time; by default `[server] max_user_client_connections`.
         Login max_client_connections: Option<u32> = None;
+        /// What this user may do on the console (the databases `pgusher` and `pgbouncer`); by default nothing.
+        Login console: Option<Console> = None;
         /// Refuses logins, and ends live sessions as `on_move` says, without losing the rest.
         Login disabled: bool = false;
     }

@@ -589,6 +589,11 @@ macro_rules! options {
                 ($title, doc_text(&[$($about),*]), options)
             }
 
+            /// Each setting with its value, as it would be written.
+            pub fn shown(&self) -> Vec<(&'static str, String)> {
+                vec![$( (stringify!($field), $crate::config::read::Value::show(&*self.$field)), )*]
+            }
+
             fn read_table(mut table: $crate::config::read::TableReader<'_, '_>, problems: &mut $crate::config::read::Problems) -> Option<Self> {
                 $( let $field = options!(@take table, problems, $field, $ty, ($($default)?), ($($low => $high)?)); )*
                 table.finish(problems);

@@ -227,6 +227,7 @@ impl Core {
         }
         self.status = status;
         self.transactions += u64::from(status == b'I');
+        self.counts.queries += 1;
         Ok(Step::Pass)
     }
 

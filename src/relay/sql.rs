@@ -34,6 +34,19 @@ pub enum Pin {
 }
 
 impl Pin {
+    /// All there are.
+    pub const ALL: [Self; 9] = [
+        Self::Setting,
+        Self::Role,
+        Self::Listen,
+        Self::Temporary,
+        Self::AdvisoryLock,
+        Self::HoldCursor,
+        Self::Prepare,
+        Self::Opaque,
+        Self::Copy,
+    ];
+
     /// As the log and `SHOW pgusher.pin` say it.
     pub fn word(self) -> &'static str {
         match self {

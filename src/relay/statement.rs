@@ -259,6 +259,11 @@ impl Names {
         self.0.get(significant(name))
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Gives a name a statement, or takes it away; answers what it had.
     pub fn put(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
         match named {

@@ -220,6 +220,8 @@ impl Core {
                 let first = self.begins_batch().then(|| self.requests.next_number());
                 let step = self.naming(header, input, at, backend, up)?;
                 if !matches!(step, Step::Need(_) | Step::Hold) {
+                    self.counts.client_parses += u32::from(header.tag == b'P');
+                    self.counts.binds += u32::from(header.tag == b'B');
                     self.unsynced = true;
                     if let Some(number) = first {
                         self.begin_batch(number, at, backend);
@@ -567,6 +569,7 @@ impl Core {
             effects.iter().for_each(|effects| self.stain(effects));
             self.stained |= !whole;
         }
+        self.counts.server_parses += 1;
         let shown = replaced.or_else(|| effects.and_then(|_| self.shown_body(after)));
         let body = shown.as_deref().unwrap_or(after);
         if session_mode {
@@ -824,7 +827,8 @@ impl Core {
         }
     }
 
-    fn send_parse(&self, named: &Named, up: &mut Vec<u8>) {
+    fn send_parse(&mut self, named: &Named, up: &mut Vec<u8>) {
+        self.counts.server_parses += 1;
         wire::message(up, b'P', |out| {
             wire::push_cstr(out, named.statement.upstream_name());
             out.extend_from_slice(named.statement.body());

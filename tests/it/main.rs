@@ -17,6 +17,7 @@ mod wire;
 mod abuse;
 mod cancel;
 mod cells;
+mod console;
 mod change;
 mod differential;
 mod faults;

@@ -1,0 +1,432 @@
+//! The console: the databases `pgusher` and `pgbouncer` on the ordinary listener, in both query protocols.
+
+pub mod act;
+pub mod command;
+pub mod show;
+pub mod table;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::info;
+
+use crate::config::CONSOLE_DATABASES;
+use crate::config::file::Console as Right;
+use crate::error::{Fault, Refusal, SqlState};
+use crate::handshake::Arrival;
+use crate::names::UserName;
+use crate::proxy::{Generation, Proxy};
+use crate::stream::Reader;
+use crate::wire::{self, HEADER, Header, Severity, cstr};
+use act::Reply;
+use command::Command;
+use table::{Table, Value};
+
+/// The longest message that is read.
+const MAX_MESSAGE: usize = 2 << 20;
+/// How many statements or portals one console session may keep.
+const MAX_NAMED: usize = 1000;
+/// How long a client that is refused may take to read why.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Whether a database is the console.
+pub fn is_database(name: &str) -> bool {
+    CONSOLE_DATABASES.contains(&name)
+}
+
+/// Serves an operator, from the proof of who he is to the last byte. The login has the rest of its time.
+pub async fn serve(
+    proxy: Arc<Proxy>,
+    generation: Arc<Generation>,
+    mut arrival: Box<Arrival>,
+    deadline: Instant,
+    peer: String,
+) {
+    let user = arrival.startup.user.clone();
+    let logged_in = timeout_at(deadline, log_in(&proxy, &generation, &mut arrival)).await;
+    let (name, right) = match logged_in {
+        Ok(Ok(who)) => who,
+        refused => {
+            let refusal = match refused {
+                Ok(Err(refusal)) => refusal,
+                _ => {
+                    let message = "canceling authentication due to client_login_timeout";
+                    Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message)
+                }
+            };
+            info!(user, peer, sqlstate = refusal.sqlstate.0, cause = %refusal, "console login refused");
+            wire::error_response(&mut arrival.owed, Severity::Fatal, &refusal);
+            let _ = timeout(LAST_WORDS, arrival.pay()).await;
+            return;
+        }
+    };
+    info!(user = %name, peer, right = right.word(), "console login");
+    let session = Session {
+        proxy: proxy.clone(),
+        user: name.clone(),
+        right,
+        out: Vec::new(),
+        statements: HashMap::new(),
+        portals: HashMap::new(),
+        in_transaction: false,
+        skipping: false,
+    };
+    let mut reader = arrival.reader;
+    let served = session.run(&mut reader).await;
+    if let Ok(Ended::Closing) = served {
+        let mut out = Vec::new();
+        let message = "terminating connection due to administrator command";
+        let refusal = Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message);
+        wire::error_response(&mut out, Severity::Fatal, &refusal);
+        let _ = timeout(LAST_WORDS, reader.stream.write_all(&out)).await;
+    }
+    let _ = timeout(LAST_WORDS, reader.stream.shutdown()).await;
+    info!(user = %name, peer, "console session ended");
+}
+
+async fn log_in(
+    proxy: &Proxy,
+    generation: &Generation,
+    arrival: &mut Arrival,
+) -> Result<(UserName, Right), Refusal> {
+    let config = &generation.config;
+    let identity = proxy.authenticator.authenticate(arrival, config, generation.tls.as_deref()).await?;
+    let name = identity.user().clone();
+    let right = config.users.get(&name).and_then(|user| user.console).ok_or_else(|| {
+        let message = format!("user \"{name}\" may not use the console");
+        Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message)
+            .hint("It takes console = \"admin\" or \"stats\" in [users.NAME].")
+    })?;
+    let out = &mut arrival.owed;
+    wire::message(out, b'R', |out| out.extend([0; 4]));
+    for (name, value) in [
+        ("server_version", concat!("17.0 (pgusher ", env!("CARGO_PKG_VERSION"), ")")),
+        ("client_encoding", "UTF8"),
+        ("server_encoding", "UTF8"),
+        ("DateStyle", "ISO"),
+        ("TimeZone", "GMT"),
+        ("standard_conforming_strings", "on"),
+        ("integer_datetimes", "on"),
+        ("is_superuser", "on"),
+    ] {
+        wire::parameter_status(out, name.as_bytes(), value.as_bytes());
+    }
+    wire::ready_for_query(out, b'I');
+    let left = |_| Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left");
+    arrival.pay().await.map_err(left)?;
+    Ok((name, right))
+}
+
+/// How a console session ended.
+enum Ended {
+    /// The client has left.
+    Left,
+    /// pgusher ends.
+    Closing,
+}
+
+/// An answer that is being fetched.
+struct Portal {
+    text: String,
+    formats: Vec<u16>,
+    /// Its rows that were not sent yet, if it has been run.
+    rest: Option<(Table, VecDeque<Vec<Value>>, usize)>,
+}
+
+struct Session {
+    proxy: Arc<Proxy>,
+    user: UserName,
+    right: Right,
+    out: Vec<u8>,
+    statements: HashMap<Vec<u8>, String>,
+    portals: HashMap<Vec<u8>, Portal>,
+    in_transaction: bool,
+    /// An extended message failed: all is ignored up to the next `Sync`.
+    skipping: bool,
+}
+
+type Outcome = Result<(), Refusal>;
+
+impl Session {
+    async fn run(mut self, reader: &mut Reader) -> io::Result<Ended> {
+        let closing = self.proxy.closing.clone();
+        loop {
+            let (tag, body) = tokio::select! {
+                biased;
+                message = read(reader) => match message? {
+                    Some(message) => message,
+                    None => return Ok(Ended::Left),
+                },
+                () = closing.cancelled() => return Ok(Ended::Closing),
+            };
+            // Whoever leaves while he waits (PAUSE, WAIT_CLOSE) waits no longer.
+            let dealt = tokio::select! {
+                biased;
+                dealt = self.deal_with(tag, &body) => dealt,
+                () = gone(reader) => return Ok(Ended::Left),
+            };
+            match dealt {
+                Ok(true) => {}
+                Ok(false) => return Ok(Ended::Left),
+                Err(refusal) => {
+                    wire::error_response(&mut self.out, Severity::Fatal, &refusal);
+                    reader.stream.write_all(&self.out).await?;
+                    return Ok(Ended::Left);
+                }
+            }
+            if !self.out.is_empty() {
+                reader.stream.write_all(&self.out).await?;
+                reader.stream.flush().await?;
+                self.out.clear();
+            }
+        }
+    }
+
+    /// One message; false for goodbye.
+    async fn deal_with(&mut self, tag: u8, body: &[u8]) -> Result<bool, Refusal> {
+        if self.skipping && !matches!(tag, b'S' | b'X') {
+            return Ok(true);
+        }
+        let outcome = match tag {
+            b'X' => return Ok(false),
+            b'Q' => {
+                let outcome = match text_of(body) {
+                    Ok((text, _)) => self.query(&text).await,
+                    Err(refusal) => Err(refusal),
+                };
+                self.say(outcome);
+                self.ready();
+                return Ok(true);
+            }
+            b'S' => {
+                self.skipping = false;
+                self.ready();
+                return Ok(true);
+            }
+            b'H' | b'd' | b'c' | b'f' => Ok(()),
+            b'P' => self.parse(body),
+            b'B' => self.bind(body),
+            b'D' => self.describe(body),
+            b'E' => self.execute(body).await,
+            b'C' => self.close(body),
+            b'F' => {
+                let message = "function calls are not supported on the console";
+                self.say(Err(Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, message)));
+                self.ready();
+                return Ok(true);
+            }
+            tag => return Err(Refusal::protocol(format!("invalid frontend message type {tag}"))),
+        };
+        self.skipping = outcome.is_err();
+        self.say(outcome);
+        Ok(true)
+    }
+
+    fn ready(&mut self) {
+        wire::ready_for_query(&mut self.out, if self.in_transaction { b'T' } else { b'I' });
+    }
+
+    fn say(&mut self, outcome: Outcome) {
+        if let Err(refusal) = outcome {
+            wire::error_response(&mut self.out, Severity::Error, &refusal);
+        }
+    }
+
+    async fn act(&mut self, command: &Command) -> Result<Reply, Refusal> {
+        if self.right == Right::Stats && !command.only_looks() {
+            let message = "admin access needed";
+            return Err(Refusal::new(Fault::Client, SqlState::INSUFFICIENT_PRIVILEGE, message));
+        }
+        if !command.only_looks() {
+            info!(user = %self.user, ?command, "console command");
+        }
+        if let Command::Transaction(tag) = command {
+            self.in_transaction = *tag == "BEGIN";
+        }
+        act::act(&self.proxy, command).await
+    }
+
+    async fn query(&mut self, text: &str) -> Outcome {
+        let command = Command::parse(text)?;
+        if command == Command::Empty {
+            wire::message(&mut self.out, b'I', |_| {});
+            return Ok(());
+        }
+        let reply = self.act(&command).await?;
+        if let Some(table) = &reply.table {
+            table.describe(&[], &mut self.out);
+            table.rows.iter().for_each(|row| table.row(row, &[], &mut self.out));
+        }
+        self.complete(&reply);
+        Ok(())
+    }
+
+    fn complete(&mut self, reply: &Reply) {
+        if let Some(notice) = &reply.notice {
+            wire::notice_response(&mut self.out, notice);
+        }
+        wire::message(&mut self.out, b'C', |out| wire::push_cstr(out, reply.tag));
+    }
+
+    fn parse(&mut self, body: &[u8]) -> Outcome {
+        let (name, rest) = cstr(body).ok_or_else(broken)?;
+        let (text, types) = text_of(rest)?;
+        if !name.is_empty() && (self.statements.contains_key(name) || self.statements.len() >= MAX_NAMED) {
+            let message = "that prepared statement exists, or there are too many";
+            return Err(Refusal::new(Fault::Client, SqlState::DUPLICATE_STATEMENT, message));
+        }
+        if types.len() < 2 {
+            return Err(broken());
+        }
+        Command::parse(&text)?;
+        self.statements.insert(name.to_vec(), text);
+        wire::message(&mut self.out, b'1', |_| {});
+        Ok(())
+    }
+
+    fn bind(&mut self, body: &[u8]) -> Outcome {
+        let (portal, rest) = cstr(body).ok_or_else(broken)?;
+        let (name, rest) = cstr(rest).ok_or_else(broken)?;
+        let text = self.statements.get(name).cloned().ok_or_else(|| no_such("prepared statement", name))?;
+        let (_, rest) = numbers(rest).ok_or_else(broken)?;
+        let (count, rest) = rest.split_first_chunk::<2>().ok_or_else(broken)?;
+        if u16::from_be_bytes(*count) != 0 {
+            return Err(Refusal::protocol("console commands take no parameters"));
+        }
+        let (formats, rest) = numbers(rest).ok_or_else(broken)?;
+        if !rest.is_empty() || self.portals.len() >= MAX_NAMED {
+            return Err(broken());
+        }
+        self.portals.insert(portal.to_vec(), Portal { text, formats, rest: None });
+        wire::message(&mut self.out, b'2', |_| {});
+        Ok(())
+    }
+
+    fn describe(&mut self, body: &[u8]) -> Outcome {
+        let (kind, rest) = body.split_first().ok_or_else(broken)?;
+        let (name, _) = cstr(rest).ok_or_else(broken)?;
+        let (text, formats) = match kind {
+            b'S' => {
+                let text = self.statements.get(name).ok_or_else(|| no_such("prepared statement", name))?;
+                wire::message(&mut self.out, b't', |out| out.extend([0; 2]));
+                (text, &[][..])
+            }
+            b'P' => {
+                let portal = self.portals.get(name).ok_or_else(|| no_such("portal", name))?;
+                (&portal.text, &portal.formats[..])
+            }
+            _ => return Err(broken()),
+        };
+        match act::columns(&self.proxy, &Command::parse(text)?)? {
+            Some(table) => table.describe(formats, &mut self.out),
+            None => wire::message(&mut self.out, b'n', |_| {}),
+        }
+        Ok(())
+    }
+
+    async fn execute(&mut self, body: &[u8]) -> Outcome {
+        let (name, rest) = cstr(body).ok_or_else(broken)?;
+        let most = rest.first_chunk().map(|most| u32::from_be_bytes(*most)).ok_or_else(broken)? as usize;
+        let portal = self.portals.get(name).ok_or_else(|| no_such("portal", name))?;
+        if portal.rest.is_none() {
+            let command = Command::parse(&portal.text)?;
+            if command == Command::Empty {
+                wire::message(&mut self.out, b'I', |_| {});
+                return Ok(());
+            }
+            let mut reply = self.act(&command).await?;
+            let Some(mut table) = reply.table.take() else {
+                self.complete(&reply);
+                return Ok(());
+            };
+            let rows = std::mem::take(&mut table.rows).into();
+            if let Some(portal) = self.portals.get_mut(name) {
+                portal.rest = Some((table, rows, 0));
+            }
+        }
+        let Some(Portal { rest: Some((table, rows, sent)), formats, .. }) = self.portals.get_mut(name) else {
+            return Ok(());
+        };
+        let now = if most == 0 { rows.len() } else { most.min(rows.len()) };
+        rows.drain(..now).for_each(|row| table.row(&row, formats, &mut self.out));
+        *sent += now;
+        if most > 0 && !rows.is_empty() {
+            wire::message(&mut self.out, b's', |_| {});
+        } else {
+            wire::message(&mut self.out, b'C', |out| wire::push_cstr(out, "SHOW"));
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, body: &[u8]) -> Outcome {
+        let (kind, rest) = body.split_first().ok_or_else(broken)?;
+        let (name, _) = cstr(rest).ok_or_else(broken)?;
+        match kind {
+            b'S' => drop(self.statements.remove(name)),
+            b'P' => drop(self.portals.remove(name)),
+            _ => return Err(broken()),
+        }
+        wire::message(&mut self.out, b'3', |_| {});
+        Ok(())
+    }
+}
+
+fn broken() -> Refusal {
+    Refusal::protocol("invalid message format")
+}
+
+fn no_such(what: &str, name: &[u8]) -> Refusal {
+    let message = format!("{what} \"{}\" does not exist", String::from_utf8_lossy(name));
+    Refusal::new(Fault::Client, SqlState::INVALID_STATEMENT_NAME, message)
+}
+
+/// A text up to its NUL, and what stands behind.
+fn text_of(body: &[u8]) -> Result<(String, &[u8]), Refusal> {
+    let (text, rest) = cstr(body).ok_or_else(broken)?;
+    match str::from_utf8(text) {
+        Ok(text) => Ok((text.to_owned(), rest)),
+        Err(_) => {
+            let message = "invalid byte sequence for encoding \"UTF8\"";
+            Err(Refusal::new(Fault::Client, SqlState("22021"), message))
+        }
+    }
+}
+
+/// A count and so many `Int16`.
+fn numbers(bytes: &[u8]) -> Option<(Vec<u16>, &[u8])> {
+    let (count, rest) = bytes.split_first_chunk::<2>()?;
+    let (numbers, rest) = rest.split_at_checked(2 * usize::from(u16::from_be_bytes(*count)))?;
+    Some((numbers.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect(), rest))
+}
+
+/// The next message; `None` if the client has left, or what it sends is none.
+async fn read(reader: &mut Reader) -> io::Result<Option<(u8, Vec<u8>)>> {
+    match reader.fill(HEADER).await {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let Some(Ok(header)) =
+        Header::read(reader.ahead()).filter(|h| matches!(h, Ok(h) if h.total <= MAX_MESSAGE))
+    else {
+        return Ok(None);
+    };
+    reader.fill(header.total).await?;
+    Ok(Some((header.tag, reader.take(header.total)[HEADER..].to_vec())))
+}
+
+/// Returns when the client has left; what it sends meanwhile is kept for later, up to a bound.
+async fn gone(reader: &mut Reader) {
+    loop {
+        let ahead = reader.ahead().len();
+        if ahead > MAX_MESSAGE {
+            return std::future::pending().await;
+        }
+        if reader.fill(ahead + 1).await.is_err() {
+            return;
+        }
+    }
+}

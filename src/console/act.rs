@@ -1,0 +1,233 @@
+//! What commands do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::command::Command;
+use super::show;
+use super::table::Table;
+use crate::error::{Fault, Refusal, SqlState};
+use crate::pool::{Halt, Pool};
+use crate::proxy::{LoadError, Proxy};
+
+/// How often a command that waits looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long `WAIT SETTLED` waits where nothing is said.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The answer to a command.
+#[derive(Debug)]
+pub struct Reply {
+    /// Rows, if it has any.
+    pub table: Option<Table>,
+    /// Said beside.
+    pub notice: Option<String>,
+    /// The command tag.
+    pub tag: &'static str,
+}
+
+impl Reply {
+    fn done(tag: &'static str) -> Self {
+        Self { table: None, notice: None, tag }
+    }
+}
+
+/// The columns that a command's answer has, without doing anything.
+///
+/// # Errors
+/// As [`act`].
+pub fn columns(proxy: &Proxy, command: &Command) -> Result<Option<Table>, Refusal> {
+    match command {
+        Command::Show(what) if what == "help" => Ok(None),
+        Command::Show(what) => show::show(proxy, what).map(Some),
+        Command::ExplainRoute { user, database, environment } => {
+            show::explain_route(proxy, user, database, environment.as_deref()).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Does it. Some commands wait; dropped, they wait no longer, and what they have begun goes on.
+///
+/// # Errors
+/// Why it was not done.
+pub async fn act(proxy: &Arc<Proxy>, command: &Command) -> Result<Reply, Refusal> {
+    match command {
+        Command::Show(what) if what == "help" => {
+            let notice = Some(format!("Console usage{}", show::HELP));
+            Ok(Reply { table: None, notice, tag: "SHOW" })
+        }
+        Command::Show(_) => {
+            let table = columns(proxy, command)?;
+            Ok(Reply { table, notice: None, tag: "SHOW" })
+        }
+        Command::ExplainRoute { .. } => {
+            let table = columns(proxy, command)?;
+            Ok(Reply { table, notice: None, tag: "EXPLAIN" })
+        }
+        Command::Empty => Ok(Reply::done("")),
+        Command::Transaction(tag) => Ok(Reply::done(tag)),
+        Command::Reload => {
+            let proxy = proxy.clone();
+            let reloaded = tokio::task::spawn_blocking(move || proxy.reload_and_log()).await;
+            match reloaded {
+                Ok(Ok(generation)) => {
+                    let notice = Some(format!("generation {} is in force", generation.number));
+                    Ok(Reply { table: None, notice, tag: "RELOAD" })
+                }
+                Ok(Err(error)) => Err(not_loaded(&error)),
+                Err(_) => Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the reload was lost")),
+            }
+        }
+        Command::Pause(None) => {
+            not_halted(proxy)?;
+            proxy.halt_all(Halt::Paused);
+            until(|| proxy.all_pools().iter().all(|pool| is_released(pool))).await;
+            Ok(Reply::done("PAUSE"))
+        }
+        Command::Suspend => {
+            not_halted(proxy)?;
+            if proxy.all_pools().iter().any(|pool| pool.view().halted.is_some()) {
+                return Err(wrong_state("cannot suspend with paused databases"));
+            }
+            proxy.halt_all(Halt::Suspended);
+            until(|| proxy.all_pools().iter().all(|pool| pool.view().active == 0)).await;
+            Ok(Reply::done("SUSPEND"))
+        }
+        Command::Resume(None) => match proxy.resume_all() {
+            true => Ok(Reply::done("RESUME")),
+            false => Err(wrong_state("pooler is not paused/suspended")),
+        },
+        Command::Pause(Some(name)) => {
+            not_halted(proxy)?;
+            let pool = pool_of(proxy, name)?;
+            pool.halt(Halt::Paused);
+            until(|| is_released(&pool)).await;
+            Ok(Reply::done("PAUSE"))
+        }
+        Command::Resume(Some(name)) => match pool_of(proxy, name)?.resume() {
+            true => Ok(Reply::done("RESUME")),
+            false => Err(wrong_state(format!("database {name} is not paused"))),
+        },
+        Command::Reconnect(name) => {
+            pools_of(proxy, name.as_deref())?.iter().for_each(Pool::reconnect);
+            Ok(Reply::done("RECONNECT"))
+        }
+        Command::Disable(name) => {
+            pool_of(proxy, name)?.set_disabled(true);
+            Ok(Reply::done("DISABLE"))
+        }
+        Command::Enable(name) => {
+            pool_of(proxy, name)?.set_disabled(false);
+            Ok(Reply::done("ENABLE"))
+        }
+        Command::Kill(name) => {
+            not_halted(proxy)?;
+            for pool in pools_of(proxy, name.as_deref())? {
+                proxy.kill(&pool);
+            }
+            Ok(Reply::done("KILL"))
+        }
+        Command::KillClient(id) => match proxy.kill_client(*id) {
+            true => Ok(Reply::done("KILL_CLIENT")),
+            false => Err(Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, "client not found")),
+        },
+        Command::WaitClose(name) => {
+            let pools = pools_of(proxy, name.as_deref())?;
+            until(|| pools.iter().all(|pool| !pool.has_outworn())).await;
+            Ok(Reply::done("WAIT_CLOSE"))
+        }
+        Command::WaitSettled(time) => wait_settled(proxy, time.unwrap_or(PATIENCE)).await,
+        Command::Shutdown(how) => {
+            proxy.ask_to_end(*how);
+            Ok(Reply::done("SHUTDOWN"))
+        }
+        Command::Set(key, _) if show::is_parameter(key) => Ok(Reply::done("SET")),
+        Command::Set(key, _) => {
+            let known = proxy.generation().config.server.shown().iter().any(|(name, _)| name == key);
+            let message = match known {
+                true => format!("\"{key}\" is set in the configuration file"),
+                false => format!("unknown setting \"{key}\""),
+            };
+            let refusal = Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, message);
+            Err(refusal
+                .hint("Change the file and RELOAD: what holds is what stands there, also after a restart."))
+        }
+    }
+}
+
+/// A configuration that was refused: every problem with its place, none of its values.
+fn not_loaded(error: &LoadError) -> Refusal {
+    let detail = match error {
+        LoadError::Rejected(rejected) => {
+            let lines: Vec<_> = rejected.0.iter().map(|problem| rejected.0.line(problem)).collect();
+            lines.join("\n")
+        }
+        other => other.to_string(),
+    };
+    Refusal::new(Fault::Operator, SqlState("F0000"), "the configuration is refused")
+        .detail(detail)
+        .hint("The old configuration stays in force. Correct the file and RELOAD again.")
+}
+
+fn wrong_state(message: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
+    Refusal::new(Fault::Client, SqlState::NOT_IN_PREREQUISITE_STATE, message)
+}
+
+fn not_halted(proxy: &Proxy) -> Result<(), Refusal> {
+    match proxy.halted() {
+        None => Ok(()),
+        Some(_) => Err(wrong_state("already suspended/paused")),
+    }
+}
+
+/// The pool of a connection.
+fn pool_of(proxy: &Proxy, name: &str) -> Result<Arc<Pool>, Refusal> {
+    if super::is_database(name) {
+        return Err(wrong_state(format!("{name} is the console itself")));
+    }
+    proxy.generation().pools.get(name).cloned().ok_or_else(|| {
+        let message = format!("no such database: {name}");
+        Refusal::new(Fault::Client, SqlState::UNKNOWN_DATABASE, message)
+            .hint("It is the name of a connection: see SHOW DATABASES.")
+    })
+}
+
+fn pools_of(proxy: &Proxy, name: Option<&str>) -> Result<Vec<Arc<Pool>>, Refusal> {
+    match name {
+        Some(name) => Ok(vec![pool_of(proxy, name)?]),
+        None => Ok(proxy.all_pools()),
+    }
+}
+
+fn is_released(pool: &Pool) -> bool {
+    let view = pool.view();
+    view.active + view.idle == 0
+}
+
+async fn until(mut is_done: impl FnMut() -> bool) {
+    while !is_done() {
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Waits until no session stands on a connection that its user would not get now.
+async fn wait_settled(proxy: &Proxy, patience: Duration) -> Result<Reply, Refusal> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = proxy.unsettled();
+        if left.is_empty() {
+            return Ok(Reply::done("WAIT"));
+        }
+        if Instant::now() >= deadline {
+            let message = format!("{} sessions still stand where their users do not go any more", left.len());
+            let ids: Vec<_> = left.iter().take(20).map(ToString::to_string).collect();
+            return Err(Refusal::new(Fault::Operator, SqlState::QUERY_CANCELED, message)
+                .detail(format!("Sessions: {}.", ids.join(", ")))
+                .hint("SHOW SESSIONS says why; KILL_CLIENT ends one."));
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}

@@ -1,0 +1,904 @@
+//! `SHOW …`: PgBouncer's tables, with its columns first and ours behind them, and then our own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::table::Kind::{Int, Long, Numeric, Text};
+use super::table::{Column, Table, Value};
+use crate::attribute;
+use crate::config::Host;
+use crate::config::file::Server;
+use crate::config::read::Applies;
+use crate::error::{Fault, Refusal, SqlState};
+use crate::pool::{Halt, Pool};
+use crate::proxy::{LiveSession, Proxy};
+use crate::route;
+use crate::stats::{FIGURES, Figure, Totals, sum};
+
+/// Every `SHOW` there is, as `SHOW HELP` says it.
+pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION\n\
+    \tSHOW PEERS|PEER_POOLS\n\
+    \tSHOW FDS|SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n\
+    \tSHOW DNS_HOSTS|DNS_ZONES\n\
+    \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n\
+    \tSHOW ROUTES|ENVIRONMENTS|SESSIONS|GENERATIONS|TIMES\n\
+    \tEXPLAIN ROUTE FOR <user> ON <db> [AS <environment>]\n\
+    \tSET key = arg\n\
+    \tRELOAD\n\
+    \tPAUSE [<db>]\n\
+    \tRESUME [<db>]\n\
+    \tDISABLE <db>\n\
+    \tENABLE <db>\n\
+    \tRECONNECT [<db>]\n\
+    \tKILL [<db>]\n\
+    \tKILL_CLIENT <client_id>\n\
+    \tSUSPEND\n\
+    \tSHUTDOWN\n\
+    \tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS\n\
+    \tWAIT_CLOSE [<db>]\n\
+    \tWAIT SETTLED ['<time>']";
+
+/// What PostgreSQL's drivers ask of any server at login.
+const PARAMETERS: [(&str, &str); 5] = [
+    ("client_encoding", "UTF8"),
+    ("default_transaction_isolation", "read committed"),
+    ("standard_conforming_strings", "on"),
+    ("datestyle", "ISO"),
+    ("timezone", "GMT"),
+];
+
+/// Whether a setting is one that the console has for drivers' sake.
+pub fn is_parameter(name: &str) -> bool {
+    PARAMETERS.iter().any(|(known, _)| *known == name)
+        || ["application_name", "extra_float_digits"].contains(&name)
+}
+
+/// The table of `SHOW what`.
+///
+/// # Errors
+/// `42601`: there is no such table.
+pub fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
+    let view = Overview::of(proxy);
+    Ok(match what {
+        "version" => one("version", &format!("pgusher {}", env!("CARGO_PKG_VERSION"))),
+        "state" => state(proxy),
+        "stats" => view.stats(),
+        "stats_totals" => view.stats_totals(),
+        "stats_averages" => view.stats_averages(),
+        "totals" => view.totals(),
+        "pools" => view.pools(),
+        "databases" => view.databases(),
+        "clients" => view.sockets(true, false),
+        "servers" => view.sockets(false, true),
+        "sockets" => view.sockets(true, true),
+        "active_sockets" => view.sockets(true, true).only(|row| row[4] == Value::from("active")),
+        "lists" => view.lists(),
+        "users" => view.users(),
+        "config" => config(proxy),
+        "mem" => view.mem(),
+        "dns_hosts" => view.dns_hosts(),
+        "dns_zones" => Table::new(&[("zonename", Text), ("serial", Long), ("count", Int)]),
+        "fds" => Table::new(&FDS),
+        "peers" => Table::new(&[("peer_id", Int), ("host", Text), ("port", Int), ("pool_size", Int)]),
+        "peer_pools" => Table::new(&[
+            ("peer_id", Int),
+            ("cl_active_cancel_req", Int),
+            ("cl_waiting_cancel_req", Int),
+            ("sv_active_cancel", Int),
+            ("sv_login", Int),
+        ]),
+        "routes" => view.routes(),
+        "environments" => view.environments(),
+        "sessions" => view.sessions(),
+        "generations" => generations(proxy),
+        "times" => view.times(),
+        "transaction isolation level" => one("transaction_isolation", "read committed"),
+        _ => match PARAMETERS.iter().find(|(name, _)| *name == what) {
+            Some((name, value)) => one(name, value),
+            None => {
+                let message = format!("unsupported SHOW \"{}\"", what.chars().take(60).collect::<String>());
+                let refusal = Refusal::new(Fault::Client, SqlState::SYNTAX_ERROR, message);
+                return Err(refusal.hint("SHOW HELP lists the commands."));
+            }
+        },
+    })
+}
+
+/// Without any: descriptors are handed over to nobody, and what PgBouncer shows beside them are passwords.
+const FDS: [Column; 15] = [
+    ("fd", Int),
+    ("task", Text),
+    ("user", Text),
+    ("database", Text),
+    ("addr", Text),
+    ("port", Int),
+    ("cancel", Long),
+    ("link", Int),
+    ("client_encoding", Text),
+    ("std_strings", Text),
+    ("datestyle", Text),
+    ("timezone", Text),
+    ("password", Text),
+    ("scram_client_key", Text),
+    ("scram_server_key", Text),
+];
+
+impl Table {
+    fn only(mut self, wanted: impl Fn(&[Value]) -> bool) -> Self {
+        self.rows.retain(|row| wanted(row));
+        self
+    }
+}
+
+fn one(column: &'static str, value: &str) -> Table {
+    let mut table = Table::new(&[(column, Text)]);
+    table.push(vec![value.into()]);
+    table
+}
+
+fn state(proxy: &Proxy) -> Table {
+    let mut table = Table::new(&[("key", Text), ("value", Text)]);
+    let halted = proxy.halted();
+    let yes = |is: bool| Value::from(if is { "yes" } else { "no" });
+    table.push(vec!["active".into(), yes(halted.is_none())]);
+    table.push(vec!["paused".into(), yes(halted == Some(Halt::Paused))]);
+    table.push(vec!["suspended".into(), yes(halted == Some(Halt::Suspended))]);
+    table
+}
+
+fn config(proxy: &Proxy) -> Table {
+    let mut table = Table::new(&[("key", Text), ("value", Text), ("default", Text), ("changeable", Text)]);
+    let generation = proxy.generation();
+    let (_, _, options) = Server::manual();
+    let bare = |text: &str| text.trim_matches('"').to_owned();
+    for ((name, value), option) in generation.config.server.shown().into_iter().zip(options) {
+        let changeable = if matches!(option.applies, Applies::Restart) { "no" } else { "yes" };
+        let default = bare(&option.default.unwrap_or_default());
+        table.push(vec![name.into(), bare(&value).into(), default.into(), changeable.into()]);
+    }
+    table
+}
+
+fn generations(proxy: &Proxy) -> Table {
+    let mut table = Table::new(&[
+        ("generation", Long),
+        ("since", Text),
+        ("state", Text),
+        ("sessions", Int),
+        ("connections", Int),
+        ("users", Int),
+        ("error", Text),
+    ]);
+    let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
+    for session in proxy.live_sessions() {
+        *sessions.entry(session.place.generation).or_default() += 1;
+    }
+    for known in proxy.history() {
+        table.push(vec![
+            known.number.into(),
+            time(known.at).into(),
+            known.state.into(),
+            sessions.get(&known.number).copied().unwrap_or(0).into(),
+            known.connections.into(),
+            known.users.into(),
+            known.error.clone().into(),
+        ]);
+    }
+    table
+}
+
+/// `2026-11-25 10:00:00 UTC`, as PgBouncer writes it.
+fn time(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(at).to_string().replace('T', " ").replace('Z', " UTC")
+}
+
+/// Whole seconds and the microseconds beyond them.
+fn split(time: Duration) -> (u64, u32) {
+    (time.as_secs(), time.subsec_micros())
+}
+
+/// All that is shown is of one moment.
+struct Overview<'a> {
+    proxy: &'a Proxy,
+    sessions: Vec<Arc<LiveSession>>,
+    /// By name; those that a reload has left, as long as sessions are there.
+    pools: Vec<Arc<Pool>>,
+}
+
+impl<'a> Overview<'a> {
+    fn of(proxy: &'a Proxy) -> Self {
+        let sessions = proxy.live_sessions();
+        let mut pools: Vec<_> = proxy.generation().pools.values().cloned().collect();
+        for session in &sessions {
+            if !pools.iter().any(|pool| Arc::ptr_eq(pool, &session.pool)) {
+                pools.push(session.pool.clone());
+            }
+        }
+        Self { proxy, sessions, pools }
+    }
+
+    fn sessions_of<'b>(&'b self, pool: &'b Arc<Pool>) -> impl Iterator<Item = &'b Arc<LiveSession>> {
+        self.sessions.iter().filter(|session| Arc::ptr_eq(&session.pool, pool))
+    }
+
+    fn figures(&self, prefixes: &[&str], each: impl Fn(&Pool) -> Vec<Totals>) -> Table {
+        let mut columns = vec![("database", Text)];
+        for prefix in prefixes {
+            columns.extend(names(prefix).map(|name| (name, Numeric)));
+        }
+        let mut table = Table::new(&columns);
+        for pool in &self.pools {
+            let mut row = vec![Value::from(pool.connection().name.as_str())];
+            row.extend(each(pool).into_iter().flatten().map(Value::from));
+            table.push(row);
+        }
+        table
+    }
+
+    fn stats(&self) -> Table {
+        self.figures(&["total", "avg"], |pool| vec![pool.stats().totals(), pool.stats().averages()])
+    }
+
+    fn stats_totals(&self) -> Table {
+        self.figures(&[""], |pool| vec![pool.stats().totals()])
+    }
+
+    fn stats_averages(&self) -> Table {
+        self.figures(&["averages"], |pool| vec![pool.stats().averages()])
+    }
+
+    fn totals(&self) -> Table {
+        let mut table = Table::new(&[("name", Text), ("value", Numeric)]);
+        let all = |each: fn(&Pool) -> Totals| {
+            self.pools.iter().fold([0; FIGURES], |all, pool| sum(&all, &each(pool)))
+        };
+        let (totals, averages) = (all(|pool| pool.stats().totals()), all(|pool| pool.stats().averages()));
+        for (prefix, figures) in [("total", totals), ("avg", averages)] {
+            for (name, value) in OF_TOTALS.iter().zip(figures) {
+                table.push(vec![format!("{prefix}_{name}").into(), value.into()]);
+            }
+        }
+        table
+    }
+
+    fn pools(&self) -> Table {
+        let mut table = Table::new(&[
+            ("database", Text),
+            ("user", Text),
+            ("cl_active", Int),
+            ("cl_waiting", Int),
+            ("cl_active_cancel_req", Int),
+            ("cl_waiting_cancel_req", Int),
+            ("sv_active", Int),
+            ("sv_active_cancel", Int),
+            ("sv_being_canceled", Int),
+            ("sv_idle", Int),
+            ("sv_used", Int),
+            ("sv_tested", Int),
+            ("sv_login", Int),
+            ("maxwait", Int),
+            ("maxwait_us", Int),
+            ("pool_mode", Text),
+            ("load_balance_hosts", Text),
+            ("environment", Text),
+            ("pinned", Int),
+        ]);
+        for pool in &self.pools {
+            let (view, connection) = (pool.view(), pool.connection());
+            let (seconds, micros) = split(view.longest_wait);
+            let clients = self.sessions_of(pool).count();
+            let canceled = pool.servers().iter().filter(|(server, _)| server.is_fenced()).count();
+            table.push(vec![
+                connection.name.as_str().into(),
+                connection.target.username.as_str().into(),
+                clients.saturating_sub(view.waiting).into(),
+                view.waiting.into(),
+                canceled.into(),
+                0_u32.into(),
+                view.active.into(),
+                0_u32.into(),
+                canceled.into(),
+                view.idle.into(),
+                0_u32.into(),
+                0_u32.into(),
+                view.dialing.into(),
+                seconds.into(),
+                micros.into(),
+                connection.pool_mode.word().into(),
+                Value::Null,
+                connection.environment.as_str().into(),
+                view.pinned.into(),
+            ]);
+        }
+        table
+    }
+
+    fn databases(&self) -> Table {
+        let mut table = Table::new(&[
+            ("name", Text),
+            ("host", Text),
+            ("port", Int),
+            ("database", Text),
+            ("force_user", Text),
+            ("pool_size", Int),
+            ("min_pool_size", Int),
+            ("reserve_pool_size", Int),
+            ("server_lifetime", Int),
+            ("pool_mode", Text),
+            ("load_balance_hosts", Text),
+            ("max_connections", Int),
+            ("current_connections", Int),
+            ("max_client_connections", Int),
+            ("current_client_connections", Int),
+            ("paused", Int),
+            ("disabled", Int),
+            ("environment", Text),
+            ("production", Int),
+            ("aliases", Text),
+        ]);
+        let generation = self.proxy.generation();
+        for pool in &self.pools {
+            let (view, connection) = (pool.view(), pool.connection());
+            let aliases = generation.config.databases.iter().filter(|(name, base)| {
+                **base == connection.name && name.as_str() != connection.name.as_str()
+            });
+            let aliases: Vec<_> = aliases.map(|(name, _)| name.as_str()).collect();
+            table.push(vec![
+                connection.name.as_str().into(),
+                connection.target.host.to_string().into(),
+                connection.target.port.into(),
+                connection.target.database.as_str().into(),
+                connection.target.username.as_str().into(),
+                connection.pool_size.into(),
+                connection.min_pool_size.into(),
+                connection.reserve_pool_size.into(),
+                generation.config.server.server_lifetime.as_secs().into(),
+                connection.pool_mode.word().into(),
+                Value::Null,
+                (connection.pool_size + connection.reserve_pool_size).into(),
+                (view.active + view.idle).into(),
+                connection.max_client_connections.into(),
+                self.sessions_of(pool).count().into(),
+                view.halted.is_some().into(),
+                view.disabled.into(),
+                connection.environment.as_str().into(),
+                connection.production.into(),
+                aliases.join(", ").into(),
+            ]);
+        }
+        table
+    }
+
+    fn sockets(&self, clients: bool, servers: bool) -> Table {
+        let mut table = Table::new(&[
+            ("type", Text),
+            ("user", Text),
+            ("database", Text),
+            ("replication", Text),
+            ("state", Text),
+            ("addr", Text),
+            ("port", Int),
+            ("local_addr", Text),
+            ("local_port", Int),
+            ("connect_time", Text),
+            ("request_time", Text),
+            ("wait", Int),
+            ("wait_us", Int),
+            ("close_needed", Int),
+            ("ptr", Text),
+            ("link", Text),
+            ("remote_pid", Int),
+            ("tls", Text),
+            ("application_name", Text),
+            ("prepared_statements", Int),
+            ("id", Int),
+            ("environment", Text),
+        ]);
+        let mut sessions: Vec<_> = self.sessions.iter().collect();
+        sessions.sort_by_key(|session| session.id);
+        for session in sessions.iter().filter(|_| clients) {
+            let (target, waits) = session.slot.now();
+            let (wait, wait_us) = split(waits.map_or(Duration::ZERO, |since| since.elapsed()));
+            let (addr, port) = peer(&session.peer);
+            let state = match (&target, waits) {
+                (_, Some(_)) => "waiting",
+                (Some(_), None) => "active",
+                (None, None) => "idle",
+            };
+            let since = waits.map_or(session.since, |since| SystemTime::now() - since.elapsed());
+            table.push(vec![
+                "C".into(),
+                session.identity.user().as_str().into(),
+                session.place.route.connection().as_str().into(),
+                "none".into(),
+                state.into(),
+                addr.into(),
+                port.into(),
+                "".into(),
+                0_u32.into(),
+                time(session.since).into(),
+                time(since).into(),
+                wait.into(),
+                wait_us.into(),
+                0_u32.into(),
+                format!("c{}", session.id).into(),
+                target.map_or(String::new(), |target| format!("s{}", target.pid())).into(),
+                0_u32.into(),
+                session.tls.unwrap_or_default().into(),
+                (*session.application_name).into(),
+                session.watch.see().prepared.into(),
+                session.id.into(),
+                session.place.route.environment().as_str().into(),
+            ]);
+        }
+        for pool in self.pools.iter().filter(|_| servers) {
+            let lent: BTreeMap<u32, u64> = self
+                .sessions_of(pool)
+                .filter_map(|session| Some((session.slot.now().0?.pid(), session.id)))
+                .collect();
+            let connection = pool.connection();
+            for (server, is_idle) in pool.servers() {
+                let (addr, port) = server.remote();
+                let local = server.local();
+                let link = lent.get(&server.pid()).map_or(String::new(), |id| format!("c{id}"));
+                table.push(vec![
+                    "S".into(),
+                    connection.target.username.as_str().into(),
+                    connection.name.as_str().into(),
+                    "none".into(),
+                    if is_idle { "idle" } else { "active" }.into(),
+                    addr.into(),
+                    port.into(),
+                    local.map_or(String::new(), |local| local.ip().to_string()).into(),
+                    local.map_or(0, |local| local.port()).into(),
+                    time(server.opened()).into(),
+                    time(server.opened()).into(),
+                    0_u32.into(),
+                    0_u32.into(),
+                    server.is_spoiled().into(),
+                    format!("s{}", server.pid()).into(),
+                    link.into(),
+                    server.pid().into(),
+                    if server.is_tls() { "TLS" } else { "" }.into(),
+                    "".into(),
+                    0_u32.into(),
+                    server.pid().into(),
+                    connection.environment.as_str().into(),
+                ]);
+            }
+        }
+        table
+    }
+
+    fn lists(&self) -> Table {
+        let mut table = Table::new(&[("list", Text), ("items", Int)]);
+        let generation = self.proxy.generation();
+        let servers: usize = self.pools.iter().map(|pool| pool.servers().len()).sum();
+        for (name, items) in [
+            ("databases", generation.config.connections.len()),
+            ("users", generation.config.users.len()),
+            ("peers", 0),
+            ("pools", self.pools.len()),
+            ("peer_pools", 0),
+            ("free_clients", 0),
+            ("used_clients", self.sessions.len()),
+            ("login_clients", 0),
+            ("free_servers", 0),
+            ("used_servers", servers),
+            ("dns_names", self.hosts().len()),
+            ("dns_zones", 0),
+            ("dns_queries", 0),
+            ("dns_pending", 0),
+        ] {
+            table.push(vec![name.into(), items.into()]);
+        }
+        table
+    }
+
+    fn users(&self) -> Table {
+        let mut table = Table::new(&[
+            ("name", Text),
+            ("pool_size", Text),
+            ("reserve_pool_size", Text),
+            ("pool_mode", Text),
+            ("max_user_connections", Int),
+            ("current_connections", Int),
+            ("max_user_client_connections", Int),
+            ("current_client_connections", Int),
+            ("disabled", Int),
+            ("console", Text),
+        ]);
+        for user in self.proxy.generation().config.users.values() {
+            let own = || self.sessions.iter().filter(|session| *session.identity.user() == user.name);
+            table.push(vec![
+                user.name.as_str().into(),
+                "".into(),
+                "".into(),
+                user.pool_mode.map(super::super::config::file::PoolMode::word).into(),
+                0_u32.into(),
+                own().filter(|session| session.slot.now().0.is_some()).count().into(),
+                user.max_client_connections.into(),
+                own().count().into(),
+                user.disabled.into(),
+                user.console.map(super::super::config::file::Console::word).into(),
+            ]);
+        }
+        table
+    }
+
+    fn mem(&self) -> Table {
+        let columns = [("name", Text), ("size", Int), ("used", Int), ("free", Int), ("memtotal", Int)];
+        let mut table = Table::new(&columns);
+        let servers: usize = self.pools.iter().map(|pool| pool.servers().len()).sum();
+        for (name, size, used) in [
+            ("client_cache", size_of::<crate::engine::Engine>(), self.sessions.len()),
+            ("server_cache", size_of::<crate::pool::Pooled>(), servers),
+        ] {
+            table.push(vec![name.into(), size.into(), used.into(), 0_u32.into(), (size * used).into()]);
+        }
+        table
+    }
+
+    fn hosts(&self) -> Vec<String> {
+        let mut hosts: Vec<_> = self
+            .pools
+            .iter()
+            .filter_map(|pool| match &pool.connection().target.host {
+                Host::Name(name) if name.parse::<std::net::IpAddr>().is_err() => Some(name.clone()),
+                _ => None,
+            })
+            .collect();
+        hosts.sort();
+        hosts.dedup();
+        hosts
+    }
+
+    /// Names are asked for at each dial and not kept: their time to live is over at once.
+    fn dns_hosts(&self) -> Table {
+        let mut table = Table::new(&[("hostname", Text), ("ttl", Long), ("addrs", Text)]);
+        for host in self.hosts() {
+            table.push(vec![host.into(), 0_u64.into(), "".into()]);
+        }
+        table
+    }
+
+    fn routes(&self) -> Table {
+        let mut table = Table::new(&[
+            ("user", Text),
+            ("database", Text),
+            ("environment", Text),
+            ("connection", Text),
+            ("production", Int),
+            ("sessions", Int),
+            ("elsewhere", Int),
+            ("reason", Text),
+            ("refused", Text),
+        ]);
+        let generation = self.proxy.generation();
+        let config = &generation.config;
+        for user in config.users.values() {
+            for (database, base) in &config.databases {
+                if database.as_str() != base.as_str() {
+                    continue;
+                }
+                let attributes = attribute::of_user(config, user.name.as_str());
+                let route = route::resolve(config, &attributes, database.as_str(), None);
+                let own = || {
+                    self.sessions.iter().filter(|session| {
+                        *session.identity.user() == user.name && session.place.route.base() == base
+                    })
+                };
+                let (is, reason, refused) = match &route {
+                    _ if user.disabled => (None, Value::Null, "the user is disabled".to_owned()),
+                    Ok(route) => {
+                        let reasons: Vec<_> = route.reasons().iter().map(ToString::to_string).collect();
+                        (Some(route), Value::from(reasons.join("; ")), String::new())
+                    }
+                    Err(refusal) => (None, Value::Null, refusal.to_string()),
+                };
+                let there =
+                    own().filter(|s| is.is_some_and(|is| s.place.route.connection() == is.connection()));
+                let there = there.count();
+                let production =
+                    is.and_then(|is| config.connections.get(is.connection())).is_some_and(|c| c.production);
+                table.push(vec![
+                    user.name.as_str().into(),
+                    database.as_str().into(),
+                    is.map(|is| is.environment().as_str()).into(),
+                    is.map(|is| is.connection().as_str()).into(),
+                    production.into(),
+                    there.into(),
+                    (own().count() - there).into(),
+                    reason,
+                    Some(refused).filter(|refused| !refused.is_empty()).into(),
+                ]);
+            }
+        }
+        table
+    }
+
+    fn environments(&self) -> Table {
+        let mut table = Table::new(&[
+            ("base", Text),
+            ("environment", Text),
+            ("connection", Text),
+            ("production", Int),
+            ("health", Text),
+            ("host", Text),
+            ("port", Int),
+            ("database", Text),
+            ("sessions", Int),
+            ("waiting", Int),
+            ("active", Int),
+            ("idle", Int),
+            ("pinned", Int),
+            ("pool_size", Int),
+            ("values", Text),
+        ]);
+        let generation = self.proxy.generation();
+        for connection in generation.config.connections.values() {
+            let Some(base) = &connection.base else { continue };
+            let own = (&connection.name, &connection.environment, &base.default_values);
+            let others = base.environments.iter().map(|e| (&e.connection, &e.name, &e.values));
+            for (name, environment, values) in std::iter::once(own).chain(others) {
+                let Some(pool) = generation.pools.get(name) else { continue };
+                let (view, to) = (pool.view(), pool.connection());
+                let health = match () {
+                    () if view.disabled => "disabled",
+                    () if view.halted.is_some() => "paused",
+                    () if view.failing => "failing",
+                    () if view.active + view.idle == 0 => "unused",
+                    () => "up",
+                };
+                let here = |s: &&Arc<LiveSession>| s.place.route.base() == &connection.name;
+                table.push(vec![
+                    connection.name.as_str().into(),
+                    environment.as_str().into(),
+                    name.as_str().into(),
+                    to.production.into(),
+                    health.into(),
+                    to.target.host.to_string().into(),
+                    to.target.port.into(),
+                    to.target.database.as_str().into(),
+                    self.sessions_of(pool).filter(here).count().into(),
+                    view.waiting.into(),
+                    view.active.into(),
+                    view.idle.into(),
+                    view.pinned.into(),
+                    to.pool_size.into(),
+                    values.join(", ").into(),
+                ]);
+            }
+        }
+        table
+    }
+
+    fn sessions(&self) -> Table {
+        let mut table = Table::new(&[
+            ("id", Long),
+            ("user", Text),
+            ("database", Text),
+            ("environment", Text),
+            ("connection", Text),
+            ("generation", Long),
+            ("state", Text),
+            ("upstream_pid", Int),
+            ("pool_mode", Text),
+            ("pin", Text),
+            ("client", Text),
+            ("application_name", Text),
+            ("tls", Text),
+            ("connected", Text),
+            ("transactions", Long),
+            ("bytes_in", Long),
+            ("bytes_out", Long),
+            ("waited_us", Long),
+            ("waits_us", Long),
+            ("prepared_statements", Int),
+            ("moved", Text),
+            ("route", Text),
+        ]);
+        let generation = self.proxy.generation();
+        let mut sessions: Vec<_> = self.sessions.iter().collect();
+        sessions.sort_by_key(|session| session.id);
+        for session in sessions {
+            let (target, waits) = session.slot.now();
+            let seen = session.watch.see();
+            let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            let state = match (&target, waits) {
+                (_, Some(_)) => "waiting",
+                (Some(_), None) => "active",
+                (None, None) => "idle",
+            };
+            table.push(vec![
+                session.id.into(),
+                session.identity.user().as_str().into(),
+                (*session.place.asked.database).into(),
+                session.place.route.environment().as_str().into(),
+                session.place.route.connection().as_str().into(),
+                session.place.generation.into(),
+                state.into(),
+                target.map(|target| target.pid()).into(),
+                session.mode.word().into(),
+                seen.pin.map(super::super::relay::sql::Pin::word).into(),
+                (*session.peer).into(),
+                (*session.application_name).into(),
+                session.tls.into(),
+                time(session.since).into(),
+                seen.transactions.into(),
+                seen.bytes.0.into(),
+                seen.bytes.1.into(),
+                micros(seen.waited).into(),
+                waits.map(|since| micros(since.elapsed())).into(),
+                seen.prepared.into(),
+                generation.moved(session).into(),
+                session.place.facts.route.as_str().into(),
+            ]);
+        }
+        table
+    }
+
+    /// Where the time goes, for each connection: all in all, and for each transaction.
+    fn times(&self) -> Table {
+        let mut table = Table::new(&[
+            ("connection", Text),
+            ("environment", Text),
+            ("transactions", Long),
+            ("queries", Long),
+            ("wait_us", Long),
+            ("transaction_us", Long),
+            ("query_us", Long),
+            ("client_us", Long),
+            ("wait_us_each", Long),
+            ("transaction_us_each", Long),
+            ("query_us_each", Long),
+        ]);
+        for pool in &self.pools {
+            let connection = pool.connection();
+            let totals = pool.stats().totals();
+            let of = |figure: Figure| totals[figure as usize];
+            let each = |time: Figure, count: Figure| of(time).checked_div(of(count)).unwrap_or(0);
+            table.push(vec![
+                connection.name.as_str().into(),
+                connection.environment.as_str().into(),
+                of(Figure::Transactions).into(),
+                of(Figure::Queries).into(),
+                of(Figure::WaitTime).into(),
+                of(Figure::TransactionTime).into(),
+                of(Figure::QueryTime).into(),
+                of(Figure::TransactionTime).saturating_sub(of(Figure::QueryTime)).into(),
+                each(Figure::WaitTime, Figure::Assignments).into(),
+                each(Figure::TransactionTime, Figure::Transactions).into(),
+                each(Figure::QueryTime, Figure::Queries).into(),
+            ]);
+        }
+        table
+    }
+}
+
+/// What PgBouncer calls the figures, in their order.
+fn names(prefix: &str) -> [&'static str; FIGURES] {
+    match prefix {
+        "total" => [
+            "total_server_assignment_count",
+            "total_xact_count",
+            "total_query_count",
+            "total_received",
+            "total_sent",
+            "total_xact_time",
+            "total_query_time",
+            "total_wait_time",
+            "total_client_parse_count",
+            "total_server_parse_count",
+            "total_bind_count",
+            "total_client_login_count",
+        ],
+        "avg" => [
+            "avg_server_assignment_count",
+            "avg_xact_count",
+            "avg_query_count",
+            "avg_recv",
+            "avg_sent",
+            "avg_xact_time",
+            "avg_query_time",
+            "avg_wait_time",
+            "avg_client_parse_count",
+            "avg_server_parse_count",
+            "avg_bind_count",
+            "avg_client_login_count",
+        ],
+        "averages" => [
+            "server_assignment_count",
+            "xact_count",
+            "query_count",
+            "bytes_received",
+            "bytes_sent",
+            "xact_time",
+            "query_time",
+            "wait_time",
+            "avg_client_parse_count",
+            "avg_server_parse_count",
+            "avg_bind_count",
+            "avg_client_login_count",
+        ],
+        _ => [
+            "server_assignment_count",
+            "xact_count",
+            "query_count",
+            "bytes_received",
+            "bytes_sent",
+            "xact_time",
+            "query_time",
+            "wait_time",
+            "client_parse_count",
+            "server_parse_count",
+            "bind_count",
+            "client_login_count",
+        ],
+    }
+}
+
+/// What `SHOW TOTALS` calls them.
+const OF_TOTALS: [&str; FIGURES] = [
+    "server_assignment_count",
+    "xact_count",
+    "query_count",
+    "client_bytes",
+    "server_bytes",
+    "xact_time",
+    "query_time",
+    "wait_time",
+    "ps_client_parse_count",
+    "ps_server_parse_count",
+    "ps_bind_count",
+    "client_login_count",
+];
+
+/// An address and a port.
+fn peer(peer: &str) -> (String, u16) {
+    match peer.parse::<std::net::SocketAddr>() {
+        Ok(address) => (address.ip().to_string(), address.port()),
+        Err(_) => (peer.to_owned(), 0),
+    }
+}
+
+/// `EXPLAIN ROUTE`: the steps of the decision, one a line, as PostgreSQL shows a plan.
+///
+/// # Errors
+/// The refusal that a login would get.
+pub fn explain_route(
+    proxy: &Proxy,
+    user: &str,
+    database: &str,
+    environment: Option<&str>,
+) -> Result<Table, Refusal> {
+    let generation = proxy.generation();
+    let config = &generation.config;
+    let Some(known) = config.users.get(user) else {
+        let message = format!("there is no user \"{user}\"");
+        return Err(Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message));
+    };
+    let route = route::resolve(config, &attribute::of_user(config, user), database, environment)?;
+    let mut table = Table::new(&[("ROUTE", Text)]);
+    let mut line = |text: String| table.push(vec![text.into()]);
+    line(format!("Environment {} (connection {})", route.environment(), route.connection()));
+    route.reasons().iter().for_each(|reason| line(format!("  ->  {reason}")));
+    route.warnings().iter().for_each(|warning| line(format!("  Warning: {warning}")));
+    if known.disabled {
+        line("  Warning: the user is disabled, and may not log in".into());
+    }
+    if let Some(connection) = config.connections.get(route.connection()) {
+        let target = &connection.target;
+        line(format!(
+            "  To: {}:{}, database {}, as {}{}",
+            target.host,
+            target.port,
+            target.database,
+            target.username,
+            if connection.production { " (production)" } else { "" }
+        ));
+    }
+    line(format!("  Generation: {}", generation.number));
+    Ok(table)
+}

@@ -1,0 +1,136 @@
+//! What is counted for each pool, in PgBouncer's figures (`SHOW STATS`).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// How long the times are over which averages are taken (PgBouncer's `stats_period`).
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// A figure, in the order of `SHOW STATS`. Times are in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Figure {
+    /// How often a connection was lent.
+    Assignments,
+    /// Transactions, and queries outside of one.
+    Transactions,
+    /// Queries: each answer that ended with `ReadyForQuery`.
+    Queries,
+    /// Bytes from clients.
+    Received,
+    /// Bytes to clients.
+    Sent,
+    /// From the first message of a transaction to its end.
+    TransactionTime,
+    /// While the upstream owed an answer.
+    QueryTime,
+    /// How long clients waited for a connection.
+    WaitTime,
+    /// `Parse` messages of clients.
+    ClientParses,
+    /// `Parse` messages to the upstream.
+    ServerParses,
+    /// `Bind` messages.
+    Binds,
+    /// Logins that came as far as the pool.
+    Logins,
+}
+
+/// How many figures there are.
+pub const FIGURES: usize = 12;
+
+/// The figures at one moment, by [`Figure`].
+pub type Totals = [u64; FIGURES];
+
+/// See the module.
+#[derive(Debug)]
+pub struct Stats {
+    figures: [AtomicU64; FIGURES],
+    period: Mutex<Period>,
+}
+
+#[derive(Debug)]
+struct Period {
+    begun: Instant,
+    then: Totals,
+    averages: Totals,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        let period = Period { begun: Instant::now(), then: [0; FIGURES], averages: [0; FIGURES] };
+        Self { figures: Default::default(), period: Mutex::new(period) }
+    }
+}
+
+impl Stats {
+    /// Adds to a figure.
+    pub fn add(&self, figure: Figure, value: u64) {
+        if value > 0 {
+            self.figures[figure as usize].fetch_add(value, Ordering::Relaxed);
+        }
+    }
+
+    /// All of them now.
+    pub fn totals(&self) -> Totals {
+        std::array::from_fn(|i| self.figures[i].load(Ordering::Relaxed))
+    }
+
+    /// The averages of the last whole period: a second, or, for the times, each transaction, query or assignment.
+    pub fn averages(&self) -> Totals {
+        self.period.lock().averages
+    }
+
+    /// To be called often: ends a period when it is over.
+    pub fn tick(&self) {
+        let mut period = self.period.lock();
+        let elapsed = period.begun.elapsed();
+        if elapsed < PERIOD {
+            return;
+        }
+        let now = self.totals();
+        let grown: Totals = std::array::from_fn(|i| now[i] - period.then[i]);
+        period.averages = averages(&grown, elapsed);
+        (period.begun, period.then) = (Instant::now(), now);
+    }
+}
+
+/// Of what has come in such a time (as PgBouncer's `calc_average`).
+pub fn averages(grown: &Totals, elapsed: Duration) -> Totals {
+    let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
+    let each = |time: Figure, count: Figure| match grown[count as usize] {
+        0 => 0,
+        count => grown[time as usize] / count,
+    };
+    let mut averages = grown.map(|value| value.saturating_mul(1_000_000) / micros);
+    averages[Figure::TransactionTime as usize] = each(Figure::TransactionTime, Figure::Transactions);
+    averages[Figure::QueryTime as usize] = each(Figure::QueryTime, Figure::Queries);
+    averages[Figure::WaitTime as usize] = each(Figure::WaitTime, Figure::Assignments);
+    averages
+}
+
+/// The sum of two.
+pub fn sum(one: &Totals, other: &Totals) -> Totals {
+    std::array::from_fn(|i| one[i] + other[i])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn averages_are_a_second_and_times_are_each() {
+        let stats = Stats::default();
+        stats.add(Figure::Transactions, 120);
+        stats.add(Figure::Queries, 240);
+        stats.add(Figure::TransactionTime, 1200);
+        stats.add(Figure::QueryTime, 240);
+        let averages = averages(&stats.totals(), Duration::from_secs(60));
+        assert_eq!(averages[Figure::Transactions as usize], 2);
+        assert_eq!(averages[Figure::Queries as usize], 4);
+        assert_eq!(averages[Figure::TransactionTime as usize], 10);
+        assert_eq!(averages[Figure::QueryTime as usize], 1);
+        assert_eq!(sum(&stats.totals(), &stats.totals())[1], 240);
+    }
+}

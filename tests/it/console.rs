@@ -1,0 +1,463 @@
+//! The console: PgBouncer's commands and tables, our own, in both protocols, and who may do what.
+
+use std::time::{Duration, Instant};
+
+use super::house::{Pgusher, eventually, pair, warehouse};
+use super::state::done;
+use super::wire::{Message, Raw, bind, describe_statement, execute, message, parse, query, startup, sync};
+
+const OPERATORS: &str = "\n[users.operator]\nauth_type = \"trust\"\nconsole = \"admin\"\n\
+    \n[users.watcher]\nauth_type = \"trust\"\nconsole = \"stats\"\n";
+
+fn config(server: &str, base: &str) -> String {
+    warehouse(server, base, "") + OPERATORS
+}
+
+fn console(pgusher: &Pgusher, user: &str) -> Raw {
+    Raw::login_with(pgusher.address(), 0x0003_0000, &[("user", user), ("database", "pgusher")])
+}
+
+/// The names of the columns, and the rows.
+fn table(raw: &mut Raw, sql: &str) -> (Vec<String>, Vec<Vec<String>>) {
+    let answer = done(raw, sql);
+    let described = answer.iter().find(|m| m.tag == 'T').unwrap_or_else(|| panic!("{sql}: {answer:?}"));
+    let mut rest = &described.body[2..];
+    let mut names = Vec::new();
+    while let Some(end) = rest.iter().position(|b| *b == 0) {
+        names.push(String::from_utf8_lossy(&rest[..end]).into_owned());
+        rest = &rest[end + 19..];
+    }
+    (names, answer.iter().filter(|m| m.tag == 'D').map(Message::columns).collect())
+}
+
+/// One value: of the row in which a column is this, another column.
+fn cell(raw: &mut Raw, sql: &str, key: (&str, &str), column: &str) -> String {
+    let (names, rows) = table(raw, sql);
+    let at = |name: &str| names.iter().position(|n| n == name).unwrap_or_else(|| panic!("{sql}: no {name}"));
+    let row = rows.iter().find(|row| row[at(key.0)] == key.1);
+    row.map(|row| row[at(column)].clone()).unwrap_or_default()
+}
+
+fn error(raw: &mut Raw, sql: &str) -> String {
+    let answer = raw.ask(&query(sql));
+    let error = answer.iter().find(|m| m.tag == 'E').unwrap_or_else(|| panic!("{sql}: {answer:?}"));
+    format!("{} {}", error.field('C'), error.field('M'))
+}
+
+/// PgBouncer 1.25's columns, in its order.
+const PGBOUNCER: [(&str, &str); 21] = [
+    ("VERSION", "version"),
+    ("STATE", "key value"),
+    (
+        "STATS",
+        "database total_server_assignment_count total_xact_count total_query_count total_received total_sent \
+         total_xact_time total_query_time total_wait_time total_client_parse_count total_server_parse_count \
+         total_bind_count total_client_login_count avg_server_assignment_count avg_xact_count avg_query_count avg_recv \
+         avg_sent avg_xact_time avg_query_time avg_wait_time avg_client_parse_count avg_server_parse_count \
+         avg_bind_count avg_client_login_count",
+    ),
+    (
+        "STATS_TOTALS",
+        "database server_assignment_count xact_count query_count bytes_received bytes_sent xact_time query_time \
+         wait_time client_parse_count server_parse_count bind_count client_login_count",
+    ),
+    (
+        "STATS_AVERAGES",
+        "database server_assignment_count xact_count query_count bytes_received bytes_sent xact_time query_time \
+         wait_time avg_client_parse_count avg_server_parse_count avg_bind_count avg_client_login_count",
+    ),
+    ("TOTALS", "name value"),
+    (
+        "POOLS",
+        "database user cl_active cl_waiting cl_active_cancel_req cl_waiting_cancel_req sv_active sv_active_cancel \
+         sv_being_canceled sv_idle sv_used sv_tested sv_login maxwait maxwait_us pool_mode load_balance_hosts",
+    ),
+    (
+        "DATABASES",
+        "name host port database force_user pool_size min_pool_size reserve_pool_size server_lifetime pool_mode \
+         load_balance_hosts max_connections current_connections max_client_connections current_client_connections \
+         paused disabled",
+    ),
+    ("CLIENTS", SOCKETS),
+    ("SERVERS", SOCKETS),
+    ("SOCKETS", SOCKETS),
+    ("ACTIVE_SOCKETS", SOCKETS),
+    ("LISTS", "list items"),
+    (
+        "USERS",
+        "name pool_size reserve_pool_size pool_mode max_user_connections current_connections \
+         max_user_client_connections current_client_connections",
+    ),
+    ("CONFIG", "key value default changeable"),
+    ("MEM", "name size used free memtotal"),
+    ("DNS_HOSTS", "hostname ttl addrs"),
+    ("DNS_ZONES", "zonename serial count"),
+    (
+        "FDS",
+        "fd task user database addr port cancel link client_encoding std_strings datestyle timezone password \
+         scram_client_key scram_server_key",
+    ),
+    ("PEERS", "peer_id host port pool_size"),
+    ("PEER_POOLS", "peer_id cl_active_cancel_req cl_waiting_cancel_req sv_active_cancel sv_login"),
+];
+
+const SOCKETS: &str = "type user database replication state addr port local_addr local_port connect_time request_time \
+    wait wait_us close_needed ptr link remote_pid tls application_name prepared_statements id";
+
+#[test]
+fn every_show_of_pgbouncer_is_there_with_its_columns_first() {
+    let pgusher = Pgusher::start(&config("", ""));
+    let mut client = Raw::login(pgusher.address(), "raw");
+    assert_eq!(client.value("SELECT 1"), "1");
+    for user in ["operator", "watcher"] {
+        for database in ["pgusher", "pgbouncer"] {
+            let pairs = [("user", user), ("database", database)];
+            let mut raw = Raw::login_with(pgusher.address(), 0x0003_0000, &pairs);
+            for (name, columns) in PGBOUNCER {
+                let (names, rows) = table(&mut raw, &format!("SHOW {name};"));
+                let expected: Vec<_> = columns.split_whitespace().collect();
+                assert_eq!(names[..expected.len()], expected, "{name}");
+                assert!(rows.iter().all(|row| row.len() == names.len()), "{name}");
+                let may_be_empty = ["FDS", "DNS_HOSTS", "DNS_ZONES", "PEERS", "PEER_POOLS", "ACTIVE_SOCKETS"];
+                assert!(!rows.is_empty() || may_be_empty.contains(&name), "{name} has no rows");
+            }
+            for ours in ["ROUTES", "ENVIRONMENTS", "SESSIONS", "GENERATIONS", "TIMES"] {
+                assert!(!table(&mut raw, &format!("show {ours}")).1.is_empty(), "{ours}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_shown_is_what_happens() {
+    let pgusher = Pgusher::start(&config("default_pool_size = 1\npool_mode = \"transaction\"", ""));
+    let mut raw = console(&pgusher, "watcher");
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut prod = Raw::login(pgusher.address(), "rawprod");
+    for _ in 0..3 {
+        assert_eq!(one.value("SELECT 1"), "1");
+    }
+    done(&mut one, "CREATE TEMP TABLE t (a int)");
+    let pid = one.value("SELECT pg_backend_pid()");
+    assert_eq!(prod.value("SELECT 1"), "1");
+    let totals = |raw: &mut Raw, column: &str| {
+        cell(raw, "SHOW STATS_TOTALS", ("database", "warehouse"), column).parse::<u64>().unwrap()
+    };
+    assert_eq!(totals(&mut raw, "xact_count"), 5);
+    assert_eq!(totals(&mut raw, "query_count"), 5);
+    assert_eq!(totals(&mut raw, "client_login_count"), 1);
+    assert!(totals(&mut raw, "xact_time") >= totals(&mut raw, "query_time"));
+    done(&mut one, "SELECT pg_sleep(0.2)");
+    assert!(totals(&mut raw, "query_time") >= 200_000);
+    let mut session = |column: &str| cell(&mut raw, "SHOW SESSIONS", ("user", "raw"), column);
+    assert_eq!(session("pin"), "temporary object");
+    assert_eq!(session("upstream_pid"), pid);
+    assert_eq!(session("environment"), "dev");
+    assert_eq!(session("state"), "active");
+    assert!(session("route").contains("no value for environment"), "{}", session("route"));
+    // Another waits for the connection that is kept.
+    let mut other = Raw::login(pgusher.address(), "raw");
+    other.send(&query("SELECT 'at last'"));
+    eventually("it waits", || cell(&mut raw, "SHOW POOLS", ("database", "warehouse"), "cl_waiting") == "1");
+    assert_eq!(cell(&mut raw, "SHOW POOLS", ("database", "warehouse"), "sv_active"), "1");
+    assert_eq!(cell(&mut raw, "SHOW POOLS", ("database", "warehouse_prod"), "sv_idle"), "1");
+    assert_eq!(cell(&mut raw, "SHOW CLIENTS", ("state", "waiting"), "user"), "raw");
+    assert_eq!(cell(&mut raw, "SHOW SERVERS", ("remote_pid", &pid), "state"), "active");
+    done(&mut one, "DROP TABLE t");
+    assert!(other.until_ready().iter().any(|m| m.tag == 'D'));
+    eventually("it is idle", || cell(&mut raw, "SHOW SERVERS", ("remote_pid", &pid), "state") == "idle");
+    assert!(totals(&mut raw, "wait_time") > 0);
+    assert_eq!(cell(&mut raw, "SHOW CONFIG", ("key", "default_pool_size"), "value"), "1");
+    assert_eq!(cell(&mut raw, "SHOW CONFIG", ("key", "listen"), "changeable"), "no");
+    assert_eq!(cell(&mut raw, "SHOW ENVIRONMENTS", ("environment", "prod"), "health"), "up");
+    assert_eq!(cell(&mut raw, "SHOW ENVIRONMENTS", ("environment", "prod"), "sessions"), "1");
+}
+
+#[test]
+fn a_route_is_explained_without_a_login() {
+    let pgusher = Pgusher::start(&config("", ""));
+    let mut raw = console(&pgusher, "watcher");
+    let (columns, rows) = table(&mut raw, "EXPLAIN ROUTE FOR pete ON warehouse");
+    let text = rows.concat().join("\n");
+    assert_eq!(columns, ["ROUTE"]);
+    for part in
+        ["Environment prod (connection warehouse_prod)", "environment = \"prod\" from user", "(production)"]
+    {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(error(&mut raw, "EXPLAIN ROUTE FOR pete ON warehouse AS dev").starts_with("28000 "));
+    assert!(error(&mut raw, "EXPLAIN ROUTE FOR pete ON nothing").starts_with("3D000 "));
+    assert!(error(&mut raw, "EXPLAIN ROUTE FOR nobody ON warehouse").starts_with("42704 "));
+    assert_eq!(cell(&mut raw, "SHOW ROUTES", ("user", "pete"), "environment"), "prod");
+    assert_eq!(cell(&mut raw, "SHOW ROUTES", ("user", "pete"), "production"), "1");
+    assert_eq!(cell(&mut raw, "SHOW ROUTES", ("user", "dana"), "connection"), "warehouse");
+}
+
+#[test]
+fn whoever_may_only_look_changes_nothing_and_others_do_not_get_in() {
+    let pgusher = Pgusher::start(&config("", ""));
+    let mut raw = console(&pgusher, "watcher");
+    let mut client = Raw::login(pgusher.address(), "raw");
+    assert_eq!(client.value("SELECT 1"), "1");
+    for command in [
+        "RELOAD",
+        "PAUSE",
+        "PAUSE warehouse",
+        "RESUME",
+        "SUSPEND",
+        "DISABLE warehouse",
+        "ENABLE warehouse",
+        "RECONNECT",
+        "KILL",
+        "KILL warehouse",
+        "KILL_CLIENT 1",
+        "WAIT_CLOSE",
+        "SHUTDOWN",
+        "SHUTDOWN WAIT_FOR_CLIENTS",
+        "SET max_client_conn = 1",
+    ] {
+        assert_eq!(error(&mut raw, command), "42501 admin access needed", "{command}");
+        let extended = [parse("", command), bind("", "", &[]), execute(), sync()].concat();
+        assert_eq!(raw.tags(&extended), "12EZ", "{command}");
+    }
+    assert_eq!(client.value("SELECT 1"), "1");
+    // No right, no user, no password: the ordinary refusals, and no default anything.
+    for (user, expected) in [
+        ("raw", "user \"raw\" may not use the console"),
+        ("pgbouncer", "password authentication failed for user \"pgbouncer\""),
+        ("pgusher", "password authentication failed for user \"pgusher\""),
+    ] {
+        let target =
+            format!("host=127.0.0.1 port={} user={user} password={user} dbname=pgusher", pgusher.port);
+        let psql =
+            std::process::Command::new("psql").args(["-XAtc", "SHOW VERSION", &target]).output().unwrap();
+        let said = String::from_utf8_lossy(&psql.stderr).into_owned();
+        assert!(!psql.status.success() && said.contains(expected), "{said}");
+    }
+}
+
+#[test]
+fn both_protocols_and_a_real_driver_are_served() {
+    let pgusher = Pgusher::start(&config("", ""));
+    let mut raw = console(&pgusher, "operator");
+    let batch = [
+        parse("s", "SHOW LISTS"),
+        describe_statement("s"),
+        bind("", "s", &[]),
+        message('D', b"P\0"),
+        message('E', b"\0\0\0\0\x02"),
+        message('E', b"\0\0\0\0\0"),
+        sync(),
+    ];
+    assert_eq!(raw.tags(&batch.concat()), format!("1tT2TDDs{}CZ", "D".repeat(12)));
+    assert_eq!(raw.tags(&[parse("", ""), bind("", "", &[]), execute(), sync()].concat()), "12IZ");
+    assert_eq!(raw.tags(&query("")), "IZ");
+    assert_eq!(raw.tags(&[parse("", "SELECT 1"), sync()].concat()), "EZ");
+    assert_eq!(raw.tags(&[bind("", "no", &[]), execute(), sync()].concat()), "EZ");
+    assert_eq!(raw.tags(&[message('C', b"Ss\0"), message('H', b""), sync()].concat()), "3Z");
+    assert_eq!(raw.tags(&query("SHOW HELP")), "NCZ");
+    for (sql, tag) in [("BEGIN", "BEGIN"), ("SHOW TIMEZONE", "SHOW"), ("COMMIT", "COMMIT")] {
+        let answer = done(&mut raw, sql);
+        let complete = answer.iter().find(|m| m.tag == 'C').unwrap();
+        assert_eq!(String::from_utf8_lossy(&complete.body).trim_end_matches('\0'), tag);
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let parameters =
+            format!("host=127.0.0.1 port={} user=operator dbname=pgbouncer sslmode=disable", pgusher.port);
+        let (client, connection) = tokio_postgres::connect(&parameters, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        // The extended protocol, with binary results.
+        let rows = client.query("SHOW LISTS", &[]).await.unwrap();
+        let users = rows.iter().find(|row| row.get::<_, String>(0) == "users").unwrap();
+        assert_eq!(users.get::<_, i32>(1), 7);
+        assert!(client.simple_query("SHOW POOLS").await.is_ok());
+    });
+    let target = format!("host=127.0.0.1 port={} user=operator dbname=pgusher", pgusher.port);
+    let psql = std::process::Command::new("psql").args(["-XAtc", "SHOW VERSION", &target]).output().unwrap();
+    assert!(String::from_utf8_lossy(&psql.stdout).starts_with("pgusher "), "{psql:?}");
+}
+
+#[test]
+fn pause_waits_for_transactions_and_resume_lets_everybody_go_on() {
+    let pgusher = Pgusher::start(&config("", ""));
+    let mut raw = console(&pgusher, "operator");
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut two = Raw::login(pgusher.address(), "raw");
+    for database in ["", " warehouse"] {
+        done(&mut one, "BEGIN");
+        raw.send(&query(&format!("PAUSE{database}")));
+        std::thread::sleep(Duration::from_millis(200));
+        two.send(&query("SELECT 'after'"));
+        std::thread::sleep(Duration::from_millis(200));
+        one.ask(&query("COMMIT"));
+        // Now it is paused: no connection is left, and the other waits.
+        assert!(raw.until_ready().iter().any(|m| m.tag == 'C'), "PAUSE{database}");
+        let open =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = 'dev' AND application_name = 'paused'";
+        assert_eq!(pair().dev.sql("postgres", open), "0");
+        assert_eq!(cell(&mut raw, "SHOW POOLS", ("database", "warehouse"), "cl_waiting"), "1");
+        assert_eq!(cell(&mut raw, "SHOW DATABASES", ("name", "warehouse"), "paused"), "1");
+        let paused = if database.is_empty() { "yes" } else { "no" };
+        assert_eq!(cell(&mut raw, "SHOW STATE", ("key", "paused"), "value"), paused);
+        done(&mut raw, &format!("RESUME{database}"));
+        assert!(two.until_ready().iter().any(|m| m.tag == 'D'));
+        assert!(error(&mut raw, &format!("RESUME{database}")).starts_with("55000 "));
+    }
+    // Whoever leaves while he waits for a pause holds nothing up.
+    done(&mut one, "BEGIN");
+    let mut impatient = console(&pgusher, "operator");
+    impatient.send(&query("PAUSE warehouse"));
+    std::thread::sleep(Duration::from_millis(100));
+    drop(impatient);
+    done(&mut one, "COMMIT");
+    done(&mut raw, "RESUME warehouse");
+    done(&mut raw, "SUSPEND");
+    assert!(error(&mut raw, "PAUSE").starts_with("55000 already suspended/paused"));
+    done(&mut raw, "RESUME");
+    assert_eq!(two.value("SELECT 1"), "1");
+}
+
+#[test]
+fn databases_are_disabled_reconnected_and_killed() {
+    let pgusher = Pgusher::start(&config("default_pool_size = 1", ""));
+    let mut raw = console(&pgusher, "operator");
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut prod = Raw::login(pgusher.address(), "rawprod");
+    assert_eq!(prod.value("SELECT 1"), "1");
+    let before = one.value("SELECT pg_backend_pid()");
+    done(&mut raw, "RECONNECT warehouse");
+    done(&mut raw, "WAIT_CLOSE warehouse");
+    assert_ne!(one.value("SELECT pg_backend_pid()"), before);
+    done(&mut one, "BEGIN");
+    done(&mut raw, "RECONNECT");
+    raw.send(&query("WAIT_CLOSE"));
+    std::thread::sleep(Duration::from_millis(200));
+    done(&mut one, "COMMIT");
+    assert!(raw.until_ready().iter().any(|m| m.tag == 'C'));
+    done(&mut raw, "DISABLE warehouse");
+    let mut refused = Raw::connect(pgusher.address());
+    refused.send(&startup(0x0003_0000, &[("user", "raw"), ("database", "warehouse")]));
+    let answer = refused.next().unwrap();
+    assert_eq!((answer.tag, answer.field('C').as_str()), ('E', "57P03"));
+    assert_eq!(one.value("SELECT 'those who are in stay'"), "those who are in stay");
+    done(&mut raw, "ENABLE warehouse");
+    let mut late = Raw::login(pgusher.address(), "raw");
+    done(&mut raw, "KILL warehouse");
+    for raw in [&mut one, &mut late] {
+        assert_eq!(raw.next().unwrap().field('C'), "57P01");
+        assert!(raw.is_closed());
+    }
+    assert_eq!(prod.value("SELECT 'another database'"), "another database");
+    done(&mut raw, "RESUME warehouse");
+    let mut again = Raw::login(pgusher.address(), "raw");
+    assert_eq!(again.value("SELECT 1"), "1");
+    let id = cell(&mut raw, "SHOW CLIENTS", ("user", "raw"), "id");
+    done(&mut raw, &format!("KILL_CLIENT {id}"));
+    assert_eq!(again.next().unwrap().field('C'), "57P01");
+    for (command, expected) in [
+        ("KILL_CLIENT 999999", "42704 client not found"),
+        ("PAUSE nothing", "3D000 no such database: nothing"),
+        ("KILL pgusher", "55000 pgusher is the console itself"),
+        ("SET default_pool_size = 3", "0A000 \"default_pool_size\" is set in the configuration file"),
+    ] {
+        assert_eq!(error(&mut raw, command), expected);
+    }
+}
+
+#[test]
+fn reload_says_what_is_wrong_and_wait_settled_waits_for_those_who_must_leave() {
+    let pgusher = Pgusher::start(&config("", ""));
+    let path = pgusher.folder.join("pgusher.toml");
+    let written = std::fs::read_to_string(&path).unwrap();
+    let mut raw = console(&pgusher, "operator");
+    let mut moved = Raw::login(pgusher.address(), "rawprod");
+    let mut stays = Raw::login(pgusher.address(), "raw");
+    assert_eq!(stays.value("SELECT 1"), "1");
+    std::fs::write(&path, written.replace("[users.rawprod]", "[users.rawprod]\nnonsense = 1")).unwrap();
+    let answer = raw.ask(&query("RELOAD"));
+    let refused = answer.iter().find(|m| m.tag == 'E').unwrap();
+    assert!(refused.field('D').contains("unknown key `nonsense`"), "{refused:?}");
+    assert!(refused.field('D').contains("pgusher.toml:"), "{refused:?}");
+    done(&mut moved, "BEGIN");
+    let to_dev = "[users.rawprod]\nauth_type = \"trust\"\nattributes = { environment = \"dev\" }\n";
+    let from = written.find("[users.rawprod]").unwrap();
+    let to = from + written[from..].find("\n\n").unwrap();
+    std::fs::write(&path, format!("{}{to_dev}{}", &written[..from], &written[to..])).unwrap();
+    let answer = done(&mut raw, "RELOAD");
+    assert!(answer.iter().any(|m| m.tag == 'N' && m.field('M').contains("generation 2")), "{answer:?}");
+    assert!(error(&mut raw, "WAIT SETTLED '100ms'").contains("1 sessions still stand"));
+    assert!(cell(&mut raw, "SHOW SESSIONS", ("user", "rawprod"), "moved").contains("by generation 2"));
+    assert_eq!(cell(&mut raw, "SHOW ROUTES", ("user", "rawprod"), "elsewhere"), "1");
+    let begun = Instant::now();
+    raw.send(&query("WAIT SETTLED '20s'"));
+    std::thread::sleep(Duration::from_millis(100));
+    moved.ask(&query("COMMIT"));
+    assert!(raw.until_ready().iter().any(|m| m.tag == 'C'));
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert_eq!(stays.value("SELECT 'untouched'"), "untouched");
+    let (_, rows) = table(&mut raw, "SHOW GENERATIONS");
+    let states: Vec<_> = rows.iter().map(|row| (row[0].as_str(), row[2].as_str())).collect();
+    assert_eq!(states, [("1", "replaced"), ("2", "refused"), ("2", "in force")]);
+}
+
+#[test]
+fn shutdown_ends_it_as_was_asked() {
+    for (command, leaves) in
+        [("SHUTDOWN", false), ("SHUTDOWN WAIT_FOR_SERVERS", false), ("SHUTDOWN WAIT_FOR_CLIENTS", true)]
+    {
+        let mut pgusher = Pgusher::start(&config("", ""));
+        let mut raw = console(&pgusher, "operator");
+        let mut one = Raw::login(pgusher.address(), "raw");
+        done(&mut one, "BEGIN");
+        raw.send(&query(command));
+        std::thread::sleep(Duration::from_millis(200));
+        if command != "SHUTDOWN" {
+            assert!(pgusher.child.try_wait().unwrap().is_none(), "{command}: a transaction is under way");
+            done(&mut one, "COMMIT");
+        }
+        if leaves {
+            std::thread::sleep(Duration::from_millis(200));
+            assert!(pgusher.child.try_wait().unwrap().is_none(), "{command}: a client is there");
+            assert_eq!(one.value("SELECT 'still served'"), "still served");
+            drop(one);
+        }
+        eventually("it ends", || pgusher.child.try_wait().unwrap().is_some());
+        assert!(pgusher.child.wait().unwrap().success(), "{command}");
+    }
+}
+
+#[test]
+fn garbage_on_the_console_ends_its_session_and_nothing_else() {
+    let pgusher = Pgusher::start(&config("", ""));
+    let mut client = Raw::login(pgusher.address(), "raw");
+    let megabyte = "x".repeat(1 << 20);
+    let mut raw = console(&pgusher, "watcher");
+    assert!(error(&mut raw, &format!("SHOW {megabyte}")).starts_with("42601 "));
+    assert!(error(&mut raw, &megabyte).starts_with("42601 "));
+    assert!(error(&mut raw, "SHOW \u{1}POOLS").starts_with("42601 "));
+    assert_eq!(raw.value("SHOW TIMEZONE"), "GMT");
+    for bytes in [
+        vec![0xff; 64],
+        message('Q', b"no end"),
+        message('B', b"\0"),
+        message('P', b"\0SHOW POOLS\0"),
+        message('D', b""),
+        message('Z', b""),
+        message('Q', b"SHOW \xff\xfe\0"),
+        [&b"Q"[..], &0xffff_ffff_u32.to_be_bytes()].concat(),
+        [&b"Q"[..], &3_u32.to_be_bytes()].concat(),
+        vec![b'Q', 0x40, 0, 0, 0],
+    ] {
+        let mut raw = console(&pgusher, "watcher");
+        raw.send(&bytes);
+        raw.send(&sync());
+        let _ = raw.stream.shutdown(std::net::Shutdown::Write);
+        assert!(raw.is_closed(), "{bytes:?}");
+    }
+    // One that never asks costs nobody anything.
+    let idle = console(&pgusher, "watcher");
+    assert_eq!(client.value("SELECT 1"), "1");
+    drop(idle);
+    super::fake::unharmed(&pgusher);
+}
