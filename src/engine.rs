@@ -349,6 +349,7 @@ impl Engine {
             Poll::Ready(Outcome::Granted(lease)) => {
                 let waited = micros(ticket.since.elapsed());
                 self.pool.stats().add(Figure::WaitTime, waited);
+                self.pool.stats().waits.record(waited);
                 self.watch.waited.fetch_add(waited, Ordering::Relaxed);
                 self.hold(lease);
                 if !self.set_up(cx)? {
@@ -780,12 +781,16 @@ impl Engine {
         let Some(asked) = self.asked.take() else { return };
         let now = Instant::now();
         let stats = self.pool.stats();
-        stats.add(Figure::QueryTime, micros(now - asked));
+        let queried = micros(now - asked);
+        stats.add(Figure::QueryTime, queried);
+        stats.queries.record(queried);
         if self.core.transactions() == self.counted.0 {
             return;
         }
         if let Some(began) = self.began.take() {
-            stats.add(Figure::TransactionTime, micros(now - began));
+            let took = micros(now - began);
+            stats.add(Figure::TransactionTime, took);
+            stats.transactions.record(took);
         }
         self.count_all();
     }

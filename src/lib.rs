@@ -25,8 +25,10 @@ pub mod pool;
 pub mod cancel;
 pub mod engine;
 // ── the house ──
+pub mod metrics;
 pub mod proxy;
 pub mod console;
 pub mod session;
+pub mod http;
 pub mod listener;
 pub mod cli;

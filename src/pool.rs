@@ -612,7 +612,11 @@ impl Pool {
 
     async fn dial(self: Arc<Self>, succeeds: bool) {
         let settings = self.settings.load_full();
+        let begun = Instant::now();
         let dialed = settings.1.dialer.dial(&[]).await;
+        if dialed.is_ok() {
+            self.stats.connects.observe(begun.elapsed());
+        }
         let dialed = match dialed {
             Ok(backend) => self.ask_first(backend, &settings.1).await,
             Err(error) => Err(error),
@@ -650,6 +654,7 @@ impl Pool {
     /// waits, twice as long each time.
     fn dial_failed(self: &Arc<Self>, settings: &PoolSettings, error: &UpstreamError) {
         self.host.give_back();
+        self.stats.failures.fetch_add(1, Ordering::Relaxed);
         let connection = settings.connection();
         warn!(connection = %connection.name, environment = %connection.environment, %error, "cannot connect upstream");
         let (delay, hopeless) = {

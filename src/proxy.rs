@@ -21,6 +21,7 @@ use crate::config::file::PoolMode;
 use crate::config::{Checked, Config, Connection, Host, OnMove, Rejected, Target};
 use crate::engine::{Order, Orders, Timeouts, Watch};
 use crate::error::{Fault, Refusal, SqlState};
+use crate::metrics::Counters;
 use crate::names::{ConnectionName, UserName};
 use crate::pool::{Halt, HostCount, Pool, PoolSettings, Runtimes};
 use crate::relay::{Facts, Interner};
@@ -232,6 +233,9 @@ pub struct Proxy {
     user_clients: DashMap<UserName, Arc<AtomicUsize>>,
     connection_clients: DashMap<ConnectionName, Arc<AtomicUsize>>,
     draining: AtomicBool,
+    listening: AtomicBool,
+    /// What is counted for the process as a whole.
+    pub counters: Counters,
     /// Set when no more clients are to be accepted.
     pub closing: CancellationToken,
     reloading: Mutex<()>,
@@ -267,6 +271,8 @@ impl Proxy {
             user_clients: DashMap::new(),
             connection_clients: DashMap::new(),
             draining: AtomicBool::new(false),
+            listening: AtomicBool::new(false),
+            counters: Counters::default(),
             closing: CancellationToken::new(),
             reloading: Mutex::default(),
             history,
@@ -288,6 +294,10 @@ impl Proxy {
         let _one_at_a_time = self.reloading.lock();
         let loaded = route::load(&self.path).map_err(LoadError::Rejected);
         let applied = loaded.and_then(|checked| self.apply(checked));
+        match &applied {
+            Ok(_) => self.counters.reloads.fetch_add(1, Ordering::Relaxed),
+            Err(_) => self.counters.refused_reloads.fetch_add(1, Ordering::Relaxed),
+        };
         if let Err(error) = &applied {
             let error = error.to_string().lines().next().unwrap_or_default().to_owned();
             self.remember(Known::refused(self.generation().number + 1, error));
@@ -433,6 +443,16 @@ impl Proxy {
     /// Whether the process is about to end.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// Whether clients are accepted.
+    pub fn is_listening(&self) -> bool {
+        self.listening.load(Ordering::Acquire)
+    }
+
+    /// Clients are accepted from now on.
+    pub fn listens(&self) {
+        self.listening.store(true, Ordering::Release);
     }
 
     /// Accepts nobody any more, lets transactions end, up to `shutdown_timeout`, then ends everything.

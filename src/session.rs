@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
@@ -45,6 +46,7 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
     let mut arrival = match opened {
         Opened::Login(arrival) => arrival,
         Opened::Cancel(key, mut stream) => {
+            proxy.counters.cancels.fetch_add(1, Ordering::Relaxed);
             let _ = timeout(limit, proxy.keys.cancel(&key)).await;
             let _ = stream.shutdown().await;
             return;
@@ -59,9 +61,13 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
         Err(Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message))
     });
     match logged_in {
-        Ok(parts) => relay(proxy, *arrival, parts, accepted),
+        Ok(parts) => {
+            proxy.counters.logins.observe(accepted.elapsed());
+            relay(proxy, *arrival, parts, accepted);
+        }
         Err(refusal) => {
             let startup = &arrival.startup;
+            proxy.counters.refused(&refusal);
             let (user, database) = (startup.user.clone(), startup.database.clone());
             refuse(arrival.reader.stream, &arrival.owed, &refusal, &user, &database, &peer).await;
         }
@@ -108,7 +114,9 @@ async fn log_in(
         database: startup.database.as_str().into(),
         environment: startup.environment.as_deref().map(Into::into),
     };
+    let looked_up = Instant::now();
     let place = generation.place(&identity, asked)?;
+    proxy.counters.lookups.observe(looked_up.elapsed());
     let route = &place.route;
     let in_place =
         |refusal: Refusal| refusal.in_environment(route.environment().as_str(), route.connection().as_str());
@@ -252,6 +260,9 @@ impl Future for Life {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let end = std::task::ready!(Pin::new(&mut this.engine).poll(cx));
+        if let Cause::Refused(refusal) = &end.cause {
+            this.registered.proxy.counters.refused(refusal);
+        }
         farewell(&this.registered.live, &end, this.accepted);
         Poll::Ready(())
     }

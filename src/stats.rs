@@ -1,9 +1,13 @@
 //! What is counted for each pool, in PgBouncer's figures (`SHOW STATS`).
 
+mod histogram;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+
+pub use histogram::{Histogram, Times};
 
 /// How long the times are over which averages are taken (PgBouncer's `stats_period`).
 const PERIOD: Duration = Duration::from_secs(60);
@@ -48,6 +52,16 @@ pub type Totals = [u64; FIGURES];
 pub struct Stats {
     figures: [AtomicU64; FIGURES],
     period: Mutex<Period>,
+    /// How long those waited for a connection who had to.
+    pub waits: Histogram,
+    /// How long it took to connect and log in.
+    pub connects: Histogram,
+    /// How long transactions took.
+    pub transactions: Histogram,
+    /// How long the upstream owed an answer.
+    pub queries: Histogram,
+    /// Attempts to connect that failed.
+    pub failures: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -60,7 +74,15 @@ struct Period {
 impl Default for Stats {
     fn default() -> Self {
         let period = Period { begun: Instant::now(), then: [0; FIGURES], averages: [0; FIGURES] };
-        Self { figures: Default::default(), period: Mutex::new(period) }
+        Self {
+            figures: Default::default(),
+            period: Mutex::new(period),
+            waits: Histogram::default(),
+            connects: Histogram::default(),
+            transactions: Histogram::default(),
+            queries: Histogram::default(),
+            failures: AtomicU64::new(0),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{Checked, LogFormat, LogLevel, Server};
+use crate::http;
 use crate::listener;
 use crate::pool::Runtimes;
 use crate::proxy::Proxy;
@@ -139,9 +140,23 @@ async fn run(checked: Checked, control: &Handle, data: &Handle) -> ExitCode {
         }
     };
     listener::announce(&listeners);
+    if let Some(address) = *proxy.generation().config.server.metrics_listen {
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => {
+                let bound = listener.local_addr().unwrap_or(address);
+                info!(address = %bound, "metrics listening");
+                control.spawn(http::run(proxy.clone(), listener));
+            }
+            Err(error) => {
+                eprintln!("cannot listen on {address} (metrics_listen): {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
     control.spawn(proxy.clone().tend());
     let accepting: Vec<_> =
         listeners.into_iter().map(|listener| control.spawn(listener::run(proxy.clone(), listener))).collect();
+    proxy.listens();
     signals(&proxy).await;
     for task in accepting {
         task.abort();

@@ -36,6 +36,25 @@ impl fmt::Display for ListenAddress {
     }
 }
 
+impl Value for SocketAddr {
+    fn kind() -> String {
+        "\"ADDRESS:PORT\"".into()
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        let text = String::read(node, problems)?;
+        let address = text.parse();
+        if address.is_err() {
+            problems
+                .error(Some(node.span()), format!("`{text}` is not an address to listen on"))
+                .help("write \"127.0.0.1:9127\" or \"[::1]:9127\"");
+        }
+        address.ok()
+    }
+    fn show(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
 impl Value for ListenAddress {
     fn kind() -> String {
         "\"ADDRESS:PORT\" or \"unix:FOLDER\"".into()
@@ -207,6 +226,8 @@ options! {
     Server as "[server]" {
         /// The addresses to listen on.
         Restart listen: Vec<Setting<ListenAddress>> = vec![Setting::default_of(ListenAddress::Tcp(([127, 0, 0, 1], 6432).into()))];
+        /// The address of `/metrics` (Prometheus), `/healthz` and `/readyz` over HTTP; by default there is none.
+        Restart metrics_listen: Option<SocketAddr> = None;
         /// TLS towards clients; without it, clients are refused TLS.
         Reload tls: Option<ClientTls> = None;
         /// How many threads relay; 0 is one for each core.

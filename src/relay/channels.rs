@@ -300,9 +300,21 @@ impl Core {
             wire::push_cstr(out, statement);
             out.extend([0; 2]);
         });
-        wire::message(up, b'B', |out| out.extend([0; 8]));
-        wire::message(up, b'E', |out| out.extend([0; 5]));
-        for kind in [Kind::ParseUnnamed, Kind::Bind, Kind::Execute] {
+        // Not the unnamed portal, which the client may have, or may ask for because it has none.
+        let portal = self.interner.name(0);
+        wire::message(up, b'B', |out| {
+            wire::push_cstr(out, &portal);
+            out.extend([0; 7]);
+        });
+        wire::message(up, b'E', |out| {
+            wire::push_cstr(out, &portal);
+            out.extend([0; 4]);
+        });
+        wire::message(up, b'C', |out| {
+            out.push(b'P');
+            wire::push_cstr(out, &portal);
+        });
+        for kind in [Kind::ParseUnnamed, Kind::Bind, Kind::Execute, Kind::Close] {
             self.requests.push_hidden(kind, None);
         }
     }

@@ -356,3 +356,26 @@ fn a_temporary_table_keeps_its_connection_and_channels_do_not() {
     assert_eq!(done(&mut other, "NOTIFY temp_more"), [""; 0]);
     assert_eq!(other.tags(&message('S', b"")), "Z");
 }
+
+#[test]
+fn what_is_done_unseen_for_a_session_that_listens_leaves_no_portal_and_takes_none() {
+    let pgusher = one_connection();
+    let mut one = Raw::login(pgusher.address(), "raw");
+    done(&mut one, "LISTEN unseen_portal");
+    assert_eq!(one.value("SHOW pgusher.pin"), "");
+    let describe = message('D', b"P\0");
+    // Parsing a NOTIFY recalls the channels: PostgreSQL has no portal then.
+    let batch = [parse("", "NOTIFY unseen_portal"), describe.clone(), sync()].concat();
+    let answer = one.ask(&batch);
+    assert!(answer.iter().any(|m| m.tag == 'E' && m.field('C') == "34000"), "{answer:?}");
+    // And one that the client has stays its own.
+    let suspended = [
+        parse("", "SELECT generate_series(1, 3)"),
+        bind("", "", &[]),
+        message('E', b"\0\0\0\0\x01"),
+        parse("", "NOTIFY unseen_portal"),
+        message('E', b"\0\0\0\0\0"),
+        sync(),
+    ];
+    assert_eq!(one.tags(&suspended.concat()), "12Ds1DDCZ");
+}

@@ -24,6 +24,7 @@ mod faults;
 mod listen;
 mod login;
 mod main_job;
+mod metrics;
 mod oracle;
 mod relay;
 mod routing;

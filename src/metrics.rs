@@ -1,0 +1,292 @@
+//! `/metrics` in the text format of OpenMetrics. Everything is read when it is asked for; labels come from the
+//! configuration and from fixed lists only.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::error::{Fault, Refusal};
+use crate::pool::Pool;
+use crate::proxy::{LiveSession, Proxy};
+use crate::relay::Pin;
+use crate::stats::{Figure, Histogram, Times};
+
+/// What is counted for the process as a whole.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// By SQLSTATE and fault.
+    refusals: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
+    /// Cancel requests that came.
+    pub cancels: AtomicU64,
+    /// Configurations that took effect.
+    pub reloads: AtomicU64,
+    /// And those that were refused.
+    pub refused_reloads: AtomicU64,
+    /// From the accepted socket to the first `ReadyForQuery`.
+    pub logins: Histogram,
+    /// From who it is to where it goes.
+    pub lookups: Histogram,
+}
+
+impl Counters {
+    /// A client was refused, or its session ended so.
+    pub fn refused(&self, refusal: &Refusal) {
+        let fault = match refusal.fault {
+            Fault::Client => "client",
+            Fault::Upstream => "upstream",
+            Fault::Operator => "operator",
+            Fault::Ours => "pgusher",
+        };
+        *self.refusals.lock().entry((refusal.sqlstate.0, fault)).or_default() += 1;
+    }
+}
+
+/// All metrics now.
+pub fn render(proxy: &Arc<Proxy>) -> String {
+    let mut registry = Registry::with_prefix("pgusher");
+    registry.register_collector(Box::new(Now(proxy.clone())));
+    let mut text = String::new();
+    match text::encode(&mut text, &registry) {
+        Ok(()) => text,
+        Err(error) => format!("# {error}\n# EOF\n"),
+    }
+}
+
+struct Now(Arc<Proxy>);
+
+impl fmt::Debug for Now {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Now")
+    }
+}
+
+/// One value of a metric.
+enum Sample {
+    Counter(u64),
+    Seconds(f64),
+    Gauge(i64),
+    Histogram(Times),
+}
+
+impl EncodeMetric for Sample {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        match self {
+            Self::Counter(value) => encoder.encode_counter::<NoLabelSet, _, u64>(value, None),
+            Self::Seconds(value) => encoder.encode_counter::<NoLabelSet, _, u64>(value, None),
+            Self::Gauge(value) => encoder.encode_gauge(value),
+            Self::Histogram(times) => {
+                encoder.encode_histogram::<NoLabelSet>(times.sum, times.count, &times.classes, None)
+            }
+        }
+    }
+
+    fn metric_type(&self) -> MetricType {
+        match self {
+            Self::Counter(_) | Self::Seconds(_) => MetricType::Counter,
+            Self::Gauge(_) => MetricType::Gauge,
+            Self::Histogram(_) => MetricType::Histogram,
+        }
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// A metric with all its values.
+fn family(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    samples: impl IntoIterator<Item = (Labels, Sample)>,
+) -> fmt::Result {
+    let mut samples = samples.into_iter().peekable();
+    let Some((_, first)) = samples.peek() else { return Ok(()) };
+    let mut family = encoder.encode_descriptor(name, help, None, first.metric_type())?;
+    for (labels, sample) in samples {
+        sample.encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn of_pool(pool: &Pool) -> Labels {
+    let connection = pool.connection();
+    vec![("connection", connection.name.to_string()), ("environment", connection.environment.to_string())]
+}
+
+fn with(mut labels: Labels, name: &'static str, value: &str) -> Labels {
+    labels.push((name, value.to_owned()));
+    labels
+}
+
+impl Collector for Now {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let proxy = &self.0;
+        let (pools, sessions) = (proxy.all_pools(), proxy.live_sessions());
+        process(proxy, &sessions, &mut encoder)?;
+        counted(&pools, &mut encoder)?;
+        standing(&pools, &sessions, &mut encoder)
+    }
+}
+
+/// Of the process as a whole.
+fn process(
+    proxy: &Arc<Proxy>,
+    sessions: &[Arc<LiveSession>],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let counters = &proxy.counters;
+    let generation = proxy.generation();
+    let gauge = |value: usize| Sample::Gauge(i64::try_from(value).unwrap_or(i64::MAX));
+    let count = |value: &AtomicU64| Sample::Counter(value.load(Ordering::Relaxed));
+    family(
+        encoder,
+        "build_info",
+        "The version",
+        [(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], Sample::Gauge(1))],
+    )?;
+    let number = Sample::Gauge(i64::try_from(generation.number).unwrap_or(i64::MAX));
+    family(encoder, "generation", "The configuration in force", [(vec![], number)])?;
+    family(encoder, "sessions", "Clients that are logged in", [(vec![], gauge(sessions.len()))])?;
+    family(
+        encoder,
+        "unsettled_sessions",
+        "Sessions that stand where their users do not go any more",
+        [(vec![], gauge(proxy.unsettled().len()))],
+    )?;
+    family(
+        encoder,
+        "max_client_conn",
+        "The most clients",
+        [(vec![], gauge(*generation.config.server.max_client_conn as usize))],
+    )?;
+    family(
+        encoder,
+        "draining",
+        "1 while the process ends",
+        [(vec![], Sample::Gauge(proxy.is_draining().into()))],
+    )?;
+    let reload = |outcome: &str| vec![("outcome", outcome.to_owned())];
+    family(
+        encoder,
+        "reloads",
+        "Configurations that were read again",
+        [
+            (reload("applied"), count(&counters.reloads)),
+            (reload("refused"), count(&counters.refused_reloads)),
+        ],
+    )?;
+    family(encoder, "cancels", "Cancel requests of clients", [(vec![], count(&counters.cancels))])?;
+    let refusals = counters.refusals.lock().clone();
+    let refusals = refusals.into_iter().map(|((sqlstate, fault), count)| {
+        let labels = vec![("sqlstate", sqlstate.to_owned()), ("fault", fault.to_owned())];
+        (labels, Sample::Counter(count))
+    });
+    family(encoder, "refusals", "Errors that pgusher itself has raised", refusals)?;
+    let login = Sample::Histogram(counters.logins.times());
+    family(
+        encoder,
+        "login_seconds",
+        "From the accepted socket to the first ReadyForQuery",
+        [(vec![], login)],
+    )?;
+    let lookup = Sample::Histogram(counters.lookups.times());
+    family(encoder, "route_seconds", "From who a client is to where it goes", [(vec![], lookup)])
+}
+
+/// What each pool has counted.
+fn counted(pools: &[Arc<Pool>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    for (figure, name, help) in [
+        (Figure::Assignments, "assignments", "How often a connection was lent"),
+        (Figure::Transactions, "transactions", "Transactions, and queries outside of one"),
+        (Figure::Queries, "queries", "Queries"),
+        (Figure::Received, "received_bytes", "Bytes from clients"),
+        (Figure::Sent, "sent_bytes", "Bytes to clients"),
+        (Figure::ClientParses, "client_parses", "Parse messages of clients"),
+        (
+            Figure::ServerParses,
+            "server_parses",
+            "Parse messages to the upstream: the others were known there",
+        ),
+        (Figure::Binds, "binds", "Bind messages of clients"),
+        (Figure::Logins, "logins", "Logins"),
+    ] {
+        let samples =
+            pools.iter().map(|pool| (of_pool(pool), Sample::Counter(pool.stats().totals()[figure as usize])));
+        family(encoder, name, help, samples)?;
+    }
+    let samples = pools.iter().map(|pool| {
+        let micros = pool.stats().totals()[Figure::WaitTime as usize];
+        (of_pool(pool), Sample::Seconds(std::time::Duration::from_micros(micros).as_secs_f64()))
+    });
+    family(encoder, "waited_seconds", "How long clients have waited for connections", samples)?;
+    for (histogram, name, help) in [
+        (
+            (|pool: &Pool| pool.stats().waits.times()) as fn(&Pool) -> Times,
+            "wait_seconds",
+            "How long those waited who had to wait for a connection",
+        ),
+        (
+            |pool| pool.stats().connects.times(),
+            "connect_seconds",
+            "How long it took to connect and log in upstream",
+        ),
+        (|pool| pool.stats().transactions.times(), "transaction_seconds", "How long transactions took"),
+        (|pool| pool.stats().queries.times(), "query_seconds", "How long the upstream owed an answer"),
+    ] {
+        let samples = pools.iter().map(|pool| (of_pool(pool), Sample::Histogram(histogram(pool))));
+        family(encoder, name, help, samples)?;
+    }
+    let failures = pools
+        .iter()
+        .map(|pool| (of_pool(pool), Sample::Counter(pool.stats().failures.load(Ordering::Relaxed))));
+    family(encoder, "connect_failures", "Attempts to connect upstream that failed", failures)
+}
+
+/// How each pool is now.
+fn standing(
+    pools: &[Arc<Pool>],
+    sessions: &[Arc<LiveSession>],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let gauge = |value: usize| Sample::Gauge(i64::try_from(value).unwrap_or(i64::MAX));
+    let views: Vec<_> = pools.iter().map(|pool| (pool, pool.view())).collect();
+    let connections = views.iter().flat_map(|(pool, view)| {
+        [("active", view.active), ("idle", view.idle), ("opening", view.dialing)]
+            .map(|(state, count)| (with(of_pool(pool), "state", state), gauge(count)))
+    });
+    family(encoder, "connections", "Upstream connections", connections)?;
+    let sizes = pools.iter().map(|pool| (of_pool(pool), gauge(pool.connection().pool_size as usize)));
+    family(encoder, "pool_size", "The most upstream connections", sizes)?;
+    let waiting = views.iter().map(|(pool, view)| (of_pool(pool), gauge(view.waiting)));
+    family(encoder, "waiting", "Clients that wait for a connection", waiting)?;
+    let longest = views.iter().map(|(pool, view)| {
+        let millis = i64::try_from(view.longest_wait.as_millis()).unwrap_or(i64::MAX);
+        (of_pool(pool), Sample::Gauge(millis))
+    });
+    family(encoder, "longest_wait_milliseconds", "How long the first of them has waited", longest)?;
+    let up = views.iter().map(|(pool, view)| (of_pool(pool), Sample::Gauge((!view.failing).into())));
+    family(encoder, "up", "0 after an attempt to connect upstream has failed", up)?;
+    let halted = views
+        .iter()
+        .map(|(pool, view)| (of_pool(pool), Sample::Gauge((view.halted.is_some() || view.disabled).into())));
+    family(encoder, "halted", "1 while it is paused, suspended or disabled", halted)?;
+    let clients = pools.iter().map(|pool| {
+        (of_pool(pool), gauge(sessions.iter().filter(|session| Arc::ptr_eq(&session.pool, pool)).count()))
+    });
+    family(encoder, "clients", "Sessions of each connection", clients)?;
+    let pins = pools.iter().flat_map(|pool| {
+        Pin::ALL.map(|reason| {
+            let here = |session: &&Arc<LiveSession>| {
+                Arc::ptr_eq(&session.pool, pool) && session.watch.see().pin == Some(reason)
+            };
+            (with(of_pool(pool), "reason", reason.word()), gauge(sessions.iter().filter(here).count()))
+        })
+    });
+    family(encoder, "pinned", "Sessions that keep their upstream connection, by the reason", pins)
+}
