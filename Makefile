@@ -3,7 +3,8 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench soak test-compose test-drivers
+.PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench soak test-compose test-drivers \
+	test-tools
 
 build:
 	cargo build --release --locked
@@ -51,6 +52,12 @@ soak: prerequisites
 
 test-compose:
 	tests/compose.sh
+
+# Tools that know PgBouncer, on the console.
+test-tools:
+	@tests/prerequisites.sh tools
+	cargo build --release --locked
+	/usr/bin/python3 tests/tools.py
 
 # Real drivers of five languages, all at once, through three connections.
 test-drivers:

@@ -133,7 +133,14 @@ struct Portal {
     text: String,
     formats: Vec<u16>,
     /// Its rows that were not sent yet, if it has been run.
-    rest: Option<(Table, VecDeque<Vec<Value>>, usize)>,
+    rest: Option<Rest>,
+}
+
+/// What is left of an answer.
+struct Rest {
+    table: Table,
+    rows: VecDeque<Vec<Value>>,
+    tag: &'static str,
 }
 
 struct Session {
@@ -344,19 +351,19 @@ impl Session {
             };
             let rows = std::mem::take(&mut table.rows).into();
             if let Some(portal) = self.portals.get_mut(name) {
-                portal.rest = Some((table, rows, 0));
+                portal.rest = Some(Rest { table, rows, tag: reply.tag });
             }
         }
-        let Some(Portal { rest: Some((table, rows, sent)), formats, .. }) = self.portals.get_mut(name) else {
+        let Some(Portal { rest: Some(rest), formats, .. }) = self.portals.get_mut(name) else {
             return Ok(());
         };
+        let Rest { table, rows, tag } = rest;
         let now = if most == 0 { rows.len() } else { most.min(rows.len()) };
         rows.drain(..now).for_each(|row| table.row(&row, formats, &mut self.out));
-        *sent += now;
         if most > 0 && !rows.is_empty() {
             wire::message(&mut self.out, b's', |_| {});
         } else {
-            wire::message(&mut self.out, b'C', |out| wire::push_cstr(out, "SHOW"));
+            wire::message(&mut self.out, b'C', |out| wire::push_cstr(out, tag));
         }
         Ok(())
     }

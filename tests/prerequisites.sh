@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing for `make demo`, `make test`, `make bench` or `make test-drivers` on Debian and Ubuntu, and
+# Installs what is missing for `make demo`, `make test`, `make bench`, `make test-tools` or `make test-drivers` on Debian and Ubuntu, and
 # says what it does.
 set -euo pipefail
 
@@ -22,6 +22,12 @@ if [ "${1:-}" = drivers ]; then
   command -v java >/dev/null || missing+=(default-jdk-headless)
   [ -e /usr/share/java/postgresql.jar ] || missing+=(libpostgresql-jdbc-java)
   perl -MDBD::Pg -e 1 2>/dev/null || missing+=(libdbd-pg-perl)
+fi
+
+if [ "${1:-}" = tools ]; then
+  command -v prometheus-pgbouncer-exporter >/dev/null || missing+=(prometheus-pgbouncer-exporter)
+  command -v pgcli >/dev/null || missing+=(pgcli)
+  /usr/bin/python3 -c 'import psycopg2' 2>/dev/null || missing+=(python3-psycopg2)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

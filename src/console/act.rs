@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::command::Command;
 use super::show;
-use super::table::Table;
+use super::table::{Kind, Table};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::pool::{Halt, Pool};
 use crate::proxy::{LoadError, Proxy};
@@ -45,6 +45,11 @@ pub fn columns(proxy: &Proxy, command: &Command) -> Result<Option<Table>, Refusa
         Command::ExplainRoute { user, database, environment } => {
             show::explain_route(proxy, user, database, environment.as_deref()).map(Some)
         }
+        Command::Ping(number) => {
+            let mut table = Table::new(&[("?column?", Kind::Int)]);
+            table.push(vec![(*number).into()]);
+            Ok(Some(table))
+        }
         _ => Ok(None),
     }
 }
@@ -66,6 +71,10 @@ pub async fn act(proxy: &Arc<Proxy>, command: &Command) -> Result<Reply, Refusal
         Command::ExplainRoute { .. } => {
             let table = columns(proxy, command)?;
             Ok(Reply { table, notice: None, tag: "EXPLAIN" })
+        }
+        Command::Ping(_) => {
+            let table = columns(proxy, command)?;
+            Ok(Reply { table, notice: None, tag: "SELECT 1" })
         }
         Command::Empty => Ok(Reply::done("")),
         Command::Transaction(tag) => Ok(Reply::done(tag)),

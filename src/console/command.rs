@@ -50,6 +50,8 @@ pub enum Command {
     Shutdown(Shutdown),
     /// `SET key = value`
     Set(String, String),
+    /// `SELECT 1`, as pools and clients ask whether anybody is there.
+    Ping(u32),
     /// `BEGIN`, `COMMIT`, `ROLLBACK`: drivers send them. The tag that answers it.
     Transaction(&'static str),
 }
@@ -116,6 +118,9 @@ impl Command {
                     _ => Err(no_command(text).hint("SET key = value")),
                 }
             }
+            "SELECT" if words.len() == 2 && word(1).parse::<u32>().is_ok() => {
+                Ok(Self::Ping(word(1).parse().unwrap_or(1)))
+            }
             "BEGIN" | "START" => Ok(Self::Transaction("BEGIN")),
             "COMMIT" | "END" => Ok(Self::Transaction("COMMIT")),
             "ROLLBACK" | "ABORT" => Ok(Self::Transaction("ROLLBACK")),
@@ -130,6 +135,7 @@ impl Command {
             Self::Empty
                 | Self::Show(_)
                 | Self::ExplainRoute { .. }
+                | Self::Ping(_)
                 | Self::Transaction(_)
                 | Self::WaitSettled(_)
         )
@@ -248,7 +254,7 @@ mod tests {
     #[test]
     fn what_is_no_command_is_said_to_be_none() {
         for text in [
-            "SELECT 1",
+            "SELECT 1 + 1",
             "SHOW",
             "PAUSE a b",
             "DISABLE",

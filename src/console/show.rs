@@ -236,8 +236,16 @@ impl<'a> Overview<'a> {
         table
     }
 
+    /// Behind PgBouncer's columns, what it called the queries up to 1.7: exporters of that age still ask for it.
     fn stats(&self) -> Table {
-        self.figures(&["total", "avg"], |pool| vec![pool.stats().totals(), pool.stats().averages()])
+        let mut table =
+            self.figures(&["total", "avg"], |pool| vec![pool.stats().totals(), pool.stats().averages()]);
+        table.columns.push(("total_requests", Numeric));
+        for row in &mut table.rows {
+            let queries = row[1 + Figure::Queries as usize].clone();
+            row.push(queries);
+        }
+        table
     }
 
     fn stats_totals(&self) -> Table {
@@ -336,6 +344,8 @@ impl<'a> Overview<'a> {
             ("environment", Text),
             ("production", Int),
             ("aliases", Text),
+            // What PgBouncer called it up to 1.23.
+            ("reserve_pool", Int),
         ]);
         let generation = self.proxy.generation();
         for pool in &self.pools {
@@ -365,6 +375,7 @@ impl<'a> Overview<'a> {
                 connection.environment.as_str().into(),
                 connection.production.into(),
                 aliases.join(", ").into(),
+                connection.reserve_pool_size.into(),
             ]);
         }
         table
