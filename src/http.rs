@@ -73,9 +73,8 @@ pub async fn run(proxy: Arc<Proxy>, listener: TcpListener) {
             let mut server = http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD);
             let connection = server.serve_connection(TokioIo::new(socket), service);
-            match timeout(CONNECTION, connection).await {
-                Ok(Err(error)) => debug!(%error, "an HTTP client"),
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(error)) = timeout(CONNECTION, connection).await {
+                debug!(%error, "an HTTP client");
             }
             drop(place);
         });
