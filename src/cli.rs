@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 use crate::attribute;
 use crate::config::read::Severity;
 use crate::config::{Checked, ListenAddress, file};
+use crate::plan::Plan;
 use crate::route;
 use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier};
 
@@ -50,6 +51,21 @@ enum Command {
         #[arg(long)]
         environment: Option<String>,
     },
+    /// Print what a configuration would change: whose route, which pools, whose secrets. Exit status 0 if nothing, 2 if
+    /// something, 1 if it is refused. (Against a running pgusher: PLAN 'FILE' on its console.)
+    Plan {
+        /// The new configuration, a TOML file.
+        new: PathBuf,
+        /// The one that it is compared with.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// Users may lose their environment and fall back to the base connection.
+        #[arg(long)]
+        accept_fallback: bool,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Read a password and print the verifier to store in its place.
     HashPassword,
     /// Ask a running pgusher whether it answers. Exit status 1 if it does not.
@@ -69,6 +85,7 @@ pub fn run() -> ExitCode {
         Command::Resolve { file, user, database, environment } => {
             resolve(&file, &user, &database, environment.as_deref())
         }
+        Command::Plan { new, from, accept_fallback, json } => plan(&from, &new, accept_fallback, json),
         Command::HashPassword => hash_password(),
         Command::Health { target } => health(&target),
         Command::Manual => {
@@ -131,6 +148,43 @@ fn print_table<const N: usize>(rows: &[[String; N]]) {
     for row in rows {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
+
+fn plan(from: &Path, to: &Path, accept_fallback: bool, json: bool) -> ExitCode {
+    let (old, new) = match (load(from), load(to)) {
+        (Ok(old), Ok(new)) => (old.config, new.config),
+        (Err(code), _) | (_, Err(code)) => return code,
+    };
+    let plan = Plan::between(&old, &new);
+    let rows = plan.rows();
+    if json {
+        let names = ["change", "subject", "from", "to", "note"];
+        let object = |row: &[String; 5]| -> serde_json::Value {
+            names
+                .iter()
+                .zip(row)
+                .map(|(name, cell)| ((*name).to_owned(), cell.clone().into()))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
+        };
+        println!("{}", serde_json::Value::from(rows.iter().map(object).collect::<Vec<_>>()));
+    } else if rows.is_empty() {
+        println!("Nothing changes.");
+    } else {
+        let head = ["CHANGE", "SUBJECT", "FROM", "TO", "NOTE"].map(str::to_owned);
+        print_table(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
+    }
+    match () {
+        () if plan.is_empty() => ExitCode::SUCCESS,
+        () if plan.has_fallbacks() && !accept_fallback => {
+            eprintln!(
+                "Users would lose their environment and fall back to the base connection: see the changes of kind \
+                 fallback. If that is meant, say --accept-fallback."
+            );
+            ExitCode::FAILURE
+        }
+        () => ExitCode::from(2),
     }
 }
 

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use secrecy::SecretString;
+
 use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
 use crate::secret::Secret;
 use crate::verifier::ScramVerifier;
@@ -28,6 +30,8 @@ pub const CONSOLE_DATABASES: [&str; 2] = ["pgusher", "pgbouncer"];
 pub struct Config {
     /// The file it was read from.
     pub path: PathBuf,
+    /// Its text, which may hold secrets.
+    pub source: SecretString,
     /// `[server]`
     pub server: Server,
     /// `[connections]`, bases and environments.
@@ -243,7 +247,8 @@ impl Config {
         }
         match file::File::parse(text, &mut problems) {
             Some(file) => {
-                let config = check::check(path, &file, &mut problems);
+                let mut config = check::check(path, &file, &mut problems);
+                config.source = text.to_owned().into();
                 if problems.refuse() {
                     Err(Rejected(Box::new(problems)))
                 } else {

@@ -242,11 +242,21 @@ impl Session {
         }
     }
 
-    async fn act(&mut self, command: &Command) -> Result<Reply, Refusal> {
-        if self.right == Right::Stats && !command.only_looks() {
-            let message = "admin access needed";
-            return Err(Refusal::new(Fault::Client, SqlState::INSUFFICIENT_PRIVILEGE, message));
+    /// Whether this user may say that.
+    fn permit(&self, command: &Command) -> Outcome {
+        if self.right == Right::Admin || command.only_looks() {
+            return Ok(());
         }
+        Err(Refusal::new(Fault::Client, SqlState::INSUFFICIENT_PRIVILEGE, "admin access needed"))
+    }
+
+    async fn act(&mut self, command: &Command) -> Result<Reply, Refusal> {
+        // A driver's ROLLBACK ends its transaction, and not a configuration.
+        let command = match command {
+            Command::RollBack if self.in_transaction => &Command::Transaction("ROLLBACK"),
+            command => command,
+        };
+        self.permit(command)?;
         if !command.only_looks() {
             info!(user = %self.user, ?command, "console command");
         }
@@ -327,7 +337,9 @@ impl Session {
             }
             _ => return Err(broken()),
         };
-        match act::columns(&self.proxy, &Command::parse(text)?)? {
+        let command = Command::parse(text)?;
+        self.permit(&command)?;
+        match act::columns(&self.proxy, &command)? {
             Some(table) => table.describe(formats, &mut self.out),
             None => wire::message(&mut self.out, b'n', |_| {}),
         }

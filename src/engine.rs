@@ -348,8 +348,7 @@ impl Engine {
             Poll::Pending => Ok(false),
             Poll::Ready(Outcome::Granted(lease)) => {
                 let waited = micros(ticket.since.elapsed());
-                self.pool.stats().add(Figure::WaitTime, waited);
-                self.pool.stats().waits.record(waited);
+                self.pool.stats().observe(Figure::WaitTime, waited);
                 self.watch.waited.fetch_add(waited, Ordering::Relaxed);
                 self.hold(lease);
                 if !self.set_up(cx)? {
@@ -781,16 +780,12 @@ impl Engine {
         let Some(asked) = self.asked.take() else { return };
         let now = Instant::now();
         let stats = self.pool.stats();
-        let queried = micros(now - asked);
-        stats.add(Figure::QueryTime, queried);
-        stats.queries.record(queried);
+        stats.observe(Figure::QueryTime, micros(now - asked));
         if self.core.transactions() == self.counted.0 {
             return;
         }
         if let Some(began) = self.began.take() {
-            let took = micros(now - began);
-            stats.add(Figure::TransactionTime, took);
-            stats.transactions.record(took);
+            stats.observe(Figure::TransactionTime, micros(now - began));
         }
         self.count_all();
     }

@@ -18,6 +18,7 @@ pub mod handshake;
 pub mod auth;
 pub mod attribute;
 pub mod route;
+pub mod plan;
 pub mod upstream;
 pub mod relay;
 pub mod stats;

@@ -70,7 +70,6 @@ impl fmt::Debug for Now {
 /// One value of a metric.
 enum Sample {
     Counter(u64),
-    Seconds(f64),
     Gauge(i64),
     Histogram(Times),
 }
@@ -79,7 +78,6 @@ impl EncodeMetric for Sample {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         match self {
             Self::Counter(value) => encoder.encode_counter::<NoLabelSet, _, u64>(value, None),
-            Self::Seconds(value) => encoder.encode_counter::<NoLabelSet, _, u64>(value, None),
             Self::Gauge(value) => encoder.encode_gauge(value),
             Self::Histogram(times) => {
                 encoder.encode_histogram::<NoLabelSet>(times.sum, times.count, &times.classes, None)
@@ -89,7 +87,7 @@ impl EncodeMetric for Sample {
 
     fn metric_type(&self) -> MetricType {
         match self {
-            Self::Counter(_) | Self::Seconds(_) => MetricType::Counter,
+            Self::Counter(_) => MetricType::Counter,
             Self::Gauge(_) => MetricType::Gauge,
             Self::Histogram(_) => MetricType::Histogram,
         }
@@ -220,28 +218,18 @@ fn counted(pools: &[Arc<Pool>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
             pools.iter().map(|pool| (of_pool(pool), Sample::Counter(pool.stats().totals()[figure as usize])));
         family(encoder, name, help, samples)?;
     }
-    let samples = pools.iter().map(|pool| {
-        let micros = pool.stats().totals()[Figure::WaitTime as usize];
-        (of_pool(pool), Sample::Seconds(std::time::Duration::from_micros(micros).as_secs_f64()))
-    });
-    family(encoder, "waited_seconds", "How long clients have waited for connections", samples)?;
-    for (histogram, name, help) in [
-        (
-            (|pool: &Pool| pool.stats().waits.times()) as fn(&Pool) -> Times,
-            "wait_seconds",
-            "How long those waited who had to wait for a connection",
-        ),
-        (
-            |pool| pool.stats().connects.times(),
-            "connect_seconds",
-            "How long it took to connect and log in upstream",
-        ),
-        (|pool| pool.stats().transactions.times(), "transaction_seconds", "How long transactions took"),
-        (|pool| pool.stats().queries.times(), "query_seconds", "How long the upstream owed an answer"),
+    for (figure, name, help) in [
+        (Figure::WaitTime, "wait_seconds", "How long those waited who had to wait for a connection"),
+        (Figure::TransactionTime, "transaction_seconds", "How long transactions took"),
+        (Figure::QueryTime, "query_seconds", "How long the upstream owed an answer"),
     ] {
-        let samples = pools.iter().map(|pool| (of_pool(pool), Sample::Histogram(histogram(pool))));
+        let samples = pools
+            .iter()
+            .filter_map(|pool| Some((of_pool(pool), Sample::Histogram(pool.stats().times(figure)?))));
         family(encoder, name, help, samples)?;
     }
+    let connects = pools.iter().map(|pool| (of_pool(pool), Sample::Histogram(pool.stats().connects.times())));
+    family(encoder, "connect_seconds", "How long it took to connect and log in upstream", connects)?;
     let failures = pools
         .iter()
         .map(|pool| (of_pool(pool), Sample::Counter(pool.stats().failures.load(Ordering::Relaxed))));

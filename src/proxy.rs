@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use parking_lot::Mutex;
+use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -23,12 +24,15 @@ use crate::engine::{Order, Orders, Timeouts, Watch};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::metrics::Counters;
 use crate::names::{ConnectionName, UserName};
+use crate::plan::{Hit, Plan};
 use crate::pool::{Halt, HostCount, Pool, PoolSettings, Runtimes};
 use crate::relay::{Facts, Interner};
 use crate::route::{self, Route};
 use crate::tls::{self, ServerTls, TlsError};
 use crate::upstream::Dialer;
 
+/// How many configurations can be gone back to.
+const EARLIER: usize = 10;
 /// How many configurations are remembered.
 const HISTORY: usize = 50;
 /// How often idle connections are looked after.
@@ -76,7 +80,7 @@ pub struct Place {
 impl Generation {
     /// Why a session must leave, if it must.
     pub fn moved(&self, session: &LiveSession) -> Option<String> {
-        moved(self, session)
+        moved(&self.config, self.number, session)
     }
 
     /// Decides where a user goes; those who ask the same share the answer.
@@ -166,6 +170,9 @@ pub enum LoadError {
         /// Why.
         error: TlsError,
     },
+    /// No configuration was in force before.
+    #[error("there is no earlier configuration")]
+    NothingEarlier,
     /// The system gives no random bytes.
     #[error("no random bytes: {0}")]
     Random(#[from] getrandom::Error),
@@ -240,6 +247,8 @@ pub struct Proxy {
     pub closing: CancellationToken,
     reloading: Mutex<()>,
     history: Mutex<VecDeque<Known>>,
+    /// The texts of the configurations that were in force before, the last one last.
+    earlier: Mutex<Vec<SecretString>>,
     halted: Mutex<Option<Halt>>,
     end: watch::Sender<Option<Shutdown>>,
 }
@@ -276,6 +285,7 @@ impl Proxy {
             closing: CancellationToken::new(),
             reloading: Mutex::default(),
             history,
+            earlier: Mutex::default(),
             halted: Mutex::default(),
             end: watch::Sender::new(None),
         }))
@@ -305,12 +315,71 @@ impl Proxy {
         applied
     }
 
+    /// What a file would change if it took effect now. Blocks while it reads.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn plan(&self, path: Option<&Path>) -> Result<Plan, LoadError> {
+        let new = route::load(path.unwrap_or(&self.path)).map_err(LoadError::Rejected)?.config;
+        let generation = self.generation();
+        let mut plan = Plan::between(&generation.config, &new);
+        for session in self.live_sessions() {
+            if let Some(why) = moved(&new, generation.number + 1, &session) {
+                let (id, user) = (session.id, session.identity.user().clone());
+                plan.sessions.push(Hit { session: id, user, why });
+            }
+        }
+        plan.sessions.sort_by_key(|hit| hit.session);
+        Ok(plan)
+    }
+
+    /// The configuration that was in force before takes effect again, as a new generation. The file stays as it is. Blocks
+    /// while secrets are read.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be used any more.
+    pub fn roll_back(&self) -> Result<Arc<Generation>, LoadError> {
+        let _one_at_a_time = self.reloading.lock();
+        let Some(source) = self.earlier.lock().last().cloned() else { return Err(LoadError::NothingEarlier) };
+        let draft = Config::parse(&self.path, source.expose_secret()).map_err(LoadError::Rejected)?;
+        let applied = self.apply(route::review(draft).map_err(LoadError::Rejected)?)?;
+        // What was in force until now is no earlier one of it.
+        let mut earlier = self.earlier.lock();
+        earlier.pop();
+        earlier.pop();
+        Ok(applied)
+    }
+
+    /// Ends the sessions of an environment at their next idle points, and lets nobody in; its pools. With `resume`, lets
+    /// them in again.
+    pub fn drain_environment(&self, environment: &str, resume: bool) -> Vec<Arc<Pool>> {
+        let pools: Vec<_> = self.generation().pools.values().cloned().collect();
+        let pools: Vec<_> =
+            pools.into_iter().filter(|pool| pool.connection().environment.as_str() == environment).collect();
+        for pool in &pools {
+            pool.set_disabled(!resume);
+            for session in self.live_sessions().iter().filter(|s| !resume && Arc::ptr_eq(&s.pool, pool)) {
+                let refusal =
+                    killed().detail(format!("Environment \"{environment}\" is drained by an operator."));
+                session.orders.give(Order { now: false, refusal });
+            }
+        }
+        pools
+    }
+
     /// A configuration takes effect.
     fn apply(&self, checked: Checked) -> Result<Arc<Generation>, LoadError> {
         let old = self.generation();
         checked.warnings.iter().for_each(|w| warn!("{}", checked.warnings.line(w)));
         let new = Arc::new(build(old.number + 1, checked, Some(&old), &self.runtimes, &self.hosts)?);
         self.generation.store(new.clone());
+        {
+            let mut earlier = self.earlier.lock();
+            earlier.push(old.config.source.clone());
+            if earlier.len() > EARLIER {
+                earlier.remove(0);
+            }
+        }
         self.timeouts.set(&new.config.server);
         for (name, pool) in &old.pools {
             let kept = new.pools.get(name).is_some_and(|p| Arc::ptr_eq(p, pool));
@@ -360,7 +429,7 @@ impl Proxy {
 
     fn settle_one(&self, generation: &Generation, session: &LiveSession) {
         let on_move = *generation.config.server.on_move;
-        match moved(generation, session) {
+        match generation.moved(session) {
             Some(detail) if on_move != OnMove::Keep => {
                 let message = "terminating connection because its route changed";
                 let refusal = Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail(detail);
@@ -610,11 +679,9 @@ fn killed() -> Refusal {
 }
 
 /// Why a session must leave: from where to where, and by which generation.
-fn moved(generation: &Generation, session: &LiveSession) -> Option<String> {
-    let config = &generation.config;
+fn moved(config: &Config, number: u64, session: &LiveSession) -> Option<String> {
     let place = &session.place;
     let from = place.route.environment();
-    let number = generation.number;
     match config.users.get(session.identity.user()) {
         None => {
             return Some(format!("User \"{}\" is gone since generation {number}.", session.identity.user()));

@@ -53,13 +53,13 @@ pub struct Stats {
     figures: [AtomicU64; FIGURES],
     period: Mutex<Period>,
     /// How long those waited for a connection who had to.
-    pub waits: Histogram,
+    waits: Histogram,
     /// How long it took to connect and log in.
     pub connects: Histogram,
     /// How long transactions took.
-    pub transactions: Histogram,
+    transactions: Histogram,
     /// How long the upstream owed an answer.
-    pub queries: Histogram,
+    queries: Histogram,
     /// Attempts to connect that failed.
     pub failures: AtomicU64,
 }
@@ -91,6 +91,29 @@ impl Stats {
     pub fn add(&self, figure: Figure, value: u64) {
         if value > 0 {
             self.figures[figure as usize].fetch_add(value, Ordering::Relaxed);
+        }
+    }
+
+    /// A time more: its sum and its class.
+    pub fn observe(&self, figure: Figure, micros: u64) {
+        self.add(figure, micros);
+        if let Some(histogram) = self.histogram(figure) {
+            histogram.record(micros);
+        }
+    }
+
+    /// The times that a figure is the sum of.
+    pub fn times(&self, figure: Figure) -> Option<Times> {
+        let sum = self.figures[figure as usize].load(Ordering::Relaxed);
+        self.histogram(figure).map(|histogram| histogram.times_of(sum))
+    }
+
+    fn histogram(&self, figure: Figure) -> Option<&Histogram> {
+        match figure {
+            Figure::WaitTime => Some(&self.waits),
+            Figure::TransactionTime => Some(&self.transactions),
+            Figure::QueryTime => Some(&self.queries),
+            _ => None,
         }
     }
 

@@ -33,6 +33,7 @@ pub fn check(path: &Path, file: &File, problems: &mut Problems) -> Config {
         attribute_defaults: attribute_defaults(file, problems),
         groups: groups(file, problems),
         users: users(file, problems),
+        source: secrecy::SecretString::default(),
         server: file.server.clone().into_inner(),
     }
 }

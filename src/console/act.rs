@@ -10,7 +10,7 @@ use super::show;
 use super::table::{Kind, Table};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::pool::{Halt, Pool};
-use crate::proxy::{LoadError, Proxy};
+use crate::proxy::{Generation, LoadError, Proxy};
 
 /// How often a command that waits looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -44,6 +44,16 @@ pub fn columns(proxy: &Proxy, command: &Command) -> Result<Option<Table>, Refusa
         Command::Show(what) => show::show(proxy, what).map(Some),
         Command::ExplainRoute { user, database, environment } => {
             show::explain_route(proxy, user, database, environment.as_deref()).map(Some)
+        }
+        Command::Plan(path) => {
+            let plan =
+                proxy.plan(path.as_deref().map(std::path::Path::new)).map_err(|error| not_loaded(&error))?;
+            let columns = ["change", "subject", "from", "to", "note"].map(|name| (name, Kind::Text));
+            let mut table = Table::new(&columns);
+            for row in plan.rows() {
+                table.push(row.map(Into::into).to_vec());
+            }
+            Ok(Some(table))
         }
         Command::Ping(number) => {
             let mut table = Table::new(&[("?column?", Kind::Int)]);
@@ -81,14 +91,7 @@ pub async fn act(proxy: &Arc<Proxy>, command: &Command) -> Result<Reply, Refusal
         Command::Reload => {
             let proxy = proxy.clone();
             let reloaded = tokio::task::spawn_blocking(move || proxy.reload_and_log()).await;
-            match reloaded {
-                Ok(Ok(generation)) => {
-                    let notice = Some(format!("generation {} is in force", generation.number));
-                    Ok(Reply { table: None, notice, tag: "RELOAD" })
-                }
-                Ok(Err(error)) => Err(not_loaded(&error)),
-                Err(_) => Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the reload was lost")),
-            }
+            in_force(reloaded, "RELOAD")
         }
         Command::Pause(None) => {
             not_halted(proxy)?;
@@ -148,6 +151,27 @@ pub async fn act(proxy: &Arc<Proxy>, command: &Command) -> Result<Reply, Refusal
             until(|| pools.iter().all(|pool| !pool.has_outworn())).await;
             Ok(Reply::done("WAIT_CLOSE"))
         }
+        Command::Plan(_) => {
+            let table = columns(proxy, command)?;
+            Ok(Reply { table, notice: None, tag: "PLAN" })
+        }
+        Command::RollBack => {
+            let proxy = proxy.clone();
+            let rolled_back = tokio::task::spawn_blocking(move || proxy.roll_back()).await;
+            in_force(rolled_back, "ROLLBACK")
+        }
+        Command::DrainEnvironment(name) => {
+            let pools = environment_of(proxy.drain_environment(name, false), name)?;
+            let has_sessions = |pool: &Arc<Pool>| {
+                proxy.live_sessions().iter().any(|session| Arc::ptr_eq(&session.pool, pool))
+            };
+            until(|| !pools.iter().any(has_sessions)).await;
+            Ok(Reply::done("DRAIN"))
+        }
+        Command::ResumeEnvironment(name) => {
+            environment_of(proxy.drain_environment(name, true), name)?;
+            Ok(Reply::done("RESUME"))
+        }
         Command::WaitSettled(time) => wait_settled(proxy, time.unwrap_or(PATIENCE)).await,
         Command::Shutdown(how) => {
             proxy.ask_to_end(*how);
@@ -165,6 +189,30 @@ pub async fn act(proxy: &Arc<Proxy>, command: &Command) -> Result<Reply, Refusal
                 .hint("Change the file and RELOAD: what holds is what stands there, also after a restart."))
         }
     }
+}
+
+/// What became of a configuration.
+fn in_force(
+    applied: Result<Result<Arc<Generation>, LoadError>, tokio::task::JoinError>,
+    tag: &'static str,
+) -> Result<Reply, Refusal> {
+    match applied {
+        Ok(Ok(generation)) => {
+            let notice = Some(format!("generation {} is in force", generation.number));
+            Ok(Reply { table: None, notice, tag })
+        }
+        Ok(Err(error)) => Err(not_loaded(&error)),
+        Err(_) => Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the reload was lost")),
+    }
+}
+
+fn environment_of(pools: Vec<Arc<Pool>>, name: &str) -> Result<Vec<Arc<Pool>>, Refusal> {
+    if pools.is_empty() {
+        let message = format!("there is no environment \"{name}\"");
+        return Err(Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message)
+            .hint("SHOW ENVIRONMENTS lists them."));
+    }
+    Ok(pools)
 }
 
 /// A configuration that was refused: every problem with its place, none of its values.

@@ -46,13 +46,21 @@ pub enum Command {
     WaitClose(Option<String>),
     /// `WAIT SETTLED ['time']`
     WaitSettled(Option<Duration>),
+    /// `PLAN ['file']`
+    Plan(Option<String>),
+    /// `ROLLBACK`, of the configuration
+    RollBack,
+    /// `DRAIN ENVIRONMENT name`
+    DrainEnvironment(String),
+    /// `RESUME ENVIRONMENT name`
+    ResumeEnvironment(String),
     /// `SHUTDOWN …`
     Shutdown(Shutdown),
     /// `SET key = value`
     Set(String, String),
     /// `SELECT 1`, as pools and clients ask whether anybody is there.
     Ping(u32),
-    /// `BEGIN`, `COMMIT`, `ROLLBACK`: drivers send them. The tag that answers it.
+    /// `BEGIN`, `COMMIT`: drivers send them. The tag that answers it.
     Transaction(&'static str),
 }
 
@@ -82,6 +90,13 @@ impl Command {
             "RELOAD" => most(1).map(|()| Self::Reload),
             "PAUSE" => database(Self::Pause),
             "SUSPEND" => most(1).map(|()| Self::Suspend),
+            "RESUME" if word(1) == "ENVIRONMENT" && words.len() == 3 => {
+                Ok(Self::ResumeEnvironment(words[2].clone()))
+            }
+            "DRAIN" if word(1) == "ENVIRONMENT" && words.len() == 3 => {
+                Ok(Self::DrainEnvironment(words[2].clone()))
+            }
+            "PLAN" => database(Self::Plan),
             "RESUME" => database(Self::Resume),
             "RECONNECT" => database(Self::Reconnect),
             "KILL" => database(Self::Kill),
@@ -123,7 +138,8 @@ impl Command {
             }
             "BEGIN" | "START" => Ok(Self::Transaction("BEGIN")),
             "COMMIT" | "END" => Ok(Self::Transaction("COMMIT")),
-            "ROLLBACK" | "ABORT" => Ok(Self::Transaction("ROLLBACK")),
+            "ROLLBACK" => most(1).map(|()| Self::RollBack),
+            "ABORT" => Ok(Self::Transaction("ROLLBACK")),
             _ => Err(no_command(text)),
         }
     }

@@ -25,7 +25,11 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW ROUTES|ENVIRONMENTS|SESSIONS|GENERATIONS|TIMES\n\
     \tEXPLAIN ROUTE FOR <user> ON <db> [AS <environment>]\n\
     \tSET key = arg\n\
+    \tPLAN ['<file>']\n\
     \tRELOAD\n\
+    \tROLLBACK\n\
+    \tDRAIN ENVIRONMENT <name>\n\
+    \tRESUME ENVIRONMENT <name>\n\
     \tPAUSE [<db>]\n\
     \tRESUME [<db>]\n\
     \tDISABLE <db>\n\

@@ -28,25 +28,31 @@ pub struct Times {
 }
 
 impl Histogram {
-    /// One time more.
+    /// One time more, of which somebody else keeps the sum.
     pub fn record(&self, micros: u64) {
         let class = BOUNDS.partition_point(|bound| *bound < micros);
         self.classes[class].fetch_add(1, Ordering::Relaxed);
-        self.sum.fetch_add(micros, Ordering::Relaxed);
     }
 
     /// One time more.
     pub fn observe(&self, time: Duration) {
-        self.record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.record(micros);
+        self.sum.fetch_add(micros, Ordering::Relaxed);
     }
 
     /// All of them now.
     pub fn times(&self) -> Times {
+        self.times_of(self.sum.load(Ordering::Relaxed))
+    }
+
+    /// All that were recorded now; this is their sum, in microseconds.
+    pub fn times_of(&self, sum: u64) -> Times {
         let ends = BOUNDS.iter().map(|micros| Duration::from_micros(*micros).as_secs_f64()).chain([f64::MAX]);
         let counts = self.classes.iter().map(|class| class.load(Ordering::Relaxed));
         let classes: Vec<_> = ends.zip(counts).collect();
         let count = classes.iter().map(|(_, count)| count).sum();
-        let sum = Duration::from_micros(self.sum.load(Ordering::Relaxed)).as_secs_f64();
+        let sum = Duration::from_micros(sum).as_secs_f64();
         Times { sum, count, classes }
     }
 }
@@ -59,7 +65,7 @@ mod tests {
     fn each_time_is_in_the_first_class_that_it_fits_in() {
         let histogram = Histogram::default();
         for micros in [0, 100, 101, 30_000_000, 30_000_001] {
-            histogram.record(micros);
+            histogram.observe(Duration::from_micros(micros));
         }
         let times = histogram.times();
         assert_eq!((times.count, times.classes[0].1, times.classes[1].1), (5, 2, 1));

@@ -26,6 +26,7 @@ mod login;
 mod main_job;
 mod metrics;
 mod oracle;
+mod plan;
 mod relay;
 mod routing;
 mod soak;

@@ -1,0 +1,310 @@
+//! What a configuration would change, before it does: whose route, which sessions, which pools. Pure: the command line
+//! and the console ask the same.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use secrecy::ExposeSecret;
+
+use crate::attribute;
+use crate::config::{Config, Connection, OnMove, Target};
+use crate::names::{ConnectionName, UserName};
+use crate::route::{self, Reason};
+use crate::secret::Secret;
+
+/// Where a user gets to by a database name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// There is no such user.
+    NoUser,
+    /// The user may not log in.
+    Disabled,
+    /// Refused, with this SQLSTATE.
+    Refused(&'static str),
+    /// To a connection.
+    Goes {
+        /// What it is called there.
+        environment: String,
+        /// Which.
+        connection: ConnectionName,
+        /// The database that this is.
+        target: Target,
+        /// It is a production database.
+        production: bool,
+        /// Only because nothing of the user's matched.
+        falls_back: bool,
+    },
+}
+
+impl Outcome {
+    fn of(config: &Config, user: &UserName, database: &str) -> Self {
+        match config.users.get(user) {
+            None => return Self::NoUser,
+            Some(user) if user.disabled => return Self::Disabled,
+            Some(_) => {}
+        }
+        let attributes = attribute::of_user(config, user.as_str());
+        let route = match route::resolve(config, &attributes, database, None) {
+            Ok(route) => route,
+            Err(refusal) => return Self::Refused(refusal.sqlstate.0),
+        };
+        let Some(connection) = config.connections.get(route.connection()) else {
+            return Self::Refused("XX000");
+        };
+        Self::Goes {
+            environment: route.environment().to_string(),
+            connection: route.connection().clone(),
+            target: connection.target.clone(),
+            production: connection.production,
+            falls_back: route.reasons().contains(&Reason::FallsBack),
+        }
+    }
+
+    fn is_production(&self) -> bool {
+        matches!(self, Self::Goes { production: true, .. })
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoUser => f.write_str("no such user"),
+            Self::Disabled => f.write_str("disabled"),
+            Self::Refused(sqlstate) => write!(f, "refused ({sqlstate})"),
+            Self::Goes { environment, connection, target, .. } => {
+                write!(f, "{environment} ({connection}: {}:{}/{})", target.host, target.port, target.database)
+            }
+        }
+    }
+}
+
+/// A user whose route by one database name changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// Who.
+    pub user: UserName,
+    /// By which name.
+    pub database: String,
+    /// Until now.
+    pub from: Outcome,
+    /// From then on.
+    pub to: Outcome,
+}
+
+impl Moved {
+    /// Whether the user gets to a production database that they did not get to before.
+    pub fn reaches_production(&self) -> bool {
+        let same = matches!((&self.from, &self.to),
+            (Outcome::Goes { target: from, .. }, Outcome::Goes { target: to, .. }) if from == to);
+        self.to.is_production() && !(self.from.is_production() && same)
+    }
+
+    /// Whether the user loses an environment and falls back to the base.
+    pub fn falls_back(&self) -> bool {
+        let fell = matches!(self.from, Outcome::Goes { falls_back: true, .. });
+        !fell
+            && matches!(self.from, Outcome::Goes { .. })
+            && matches!(self.to, Outcome::Goes { falls_back: true, .. })
+    }
+}
+
+/// A session that would be told to leave, or, with `on_move = "keep"`, not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hit {
+    /// Its number.
+    pub session: u64,
+    /// Whose.
+    pub user: UserName,
+    /// Why, as it would be told.
+    pub why: String,
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Users by database names.
+    pub routes: Vec<Moved>,
+    /// Sessions.
+    pub sessions: Vec<Hit>,
+    /// What becomes of those.
+    pub on_move: OnMove,
+    /// Connections whose pools begin.
+    pub opened: Vec<ConnectionName>,
+    /// Connections whose pools end.
+    pub closed: Vec<ConnectionName>,
+    /// Connections that stay, and what changes about them.
+    pub changed: Vec<(ConnectionName, Vec<&'static str>)>,
+    /// Whose secrets change; never how.
+    pub secrets: Vec<String>,
+    /// Settings of the process.
+    pub settings: Vec<(&'static str, String, String)>,
+}
+
+impl Plan {
+    /// From one configuration to another; sessions are for the caller to add.
+    pub fn between(old: &Config, new: &Config) -> Self {
+        let users: BTreeSet<_> = old.users.keys().chain(new.users.keys()).collect();
+        let databases: BTreeSet<_> = old.databases.keys().chain(new.databases.keys()).collect();
+        let mut routes = Vec::new();
+        for user in users {
+            for database in &databases {
+                let from = Outcome::of(old, user, database.as_str());
+                let to = Outcome::of(new, user, database.as_str());
+                if from != to {
+                    routes.push(Moved { user: user.clone(), database: database.to_string(), from, to });
+                }
+            }
+        }
+        let same = |name: &ConnectionName, of: &Config, other: &Config| {
+            let target = |config: &Config| config.connections.get(name).map(|c| c.target.clone());
+            target(of) == target(other)
+        };
+        let only_in = |of: &Config, other: &Config| {
+            let names = of.connections.keys().filter(|name| !same(name, of, other));
+            names.cloned().collect::<Vec<_>>()
+        };
+        let changed = new.connections.values().filter(|c| same(&c.name, old, new)).filter_map(|connection| {
+            let differences = differences(old.connections.get(&connection.name)?, connection);
+            (!differences.is_empty()).then(|| (connection.name.clone(), differences))
+        });
+        let shown = |config: &Config| {
+            let tls = config.server.tls.as_ref().map(|tls| tls.shown()).unwrap_or_default();
+            let tls = |name: &str| tls.iter().find(|(n, _)| *n == name).map(|(_, value)| value.clone());
+            let of_tls =
+                ["mode", "certificate", "key", "client_ca"].map(|name| tls(name).unwrap_or_default());
+            let names = ["tls.mode", "tls.certificate", "tls.key", "tls.client_ca"];
+            config.server.shown().into_iter().chain(names.into_iter().zip(of_tls)).collect::<Vec<_>>()
+        };
+        let settings = shown(old).into_iter().zip(shown(new)).filter(|(old, new)| old != new);
+        Self {
+            routes,
+            sessions: Vec::new(),
+            on_move: *new.server.on_move,
+            opened: only_in(new, old),
+            closed: only_in(old, new),
+            changed: changed.collect(),
+            secrets: secrets(old, new),
+            settings: settings.map(|((name, old), (_, new))| (name, old, new)).collect(),
+        }
+    }
+
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        let lists = [
+            self.routes.is_empty(),
+            self.sessions.is_empty(),
+            self.opened.is_empty(),
+            self.closed.is_empty(),
+        ];
+        let others = [self.changed.is_empty(), self.secrets.is_empty(), self.settings.is_empty()];
+        lists.iter().chain(&others).all(|is_empty| *is_empty)
+    }
+
+    /// Whether users would lose an environment and fall back to the base: that must be wanted.
+    pub fn has_fallbacks(&self) -> bool {
+        self.routes.iter().any(Moved::falls_back)
+    }
+
+    /// As a table: what kind of change, of what, from, to, and what to know about it. What reaches production is first.
+    pub fn rows(&self) -> Vec<[String; 5]> {
+        let row = |kind: &str, subject: String, from: String, to: String, note: &str| {
+            [kind.to_owned(), subject, from, to, note.to_owned()]
+        };
+        let mut rows = Vec::new();
+        for moved in &self.routes {
+            let subject = format!("{} on {}", moved.user, moved.database);
+            let (kind, note) = match () {
+                () if moved.reaches_production() => ("production", "newly reaches a production database"),
+                () if moved.falls_back() => ("fallback", "loses the environment, and falls back to the base"),
+                () => ("route", ""),
+            };
+            rows.push(row(kind, subject, moved.from.to_string(), moved.to.to_string(), note));
+        }
+        rows.sort_by_key(|row| (row[0] != "production", row[0] != "fallback"));
+        for hit in &self.sessions {
+            let what = match self.on_move {
+                OnMove::Finish => "ends at its next idle point",
+                OnMove::Terminate => "ends at once",
+                OnMove::Keep => "stays until it leaves",
+            };
+            rows.push(row(
+                "session",
+                format!("{} of {}", hit.session, hit.user),
+                String::new(),
+                what.into(),
+                &hit.why,
+            ));
+        }
+        for name in &self.closed {
+            rows.push(row("pool", name.to_string(), "open".into(), "closed".into(), ""));
+        }
+        for name in &self.opened {
+            rows.push(row("pool", name.to_string(), "none".into(), "open".into(), ""));
+        }
+        for (name, differences) in &self.changed {
+            rows.push(row(
+                "connection",
+                name.to_string(),
+                String::new(),
+                String::new(),
+                &differences.join(", "),
+            ));
+        }
+        for secret in &self.secrets {
+            rows.push(row("secret", secret.clone(), String::new(), String::new(), "changes"));
+        }
+        for (name, from, to) in &self.settings {
+            rows.push(row("setting", (*name).to_owned(), from.clone(), to.clone(), ""));
+        }
+        rows
+    }
+}
+
+/// What is different about a connection that leads to the same database.
+fn differences(old: &Connection, new: &Connection) -> Vec<&'static str> {
+    let mut differences = Vec::new();
+    let mut differs = |name, is: bool| {
+        if is {
+            differences.push(name);
+        }
+    };
+    differs("tls", old.tls != new.tls);
+    differs("scram", old.scram != new.scram);
+    differs("include_schemas", old.search_path != new.search_path);
+    differs("query_timeout", old.query_timeout != new.query_timeout);
+    differs("connect_timeout", old.connect_timeout != new.connect_timeout);
+    differs("pool_mode", old.pool_mode != new.pool_mode);
+    differs("pool_size", old.pool_size != new.pool_size);
+    differs("min_pool_size", old.min_pool_size != new.min_pool_size);
+    differs("reserve_pool_size", old.reserve_pool_size != new.reserve_pool_size);
+    differs("max_pinned", old.max_pinned != new.max_pinned);
+    differs("max_client_connections", old.max_client_connections != new.max_client_connections);
+    differs("production", old.production != new.production);
+    differs("environment", old.environment != new.environment);
+    differs("environments", old.base != new.base);
+    differences
+}
+
+fn secrets(old: &Config, new: &Config) -> Vec<String> {
+    let same = |one: Option<&Secret>, other: Option<&Secret>| match (one, other) {
+        (None, None) => true,
+        (Some(one), Some(other)) => one.value().expose_secret() == other.value().expose_secret(),
+        _ => false,
+    };
+    let mut changed = Vec::new();
+    for (name, connection) in &new.connections {
+        if let Some(before) = old.connections.get(name)
+            && !same(before.password.as_deref(), connection.password.as_deref())
+        {
+            changed.push(format!("password of connection {name}"));
+        }
+    }
+    for (name, user) in &new.users {
+        if let Some(before) = old.users.get(name)
+            && (!same(before.password.as_ref(), user.password.as_ref()) || before.auth_type != user.auth_type)
+        {
+            changed.push(format!("password of user {name}"));
+        }
+    }
+    changed
+}

@@ -1,0 +1,291 @@
+//! What a plan says is what then happens.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::process::{Command, Output};
+
+use super::house::{Pgusher, Random, eventually, pair, size, warehouse};
+use super::state::done;
+use super::wire::{Message, Raw, query, startup};
+
+const OPERATOR: &str = "\n[users.operator]\nauth_type = \"trust\"\nconsole = \"admin\"\n";
+const USERS: usize = 6;
+
+fn console(pgusher: &Pgusher) -> Raw {
+    Raw::login_with(pgusher.address(), 0x0003_0000, &[("user", "operator"), ("database", "pgusher")])
+}
+
+fn rows(raw: &mut Raw, sql: &str) -> Vec<Vec<String>> {
+    done(raw, sql).iter().filter(|m| m.tag == 'D').map(Message::columns).collect()
+}
+
+/// A configuration of the dice's making: users with values or without, in groups, disabled or gone; environments that
+/// come, go, and change what leads to them.
+fn random_config(random: &mut Random, port: u16) -> String {
+    let (dev, prod) = (pair().dev.port, pair().prod.port);
+    let mut text = format!(
+        "[server]\nlisten = [\"127.0.0.1:{port}\"]\nlog_level = \"warn\"\ndefault_pool_size = {}\n{OPERATOR}",
+        random.of(&[3, 4])
+    );
+    let mut environments = Vec::new();
+    for (name, server) in [("prod", prod), ("qa", dev)] {
+        if random.chance(75) {
+            let values = random.some(&["prod", "qa", "live", "x"], 50);
+            let values: Vec<_> = values.iter().filter(|v| name == "prod" || **v != "prod").collect();
+            let values: Vec<_> = values
+                .iter()
+                .filter(|v| name != "prod" || **v != &"qa")
+                .map(|v| format!("\"{v}\""))
+                .collect();
+            let mine = format!("\"{name}\"");
+            let values = if values.is_empty() { mine } else { values.join(", ") };
+            environments
+                .push(format!("{{ connection = \"w_{name}\", name = \"{name}\", values = [{values}] }}"));
+            let port = if random.chance(90) { server } else { dev };
+            let _ = write!(
+                text,
+                "\n[connections.w_{name}]\nhost = \"127.0.0.1\"\nport = {port}\ndatabase = \"{}\"\nusername = \"app\"\n\
+                 production = {}\npool_size = {}\n",
+                if port == prod { "prod" } else { "dev" },
+                name == "prod",
+                random.of(&[2, 3])
+            );
+        }
+    }
+    let _ = write!(
+        text,
+        "\n[connections.warehouse]\nhost = \"127.0.0.1\"\nport = {dev}\ndatabase = \"dev\"\nusername = \"app\"\n\
+         user_attribute = \"environment\"\ndefault_values = [\"dev\"]\non_unmatched = \"{}\"\nenvironments = [{}]\n",
+        random.of(&["base", "reject"]),
+        environments.join(", ")
+    );
+    let _ = write!(
+        text,
+        "\n[groups.team]\nattributes = {{ environment = \"{}\" }}\n",
+        random.of(&["prod", "qa", "dev"])
+    );
+    for user in 0..USERS {
+        if random.chance(8) {
+            continue;
+        }
+        let _ = write!(text, "\n[users.u{user}]\nauth_type = \"trust\"\n");
+        if random.chance(8) {
+            text.push_str("disabled = true\n");
+        }
+        if random.chance(30) {
+            text.push_str("groups = [\"team\"]\n");
+        }
+        if random.chance(60) {
+            let value = random.of(&["dev", "prod", "qa", "live", "nothing"]);
+            let _ = writeln!(text, "attributes = {{ environment = \"{value}\" }}");
+        }
+    }
+    text
+}
+
+/// The environment that a user gets to, or the SQLSTATE of the refusal.
+fn log_in(pgusher: &Pgusher, user: &str) -> Result<Raw, String> {
+    let mut raw = Raw::connect(pgusher.address());
+    raw.send(&startup(0x0003_0000, &[("user", user), ("database", "warehouse")]));
+    match raw.next().unwrap() {
+        // Nobody of that name: he is asked for a password all the same.
+        m if m.tag == 'R' && m.body[..] == [&[0, 0, 0, 10], &b"SCRAM-SHA-256\0\0"[..]].concat() => {
+            Err("28P01".into())
+        }
+        m if m.tag == 'E' => Err(m.field('C')),
+        _ => match raw.until_ready().iter().find(|m| m.tag == 'E') {
+            Some(error) => Err(error.field('C')),
+            None => Ok(raw),
+        },
+    }
+}
+
+fn load(pgusher: &Pgusher, console: &mut Raw, text: &str) -> bool {
+    std::fs::write(pgusher.folder.join("pgusher.toml"), text).unwrap();
+    console.ask(&query("RELOAD")).iter().any(|m| m.tag == 'C')
+}
+
+#[test]
+fn what_a_plan_says_is_what_then_happens() {
+    let edits = size(1000, 10_000);
+    let pgusher = Pgusher::start(&(warehouse("", "", "") + OPERATOR));
+    let mut random = Random(0x91a4_0001);
+    let mut raw = console(&pgusher);
+    let mut sessions: BTreeMap<String, (u64, Raw)> = BTreeMap::new();
+    // Where each user gets to, as the plans have said so far.
+    let mut known: BTreeMap<String, String> = BTreeMap::new();
+    let first = loop {
+        let text = random_config(&mut random, pgusher.port);
+        if let Some(planned) = plan(&pgusher, &mut raw, &text) {
+            planned.iter().for_each(|row| note(row, &mut known));
+            break text;
+        }
+    };
+    assert!(load(&pgusher, &mut raw, &first));
+    let mut refused = 0;
+    let (mut hit, mut kept, mut moved) = (0, 0, 0);
+    for edit in 0..edits {
+        // Everybody who can be is in.
+        for user in (0..USERS).map(|user| format!("u{user}")) {
+            let expected = known.get(&user).cloned().unwrap_or_else(|| "no such user".into());
+            if let Some((_, session)) = sessions.get_mut(&user) {
+                assert!(
+                    expected.starts_with(&session.value("SHOW pgusher.environment")),
+                    "{user}: {expected}"
+                );
+                continue;
+            }
+            match log_in(&pgusher, &user) {
+                Ok(mut session) => {
+                    let environment = session.value("SHOW pgusher.environment");
+                    assert!(
+                        expected.starts_with(&format!("{environment} (")),
+                        "edit {edit}, {user}: {expected}"
+                    );
+                    let id =
+                        rows(&mut raw, "SHOW SESSIONS").iter().find(|row| row[1] == user).unwrap()[0].parse();
+                    sessions.insert(user, (id.unwrap(), session));
+                }
+                Err(state) => assert!(
+                    expected == format!("refused ({state})")
+                        || expected == "no such user" && state.starts_with("28")
+                        || expected == "disabled" && state == "28000",
+                    "edit {edit}, {user}: {expected}, and was refused with {state}"
+                ),
+            }
+        }
+        let next = random_config(&mut random, pgusher.port);
+        let Some(planned) = plan(&pgusher, &mut raw, &next) else {
+            assert!(!load(&pgusher, &mut raw, &next), "a plan is refused where the configuration is");
+            refused += 1;
+            continue;
+        };
+        let hits: BTreeSet<u64> = planned
+            .iter()
+            .filter(|row| row[0] == "session")
+            .map(|row| row[1].split(' ').next().unwrap().parse().unwrap())
+            .collect();
+        for row in &planned {
+            note(row, &mut known);
+            moved += usize::from(["route", "production", "fallback"].contains(&row[0].as_str()));
+        }
+        assert!(load(&pgusher, &mut raw, &next), "{next}");
+        done(&mut raw, "WAIT SETTLED '10s'");
+        sessions.retain(|user, (id, session)| {
+            let is_hit = hits.contains(id);
+            if is_hit {
+                let end = session.next().unwrap_or_else(|| panic!("edit {edit}: {user} was told nothing"));
+                assert_eq!(end.field('C'), "57P01", "edit {edit}: {user}");
+                hit += 1;
+            } else {
+                assert_eq!(
+                    session.value("SELECT 'still here'"),
+                    "still here",
+                    "edit {edit}: {user} was not to be hit"
+                );
+                kept += 1;
+            }
+            !is_hit
+        });
+    }
+    println!(
+        "{edits} edits ({refused} of them refused): {moved} routes moved, {hit} sessions ended and {kept} kept, all as planned"
+    );
+    assert!(hit > edits / 10 && kept > edits / 10);
+}
+
+/// The plan for a text, told by the running process; `None` if that is no configuration.
+fn plan(pgusher: &Pgusher, raw: &mut Raw, text: &str) -> Option<Vec<Vec<String>>> {
+    let path = pgusher.folder.join("new.toml");
+    std::fs::write(&path, text).unwrap();
+    let answer = raw.ask(&query(&format!("PLAN '{}'", path.display())));
+    let planned = answer.iter().any(|m| m.tag == 'C');
+    planned.then(|| answer.iter().filter(|m| m.tag == 'D').map(Message::columns).collect())
+}
+
+/// What a row says of a route.
+fn note(row: &[String], known: &mut BTreeMap<String, String>) {
+    if let Some((user, "warehouse")) = row[1].split_once(" on ")
+        && ["route", "production", "fallback"].contains(&row[0].as_str())
+    {
+        known.insert(user.to_owned(), row[3].clone());
+    }
+}
+
+fn between(old: &str, new: &str, arguments: &[&str]) -> Output {
+    let folder = super::house::temporary_folder("plan");
+    let (from, to) = (folder.join("old.toml"), folder.join("new.toml"));
+    std::fs::write(&from, old).unwrap();
+    std::fs::write(&to, new).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_pgusher"))
+        .arg("plan")
+        .arg(&to)
+        .arg("--from")
+        .arg(&from)
+        .args(arguments)
+        .output()
+        .unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+    output
+}
+
+#[test]
+fn a_plan_between_two_files_says_by_its_status_whether_anything_changes() {
+    let old = warehouse("", "", "").replace("@PORT@", "6432");
+    let nothing = between(&old, &old, &[]);
+    assert_eq!((nothing.status.code(), &*nothing.stdout), (Some(0), &b"Nothing changes.\n"[..]));
+    let to_prod =
+        old.replace("attributes = { environment = \"dev\" }", "attributes = { environment = \"prod\" }");
+    let changes = between(&old, &to_prod, &[]);
+    let text = String::from_utf8_lossy(&changes.stdout).into_owned();
+    assert_eq!(changes.status.code(), Some(2), "{text}");
+    assert!(text.lines().nth(1).unwrap().starts_with("production  dana on warehouse"), "{text}");
+    let secret = old.replace("password = \"pete\"", "password = \"the new one\"");
+    let changes = between(&old, &secret, &["--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&changes.stdout).unwrap();
+    assert_eq!(json[0]["change"], "secret");
+    assert_eq!(json[0]["subject"], "password of user pete");
+    assert!(!String::from_utf8_lossy(&changes.stdout).contains("the new one"));
+    // Whoever removes an environment must say that he knows where its users go then.
+    let start = old.find("environments = [").unwrap();
+    let end = start + old[start..].find('\n').unwrap();
+    let without = format!("{}on_unmatched = \"base\"\n{}", &old[..start], &old[end..]);
+    let refused = between(&old, &without, &[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--accept-fallback"), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stdout).contains("fallback"), "{refused:?}");
+    assert_eq!(between(&old, &without, &["--accept-fallback"]).status.code(), Some(2));
+    assert_eq!(between(&old, "nonsense", &[]).status.code(), Some(1));
+}
+
+#[test]
+fn rollback_brings_the_earlier_configuration_back_and_drain_empties_an_environment() {
+    let pgusher = Pgusher::start(&(warehouse("", "", "") + OPERATOR));
+    let written = std::fs::read_to_string(pgusher.folder.join("pgusher.toml")).unwrap();
+    let mut raw = console(&pgusher);
+    assert!(raw.ask(&query("ROLLBACK")).iter().any(|m| m.tag == 'E'), "nothing is there to go back to");
+    let start = written.find("[users.rawprod]").unwrap();
+    let without = &written[..start];
+    assert!(load(&pgusher, &mut raw, &format!("{without}{OPERATOR}")));
+    assert!(log_in(&pgusher, "rawprod").is_err());
+    // A driver's own ROLLBACK is about its transaction.
+    for sql in ["BEGIN", "ROLLBACK"] {
+        done(&mut raw, sql);
+    }
+    assert!(log_in(&pgusher, "rawprod").is_err());
+    done(&mut raw, "ROLLBACK");
+    let mut prod = log_in(&pgusher, "rawprod").unwrap();
+    let mut dev = log_in(&pgusher, "raw").unwrap();
+    let generations: Vec<_> = rows(&mut raw, "SHOW GENERATIONS").iter().map(|row| row[2].clone()).collect();
+    assert_eq!(generations, ["replaced", "replaced", "in force"]);
+    done(&mut prod, "BEGIN");
+    raw.send(&query("DRAIN ENVIRONMENT prod"));
+    eventually("nobody is let in", || log_in(&pgusher, "rawprod").is_err());
+    assert_eq!(prod.value("SELECT 'transactions end first'"), "transactions end first");
+    prod.send(&query("COMMIT"));
+    assert!(raw.until_ready().iter().any(|m| m.tag == 'C'));
+    assert_eq!(dev.value("SELECT 'others stay'"), "others stay");
+    done(&mut raw, "RESUME ENVIRONMENT prod");
+    assert!(log_in(&pgusher, "rawprod").is_ok());
+    assert!(raw.ask(&query("DRAIN ENVIRONMENT nothing")).iter().any(|m| m.tag == 'E'));
+}
