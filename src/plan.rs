@@ -7,7 +7,7 @@ use std::fmt;
 use secrecy::ExposeSecret;
 
 use crate::attribute;
-use crate::config::{Config, Connection, OnMove, Target};
+use crate::config::{Config, Connection, OnMove, Target, file};
 use crate::names::{ConnectionName, UserName};
 use crate::route::{self, Reason};
 use crate::secret::Secret;
@@ -168,7 +168,7 @@ impl Plan {
             (!differences.is_empty()).then(|| (connection.name.clone(), differences))
         });
         let shown = |config: &Config| {
-            let tls = config.server.tls.as_ref().map(|tls| tls.shown()).unwrap_or_default();
+            let tls = config.server.tls.as_ref().map(file::ClientTls::shown).unwrap_or_default();
             let tls = |name: &str| tls.iter().find(|(n, _)| *n == name).map(|(_, value)| value.clone());
             let of_tls =
                 ["mode", "certificate", "key", "client_ca"].map(|name| tls(name).unwrap_or_default());
