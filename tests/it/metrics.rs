@@ -65,6 +65,7 @@ fn metrics_say_what_has_happened() {
     let mut refused = Raw::connect(pgusher.address());
     refused.send(&startup(0x0003_0000, &[("user", "raw"), ("database", "nothing")]));
     assert_eq!(refused.next().unwrap().field('C'), "3D000");
+    eventually("it waits", || samples(watched.port)[&dev("waiting")] >= 1.0);
     other.cancel(pgusher.address());
     assert!(other.until_ready().iter().any(|m| m.tag == 'E'));
     other.send(&query("SELECT 1"));

@@ -221,10 +221,16 @@ impl<'a> Session<'a> {
         let setting = self.random.below(SETTINGS.len());
         let value = self.value(setting);
         let name = SETTINGS[setting].0;
-        let sql = match (setting, self.random.below(3)) {
+        let sql = match (setting, self.random.below(5)) {
             (ROLE, 0) => format!("SET ROLE {value}"),
             (1, 0 | 1) => format!("SET SESSION {name} TO {value}"),
             (_, 0 | 1) => format!("SET {name} = '{value}'"),
+            // A function does it, by itself or by SQL that it is given: only of the latter is no list of names like my.x.
+            (_, 2) => format!("SELECT public.oracle_set_{setting}('{value}')"),
+            (_, 3) if name != "my.x" => {
+                let command = format!("SELECT set_config('{name}', '{value}', false)");
+                format!("SELECT public.oracle_run('{}')", command.replace('\'', "''"))
+            }
             _ => format!("SELECT set_config('{name}', '{value}', false)"),
         };
         (setting, value.replace("''", "'"), sql)
@@ -464,6 +470,17 @@ fn nobody_ever_sees_what_another_session_has_done() {
     let (time, goal) = (Duration::from_secs(120), size(usize::MAX, 1_000_000));
     let soak = goal != usize::MAX;
     // One that has left may still be counted when its place is taken.
+    let dev = &pair().dev;
+    for (number, (name, _)) in SETTINGS.iter().enumerate() {
+        let body = format!("BEGIN RETURN set_config('{name}', v, false); END");
+        let function = format!("oracle_set_{number}(v text) RETURNS text LANGUAGE plpgsql AS $${body}$$");
+        dev.sql("dev", &format!("CREATE FUNCTION {function}"));
+    }
+    let body = "BEGIN EXECUTE command; END";
+    dev.sql(
+        "dev",
+        &format!("CREATE FUNCTION oracle_run(command text) RETURNS void LANGUAGE plpgsql AS $${body}$$"),
+    );
     let server =
         format!("default_pool_size = {CONNECTIONS}\nmax_prepared_statements = 20\nmax_pinned = {SESSIONS}");
     let pgusher = Pgusher::start(&warehouse(&server, "", ""));
@@ -508,6 +525,10 @@ fn nobody_ever_sees_what_another_session_has_done() {
     );
     assert!(hand_overs > 1000, "{hand_overs} hand-overs");
     for number in 0..SESSIONS {
-        pair().dev.sql("dev", &format!("DROP SEQUENCE oracle_seq_{number}"));
+        dev.sql("dev", &format!("DROP SEQUENCE oracle_seq_{number}"));
     }
+    for number in 0..SETTINGS.len() {
+        dev.sql("dev", &format!("DROP FUNCTION oracle_set_{number}"));
+    }
+    dev.sql("dev", "DROP FUNCTION oracle_run");
 }
