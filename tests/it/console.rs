@@ -461,3 +461,107 @@ fn garbage_on_the_console_ends_its_session_and_nothing_else() {
     drop(idle);
     super::fake::unharmed(&pgusher);
 }
+
+/// Whatever is said to the console, no secret is shown, and nothing of it breaks (T-22, T-32).
+#[test]
+fn random_commands_are_answered_and_no_secret_is_ever_shown() {
+    const CANARIES: [&str; 3] = ["canary-of-the-upstream", "canary-of-the-user", "canary-that-is-new"];
+    let port = super::house::free_port();
+    let text =
+        config(&format!("metrics_listen = \"127.0.0.1:{port}\""), "password = \"canary-of-the-upstream\"")
+            + "\n[users.secretive]\npassword = \"canary-of-the-user\"\n";
+    let pgusher = Pgusher::start(&text);
+    let written = std::fs::read_to_string(pgusher.folder.join("pgusher.toml")).unwrap();
+    let new = pgusher.folder.join("new.toml");
+    std::fs::write(&new, written.replace("canary-of-the-user", "canary-that-is-new")).unwrap();
+    let broken = pgusher.folder.join("broken.toml");
+    std::fs::write(&broken, written.replace("\"canary-of-the-user\"", "\"canary-of-the-user")).unwrap();
+    let mut client = Raw::login(pgusher.address(), "raw");
+    let mut raw = console(&pgusher, "operator");
+    let mut said: Vec<u8> = Vec::new();
+    let mut say = |raw: &mut Raw, sql: &str| {
+        let answer = raw.ask(&query(sql));
+        assert_eq!(answer.last().map(|m| m.tag), Some('Z'), "{sql}");
+        answer.iter().for_each(|m| said.extend(&m.body));
+        answer
+    };
+    for (name, _) in PGBOUNCER {
+        say(&mut raw, &format!("SHOW {name}"));
+    }
+    for ours in ["ROUTES", "ENVIRONMENTS", "SESSIONS", "GENERATIONS", "TIMES", "HELP"] {
+        say(&mut raw, &format!("SHOW {ours}"));
+    }
+    let planned = say(&mut raw, &format!("PLAN '{}'", new.display()));
+    assert!(planned.iter().any(|m| m.tag == 'D' && m.columns()[0] == "secret"), "{planned:?}");
+    let refused = say(&mut raw, &format!("PLAN '{}'", broken.display()));
+    assert!(refused.iter().any(|m| m.tag == 'E'), "{refused:?}");
+    // The words of the grammar in any order, with names and rubbish between; nothing that ends the process.
+    let words = [
+        "SHOW",
+        "POOLS",
+        "EXPLAIN",
+        "ROUTE",
+        "FOR",
+        "ON",
+        "AS",
+        "raw",
+        "warehouse",
+        "warehouse_prod",
+        "prod",
+        "PLAN",
+        "RELOAD",
+        "PAUSE",
+        "RESUME",
+        "RECONNECT",
+        "ENABLE",
+        "KILL_CLIENT",
+        "9999",
+        "WAIT",
+        "SETTLED",
+        "'1ms'",
+        "SET",
+        "=",
+        "TO",
+        "BEGIN",
+        "COMMIT",
+        "SELECT",
+        "1",
+        "DRAIN",
+        "ENVIRONMENT",
+        "nowhere",
+        "\"",
+        "'",
+        ";",
+        "--",
+        "\u{fc}",
+        "%s%n",
+        "(",
+        "\\",
+        "stats",
+        "version",
+        "",
+    ];
+    let mut random = super::house::Random(0xc0_0050_1e);
+    for _ in 0..super::house::size(3000, 1_000_000) {
+        let sql: Vec<_> = (0..1 + random.below(7)).map(|_| random.of(&words)).collect();
+        let sql = sql.join(" ");
+        let upper = sql.to_ascii_uppercase();
+        // These wait for others, or shut the door: they have tests of their own.
+        if ["PAUSE", "DRAIN"].iter().any(|word| upper.trim_start().starts_with(word)) {
+            continue;
+        }
+        say(&mut raw, &sql);
+    }
+    assert_eq!(client.value("SELECT 'unharmed'"), "unharmed");
+    let metrics = std::process::Command::new("curl")
+        .args(["-sS", &format!("http://127.0.0.1:{port}/metrics")])
+        .output()
+        .unwrap();
+    said.extend(metrics.stdout);
+    said.extend(pgusher.log().into_bytes());
+    let said = String::from_utf8_lossy(&said);
+    for canary in CANARIES {
+        assert!(!said.contains(canary), "{canary} was shown");
+    }
+    super::fake::unharmed(&pgusher);
+}
