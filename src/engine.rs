@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,7 +26,7 @@ use crate::stats::Figure;
 use crate::stream::{Reader, Stream};
 use crate::wire::{self, Severity};
 pub use timing::Timeouts;
-use timing::{Phase, Timer};
+use timing::{Moment, Phase, Timer};
 
 /// How many connections may fail to take a session's settings before it is told.
 const MAX_SETUPS: u8 = 3;
@@ -55,6 +55,8 @@ pub struct Orders {
     /// Of the session's task, which is the same for all its life.
     waker: OnceLock<Waker>,
     pending: AtomicBool,
+    /// What can be seen of the session meanwhile.
+    pub watch: Watch,
 }
 
 /// An order to end.
@@ -200,8 +202,6 @@ pub struct Parts {
     pub orders: Arc<Orders>,
     /// Changed by a reload.
     pub timeouts: Arc<Timeouts>,
-    /// For those who look at it.
-    pub watch: Arc<Watch>,
 }
 
 /// One session, from its first query to its end.
@@ -213,12 +213,9 @@ pub struct Engine {
     slot: Arc<Slot>,
     orders: Arc<Orders>,
     timeouts: Arc<Timeouts>,
-    watch: Arc<Watch>,
     /// When the transaction under way began, and since when the upstream owes an answer.
-    began: Option<Instant>,
-    asked: Option<Instant>,
-    /// How many transactions, and which bytes, were counted for the pool already.
-    counted: (u64, (u64, u64)),
+    began: Option<Moment>,
+    asked: Option<Moment>,
     /// Read and not dealt with.
     client_tail: Vec<u8>,
     upstream_tail: Vec<u8>,
@@ -270,10 +267,8 @@ impl Engine {
             slot: parts.slot,
             orders: parts.orders,
             timeouts: parts.timeouts,
-            watch: parts.watch,
             began: None,
             asked: None,
-            counted: (0, (0, 0)),
             client_tail: ahead,
             upstream_tail: Vec::new(),
             need: 0,
@@ -349,7 +344,7 @@ impl Engine {
             Poll::Ready(Outcome::Granted(lease)) => {
                 let waited = micros(ticket.since.elapsed());
                 self.pool.stats().observe(Figure::WaitTime, waited);
-                self.watch.waited.fetch_add(waited, Ordering::Relaxed);
+                self.orders.watch.waited.fetch_add(waited, Ordering::Relaxed);
                 self.hold(lease);
                 if !self.set_up(cx)? {
                     self.take_in_tail(cx, scratch)?;
@@ -771,49 +766,49 @@ impl Engine {
         }
         if !self.core.is_clients_turn() {
             if self.asked.is_none() {
-                let now = Instant::now();
+                let now = Moment::now();
                 self.asked = Some(now);
                 self.began.get_or_insert(now);
             }
             return;
         }
         let Some(asked) = self.asked.take() else { return };
-        let now = Instant::now();
+        let now = Moment::now();
         let stats = self.pool.stats();
-        stats.observe(Figure::QueryTime, micros(now - asked));
-        if self.core.transactions() == self.counted.0 {
+        stats.observe(Figure::QueryTime, now.micros_since(asked));
+        if self.core.transactions() == self.orders.watch.transactions.load(Ordering::Relaxed) {
             return;
         }
         if let Some(began) = self.began.take() {
-            stats.observe(Figure::TransactionTime, micros(now - began));
+            stats.observe(Figure::TransactionTime, now.micros_since(began));
         }
         self.count_all();
     }
 
-    /// What was counted goes to the pool, and to whoever looks.
+    /// What was counted goes to the pool, and to whoever looks: who looked last knows what was counted already.
     fn count_all(&mut self) {
         let counts = self.core.take_counts();
-        let transactions = self.core.transactions();
-        let stats = self.pool.stats();
-        stats.add(Figure::Transactions, transactions - self.counted.0);
+        let (stats, watch) = (self.pool.stats(), &self.orders.watch);
+        let grown = |figure: &AtomicU64, now: u64| {
+            let before = figure.load(Ordering::Relaxed);
+            figure.store(now, Ordering::Relaxed);
+            now - before
+        };
+        stats.add(Figure::Transactions, grown(&watch.transactions, self.core.transactions()));
+        stats.add(Figure::Received, grown(&watch.received, self.bytes.0));
+        stats.add(Figure::Sent, grown(&watch.sent, self.bytes.1));
         stats.add(Figure::Queries, counts.queries.into());
-        stats.add(Figure::Received, self.bytes.0 - self.counted.1.0);
-        stats.add(Figure::Sent, self.bytes.1 - self.counted.1.1);
         stats.add(Figure::ClientParses, counts.client_parses.into());
         stats.add(Figure::ServerParses, counts.server_parses.into());
         stats.add(Figure::Binds, counts.binds.into());
-        self.counted = (transactions, self.bytes);
-        self.watch.transactions.store(transactions, Ordering::Relaxed);
-        self.watch.received.store(self.bytes.0, Ordering::Relaxed);
-        self.watch.sent.store(self.bytes.1, Ordering::Relaxed);
         let prepared = u32::try_from(self.core.prepared()).unwrap_or(u32::MAX);
-        self.watch.prepared.store(prepared, Ordering::Relaxed);
+        watch.prepared.store(prepared, Ordering::Relaxed);
     }
 
     /// The session begins to keep its connection, or does so no longer.
     fn count_pin(&mut self) -> Result<(), Cause> {
         self.pinned = None;
-        self.watch.pin_is(self.core.pin());
+        self.orders.watch.pin_is(self.core.pin());
         let Some(reason) = self.core.pin() else { return Ok(()) };
         self.pinned = self.pool.pin();
         if self.pinned.is_some() {

@@ -20,7 +20,7 @@ use crate::auth::{Authenticator, Identity};
 use crate::cancel::{Keys, Slot};
 use crate::config::file::PoolMode;
 use crate::config::{Checked, Config, Connection, Host, OnMove, Rejected, Target};
-use crate::engine::{Order, Orders, Timeouts, Watch};
+use crate::engine::{Order, Orders, Timeouts};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::metrics::Counters;
 use crate::names::{ConnectionName, UserName};
@@ -28,6 +28,7 @@ use crate::plan::{Hit, Plan};
 use crate::pool::{Halt, HostCount, Pool, PoolSettings, Runtimes};
 use crate::relay::{Facts, Interner};
 use crate::route::{self, Route};
+use crate::stream::Tls;
 use crate::tls::{self, ServerTls, TlsError};
 use crate::upstream::Dialer;
 
@@ -187,12 +188,10 @@ pub struct LiveSession {
     pub identity: Identity,
     /// Where it is.
     pub place: Arc<Place>,
-    /// For telling it to end.
+    /// For telling it to end, and for looking at it.
     pub orders: Arc<Orders>,
     /// What it does now.
     pub slot: Arc<Slot>,
-    /// What was seen of it.
-    pub watch: Arc<Watch>,
     /// Where its connections come from.
     pub pool: Arc<Pool>,
     /// For how long it has each.
@@ -203,8 +202,8 @@ pub struct LiveSession {
     pub since: SystemTime,
     /// How it called itself at login.
     pub application_name: Box<str>,
-    /// The version of its TLS, if it has any.
-    pub tls: Option<&'static str>,
+    /// Its TLS, if it has any.
+    pub tls: Option<Tls>,
 }
 
 /// A place among the clients that are counted: of all, of a user, of a connection.

@@ -160,13 +160,12 @@ async fn log_in(
         place,
         orders: Arc::default(),
         slot: slot.clone(),
-        watch: Arc::default(),
         pool: pool.clone(),
         mode,
         peer: peer.into(),
         since: SystemTime::now(),
         application_name: String::from_utf8_lossy(application_name).into(),
-        tls: arrival.reader.stream.tls_version(),
+        tls: arrival.reader.stream.tls(),
     });
     let greeting = greeting(settings.reported(), &facts, &key, notice.as_deref());
     arrival.owed.extend_from_slice(&greeting);
@@ -236,7 +235,6 @@ fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant
         slot,
         orders: live.orders.clone(),
         timeouts: proxy.timeouts.clone(),
-        watch: live.watch.clone(),
     });
     proxy.enter(&live);
     // A token in place of a tracked task: the tracker would be asked at every poll.

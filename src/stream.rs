@@ -175,16 +175,16 @@ impl Stream {
         !matches!(self, Self::Plain(_))
     }
 
-    /// The version of TLS that it is under, as PostgreSQL words it.
-    pub fn tls_version(&self) -> Option<&'static str> {
+    /// The version of TLS that it is under.
+    pub fn tls(&self) -> Option<Tls> {
         let version = match self {
             Self::Plain(_) => None,
             Self::Server(s) => s.get_ref().1.protocol_version(),
             Self::Client(s) => s.get_ref().1.protocol_version(),
         };
         version.map(|version| match version {
-            rustls::ProtocolVersion::TLSv1_2 => "TLSv1.2",
-            _ => "TLSv1.3",
+            rustls::ProtocolVersion::TLSv1_2 => Tls::V1_2,
+            _ => Tls::V1_3,
         })
     }
 
@@ -194,6 +194,25 @@ impl Stream {
             Self::Plain(_) => false,
             Self::Server(s) => s.get_ref().1.wants_write(),
             Self::Client(s) => s.get_ref().1.wants_write(),
+        }
+    }
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tls {
+    /// RFC 5246
+    V1_2,
+    /// RFC 8446
+    V1_3,
+}
+
+impl Tls {
+    /// As PostgreSQL words it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::V1_2 => "TLSv1.2",
+            Self::V1_3 => "TLSv1.3",
         }
     }
 }

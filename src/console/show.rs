@@ -15,6 +15,7 @@ use crate::pool::{Halt, Pool};
 use crate::proxy::{LiveSession, Proxy};
 use crate::route;
 use crate::stats::{FIGURES, Figure, Totals, sum};
+use crate::stream::Tls;
 
 /// Every `SHOW` there is, as `SHOW HELP` says it.
 pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION\n\
@@ -440,9 +441,9 @@ impl<'a> Overview<'a> {
                 format!("c{}", session.id).into(),
                 target.map_or(String::new(), |target| format!("s{}", target.pid())).into(),
                 0_u32.into(),
-                session.tls.unwrap_or_default().into(),
+                session.tls.map_or("", Tls::word).into(),
                 (*session.application_name).into(),
-                session.watch.see().prepared.into(),
+                session.orders.watch.see().prepared.into(),
                 session.id.into(),
                 session.place.route.environment().as_str().into(),
             ]);
@@ -719,7 +720,7 @@ impl<'a> Overview<'a> {
         sessions.sort_by_key(|session| session.id);
         for session in sessions {
             let (target, waits) = session.slot.now();
-            let seen = session.watch.see();
+            let seen = session.orders.watch.see();
             let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
             let state = match (&target, waits) {
                 (_, Some(_)) => "waiting",
@@ -739,7 +740,7 @@ impl<'a> Overview<'a> {
                 seen.pin.map(super::super::relay::sql::Pin::word).into(),
                 (*session.peer).into(),
                 (*session.application_name).into(),
-                session.tls.into(),
+                session.tls.map(Tls::word).into(),
                 time(session.since).into(),
                 seen.transactions.into(),
                 seen.bytes.0.into(),

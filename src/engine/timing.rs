@@ -1,7 +1,9 @@
 //! The clock of a session: one lazy timer, and no call to the system for a query that no limit holds for.
 
 use std::future::Future;
+use std::num::NonZeroU64;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Context;
 use std::time::{Duration, Instant};
@@ -153,5 +155,23 @@ impl Timer {
     pub fn strike(&mut self) -> u32 {
         self.strikes += 1;
         self.strikes
+    }
+}
+
+/// A moment in half the size of an [`Instant`]: nanoseconds since the first one that was asked for, and one.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment(NonZeroU64);
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Self {
+        static FIRST: OnceLock<Instant> = OnceLock::new();
+        let nanos = FIRST.get_or_init(Instant::now).elapsed().as_nanos();
+        Self(NonZeroU64::MIN.saturating_add(u64::try_from(nanos).unwrap_or(u64::MAX)))
+    }
+
+    /// How many microseconds have passed since another.
+    pub fn micros_since(self, earlier: Self) -> u64 {
+        self.0.get().saturating_sub(earlier.0.get()) / 1000
     }
 }
