@@ -19,7 +19,7 @@ mod survey;
 mod downstream;
 mod upstream;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 pub use catalog::{Catalog, Function, Relations};
 pub use channels::{Asked, Mark};
@@ -67,6 +67,9 @@ const MAX_REQUESTS: usize = 8 * MAX_UNASKED;
 
 /// How often a connection may fail to say what is left on it before its session keeps it.
 const MAX_SURVEYS: u8 = 3;
+
+/// What is known of a database before a session was lent a connection to it. One for all: most sessions are idle.
+static NO_CATALOG: LazyLock<Arc<Catalog>> = LazyLock::new(Arc::default);
 
 type UnnamedStamp = (u64, u64);
 
@@ -281,7 +284,7 @@ impl Core {
             unnamed: Unnamed::default(),
             pin: None,
             foreseen: false,
-            catalog: Arc::default(),
+            catalog: NO_CATALOG.clone(),
             defines: None,
             doubted: false,
             touched: None,
