@@ -52,7 +52,7 @@ const KINDS: [Kind; 32] = [
     ),
     kind(
         "advisory lock",
-        "SELECT pg_advisory_lock(501)",
+        "SELECT pg_advisory_lock(987654)",
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
         "0",
     ),
