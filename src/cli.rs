@@ -159,9 +159,8 @@ fn plan(from: &Path, to: &Path, accept_fallback: bool, json: bool) -> ExitCode {
     let plan = Plan::between(&old, &new);
     let rows = plan.rows();
     if json {
-        let names = ["change", "subject", "from", "to", "note"];
         let object = |row: &[String; 5]| -> serde_json::Value {
-            names
+            Plan::COLUMNS
                 .iter()
                 .zip(row)
                 .map(|(name, cell)| ((*name).to_owned(), cell.clone().into()))
@@ -172,7 +171,7 @@ fn plan(from: &Path, to: &Path, accept_fallback: bool, json: bool) -> ExitCode {
     } else if rows.is_empty() {
         println!("Nothing changes.");
     } else {
-        let head = ["CHANGE", "SUBJECT", "FROM", "TO", "NOTE"].map(str::to_owned);
+        let head = Plan::COLUMNS.map(str::to_uppercase);
         print_table(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
     }
     match () {

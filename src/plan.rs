@@ -141,6 +141,9 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// What [`Plan::rows`] have.
+    pub const COLUMNS: [&str; 5] = ["change", "subject", "from", "to", "note"];
+
     /// From one configuration to another; sessions are for the caller to add.
     pub fn between(old: &Config, new: &Config) -> Self {
         let users: BTreeSet<_> = old.users.keys().chain(new.users.keys()).collect();

@@ -9,6 +9,7 @@ use super::command::Command;
 use super::show;
 use super::table::{Kind, Table};
 use crate::error::{Fault, Refusal, SqlState};
+use crate::plan::Plan;
 use crate::pool::{Halt, Pool};
 use crate::proxy::{Generation, LoadError, Proxy};
 
@@ -48,8 +49,7 @@ pub fn columns(proxy: &Proxy, command: &Command) -> Result<Option<Table>, Refusa
         Command::Plan(path) => {
             let plan =
                 proxy.plan(path.as_deref().map(std::path::Path::new)).map_err(|error| not_loaded(&error))?;
-            let columns = ["change", "subject", "from", "to", "note"].map(|name| (name, Kind::Text));
-            let mut table = Table::new(&columns);
+            let mut table = Table::new(&Plan::COLUMNS.map(|name| (name, Kind::Text)));
             for row in plan.rows() {
                 table.push(row.map(Into::into).to_vec());
             }

@@ -213,13 +213,7 @@ struct Overview<'a> {
 
 impl<'a> Overview<'a> {
     fn of(proxy: &'a Proxy) -> Self {
-        let sessions = proxy.live_sessions();
-        let mut pools: Vec<_> = proxy.generation().pools.values().cloned().collect();
-        for session in &sessions {
-            if !pools.iter().any(|pool| Arc::ptr_eq(pool, &session.pool)) {
-                pools.push(session.pool.clone());
-            }
-        }
+        let (sessions, pools) = (proxy.live_sessions(), proxy.all_pools());
         Self { proxy, sessions, pools }
     }
 
@@ -417,11 +411,7 @@ impl<'a> Overview<'a> {
             let (target, waits) = session.slot.now();
             let (wait, wait_us) = split(waits.map_or(Duration::ZERO, |since| since.elapsed()));
             let (addr, port) = peer(&session.peer);
-            let state = match (&target, waits) {
-                (_, Some(_)) => "waiting",
-                (Some(_), None) => "active",
-                (None, None) => "idle",
-            };
+            let state = state_of(target.is_some(), waits.is_some());
             let since = waits.map_or(session.since, |since| SystemTime::now() - since.elapsed());
             table.push(vec![
                 "C".into(),
@@ -722,11 +712,7 @@ impl<'a> Overview<'a> {
             let (target, waits) = session.slot.now();
             let seen = session.orders.watch.see();
             let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-            let state = match (&target, waits) {
-                (_, Some(_)) => "waiting",
-                (Some(_), None) => "active",
-                (None, None) => "idle",
-            };
+            let state = state_of(target.is_some(), waits.is_some());
             table.push(vec![
                 session.id.into(),
                 session.identity.user().as_str().into(),
@@ -870,6 +856,15 @@ const OF_TOTALS: [&str; FIGURES] = [
     "ps_bind_count",
     "client_login_count",
 ];
+
+/// What a session does, by whether it is lent a connection or waits for one.
+fn state_of(is_lent: bool, waits: bool) -> &'static str {
+    match (is_lent, waits) {
+        (_, true) => "waiting",
+        (true, false) => "active",
+        (false, false) => "idle",
+    }
+}
 
 /// An address and a port.
 fn peer(peer: &str) -> (String, u16) {

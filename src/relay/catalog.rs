@@ -166,22 +166,24 @@ impl Catalog {
     }
 
     fn look_up(&self, word: u64, found: &mut Option<Box<Effects>>) {
-        if self.filter.has(word)
-            && let Ok(at) = self.names.binary_search_by_key(&word, |(hash, _)| *hash)
-        {
-            found.get_or_insert_default().add(&self.names[at].1);
+        if let Some(effects) = self.get(word) {
+            found.get_or_insert_default().add(effects);
         }
+    }
+
+    fn get(&self, word: u64) -> Option<&Effects> {
+        if !self.filter.has(word) {
+            return None;
+        }
+        let at = self.names.binary_search_by_key(&word, |(hash, _)| *hash).ok()?;
+        Some(&self.names[at].1)
     }
 
     /// Whether a piece of a text names something that matters; `words` remembers where the piece before ended.
     pub fn is_mentioned_in(&self, piece: &[u8], words: &mut Words) -> bool {
         let mut found = self.doubt.is_some();
-        words.feed(piece, |word| found |= self.has(word));
+        words.feed(piece, |word| found |= self.get(word).is_some());
         found
-    }
-
-    fn has(&self, word: u64) -> bool {
-        self.filter.has(word) && self.names.binary_search_by_key(&word, |(hash, _)| *hash).is_ok()
     }
 }
 
