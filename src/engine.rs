@@ -249,9 +249,10 @@ impl Engine {
     ///
     /// # Errors
     /// The client's socket was lost.
-    pub fn new(parts: Parts) -> io::Result<Self> {
+    pub fn new(mut parts: Parts) -> io::Result<Self> {
         let leasing = match parts.lease {
             Some(lease) => {
+                parts.core.knows(&parts.pool.catalog());
                 parts.slot.is_lent(lease.target.clone());
                 Leasing::Held(lease)
             }
@@ -739,7 +740,7 @@ impl Engine {
         if let Some(defined) = self.core.has_defined() {
             self.pool.outdate_catalog(&defined);
         }
-        if self.pinned.is_some() && self.core.is_idle() {
+        if (self.pinned.is_some() || self.core.mode() == PoolMode::Session) && self.core.is_idle() {
             self.core.knows(&self.pool.catalog());
         }
         let Leasing::Held(lease) = &mut self.leasing else { return Ok(()) };

@@ -498,10 +498,12 @@ impl Pool {
         }
         let slot = self.acquire_slot().await?;
         let settings = self.settings.load_full();
-        let dialer = settings.1.dialer.clone();
         let task = {
-            let startup = startup.clone();
-            self.runtimes.control.spawn(async move { dialer.dial(&startup).await })
+            let (pool, settings, startup) = (self.clone(), settings.clone(), startup.clone());
+            self.runtimes.control.spawn(async move {
+                let backend = settings.1.dialer.dial(&startup).await?;
+                pool.ask_first(backend, &startup, &settings.1).await
+            })
         };
         let backend = task.await.map_err(|_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "dial failed"))?;
         let connection = settings.1.connection();
@@ -618,7 +620,7 @@ impl Pool {
             self.stats.connects.observe(begun.elapsed());
         }
         let dialed = match dialed {
-            Ok(backend) => self.ask_first(backend, &settings.1).await,
+            Ok(backend) => self.ask_first(backend, &Startup::new(), &settings.1).await,
             Err(error) => Err(error),
         };
         let moved = dialed.and_then(|mut backend| {

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{debug, warn};
 
-use super::{HostPlace, Pool, PoolSettings};
+use super::{HostPlace, Pool, PoolSettings, Startup};
 use crate::relay::{Catalog, Effects, Function, Relations};
 use crate::stream::Stream;
 use crate::upstream::{Backend, UpstreamError};
@@ -114,6 +114,7 @@ impl Pool {
     pub(super) async fn ask_first(
         &self,
         mut backend: Backend,
+        startup: &Startup,
         settings: &PoolSettings,
     ) -> Result<Backend, UpstreamError> {
         if settings.catalog_interval.is_zero() || self.catalog.state.lock().at.is_some() {
@@ -123,7 +124,7 @@ impl Pool {
         if self.catalog.state.lock().at.is_some() || self.ask(&mut backend.stream).await {
             return Ok(backend);
         }
-        settings.dialer.dial(&[]).await
+        settings.dialer.dial(startup).await
     }
 
     /// Asks again if it is time to, through an idle connection or one of its own.
@@ -137,8 +138,8 @@ impl Pool {
             let mut asked = self.catalog.state.lock();
             let wait = match (asked.outdated, asked.failed) {
                 (true, false) => Duration::ZERO,
-                (true, true) => AGAIN.min(interval),
-                (false, _) => interval,
+                (_, true) => AGAIN.min(interval),
+                (false, false) => interval,
             };
             let due = asked.at.is_none_or(|at| at.elapsed() > wait);
             if interval.is_zero() || asked.asking || !due || !is_used {
