@@ -1,5 +1,6 @@
 //! The command line.
 
+mod audit;
 mod serve;
 
 use std::io::{BufRead, IsTerminal, Write};
@@ -66,6 +67,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look into the audit.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Read a password and print the verifier to store in its place.
     HashPassword,
     /// Ask a running pgusher whether it answers. Exit status 1 if it does not.
@@ -86,6 +90,7 @@ pub fn run() -> ExitCode {
             resolve(&file, &user, &database, environment.as_deref())
         }
         Command::Plan { new, from, accept_fallback, json } => plan(&from, &new, accept_fallback, json),
+        Command::Audit(command) => audit::run(&command),
         Command::HashPassword => hash_password(),
         Command::Health { target } => health(&target),
         Command::Manual => {

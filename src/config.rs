@@ -219,6 +219,16 @@ pub struct User {
 }
 
 impl Config {
+    /// A path that the file holds: a relative one is meant from its folder.
+    pub fn beside(&self, path: &str) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("")).join(path)
+    }
+
+    /// Where the audit is, if there is one.
+    pub fn audit_file(&self) -> Option<PathBuf> {
+        self.server.audit_file.as_deref().map(|path| self.beside(path))
+    }
+
     /// Reads and checks a file.
     ///
     /// # Errors

@@ -13,8 +13,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::info;
 
+use crate::audit::{self, Event};
 use crate::config::CONSOLE_DATABASES;
-use crate::config::file::Console as Right;
+use crate::config::file::{AuditFailure, Console as Right};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::handshake::Arrival;
 use crate::names::UserName;
@@ -58,16 +59,21 @@ pub async fn serve(
                 }
             };
             info!(user, peer, sqlstate = refusal.sqlstate.0, cause = %refusal, "console login refused");
+            proxy.counters.refused(&refusal);
+            proxy.audit.record(|| Event::refusal(&refusal, &user, &arrival.startup.database, &peer));
             wire::error_response(&mut arrival.owed, Severity::Fatal, &refusal);
             let _ = timeout(LAST_WORDS, arrival.pay()).await;
             return;
         }
     };
     info!(user = %name, peer, right = right.word(), "console login");
+    let event = |event| Event::new(event).text("user", &name).text("peer", &peer).text("right", right.word());
+    proxy.audit.record(|| event("console_login"));
     let session = Session {
         proxy: proxy.clone(),
         user: name.clone(),
         right,
+        peer: peer.clone(),
         out: Vec::new(),
         statements: HashMap::new(),
         portals: HashMap::new(),
@@ -85,6 +91,7 @@ pub async fn serve(
     }
     let _ = timeout(LAST_WORDS, reader.stream.shutdown()).await;
     info!(user = %name, peer, "console session ended");
+    proxy.audit.record(|| event("console_end"));
 }
 
 async fn log_in(
@@ -147,6 +154,7 @@ struct Session {
     proxy: Arc<Proxy>,
     user: UserName,
     right: Right,
+    peer: String,
     out: Vec<u8>,
     statements: HashMap<Vec<u8>, String>,
     portals: HashMap<Vec<u8>, Portal>,
@@ -256,14 +264,31 @@ impl Session {
             Command::RollBack if self.in_transaction => &Command::Transaction("ROLLBACK"),
             command => command,
         };
-        self.permit(command)?;
-        if !command.only_looks() {
-            info!(user = %self.user, ?command, "console command");
+        if command.only_looks() {
+            if let Command::Transaction(tag) = command {
+                self.in_transaction = *tag == "BEGIN";
+            }
+            return act::act(&self.proxy, command).await;
         }
-        if let Command::Transaction(tag) = command {
-            self.in_transaction = *tag == "BEGIN";
+        if let Err(refusal) = self.permit(command) {
+            self.proxy.audit.record(|| self.event(command).text("outcome", refusal.sqlstate.0));
+            return Err(refusal);
         }
-        act::act(&self.proxy, command).await
+        info!(user = %self.user, ?command, "console command");
+        let refuses = *self.proxy.generation().config.server.audit_failure == AuditFailure::Refuse;
+        if refuses && !self.proxy.audit.record_surely(|| self.event(command).text("outcome", "begun")).await {
+            return Err(audit::not_written());
+        }
+        let acted = act::act(&self.proxy, command).await;
+        let outcome = acted.as_ref().err().map_or("done", |refusal| refusal.sqlstate.0);
+        self.proxy.audit.record(|| self.event(command).text("outcome", outcome));
+        acted
+    }
+
+    /// What was said. That holds neither secrets nor a client's SQL.
+    fn event(&self, command: &Command) -> Event {
+        let event = Event::new("console").text("user", &self.user).text("peer", &self.peer);
+        event.text("command", format_args!("{command:?}"))
     }
 
     async fn query(&mut self, text: &str) -> Outcome {

@@ -16,6 +16,7 @@ pub mod tls;
 // ── the path of a client ──
 pub mod handshake;
 pub mod auth;
+pub mod audit;
 pub mod attribute;
 pub mod route;
 pub mod plan;

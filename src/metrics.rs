@@ -180,6 +180,23 @@ fn process(
         ],
     )?;
     family(encoder, "cancels", "Cancel requests of clients", [(vec![], count(&counters.cancels))])?;
+    if let Some(audit) = proxy.audit.seen() {
+        let one = |sample| [(vec![], sample)];
+        family(
+            encoder,
+            "audit_failing",
+            "1 while the audit cannot be written",
+            one(Sample::Gauge(audit.failing.into())),
+        )?;
+        family(
+            encoder,
+            "audit_failures",
+            "How often that was tried in vain",
+            one(Sample::Counter(audit.failures)),
+        )?;
+        family(encoder, "audit_lines", "Lines of the audit", one(Sample::Counter(audit.written)))?;
+        family(encoder, "audit_lost", "Events that the audit has lost", one(Sample::Counter(audit.lost)))?;
+    }
     let refusals = counters.refusals.lock().clone();
     let refusals = refusals.into_iter().map(|((sqlstate, fault), count)| {
         let labels = vec![("sqlstate", sqlstate.to_owned()), ("fault", fault.to_owned())];

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::attribute;
+use crate::audit::{Audit, Event};
 use crate::auth::{Authenticator, Identity};
 use crate::cancel::{Keys, Slot};
 use crate::config::file::PoolMode;
@@ -204,6 +205,8 @@ pub struct LiveSession {
     pub application_name: Box<str>,
     /// Its TLS, if it has any.
     pub tls: Option<Tls>,
+    /// The generation that told it to leave; 0 if none has.
+    pub told: AtomicU64,
 }
 
 /// A place among the clients that are counted: of all, of a user, of a connection.
@@ -242,6 +245,8 @@ pub struct Proxy {
     listening: AtomicBool,
     /// What is counted for the process as a whole.
     pub counters: Counters,
+    /// What is told of it all.
+    pub audit: Audit,
     /// Set when no more clients are to be accepted.
     pub closing: CancellationToken,
     reloading: Mutex<()>,
@@ -257,7 +262,7 @@ impl Proxy {
     ///
     /// # Errors
     /// A certificate that cannot be used.
-    pub fn new(checked: Checked, runtimes: Runtimes) -> Result<Arc<Self>, LoadError> {
+    pub fn new(checked: Checked, runtimes: Runtimes, audit: Audit) -> Result<Arc<Self>, LoadError> {
         let hosts = Mutex::default();
         let path = checked.config.path.clone();
         let timeouts = Timeouts::default();
@@ -281,6 +286,7 @@ impl Proxy {
             draining: AtomicBool::new(false),
             listening: AtomicBool::new(false),
             counters: Counters::default(),
+            audit,
             closing: CancellationToken::new(),
             reloading: Mutex::default(),
             history,
@@ -309,6 +315,11 @@ impl Proxy {
         };
         if let Err(error) = &applied {
             let error = error.to_string().lines().next().unwrap_or_default().to_owned();
+            self.audit.record(|| {
+                Event::new("reload_refused")
+                    .number("generation", self.generation().number)
+                    .text("error", &error)
+            });
             self.remember(Known::refused(self.generation().number + 1, error));
         }
         applied
@@ -380,6 +391,11 @@ impl Proxy {
             }
         }
         self.timeouts.set(&new.config.server);
+        let (connections, users) = (new.config.connections.len(), new.config.users.len());
+        self.audit.record(|| {
+            let event = Event::new("reload").number("generation", new.number);
+            event.number("connections", connections as u64).number("users", users as u64)
+        });
         for (name, pool) in &old.pools {
             let kept = new.pools.get(name).is_some_and(|p| Arc::ptr_eq(p, pool));
             if !kept {
@@ -431,14 +447,35 @@ impl Proxy {
         match generation.moved(session) {
             Some(detail) if on_move != OnMove::Keep => {
                 let message = "terminating connection because its route changed";
+                if session.told.swap(generation.number, Ordering::AcqRel) == 0 {
+                    self.audit.record(|| self.event("move", session).text("why", &detail));
+                }
                 let refusal = Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail(detail);
                 session.orders.give(Order { now: on_move == OnMove::Terminate, refusal });
             }
             Some(_) => {}
             // An earlier reload may have moved it away, and this one back.
-            None if !self.is_draining() => session.orders.take_back(),
+            None if !self.is_draining() => {
+                if session.told.swap(0, Ordering::AcqRel) != 0 {
+                    self.audit.record(|| self.event("stay", session).number("generation", generation.number));
+                }
+                session.orders.take_back();
+            }
             None => {}
         }
+    }
+
+    /// An event of a session: who it is, and where it stands.
+    pub fn event(&self, name: &'static str, session: &LiveSession) -> Event {
+        let place = &session.place;
+        Event::new(name)
+            .text("session", self.audit.session(session.id))
+            .text("user", session.identity.user())
+            .text("database", &place.asked.database)
+            .text("environment", place.route.environment())
+            .text("connection", place.route.connection())
+            .text("peer", &session.peer)
+            .number("generation", place.generation)
     }
 
     /// A login takes its places, if there are any.

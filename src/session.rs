@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
@@ -11,8 +11,10 @@ use tokio::time::{Duration, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
+use crate::audit::{self, Event};
 use crate::cancel::Slot;
-use crate::config::file::PoolMode;
+use crate::config::Config;
+use crate::config::file::{AuditFailure, PoolMode};
 use crate::console;
 use crate::engine::{Cause, End, Engine, Parts};
 use crate::error::{Fault, Refusal, SqlState};
@@ -38,6 +40,7 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
         match tokio::time::timeout_at(deadline, handshake::open(socket, generation.tls.as_ref())).await {
             Ok(Ok(opened)) => opened,
             Ok(Err(HandshakeError::Refused(stream, refusal))) => {
+                proxy.audit.record(|| Event::refusal(&refusal, "-", "-", &peer));
                 return refuse(*stream, &[], &refusal, "-", "-", &peer).await;
             }
             Ok(Err(error)) => return debug!(peer, %error, "no login"),
@@ -69,6 +72,7 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
             let startup = &arrival.startup;
             proxy.counters.refused(&refusal);
             let (user, database) = (startup.user.clone(), startup.database.clone());
+            proxy.audit.record(|| Event::refusal(&refusal, &user, &database, &peer));
             refuse(arrival.reader.stream, &arrival.owed, &refusal, &user, &database, &peer).await;
         }
     }
@@ -166,11 +170,18 @@ async fn log_in(
         since: SystemTime::now(),
         application_name: String::from_utf8_lossy(application_name).into(),
         tls: arrival.reader.stream.tls(),
+        told: AtomicU64::new(0),
     });
+    if let Err(refusal) = audit_login(proxy, config, &live).await {
+        proxy.keys.withdraw(&key);
+        let route = &live.place.route;
+        return Err(refusal.in_environment(route.environment().as_str(), route.connection().as_str()));
+    }
     let greeting = greeting(settings.reported(), &facts, &key, notice.as_deref());
     arrival.owed.extend_from_slice(&greeting);
     if arrival.pay().await.is_err() {
         proxy.keys.withdraw(&key);
+        audit_end(proxy, &live, (0, (0, 0)), "the client left");
         return Err(Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left"));
     }
     let core = Core::new(live.id, mode, proxy.interner.clone(), facts, settings);
@@ -261,7 +272,7 @@ impl Future for Life {
         if let Cause::Refused(refusal) = &end.cause {
             this.registered.proxy.counters.refused(refusal);
         }
-        farewell(&this.registered.live, &end, this.accepted);
+        farewell(&this.registered.proxy, &this.registered.live, &end, this.accepted);
         Poll::Ready(())
     }
 }
@@ -283,12 +294,13 @@ impl Drop for Registered {
 }
 
 /// One line a session.
-fn farewell(live: &LiveSession, end: &End, accepted: Instant) {
+fn farewell(proxy: &Proxy, live: &LiveSession, end: &End, accepted: Instant) {
     let (cause, fault) = match &end.cause {
         Cause::Client => ("the client left".to_owned(), None),
         Cause::Upstream => ("the upstream ended it".to_owned(), Some(Fault::Upstream)),
         Cause::Refused(refusal) => (refusal.to_string(), Some(refusal.fault)),
     };
+    audit_end(proxy, live, (end.transactions, end.bytes), &cause);
     info!(
         session = live.id,
         user = %live.identity.user(),
@@ -305,6 +317,43 @@ fn farewell(live: &LiveSession, end: &End, accepted: Instant) {
         cause,
         "session ended"
     );
+}
+
+/// Who has logged in and where that leads.
+///
+/// # Errors
+/// It cannot be written, and `audit_failure = "refuse"`.
+async fn audit_login(proxy: &Proxy, config: &Config, live: &LiveSession) -> Result<(), Refusal> {
+    let login = || {
+        let event = proxy.event("login", live).text("application_name", &live.application_name);
+        event.maybe("tls", live.tls.as_ref().map(|tls| tls.word()))
+    };
+    let route = || {
+        let event = proxy.event("route", live).maybe("requested", live.place.asked.environment.as_deref());
+        event.texts("reasons", live.place.route.reasons())
+    };
+    proxy.audit.record(login);
+    if *config.server.audit_failure == AuditFailure::Continue {
+        proxy.audit.record(route);
+    } else if !proxy.audit.record_surely(route).await {
+        return Err(audit::not_written());
+    }
+    Ok(())
+}
+
+/// What a session did, in transactions and bytes from and to the client, and why it ended.
+fn audit_end(proxy: &Proxy, live: &LiveSession, (transactions, bytes): (u64, (u64, u64)), cause: &str) {
+    proxy.audit.record(|| {
+        let lasted = live.since.elapsed().unwrap_or_default();
+        proxy
+            .event("end", live)
+            .time("began", live.since)
+            .number("milliseconds", u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX))
+            .number("transactions", transactions)
+            .number("bytes_in", bytes.0)
+            .number("bytes_out", bytes.1)
+            .text("cause", cause)
+    });
 }
 
 /// A client that does not get in is told why, once, behind what it is owed, and there is a line about it.

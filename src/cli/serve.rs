@@ -7,12 +7,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::audit::{Audit, Event};
 use crate::config::{Checked, LogFormat, LogLevel, Server};
 use crate::http;
 use crate::listener;
@@ -33,10 +34,16 @@ pub fn serve(file: &Path) -> ExitCode {
     checked.warnings.iter().for_each(|w| warn!("{}", checked.warnings.line(w)));
     match runtimes(&checked.config.server) {
         Ok((control, data)) => {
-            let code = control.block_on(run(checked, control.handle(), data.handle()));
+            let ended = control.block_on(run(checked, control.handle(), data.handle()));
             data.stop();
             control.shutdown_background();
-            code
+            ended.map_or_else(
+                |why| {
+                    eprintln!("{why}");
+                    ExitCode::FAILURE
+                },
+                |()| ExitCode::SUCCESS,
+            )
         }
         Err(error) => {
             eprintln!("cannot start: {error}");
@@ -53,7 +60,12 @@ fn start_log(server: &Server) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
+    let log = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        // A log that cannot be written (a full disk) would be complained about on standard error, and that would panic.
+        .log_internal_errors(false);
     match *server.log_format {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
@@ -123,74 +135,98 @@ fn runtimes(server: &Server) -> std::io::Result<(Runtime, DataPlane)> {
     Ok((control, DataPlane::start(threads)?))
 }
 
-async fn run(checked: Checked, control: &Handle, data: &Handle) -> ExitCode {
-    let listeners = match listener::bind(&checked.config.server) {
-        Ok(listeners) => listeners,
-        Err((address, error)) => {
-            eprintln!("cannot listen on {address}: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+/// Until it has ended.
+///
+/// # Errors
+/// Why it could not begin.
+async fn run(checked: Checked, control: &Handle, data: &Handle) -> Result<(), String> {
+    // Before anybody can connect: whoever sees it listen may signal it.
+    let signals = Signals::listen().map_err(|error| format!("cannot listen to signals: {error}"))?;
+    let audit = open_audit(&checked)?;
+    let listeners = listener::bind(&checked.config.server)
+        .map_err(|(address, error)| format!("cannot listen on {address}: {error}"))?;
     let runtimes = Runtimes { control: control.clone(), data: data.clone(), tasks: TaskTracker::new() };
-    let proxy = match Proxy::new(checked, runtimes) {
-        Ok(proxy) => proxy,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let proxy = Proxy::new(checked, runtimes, audit).map_err(|error| error.to_string())?;
     listener::announce(&listeners);
     if let Some(address) = *proxy.generation().config.server.metrics_listen {
-        match tokio::net::TcpListener::bind(address).await {
-            Ok(listener) => {
-                let bound = listener.local_addr().unwrap_or(address);
-                info!(address = %bound, "metrics listening");
-                control.spawn(http::run(proxy.clone(), listener));
-            }
-            Err(error) => {
-                eprintln!("cannot listen on {address} (metrics_listen): {error}");
-                return ExitCode::FAILURE;
-            }
-        }
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .map_err(|error| format!("cannot listen on {address} (metrics_listen): {error}"))?;
+        info!(address = %listener.local_addr().unwrap_or(address), "metrics listening");
+        control.spawn(http::run(proxy.clone(), listener));
     }
     control.spawn(proxy.clone().tend());
     let accepting: Vec<_> =
         listeners.into_iter().map(|listener| control.spawn(listener::run(proxy.clone(), listener))).collect();
     proxy.listens();
-    signals(&proxy).await;
+    proxy
+        .audit
+        .record(|| Event::new("start").text("version", env!("CARGO_PKG_VERSION")).number("pid", pid()));
+    signals.obey(&proxy).await;
     for task in accepting {
         task.abort();
         let _ = task.await;
     }
     proxy.runtimes.tasks.close();
     let _ = tokio::time::timeout(LAST_TASKS, proxy.runtimes.tasks.wait()).await;
+    proxy.audit.record(|| Event::new("stop").number("pid", pid()));
+    let audit = proxy.audit.clone();
+    let _ = tokio::task::spawn_blocking(move || audit.close()).await;
     info!("stopped");
-    ExitCode::SUCCESS
+    Ok(())
 }
 
-/// `SIGHUP` reloads; `SIGTERM` and `SIGINT` drain; another of those ends at once.
-async fn signals(proxy: &Arc<Proxy>) {
-    let streams =
-        (signal(SignalKind::hangup()), signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-    let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) = streams else {
-        warn!("cannot listen to signals");
-        return std::future::pending().await;
-    };
-    let mut asked = std::pin::pin!(proxy.end_when_asked());
-    loop {
-        tokio::select! {
-            () = &mut asked => return,
-            _ = hangup.recv() => {
-                let proxy = proxy.clone();
-                let _ = tokio::task::spawn_blocking(move || drop(proxy.reload_and_log())).await;
-            }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        }
+fn pid() -> u64 {
+    std::process::id().into()
+}
+
+/// The audit of a configuration, if it has one.
+///
+/// # Errors
+/// What is wrong with its file, and what to do.
+pub fn open_audit(checked: &Checked) -> Result<Audit, String> {
+    let server = &checked.config.server;
+    let Some(path) = checked.config.audit_file() else { return Ok(Audit::default()) };
+    Audit::open(&path, server.audit_max_size.0).map_err(|error| {
+        let path = path.display();
+        format!("cannot write the audit {path}: {error}. It must be a file of pgusher's, in a folder it may write to.")
+    })
+}
+
+/// What an operator's signals ask for.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
-    tokio::select! {
-        () = proxy.drain() => {}
-        _ = terminate.recv() => warn!("second signal: ending at once"),
-        _ = interrupt.recv() => warn!("second signal: ending at once"),
+
+    /// `SIGHUP` reloads; `SIGTERM` and `SIGINT` drain; another of those ends at once.
+    async fn obey(mut self, proxy: &Arc<Proxy>) {
+        let mut asked = std::pin::pin!(proxy.end_when_asked());
+        loop {
+            tokio::select! {
+                () = &mut asked => return,
+                _ = self.hangup.recv() => {
+                    let proxy = proxy.clone();
+                    let _ = tokio::task::spawn_blocking(move || drop(proxy.reload_and_log())).await;
+                }
+                _ = self.terminate.recv() => break,
+                _ = self.interrupt.recv() => break,
+            }
+        }
+        tokio::select! {
+            () = proxy.drain() => {}
+            _ = self.terminate.recv() => warn!("second signal: ending at once"),
+            _ = self.interrupt.recv() => warn!("second signal: ending at once"),
+        }
     }
 }

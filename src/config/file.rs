@@ -36,6 +36,50 @@ impl fmt::Display for ListenAddress {
     }
 }
 
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Size(pub u64);
+
+impl Size {
+    const UNITS: [(&'static str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
+
+    const fn mib(n: u64) -> Self {
+        Self(n << 20)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fits = |(_, shift): &&(&str, u32)| self.0 > 0 && self.0.trailing_zeros() >= *shift;
+        let (unit, shift) = Self::UNITS.iter().find(fits).unwrap_or(&Self::UNITS[3]);
+        write!(f, "{}{unit}", self.0 >> shift)
+    }
+}
+
+impl Value for Size {
+    fn kind() -> String {
+        "a size with its unit, such as \"64MiB\" or \"1GiB\"".into()
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        let text = String::read(node, problems)?;
+        let parse = || {
+            let (unit, shift) = Self::UNITS.iter().find(|(unit, _)| text.ends_with(unit))?;
+            let number: u64 = text.strip_suffix(unit)?.trim().parse().ok()?;
+            number.checked_mul(1 << shift).map(Self)
+        };
+        let size = parse();
+        if size.is_none() {
+            problems
+                .error(Some(node.span()), format!("`{text}` is not a size"))
+                .help("write \"64MiB\", \"512KiB\" or \"1GiB\"");
+        }
+        size
+    }
+    fn show(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
 impl Value for SocketAddr {
     fn kind() -> String {
         "\"ADDRESS:PORT\"".into()
@@ -178,6 +222,16 @@ words! {
 }
 
 words! {
+    /// What happens while the audit cannot be written.
+    AuditFailure {
+        /// Nobody is refused; events wait, and beyond 65,536 of them are lost, which is counted and written later.
+        Continue = "continue",
+        /// Logins and console commands are refused; a login is let in when its line is written.
+        Refuse = "refuse",
+    }
+}
+
+words! {
     /// The form of the log.
     LogFormat {
         /// For people.
@@ -292,6 +346,14 @@ options! {
         Login login_notice: bool = false;
         /// Adds `[user@environment]` to the `application_name` that the upstream sees.
         Login application_name_add_user: bool = false;
+        /// The audit, a file of JSON lines (relative to the configuration's folder): logins, refusals, routes and their reasons,
+        /// moves, commands, reloads, ends of sessions. `FILE.head` beside it says how far it goes. By default there is none.
+        Restart audit_file: Option<String> = None;
+        /// When the audit's file is this long, the number of its first line is put behind its name, and another is begun.
+        Restart audit_max_size: Size = Size::mib(100), Size(4096) => Size::mib(1 << 20);
+        /// What happens while the audit cannot be written (a full disk): in any case the log, `SHOW AUDIT` and the metrics
+        /// say so.
+        Reload audit_failure: AuditFailure = AuditFailure::Continue;
         /// The form of the log (on standard error).
         Restart log_format: LogFormat = LogFormat::Text;
         /// The least important lines that are logged.

@@ -23,7 +23,7 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW FDS|SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n\
     \tSHOW DNS_HOSTS|DNS_ZONES\n\
     \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n\
-    \tSHOW ROUTES|ENVIRONMENTS|SESSIONS|GENERATIONS|TIMES\n\
+    \tSHOW ROUTES|ENVIRONMENTS|SESSIONS|GENERATIONS|TIMES|AUDIT\n\
     \tEXPLAIN ROUTE FOR <user> ON <db> [AS <environment>]\n\
     \tSET key = arg\n\
     \tPLAN ['<file>']\n\
@@ -98,6 +98,7 @@ pub fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
         "sessions" => view.sessions(),
         "generations" => generations(proxy),
         "times" => view.times(),
+        "audit" => audit(proxy),
         "transaction isolation level" => one("transaction_isolation", "read committed"),
         _ => match PARAMETERS.iter().find(|(name, _)| *name == what) {
             Some((name, value)) => one(name, value),
@@ -161,6 +162,32 @@ fn config(proxy: &Proxy) -> Table {
         let changeable = if matches!(option.applies, Applies::Restart) { "no" } else { "yes" };
         let default = bare(&option.default.unwrap_or_default());
         table.push(vec![name.into(), bare(&value).into(), default.into(), changeable.into()]);
+    }
+    table
+}
+
+/// Without an audit, no row.
+fn audit(proxy: &Proxy) -> Table {
+    let mut table = Table::new(&[
+        ("file", Text),
+        ("state", Text),
+        ("lines", Long),
+        ("failures", Long),
+        ("lost", Long),
+        ("last_line", Long),
+        ("sha256", Text),
+    ]);
+    if let (Some(seen), Some(file)) = (proxy.audit.seen(), proxy.generation().config.audit_file()) {
+        let state = if seen.failing { "failing" } else { "writing" };
+        table.push(vec![
+            file.display().to_string().into(),
+            state.into(),
+            seen.written.into(),
+            seen.failures.into(),
+            seen.lost.into(),
+            seen.head.seq.into(),
+            seen.head.hash.into(),
+        ]);
     }
     table
 }

@@ -6,14 +6,14 @@ use super::house::{Pgusher, eventually, warehouse};
 use super::state::done;
 use super::wire::{Message, Raw, bind, describe_statement, execute, message, parse, query, startup, sync};
 
-const OPERATORS: &str = "\n[users.operator]\nauth_type = \"trust\"\nconsole = \"admin\"\n\
+pub const OPERATORS: &str = "\n[users.operator]\nauth_type = \"trust\"\nconsole = \"admin\"\n\
     \n[users.watcher]\nauth_type = \"trust\"\nconsole = \"stats\"\n";
 
 fn config(server: &str, base: &str) -> String {
     warehouse(server, base, "") + OPERATORS
 }
 
-fn console(pgusher: &Pgusher, user: &str) -> Raw {
+pub fn console(pgusher: &Pgusher, user: &str) -> Raw {
     Raw::login_with(pgusher.address(), 0x0003_0000, &[("user", user), ("database", "pgusher")])
 }
 
@@ -31,7 +31,7 @@ fn table(raw: &mut Raw, sql: &str) -> (Vec<String>, Vec<Vec<String>>) {
 }
 
 /// One value: of the row in which a column is this, another column.
-fn cell(raw: &mut Raw, sql: &str, key: (&str, &str), column: &str) -> String {
+pub fn cell(raw: &mut Raw, sql: &str, key: (&str, &str), column: &str) -> String {
     let (names, rows) = table(raw, sql);
     let at = |name: &str| names.iter().position(|n| n == name).unwrap_or_else(|| panic!("{sql}: no {name}"));
     let row = rows.iter().find(|row| row[at(key.0)] == key.1);

@@ -233,32 +233,55 @@ pub fn warehouse(server: &str, base: &str, environment: &str) -> String {
         .replace("@PROD@", &pair.prod.port.to_string())
 }
 
+fn serve(folder: &Path, port: u16, config: &str, by: &[&str]) -> Child {
+    let file = folder.join("pgusher.toml");
+    std::fs::write(&file, config.replace("@PORT@", &port.to_string())).unwrap();
+    let log = std::fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
+    let program = env!("CARGO_BIN_EXE_pgusher");
+    let mut command = Command::new(by.first().unwrap_or(&program));
+    if !by.is_empty() {
+        command.args(&by[1..]).arg(program);
+    }
+    command.arg("serve").arg(file).current_dir(folder).stdin(Stdio::null()).stderr(log).spawn().unwrap()
+}
+
 impl Pgusher {
     pub fn start(config: &str) -> Self {
         Self::start_in(temporary_folder("pgusher"), config)
     }
 
     pub fn start_in(folder: PathBuf, config: &str) -> Self {
+        Self::launch(folder, config, &[])
+    }
+
+    /// By another command, which ends by `exec "$0" "$@"`.
+    pub fn start_by(config: &str, command: &[&str]) -> Self {
+        Self::launch(temporary_folder("pgusher"), config, command)
+    }
+
+    fn launch(folder: PathBuf, config: &str, by: &[&str]) -> Self {
         let port = free_port();
-        let file = folder.join("pgusher.toml");
-        std::fs::write(&file, config.replace("@PORT@", &port.to_string())).unwrap();
-        let log = std::fs::File::create(folder.join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_pgusher"))
-            .arg("serve")
-            .arg(&file)
-            .current_dir(&folder)
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let child = serve(&folder, port, config, by);
         let mut pgusher = Self { port, folder, child };
+        pgusher.answers();
+        pgusher
+    }
+
+    /// Another process in the place of one that has ended.
+    pub fn start_again(&mut self, config: &str) {
+        assert!(self.child.try_wait().unwrap().is_some());
+        self.child = serve(&self.folder, self.port, config, &[]);
+        self.answers();
+    }
+
+    fn answers(&mut self) {
+        let pgusher = self;
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(pgusher.address()).is_err() {
             let ended = pgusher.child.try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < deadline, "pgusher does not run: {}", pgusher.log());
             std::thread::sleep(Duration::from_millis(5));
         }
-        pgusher
     }
 
     pub fn address(&self) -> SocketAddr {

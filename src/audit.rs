@@ -1,0 +1,333 @@
+//! The audit: who was where and why, and who changed what. One JSON object a line, each with the SHA-256 of the line
+//! before it, so that a changed or missing line is found. Never a password, a key, or the SQL of a client.
+
+mod chain;
+mod read;
+mod who;
+
+use std::fmt::{Display, Write};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tracing::{error, info};
+
+use crate::error::{Fault, Refusal, SqlState};
+use chain::Chain;
+pub use chain::Head;
+pub use read::{Finding, Verified, files, verify};
+pub use who::{Question, Visits, who};
+
+/// How many events may wait while the disk takes none; those that come then are counted, and lost.
+const MAX_WAITING: usize = 65_536;
+/// How many are written at once.
+const MAX_BATCH: usize = 4096;
+/// How long it takes at most until what was written is safe from a power failure, and between two attempts.
+const SYNC: Duration = Duration::from_secs(1);
+/// How often the log says that the disk takes nothing.
+const REMIND: Duration = Duration::from_secs(60);
+
+/// Something that happened, as it will be written.
+#[derive(Debug)]
+pub struct Event {
+    at: SystemTime,
+    text: String,
+}
+
+impl Event {
+    /// Now.
+    pub fn new(name: &'static str) -> Self {
+        Self { at: SystemTime::now(), text: format!("\"event\":\"{name}\"") }
+    }
+
+    /// Somebody was not let in.
+    pub fn refusal(refusal: &Refusal, user: &str, database: &str, peer: &str) -> Self {
+        let event = Self::new("refusal").text("user", user).text("database", database).text("peer", peer);
+        event.text("sqlstate", refusal.sqlstate.0).text("why", refusal)
+    }
+
+    /// With a text.
+    #[must_use]
+    pub fn text(mut self, name: &'static str, value: impl Display) -> Self {
+        let _ = write!(self.text, ",\"{name}\":{}", quoted(&value.to_string()));
+        self
+    }
+
+    /// With a text, if there is one.
+    #[must_use]
+    pub fn maybe(self, name: &'static str, value: Option<impl Display>) -> Self {
+        match value {
+            Some(value) => self.text(name, value),
+            None => self,
+        }
+    }
+
+    /// With a number.
+    #[must_use]
+    pub fn number(mut self, name: &'static str, value: u64) -> Self {
+        let _ = write!(self.text, ",\"{name}\":{value}");
+        self
+    }
+
+    /// With several texts.
+    #[must_use]
+    pub fn texts(mut self, name: &'static str, values: impl IntoIterator<Item: Display>) -> Self {
+        let values: Vec<_> = values.into_iter().map(|value| quoted(&value.to_string())).collect();
+        let _ = write!(self.text, ",\"{name}\":[{}]", values.join(","));
+        self
+    }
+
+    /// With a time.
+    #[must_use]
+    pub fn time(self, name: &'static str, at: SystemTime) -> Self {
+        self.text(name, humantime::format_rfc3339_micros(at))
+    }
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// What a client is told while the audit cannot be written, and `audit_failure = "refuse"`.
+pub fn not_written() -> Refusal {
+    let message = "the audit cannot be written";
+    Refusal::new(Fault::Ours, SqlState::CANNOT_CONNECT_NOW, message)
+        .hint("The log of pgusher says why. audit_failure = \"continue\" serves without.")
+}
+
+struct Entry {
+    event: Event,
+    written: Option<oneshot::Sender<()>>,
+}
+
+/// What can be seen of it.
+#[derive(Debug, Default)]
+struct State {
+    /// The disk takes nothing.
+    failing: AtomicBool,
+    failures: AtomicU64,
+    written: AtomicU64,
+    lost: AtomicU64,
+    head: Mutex<Head>,
+}
+
+/// Where events go; cheap to copy. Without an `audit_file`, nowhere.
+#[derive(Debug, Clone, Default)]
+pub struct Audit(Option<Arc<Open>>);
+
+#[derive(Debug)]
+struct Open {
+    /// Of this process: the numbers of its sessions are its own.
+    run: String,
+    sender: Mutex<Option<SyncSender<Entry>>>,
+    state: Arc<State>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The figures of an [`Audit`].
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The disk takes nothing now.
+    pub failing: bool,
+    /// How often writing has failed.
+    pub failures: u64,
+    /// Lines that were written.
+    pub written: u64,
+    /// Events that were lost, because too many waited for the disk.
+    pub lost: u64,
+    /// The last line.
+    pub head: Head,
+}
+
+impl Audit {
+    /// Goes on with this file, or begins it. A line that a killed process has left unfinished is closed, and said.
+    ///
+    /// # Errors
+    /// The file cannot be opened or written, or holds something else.
+    pub fn open(path: &Path, max_size: u64) -> io::Result<Self> {
+        let mut chain = Chain::open(path, max_size)?;
+        let torn = chain.append([])?;
+        let mut run = [0; 4];
+        getrandom::fill(&mut run).map_err(io::Error::other)?;
+        let run = format!("{:08x}", u32::from_be_bytes(run));
+        let state = Arc::new(State::default());
+        *state.head.lock() = chain.head();
+        let (sender, receiver) = sync_channel(MAX_WAITING);
+        let writer = Writer { chain, state: state.clone(), dirty: torn, reminded: None, batch: Vec::new() };
+        let writer = std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&receiver))?;
+        let (sender, writer) = (Mutex::new(Some(sender)), Mutex::new(Some(writer)));
+        Ok(Self(Some(Arc::new(Open { run, sender, state, writer }))))
+    }
+
+    /// Whether there is one.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// What a session is called in it: also that of another process is told apart.
+    pub fn session(&self, id: u64) -> String {
+        self.0.as_ref().map_or_else(|| id.to_string(), |open| format!("{}-{id}", open.run))
+    }
+
+    /// Takes an event, and does not wait for anything.
+    pub fn record(&self, event: impl FnOnce() -> Event) {
+        if let Some(open) = &self.0 {
+            open.send(Entry { event: event(), written: None });
+        }
+    }
+
+    /// Takes an event, and waits until it is written; false if it cannot be now.
+    pub async fn record_surely(&self, event: impl FnOnce() -> Event) -> bool {
+        let Some(open) = &self.0 else { return true };
+        if open.state.failing.load(Ordering::Acquire) {
+            return false;
+        }
+        let (sender, written) = oneshot::channel();
+        open.send(Entry { event: event(), written: Some(sender) }) && written.await.is_ok()
+    }
+
+    /// Its figures, if it is on.
+    pub fn seen(&self) -> Option<Seen> {
+        let state = &self.0.as_ref()?.state;
+        let get = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        Some(Seen {
+            failing: state.failing.load(Ordering::Relaxed),
+            failures: get(&state.failures),
+            written: get(&state.written),
+            lost: get(&state.lost),
+            head: state.head.lock().clone(),
+        })
+    }
+
+    /// Writes what waits, and ends. Blocks; what the disk does not take is lost.
+    pub fn close(&self) {
+        if let Some(open) = &self.0 {
+            drop(open.sender.lock().take());
+            if let Some(writer) = open.writer.lock().take() {
+                let _ = writer.join();
+            }
+        }
+    }
+}
+
+impl Open {
+    fn send(&self, entry: Entry) -> bool {
+        let sent = self.sender.lock().as_ref().is_some_and(|sender| sender.try_send(entry).is_ok());
+        if !sent {
+            self.state.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        sent
+    }
+}
+
+/// The thread that writes.
+struct Writer {
+    chain: Chain,
+    state: Arc<State>,
+    /// Something was written since the last sync.
+    dirty: bool,
+    /// When the log was last told that the disk takes nothing.
+    reminded: Option<Instant>,
+    batch: Vec<Entry>,
+}
+
+impl Writer {
+    fn run(mut self, events: &Receiver<Entry>) {
+        let mut lost = 0;
+        let mut last_sync = Instant::now();
+        loop {
+            let ended = self.gather(events);
+            let now = self.state.lost.load(Ordering::Relaxed);
+            if now > lost && self.batch.len() < MAX_BATCH {
+                let event = Event::new("lost").number("events", now - lost);
+                self.batch.push(Entry { event, written: None });
+                lost = now;
+            }
+            let mut outcome = if self.batch.is_empty() { Ok(()) } else { self.write() };
+            if outcome.is_ok() && self.dirty && (ended || last_sync.elapsed() >= SYNC) {
+                outcome = self.chain.sync();
+                self.dirty = outcome.is_err();
+                last_sync = Instant::now();
+            }
+            match outcome {
+                Ok(()) => self.works(),
+                Err(error) => self.fails(&error, ended),
+            }
+            if ended {
+                return;
+            }
+        }
+    }
+
+    /// Takes what there is, or waits for something; true if nothing will come any more.
+    fn gather(&mut self, events: &Receiver<Entry>) -> bool {
+        match if self.batch.len() < MAX_BATCH {
+            events.recv_timeout(SYNC)
+        } else {
+            Err(RecvTimeoutError::Timeout)
+        } {
+            Ok(entry) => self.batch.push(entry),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return true,
+        }
+        while self.batch.len() < MAX_BATCH {
+            match events.try_recv() {
+                Ok(entry) => self.batch.push(entry),
+                Err(_) => break,
+            }
+        }
+        false
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        self.dirty |= self.chain.append(self.batch.iter().map(|entry| &entry.event))?;
+        self.state.written.fetch_add(self.batch.len() as u64, Ordering::Relaxed);
+        *self.state.head.lock() = self.chain.head();
+        for entry in self.batch.drain(..) {
+            entry.written.map(|written| written.send(()));
+        }
+        if let Err(error) = self.chain.rotate() {
+            self.state.failures.fetch_add(1, Ordering::Relaxed);
+            if self.is_time_to_remind() {
+                let file = self.chain.path().display();
+                error!(%file, %error, "cannot begin a new file of the audit: this one grows on");
+            }
+        }
+        Ok(())
+    }
+
+    fn is_time_to_remind(&mut self) -> bool {
+        let is_time = self.reminded.is_none_or(|at| at.elapsed() >= REMIND);
+        if is_time {
+            self.reminded = Some(Instant::now());
+        }
+        is_time
+    }
+
+    fn works(&mut self) {
+        if self.state.failing.swap(false, Ordering::AcqRel) {
+            self.reminded = None;
+            info!("the audit is written again");
+        }
+    }
+
+    /// Whoever waits is told so; the events stay, for the next attempt.
+    fn fails(&mut self, error: &io::Error, last: bool) {
+        self.state.failures.fetch_add(1, Ordering::Relaxed);
+        self.state.failing.store(true, Ordering::Release);
+        self.batch.iter_mut().for_each(|entry| drop(entry.written.take()));
+        if self.is_time_to_remind() || last {
+            let (file, waiting) = (self.chain.path().display(), self.batch.len());
+            error!(%file, %error, waiting, "the audit cannot be written: events wait, and are lost when too many do");
+        }
+        if !last {
+            std::thread::sleep(SYNC);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The file that is written: its last line, its lock, its successor.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::Deserialize;
+
+use super::Event;
+
+/// What stands in place of the hash before the first line.
+const NOTHING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// The longest line that is looked for at the end of a file.
+const MAX_LINE: u64 = 4 << 20;
+
+/// A line's number and hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// From 1; 0 is before the first line.
+    pub seq: u64,
+    /// SHA-256 of the line without its newline, in hexadecimal digits.
+    pub hash: String,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self { seq: 0, hash: NOTHING.into() }
+    }
+}
+
+/// What every line has.
+#[derive(Debug, Deserialize)]
+pub(super) struct Link {
+    pub seq: u64,
+    pub prev: String,
+}
+
+/// SHA-256 in hexadecimal digits.
+pub(super) fn hash(line: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, line);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The file with a suffix behind its name.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+/// What `FILE.head` says: the number and the hash of the last line, written after it. It shows that lines are missing at
+/// the end, or that the last one was changed.
+pub(super) fn read_head(file: &File) -> io::Result<Option<Head>> {
+    let mut text = vec![0; 128];
+    let read = file.read_at(&mut text, 0)?;
+    let text = String::from_utf8_lossy(&text[..read]);
+    let mut words = text.split_whitespace();
+    let seq = words.next().and_then(|word| word.parse().ok());
+    let hash = words.next().filter(|hash| hash.len() == NOTHING.len());
+    Ok(seq.zip(hash).map(|(seq, hash)| Head { seq, hash: hash.to_owned() }))
+}
+
+/// See the module. Several processes may write to one file: each locks `FILE.head` while it does.
+#[derive(Debug)]
+pub(super) struct Chain {
+    path: PathBuf,
+    max_size: u64,
+    file: File,
+    /// Also the lock.
+    head_file: File,
+    head: Head,
+    /// How long the file is, if it is as we left it.
+    length: u64,
+    /// The number of the file's first line.
+    first: u64,
+}
+
+impl Chain {
+    pub fn open(path: &Path, max_size: u64) -> io::Result<Self> {
+        let file = open(path)?;
+        let head_file = open_head(path)?;
+        // A length that no file has: it is read at the first append.
+        let length = u64::MAX;
+        Ok(Self { path: path.to_owned(), max_size, file, head_file, head: Head::default(), length, first: 0 })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn head(&self) -> Head {
+        self.head.clone()
+    }
+
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Writes all of these or none; true if anything was written.
+    pub fn append<'a>(&mut self, events: impl IntoIterator<Item = &'a Event>) -> io::Result<bool> {
+        self.head_file.lock()?;
+        let appended = self.append_locked(events);
+        self.head_file.unlock()?;
+        appended
+    }
+
+    fn append_locked<'a>(&mut self, events: impl IntoIterator<Item = &'a Event>) -> io::Result<bool> {
+        let torn = self.catch_up()?;
+        let mut lines = Vec::new();
+        let mut head = self.head.clone();
+        if torn > 0 {
+            lines.push(b'\n');
+            push(&mut lines, &mut head, &Event::new("recovered").number("torn", torn));
+        }
+        let first = head.seq + 1;
+        events.into_iter().for_each(|event| push(&mut lines, &mut head, event));
+        if lines.is_empty() {
+            return Ok(false);
+        }
+        if let Err(error) = self.file.write_all(&lines) {
+            // Whatever part of it was written is no line.
+            self.file.set_len(self.length)?;
+            return Err(error);
+        }
+        if self.length == 0 {
+            self.first = first;
+        }
+        self.length += lines.len() as u64;
+        self.head = head;
+        // What is written is written: should this fail, the next one says more.
+        let _ = self.write_head();
+        Ok(true)
+    }
+
+    fn write_head(&self) -> io::Result<()> {
+        self.head_file.write_all_at(format!("{:020} {}\n", self.head.seq, self.head.hash).as_bytes(), 0)
+    }
+
+    /// Finds the end of the file, if it is not as we left it; how many bytes of an unfinished line it has.
+    fn catch_up(&mut self) -> io::Result<u64> {
+        let here = self.file.metadata()?;
+        let there = std::fs::metadata(&self.path).ok();
+        let same = there.as_ref().is_some_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino()));
+        if same && here.len() == self.length {
+            return Ok(0);
+        }
+        if !same {
+            self.file = open(&self.path)?;
+        }
+        self.length = self.file.metadata()?.len();
+        let (last, torn) = last_line(&mut self.file, self.length)?;
+        let last = match last {
+            Some(line) => {
+                let link: Link = serde_json::from_slice(&line).map_err(|_| self.strange())?;
+                Some(Head { seq: link.seq, hash: hash(&line) })
+            }
+            None => None,
+        };
+        // The chain goes on from what was written last, also if that is not there any more: so it is seen.
+        self.head = match (read_head(&self.head_file)?, last) {
+            (Some(head), Some(last)) if head.seq < last.seq => last,
+            (Some(head), _) => head,
+            (None, last) => last.unwrap_or_default(),
+        };
+        self.first = match first_line(&self.file)? {
+            Some(line) => serde_json::from_slice::<Link>(&line).map_or(self.head.seq, |link| link.seq),
+            None => self.head.seq + 1,
+        };
+        Ok(torn)
+    }
+
+    fn strange(&self) -> io::Error {
+        let message = format!("{} does not end with a line of an audit", self.path.display());
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    }
+
+    /// If the file is long enough, it gets the number of its first line behind its name, and a new one is begun.
+    pub fn rotate(&mut self) -> io::Result<()> {
+        if self.length < self.max_size {
+            return Ok(());
+        }
+        self.head_file.lock()?;
+        let rotated = self.rotate_locked();
+        self.head_file.unlock()?;
+        rotated
+    }
+
+    fn rotate_locked(&mut self) -> io::Result<()> {
+        self.catch_up()?;
+        if self.length < self.max_size {
+            return Ok(());
+        }
+        self.file.sync_data()?;
+        std::fs::rename(&self.path, beside(&self.path, &format!(".{:012}", self.first)))?;
+        self.file = open(&self.path)?;
+        self.length = 0;
+        Ok(())
+    }
+}
+
+fn push(lines: &mut Vec<u8>, head: &mut Head, event: &Event) {
+    let at = humantime::format_rfc3339_micros(event.at.max(SystemTime::UNIX_EPOCH));
+    let seq = head.seq + 1;
+    let line = format!("{{\"seq\":{seq},\"at\":\"{at}\",{},\"prev\":\"{}\"}}", event.text, head.hash);
+    *head = Head { seq, hash: hash(line.as_bytes()) };
+    lines.extend(line.as_bytes());
+    lines.push(b'\n');
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)
+}
+
+fn open_head(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).open(beside(path, ".head"))
+}
+
+/// The last whole line, and how many bytes stand behind it.
+fn last_line(file: &mut File, length: u64) -> io::Result<(Option<Vec<u8>>, u64)> {
+    let from = length.saturating_sub(MAX_LINE);
+    file.seek(SeekFrom::Start(from))?;
+    let mut tail = Vec::new();
+    file.take(MAX_LINE).read_to_end(&mut tail)?;
+    let Some(end) = memchr::memrchr(b'\n', &tail) else { return Ok((None, tail.len() as u64)) };
+    let start = memchr::memrchr(b'\n', &tail[..end]).map_or(0, |at| at + 1);
+    Ok((Some(tail[start..end].to_vec()), (tail.len() - end - 1) as u64))
+}
+
+fn first_line(file: &File) -> io::Result<Option<Vec<u8>>> {
+    let mut beginning = vec![0; 64 << 10];
+    let read = file.read_at(&mut beginning, 0)?;
+    beginning.truncate(read);
+    let end = memchr::memchr(b'\n', &beginning);
+    Ok(end.map(|end| beginning[..end].to_vec()))
+}
