@@ -2,6 +2,7 @@
 
 mod audit;
 mod serve;
+mod service;
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::net::SocketAddr;

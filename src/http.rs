@@ -1,5 +1,7 @@
 //! HTTP for operators and their tools: `/metrics`, `/healthz`, `/readyz`.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -26,6 +29,7 @@ const HEAD: Duration = Duration::from_secs(10);
 const CONNECTION: Duration = Duration::from_secs(60);
 /// The longest head.
 const MAX_HEAD: usize = 16 << 10;
+const BACKLOG: i32 = 128;
 /// How long accepting rests when the system has no more descriptors or memory.
 const REST: Duration = Duration::from_millis(100);
 
@@ -53,13 +57,34 @@ async fn ready(State(proxy): State<Arc<Proxy>>) -> (StatusCode, &'static str) {
     }
 }
 
-/// Serves until the process ends: whoever watches sees it drain.
+/// Binds it, maybe beside another process.
+///
+/// # Errors
+/// As bind(2) and listen(2).
+pub fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Serves until the process ends: whoever watches sees it drain. With `so_reuseport`, until another process is to be
+/// asked.
 pub async fn run(proxy: Arc<Proxy>, listener: TcpListener) {
+    let shared = *proxy.generation().config.server.so_reuseport;
+    let closing = proxy.closing.clone();
     let router = router(proxy);
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let socket = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = closing.cancelled(), if shared => return,
+        };
+        let socket = match accepted {
             Ok((socket, _)) => socket,
             Err(error) => {
                 warn!(%error, "cannot accept HTTP clients for a moment");

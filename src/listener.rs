@@ -1,14 +1,16 @@
 //! Binds, accepts, and starts a session for each client.
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use listenfd::ListenFd;
 use socket2::{Domain, SockRef, Socket as RawSocket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::{info, warn};
 
 use crate::config::{ListenAddress, Server};
@@ -27,16 +29,28 @@ const DEFAULT_PORT: u16 = 6432;
 pub enum Listener {
     /// TCP
     Tcp(TcpListener),
-    /// A unix socket; its file is removed in the end.
-    Unix(UnixListener, SocketFile),
+    /// A unix socket; its file, if it is ours, is removed in the end.
+    Unix(UnixListener, Option<SocketFile>),
 }
 
-/// Removes the file of a unix socket.
-pub struct SocketFile(PathBuf);
+/// Removes the file of a unix socket, unless another process has put its own there.
+pub struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl SocketFile {
+    fn new(path: PathBuf) -> io::Result<Self> {
+        let inode = std::fs::metadata(&path)?.ino();
+        Ok(Self { path, inode })
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        if std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -45,6 +59,7 @@ impl Drop for SocketFile {
 /// # Errors
 /// Which address, and why.
 pub fn bind(server: &Server) -> Result<Vec<Listener>, (ListenAddress, io::Error)> {
+    let shared = *server.so_reuseport;
     let tcp_port = |a: &ListenAddress| match a {
         ListenAddress::Tcp(address) => Some(address.port()),
         ListenAddress::Unix(_) => None,
@@ -53,8 +68,8 @@ pub fn bind(server: &Server) -> Result<Vec<Listener>, (ListenAddress, io::Error)
     let mut listeners = Vec::new();
     for address in server.listen.iter() {
         let listener = match &**address {
-            ListenAddress::Tcp(address) => bind_tcp(*address, *server.tcp_keepidle),
-            ListenAddress::Unix(folder) => bind_unix(folder, port),
+            ListenAddress::Tcp(address) => bind_tcp(*address, *server.tcp_keepidle, shared),
+            ListenAddress::Unix(folder) => bind_unix(folder, port, shared),
         };
         listeners.push(listener.map_err(|e| ((**address).clone(), e))?);
     }
@@ -62,22 +77,55 @@ pub fn bind(server: &Server) -> Result<Vec<Listener>, (ListenAddress, io::Error)
 }
 
 /// What is set on a listening socket, every client of it inherits (on Linux): none of them costs a system call.
-fn bind_tcp(address: std::net::SocketAddr, keepidle: Duration) -> io::Result<Listener> {
+fn bind_tcp(address: SocketAddr, keepidle: Duration, shared: bool) -> io::Result<Listener> {
     let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)?;
-    keep_alive(&SockRef::from(&socket), keepidle);
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into()).map(Listener::Tcp)
+    listen_on(socket.into(), keepidle)
 }
 
-fn bind_unix(folder: &Path, port: u16) -> io::Result<Listener> {
+fn listen_on(listener: std::net::TcpListener, keepidle: Duration) -> io::Result<Listener> {
+    listener.set_nonblocking(true)?;
+    let socket = SockRef::from(&listener);
+    socket.set_tcp_nodelay(true)?;
+    keep_alive(&socket, keepidle);
+    TcpListener::from_std(listener).map(Listener::Tcp)
+}
+
+/// The sockets that systemd (or the like) has opened for us, in place of those of the configuration (sd_listen_fds(3)).
+///
+/// # Errors
+/// One of them is neither a TCP nor a unix listener.
+pub fn inherited(server: &Server) -> io::Result<Vec<Listener>> {
+    let mut sockets = ListenFd::from_env();
+    let mut listeners = Vec::new();
+    for i in 0..sockets.len() {
+        // What is of another kind stays where it is.
+        if let Ok(Some(tcp)) = sockets.take_tcp_listener(i) {
+            listeners.push(listen_on(tcp, *server.tcp_keepidle)?);
+        } else if let Some(unix) = sockets.take_unix_listener(i)? {
+            unix.set_nonblocking(true)?;
+            listeners.push(Listener::Unix(UnixListener::from_std(unix)?, None));
+        }
+    }
+    Ok(listeners)
+}
+
+fn bind_unix(folder: &Path, port: u16, shared: bool) -> io::Result<Listener> {
     let path = folder.join(format!(".s.PGSQL.{port}"));
+    if shared {
+        // Whoever connects meanwhile finds the old one or the new one.
+        let aside = folder.join(format!(".s.PGSQL.{port}.{}", std::process::id()));
+        let listener = UnixListener::bind(&aside)?;
+        std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o777))?;
+        std::fs::rename(&aside, &path)?;
+        return Ok(Listener::Unix(listener, Some(SocketFile::new(path)?)));
+    }
     if std::fs::metadata(&path).is_ok_and(|m| m.file_type().is_socket())
         && std::os::unix::net::UnixStream::connect(&path).is_err()
     {
@@ -86,7 +134,7 @@ fn bind_unix(folder: &Path, port: u16) -> io::Result<Listener> {
     }
     let listener = UnixListener::bind(&path)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777))?;
-    Ok(Listener::Unix(listener, SocketFile(path)))
+    Ok(Listener::Unix(listener, Some(SocketFile::new(path)?)))
 }
 
 /// How long a client may be idle before it is probed; zero is never.
@@ -108,7 +156,7 @@ pub async fn run(proxy: Arc<Proxy>, listener: Listener) {
     loop {
         let accepted = tokio::select! {
             biased;
-            () = proxy.closing.cancelled() => return,
+            () = proxy.closing.cancelled() => return last_ones(&proxy, listener, &open),
             accepted = accept(&listener) => accepted,
         };
         match accepted {
@@ -128,6 +176,29 @@ pub async fn run(proxy: Arc<Proxy>, listener: Listener) {
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     warn!(%error, "cannot accept clients for a moment");
                     tokio::time::sleep(REST).await;
+                }
+            }
+        }
+    }
+}
+
+/// Those whose connections the system has already made: to close on them would reset them.
+fn last_ones(proxy: &Arc<Proxy>, listener: Listener, open: &Arc<AtomicUsize>) {
+    // Asked of the system itself: the runtime may not have heard of them yet.
+    match listener {
+        Listener::Tcp(tcp) => {
+            let Ok(tcp) = tcp.into_std() else { return };
+            while let Ok((stream, peer)) = tcp.accept() {
+                if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                    start(proxy, Socket::Tcp(stream), peer.to_string(), open);
+                }
+            }
+        }
+        Listener::Unix(unix, _file) => {
+            let Ok(unix) = unix.into_std() else { return };
+            while let Ok((stream, _)) = unix.accept() {
+                if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)) {
+                    start(proxy, Socket::Unix(stream), "unix".to_owned(), open);
                 }
             }
         }
@@ -170,7 +241,8 @@ pub fn announce(listeners: &[Listener]) {
                 let address = tcp.local_addr().map(|a| a.to_string()).unwrap_or_default();
                 info!(address, "listening");
             }
-            Listener::Unix(_, file) => info!(socket = %file.0.display(), "listening"),
+            Listener::Unix(_, Some(file)) => info!(socket = %file.path.display(), "listening"),
+            Listener::Unix(_, None) => info!(socket = "inherited", "listening"),
         }
     }
 }

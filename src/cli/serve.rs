@@ -13,12 +13,13 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use tracing_subscriber::filter::LevelFilter;
 
+use super::service;
 use crate::audit::{Audit, Event};
 use crate::config::{Checked, LogFormat, LogLevel, Server};
 use crate::http;
 use crate::listener;
 use crate::pool::Runtimes;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Shutdown};
 
 /// What is left running when everything was told to end may take this long.
 const LAST_TASKS: Duration = Duration::from_secs(2);
@@ -143,14 +144,20 @@ async fn run(checked: Checked, control: &Handle, data: &Handle) -> Result<(), St
     // Before anybody can connect: whoever sees it listen may signal it.
     let signals = Signals::listen().map_err(|error| format!("cannot listen to signals: {error}"))?;
     let audit = open_audit(&checked)?;
-    let listeners = listener::bind(&checked.config.server)
-        .map_err(|(address, error)| format!("cannot listen on {address}: {error}"))?;
+    let server = &checked.config.server;
+    let inherited = listener::inherited(server)
+        .map_err(|error| format!("a socket of the service manager cannot be listened on: {error}"))?;
+    let listeners = match inherited.is_empty() {
+        true => listener::bind(server)
+            .map_err(|(address, error)| format!("cannot listen on {address}: {error}"))?,
+        false => inherited,
+    };
     let runtimes = Runtimes { control: control.clone(), data: data.clone(), tasks: TaskTracker::new() };
     let proxy = Proxy::new(checked, runtimes, audit).map_err(|error| error.to_string())?;
     listener::announce(&listeners);
     if let Some(address) = *proxy.generation().config.server.metrics_listen {
-        let listener = tokio::net::TcpListener::bind(address)
-            .await
+        let shared = *proxy.generation().config.server.so_reuseport;
+        let listener = http::bind(address, shared)
             .map_err(|error| format!("cannot listen on {address} (metrics_listen): {error}"))?;
         info!(address = %listener.local_addr().unwrap_or(address), "metrics listening");
         control.spawn(http::run(proxy.clone(), listener));
@@ -158,7 +165,10 @@ async fn run(checked: Checked, control: &Handle, data: &Handle) -> Result<(), St
     control.spawn(proxy.clone().tend());
     let accepting: Vec<_> =
         listeners.into_iter().map(|listener| control.spawn(listener::run(proxy.clone(), listener))).collect();
+    control.spawn(service::watchdog(data.clone()));
+    control.spawn(service::bury_orphans());
     proxy.listens();
+    service::ready();
     proxy
         .audit
         .record(|| Event::new("start").text("version", env!("CARGO_PKG_VERSION")).number("pid", pid()));
@@ -198,6 +208,7 @@ struct Signals {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
+    hand_over: Signal,
 }
 
 impl Signals {
@@ -206,23 +217,29 @@ impl Signals {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hand_over: signal(SignalKind::user_defined2())?,
         })
     }
 
-    /// `SIGHUP` reloads; `SIGTERM` and `SIGINT` drain; another of those ends at once.
+    /// `SIGHUP` reloads; `SIGUSR2` lets nobody in and ends after the last client; `SIGTERM` and `SIGINT` drain; another of
+    /// those ends at once.
     async fn obey(mut self, proxy: &Arc<Proxy>) {
         let mut asked = std::pin::pin!(proxy.end_when_asked());
         loop {
             tokio::select! {
-                () = &mut asked => return,
+                () = &mut asked => return service::stopping(),
+                _ = self.hand_over.recv() => proxy.ask_to_end(Shutdown::WaitForClients),
                 _ = self.hangup.recv() => {
+                    service::reloading();
                     let proxy = proxy.clone();
                     let _ = tokio::task::spawn_blocking(move || drop(proxy.reload_and_log())).await;
+                    service::ready();
                 }
                 _ = self.terminate.recv() => break,
                 _ = self.interrupt.recv() => break,
             }
         }
+        service::stopping();
         tokio::select! {
             () = proxy.drain() => {}
             _ = self.terminate.recv() => warn!("second signal: ending at once"),

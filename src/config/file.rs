@@ -282,6 +282,9 @@ options! {
         Restart listen: Vec<Setting<ListenAddress>> = vec![Setting::default_of(ListenAddress::Tcp(([127, 0, 0, 1], 6432).into()))];
         /// The address of `/metrics` (Prometheus), `/healthz` and `/readyz` over HTTP; by default there is none.
         Restart metrics_listen: Option<SocketAddr> = None;
+        /// Lets another pgusher listen on the same TCP addresses (and take over the unix sockets): start the new process, then
+        /// send `SIGUSR2` to the old one, which then lets nobody in and ends when its last client has left.
+        Restart so_reuseport: bool = false;
         /// TLS towards clients; without it, clients are refused TLS.
         Reload tls: Option<ClientTls> = None;
         /// How many threads relay; 0 is one for each core.

@@ -259,6 +259,22 @@ impl Pgusher {
         Self::launch(temporary_folder("pgusher"), config, command)
     }
 
+    /// The same, and nobody waits until it listens.
+    pub fn spawn_by(config: &str, command: &[&str]) -> Self {
+        let (folder, port) = (temporary_folder("pgusher"), free_port());
+        let child = serve(&folder, port, config, command);
+        Self { port, folder, child }
+    }
+
+    /// On the port of another one.
+    pub fn start_beside(config: &str, port: u16) -> Self {
+        let folder = temporary_folder("pgusher");
+        let child = serve(&folder, port, config, &[]);
+        let pgusher = Self { port, folder, child };
+        eventually("it listens", || pgusher.log().contains("listening"));
+        pgusher
+    }
+
     fn launch(folder: PathBuf, config: &str, by: &[&str]) -> Self {
         let port = free_port();
         let child = serve(&folder, port, config, by);
@@ -274,7 +290,8 @@ impl Pgusher {
         self.answers();
     }
 
-    fn answers(&mut self) {
+    /// Waits until it accepts clients.
+    pub fn answers(&mut self) {
         let pgusher = self;
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(pgusher.address()).is_err() {

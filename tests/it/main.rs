@@ -30,6 +30,7 @@ mod oracle;
 mod plan;
 mod relay;
 mod routing;
+mod service;
 mod soak;
 mod state;
 mod statements;
