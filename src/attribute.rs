@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::auth::Identity;
 use crate::config::Config;
+use crate::grants::{Grant, Grants};
 use crate::names::{AttributeName, GroupName, UserName};
 
 /// Where a value stood.
@@ -33,19 +34,32 @@ impl fmt::Display for Origin {
 pub struct Attributes<'a> {
     user: UserName,
     config: &'a Config,
+    granted: Vec<Grant>,
 }
 
 /// What is known about somebody who has logged in.
-pub fn of<'a>(config: &'a Config, identity: &Identity) -> Attributes<'a> {
-    of_user(config, identity.user().as_str())
+pub fn of<'a>(config: &'a Config, grants: &Grants, identity: &Identity) -> Attributes<'a> {
+    of_user(config, identity.user().as_str()).with(grants)
 }
 
-/// What would be known about this user: for explaining, never for a login.
+/// What would be known about this user by the configuration alone: for explaining, never for a login.
 pub fn of_user<'a>(config: &'a Config, user: &str) -> Attributes<'a> {
-    Attributes { user: user.into(), config }
+    Attributes { user: user.into(), config, granted: Vec::new() }
 }
 
 impl Attributes<'_> {
+    /// With what the user is granted now.
+    #[must_use]
+    pub fn with(mut self, grants: &Grants) -> Self {
+        self.granted = grants.of(&self.user);
+        self
+    }
+
+    /// What the user is granted.
+    pub fn granted(&self) -> &[Grant] {
+        &self.granted
+    }
+
     /// Whose they are.
     pub fn user(&self) -> &UserName {
         &self.user

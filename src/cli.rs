@@ -1,6 +1,7 @@
 //! The command line.
 
 mod audit;
+mod operator;
 mod serve;
 mod service;
 
@@ -11,6 +12,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+
+use operator::Console;
 
 use crate::attribute;
 use crate::config::read::Severity;
@@ -53,20 +56,48 @@ enum Command {
         #[arg(long)]
         environment: Option<String>,
     },
-    /// Print what a configuration would change: whose route, which pools, whose secrets. Exit status 0 if nothing, 2 if
-    /// something, 1 if it is refused. (Against a running pgusher: PLAN 'FILE' on its console.)
+    /// Print what a configuration would change, in a running pgusher or against another file: whose route, which
+    /// sessions, which pools, whose secrets. Exit status 0 if nothing, 2 if something, 1 if it is refused.
     Plan {
         /// The new configuration, a TOML file.
         new: PathBuf,
-        /// The one that it is compared with.
-        #[arg(long, value_name = "FILE")]
-        from: PathBuf,
+        /// The one that it is compared with. By default, what is in force in the running pgusher, on this machine.
+        #[arg(long, value_name = "FILE", conflicts_with = "console")]
+        from: Option<PathBuf>,
+        #[command(flatten)]
+        console: Console,
         /// Users may lose their environment and fall back to the base connection.
         #[arg(long)]
         accept_fallback: bool,
         /// As JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Let a user into an environment for a while: GRANT ENVIRONMENT of a running pgusher.
+    Grant {
+        /// The environment.
+        environment: String,
+        /// The user.
+        #[arg(long)]
+        to: String,
+        /// For how long ("1h", "30min").
+        #[arg(long, value_name = "TIME")]
+        r#for: String,
+        /// Why; the audit keeps it.
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        console: Console,
+    },
+    /// End that before its time: REVOKE ENVIRONMENT of a running pgusher.
+    Revoke {
+        /// The environment.
+        environment: String,
+        /// The user.
+        #[arg(long)]
+        from: String,
+        #[command(flatten)]
+        console: Console,
     },
     /// Look into the audit.
     #[command(subcommand)]
@@ -90,7 +121,23 @@ pub fn run() -> ExitCode {
         Command::Resolve { file, user, database, environment } => {
             resolve(&file, &user, &database, environment.as_deref())
         }
-        Command::Plan { new, from, accept_fallback, json } => plan(&from, &new, accept_fallback, json),
+        Command::Plan { new, from, console, accept_fallback, json } => {
+            let rows = match from {
+                Some(from) => planned(&from, &new),
+                None => planned_there(&console, &new),
+            };
+            rows.map_or_else(|code| code, |rows| plan(&rows, accept_fallback, json))
+        }
+        Command::Grant { environment, to, r#for, reason, console } => {
+            let words = [&environment, &to, &r#for, &reason].map(|word| operator::quoted(word));
+            let [environment, to, time, reason] = words;
+            let command = format!("GRANT ENVIRONMENT {environment} TO {to} FOR {time} REASON {reason}");
+            operator::tell(&console, &command)
+        }
+        Command::Revoke { environment, from, console } => {
+            let [environment, from] = [&environment, &from].map(|word| operator::quoted(word));
+            operator::tell(&console, &format!("REVOKE ENVIRONMENT {environment} FROM {from}"))
+        }
         Command::Audit(command) => audit::run(&command),
         Command::HashPassword => hash_password(),
         Command::Health { target } => health(&target),
@@ -157,13 +204,28 @@ fn print_table<const N: usize>(rows: &[[String; N]]) {
     }
 }
 
-fn plan(from: &Path, to: &Path, accept_fallback: bool, json: bool) -> ExitCode {
-    let (old, new) = match (load(from), load(to)) {
-        (Ok(old), Ok(new)) => (old.config, new.config),
-        (Err(code), _) | (_, Err(code)) => return code,
-    };
-    let plan = Plan::between(&old, &new);
-    let rows = plan.rows();
+fn planned(from: &Path, to: &Path) -> Result<Vec<[String; 5]>, ExitCode> {
+    Ok(Plan::between(&load(from)?.config, &load(to)?.config).rows())
+}
+
+/// What the running pgusher says of a file.
+fn planned_there(console: &Console, new: &Path) -> Result<Vec<[String; 5]>, ExitCode> {
+    let said = std::path::absolute(new)
+        .map_err(|error| error.to_string())
+        .and_then(|path| console.say(&format!("PLAN {}", operator::quoted(&path.display().to_string()))))
+        .and_then(|rows| {
+            let rows = rows.into_iter().map(<[String; 5]>::try_from).collect::<Result<Vec<_>, _>>();
+            rows.map_err(|row| {
+                format!("this pgusher's plan has {} columns: is it of another version?", row.len())
+            })
+        });
+    said.map_err(|why| {
+        eprintln!("{why}");
+        ExitCode::FAILURE
+    })
+}
+
+fn plan(rows: &[[String; 5]], accept_fallback: bool, json: bool) -> ExitCode {
     if json {
         let object = |row: &[String; 5]| -> serde_json::Value {
             Plan::COLUMNS
@@ -178,11 +240,11 @@ fn plan(from: &Path, to: &Path, accept_fallback: bool, json: bool) -> ExitCode {
         println!("Nothing changes.");
     } else {
         let head = Plan::COLUMNS.map(str::to_uppercase);
-        print_table(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
+        print_table(&std::iter::once(head).chain(rows.iter().cloned()).collect::<Vec<_>>());
     }
     match () {
-        () if plan.is_empty() => ExitCode::SUCCESS,
-        () if plan.has_fallbacks() && !accept_fallback => {
+        () if rows.is_empty() => ExitCode::SUCCESS,
+        () if rows.iter().any(|row| row[0] == Plan::FALLBACK) && !accept_fallback => {
             eprintln!(
                 "Users would lose their environment and fall back to the base connection: see the changes of kind \
                  fallback. If that is meant, say --accept-fallback."

@@ -44,6 +44,8 @@ pub struct Config {
     pub groups: BTreeMap<GroupName, BTreeMap<AttributeName, Vec<String>>>,
     /// `[users]`
     pub users: BTreeMap<UserName, Arc<User>>,
+    /// SHA-256 of the files of certificates and keys, as they were when this was read; by what they are for.
+    pub certificates: BTreeMap<String, Vec<u8>>,
 }
 
 /// A file whose parts were found good; its routes are still to be reviewed (`route::review`).
@@ -227,6 +229,11 @@ impl Config {
     /// Where the audit is, if there is one.
     pub fn audit_file(&self) -> Option<PathBuf> {
         self.server.audit_file.as_deref().map(|path| self.beside(path))
+    }
+
+    /// Where grants are kept.
+    pub fn grants_file(&self) -> PathBuf {
+        self.beside(&self.server.grants_file)
     }
 
     /// Reads and checks a file.

@@ -268,7 +268,7 @@ impl Session {
             if let Command::Transaction(tag) = command {
                 self.in_transaction = *tag == "BEGIN";
             }
-            return act::act(&self.proxy, command).await;
+            return act::act(&self.proxy, &self.user, command).await;
         }
         if let Err(refusal) = self.permit(command) {
             self.proxy.audit.record(|| self.event(command).text("outcome", refusal.sqlstate.0));
@@ -279,7 +279,7 @@ impl Session {
         if refuses && !self.proxy.audit.record_surely(|| self.event(command).text("outcome", "begun")).await {
             return Err(audit::not_written());
         }
-        let acted = act::act(&self.proxy, command).await;
+        let acted = act::act(&self.proxy, &self.user, command).await;
         let outcome = acted.as_ref().err().map_or("done", |refusal| refusal.sqlstate.0);
         self.proxy.audit.record(|| self.event(command).text("outcome", outcome));
         acted

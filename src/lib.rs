@@ -17,6 +17,7 @@ pub mod tls;
 pub mod handshake;
 pub mod auth;
 pub mod audit;
+pub mod grants;
 pub mod attribute;
 pub mod route;
 pub mod plan;

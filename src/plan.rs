@@ -191,6 +191,9 @@ impl Plan {
         }
     }
 
+    /// The kind of a change by which users lose their environment and fall back to the base: that must be wanted.
+    pub const FALLBACK: &str = "fallback";
+
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
         let lists = [
@@ -203,11 +206,6 @@ impl Plan {
         lists.iter().chain(&others).all(|is_empty| *is_empty)
     }
 
-    /// Whether users would lose an environment and fall back to the base: that must be wanted.
-    pub fn has_fallbacks(&self) -> bool {
-        self.routes.iter().any(Moved::falls_back)
-    }
-
     /// As a table: what kind of change, of what, from, to, and what to know about it. What reaches production is first.
     pub fn rows(&self) -> Vec<[String; 5]> {
         let row = |kind: &str, subject: String, from: String, to: String, note: &str| {
@@ -218,12 +216,14 @@ impl Plan {
             let subject = format!("{} on {}", moved.user, moved.database);
             let (kind, note) = match () {
                 () if moved.reaches_production() => ("production", "newly reaches a production database"),
-                () if moved.falls_back() => ("fallback", "loses the environment, and falls back to the base"),
+                () if moved.falls_back() => {
+                    (Self::FALLBACK, "loses the environment, and falls back to the base")
+                }
                 () => ("route", ""),
             };
             rows.push(row(kind, subject, moved.from.to_string(), moved.to.to_string(), note));
         }
-        rows.sort_by_key(|row| (row[0] != "production", row[0] != "fallback"));
+        rows.sort_by_key(|row| (row[0] != "production", row[0] != Self::FALLBACK));
         for hit in &self.sessions {
             let what = match self.on_move {
                 OnMove::Finish => "ends at its next idle point",
@@ -309,5 +309,10 @@ fn secrets(old: &Config, new: &Config) -> Vec<String> {
             changed.push(format!("password of user {name}"));
         }
     }
+    let both = old
+        .certificates
+        .iter()
+        .filter_map(|(what, before)| Some((what, before, new.certificates.get(what)?)));
+    changed.extend(both.filter(|(_, before, after)| before != after).map(|(what, _, _)| what.clone()));
     changed
 }

@@ -23,6 +23,7 @@ use crate::config::file::PoolMode;
 use crate::config::{Checked, Config, Connection, Host, OnMove, Rejected, Target};
 use crate::engine::{Order, Orders, Timeouts};
 use crate::error::{Fault, Refusal, SqlState};
+use crate::grants::{Grant, Grants};
 use crate::metrics::Counters;
 use crate::names::{ConnectionName, UserName};
 use crate::plan::{Hit, Plan};
@@ -53,6 +54,7 @@ pub struct Generation {
     pub pools: BTreeMap<ConnectionName, Arc<Pool>>,
     /// Where sessions have gone: one allocation for all that asked the same.
     places: DashMap<(UserName, Asked), Arc<Place>>,
+    grants: Arc<Grants>,
 }
 
 /// What a client asked for: the database, and the environment that it requested.
@@ -82,7 +84,7 @@ pub struct Place {
 impl Generation {
     /// Why a session must leave, if it must.
     pub fn moved(&self, session: &LiveSession) -> Option<String> {
-        moved(&self.config, self.number, session)
+        moved(&self.config, &self.grants, self.number, session)
     }
 
     /// Decides where a user goes; those who ask the same share the answer.
@@ -90,12 +92,15 @@ impl Generation {
     /// # Errors
     /// As [`route::resolve`].
     pub fn place(&self, identity: &Identity, asked: Asked) -> Result<Arc<Place>, Refusal> {
-        let attributes = attribute::of(&self.config, identity);
+        let attributes = attribute::of(&self.config, &self.grants, identity);
         let route = route::resolve(&self.config, &attributes, &asked.database, asked.environment.as_deref())?;
         for warning in route.warnings() {
             warn!(user = %identity.user(), database = %asked.database, "{warning}");
         }
-        let entry = self.places.entry((identity.user().clone(), asked.clone()));
+        let key = (identity.user().clone(), asked.clone());
+        // A grant may have changed it since.
+        self.places.remove_if(&key, |_, known| known.route != route);
+        let entry = self.places.entry(key);
         let place = || {
             let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a route without its connection");
             let connection = self.config.connections.get(route.connection()).ok_or_else(missing)?;
@@ -247,6 +252,8 @@ pub struct Proxy {
     pub counters: Counters,
     /// What is told of it all.
     pub audit: Audit,
+    /// Who may go where for a while.
+    pub grants: Arc<Grants>,
     /// Set when no more clients are to be accepted.
     pub closing: CancellationToken,
     reloading: Mutex<()>,
@@ -267,7 +274,8 @@ impl Proxy {
         let path = checked.config.path.clone();
         let timeouts = Timeouts::default();
         timeouts.set(&checked.config.server);
-        let generation = build(1, checked, None, &runtimes, &hosts)?;
+        let grants = Arc::new(Grants::load(checked.config.grants_file()));
+        let generation = build(1, checked, None, &runtimes, &hosts, &grants)?;
         let history = Mutex::new([Known::in_force(&generation)].into());
         Ok(Arc::new(Self {
             path,
@@ -287,6 +295,7 @@ impl Proxy {
             listening: AtomicBool::new(false),
             counters: Counters::default(),
             audit,
+            grants,
             closing: CancellationToken::new(),
             reloading: Mutex::default(),
             history,
@@ -334,7 +343,7 @@ impl Proxy {
         let generation = self.generation();
         let mut plan = Plan::between(&generation.config, &new);
         for session in self.live_sessions() {
-            if let Some(why) = moved(&new, generation.number + 1, &session) {
+            if let Some(why) = moved(&new, &self.grants, generation.number + 1, &session) {
                 let (id, user) = (session.id, session.identity.user().clone());
                 plan.sessions.push(Hit { session: id, user, why });
             }
@@ -381,7 +390,8 @@ impl Proxy {
     fn apply(&self, checked: Checked) -> Result<Arc<Generation>, LoadError> {
         let old = self.generation();
         checked.warnings.iter().for_each(|w| warn!("{}", checked.warnings.line(w)));
-        let new = Arc::new(build(old.number + 1, checked, Some(&old), &self.runtimes, &self.hosts)?);
+        let new =
+            Arc::new(build(old.number + 1, checked, Some(&old), &self.runtimes, &self.hosts, &self.grants)?);
         self.generation.store(new.clone());
         {
             let mut earlier = self.earlier.lock();
@@ -433,6 +443,63 @@ impl Proxy {
             }
         }
         reloaded
+    }
+
+    /// Lets a user into an environment until a time. Blocks while it is written.
+    ///
+    /// # Errors
+    /// There is no such user or environment, or the grant cannot be kept.
+    pub fn grant(&self, grant: &Grant) -> Result<(), Refusal> {
+        let config = &self.generation().config;
+        let unknown = |what: &str, name: &str| {
+            Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, format!("there is no {what} \"{name}\""))
+        };
+        if !config.users.contains_key(&grant.user) {
+            return Err(unknown("user", grant.user.as_str()));
+        }
+        if !config.connections.values().any(|connection| connection.environment == grant.environment) {
+            let refusal = unknown("environment", grant.environment.as_str());
+            return Err(refusal.hint("SHOW ENVIRONMENTS lists them."));
+        }
+        self.grants.add(grant.clone()).map_err(|error| self.not_kept(&error))?;
+        info!(user = %grant.user, environment = %grant.environment, by = %grant.by, "environment granted");
+        self.audit.record(|| of_grant("grant", grant).text("by", &grant.by));
+        self.settle(&self.generation());
+        Ok(())
+    }
+
+    /// Ends that before its time.
+    ///
+    /// # Errors
+    /// There is none, or that cannot be kept.
+    pub fn revoke(&self, user: &str, environment: &str, by: &UserName) -> Result<(), Refusal> {
+        let revoked = self.grants.remove(user, environment).map_err(|error| self.not_kept(&error))?;
+        let revoked = revoked.ok_or_else(|| {
+            let message = format!("environment \"{environment}\" is not granted to user \"{user}\"");
+            Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message).hint("SHOW GRANTS lists them.")
+        })?;
+        self.grant_ended(&revoked, "revoke", Some(by));
+        self.settle(&self.generation());
+        Ok(())
+    }
+
+    fn end_grants(&self) {
+        let over = self.grants.expire();
+        over.iter().for_each(|grant| self.grant_ended(grant, "grant_ended", None));
+        if !over.is_empty() {
+            self.settle(&self.generation());
+        }
+    }
+
+    fn grant_ended(&self, grant: &Grant, event: &'static str, by: Option<&UserName>) {
+        info!(user = %grant.user, environment = %grant.environment, "environment granted no longer");
+        self.audit.record(|| of_grant(event, grant).maybe("by", by));
+    }
+
+    fn not_kept(&self, error: &std::io::Error) -> Refusal {
+        let message = format!("the grants cannot be written to {}: {error}", self.grants.path().display());
+        Refusal::new(Fault::Operator, SqlState::NOT_IN_PREREQUISITE_STATE, message)
+            .hint("Set [server] grants_file to a file that pgusher may write.")
     }
 
     /// Tells the sessions whose route is not theirs any more.
@@ -700,8 +767,17 @@ impl Proxy {
             for pool in self.generation().pools.values() {
                 pool.tend();
             }
+            self.end_grants();
         }
     }
+}
+
+fn of_grant(event: &'static str, grant: &Grant) -> Event {
+    Event::new(event)
+        .text("user", &grant.user)
+        .text("environment", &grant.environment)
+        .time("until", grant.until)
+        .text("reason", &grant.reason)
 }
 
 fn shutdown() -> Refusal {
@@ -715,7 +791,7 @@ fn killed() -> Refusal {
 }
 
 /// Why a session must leave: from where to where, and by which generation.
-fn moved(config: &Config, number: u64, session: &LiveSession) -> Option<String> {
+fn moved(config: &Config, grants: &Grants, number: u64, session: &LiveSession) -> Option<String> {
     let place = &session.place;
     let from = place.route.environment();
     match config.users.get(session.identity.user()) {
@@ -730,7 +806,7 @@ fn moved(config: &Config, number: u64, session: &LiveSession) -> Option<String> 
         }
         Some(_) => {}
     }
-    let attributes = attribute::of(config, &session.identity);
+    let attributes = attribute::of(config, grants, &session.identity);
     match route::resolve(config, &attributes, &place.asked.database, place.asked.environment.as_deref()) {
         Err(refusal) => {
             Some(format!("From environment \"{from}\" to none, by generation {number}: {refusal}."))
@@ -758,6 +834,7 @@ fn build(
     old: Option<&Generation>,
     runtimes: &Runtimes,
     hosts: &Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
+    grants: &Arc<Grants>,
 ) -> Result<Generation, LoadError> {
     let config = checked.config;
     let folder = config.path.parent().unwrap_or(Path::new("")).to_owned();
@@ -791,7 +868,14 @@ fn build(
         pools.insert(connection.name.clone(), pool);
     }
     hosts.lock().values().for_each(|host| host.set_limit(*config.server.max_host_connections));
-    Ok(Generation { number, config, tls: tls.map(Arc::new), pools, places: DashMap::new() })
+    Ok(Generation {
+        number,
+        config,
+        tls: tls.map(Arc::new),
+        pools,
+        places: DashMap::new(),
+        grants: grants.clone(),
+    })
 }
 
 fn pool_settings(

@@ -8,6 +8,7 @@ use crate::attribute::{self, Attributes, Origin};
 use crate::config::file::OnUnmatched;
 use crate::config::{Base, Checked, Config, Connection, Draft, Environment, Rejected};
 use crate::error::{Fault, Refusal, SqlState};
+use crate::grants::Grant;
 use crate::names::{AttributeName, ConnectionName, EnvironmentName, UserName};
 
 /// The connection chosen for a session. Made only by [`resolve`].
@@ -54,6 +55,8 @@ pub enum Reason {
     },
     /// The client asked for this environment and may have it.
     Requested(EnvironmentName),
+    /// An operator has granted it, for a while.
+    Granted(Grant),
     /// A default value of the base: the base itself.
     MeansBase,
     /// A value of an environment.
@@ -76,6 +79,10 @@ impl fmt::Display for Reason {
                 write!(f, "{attribute} = {} from {origin} matches nothing", quoted(values))
             }
             Self::Requested(name) => write!(f, "environment {name} requested"),
+            Self::Granted(grant) => {
+                let until = humantime::format_rfc3339_seconds(grant.until);
+                write!(f, "granted until {until} by {} ({})", grant.by, grant.reason)
+            }
             Self::MeansBase => f.write_str("a default value: the base connection"),
             Self::MeansEnvironment(name) => write!(f, "a value of environment {name}"),
             Self::FallsBack => f.write_str("on_unmatched = \"base\": the base connection"),
@@ -175,10 +182,21 @@ pub fn resolve(
     };
     let found = question.values(attributes, attribute);
     let warnings = question.near_misses(&found);
+    let granted = question.granted(attributes);
     let place = match (found.places.as_slice(), request) {
+        // What is granted is there to be requested, or where a value leads nowhere: nobody is moved by it.
+        ([], None) if !granted.is_empty() => question.only_granted(&granted, &mut reasons)?,
+        (_, Some(name)) if granted.iter().any(|(place, _)| question.name(*place).as_str() == name) => {
+            let allowed: Vec<_> = granted.iter().map(|(place, _)| *place).collect();
+            let place = question.requested(name, &allowed, &mut reasons)?;
+            let grant = granted.iter().find(|(p, _)| *p == place);
+            reasons.extend(grant.map(|(_, grant)| Reason::Granted((*grant).clone())));
+            place
+        }
         ([], _) => question.unmatched(attribute, &found, request, &mut reasons)?,
         (places, Some(name)) => {
-            let allowed: Vec<Place<'_>> = places.iter().map(|(place, _)| *place).collect();
+            let may = granted.iter().map(|(place, _)| *place);
+            let allowed: Vec<Place<'_>> = places.iter().map(|(place, _)| *place).chain(may).collect();
             let place = question.requested(name, &allowed, &mut reasons)?;
             if let Some((_, value)) = places.iter().find(|(p, _)| *p == place) {
                 reasons.push(found.reason(attribute, value));
@@ -225,6 +243,35 @@ impl<'a> Question<'a> {
         }
         let leads = |e: &&Environment| e.values.iter().any(|v| v == value);
         self.base.environments.iter().find(leads).map(Place::Environment)
+    }
+
+    /// The places that the user is granted.
+    fn granted<'g>(&self, attributes: &'g Attributes<'_>) -> Vec<(Place<'a>, &'g Grant)> {
+        let place_of = |grant: &'g Grant| {
+            let environments = self.base.environments.iter().map(Place::Environment);
+            let place = std::iter::once(Place::Base)
+                .chain(environments)
+                .find(|p| *self.name(*p) == grant.environment);
+            Some((place?, grant))
+        };
+        attributes.granted().iter().filter_map(place_of).collect()
+    }
+
+    /// The user has no other place than those.
+    fn only_granted(
+        &self,
+        granted: &[(Place<'a>, &Grant)],
+        reasons: &mut Vec<Reason>,
+    ) -> Result<Place<'a>, Refusal> {
+        let [(place, grant)] = granted else {
+            let names: Vec<_> = granted.iter().map(|(place, _)| self.name(*place).as_str()).collect();
+            let refusal = self.refusal(format!("user \"{}\" has more than one environment", self.user));
+            return Err(refusal
+                .detail(format!("Granted are {}.", names.join(" and ")))
+                .hint(format!("Request one of them: options='-c pgusher.environment={}'.", names[0])));
+        };
+        reasons.push(Reason::Granted((*grant).clone()));
+        Ok(*place)
     }
 
     fn name(&self, place: Place<'a>) -> &'a EnvironmentName {

@@ -14,6 +14,8 @@ use super::{
 };
 use secrecy::ExposeSecret;
 
+use aws_lc_rs::digest::{SHA256, digest};
+
 use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
 use crate::secret::{Secret, Source};
 use crate::verifier::{Verifier, is_verifier};
@@ -26,9 +28,11 @@ pub fn check(path: &Path, file: &File, problems: &mut Problems) -> Config {
     check_server(file, problems);
     check_environments(file, problems);
     check_attribute_names(file, problems);
+    let connections = connections(file, problems);
     Config {
         path: path.to_owned(),
-        connections: connections(file, problems),
+        certificates: certificates(path, file, &connections),
+        connections,
         databases: databases(file, problems),
         attribute_defaults: attribute_defaults(file, problems),
         groups: groups(file, problems),
@@ -36,6 +40,32 @@ pub fn check(path: &Path, file: &File, problems: &mut Problems) -> Config {
         source: secrecy::SecretString::default(),
         server: file.server.clone().into_inner(),
     }
+}
+
+/// What the files of certificates and keys hold now; those that cannot be read are told of where they are used.
+fn certificates(
+    path: &Path,
+    file: &File,
+    connections: &BTreeMap<ConnectionName, Arc<Connection>>,
+) -> BTreeMap<String, Vec<u8>> {
+    let mut files = Vec::new();
+    if let Some(tls) = &*file.server.tls {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        files.push(("certificate of [server] tls".to_owned(), folder.join(&*tls.certificate)));
+        files.push(("key of [server] tls".to_owned(), folder.join(&*tls.key)));
+        let ca = tls.client_ca.as_ref().map(|ca| folder.join(ca));
+        files.extend(ca.map(|ca| ("client_ca of [server] tls".to_owned(), ca)));
+    }
+    for (name, connection) in connections {
+        let tls = &connection.tls;
+        files.extend(tls.root_cert.clone().map(|ca| (format!("sslrootcert of connection {name}"), ca)));
+        if let Some((certificate, key)) = tls.identity.clone() {
+            files.push((format!("sslcert of connection {name}"), certificate));
+            files.push((format!("sslkey of connection {name}"), key));
+        }
+    }
+    let digest = |bytes: &[u8]| digest(&SHA256, bytes).as_ref().to_vec();
+    files.into_iter().filter_map(|(what, path)| Some((what, digest(&std::fs::read(path).ok()?)))).collect()
 }
 
 /// A plain secret in a file that everybody can read.

@@ -1,7 +1,7 @@
 //! What commands do.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep};
 
@@ -9,6 +9,8 @@ use super::command::Command;
 use super::show;
 use super::table::{Kind, Table};
 use crate::error::{Fault, Refusal, SqlState};
+use crate::grants::Grant;
+use crate::names::UserName;
 use crate::plan::Plan;
 use crate::pool::{Halt, Pool};
 use crate::proxy::{Generation, LoadError, Proxy};
@@ -68,7 +70,7 @@ pub fn columns(proxy: &Proxy, command: &Command) -> Result<Option<Table>, Refusa
 ///
 /// # Errors
 /// Why it was not done.
-pub async fn act(proxy: &Arc<Proxy>, command: &Command) -> Result<Reply, Refusal> {
+pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result<Reply, Refusal> {
     match command {
         Command::Show(what) if what == "help" => {
             let notice = Some(format!("Console usage{}", show::HELP));
@@ -172,6 +174,26 @@ pub async fn act(proxy: &Arc<Proxy>, command: &Command) -> Result<Reply, Refusal
             environment_of(proxy.drain_environment(name, true), name)?;
             Ok(Reply::done("RESUME"))
         }
+        Command::Grant { environment, user, time, reason } => {
+            let since = SystemTime::now();
+            let grant = Grant {
+                user: user.as_str().into(),
+                environment: environment.as_str().into(),
+                since,
+                until: since + *time,
+                reason: reason.clone(),
+                by: by.clone(),
+            };
+            let until = humantime::format_rfc3339_seconds(grant.until);
+            let notice = Some(format!("{user} may request environment {environment} until {until}"));
+            blocking(proxy, move |proxy| proxy.grant(&grant)).await?;
+            Ok(Reply { table: None, notice, tag: "GRANT" })
+        }
+        Command::Revoke { environment, user } => {
+            let (environment, user, by) = (environment.clone(), user.clone(), by.clone());
+            blocking(proxy, move |proxy| proxy.revoke(&user, &environment, &by)).await?;
+            Ok(Reply::done("REVOKE"))
+        }
         Command::WaitSettled(time) => wait_settled(proxy, time.unwrap_or(PATIENCE)).await,
         Command::Shutdown(how) => {
             proxy.ask_to_end(*how);
@@ -189,6 +211,16 @@ pub async fn act(proxy: &Arc<Proxy>, command: &Command) -> Result<Reply, Refusal
                 .hint("Change the file and RELOAD: what holds is what stands there, also after a restart."))
         }
     }
+}
+
+/// What has to do with files.
+async fn blocking(
+    proxy: &Arc<Proxy>,
+    what: impl FnOnce(&Proxy) -> Result<(), Refusal> + Send + 'static,
+) -> Result<(), Refusal> {
+    let proxy = proxy.clone();
+    let done = tokio::task::spawn_blocking(move || what(&proxy)).await;
+    done.unwrap_or_else(|_| Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the command was lost")))
 }
 
 /// What became of a configuration.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Fault, Refusal, SqlState};
+use crate::grants::LONGEST;
 use crate::proxy::Shutdown;
 
 /// The longest command.
@@ -54,6 +55,24 @@ pub enum Command {
     DrainEnvironment(String),
     /// `RESUME ENVIRONMENT name`
     ResumeEnvironment(String),
+    /// `GRANT ENVIRONMENT name TO user FOR 'time' REASON 'why'`
+    Grant {
+        /// What.
+        environment: String,
+        /// To whom.
+        user: String,
+        /// For how long.
+        time: Duration,
+        /// Why.
+        reason: String,
+    },
+    /// `REVOKE ENVIRONMENT name FROM user`
+    Revoke {
+        /// What.
+        environment: String,
+        /// From whom.
+        user: String,
+    },
     /// `SHUTDOWN …`
     Shutdown(Shutdown),
     /// `SET key = value`
@@ -87,6 +106,13 @@ impl Command {
             }
             "EXPLAIN" if word(1) == "ROUTE" => explain_route(&words)
                 .ok_or_else(|| no_command(text).hint("EXPLAIN ROUTE FOR user ON database [AS environment]")),
+            "GRANT" => grant(&words),
+            "REVOKE" => match (words.len(), word(1).as_str(), word(3).as_str()) {
+                (5, "ENVIRONMENT", "FROM") => {
+                    Ok(Self::Revoke { environment: words[2].clone(), user: words[4].clone() })
+                }
+                _ => Err(no_command(text).hint("REVOKE ENVIRONMENT name FROM user")),
+            },
             "RELOAD" => most(1).map(|()| Self::Reload),
             "PAUSE" => database(Self::Pause),
             "SUSPEND" => most(1).map(|()| Self::Suspend),
@@ -155,6 +181,26 @@ impl Command {
                 | Self::Transaction(_)
                 | Self::WaitSettled(_)
         )
+    }
+}
+
+fn grant(words: &[String]) -> Result<Command, Refusal> {
+    let is = |i: usize, word: &str| words.get(i).is_some_and(|w| w.eq_ignore_ascii_case(word));
+    let is_whole = words.len() == 9
+        && [(1, "ENVIRONMENT"), (3, "TO"), (5, "FOR"), (7, "REASON")].iter().all(|(i, word)| is(*i, word));
+    if !is_whole || words[8].trim().is_empty() {
+        let refusal = syntax("a grant needs an environment, a user, a time and a reason");
+        return Err(refusal.hint("GRANT ENVIRONMENT name TO user FOR '1h' REASON 'why'"));
+    }
+    match humantime::parse_duration(&words[6]) {
+        Ok(time) if !time.is_zero() && time <= LONGEST => Ok(Command::Grant {
+            environment: words[2].clone(),
+            user: words[4].clone(),
+            time,
+            reason: words[8].clone(),
+        }),
+        Ok(_) => Err(syntax("a grant is for more than nothing, and for a year at most")),
+        Err(error) => Err(syntax(format!("not a time: {error}"))),
     }
 }
 
@@ -258,6 +304,19 @@ mod tests {
             ("set a = 'b'", Command::Set("a".into(), "b".into())),
             ("SET SESSION a TO b, c", Command::Set("a".into(), "b , c".into())),
             ("BEGIN", Command::Transaction("BEGIN")),
+            (
+                "grant environment prod to alice for '1h' reason 'INC-7: it''s down'",
+                Command::Grant {
+                    environment: "prod".into(),
+                    user: "alice".into(),
+                    time: Duration::from_secs(3600),
+                    reason: "INC-7: it's down".into(),
+                },
+            ),
+            (
+                "REVOKE ENVIRONMENT prod FROM alice;",
+                Command::Revoke { environment: "prod".into(), user: "alice".into() },
+            ),
         ] {
             assert_eq!(of(text), command, "{text}");
         }
@@ -282,6 +341,13 @@ mod tests {
             "SET a",
             "WAIT SETTLED soon",
             "SHUTDOWN later",
+            "GRANT prod TO alice",
+            "GRANT ENVIRONMENT prod TO alice FOR '1h'",
+            "GRANT ENVIRONMENT prod TO alice FOR '0s' REASON 'x'",
+            "GRANT ENVIRONMENT prod TO alice FOR '2y' REASON 'x'",
+            "GRANT ENVIRONMENT prod TO alice FOR soon REASON 'x'",
+            "GRANT ENVIRONMENT prod TO alice FOR '1h' REASON ' '",
+            "REVOKE ENVIRONMENT prod",
         ] {
             assert_eq!(Command::parse(text).unwrap_err().sqlstate, SqlState::SYNTAX_ERROR, "{text}");
         }

@@ -23,10 +23,12 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW FDS|SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n\
     \tSHOW DNS_HOSTS|DNS_ZONES\n\
     \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n\
-    \tSHOW ROUTES|ENVIRONMENTS|SESSIONS|GENERATIONS|TIMES|AUDIT\n\
+    \tSHOW ROUTES|ENVIRONMENTS|SESSIONS|GENERATIONS|TIMES|AUDIT|GRANTS\n\
     \tEXPLAIN ROUTE FOR <user> ON <db> [AS <environment>]\n\
     \tSET key = arg\n\
     \tPLAN ['<file>']\n\
+    \tGRANT ENVIRONMENT <name> TO <user> FOR '<time>' REASON '<why>'\n\
+    \tREVOKE ENVIRONMENT <name> FROM <user>\n\
     \tRELOAD\n\
     \tROLLBACK\n\
     \tDRAIN ENVIRONMENT <name>\n\
@@ -99,6 +101,7 @@ pub fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
         "generations" => generations(proxy),
         "times" => view.times(),
         "audit" => audit(proxy),
+        "grants" => grants(proxy),
         "transaction isolation level" => one("transaction_isolation", "read committed"),
         _ => match PARAMETERS.iter().find(|(name, _)| *name == what) {
             Some((name, value)) => one(name, value),
@@ -187,6 +190,28 @@ fn audit(proxy: &Proxy) -> Table {
             seen.lost.into(),
             seen.head.seq.into(),
             seen.head.hash.into(),
+        ]);
+    }
+    table
+}
+
+fn grants(proxy: &Proxy) -> Table {
+    let mut table = Table::new(&[
+        ("user", Text),
+        ("environment", Text),
+        ("since", Text),
+        ("until", Text),
+        ("by", Text),
+        ("reason", Text),
+    ]);
+    for grant in proxy.grants.all().iter() {
+        table.push(vec![
+            grant.user.as_str().into(),
+            grant.environment.as_str().into(),
+            time(grant.since).into(),
+            time(grant.until).into(),
+            grant.by.as_str().into(),
+            grant.reason.as_str().into(),
         ]);
     }
     table
@@ -607,6 +632,7 @@ impl<'a> Overview<'a> {
             ("elsewhere", Int),
             ("reason", Text),
             ("refused", Text),
+            ("granted", Text),
         ]);
         let generation = self.proxy.generation();
         let config = &generation.config;
@@ -615,7 +641,14 @@ impl<'a> Overview<'a> {
                 if database.as_str() != base.as_str() {
                     continue;
                 }
-                let attributes = attribute::of_user(config, user.name.as_str());
+                let attributes = attribute::of_user(config, user.name.as_str()).with(&self.proxy.grants);
+                let granted: Vec<_> = attributes
+                    .granted()
+                    .iter()
+                    .map(|grant| {
+                        format!("{} until {} ({})", grant.environment, time(grant.until), grant.reason)
+                    })
+                    .collect();
                 let route = route::resolve(config, &attributes, database.as_str(), None);
                 let own = || {
                     self.sessions.iter().filter(|session| {
@@ -645,6 +678,7 @@ impl<'a> Overview<'a> {
                     (own().count() - there).into(),
                     reason,
                     Some(refused).filter(|refused| !refused.is_empty()).into(),
+                    Some(granted.join(", ")).filter(|granted| !granted.is_empty()).into(),
                 ]);
             }
         }
@@ -917,7 +951,8 @@ pub fn explain_route(
         let message = format!("there is no user \"{user}\"");
         return Err(Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message));
     };
-    let route = route::resolve(config, &attribute::of_user(config, user), database, environment)?;
+    let route =
+        route::resolve(config, &attribute::of_user(config, user).with(&proxy.grants), database, environment)?;
     let mut table = Table::new(&[("ROUTE", Text)]);
     let mut line = |text: String| table.push(vec![text.into()]);
     line(format!("Environment {} (connection {})", route.environment(), route.connection()));

@@ -22,6 +22,7 @@ mod console;
 mod change;
 mod differential;
 mod faults;
+mod grants;
 mod listen;
 mod login;
 mod main_job;

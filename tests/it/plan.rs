@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use super::house::{Pgusher, Random, eventually, pair, size, warehouse};
 use super::state::done;
+use super::tls::{certificates, with_tls};
 use super::wire::{Message, Raw, query, startup};
 
 const OPERATOR: &str = "\n[users.operator]\nauth_type = \"trust\"\nconsole = \"admin\"\n";
@@ -290,4 +291,60 @@ fn rollback_brings_the_earlier_configuration_back_and_drain_empties_an_environme
     done(&mut raw, "RESUME ENVIRONMENT prod");
     assert!(log_in(&pgusher, "rawprod").is_ok());
     assert!(raw.ask(&query("DRAIN ENVIRONMENT nothing")).iter().any(|m| m.tag == 'E'));
+}
+
+/// What the command line says to a running pgusher.
+fn operate(pgusher: &Pgusher, user: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let console = format!("host=127.0.0.1 port={} user={user}", pgusher.port);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgusher"));
+    let output = command.args(arguments).args(["--console", &console]).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn the_command_line_asks_the_running_process_what_a_file_would_change() {
+    let pgusher = with_tls("prefer", "", super::console::OPERATORS);
+    let file = pgusher.folder.join("pgusher.toml");
+    let (old, path) = (std::fs::read_to_string(&file).unwrap(), pgusher.folder.join("new.toml"));
+    let path = path.to_str().unwrap();
+    let plan = |text: &str, more: &[&str]| {
+        std::fs::write(path, text).unwrap();
+        operate(&pgusher, "operator", &[&["plan", path], more].concat())
+    };
+    let nothing = plan(&old, &[]);
+    assert_eq!((nothing.0, &*nothing.1), (Some(0), "Nothing changes.\n"), "{nothing:?}");
+    // A session that lives is among what changes.
+    let mut raw = Raw::login(pgusher.address(), "raw");
+    assert_eq!(raw.value("SELECT 1"), "1");
+    let gone = plan(&old.replace("[users.raw]\n", "[users.raw]\ndisabled = true\n"), &["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&gone.1).unwrap();
+    assert_eq!(gone.0, Some(2));
+    assert!(json.as_array().unwrap().iter().any(|row| row["change"] == "session"), "{json}");
+    assert_eq!(plan("nonsense", &[]).0, Some(1));
+    // A certificate in its old place that is another one now; nothing of it is shown.
+    certificates(&pgusher.folder);
+    let changed = plan(&old, &[]);
+    assert_eq!(changed.0, Some(2));
+    for what in ["certificate of [server] tls", "key of [server] tls", "client_ca of [server] tls"] {
+        assert!(changed.1.contains(&format!("secret  {what}")), "{changed:?}");
+    }
+    assert!(!changed.1.contains("PRIVATE"));
+    let stats = operate(&pgusher, "watcher", &["plan", path]);
+    assert!(stats.0 == Some(1) && stats.2.contains("admin access needed (42501)"), "{stats:?}");
+    let nobody = operate(&pgusher, "nobody password=x", &["plan", path]);
+    assert!(nobody.0 == Some(1) && nobody.2.contains("28P01"), "{nobody:?}");
+    // And it grants and revokes.
+    let granted = operate(
+        &pgusher,
+        "operator",
+        &["grant", "prod", "--to", "raw", "--for", "1h", "--reason", "it's INC-7"],
+    );
+    assert!(
+        granted.0 == Some(0) && granted.2.contains("raw may request environment prod until"),
+        "{granted:?}"
+    );
+    assert_eq!(operate(&pgusher, "operator", &["revoke", "prod", "--from", "raw"]).0, Some(0));
+    let again = operate(&pgusher, "operator", &["revoke", "prod", "--from", "raw"]);
+    assert!(again.0 == Some(1) && again.2.contains("SHOW GRANTS"), "{again:?}");
 }

@@ -43,7 +43,7 @@ pub fn certificates(folder: &Path) {
     }
 }
 
-fn with_tls(mode: &str, more: &str, users: &str) -> Pgusher {
+pub fn with_tls(mode: &str, more: &str, users: &str) -> Pgusher {
     let folder = temporary_folder("tls");
     certificates(&folder);
     let tls = format!(

@@ -1,0 +1,134 @@
+//! Access for a while: given, seen, used, ended by its time or before, kept over restarts, told in the audit.
+
+use std::time::{Duration, Instant};
+
+use super::console::{OPERATORS, cell, console};
+use super::house::{Pgusher, eventually, warehouse};
+use super::state::done;
+use super::wire::{Raw, query, startup};
+
+const DEVON: &str = "\n[users.devon]\nauth_type = \"trust\"\nattributes = { environment = \"dev\" }\n";
+
+fn config(server: &str) -> String {
+    warehouse(&format!("audit_file = \"audit.jsonl\"\n{server}"), "", "") + OPERATORS
+}
+
+/// Where a user lands who requests this environment, or why not.
+fn land(pgusher: &Pgusher, user: &str, environment: Option<&str>) -> Result<String, String> {
+    let mut pairs = vec![("user", user), ("database", "warehouse")];
+    pairs.extend(environment.map(|name| ("pgusher.environment", name)));
+    let mut raw = Raw::connect(pgusher.address());
+    raw.send(&startup(0x0003_0000, &pairs));
+    match raw.until_ready().iter().find(|m| m.tag == 'E') {
+        Some(error) => Err(format!("{} {}", error.field('C'), error.field('D'))),
+        None => Ok(raw.value("SELECT current_database()")),
+    }
+}
+
+fn error(raw: &mut Raw, sql: &str) -> (String, String) {
+    let answer = raw.ask(&query(sql));
+    let error = answer.iter().find(|m| m.tag == 'E').unwrap_or_else(|| panic!("{sql}: {answer:?}"));
+    (error.field('C'), error.field('M'))
+}
+
+fn audited(pgusher: &Pgusher, event: &str) -> usize {
+    let text = std::fs::read_to_string(pgusher.folder.join("audit.jsonl")).unwrap();
+    text.matches(&format!("\"event\":\"{event}\"")).count()
+}
+
+#[test]
+fn an_environment_is_granted_until_its_time_is_over() {
+    let pgusher = Pgusher::start(&(config("") + DEVON));
+    let mut operator = console(&pgusher, "operator");
+    assert!(land(&pgusher, "devon", Some("prod")).unwrap_err().starts_with("28000"));
+    done(&mut operator, "GRANT ENVIRONMENT prod TO devon FOR '3s' REASON 'INC-7'");
+    let granted = Instant::now();
+    // Whoever asks for nothing stays where he was.
+    assert_eq!(land(&pgusher, "devon", None).unwrap(), "dev");
+    let mut there = Raw::login_with(
+        pgusher.address(),
+        0x0003_0000,
+        &[("user", "devon"), ("database", "warehouse"), ("pgusher.environment", "prod")],
+    );
+    assert_eq!(there.value("SELECT current_database()"), "prod");
+    let mut at_home = Raw::login(pgusher.address(), "devon");
+    let shown = cell(&mut operator, "SHOW ROUTES", ("user", "devon"), "granted");
+    assert!(shown.starts_with("prod until ") && shown.ends_with("(INC-7)"), "{shown}");
+    assert_eq!(cell(&mut operator, "SHOW GRANTS", ("user", "devon"), "by"), "operator");
+    let why = done(&mut operator, "EXPLAIN ROUTE FOR devon ON warehouse AS prod");
+    assert!(why.iter().any(|m| m.tag == 'D' && m.columns()[0].contains("by operator (INC-7)")), "{why:?}");
+    // Then it is over, within a second or so: for those who come, and for those who are there.
+    let end = there.next().unwrap();
+    let took = granted.elapsed();
+    assert_eq!((end.tag, end.field('C')), ('E', "57P01".into()));
+    assert!(took > Duration::from_millis(2900) && took < Duration::from_secs(6), "{took:?}");
+    assert!(land(&pgusher, "devon", Some("prod")).unwrap_err().starts_with("28000"));
+    assert_eq!(at_home.value("SELECT current_database()"), "dev");
+    eventually("both ends are told", || audited(&pgusher, "grant") + audited(&pgusher, "grant_ended") == 2);
+    assert_eq!(cell(&mut operator, "SHOW GRANTS", ("user", "devon"), "by"), "");
+}
+
+#[test]
+fn a_grant_is_kept_over_a_restart_and_can_be_revoked() {
+    let mut pgusher = Pgusher::start(&config(""));
+    done(&mut console(&pgusher, "operator"), "GRANT ENVIRONMENT prod TO raw FOR '1h' REASON 'INC-7'");
+    pgusher.signal("TERM");
+    assert!(pgusher.child.wait().unwrap().success());
+    pgusher.start_again(&config(""));
+    assert_eq!(land(&pgusher, "raw", Some("prod")).unwrap(), "prod");
+    let mut there = Raw::login_with(
+        pgusher.address(),
+        0x0003_0000,
+        &[("user", "raw"), ("database", "warehouse"), ("pgusher.environment", "prod")],
+    );
+    assert_eq!(there.value("SELECT current_database()"), "prod");
+    let mut operator = console(&pgusher, "operator");
+    done(&mut operator, "REVOKE ENVIRONMENT prod FROM raw");
+    assert_eq!(there.next().unwrap().field('C'), "57P01");
+    done(&mut operator, "WAIT SETTLED '5s'");
+    assert!(land(&pgusher, "raw", Some("prod")).is_err());
+    eventually("it is told", || audited(&pgusher, "revoke") == 1);
+    assert_eq!(error(&mut operator, "REVOKE ENVIRONMENT prod FROM raw").0, "42704");
+}
+
+#[test]
+fn whoever_leads_nowhere_goes_where_he_is_granted() {
+    let config =
+        warehouse("", "on_unmatched = \"reject\"", "") + OPERATORS + "\n[users.new]\nauth_type = \"trust\"\n";
+    let pgusher = Pgusher::start(&config);
+    assert!(land(&pgusher, "new", None).is_err());
+    let mut operator = console(&pgusher, "operator");
+    done(&mut operator, "GRANT ENVIRONMENT prod TO new FOR '1h' REASON 'trial'");
+    assert_eq!(land(&pgusher, "new", None).unwrap(), "prod");
+    done(&mut operator, "GRANT ENVIRONMENT dev TO new FOR '1h' REASON 'trial'");
+    let why = land(&pgusher, "new", None).unwrap_err();
+    assert!(why.starts_with("28000 Granted are"), "{why}");
+    assert_eq!(land(&pgusher, "new", Some("dev")).unwrap(), "dev");
+    done(&mut operator, "REVOKE ENVIRONMENT prod FROM new");
+    assert_eq!(land(&pgusher, "new", None).unwrap(), "dev");
+}
+
+#[test]
+fn a_grant_that_cannot_be_is_refused_and_changes_nothing() {
+    let mut pgusher = Pgusher::start(&config("grants_file = \"nowhere/grants.json\""));
+    let mut operator = console(&pgusher, "operator");
+    for (sql, sqlstate) in [
+        ("GRANT ENVIRONMENT prod TO nobody FOR '1h' REASON 'x'", "42704"),
+        ("GRANT ENVIRONMENT nowhere TO raw FOR '1h' REASON 'x'", "42704"),
+        ("GRANT ENVIRONMENT prod TO raw FOR '1h'", "42601"),
+        ("GRANT ENVIRONMENT prod TO raw FOR '-1h' REASON 'x'", "42601"),
+        ("GRANT ENVIRONMENT prod TO raw FOR '1h' REASON 'x'", "55000"),
+    ] {
+        assert_eq!(error(&mut operator, sql).0, sqlstate, "{sql}");
+    }
+    let stats = "GRANT ENVIRONMENT prod TO raw FOR '1h' REASON 'x'";
+    assert_eq!(error(&mut console(&pgusher, "watcher"), stats).0, "42501");
+    assert!(land(&pgusher, "raw", Some("prod")).is_err());
+    // A file that is none gives nobody anything, and is put aside.
+    pgusher.signal("TERM");
+    assert!(pgusher.child.wait().unwrap().success());
+    std::fs::write(pgusher.folder.join("pgusher-grants.json"), "[{\"user\": \"raw\"}]").unwrap();
+    pgusher.start_again(&config(""));
+    assert!(land(&pgusher, "raw", Some("prod")).is_err());
+    assert!(pgusher.folder.join("pgusher-grants.broken").exists() && pgusher.log().contains("none holds"));
+}
