@@ -18,6 +18,7 @@ use operator::Console;
 use crate::attribute;
 use crate::config::read::Severity;
 use crate::config::{Checked, ListenAddress, file};
+use crate::doctor;
 use crate::plan::Plan;
 use crate::route;
 use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier};
@@ -69,6 +70,18 @@ enum Command {
         /// Users may lose their environment and fall back to the base connection.
         #[arg(long)]
         accept_fallback: bool,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Examine what a running pgusher needs: names, logins, certificates, limits, whether environments are different
+    /// databases, and what differs between them. Exit status 1 if something is wrong.
+    Doctor {
+        /// The configuration, a TOML file.
+        file: PathBuf,
+        /// Compare the relations and columns of each environment with its base's, too.
+        #[arg(long)]
+        parity: bool,
         /// As JSON.
         #[arg(long)]
         json: bool,
@@ -138,6 +151,7 @@ pub fn run() -> ExitCode {
             let [environment, from] = [&environment, &from].map(|word| operator::quoted(word));
             operator::tell(&console, &format!("REVOKE ENVIRONMENT {environment} FROM {from}"))
         }
+        Command::Doctor { file, parity, json } => doctor(&file, parity, json),
         Command::Audit(command) => audit::run(&command),
         Command::HashPassword => hash_password(),
         Command::Health { target } => health(&target),
@@ -280,6 +294,32 @@ fn resolve(file: &Path, user: &str, database: &str, environment: Option<&str>) -
             refusal.hint.iter().for_each(|hint| println!("hint         {hint}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+fn doctor(file: &Path, parity: bool, json: bool) -> ExitCode {
+    let checked = match load(file) {
+        Ok(checked) => checked,
+        Err(code) => return code,
+    };
+    let findings = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(doctor::examine(&checked, parity)),
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if json {
+        println!("{}", serde_json::json!(findings));
+    } else {
+        for finding in &findings {
+            println!("{:8} {}: {}", finding.grade.word(), finding.subject, finding.text);
+            finding.hint.iter().for_each(|hint| println!("{:8}   {hint}", ""));
+        }
+    }
+    match findings.iter().any(|finding| finding.grade == doctor::Grade::Error) {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
     }
 }
 

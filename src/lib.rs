@@ -30,6 +30,7 @@ pub mod engine;
 // ── the house ──
 pub mod metrics;
 pub mod proxy;
+pub mod doctor;
 pub mod console;
 pub mod session;
 pub mod http;

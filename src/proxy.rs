@@ -20,7 +20,7 @@ use crate::audit::{Audit, Event};
 use crate::auth::{Authenticator, Identity};
 use crate::cancel::{Keys, Slot};
 use crate::config::file::PoolMode;
-use crate::config::{Checked, Config, Connection, Host, OnMove, Rejected, Target};
+use crate::config::{Checked, Config, Connection, Host, OnMove, Rejected, Server, Target};
 use crate::engine::{Order, Orders, Timeouts};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::grants::{Grant, Grants};
@@ -847,9 +847,9 @@ fn build(
     };
     let mut settings = Vec::new();
     for connection in config.connections.values() {
-        let tls = tls::upstream(&connection.tls, &connection.target.host)
+        let dialer = Dialer::of(&config.server, connection)
             .map_err(|error| LoadError::Tls { place: format!("[connections.{}]", connection.name), error })?;
-        settings.push((connection.clone(), pool_settings(&config, connection, tls)));
+        settings.push((connection.clone(), pool_settings(&config.server, dialer)));
     }
     let mut pools = BTreeMap::new();
     for (connection, settings) in settings {
@@ -878,20 +878,9 @@ fn build(
     })
 }
 
-fn pool_settings(
-    config: &Config,
-    connection: &Arc<Connection>,
-    tls: Option<tls::UpstreamClient>,
-) -> PoolSettings {
-    let server = &config.server;
+fn pool_settings(server: &Server, dialer: Dialer) -> PoolSettings {
     PoolSettings {
-        dialer: Dialer {
-            connection: connection.clone(),
-            tls,
-            keepidle: *server.tcp_keepidle,
-            user_timeout: *server.tcp_user_timeout,
-            cancel_timeout: *server.cancel_wait_timeout,
-        },
+        dialer,
         reserve_pool_timeout: *server.reserve_pool_timeout,
         idle_timeout: *server.server_idle_timeout,
         lifetime: *server.server_lifetime,

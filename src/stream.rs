@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{client, server};
@@ -186,6 +187,16 @@ impl Stream {
             rustls::ProtocolVersion::TLSv1_2 => Tls::V1_2,
             _ => Tls::V1_3,
         })
+    }
+
+    /// The certificates that the other side has shown, its own first.
+    pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        let shown = match self {
+            Self::Plain(_) => None,
+            Self::Server(s) => s.get_ref().1.peer_certificates(),
+            Self::Client(s) => s.get_ref().1.peer_certificates(),
+        };
+        shown.unwrap_or_default()
     }
 
     /// Whether TLS still holds bytes that the socket did not take.

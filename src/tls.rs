@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
 use pgwire::api::auth::sasl::scram::ScramServerAuth;
@@ -63,6 +64,13 @@ pub struct UpstreamClient {
     pub config: Arc<ClientConfig>,
     /// The name in the certificate (and in SNI).
     pub name: ServerName<'static>,
+}
+
+/// Until when a certificate holds (X.509 `notAfter`); `None` if it is none.
+pub fn expiry(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// Loads what `[server] tls` names, relative to `folder`.
@@ -145,7 +153,11 @@ pub fn upstream(tls: &UpstreamTls, host: &Host) -> Result<Option<UpstreamClient>
     Ok(Some(UpstreamClient { config: Arc::new(config), name }))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// The certificates of a PEM file.
+///
+/// # Errors
+/// It cannot be read, or holds none.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = |e: rustls::pki_types::pem::Error| TlsError::Pem(path.to_owned(), e.to_string());
     let chain: Vec<_> =
         CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;

@@ -1,6 +1,7 @@
 //! One authenticated connection to an upstream: dial it, log in, cancel on it.
 
 mod login;
+mod rows;
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,10 +18,11 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::config::file::{SslMode, SslNegotiation};
-use crate::config::{Connection, Host};
+use crate::config::{Connection, Host, Server};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::stream::{Socket, Stream};
-use crate::tls::{ALPN, TlsError, UpstreamClient};
+use crate::tls::{self, ALPN, TlsError, UpstreamClient};
+pub use rows::rows;
 
 /// A setting and its value.
 pub type Parameter = (Box<[u8]>, Box<[u8]>);
@@ -149,6 +151,20 @@ enum Security {
 }
 
 impl Dialer {
+    /// For a connection of a configuration.
+    ///
+    /// # Errors
+    /// Its certificates, or the name for them, cannot be used.
+    pub fn of(server: &Server, connection: &Arc<Connection>) -> Result<Self, TlsError> {
+        Ok(Self {
+            connection: connection.clone(),
+            tls: tls::upstream(&connection.tls, &connection.target.host)?,
+            keepidle: *server.tcp_keepidle,
+            user_timeout: *server.tcp_user_timeout,
+            cancel_timeout: *server.cancel_wait_timeout,
+        })
+    }
+
     /// Dials and logs in, with these settings in the startup packet, within the connection's `connect_timeout`.
     /// If the password is refused, it is read again, and tried once more if it has changed.
     ///

@@ -6,21 +6,18 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tracing::{debug, warn};
 
 use super::{HostPlace, Pool, PoolSettings, Startup};
 use crate::relay::{Catalog, Effects, Function, Relations};
 use crate::stream::Stream;
-use crate::upstream::{Backend, UpstreamError};
-use crate::wire::{self, HEADER, Header};
+use crate::upstream::{Backend, UpstreamError, rows};
 
 /// The longest that it may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long after it failed it is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
-/// The longest row that is read: a function's source is looked at up to a part of this.
-const MAX_ROW: usize = 8 << 20;
 
 /// The settings of these questions end with their transaction: names mean PostgreSQL's own, and come as UTF-8.
 const BEGIN: &str = "BEGIN READ ONLY;SET LOCAL search_path=pg_catalog;SET LOCAL client_encoding='UTF8';SET LOCAL statement_timeout='30s'";
@@ -218,15 +215,15 @@ async fn ask(stream: &mut Stream) -> io::Result<Catalog> {
 async fn ask_all(stream: &mut Stream) -> io::Result<Catalog> {
     let mut functions = Vec::new();
     let mut relations = Relations::default();
-    run(stream, BEGIN, |_| Some(())).await?;
-    run(stream, FUNCTIONS, |row| {
+    rows(stream, BEGIN, |_| Some(())).await?;
+    rows(stream, FUNCTIONS, |row| {
         let is_of_event = text(row, 4)? == b"t";
         let source = text(row, 3).unwrap_or_default();
         functions.push(Function::new(number(row, 0)?, text(row, 1)?, text(row, 2)?, source, is_of_event));
         Some(())
     })
     .await?;
-    run(stream, DIRECT, |row| {
+    rows(stream, DIRECT, |row| {
         relations.direct.push((number(row, 0)?, text(row, 1)? == b"t"));
         Some(())
     })
@@ -236,19 +233,19 @@ async fn ask_all(stream: &mut Stream) -> io::Result<Catalog> {
         for (sql, pairs) in
             [(CALLS, &mut relations.calls), (USES, &mut relations.uses), (TOUCHES, &mut relations.touches)]
         {
-            run(stream, sql, |row| {
+            rows(stream, sql, |row| {
                 pairs.push((number(row, 0)?, number(row, 1)?));
                 Some(())
             })
             .await?;
         }
-        run(stream, NAMES, |row| {
+        rows(stream, NAMES, |row| {
             relations.names.push((number(row, 0)?, text(row, 1)?.to_vec()));
             Some(())
         })
         .await?;
     }
-    run(stream, "COMMIT", |_| Some(())).await?;
+    rows(stream, "COMMIT", |_| Some(())).await?;
     Ok(Catalog::new(&functions, &relations))
 }
 
@@ -258,41 +255,4 @@ fn text<'a>(row: &[Option<&'a [u8]>], column: usize) -> Option<&'a [u8]> {
 
 fn number(row: &[Option<&[u8]>], column: usize) -> Option<u32> {
     str::from_utf8(text(row, column)?).ok()?.parse().ok()
-}
-
-/// Runs one query and shows each of its rows; a row that is not understood is an error.
-async fn run(
-    stream: &mut Stream,
-    sql: &str,
-    mut each: impl FnMut(&[Option<&[u8]>]) -> Option<()>,
-) -> io::Result<()> {
-    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    let mut out = Vec::new();
-    wire::query(&mut out, sql);
-    stream.write_all(&out).await?;
-    stream.flush().await?;
-    let mut failed = None;
-    let mut body = Vec::new();
-    loop {
-        let mut header = [0; HEADER];
-        stream.read_exact(&mut header).await?;
-        let header = match Header::read(&header) {
-            Some(Ok(header)) if header.total <= MAX_ROW => header,
-            _ => return Err(invalid("a message that is too long".into())),
-        };
-        body.resize(header.total - HEADER, 0);
-        stream.read_exact(&mut body).await?;
-        match header.tag {
-            b'Z' => return failed.map_or(Ok(()), |message| Err(invalid(message))),
-            b'E' => {
-                let message = wire::error_field(&body, b'M').unwrap_or_default();
-                failed = Some(String::from_utf8_lossy(message).into_owned());
-            }
-            b'D' => {
-                let row = wire::columns(&body).ok_or_else(|| invalid("a broken row".into()))?;
-                each(&row).ok_or_else(|| invalid("a row of another kind".into()))?;
-            }
-            _ => {}
-        }
-    }
 }

@@ -21,6 +21,7 @@ mod cells;
 mod console;
 mod change;
 mod differential;
+mod doctor;
 mod faults;
 mod grants;
 mod listen;

@@ -1,0 +1,181 @@
+//! Examines what a running system needs, before users do: names, logins, certificates, limits, and whether environments
+//! are what they are taken for.
+
+mod compare;
+mod server;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rustls::pki_types::CertificateDer;
+use serde::Serialize;
+
+use crate::config::{Checked, Config};
+use crate::tls;
+use server::Facts;
+
+/// How long before its end a certificate is worth a warning.
+const SOON: Duration = Duration::from_secs(30 * 86_400);
+/// Descriptors that are neither clients nor upstream connections.
+const OWN_FILES: u64 = 100;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Grade {
+    /// As it should be.
+    Ok,
+    /// It will hurt somebody, or may.
+    Warning,
+    /// It does not work, or not as it is meant.
+    Error,
+}
+
+impl Grade {
+    /// As it is printed.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Error => "ERROR",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How bad.
+    pub grade: Grade,
+    /// Of what.
+    pub subject: String,
+    /// What was found.
+    pub text: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+/// All findings, in the order in which they were made.
+#[derive(Debug, Default)]
+struct Report(Vec<Finding>);
+
+impl Report {
+    fn add(&mut self, grade: Grade, subject: &str, text: impl Into<String>) -> &mut Finding {
+        self.0.push(Finding { grade, subject: subject.to_owned(), text: text.into(), hint: None });
+        let last = self.0.len() - 1;
+        &mut self.0[last]
+    }
+
+    fn ok(&mut self, subject: &str, text: impl Into<String>) {
+        self.add(Grade::Ok, subject, text);
+    }
+
+    fn warn(&mut self, subject: &str, text: impl Into<String>, hint: &str) {
+        self.add(Grade::Warning, subject, text).hint = Some(hint.to_owned());
+    }
+
+    fn wrong(&mut self, subject: &str, text: impl Into<String>, hint: &str) {
+        self.add(Grade::Error, subject, text).hint = Some(hint.to_owned());
+    }
+
+    /// Until when a chain of certificates holds: as long as the first of them to end.
+    fn expiry(&mut self, subject: &str, chain: &[CertificateDer<'_>]) {
+        let Some(end) = chain.iter().filter_map(tls::expiry).min() else { return };
+        let day = humantime::format_rfc3339_seconds(end);
+        match end.duration_since(SystemTime::now()) {
+            Err(_) => self.wrong(subject, format!("its certificate has expired at {day}"), "Renew it."),
+            Ok(left) if left < SOON => {
+                self.warn(
+                    subject,
+                    format!("its certificate expires at {day}"),
+                    "Renew it; RELOAD takes it up.",
+                );
+            }
+            Ok(_) => self.ok(subject, format!("its certificate holds until {day}")),
+        }
+    }
+}
+
+/// Looks at everything; `parity` also compares relations and columns.
+pub async fn examine(checked: &Checked, parity: bool) -> Vec<Finding> {
+    let config = &checked.config;
+    let mut report = Report::default();
+    let path = config.path.display();
+    report.ok(
+        "configuration",
+        format!("{path}: {} connections, {} users", config.connections.len(), config.users.len()),
+    );
+    for warning in checked.warnings.iter() {
+        report.add(Grade::Warning, "configuration", checked.warnings.line(warning));
+    }
+    own(config, &mut report);
+    let mut facts = BTreeMap::new();
+    for connection in config.connections.values() {
+        let subject = format!("connection {}", connection.name);
+        if let Some(found) = server::examine(&config.server, connection, parity, &mut report, &subject).await
+        {
+            facts.insert(connection.name.clone(), found);
+        }
+    }
+    server::limits(config, &facts, &mut report);
+    for base in config.connections.values() {
+        let environments = base.base.iter().flat_map(|b| &b.environments);
+        for environment in environments {
+            if let (Some(one), Some(other)) = (facts.get(&base.name), facts.get(&environment.connection)) {
+                let subject = format!("environment {} of {}", environment.name, base.name);
+                compare::compare(&subject, one, other, &mut report);
+            }
+        }
+    }
+    report.0
+}
+
+/// Of the process itself: descriptors, files, certificates.
+fn own(config: &Config, report: &mut Report) {
+    let server = &config.server;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let pools: u64 = config.connections.values().map(|c| u64::from(c.pool_size + c.reserve_pool_size)).sum();
+    let needed = u64::from(*server.max_client_conn) + pools + OWN_FILES;
+    match limit {
+        Some(limit) if limit < needed => report.wrong(
+            "open files",
+            format!("{limit} are allowed here; max_client_conn and the pools need {needed}"),
+            "Raise the limit (LimitNOFILE in a unit, ulimit -n), or lower max_client_conn.",
+        ),
+        _ => report.ok("open files", format!("enough for {needed}")),
+    }
+    for (subject, file) in [("audit_file", config.audit_file()), ("grants_file", Some(config.grants_file()))]
+    {
+        let Some(file) = file else { continue };
+        match can_write_beside(&file) {
+            Ok(()) => report.ok(subject, file.display().to_string()),
+            Err(error) => report.wrong(
+                subject,
+                format!("{}: {error}", file.display()),
+                "Its folder must be there, and pgusher's user must be able to write to it.",
+            ),
+        }
+    }
+    if let Some(tls) = &*server.tls {
+        let folder = config.beside("");
+        if let Err(error) = tls::server(tls, &folder) {
+            report.wrong("[server] tls", error.to_string(), "Clients could not use TLS.");
+        }
+        if let Ok(chain) = tls::certificates(&folder.join(&*tls.certificate)) {
+            report.expiry("[server] tls", &chain);
+        }
+    }
+}
+
+fn can_write_beside(file: &Path) -> std::io::Result<()> {
+    let probe = file.with_extension(format!("doctor-{}", std::process::id()));
+    std::fs::File::create_new(&probe)?;
+    std::fs::remove_file(&probe)?;
+    match std::fs::metadata(file) {
+        Ok(_) => std::fs::OpenOptions::new().append(true).open(file).map(drop),
+        Err(_) => Ok(()),
+    }
+}
+
+type Known = BTreeMap<crate::names::ConnectionName, Facts>;
