@@ -31,6 +31,8 @@ if [ "${1:-}" = tools ]; then
   command -v prometheus-pgbouncer-exporter >/dev/null || missing+=(prometheus-pgbouncer-exporter)
   command -v pgcli >/dev/null || missing+=(pgcli)
   /usr/bin/python3 -c 'import psycopg2' 2>/dev/null || missing+=(python3-psycopg2)
+  /usr/bin/python3 -c 'import psycopg' 2>/dev/null || missing+=(python3-psycopg)
+  command -v promtool >/dev/null || missing+=(prometheus)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

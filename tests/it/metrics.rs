@@ -152,3 +152,41 @@ fn odd_requests_get_the_right_status_and_harm_nobody() {
     assert_eq!(client.value("SELECT 1"), "1");
     super::fake::unharmed(&watched.pgusher);
 }
+
+/// What the manual for operators, the alerts and the dashboard speak of is there, and what is there is spoken of.
+#[test]
+fn alerts_dashboard_and_manual_tell_of_what_there_is() {
+    let read =
+        |path: &str| std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let (alerts, dashboard, manual) =
+        (read("docs/alerts.yml"), read("docs/grafana.json"), read("docs/operations.md"));
+    let watched = start("audit_file = \"audit.jsonl\"");
+    let mut refused = Raw::connect(watched.pgusher.address());
+    refused.send(&startup(0x0003_0000, &[("user", "raw"), ("database", "nothing")]));
+    assert_eq!(refused.next().unwrap().field('C'), "3D000");
+    let known = samples(watched.port);
+    let is_known = |name: &str| known.keys().any(|sample| sample.split('{').next() == Some(name));
+    let mut names = 0;
+    for text in [&alerts, &dashboard] {
+        for (at, _) in text.match_indices("pgusher_") {
+            let name: String =
+                text[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            assert!(is_known(&name), "{name}");
+            names += 1;
+        }
+    }
+    assert!(names > 50);
+    for line in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(manual.contains(&format!("| `{line}` |")), "{line}");
+    }
+    let errors = read("src/error.rs");
+    let (_, table) = manual.split_once("## By error").unwrap();
+    for sqlstate in errors.split("Self = Self(\"").skip(1).map(|rest| &rest[..5]) {
+        assert!(table.contains(&format!("`{sqlstate}`")), "{sqlstate}");
+    }
+    for command in
+        pgusher::console::show::HELP.split("\n\t").filter_map(|line| line.split_whitespace().next())
+    {
+        assert!(manual.contains(command), "{command}");
+    }
+}
