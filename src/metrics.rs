@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
+
+use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::error::{Fault, Refusal};
 use crate::pool::Pool;
@@ -23,6 +25,8 @@ use crate::stats::{Figure, Histogram, Times};
 pub struct Counters {
     /// By SQLSTATE and fault.
     refusals: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
+    /// Of the log.
+    dropped: OnceLock<ErrorCounter>,
     /// Cancel requests that came.
     pub cancels: AtomicU64,
     /// Configurations that took effect.
@@ -36,6 +40,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Where the lines are counted that the log has lost.
+    pub fn log_lines_dropped(&self, counter: ErrorCounter) {
+        let _ = self.dropped.set(counter);
+    }
+
     /// A client was refused, or its session ended so.
     pub fn refused(&self, refusal: &Refusal) {
         let fault = match refusal.fault {
@@ -180,6 +189,9 @@ fn process(
         ],
     )?;
     family(encoder, "cancels", "Cancel requests of clients", [(vec![], count(&counters.cancels))])?;
+    let dropped = counters.dropped.get().map_or(0, ErrorCounter::dropped_lines);
+    let dropped = Sample::Counter(dropped as u64);
+    family(encoder, "log_lines_dropped", "Lines that nobody took from the log", [(vec![], dropped)])?;
     if let Some(audit) = proxy.audit.seen() {
         let one = |sample| [(vec![], sample)];
         family(

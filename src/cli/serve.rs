@@ -11,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
 
 use super::service;
@@ -24,18 +25,21 @@ use crate::proxy::{Proxy, Shutdown};
 /// What is left running when everything was told to end may take this long.
 const LAST_TASKS: Duration = Duration::from_secs(2);
 
+/// How many lines of the log may wait to be written.
+const MAX_LOG_LINES: usize = 10_000;
+
 /// Runs until a signal ends it.
 pub fn serve(file: &Path) -> ExitCode {
     let checked = match super::load(file) {
         Ok(checked) => checked,
         Err(code) => return code,
     };
-    start_log(&checked.config.server);
+    let (_writes, dropped) = start_log(&checked.config.server);
     raise_descriptor_limit();
     checked.warnings.iter().for_each(|w| warn!("{}", checked.warnings.line(w)));
     match runtimes(&checked.config.server) {
         Ok((control, data)) => {
-            let ended = control.block_on(run(checked, control.handle(), data.handle()));
+            let ended = control.block_on(run(checked, dropped, control.handle(), data.handle()));
             data.stop();
             control.shutdown_background();
             ended.map_or_else(
@@ -53,7 +57,9 @@ pub fn serve(file: &Path) -> ExitCode {
     }
 }
 
-fn start_log(server: &Server) {
+/// The log goes to standard error by a thread of its own: whoever reads it slowly, or not at all, loses lines, which are
+/// counted, and holds up nobody. What is left is written when the guard is dropped.
+fn start_log(server: &Server) -> (WorkerGuard, ErrorCounter) {
     let level = match *server.log_level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -61,9 +67,15 @@ fn start_log(server: &Server) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(MAX_LOG_LINES)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let dropped = writer.error_counter();
     let log = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_target(false)
         // A log that cannot be written (a full disk) would be complained about on standard error, and that would panic.
         .log_internal_errors(false);
@@ -71,6 +83,7 @@ fn start_log(server: &Server) {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
+    (guard, dropped)
 }
 
 /// Each client and each upstream connection is a descriptor.
@@ -140,7 +153,7 @@ fn runtimes(server: &Server) -> std::io::Result<(Runtime, DataPlane)> {
 ///
 /// # Errors
 /// Why it could not begin.
-async fn run(checked: Checked, control: &Handle, data: &Handle) -> Result<(), String> {
+async fn run(checked: Checked, dropped: ErrorCounter, control: &Handle, data: &Handle) -> Result<(), String> {
     // Before anybody can connect: whoever sees it listen may signal it.
     let signals = Signals::listen().map_err(|error| format!("cannot listen to signals: {error}"))?;
     let audit = open_audit(&checked)?;
@@ -162,6 +175,7 @@ async fn run(checked: Checked, control: &Handle, data: &Handle) -> Result<(), St
         info!(address = %listener.local_addr().unwrap_or(address), "metrics listening");
         control.spawn(http::run(proxy.clone(), listener));
     }
+    proxy.counters.log_lines_dropped(dropped);
     control.spawn(proxy.clone().tend());
     let accepting: Vec<_> =
         listeners.into_iter().map(|listener| control.spawn(listener::run(proxy.clone(), listener))).collect();

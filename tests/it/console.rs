@@ -1,6 +1,9 @@
 //! The console: PgBouncer's commands and tables, our own, in both protocols, and who may do what.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+
+use pgusher::console::command::Command;
 
 use super::house::{Pgusher, eventually, warehouse};
 use super::state::done;
@@ -193,17 +196,27 @@ fn a_route_is_explained_without_a_login() {
     assert_eq!(cell(&mut raw, "SHOW ROUTES", ("user", "dana"), "connection"), "warehouse");
 }
 
-#[test]
-fn whoever_may_only_look_changes_nothing_and_others_do_not_get_in() {
-    let pgusher = Pgusher::start(&config("", ""));
-    let mut raw = console(&pgusher, "watcher");
-    let mut client = Raw::login(pgusher.address(), "raw");
-    assert_eq!(client.value("SELECT 1"), "1");
-    for command in [
+#[derive(Debug, PartialEq)]
+enum Needs {
+    Stats,
+    Admin,
+}
+
+/// Every command, and who may say it. A new one that has no place here does not compile; one without a text here fails.
+fn matrix() -> Vec<(&'static str, Needs)> {
+    let texts = [
+        "",
+        "SHOW POOLS",
+        "EXPLAIN ROUTE FOR raw ON warehouse",
+        "SELECT 1",
+        "BEGIN",
+        "COMMIT",
+        "WAIT SETTLED '1s'",
         "RELOAD",
         "PAUSE",
         "PAUSE warehouse",
         "RESUME",
+        "RESUME warehouse",
         "SUSPEND",
         "DISABLE warehouse",
         "ENABLE warehouse",
@@ -212,13 +225,67 @@ fn whoever_may_only_look_changes_nothing_and_others_do_not_get_in() {
         "KILL warehouse",
         "KILL_CLIENT 1",
         "WAIT_CLOSE",
+        "PLAN",
+        "PLAN '/etc/passwd'",
+        "ROLLBACK",
+        "DRAIN ENVIRONMENT prod",
+        "RESUME ENVIRONMENT prod",
+        "GRANT ENVIRONMENT prod TO raw FOR '1h' REASON 'x'",
+        "REVOKE ENVIRONMENT prod FROM raw",
         "SHUTDOWN",
         "SHUTDOWN WAIT_FOR_CLIENTS",
         "SET max_client_conn = 1",
-    ] {
-        assert_eq!(error(&mut raw, command), "42501 admin access needed", "{command}");
-        let extended = [parse("", command), bind("", "", &[]), execute(), sync()].concat();
-        assert_eq!(raw.tags(&extended), "12EZ", "{command}");
+    ];
+    let needs = |command: &Command| match command {
+        Command::Empty
+        | Command::Show(_)
+        | Command::ExplainRoute { .. }
+        | Command::Ping(_)
+        | Command::Transaction(_)
+        | Command::WaitSettled(_) => Needs::Stats,
+        Command::Reload
+        | Command::Pause(_)
+        | Command::Suspend
+        | Command::Resume(_)
+        | Command::Reconnect(_)
+        | Command::Disable(_)
+        | Command::Enable(_)
+        | Command::Kill(_)
+        | Command::KillClient(_)
+        | Command::WaitClose(_)
+        | Command::Plan(_)
+        | Command::RollBack
+        | Command::DrainEnvironment(_)
+        | Command::ResumeEnvironment(_)
+        | Command::Grant { .. }
+        | Command::Revoke { .. }
+        | Command::Shutdown(_)
+        | Command::Set(..) => Needs::Admin,
+    };
+    let commands: Vec<Command> = texts.iter().map(|text| Command::parse(text).unwrap()).collect();
+    let kinds: BTreeSet<String> = commands
+        .iter()
+        .map(|command| format!("{command:?}").split(['(', ' ']).next().unwrap_or_default().to_owned())
+        .collect();
+    assert_eq!(kinds.len(), 24, "{kinds:?}");
+    texts.into_iter().zip(commands.iter().map(needs)).collect()
+}
+
+#[test]
+fn whoever_may_only_look_changes_nothing_and_others_do_not_get_in() {
+    let pgusher = Pgusher::start(&config("", ""));
+    let mut raw = console(&pgusher, "watcher");
+    let mut client = Raw::login(pgusher.address(), "raw");
+    assert_eq!(client.value("SELECT 1"), "1");
+    for (command, needs) in matrix() {
+        if needs == Needs::Admin {
+            assert_eq!(error(&mut raw, command), "42501 admin access needed", "{command}");
+            let extended = [parse("", command), bind("", "", &[]), execute(), sync()].concat();
+            assert_eq!(raw.tags(&extended), "12EZ", "{command}");
+        } else {
+            let answer = raw.ask(&query(command));
+            assert!(!answer.iter().any(|m| m.tag == 'E' && m.field('C') == "42501"), "{command}");
+        }
     }
     assert_eq!(client.value("SELECT 1"), "1");
     // No right, no user, no password: the ordinary refusals, and no default anything.

@@ -16,7 +16,7 @@ use pgusher::verifier::ScramVerifier;
 use super::fake::{
     Cut, Fake, Peer, Relay, complete, config, data, description, error, login, ready, refused, row, unharmed,
 };
-use super::house::{Pgusher, Postgres, WAREHOUSE, eventually, pair, run, size, warehouse};
+use super::house::{Pgusher, Postgres, WAREHOUSE, eventually, free_port, pair, run, size, warehouse};
 use super::wire::{Message, Raw, bind, describe_statement, execute, message, parse, query, sync};
 
 /// The usual warehouse, its servers behind other ports.
@@ -983,4 +983,53 @@ fn a_client_killed_in_a_transaction_leaves_nothing_behind() {
         eventually("its transaction is gone", || dev.sql("dev", left) == "0");
     }
     dev.sql("dev", "DROP TABLE killed");
+}
+
+/// A log that nobody reads, that cannot be written, or that has no end: clients do not notice, and lines are counted.
+#[test]
+fn a_log_that_is_not_taken_holds_up_nobody() {
+    // A pipe that is held open and never read.
+    let unread = "import os, sys
+r, w = os.pipe(); os.set_inheritable(r, True); os.dup2(w, 2)
+os.execv(sys.argv[1], sys.argv[1:])";
+    let port = free_port();
+    let metrics = format!("metrics_listen = \"127.0.0.1:{port}\"\nlog_level = \"trace\"");
+    let config = warehouse(&metrics, "", "").replacen("log_level = \"debug\"\n", "", 1);
+    let closed: &[&str] = &["sh", "-c", "exec \"$0\" \"$@\" 2>&-"];
+    let full: &[&str] = &["sh", "-c", "exec \"$0\" \"$@\" 2>/dev/full"];
+    for by in [&["python3", "-c", unread][..], closed, full] {
+        let pgusher = Pgusher::start_by(&config, by);
+        let dropped = || {
+            let url = format!("http://127.0.0.1:{port}/metrics");
+            let output = run(Command::new("curl").args(["-sS", &url]));
+            let text = String::from_utf8(output.stdout).unwrap();
+            let line = text.lines().find(|line| line.starts_with("pgusher_log_lines_dropped_total"));
+            line.unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        let mut logins = 0;
+        let enough = |logins: usize| if by[0] == "python3" { dropped() > 0 } else { logins >= 300 };
+        while logins % 100 != 0 || !enough(logins) {
+            assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT 1"), "1");
+            logins += 1;
+            assert!(logins < 20_000, "no line was dropped");
+        }
+    }
+}
+
+/// A process that was stopped for a while, and goes on: no session is ended for that.
+#[test]
+fn a_process_that_stood_still_ends_nobody() {
+    let server =
+        "client_idle_timeout = \"60s\"\nclient_login_timeout = \"60s\"\nserver_idle_timeout = \"60s\"";
+    let pgusher = Pgusher::start(&warehouse(server, "", ""));
+    let mut raws: Vec<Raw> = (0..20).map(|_| Raw::login(pgusher.address(), "raw")).collect();
+    raws.iter_mut().for_each(|raw| assert_eq!(raw.value("SELECT 1"), "1"));
+    raws[0].ask(&query("BEGIN"));
+    pgusher.signal("STOP");
+    std::thread::sleep(Duration::from_secs(5));
+    raws.iter_mut().for_each(|raw| raw.send(&query("SELECT 'on'")));
+    pgusher.signal("CONT");
+    for raw in &mut raws {
+        assert!(raw.until_ready().iter().any(|m| m.tag == 'D' && m.columns() == ["on"]));
+    }
 }

@@ -75,8 +75,9 @@ os.execv(sys.argv[1], sys.argv[1:])"
 fn a_restart_beside_the_old_process_fails_nobody() {
     let mut old = Pgusher::start(&warehouse("so_reuseport = true", "", ""));
     let address = old.address();
+    let first = old.descriptors();
     let (ends, served) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let rounds = size(3, 30);
+    let rounds = size(3, 100);
     std::thread::scope(|scope| {
         for stays in [false, false, false, true] {
             let (ends, served) = (&ends, &served);
@@ -107,6 +108,12 @@ fn a_restart_beside_the_old_process_fails_nobody() {
         }
         ends.store(true, Ordering::Relaxed);
     });
+    // Whatever a process is handed, or takes, is gone with it.
+    assert!(
+        old.descriptors() < first + 20,
+        "{first} descriptors in the first, {} in the last",
+        old.descriptors()
+    );
     eprintln!("{rounds} restarts, {} queries, none failed", served.load(Ordering::Relaxed));
 }
 
