@@ -176,6 +176,7 @@ pub struct Pool {
     /// The way to the connection that listens for everybody, while there is one.
     listener: Mutex<Option<UnboundedSender<Command>>>,
     /// What the database's functions may do to a session.
+    generation: u64,
     catalog: Known,
     stats: Stats,
     /// Every connection that was opened and may still be there, with its epoch.
@@ -286,10 +287,16 @@ impl State {
 
 impl Pool {
     /// Empty; connections are opened when they are asked for.
-    pub fn new(settings: PoolSettings, runtimes: Runtimes, host: Arc<HostCount>) -> Arc<Self> {
+    pub fn new(
+        settings: PoolSettings,
+        generation: u64,
+        runtimes: Runtimes,
+        host: Arc<HostCount>,
+    ) -> Arc<Self> {
         let state = State::sized(&settings);
         let pool = Arc::new(Self {
             settings: ArcSwap::from_pointee((1, settings)),
+            generation,
             state: Mutex::new(state),
             runtimes,
             host,
@@ -303,6 +310,11 @@ impl Pool {
         });
         pool.host.join(&pool);
         pool
+    }
+
+    /// The configuration that has opened it.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// The connection it is for.

@@ -35,7 +35,7 @@ pub fn serve(file: &Path) -> ExitCode {
         Err(code) => return code,
     };
     let (_writes, dropped) = start_log(&checked.config.server);
-    raise_descriptor_limit();
+    set_limits();
     checked.warnings.iter().for_each(|w| warn!("{}", checked.warnings.line(w)));
     match runtimes(&checked.config.server) {
         Ok((control, data)) => {
@@ -87,9 +87,13 @@ fn start_log(server: &Server) -> (WorkerGuard, ErrorCounter) {
 }
 
 /// Each client and each upstream connection is a descriptor.
-fn raise_descriptor_limit() {
+fn set_limits() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
+    // The allocator would fill them for each thread that has a few bytes in one.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+    // A picture of the memory would hold passwords and what clients are sent.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     if setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).is_err() {
         warn!("cannot raise the limit of open files");
     }

@@ -702,6 +702,7 @@ impl<'a> Overview<'a> {
             ("pinned", Int),
             ("pool_size", Int),
             ("values", Text),
+            ("generation", Long),
         ]);
         let generation = self.proxy.generation();
         for connection in generation.config.connections.values() {
@@ -735,6 +736,7 @@ impl<'a> Overview<'a> {
                     view.pinned.into(),
                     to.pool_size.into(),
                     values.join(", ").into(),
+                    pool.generation().into(),
                 ]);
             }
         }

@@ -533,9 +533,10 @@ fn garbage_on_the_console_ends_its_session_and_nothing_else() {
 fn random_commands_are_answered_and_no_secret_is_ever_shown() {
     const CANARIES: [&str; 3] = ["canary-of-the-upstream", "canary-of-the-user", "canary-that-is-new"];
     let port = super::house::free_port();
-    let text =
-        config(&format!("metrics_listen = \"127.0.0.1:{port}\""), "password = \"canary-of-the-upstream\"")
-            + "\n[users.secretive]\npassword = \"canary-of-the-user\"\n";
+    let text = config(
+        &format!("metrics_listen = \"127.0.0.1:{port}\"\naudit_file = \"audit.jsonl\""),
+        "password = \"canary-of-the-upstream\"",
+    ) + "\n[users.secretive]\npassword = \"canary-of-the-user\"\n";
     let pgusher = Pgusher::start(&text);
     let written = std::fs::read_to_string(pgusher.folder.join("pgusher.toml")).unwrap();
     let new = pgusher.folder.join("new.toml");
@@ -545,16 +546,24 @@ fn random_commands_are_answered_and_no_secret_is_ever_shown() {
     let mut client = Raw::login(pgusher.address(), "raw");
     let mut raw = console(&pgusher, "operator");
     let mut said: Vec<u8> = Vec::new();
+    let check = |said: &[u8]| {
+        let said = String::from_utf8_lossy(said);
+        CANARIES.iter().for_each(|canary| assert!(!said.contains(canary), "{canary} was shown"));
+    };
     let mut say = |raw: &mut Raw, sql: &str| {
         let answer = raw.ask(&query(sql));
         assert_eq!(answer.last().map(|m| m.tag), Some('Z'), "{sql}");
+        if said.len() > 16 << 20 {
+            check(&said);
+            said.clear();
+        }
         answer.iter().for_each(|m| said.extend(&m.body));
         answer
     };
     for (name, _) in PGBOUNCER {
         say(&mut raw, &format!("SHOW {name}"));
     }
-    for ours in ["ROUTES", "ENVIRONMENTS", "SESSIONS", "GENERATIONS", "TIMES", "HELP"] {
+    for ours in ["ROUTES", "ENVIRONMENTS", "SESSIONS", "GENERATIONS", "TIMES", "AUDIT", "GRANTS", "HELP"] {
         say(&mut raw, &format!("SHOW {ours}"));
     }
     let planned = say(&mut raw, &format!("PLAN '{}'", new.display()));
@@ -601,6 +610,11 @@ fn random_commands_are_answered_and_no_secret_is_ever_shown() {
         "--",
         "\u{fc}",
         "%s%n",
+        "GRANT",
+        "REVOKE",
+        "FROM",
+        "REASON",
+        "'1h'",
         "(",
         "\\",
         "stats",
@@ -608,8 +622,8 @@ fn random_commands_are_answered_and_no_secret_is_ever_shown() {
         "",
     ];
     let mut random = super::house::Random(0xc000_501e);
-    for _ in 0..super::house::size(3000, 1_000_000) {
-        let sql: Vec<_> = (0..1 + random.below(7)).map(|_| random.of(&words)).collect();
+    for _ in 0..super::house::size(3000, 10_000_000) {
+        let sql: Vec<_> = (0..1 + random.below(9)).map(|_| random.of(&words)).collect();
         let sql = sql.join(" ");
         let upper = sql.to_ascii_uppercase();
         // These wait for others, or shut the door: they have tests of their own.
@@ -625,9 +639,15 @@ fn random_commands_are_answered_and_no_secret_is_ever_shown() {
         .unwrap();
     said.extend(metrics.stdout);
     said.extend(pgusher.log().into_bytes());
-    let said = String::from_utf8_lossy(&said);
-    for canary in CANARIES {
-        assert!(!said.contains(canary), "{canary} was shown");
+    for file in pgusher::audit::files(&pgusher.folder.join("audit.jsonl")).unwrap() {
+        said.extend(std::fs::read(file).unwrap());
     }
+    check(&said);
+    // Nor can others on this machine see them, or find them in a picture of the memory.
+    let of_process = |what: &str| std::fs::read(format!("/proc/{}/{what}", pgusher.child.id())).unwrap();
+    check(&[of_process("cmdline"), of_process("environ")].concat());
+    let limits = String::from_utf8(of_process("limits")).unwrap();
+    let cores = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert!(cores.split_whitespace().nth(4) == Some("0"), "{cores}");
     super::fake::unharmed(&pgusher);
 }

@@ -305,8 +305,19 @@ impl Pgusher {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
+    /// What it has logged. A thread of its own writes that: what was said just now may need a moment.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+        let read = || std::fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        let mut text = read();
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(10));
+            let more = read();
+            if more == text {
+                break;
+            }
+            text = more;
+        }
+        text
     }
 
     pub fn signal(&self, signal: &str) {
