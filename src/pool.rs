@@ -277,10 +277,16 @@ impl State {
         self.open > size && (self.waiters.is_empty() || self.open > size + self.reserve)
     }
 
+    fn one_less(&mut self) {
+        self.open = self.open.saturating_sub(1);
+        self.successors = self.successors.min(self.open.saturating_sub(self.size));
+    }
+
     /// Takes out an idle connection whose successor is there.
     fn take_predecessor(&mut self) -> Option<Box<Pooled>> {
         let at = self.idle.iter().position(|pooled| self.is_ageing(pooled))?;
         self.successors = self.successors.checked_sub(1)?;
+        self.one_less();
         Some(self.idle.remove(at))
     }
 }
@@ -654,7 +660,7 @@ impl Pool {
                 debug!(connection = %self.connection().name, pid = pooled.target.pid(), "upstream connection opened");
                 self.put(pooled);
                 let predecessor = self.state.lock().take_predecessor();
-                predecessor.into_iter().for_each(|old| self.close(old));
+                predecessor.into_iter().for_each(|old| self.see_off(old));
                 self.open_more();
             }
             Err(error) => {
@@ -713,8 +719,9 @@ impl Pool {
                 || state.has_too_many()
                 || (state.retired && nobody_waits)
             {
+                state.one_less();
                 drop(state);
-                return self.close(pooled);
+                return self.see_off(pooled);
             }
             let next = if state.halted.is_some() { None } else { state.waiters.pop_front() };
             match next {
@@ -752,8 +759,9 @@ impl Pool {
                     // What is idle was opened for clients in session mode; with the pool full, one must make way.
                     let full = state.open + state.dialing >= state.size;
                     let unfit = if full { state.idle.pop() } else { None };
+                    unfit.iter().for_each(|_| state.one_less());
                     drop(state);
-                    return unfit.into_iter().for_each(|pooled| self.close(pooled));
+                    return unfit.into_iter().for_each(|pooled| self.see_off(pooled));
                 };
                 (state.waiters.pop_front(), pooled)
             };
@@ -775,12 +783,20 @@ impl Pool {
         self.lost();
     }
 
+    /// Closes one that is counted no longer. Whatever decides on the count must not count what is about to be closed, so
+    /// it is taken from it together with that decision.
+    fn see_off(self: &Arc<Self>, pooled: Box<Pooled>) {
+        pooled.goodbye();
+        self.has_room();
+    }
+
     fn lost(self: &Arc<Self>) {
-        {
-            let mut state = self.state.lock();
-            state.open = state.open.saturating_sub(1);
-            state.successors = state.successors.min(state.open.saturating_sub(state.size));
-        }
+        self.state.lock().one_less();
+        self.has_room();
+    }
+
+    /// One of the host's places is free.
+    fn has_room(self: &Arc<Self>) {
         self.host.give_back();
         self.host.next_turn(self);
     }
@@ -819,7 +835,7 @@ impl Pool {
 
     fn close_outworn(self: &Arc<Self>) {
         for pooled in self.tend_idle() {
-            self.close(pooled);
+            self.see_off(pooled);
         }
     }
 
@@ -846,6 +862,7 @@ impl Pool {
             }
         }
         state.idle = kept;
+        gone.iter().for_each(|_| state.one_less());
         gone
     }
 }

@@ -75,9 +75,11 @@ impl Pool {
         let idle = {
             let mut state = self.state.lock();
             state.halted = Some(halt);
-            if halt == Halt::Paused { std::mem::take(&mut state.idle) } else { Vec::new() }
+            let idle = if halt == Halt::Paused { std::mem::take(&mut state.idle) } else { Vec::new() };
+            idle.iter().for_each(|_| state.one_less());
+            idle
         };
-        idle.into_iter().for_each(|pooled| self.close(pooled));
+        idle.into_iter().for_each(|pooled| self.see_off(pooled));
     }
 
     /// Lends again; false if it did so already.

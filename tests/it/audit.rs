@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 
 use super::console::{OPERATORS, cell, console};
-use super::house::{Pgusher, eventually, warehouse};
+use super::house::{Pgusher, eventually, size, warehouse};
 use super::state::done;
 use super::wire::{Raw, query, startup};
 
@@ -292,7 +292,7 @@ fn a_file_that_cannot_be_written_is_said_at_the_start() {
 }
 
 #[test]
-fn who_was_in_prod_is_answered_at_once_of_a_million_events() {
+fn who_was_in_prod_is_answered_at_once() {
     let folder = super::house::temporary_folder("who");
     let path = folder.join("audit.jsonl");
     let audit_file = pgusher::audit::Audit::open(&path, 64 << 20).unwrap();
@@ -300,13 +300,16 @@ fn who_was_in_prod_is_answered_at_once_of_a_million_events() {
     // Written by hand, because what counts is reading: three lines a session, a third of them in prod.
     let mut text = String::new();
     let now = SystemTime::now();
-    let sessions = 333_334_u64;
+    // A million events in full; a build without optimizations is some ten times slower.
+    let sessions = size(33_334, 333_334) as u64;
+    // Over a fortnight.
+    let step = 1_333_336 / sessions;
     let at = |ago: u64| humantime(now - Duration::from_secs(ago));
     let mut expected = 0;
     for n in 0..sessions {
         let environment = if n % 3 == 0 { "prod" } else { "dev" };
         let user = format!("user{}", n % 100);
-        let began = (sessions - n) * 4 + 2;
+        let began = (sessions - n) * step + 2;
         expected += u64::from(n % 3 == 0 && began - 1 <= 7 * 86_400 && user == "user42");
         let common = format!(
             "\"session\":\"5f3a9c1e-{n}\",\"user\":\"{user}\",\"database\":\"warehouse\",\"environment\":\"{environment}\",\
@@ -350,9 +353,7 @@ fn who_was_in_prod_is_answered_at_once_of_a_million_events() {
     assert_eq!(row["transactions"].as_u64(), Some(expected * 2));
     assert_eq!(row["reasons"][1], "environment = \"prod\" from user");
     eprintln!("who, of {} events: {} users in {took:?}", sessions * 3, rows.len());
-    // A build without optimizations is some ten times slower.
-    let bound = if cfg!(debug_assertions) { Duration::from_secs(15) } else { Duration::from_secs(1) };
-    assert!(took < bound, "{took:?}");
+    assert!(took < Duration::from_secs(1) || cfg!(debug_assertions), "{took:?}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
