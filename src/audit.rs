@@ -109,6 +109,8 @@ struct Entry {
 /// What can be seen of it.
 #[derive(Debug, Default)]
 struct State {
+    /// Nothing comes any more.
+    closing: AtomicBool,
     /// The disk takes nothing.
     failing: AtomicBool,
     failures: AtomicU64,
@@ -208,6 +210,7 @@ impl Audit {
     /// Writes what waits, and ends. Blocks; what the disk does not take is lost.
     pub fn close(&self) {
         if let Some(open) = &self.0 {
+            open.state.closing.store(true, Ordering::Release);
             drop(open.sender.lock().take());
             if let Some(writer) = open.writer.lock().take() {
                 let _ = writer.join();
@@ -256,11 +259,16 @@ impl Writer {
                 last_sync = Instant::now();
             }
             match outcome {
+                Ok(()) if ended => return,
                 Ok(()) => self.works(),
-                Err(error) => self.fails(&error, ended),
-            }
-            if ended {
-                return;
+                Err(error) => {
+                    // Whoever ends does not wait until somebody makes room.
+                    let gives_up = ended || self.state.closing.load(Ordering::Acquire);
+                    self.fails(&error, gives_up);
+                    if gives_up {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -321,7 +329,8 @@ impl Writer {
     fn fails(&mut self, error: &io::Error, last: bool) {
         self.state.failures.fetch_add(1, Ordering::Relaxed);
         self.state.failing.store(true, Ordering::Release);
-        self.batch.iter_mut().for_each(|entry| drop(entry.written.take()));
+        // What somebody waits for does not happen now.
+        self.batch.retain(|entry| entry.written.is_none());
         if self.is_time_to_remind() || last {
             let (file, waiting) = (self.chain.path().display(), self.batch.len());
             error!(%file, %error, waiting, "the audit cannot be written: events wait, and are lost when too many do");

@@ -231,9 +231,12 @@ impl Config {
         self.server.audit_file.as_deref().map(|path| self.beside(path))
     }
 
-    /// Where grants are kept.
+    /// Where grants are kept: a relative path is meant from systemd's `StateDirectory`, if there is one.
     pub fn grants_file(&self) -> PathBuf {
-        self.beside(&self.server.grants_file)
+        match std::env::var_os("STATE_DIRECTORY") {
+            Some(folder) => Path::new(&folder).join(&**self.server.grants_file),
+            None => self.beside(&self.server.grants_file),
+        }
     }
 
     /// Reads and checks a file.

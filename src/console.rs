@@ -279,9 +279,10 @@ impl Session {
         if refuses && !self.proxy.audit.record_surely(|| self.event(command).text("outcome", "begun")).await {
             return Err(audit::not_written());
         }
+        let mut told = Told { proxy: &self.proxy, event: Some(self.event(command)), outcome: "left" };
         let acted = act::act(&self.proxy, &self.user, command).await;
-        let outcome = acted.as_ref().err().map_or("done", |refusal| refusal.sqlstate.0);
-        self.proxy.audit.record(|| self.event(command).text("outcome", outcome));
+        told.outcome = acted.as_ref().err().map_or("done", |refusal| refusal.sqlstate.0);
+        drop(told);
         acted
     }
 
@@ -415,6 +416,21 @@ impl Session {
         }
         wire::message(&mut self.out, b'3', |_| {});
         Ok(())
+    }
+}
+
+/// Tells the audit of a command when it is over, also of one whose operator has left while it waited.
+struct Told<'a> {
+    proxy: &'a Proxy,
+    event: Option<Event>,
+    outcome: &'static str,
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        if let Some(event) = self.event.take() {
+            self.proxy.audit.record(|| event.text("outcome", self.outcome));
+        }
     }
 }
 

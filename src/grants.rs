@@ -1,7 +1,9 @@
 //! Access for a while: environments that users may request until a time, given by operators and kept over restarts.
 
-use std::fs::File;
+use std::ffi::OsString;
+use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -74,32 +76,27 @@ impl Grant {
     }
 }
 
-/// All of them; written to their file at each change.
+/// All of them, as they stand in their file. Other processes may change that: each locks `FILE.lock` while it does.
 #[derive(Debug)]
 pub struct Grants {
     path: PathBuf,
     now: ArcSwap<Vec<Grant>>,
-    changing: Mutex<()>,
+    /// Which edition of the file was read last.
+    read: Mutex<Option<(u64, SystemTime)>>,
 }
 
 impl Grants {
     /// Those that a file holds, if there is one. One that cannot be understood is put aside and said: nobody gets more
     /// than the configuration gives by that.
     pub fn load(path: PathBuf) -> Self {
-        let grants = match std::fs::read(&path) {
-            Ok(text) => understand(&text).unwrap_or_else(|why| {
-                let aside = path.with_extension("broken");
-                let moved = std::fs::rename(&path, &aside).is_ok();
-                error!(file = %path.display(), why, moved, "the grants cannot be read: none holds");
-                Vec::new()
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => {
-                error!(file = %path.display(), %error, "the grants cannot be read: none holds");
-                Vec::new()
-            }
-        };
-        Self { path, now: ArcSwap::from_pointee(grants), changing: Mutex::default() }
+        let grants = Self { path, now: ArcSwap::default(), read: Mutex::default() };
+        if let Err(error) = grants.read_again() {
+            let aside = grants.path.with_extension("broken");
+            let broken = error.kind() == io::ErrorKind::InvalidData;
+            let moved = broken && std::fs::rename(&grants.path, &aside).is_ok();
+            error!(file = %grants.path.display(), %error, moved, "the grants cannot be read: none holds");
+        }
+        grants
     }
 
     /// Where they are kept.
@@ -122,65 +119,110 @@ impl Grants {
         all.iter().filter(|grant| grant.user == *user && grant.until > now).cloned().collect()
     }
 
-    /// One more, in place of another of the same environment to the same user.
+    /// One more, in place of another of the same environment to the same user. Blocks.
     ///
     /// # Errors
     /// It cannot be written; then it does not hold.
     pub fn add(&self, grant: Grant) -> io::Result<()> {
-        let _one_at_a_time = self.changing.lock();
-        let mut grants = Vec::clone(&self.now.load());
-        grants.retain(|known| !known.is_for(grant.user.as_str(), grant.environment.as_str()));
-        grants.push(grant);
-        grants.sort_by_key(|grant| grant.until);
-        self.keep(grants)
+        self.change(|grants| {
+            grants.retain(|known| !known.is_for(grant.user.as_str(), grant.environment.as_str()));
+            grants.push(grant);
+            grants.sort_by_key(|grant| grant.until);
+        })
     }
 
-    /// Ends one; what it was, if there was one.
+    /// Ends one; what it was, if there was one. Blocks.
     ///
     /// # Errors
     /// It cannot be written; then it still holds.
     pub fn remove(&self, user: &str, environment: &str) -> io::Result<Option<Grant>> {
-        let _one_at_a_time = self.changing.lock();
-        let mut grants = Vec::clone(&self.now.load());
-        let Some(at) = grants.iter().position(|grant| grant.is_for(user, environment)) else {
-            return Ok(None);
-        };
-        let removed = grants.remove(at);
-        self.keep(grants)?;
-        Ok(Some(removed))
+        let mut removed = None;
+        self.change(|grants| {
+            removed = grants.extract_if(.., |grant| grant.is_for(user, environment)).next()
+        })?;
+        Ok(removed)
     }
 
-    /// Ends those whose time is over. They hold no longer even if that cannot be written.
+    /// Whether somebody's time is over, or another process has changed the file.
+    pub fn are_due(&self) -> bool {
+        let now = SystemTime::now();
+        self.now.load().iter().any(|grant| grant.until <= now) || edition(&self.path) != *self.read.lock()
+    }
+
+    /// Takes up what another process has changed, and ends those whose time is over: they hold no longer even if that
+    /// cannot be written. Those that this process has ended. Blocks.
     pub fn expire(&self) -> Vec<Grant> {
         let now = SystemTime::now();
-        if self.now.load().iter().all(|grant| grant.until > now) {
-            return Vec::new();
+        let is_over = |grant: &mut Grant| grant.until <= now;
+        let mut over = Vec::new();
+        let changed = match self.read_again() {
+            Ok(()) if !self.now.load().iter().any(|grant| grant.until <= now) => return over,
+            Ok(()) => self.change(|grants| over = grants.extract_if(.., is_over).collect()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = changed {
+            error!(file = %self.path.display(), %error, "the grants cannot be read or written");
+            let mut left = Vec::clone(&self.now.load());
+            over = left.extract_if(.., is_over).collect();
+            self.now.store(Arc::new(left));
+            *self.read.lock() = edition(&self.path);
         }
-        let _one_at_a_time = self.changing.lock();
-        let (left, over): (Vec<_>, Vec<_>) = self.now.load().iter().cloned().partition(|g| g.until > now);
-        if let Err(error) = self.write(&left) {
-            error!(file = %self.path.display(), %error, "the grants cannot be written");
-        }
-        self.now.store(Arc::new(left));
         over
     }
 
-    fn keep(&self, grants: Vec<Grant>) -> io::Result<()> {
+    fn change(&self, change: impl FnOnce(&mut Vec<Grant>)) -> io::Result<()> {
+        let lock = private().write(true).open(beside(&self.path, "lock"))?;
+        lock.lock()?;
+        self.read_again()?;
+        let mut grants = Vec::clone(&self.now.load());
+        change(&mut grants);
         self.write(&grants)?;
         self.now.store(Arc::new(grants));
+        *self.read.lock() = edition(&self.path);
+        lock.unlock()
+    }
+
+    fn read_again(&self) -> io::Result<()> {
+        let read = edition(&self.path);
+        let grants = match std::fs::read(&self.path) {
+            Ok(text) => understand(&text).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        self.now.store(Arc::new(grants));
+        *self.read.lock() = read;
         Ok(())
     }
 
     /// The old file or the new one is there, whatever happens.
     fn write(&self, grants: &[Grant]) -> io::Result<()> {
         let written: Vec<_> = grants.iter().map(Grant::written).collect();
-        let aside = self.path.with_extension("new");
-        let mut file = File::create(&aside)?;
+        let aside = beside(&self.path, "new");
+        let mut file = private().write(true).truncate(true).open(&aside)?;
         serde_json::to_writer_pretty(&mut file, &written)?;
         file.write_all(b"\n")?;
         file.sync_all()?;
         std::fs::rename(&aside, &self.path)
     }
+}
+
+/// Nobody else's business.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create(true).mode(0o600);
+    options
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(format!(".{suffix}"));
+    name.into()
+}
+
+/// What tells one edition of a file from another; `None` if there is none.
+fn edition(path: &Path) -> Option<(u64, SystemTime)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.ino(), metadata.modified().ok()?))
 }
 
 fn understand(text: &[u8]) -> Result<Vec<Grant>, String> {

@@ -149,14 +149,20 @@ fn keep_alive(socket: &SockRef<'_>, keepidle: Duration) {
     }
 }
 
-/// Accepts clients until the proxy closes.
-pub async fn run(proxy: Arc<Proxy>, listener: Listener) {
+/// Accepts clients until the proxy closes. Who waits in the queue of a socket that is not ours, waits for the next process.
+pub async fn run(proxy: Arc<Proxy>, listener: Listener, is_ours: bool) {
+    let _open = proxy.door.clone();
     let open = Arc::new(AtomicUsize::new(0));
     let mut keepidle = *proxy.generation().config.server.tcp_keepidle;
     loop {
         let accepted = tokio::select! {
             biased;
-            () = proxy.closing.cancelled() => return last_ones(&proxy, listener, &open),
+            () = proxy.closing.cancelled() => {
+                if is_ours {
+                    last_ones(&proxy, listener, &open);
+                }
+                return;
+            }
             accepted = accept(&listener) => accepted,
         };
         match accepted {
@@ -227,7 +233,9 @@ fn start(proxy: &Arc<Proxy>, socket: Socket, peer: String, logging_in: &Arc<Atom
     }
     let (proxy, logging_in) = (proxy.clone(), logging_in.clone());
     let tasks = proxy.runtimes.tasks.clone();
+    let arriving = proxy.door.clone();
     tasks.spawn(async move {
+        let _arriving = arriving;
         session::serve(proxy, socket, peer).await;
         logging_in.fetch_sub(1, Ordering::AcqRel);
     });

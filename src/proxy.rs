@@ -210,8 +210,8 @@ pub struct LiveSession {
     pub application_name: Box<str>,
     /// Its TLS, if it has any.
     pub tls: Option<Tls>,
-    /// The generation that told it to leave; 0 if none has.
-    pub told: AtomicU64,
+    /// It was told to leave, because it stands where its user does not go any more.
+    pub told: Mutex<bool>,
 }
 
 /// A place among the clients that are counted: of all, of a user, of a connection.
@@ -254,6 +254,8 @@ pub struct Proxy {
     pub audit: Audit,
     /// Who may go where for a while.
     pub grants: Arc<Grants>,
+    /// One for each listener that is open, and for each client that is not in yet.
+    pub door: Arc<()>,
     /// Set when no more clients are to be accepted.
     pub closing: CancellationToken,
     reloading: Mutex<()>,
@@ -295,6 +297,7 @@ impl Proxy {
             listening: AtomicBool::new(false),
             counters: Counters::default(),
             audit,
+            door: Arc::default(),
             grants,
             closing: CancellationToken::new(),
             reloading: Mutex::default(),
@@ -415,7 +418,7 @@ impl Proxy {
         if let Some(halt) = self.halted() {
             new.pools.values().for_each(|pool| pool.halt(halt));
         }
-        self.settle(&new);
+        self.settle();
         self.remember(Known::in_force(&new));
         info!(generation = new.number, "configuration reloaded");
         Ok(new)
@@ -464,7 +467,7 @@ impl Proxy {
         self.grants.add(grant.clone()).map_err(|error| self.not_kept(&error))?;
         info!(user = %grant.user, environment = %grant.environment, by = %grant.by, "environment granted");
         self.audit.record(|| of_grant("grant", grant).text("by", &grant.by));
-        self.settle(&self.generation());
+        self.settle();
         Ok(())
     }
 
@@ -479,16 +482,15 @@ impl Proxy {
             Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message).hint("SHOW GRANTS lists them.")
         })?;
         self.grant_ended(&revoked, "revoke", Some(by));
-        self.settle(&self.generation());
+        self.settle();
         Ok(())
     }
 
-    fn end_grants(&self) {
+    /// Ends those whose time is over, and settles whoever came by them, or by one that another process has changed.
+    fn tend_grants(&self) {
         let over = self.grants.expire();
         over.iter().for_each(|grant| self.grant_ended(grant, "grant_ended", None));
-        if !over.is_empty() {
-            self.settle(&self.generation());
-        }
+        self.settle();
     }
 
     fn grant_ended(&self, grant: &Grant, event: &'static str, by: Option<&UserName>) {
@@ -503,18 +505,21 @@ impl Proxy {
     }
 
     /// Tells the sessions whose route is not theirs any more.
-    fn settle(&self, generation: &Generation) {
-        for session in self.sessions.iter() {
-            self.settle_one(generation, &session);
+    fn settle(&self) {
+        for session in self.live_sessions() {
+            self.settle_one(&session);
         }
     }
 
-    fn settle_one(&self, generation: &Generation, session: &LiveSession) {
+    /// Whoever decides last decides by what holds last: one at a time for each session, by what holds then.
+    fn settle_one(&self, session: &LiveSession) {
+        let mut told = session.told.lock();
+        let generation = self.generation();
         let on_move = *generation.config.server.on_move;
         match generation.moved(session) {
             Some(detail) if on_move != OnMove::Keep => {
                 let message = "terminating connection because its route changed";
-                if session.told.swap(generation.number, Ordering::AcqRel) == 0 {
+                if !std::mem::replace(&mut *told, true) {
                     self.audit.record(|| self.event("move", session).text("why", &detail));
                 }
                 let refusal = Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail(detail);
@@ -522,10 +527,9 @@ impl Proxy {
             }
             Some(_) => {}
             // An earlier reload may have moved it away, and this one back.
-            None if !self.is_draining() => {
-                if session.told.swap(0, Ordering::AcqRel) != 0 {
-                    self.audit.record(|| self.event("stay", session).number("generation", generation.number));
-                }
+            None if *told && !self.is_draining() => {
+                *told = false;
+                self.audit.record(|| self.event("stay", session).number("by_generation", generation.number));
                 session.orders.take_back();
             }
             None => {}
@@ -584,19 +588,11 @@ impl Proxy {
         self.next_session.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A session lives. If the configuration changed, or drain began, while it logged in, it is told at once.
+    /// A session lives. If its route changed, or drain began, while it logged in, it is told at once.
     pub fn enter(&self, session: &Arc<LiveSession>) {
         self.sessions.insert(session.id, session.clone());
-        // A reload that settles while this one is looked at sees it already: the last one to look is the newest.
-        let mut known = session.place.generation;
-        loop {
-            let generation = self.generation.load();
-            if generation.number == known {
-                break;
-            }
-            known = generation.number;
-            self.settle_one(&generation, session);
-        }
+        // A reload, or a grant that has ended since, settles it from now on; until now it could not.
+        self.settle_one(session);
         if self.is_draining() {
             session.orders.give(Order { now: false, refusal: shutdown() });
         }
@@ -751,7 +747,7 @@ impl Proxy {
             Shutdown::WaitForServers => self.drain_within(Duration::from_secs(86_400)).await,
             Shutdown::WaitForClients => {
                 self.closing.cancel();
-                while self.sessions() > 0 {
+                while self.sessions() > 0 || Arc::strong_count(&self.door) > 1 {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
                 self.drain_within(Duration::ZERO).await;
@@ -767,7 +763,10 @@ impl Proxy {
             for pool in self.generation().pools.values() {
                 pool.tend();
             }
-            self.end_grants();
+            if self.grants.are_due() {
+                let proxy = self.clone();
+                let _ = tokio::task::spawn_blocking(move || proxy.tend_grants()).await;
+            }
         }
     }
 }

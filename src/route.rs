@@ -184,7 +184,7 @@ pub fn resolve(
     let warnings = question.near_misses(&found);
     let granted = question.granted(attributes);
     let place = match (found.places.as_slice(), request) {
-        // What is granted is there to be requested, or where a value leads nowhere: nobody is moved by it.
+        // What is granted is there to be requested; it decides only for those whose values lead nowhere.
         ([], None) if !granted.is_empty() => question.only_granted(&granted, &mut reasons)?,
         (_, Some(name)) if granted.iter().any(|(place, _)| question.name(*place).as_str() == name) => {
             let allowed: Vec<_> = granted.iter().map(|(place, _)| *place).collect();

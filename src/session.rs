@@ -2,10 +2,11 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
+use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Duration, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -170,22 +171,45 @@ async fn log_in(
         since: SystemTime::now(),
         application_name: String::from_utf8_lossy(application_name).into(),
         tls: arrival.reader.stream.tls(),
-        told: AtomicU64::new(0),
+        told: Mutex::default(),
     });
+    let mut entering = Entering { proxy, live: &live, key: &key, audited: true, done: false };
     if let Err(refusal) = audit_login(proxy, config, &live).await {
-        proxy.keys.withdraw(&key);
+        entering.audited = false;
         let route = &live.place.route;
         return Err(refusal.in_environment(route.environment().as_str(), route.connection().as_str()));
     }
     let greeting = greeting(settings.reported(), &facts, &key, notice.as_deref());
     arrival.owed.extend_from_slice(&greeting);
     if arrival.pay().await.is_err() {
-        proxy.keys.withdraw(&key);
-        audit_end(proxy, &live, (0, (0, 0)), "the client left");
         return Err(Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left"));
     }
+    entering.done = true;
+    drop(entering);
     let core = Core::new(live.id, mode, proxy.interner.clone(), facts, settings);
     Ok(LoggedIn { live, core, pool, lease, slot, key, seat })
+}
+
+/// A client whose login is nearly done. Dropped before it is, also because its time is over, it leaves nothing.
+struct Entering<'a> {
+    proxy: &'a Proxy,
+    live: &'a LiveSession,
+    key: &'a CancelKey,
+    /// The audit was told where it goes.
+    audited: bool,
+    done: bool,
+}
+
+impl Drop for Entering<'_> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        self.proxy.keys.withdraw(self.key);
+        if self.audited {
+            audit_end(self.proxy, self.live, (0, (0, 0)), "it did not come in");
+        }
+    }
 }
 
 /// What the client is told of its settings: without a connection where one is not needed.
@@ -249,7 +273,7 @@ fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant
     });
     proxy.enter(&live);
     // A token in place of a tracked task: the tracker would be asked at every poll.
-    let registered = Registered { proxy, live, key, _seat: seat, _token: tasks.token() };
+    let registered = Registered { proxy, live, key, told: false, _seat: seat, _token: tasks.token() };
     match engine {
         Ok(engine) => drop(data.spawn(Life { engine, registered, accepted })),
         Err(error) => warn!(peer = %registered.live.peer, %error, "a socket was lost between the runtimes"),
@@ -272,6 +296,7 @@ impl Future for Life {
         if let Cause::Refused(refusal) = &end.cause {
             this.registered.proxy.counters.refused(refusal);
         }
+        this.registered.told = true;
         farewell(&this.registered.proxy, &this.registered.live, &end, this.accepted);
         Poll::Ready(())
     }
@@ -282,12 +307,17 @@ struct Registered {
     proxy: Arc<Proxy>,
     live: Arc<LiveSession>,
     key: CancelKey,
+    /// How it ended was told.
+    told: bool,
     _seat: Seat,
     _token: TaskTrackerToken,
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        if !self.told {
+            audit_end(&self.proxy, &self.live, (0, (0, 0)), "pgusher ended");
+        }
         self.proxy.keys.withdraw(&self.key);
         self.proxy.leave(self.live.id);
     }

@@ -10,9 +10,12 @@ use std::time::SystemTime;
 use serde::Deserialize;
 
 use super::Event;
+use super::read::files;
 
 /// What stands in place of the hash before the first line.
 const NOTHING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// The length of a file that is to be looked at before it is written.
+const UNKNOWN: u64 = u64::MAX;
 /// The longest line that is looked for at the end of a file.
 const MAX_LINE: u64 = 4 << 20;
 
@@ -63,6 +66,17 @@ pub(super) fn read_head(file: &File) -> io::Result<Option<Head>> {
     Ok(seq.zip(hash).map(|(seq, hash)| Head { seq, hash: hash.to_owned() }))
 }
 
+/// How a file ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tail {
+    /// With a whole line, or it is empty.
+    Whole,
+    /// With a line that lacks its newline.
+    Unended,
+    /// With the beginning of a line, so many bytes.
+    Torn(u64),
+}
+
 /// See the module. Several processes may write to one file: each locks `FILE.head` while it does.
 #[derive(Debug)]
 pub(super) struct Chain {
@@ -82,8 +96,7 @@ impl Chain {
     pub fn open(path: &Path, max_size: u64) -> io::Result<Self> {
         let file = open(path)?;
         let head_file = open_head(path)?;
-        // A length that no file has: it is read at the first append.
-        let length = u64::MAX;
+        let length = UNKNOWN;
         Ok(Self { path: path.to_owned(), max_size, file, head_file, head: Head::default(), length, first: 0 })
     }
 
@@ -95,8 +108,13 @@ impl Chain {
         self.head.clone()
     }
 
-    pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    pub fn sync(&mut self) -> io::Result<()> {
+        let synced = self.file.sync_data();
+        if synced.is_err() {
+            // Something may be gone, and the system says that once only.
+            self.length = UNKNOWN;
+        }
+        synced
     }
 
     /// Writes all of these or none; true if anything was written.
@@ -108,12 +126,14 @@ impl Chain {
     }
 
     fn append_locked<'a>(&mut self, events: impl IntoIterator<Item = &'a Event>) -> io::Result<bool> {
-        let torn = self.catch_up()?;
+        let tail = self.catch_up()?;
         let mut lines = Vec::new();
         let mut head = self.head.clone();
-        if torn > 0 {
+        if tail != Tail::Whole {
             lines.push(b'\n');
-            push(&mut lines, &mut head, &Event::new("recovered").number("torn", torn));
+        }
+        if let Tail::Torn(bytes) = tail {
+            push(&mut lines, &mut head, &Event::new("recovered").number("torn", bytes));
         }
         let first = head.seq + 1;
         events.into_iter().for_each(|event| push(&mut lines, &mut head, event));
@@ -121,8 +141,9 @@ impl Chain {
             return Ok(false);
         }
         if let Err(error) = self.file.write_all(&lines) {
-            // Whatever part of it was written is no line.
-            self.file.set_len(self.length)?;
+            // Whatever part of it was written is no line. What is there is to be looked at again.
+            let length = std::mem::replace(&mut self.length, UNKNOWN);
+            self.file.set_len(length)?;
             return Err(error);
         }
         if self.length == 0 {
@@ -139,42 +160,61 @@ impl Chain {
         self.head_file.write_all_at(format!("{:020} {}\n", self.head.seq, self.head.hash).as_bytes(), 0)
     }
 
-    /// Finds the end of the file, if it is not as we left it; how many bytes of an unfinished line it has.
-    fn catch_up(&mut self) -> io::Result<u64> {
+    /// Finds the end of the file, if it is not as we left it.
+    fn catch_up(&mut self) -> io::Result<Tail> {
         let here = self.file.metadata()?;
         let there = std::fs::metadata(&self.path).ok();
         let same = there.as_ref().is_some_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino()));
         if same && here.len() == self.length {
-            return Ok(0);
+            return Ok(Tail::Whole);
         }
+        self.length = UNKNOWN;
         if !same {
             self.file = open(&self.path)?;
         }
-        self.length = self.file.metadata()?.len();
-        let (last, torn) = last_line(&mut self.file, self.length)?;
+        let length = self.file.metadata()?.len();
+        let (last, rest) = last_line(&mut self.file, length)?;
         let last = match last {
-            Some(line) => {
-                let link: Link = serde_json::from_slice(&line).map_err(|_| self.strange())?;
-                Some(Head { seq: link.seq, hash: hash(&line) })
-            }
-            None => None,
+            Some(line) => Some(self.head_of(&line)?),
+            None => self.last_of_earlier()?,
         };
         // The chain goes on from what was written last, also if that is not there any more: so it is seen.
-        self.head = match (read_head(&self.head_file)?, last) {
+        let head = match (read_head(&self.head_file)?, last) {
             (Some(head), Some(last)) if head.seq < last.seq => last,
             (Some(head), _) => head,
             (None, last) => last.unwrap_or_default(),
         };
-        self.first = match first_line(&self.file)? {
-            Some(line) => serde_json::from_slice::<Link>(&line).map_or(self.head.seq, |link| link.seq),
-            None => self.head.seq + 1,
+        let follows = |link: &Link| link.seq == head.seq + 1 && link.prev == head.hash;
+        let (head, tail) = match serde_json::from_slice::<Link>(&rest).ok().filter(follows) {
+            // All but its newline was written.
+            Some(link) => (Head { seq: link.seq, hash: hash(&rest) }, Tail::Unended),
+            None if rest.is_empty() => (head, Tail::Whole),
+            None => (head, Tail::Torn(rest.len() as u64)),
         };
-        Ok(torn)
+        self.first = match first_line(&self.file)? {
+            Some(line) => serde_json::from_slice::<Link>(&line).map_or(head.seq, |link| link.seq),
+            None => head.seq + 1,
+        };
+        (self.head, self.length) = (head, length);
+        Ok(tail)
     }
 
-    fn strange(&self) -> io::Error {
-        let message = format!("{} does not end with a line of an audit", self.path.display());
-        io::Error::new(io::ErrorKind::InvalidData, message)
+    fn head_of(&self, line: &[u8]) -> io::Result<Head> {
+        let link: Link = serde_json::from_slice(line).map_err(|_| {
+            let message = format!("{} does not end with a line of an audit", self.path.display());
+            io::Error::new(io::ErrorKind::InvalidData, message)
+        })?;
+        Ok(Head { seq: link.seq, hash: hash(line) })
+    }
+
+    /// The last line of the newest of the files that were put away.
+    fn last_of_earlier(&self) -> io::Result<Option<Head>> {
+        let Some(newest) = files(&self.path)?.into_iter().rfind(|path| *path != self.path) else {
+            return Ok(None);
+        };
+        let mut file = File::open(newest)?;
+        let length = file.metadata()?.len();
+        last_line(&mut file, length)?.0.map(|line| self.head_of(&line)).transpose()
     }
 
     /// If the file is long enough, it gets the number of its first line behind its name, and a new one is begun.
@@ -189,12 +229,21 @@ impl Chain {
     }
 
     fn rotate_locked(&mut self) -> io::Result<()> {
-        self.catch_up()?;
-        if self.length < self.max_size {
+        if self.catch_up()? != Tail::Whole || self.length < self.max_size {
+            // The next line says what there is.
+            self.length = UNKNOWN;
             return Ok(());
         }
         self.file.sync_data()?;
-        std::fs::rename(&self.path, beside(&self.path, &format!(".{:012}", self.first)))?;
+        self.head_file.sync_data()?;
+        let aside = beside(&self.path, &format!(".{:012}", self.first));
+        if aside.exists() {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!("{} is there already", aside.display()),
+            ));
+        }
+        std::fs::rename(&self.path, aside)?;
         self.file = open(&self.path)?;
         self.length = 0;
         Ok(())
@@ -219,15 +268,15 @@ fn open_head(path: &Path) -> io::Result<File> {
     options.read(true).write(true).create(true).truncate(false).mode(0o600).open(beside(path, ".head"))
 }
 
-/// The last whole line, and how many bytes stand behind it.
-fn last_line(file: &mut File, length: u64) -> io::Result<(Option<Vec<u8>>, u64)> {
+/// The last whole line, and what stands behind it.
+fn last_line(file: &mut File, length: u64) -> io::Result<(Option<Vec<u8>>, Vec<u8>)> {
     let from = length.saturating_sub(MAX_LINE);
     file.seek(SeekFrom::Start(from))?;
     let mut tail = Vec::new();
     file.take(MAX_LINE).read_to_end(&mut tail)?;
-    let Some(end) = memchr::memrchr(b'\n', &tail) else { return Ok((None, tail.len() as u64)) };
+    let Some(end) = memchr::memrchr(b'\n', &tail) else { return Ok((None, tail)) };
     let start = memchr::memrchr(b'\n', &tail[..end]).map_or(0, |at| at + 1);
-    Ok((Some(tail[start..end].to_vec()), (tail.len() - end - 1) as u64))
+    Ok((Some(tail[start..end].to_vec()), tail.split_off(end + 1)))
 }
 
 fn first_line(file: &File) -> io::Result<Option<Vec<u8>>> {

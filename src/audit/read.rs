@@ -30,6 +30,32 @@ pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(all)
 }
 
+/// All files as they are at one moment, each with its length, and the head.
+///
+/// # Errors
+/// A file cannot be read, or there is none.
+pub(super) fn open_all(path: &Path) -> io::Result<(Vec<(PathBuf, File, u64)>, Option<Head>)> {
+    // The lock keeps files from being exchanged between the look for them and their being opened.
+    let head_file = File::open(beside(path, ".head")).ok();
+    if let Some(head) = &head_file {
+        head.lock_shared()?;
+    }
+    let mut parts = Vec::new();
+    for path in files(path)? {
+        let file = File::open(&path)?;
+        let length = file.metadata()?.len();
+        parts.push((path, file, length));
+    }
+    let head = head_file.as_ref().map(read_head).transpose()?.flatten();
+    if let Some(file) = &head_file {
+        file.unlock()?;
+    }
+    if parts.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no {}", path.display())));
+    }
+    Ok((parts, head))
+}
+
 /// Something that is wrong, or to be known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
@@ -76,31 +102,14 @@ impl Verified {
 /// # Errors
 /// A file cannot be read, or there is none.
 pub fn verify(path: &Path, known: Option<&str>) -> io::Result<Verified> {
-    // The lock keeps files from being exchanged between the look for them and their being opened.
-    let head_file = File::open(beside(path, ".head")).ok();
-    if let Some(head) = &head_file {
-        head.lock_shared()?;
-    }
-    let mut parts = Vec::new();
-    for path in files(path)? {
-        let file = File::open(&path)?;
-        let length = file.metadata()?.len();
-        parts.push((path, file.take(length)));
-    }
-    let head = head_file.as_ref().map(read_head).transpose()?.flatten();
-    if let Some(file) = &head_file {
-        file.unlock()?;
-    }
-    if parts.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no {}", path.display())));
-    }
+    let (parts, head) = open_all(path)?;
     let mut look = Look {
         seen: Verified { files: parts.len(), ..Verified::default() },
         known: known.map(str::to_ascii_lowercase),
         ..Look::default()
     };
-    for (path, part) in parts {
-        look.file(&path, BufReader::with_capacity(1 << 20, part))?;
+    for (path, file, length) in parts {
+        look.file(&path, BufReader::with_capacity(1 << 20, file.take(length)))?;
     }
     Ok(look.end(path, head))
 }

@@ -13,7 +13,7 @@ use memchr::memmem;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::read::files;
+use super::read::open_all;
 
 /// How much of a file one thread takes at a time.
 const PIECE: u64 = 8 << 20;
@@ -109,14 +109,9 @@ struct Found {
 /// A file cannot be read, or there is none.
 pub fn who(path: &Path, question: &Question<'_>) -> io::Result<BTreeMap<String, Visits>> {
     let mut pieces = Vec::new();
-    for path in files(path)? {
-        let file = File::open(&path)?;
-        let length = file.metadata()?.len();
+    for (_, file, length) in open_all(path)?.0 {
         let file = std::sync::Arc::new(file);
         pieces.extend((0..length.div_ceil(PIECE)).map(|n| (file.clone(), n * PIECE, length)));
-    }
-    if pieces.is_empty() && !path.exists() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no {}", path.display())));
     }
     let since = humantime::format_rfc3339_micros(question.since.max(SystemTime::UNIX_EPOCH)).to_string();
     let (next, all) = (AtomicUsize::new(0), Mutex::new(Ok(Found::default())));

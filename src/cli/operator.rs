@@ -56,8 +56,9 @@ async fn say(config: &tokio_postgres::Config, command: &str) -> Result<Rows, Str
     let (client, mut connection) = config.connect(NoTls).await.map_err(|error| in_words(&error))?;
     let notices = async move {
         let mut notices = Vec::new();
-        while let Some(message) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
-            if let Ok(tokio_postgres::AsyncMessage::Notice(notice)) = message {
+        // An error is the end: who asked is told of it.
+        while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            if let tokio_postgres::AsyncMessage::Notice(notice) = message {
                 notices.push(notice.message().to_owned());
             }
         }

@@ -40,8 +40,14 @@ pub fn serve(file: &Path) -> ExitCode {
     match runtimes(&checked.config.server) {
         Ok((control, data)) => {
             let ended = control.block_on(run(checked, dropped, control.handle(), data.handle()));
+            // What is left of the sessions ends with the runtimes: only then is nothing more to be told.
             data.stop();
             control.shutdown_background();
+            let ended = ended.map(|audit| {
+                audit.record(|| Event::new("stop").number("pid", pid()));
+                audit.close();
+                info!("stopped");
+            });
             ended.map_or_else(
                 |why| {
                     eprintln!("{why}");
@@ -153,18 +159,24 @@ fn runtimes(server: &Server) -> std::io::Result<(Runtime, DataPlane)> {
     Ok((control, DataPlane::start(threads)?))
 }
 
-/// Until it has ended.
+/// Until it has ended; what is to be told of that, and closed.
 ///
 /// # Errors
 /// Why it could not begin.
-async fn run(checked: Checked, dropped: ErrorCounter, control: &Handle, data: &Handle) -> Result<(), String> {
+async fn run(
+    checked: Checked,
+    dropped: ErrorCounter,
+    control: &Handle,
+    data: &Handle,
+) -> Result<Audit, String> {
     // Before anybody can connect: whoever sees it listen may signal it.
     let signals = Signals::listen().map_err(|error| format!("cannot listen to signals: {error}"))?;
     let audit = open_audit(&checked)?;
     let server = &checked.config.server;
     let inherited = listener::inherited(server)
         .map_err(|error| format!("a socket of the service manager cannot be listened on: {error}"))?;
-    let listeners = match inherited.is_empty() {
+    let is_ours = inherited.is_empty();
+    let listeners = match is_ours {
         true => listener::bind(server)
             .map_err(|(address, error)| format!("cannot listen on {address}: {error}"))?,
         false => inherited,
@@ -181,8 +193,10 @@ async fn run(checked: Checked, dropped: ErrorCounter, control: &Handle, data: &H
     }
     proxy.counters.log_lines_dropped(dropped);
     control.spawn(proxy.clone().tend());
-    let accepting: Vec<_> =
-        listeners.into_iter().map(|listener| control.spawn(listener::run(proxy.clone(), listener))).collect();
+    let accepting: Vec<_> = listeners
+        .into_iter()
+        .map(|listener| control.spawn(listener::run(proxy.clone(), listener, is_ours)))
+        .collect();
     control.spawn(service::watchdog(data.clone()));
     control.spawn(service::bury_orphans());
     proxy.listens();
@@ -197,11 +211,7 @@ async fn run(checked: Checked, dropped: ErrorCounter, control: &Handle, data: &H
     }
     proxy.runtimes.tasks.close();
     let _ = tokio::time::timeout(LAST_TASKS, proxy.runtimes.tasks.wait()).await;
-    proxy.audit.record(|| Event::new("stop").number("pid", pid()));
-    let audit = proxy.audit.clone();
-    let _ = tokio::task::spawn_blocking(move || audit.close()).await;
-    info!("stopped");
-    Ok(())
+    Ok(proxy.audit.clone())
 }
 
 fn pid() -> u64 {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::file::{self, AuthType, File, OnUnmatched, SslMode};
+use super::file::{self, AuditFailure, AuthType, File, OnUnmatched, SslMode};
 use super::read::{Named, Problems, Setting, Strings};
 use super::{
     Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Target, UpstreamScram, UpstreamTls, User,
@@ -89,6 +89,14 @@ fn check_server(file: &File, problems: &mut Problems) {
     let server = &file.server;
     if server.listen.is_empty() {
         problems.error(server.listen.span(), "`listen` is empty");
+    }
+    if *server.audit_failure == AuditFailure::Refuse && server.audit_file.is_none() {
+        problems
+            .error(
+                server.audit_failure.span(),
+                "`audit_failure = \"refuse\"` without an `audit_file` refuses nobody",
+            )
+            .help("set audit_file");
     }
     let Some(tls) = &*server.tls else { return };
     let verifies = matches!(*tls.mode, SslMode::VerifyCa | SslMode::VerifyFull);

@@ -357,8 +357,8 @@ options! {
         /// What happens while the audit cannot be written (a full disk): in any case the log, `SHOW AUDIT` and the metrics
         /// say so.
         Reload audit_failure: AuditFailure = AuditFailure::Continue;
-        /// Where the environments are kept that `GRANT ENVIRONMENT` has given for a while (relative to the configuration's
-        /// folder). It is written at each grant, and in its folder.
+        /// Where the environments are kept that `GRANT ENVIRONMENT` has given for a while (relative to systemd's
+        /// `StateDirectory`, where there is one, else to the configuration's folder). It is written at each grant, and in its folder.
         Restart grants_file: String = "pgusher-grants.json".to_owned();
         /// The form of the log (on standard error).
         Restart log_format: LogFormat = LogFormat::Text;

@@ -9,6 +9,9 @@ use crate::proxy::Shutdown;
 /// The longest command.
 const MAX_COMMAND: usize = 64 << 10;
 
+/// The longest reason of a grant: it stands in every line of the audit about a session that came by it.
+const MAX_REASON: usize = 500;
+
 /// One command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -188,6 +191,9 @@ fn grant(words: &[String]) -> Result<Command, Refusal> {
     let is = |i: usize, word: &str| words.get(i).is_some_and(|w| w.eq_ignore_ascii_case(word));
     let is_whole = words.len() == 9
         && [(1, "ENVIRONMENT"), (3, "TO"), (5, "FOR"), (7, "REASON")].iter().all(|(i, word)| is(*i, word));
+    if words.get(8).is_some_and(|reason| reason.len() > MAX_REASON) {
+        return Err(syntax(format!("the reason of a grant is longer than {MAX_REASON} bytes")));
+    }
     if !is_whole || words[8].trim().is_empty() {
         let refusal = syntax("a grant needs an environment, a user, a time and a reason");
         return Err(refusal.hint("GRANT ENVIRONMENT name TO user FOR '1h' REASON 'why'"));

@@ -49,8 +49,9 @@ fn identity(subject: &str, base: &Facts, other: &Facts, report: &mut Report) {
         () if one != two => {
             report.ok(subject, format!("another server than the base's (system_identifier {two})"));
         }
-        () if base.is_standby != other.is_standby => {
-            report.ok(subject, "a standby or the primary of the base's server (same system_identifier)");
+        () if base.started != other.started => {
+            let text = "another server than the base's, and a copy of it: a standby, or restored from it (same system_identifier)";
+            report.ok(subject, text);
         }
         () if base.database == other.database => report.wrong(
             subject,

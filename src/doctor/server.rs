@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
 
 use super::{Known, Report};
 use crate::config::file::SslMode;
 use crate::config::{Config, Connection, Host, Server};
 use crate::stream::Stream;
 use crate::upstream::{Dialer, UpstreamError, rows};
+
+/// How long it may take to answer what it is.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What it is.
 const ABOUT: &str = "SELECT pg_catalog.current_setting('server_version'), \
@@ -19,8 +24,8 @@ const ABOUT: &str = "SELECT pg_catalog.current_setting('server_version'), \
     pg_catalog.current_setting('superuser_reserved_connections')::int - \
     coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int, \
     d.datconnlimit, r.rolconnlimit, r.rolsuper, \
-    (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'client backend' \
-     AND a.pid <> pg_catalog.pg_backend_pid()) \
+    (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid IS NOT NULL AND a.usename <> current_user), \
+    pg_catalog.pg_postmaster_start_time() \
     FROM pg_catalog.pg_database d, pg_catalog.pg_roles r \
     WHERE d.datname = pg_catalog.current_database() AND r.rolname = current_user";
 const IDENTIFIER: &str = "SELECT system_identifier FROM pg_catalog.pg_control_system()";
@@ -55,6 +60,8 @@ pub(super) struct Facts {
     others: i64,
     /// Of the cluster: two databases with the same one are in one server, or in copies of it.
     pub identifier: Option<String>,
+    /// Of this very server.
+    pub started: String,
     pub database: String,
     pub extensions: Names,
     pub schemas: Names,
@@ -88,7 +95,8 @@ pub(super) async fn examine(
     let took = began.elapsed().as_millis();
     let encryption = backend.stream.tls().map_or("no TLS", |tls| tls.word());
     report.expiry(subject, backend.stream.peer_certificates());
-    match ask(&mut backend.stream, connection, parity).await {
+    let asked = timeout(PATIENCE, ask(&mut backend.stream, connection, parity)).await;
+    match asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok((facts, is_superuser)) => {
             let (target, standby) = (&connection.target, if facts.is_standby { ", a standby" } else { "" });
             report.ok(
@@ -164,6 +172,7 @@ async fn ask(stream: &mut Stream, connection: &Connection, parity: bool) -> io::
         database_limit: number(7),
         role_limit: number(8),
         others: number(10),
+        started: about[11].clone(),
         // A role may not be allowed to ask.
         identifier: first(stream, IDENTIFIER).await.ok().flatten().map(|row| row[0].clone()),
         database: connection.target.database.clone(),
@@ -226,8 +235,9 @@ pub(super) fn limits(config: &Config, known: &Known, report: &mut Report) {
         let allowed = connections.iter().map(|(_, facts)| facts.max_connections).min().unwrap_or(0);
         let others = connections.iter().map(|(_, facts)| facts.others).max().unwrap_or(0);
         let subject = format!("server {host}:{port}");
-        let text =
-            format!("it allows {allowed} connections, our pools may open {need}, and {others} are open now");
+        let text = format!(
+            "it allows {allowed} connections, our pools may open {need}, and others have {others} open now"
+        );
         let hint = "Lower pool_size or max_host_connections, or raise max_connections: otherwise clients will be told 53300.";
         match () {
             () if need > allowed => report.wrong(&subject, text, hint),

@@ -258,6 +258,21 @@ fn a_full_disk_stops_no_session_and_is_loud() {
 }
 
 #[test]
+fn a_full_disk_does_not_keep_the_process_from_ending() {
+    let mut pgusher = limited(&config(""), 16);
+    // More events than are written at once wait for room.
+    for _ in 0..1500 {
+        drop(Raw::login(pgusher.address(), "raw"));
+    }
+    pgusher.signal("TERM");
+    let asked = Instant::now();
+    assert!(pgusher.child.wait().unwrap().success());
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    let (whole, said) = verify(&file(&pgusher));
+    assert!(whole, "{said}");
+}
+
+#[test]
 fn whoever_wants_it_refuses_logins_that_cannot_be_told() {
     let config = config("audit_failure = \"refuse\"");
     let pgusher = limited(&config, 16);

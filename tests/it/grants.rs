@@ -132,3 +132,52 @@ fn a_grant_that_cannot_be_is_refused_and_changes_nothing() {
     assert!(land(&pgusher, "raw", Some("prod")).is_err());
     assert!(pgusher.folder.join("pgusher-grants.broken").exists() && pgusher.log().contains("none holds"));
 }
+
+/// While one process takes over from another, what is granted and revoked in either holds in both.
+#[test]
+fn two_processes_share_their_grants() {
+    let folder = super::house::temporary_folder("grants");
+    let grants = folder.join("grants.json");
+    let config = warehouse(&format!("grants_file = \"{}\"", grants.display()), "", "") + OPERATORS + DEVON;
+    let (one, two) = (Pgusher::start(&config), Pgusher::start(&config));
+    let lands = |pgusher: &Pgusher| land(pgusher, "devon", Some("prod")).is_ok();
+    let mut operator = console(&one, "operator");
+    done(&mut operator, "GRANT ENVIRONMENT prod TO devon FOR '1h' REASON 'x'");
+    eventually("the other one knows", || lands(&two));
+    done(&mut operator, "GRANT ENVIRONMENT prod TO raw FOR '2s' REASON 'short'");
+    let mut there = Raw::login_with(
+        two.address(),
+        0x0003_0000,
+        &[("user", "devon"), ("database", "warehouse"), ("pgusher.environment", "prod")],
+    );
+    assert_eq!(there.value("SELECT current_database()"), "prod");
+    done(&mut console(&one, "operator"), "REVOKE ENVIRONMENT prod FROM devon");
+    assert_eq!(there.next().unwrap().field('C'), "57P01");
+    // What ends by itself meanwhile brings nothing back.
+    eventually("the short one is over", || !std::fs::read_to_string(&grants).unwrap().contains("short"));
+    std::thread::sleep(Duration::from_millis(1200));
+    assert!(!lands(&one) && !lands(&two));
+    assert!(!std::fs::read_to_string(&grants).unwrap().contains("devon"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// A login that is under way when its grant ends is not left where it may not be.
+#[test]
+fn a_login_that_waits_while_its_grant_ends_does_not_stay() {
+    let config = warehouse("pool_mode = \"session\"", "", "pool_size = 1") + OPERATORS + DEVON;
+    let pgusher = Pgusher::start(&config);
+    let mut operator = console(&pgusher, "operator");
+    done(&mut operator, "GRANT ENVIRONMENT prod TO devon FOR '1h' REASON 'x'");
+    // The only connection is taken.
+    let first = Raw::login(pgusher.address(), "rawprod");
+    let mut late = Raw::connect(pgusher.address());
+    let pairs = [("user", "devon"), ("database", "warehouse"), ("pgusher.environment", "prod")];
+    late.send(&startup(0x0003_0000, &pairs));
+    std::thread::sleep(Duration::from_millis(300));
+    done(&mut operator, "REVOKE ENVIRONMENT prod FROM devon");
+    drop(first);
+    let answer = late.until_ready();
+    let ended =
+        answer.last().is_some_and(|m| m.tag == 'E') || late.next().is_some_and(|m| m.field('C') == "57P01");
+    assert!(ended, "{answer:?}");
+}
