@@ -138,7 +138,7 @@ impl Grants {
     pub fn remove(&self, user: &str, environment: &str) -> io::Result<Option<Grant>> {
         let mut removed = None;
         self.change(|grants| {
-            removed = grants.extract_if(.., |grant| grant.is_for(user, environment)).next()
+            removed = grants.extract_if(.., |grant| grant.is_for(user, environment)).next();
         })?;
         Ok(removed)
     }

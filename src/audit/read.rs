@@ -30,11 +30,14 @@ pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// All files as they are at one moment, each with its length, and the head.
+/// A file, open, with the length that it had.
+pub(super) type Part = (PathBuf, File, u64);
+
+/// All files as they are at one moment, and the head.
 ///
 /// # Errors
 /// A file cannot be read, or there is none.
-pub(super) fn open_all(path: &Path) -> io::Result<(Vec<(PathBuf, File, u64)>, Option<Head>)> {
+pub(super) fn open_all(path: &Path) -> io::Result<(Vec<Part>, Option<Head>)> {
     // The lock keeps files from being exchanged between the look for them and their being opened.
     let head_file = File::open(beside(path, ".head")).ok();
     if let Some(head) = &head_file {
