@@ -33,6 +33,7 @@ if [ "${1:-}" = tools ]; then
   /usr/bin/python3 -c 'import psycopg2' 2>/dev/null || missing+=(python3-psycopg2)
   /usr/bin/python3 -c 'import psycopg' 2>/dev/null || missing+=(python3-psycopg)
   command -v promtool >/dev/null || missing+=(prometheus)
+  command -v npm >/dev/null || missing+=(nodejs npm)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

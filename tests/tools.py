@@ -174,12 +174,28 @@ def alerts(_):
     return "each is raised by what it is for"
 
 
+def grafana(_):
+    """Grafana's own published types of a dashboard, checked by TypeScript."""
+    folder = REPOSITORY / "target/tools"
+    folder.mkdir(parents=True, exist_ok=True)
+    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), "@grafana/schema@11", "typescript@5"]
+    subprocess.run(install, check=True, timeout=300)
+    dashboard = (REPOSITORY / "docs/grafana.json").read_text()
+    types = "@grafana/schema/dist/esm/raw/dashboard/x/dashboard_types.gen"
+    source = folder / "dashboard.ts"
+    source.write_text(f'import type {{ Dashboard }} from "{types}";\nconst dashboard: Dashboard = {dashboard};\nexport default dashboard;\n')
+    said = run([str(folder / "node_modules/.bin/tsc"), "--noEmit", "--skipLibCheck", "--moduleResolution", "node",
+                "--target", "es2020", str(source)])
+    assert not said, said
+    return f"{len(json.loads(dashboard)['panels'])} panels and rows are of Grafana's types"
+
+
 METRICS = {}
 
 
 def main():
     failed = 0
-    tools = (exporter, pgcli, psql, psycopg2, psycopg3, prometheus, alerts)
+    tools = (exporter, pgcli, psql, psycopg2, psycopg3, prometheus, alerts, grafana)
     with tempfile.TemporaryDirectory(prefix="pgusher-tools-") as folder:
         port = free_port()
         config = pathlib.Path(folder) / "pgusher.toml"
