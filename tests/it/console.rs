@@ -600,7 +600,7 @@ fn random_commands_are_answered_and_no_secret_is_ever_shown() {
         "BEGIN",
         "COMMIT",
         "SELECT",
-        "1",
+        "17",
         "DRAIN",
         "ENVIRONMENT",
         "nowhere",
