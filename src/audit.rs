@@ -20,7 +20,7 @@ use tracing::{error, info};
 
 use crate::error::{Fault, Refusal, SqlState};
 use chain::Chain;
-pub use chain::Head;
+pub use chain::{Head, beside};
 pub use read::{Finding, Verified, files, verify};
 pub use who::{Question, Visits, who};
 
@@ -165,11 +165,6 @@ impl Audit {
         let writer = std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&receiver))?;
         let (sender, writer) = (Mutex::new(Some(sender)), Mutex::new(Some(writer)));
         Ok(Self(Some(Arc::new(Open { run, sender, state, writer }))))
-    }
-
-    /// Whether there is one.
-    pub fn is_on(&self) -> bool {
-        self.0.is_some()
     }
 
     /// What a session is called in it: also that of another process is told apart.

@@ -1,6 +1,5 @@
 //! Access for a while: environments that users may request until a time, given by operators and kept over restarts.
 
-use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -13,6 +12,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
+use crate::audit::beside;
 use crate::names::{EnvironmentName, UserName};
 
 /// The longest that an environment is granted for.
@@ -171,7 +171,7 @@ impl Grants {
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Grant>)) -> io::Result<()> {
-        let lock = private().write(true).open(beside(&self.path, "lock"))?;
+        let lock = private().write(true).open(beside(&self.path, ".lock"))?;
         lock.lock()?;
         self.read_again()?;
         let mut grants = Vec::clone(&self.now.load());
@@ -197,7 +197,7 @@ impl Grants {
     /// The old file or the new one is there, whatever happens.
     fn write(&self, grants: &[Grant]) -> io::Result<()> {
         let written: Vec<_> = grants.iter().map(Grant::written).collect();
-        let aside = beside(&self.path, "new");
+        let aside = beside(&self.path, ".new");
         let mut file = private().write(true).truncate(true).open(&aside)?;
         serde_json::to_writer_pretty(&mut file, &written)?;
         file.write_all(b"\n")?;
@@ -211,12 +211,6 @@ fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.create(true).mode(0o600);
     options
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(format!(".{suffix}"));
-    name.into()
 }
 
 /// What tells one edition of a file from another; `None` if there is none.

@@ -13,7 +13,6 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -21,6 +20,7 @@ use tracing::{debug, warn};
 
 use crate::metrics;
 use crate::proxy::Proxy;
+use crate::stream;
 
 /// How many clients at a time.
 const MAX_CLIENTS: usize = 64;
@@ -62,13 +62,7 @@ async fn ready(State(proxy): State<Arc<Proxy>>) -> (StatusCode, &'static str) {
 /// # Errors
 /// As bind(2) and listen(2).
 pub fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    TcpListener::from_std(stream::listen(address, shared, BACKLOG)?)
 }
 
 /// Serves until the process ends: whoever watches sees it drain. With `so_reuseport`, until another process is to be

@@ -1,7 +1,6 @@
 //! Binds, accepts, and starts a session for each client.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,14 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use listenfd::ListenFd;
-use socket2::{Domain, SockRef, Socket as RawSocket, TcpKeepalive, Type};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::{info, warn};
 
 use crate::config::{ListenAddress, Server};
 use crate::proxy::Proxy;
 use crate::session;
-use crate::stream::Socket;
+use crate::stream::{self, Socket};
 
 const BACKLOG: i32 = 4096;
 /// How long accepting rests when the system has no more descriptors or memory.
@@ -68,7 +67,8 @@ pub fn bind(server: &Server) -> Result<Vec<Listener>, (ListenAddress, io::Error)
     let mut listeners = Vec::new();
     for address in server.listen.iter() {
         let listener = match &**address {
-            ListenAddress::Tcp(address) => bind_tcp(*address, *server.tcp_keepidle, shared),
+            ListenAddress::Tcp(address) => stream::listen(*address, shared, BACKLOG)
+                .and_then(|listener| listen_on(listener, *server.tcp_keepidle)),
             ListenAddress::Unix(folder) => bind_unix(folder, port, shared),
         };
         listeners.push(listener.map_err(|e| ((**address).clone(), e))?);
@@ -77,20 +77,7 @@ pub fn bind(server: &Server) -> Result<Vec<Listener>, (ListenAddress, io::Error)
 }
 
 /// What is set on a listening socket, every client of it inherits (on Linux): none of them costs a system call.
-fn bind_tcp(address: SocketAddr, keepidle: Duration, shared: bool) -> io::Result<Listener> {
-    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    listen_on(socket.into(), keepidle)
-}
-
 fn listen_on(listener: std::net::TcpListener, keepidle: Duration) -> io::Result<Listener> {
-    listener.set_nonblocking(true)?;
     let socket = SockRef::from(&listener);
     socket.set_tcp_nodelay(true)?;
     keep_alive(&socket, keepidle);
@@ -107,6 +94,7 @@ pub fn inherited(server: &Server) -> io::Result<Vec<Listener>> {
     for i in 0..sockets.len() {
         // What is of another kind stays where it is.
         if let Ok(Some(tcp)) = sockets.take_tcp_listener(i) {
+            tcp.set_nonblocking(true)?;
             listeners.push(listen_on(tcp, *server.tcp_keepidle)?);
         } else if let Some(unix) = sockets.take_unix_listener(i)? {
             unix.set_nonblocking(true)?;

@@ -194,18 +194,6 @@ impl Plan {
     /// The kind of a change by which users lose their environment and fall back to the base: that must be wanted.
     pub const FALLBACK: &str = "fallback";
 
-    /// Whether nothing changes.
-    pub fn is_empty(&self) -> bool {
-        let lists = [
-            self.routes.is_empty(),
-            self.sessions.is_empty(),
-            self.opened.is_empty(),
-            self.closed.is_empty(),
-        ];
-        let others = [self.changed.is_empty(), self.secrets.is_empty(), self.settings.is_empty()];
-        lists.iter().chain(&others).all(|is_empty| *is_empty)
-    }
-
     /// As a table: what kind of change, of what, from, to, and what to know about it. What reaches production is first.
     pub fn rows(&self) -> Vec<[String; 5]> {
         let row = |kind: &str, subject: String, from: String, to: String, note: &str| {

@@ -1,10 +1,12 @@
 //! A socket, plain or under TLS, of either side; it can move from one runtime to another.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use rustls::pki_types::CertificateDer;
+use socket2::{Domain, Socket as RawSocket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{client, server};
@@ -39,6 +41,23 @@ pub enum Stream {
     Server(Box<server::TlsStream<Socket>>),
     /// TLS, ours being the client.
     Client(Box<client::TlsStream<Socket>>),
+}
+
+/// A TCP socket that listens; `shared` with other processes that say so, too (`SO_REUSEPORT`). Of IPv6, it takes IPv4, too.
+///
+/// # Errors
+/// As bind(2) and listen(2).
+pub fn listen(address: SocketAddr, shared: bool, backlog: i32) -> io::Result<std::net::TcpListener> {
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog)?;
+    Ok(socket.into())
 }
 
 macro_rules! on_socket {

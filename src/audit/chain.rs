@@ -48,7 +48,7 @@ pub(super) fn hash(line: &[u8]) -> String {
 }
 
 /// The file with a suffix behind its name.
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()

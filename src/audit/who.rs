@@ -144,7 +144,7 @@ fn read_piece(file: &File, from: u64, length: u64) -> io::Result<Vec<u8>> {
     let start = from.saturating_sub(1);
     let mut bytes = vec![0; usize::try_from(end - start).unwrap_or(0)];
     file.read_exact_at(&mut bytes, start)?;
-    let mut rest = vec![0; MAX_LINE.min(64 << 10)];
+    let mut rest = vec![0; 64 << 10];
     let mut at = end;
     while at < length
         && bytes.last() != Some(&b'\n')
@@ -219,9 +219,6 @@ impl Found {
     }
 
     fn user(&mut self, line: &Line<'_>) -> &mut Visits {
-        if !self.users.contains_key(&*line.user) {
-            self.users.insert(line.user.clone().into_owned(), Visits::default());
-        }
         let visits = self.users.entry(line.user.clone().into_owned()).or_default();
         if visits.first.is_empty() || *visits.first > *line.at {
             visits.first = line.at.clone().into_owned();

@@ -222,7 +222,7 @@ fn pid() -> u64 {
 ///
 /// # Errors
 /// What is wrong with its file, and what to do.
-pub fn open_audit(checked: &Checked) -> Result<Audit, String> {
+fn open_audit(checked: &Checked) -> Result<Audit, String> {
     let server = &checked.config.server;
     let Some(path) = checked.config.audit_file() else { return Ok(Audit::default()) };
     Audit::open(&path, server.audit_max_size.0).map_err(|error| {
