@@ -8,16 +8,20 @@ mod check;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use secrecy::SecretString;
+use uuid::Uuid;
 
 use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
 use crate::secret::Secret;
 use crate::verifier::ScramVerifier;
-use file::{AuthType, ChannelBinding, Console, OnUnmatched, PoolMode, SslMode, SslNegotiation};
+use file::{
+    AuthType, ChannelBinding, Console, OnUnmatched, PoolMode, Role, SecretStore, SslMode, SslNegotiation,
+};
 use read::Problems;
 
 pub use file::{ClientTls, ListenAddress, LogFormat, LogLevel, OnMove, Server};
@@ -46,6 +50,59 @@ pub struct Config {
     pub users: BTreeMap<UserName, Arc<User>>,
     /// SHA-256 of the files of certificates and keys, as they were when this was read; by what they are for.
     pub certificates: BTreeMap<String, Vec<u8>>,
+    /// `[management]`
+    pub management: Management,
+}
+
+/// `[management]`
+#[derive(Debug, Clone)]
+pub struct Management {
+    /// Where the API is, if it is on.
+    pub listen: Option<SocketAddr>,
+    /// Who may use it.
+    pub tokens: Vec<Token>,
+    /// Of one token.
+    pub requests_per_minute: u32,
+    /// Of one address.
+    pub max_failed_requests: u32,
+    /// Where passwords go.
+    pub secrets: SecretStore,
+    /// And in which folder.
+    pub secrets_folder: PathBuf,
+}
+
+/// `[management.tokens.NAME]`
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    /// What it is called.
+    pub name: String,
+    /// What its bearer may do.
+    pub role: Role,
+    /// SHA-256 of the token.
+    pub digest: [u8; 32],
+}
+
+impl Management {
+    /// Each setting with its value; of tokens only their names and roles.
+    pub fn shown(&self) -> Vec<(String, String)> {
+        let listen = self.listen.map(|address| address.to_string());
+        let tokens: Vec<_> = self.tokens.iter().map(|t| format!("{} ({})", t.name, t.role.word())).collect();
+        let settings = [
+            ("listen", listen.unwrap_or_default()),
+            ("tokens", tokens.join(", ")),
+            ("requests_per_minute", self.requests_per_minute.to_string()),
+            ("max_failed_requests", self.max_failed_requests.to_string()),
+            ("secrets", self.secrets.word().to_owned()),
+            ("secrets_folder", self.secrets_folder.display().to_string()),
+        ];
+        settings.map(|(name, value)| (format!("management.{name}"), value)).to_vec()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({})", self.name)
+    }
 }
 
 /// A file whose parts were found good; its routes are still to be reviewed (`route::review`).
@@ -64,6 +121,8 @@ pub struct Draft {
 pub struct Checked {
     /// The settings.
     pub config: Config,
+    /// As they are written.
+    pub file: file::File,
     /// Only warnings.
     pub warnings: Problems,
 }
@@ -137,6 +196,8 @@ pub struct UpstreamScram {
 pub struct Connection {
     /// Its name.
     pub name: ConnectionName,
+    /// What the management API calls it.
+    pub id: Uuid,
     /// The database.
     pub target: Target,
     /// The password, if it has one.

@@ -1,4 +1,4 @@
-//! HTTP for operators and their tools: `/metrics`, `/healthz`, `/readyz`.
+//! HTTP/1.1 for operators and their tools, with bounds on how slow and how many they may be; `/metrics`, `/healthz`, `/readyz`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,25 +6,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
+use crate::config::file::SslMode;
 use crate::metrics;
 use crate::proxy::Proxy;
 use crate::stream;
 
 /// How many clients at a time.
 const MAX_CLIENTS: usize = 64;
-/// How long a request's head may take, and a whole connection.
+/// How long a request's head may take (and TLS before it), and a whole connection.
 const HEAD: Duration = Duration::from_secs(10);
 const CONNECTION: Duration = Duration::from_secs(60);
 /// The longest head.
@@ -32,8 +38,24 @@ const MAX_HEAD: usize = 16 << 10;
 const BACKLOG: i32 = 128;
 /// How long accepting rests when the system has no more descriptors or memory.
 const REST: Duration = Duration::from_millis(100);
+/// The first byte of TLS: a record of its handshake (RFC 8446, section 5.1).
+const TLS_HANDSHAKE: u8 = 22;
 
-fn router(proxy: Arc<Proxy>) -> Router {
+/// Whether an address speaks TLS, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Security {
+    /// Never.
+    Plain,
+    /// As the clients of PostgreSQL may or must.
+    AsClients,
+}
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// What `metrics_listen` serves.
+pub fn figures(proxy: Arc<Proxy>) -> Router {
     Router::new()
         .route("/metrics", get(all_metrics))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -67,10 +89,9 @@ pub fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
 
 /// Serves until the process ends: whoever watches sees it drain. With `so_reuseport`, until another process is to be
 /// asked.
-pub async fn run(proxy: Arc<Proxy>, listener: TcpListener) {
+pub async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router, security: Security) {
     let shared = *proxy.generation().config.server.so_reuseport;
     let closing = proxy.closing.clone();
-    let router = router(proxy);
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -78,24 +99,67 @@ pub async fn run(proxy: Arc<Proxy>, listener: TcpListener) {
             accepted = listener.accept() => accepted,
             () = closing.cancelled(), if shared => return,
         };
-        let socket = match accepted {
-            Ok((socket, _)) => socket,
+        let (socket, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 warn!(%error, "cannot accept HTTP clients for a moment");
                 tokio::time::sleep(REST).await;
                 continue;
             }
         };
-        let router = router.clone();
+        let (router, proxy) = (router.clone(), proxy.clone());
         tokio::spawn(async move {
-            let service = TowerToHyperService::new(router);
-            let mut server = http1::Builder::new();
-            server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD);
-            let connection = server.serve_connection(TokioIo::new(socket), service);
-            if let Ok(Err(error)) = timeout(CONNECTION, connection).await {
-                debug!(%error, "an HTTP client");
+            if let Err(error) = serve_client(&proxy, socket, Peer(peer), router, security).await {
+                debug!(%error, %peer, "an HTTP client");
             }
             drop(place);
         });
     }
+}
+
+/// TLS or not, as `[server] tls` says now.
+async fn serve_client(
+    proxy: &Proxy,
+    socket: TcpStream,
+    peer: Peer,
+    router: Router,
+    security: Security,
+) -> io::Result<()> {
+    let generation = proxy.generation();
+    let tls = generation.tls.as_ref().filter(|_| security == Security::AsClients);
+    let Some(tls) = tls.filter(|tls| tls.mode != SslMode::Disable) else {
+        return serve_requests(socket, peer, router).await;
+    };
+    let mut first = [0];
+    timeout(HEAD, socket.peek(&mut first)).await??;
+    if first[0] == TLS_HANDSHAKE {
+        let stream = timeout(HEAD, TlsAcceptor::from(tls.http.clone()).accept(socket)).await??;
+        return serve_requests(stream, peer, router).await;
+    }
+    match tls.mode {
+        SslMode::Allow | SslMode::Prefer => serve_requests(socket, peer, router).await,
+        _ => Err(io::Error::other("without TLS, which [server] tls requires")),
+    }
+}
+
+async fn serve_requests<S>(stream: S, peer: Peer, router: Router) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        TowerToHyperService::new(router.clone()).call(request.map(Body::new))
+    });
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD);
+    let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
+    let served = match timeout(CONNECTION, &mut connection).await {
+        Ok(served) => served,
+        Err(_) => {
+            // What is being answered is answered.
+            connection.as_mut().graceful_shutdown();
+            timeout(HEAD, connection).await?
+        }
+    };
+    served.map_err(io::Error::other)
 }

@@ -29,6 +29,7 @@ pub mod cancel;
 pub mod engine;
 // ── the house ──
 pub mod metrics;
+pub mod store;
 pub mod proxy;
 pub mod doctor;
 pub mod console;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 macro_rules! name {
     ($(#[doc = $doc:literal] $Name:ident),* $(,)?) => {$(
         #[doc = $doc]
@@ -55,4 +57,10 @@ name! {
     EnvironmentName,
     /// A named fact about a user: an `[attributes.NAME]`.
     AttributeName,
+}
+
+/// What the management API calls something that has this name: always the same (RFC 9562, version 5).
+pub fn id_of(kind: &str, name: &str) -> Uuid {
+    const OURS: Uuid = Uuid::from_u128(0x7d1f_6a52_0c5b_4f0e_9a3e_5b8d_2e61_c704);
+    Uuid::new_v5(&OURS, format!("{kind}:{name}").as_bytes())
 }

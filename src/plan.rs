@@ -137,7 +137,7 @@ pub struct Plan {
     /// Whose secrets change; never how.
     pub secrets: Vec<String>,
     /// Settings of the process.
-    pub settings: Vec<(&'static str, String, String)>,
+    pub settings: Vec<(String, String, String)>,
 }
 
 impl Plan {
@@ -176,7 +176,9 @@ impl Plan {
             let of_tls =
                 ["mode", "certificate", "key", "client_ca"].map(|name| tls(name).unwrap_or_default());
             let names = ["tls.mode", "tls.certificate", "tls.key", "tls.client_ca"];
-            config.server.shown().into_iter().chain(names.into_iter().zip(of_tls)).collect::<Vec<_>>()
+            let of_tls = names.into_iter().zip(of_tls).map(|(name, value)| (name.to_owned(), value));
+            let server = config.server.shown().into_iter().map(|(name, value)| (name.to_owned(), value));
+            server.chain(of_tls).chain(config.management.shown()).collect::<Vec<_>>()
         };
         let settings = shown(old).into_iter().zip(shown(new)).filter(|(old, new)| old != new);
         Self {
@@ -245,7 +247,7 @@ impl Plan {
             rows.push(row("secret", secret.clone(), String::new(), String::new(), "changes"));
         }
         for (name, from, to) in &self.settings {
-            rows.push(row("setting", (*name).to_owned(), from.clone(), to.clone(), ""));
+            rows.push(row("setting", name.clone(), from.clone(), to.clone(), ""));
         }
         rows
     }
@@ -295,6 +297,14 @@ fn secrets(old: &Config, new: &Config) -> Vec<String> {
             && (!same(before.password.as_ref(), user.password.as_ref()) || before.auth_type != user.auth_type)
         {
             changed.push(format!("password of user {name}"));
+        }
+    }
+    let digest_in = |config: &Config, name: &str| {
+        config.management.tokens.iter().find(|token| token.name == name).map(|token| token.digest)
+    };
+    for token in &new.management.tokens {
+        if digest_in(old, &token.name).is_some_and(|before| before != token.digest) {
+            changed.push(format!("token {}", token.name));
         }
     }
     let both = old

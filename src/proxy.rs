@@ -1,5 +1,9 @@
 //! Everything assembled: the generation in force, its pools, the sessions that live, reload, drain.
 
+mod write;
+
+pub use write::{Change, WriteError, Written};
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +23,7 @@ use crate::attribute;
 use crate::audit::{Audit, Event};
 use crate::auth::{Authenticator, Identity};
 use crate::cancel::{Keys, Slot};
-use crate::config::file::PoolMode;
+use crate::config::file::{self, PoolMode};
 use crate::config::{Checked, Config, Connection, Host, OnMove, Rejected, Server, Target};
 use crate::engine::{Order, Orders, Timeouts};
 use crate::error::{Fault, Refusal, SqlState};
@@ -48,6 +52,8 @@ pub struct Generation {
     pub number: u64,
     /// The settings.
     pub config: Config,
+    /// As they are written.
+    pub file: file::File,
     /// TLS towards clients.
     pub tls: Option<Arc<ServerTls>>,
     /// A pool for each connection.
@@ -132,10 +138,12 @@ pub struct Known {
     pub users: usize,
     /// Why it was refused.
     pub error: Option<String>,
+    /// Who or what has brought it.
+    pub by: String,
 }
 
 impl Known {
-    fn in_force(generation: &Generation) -> Self {
+    fn in_force(generation: &Generation, by: String) -> Self {
         Self {
             number: generation.number,
             at: SystemTime::now(),
@@ -143,12 +151,13 @@ impl Known {
             connections: generation.config.connections.len(),
             users: generation.config.users.len(),
             error: None,
+            by,
         }
     }
 
     fn refused(number: u64, error: String) -> Self {
-        let (at, error) = (SystemTime::now(), Some(error));
-        Self { number, at, state: "refused", connections: 0, users: 0, error }
+        let (at, error, by) = (SystemTime::now(), Some(error), "reload".to_owned());
+        Self { number, at, state: "refused", connections: 0, users: 0, error, by }
     }
 }
 
@@ -260,8 +269,8 @@ pub struct Proxy {
     pub closing: CancellationToken,
     reloading: Mutex<()>,
     history: Mutex<VecDeque<Known>>,
-    /// The texts of the configurations that were in force before, the last one last.
-    earlier: Mutex<Vec<SecretString>>,
+    /// The texts of the configurations that were in force before, and their numbers; the last one last.
+    earlier: Mutex<Vec<(u64, SecretString)>>,
     halted: Mutex<Option<Halt>>,
     end: watch::Sender<Option<Shutdown>>,
 }
@@ -277,8 +286,8 @@ impl Proxy {
         let timeouts = Timeouts::default();
         timeouts.set(&checked.config.server);
         let grants = Arc::new(Grants::load(checked.config.grants_file()));
-        let generation = build(1, checked, None, &runtimes, &hosts, &grants)?;
-        let history = Mutex::new([Known::in_force(&generation)].into());
+        let generation = build(1, Prepared::of(checked)?, None, &runtimes, &hosts, &grants);
+        let history = Mutex::new([Known::in_force(&generation, "start".into())].into());
         Ok(Arc::new(Self {
             path,
             generation: ArcSwap::from_pointee(generation),
@@ -320,7 +329,7 @@ impl Proxy {
     pub fn reload(&self) -> Result<Arc<Generation>, LoadError> {
         let _one_at_a_time = self.reloading.lock();
         let loaded = route::load(&self.path).map_err(LoadError::Rejected);
-        let applied = loaded.and_then(|checked| self.apply(checked));
+        let applied = loaded.and_then(Prepared::of).map(|prepared| self.apply(prepared, "reload"));
         match &applied {
             Ok(_) => self.counters.reloads.fetch_add(1, Ordering::Relaxed),
             Err(_) => self.counters.refused_reloads.fetch_add(1, Ordering::Relaxed),
@@ -343,16 +352,21 @@ impl Proxy {
     /// What is wrong with it.
     pub fn plan(&self, path: Option<&Path>) -> Result<Plan, LoadError> {
         let new = route::load(path.unwrap_or(&self.path)).map_err(LoadError::Rejected)?.config;
+        Ok(self.plan_of(&new))
+    }
+
+    /// What a configuration would change if it took effect now.
+    fn plan_of(&self, new: &Config) -> Plan {
         let generation = self.generation();
-        let mut plan = Plan::between(&generation.config, &new);
+        let mut plan = Plan::between(&generation.config, new);
         for session in self.live_sessions() {
-            if let Some(why) = moved(&new, &self.grants, generation.number + 1, &session) {
+            if let Some(why) = moved(new, &self.grants, generation.number + 1, &session) {
                 let (id, user) = (session.id, session.identity.user().clone());
                 plan.sessions.push(Hit { session: id, user, why });
             }
         }
         plan.sessions.sort_by_key(|hit| hit.session);
-        Ok(plan)
+        plan
     }
 
     /// The configuration that was in force before takes effect again, as a new generation. The file stays as it is. Blocks
@@ -362,9 +376,10 @@ impl Proxy {
     /// There is none, or it cannot be used any more.
     pub fn roll_back(&self) -> Result<Arc<Generation>, LoadError> {
         let _one_at_a_time = self.reloading.lock();
-        let Some(source) = self.earlier.lock().last().cloned() else { return Err(LoadError::NothingEarlier) };
-        let draft = Config::parse(&self.path, source.expose_secret()).map_err(LoadError::Rejected)?;
-        let applied = self.apply(route::review(draft).map_err(LoadError::Rejected)?)?;
+        let Some((_, source)) = self.earlier.lock().last().cloned() else {
+            return Err(LoadError::NothingEarlier);
+        };
+        let applied = self.apply(self.prepare(source.expose_secret())?, "rollback");
         // What was in force until now is no earlier one of it.
         let mut earlier = self.earlier.lock();
         earlier.pop();
@@ -389,16 +404,23 @@ impl Proxy {
         pools
     }
 
+    /// A text, as if it stood in the configuration's file. Blocks while secrets are read.
+    fn prepare(&self, source: &str) -> Result<Prepared, LoadError> {
+        let draft = Config::parse(&self.path, source).map_err(LoadError::Rejected)?;
+        Prepared::of(route::review(draft).map_err(LoadError::Rejected)?)
+    }
+
     /// A configuration takes effect.
-    fn apply(&self, checked: Checked) -> Result<Arc<Generation>, LoadError> {
+    fn apply(&self, prepared: Prepared, by: &str) -> Arc<Generation> {
         let old = self.generation();
-        checked.warnings.iter().for_each(|w| warn!("{}", checked.warnings.line(w)));
+        let warnings = &prepared.checked.warnings;
+        warnings.iter().for_each(|w| warn!("{}", warnings.line(w)));
         let new =
-            Arc::new(build(old.number + 1, checked, Some(&old), &self.runtimes, &self.hosts, &self.grants)?);
+            Arc::new(build(old.number + 1, prepared, Some(&old), &self.runtimes, &self.hosts, &self.grants));
         self.generation.store(new.clone());
         {
             let mut earlier = self.earlier.lock();
-            earlier.push(old.config.source.clone());
+            earlier.push((old.number, old.config.source.clone()));
             if earlier.len() > EARLIER {
                 earlier.remove(0);
             }
@@ -406,7 +428,7 @@ impl Proxy {
         self.timeouts.set(&new.config.server);
         let (connections, users) = (new.config.connections.len(), new.config.users.len());
         self.audit.record(|| {
-            let event = Event::new("reload").number("generation", new.number);
+            let event = Event::new("reload").number("generation", new.number).text("by", by);
             event.number("connections", connections as u64).number("users", users as u64)
         });
         for (name, pool) in &old.pools {
@@ -419,9 +441,9 @@ impl Proxy {
             new.pools.values().for_each(|pool| pool.halt(halt));
         }
         self.settle();
-        self.remember(Known::in_force(&new));
+        self.remember(Known::in_force(&new, by.to_owned()));
         info!(generation = new.number, "configuration reloaded");
-        Ok(new)
+        new
     }
 
     /// Reloads, and says in the log how that went.
@@ -825,31 +847,47 @@ fn moved(config: &Config, grants: &Grants, number: u64, session: &LiveSession) -
     }
 }
 
-/// Builds a generation. Pools of connections that lead to the same database are taken over from the old one, and
-/// changed only when everything else has been built.
+/// A configuration of which all has been made that can fail.
+struct Prepared {
+    checked: Checked,
+    tls: Option<ServerTls>,
+    settings: Vec<(Arc<Connection>, PoolSettings)>,
+}
+
+impl Prepared {
+    /// Changes nothing.
+    fn of(checked: Checked) -> Result<Self, LoadError> {
+        let config = &checked.config;
+        let folder = config.path.parent().unwrap_or(Path::new("")).to_owned();
+        let tls = match &*config.server.tls {
+            Some(tls) => Some(
+                tls::server(tls, &folder)
+                    .map_err(|error| LoadError::Tls { place: "[server] tls".into(), error })?,
+            ),
+            None => None,
+        };
+        let mut settings = Vec::new();
+        for connection in config.connections.values() {
+            let place = || format!("[connections.{}]", connection.name);
+            let dialer = Dialer::of(&config.server, connection)
+                .map_err(|error| LoadError::Tls { place: place(), error })?;
+            settings.push((connection.clone(), pool_settings(&config.server, dialer)));
+        }
+        Ok(Self { checked, tls, settings })
+    }
+}
+
+/// Builds a generation. Pools of connections that lead to the same database are taken over from the old one.
 fn build(
     number: u64,
-    checked: Checked,
+    prepared: Prepared,
     old: Option<&Generation>,
     runtimes: &Runtimes,
     hosts: &Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
     grants: &Arc<Grants>,
-) -> Result<Generation, LoadError> {
+) -> Generation {
+    let Prepared { checked, tls, settings } = prepared;
     let config = checked.config;
-    let folder = config.path.parent().unwrap_or(Path::new("")).to_owned();
-    let tls = match &*config.server.tls {
-        Some(tls) => Some(
-            tls::server(tls, &folder)
-                .map_err(|error| LoadError::Tls { place: "[server] tls".into(), error })?,
-        ),
-        None => None,
-    };
-    let mut settings = Vec::new();
-    for connection in config.connections.values() {
-        let dialer = Dialer::of(&config.server, connection)
-            .map_err(|error| LoadError::Tls { place: format!("[connections.{}]", connection.name), error })?;
-        settings.push((connection.clone(), pool_settings(&config.server, dialer)));
-    }
     let mut pools = BTreeMap::new();
     for (connection, settings) in settings {
         let known = old.and_then(|g| g.pools.get(&connection.name));
@@ -867,14 +905,15 @@ fn build(
         pools.insert(connection.name.clone(), pool);
     }
     hosts.lock().values().for_each(|host| host.set_limit(*config.server.max_host_connections));
-    Ok(Generation {
+    Generation {
         number,
         config,
+        file: checked.file,
         tls: tls.map(Arc::new),
         pools,
         places: DashMap::new(),
         grants: grants.clone(),
-    })
+    }
 }
 
 fn pool_settings(server: &Server, dialer: Dialer) -> PoolSettings {

@@ -429,7 +429,7 @@ pub fn review(draft: Draft) -> Result<Checked, Rejected> {
     if problems.refuse() {
         return Err(Rejected(Box::new(problems)));
     }
-    Ok(Checked { config, warnings: problems })
+    Ok(Checked { config, file, warnings: problems })
 }
 
 /// Values in the file that nearly are a known one.

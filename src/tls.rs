@@ -45,6 +45,8 @@ pub enum TlsError {
 pub struct ServerTls {
     /// For rustls.
     pub config: Arc<ServerConfig>,
+    /// The same for HTTP.
+    pub http: Arc<ServerConfig>,
     /// How much of it clients must use.
     pub mode: SslMode,
     /// SCRAM with channel binding to our certificate.
@@ -107,10 +109,12 @@ pub fn server(tls: &ClientTls, folder: &Path) -> Result<ServerTls, TlsError> {
     // PostgreSQL's clients resume no sessions; remembering them would cost memory for each client.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    let mut http = config.clone();
+    http.alpn_protocols = vec![b"http/1.1".to_vec()];
     let mut scram = ScramServerAuth::new();
     let pem = std::fs::read(&certificate).map_err(|e| TlsError::Pem(certificate.clone(), e.to_string()))?;
     scram.configure_certificate(&pem).map_err(|e| TlsError::Unusable(certificate, e.to_string()))?;
-    Ok(ServerTls { config: Arc::new(config), mode: *tls.mode, scram })
+    Ok(ServerTls { config: Arc::new(config), http: Arc::new(http), mode: *tls.mode, scram })
 }
 
 /// Builds the client side for an upstream; `None` if its mode is `disable` or it is reached by a unix socket.

@@ -17,7 +17,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::service;
 use crate::audit::{Audit, Event};
 use crate::config::{Checked, LogFormat, LogLevel, Server};
-use crate::http;
+use crate::http::{self, Security};
 use crate::listener;
 use crate::pool::Runtimes;
 use crate::proxy::{Proxy, Shutdown};
@@ -189,7 +189,8 @@ async fn run(
         let listener = http::bind(address, shared)
             .map_err(|error| format!("cannot listen on {address} (metrics_listen): {error}"))?;
         info!(address = %listener.local_addr().unwrap_or(address), "metrics listening");
-        control.spawn(http::run(proxy.clone(), listener));
+        let figures = http::figures(proxy.clone());
+        control.spawn(http::run(proxy.clone(), listener, figures, Security::Plain));
     }
     proxy.counters.log_lines_dropped(dropped);
     control.spawn(proxy.clone().tend());

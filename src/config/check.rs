@@ -1,5 +1,7 @@
 //! Turns a file into a checked configuration: references, what may stand only once, near misses.
 
+mod management;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +18,9 @@ use secrecy::ExposeSecret;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
+use uuid::Uuid;
+
+use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName, id_of};
 use crate::secret::{Secret, Source};
 use crate::verifier::{Verifier, is_verifier};
 
@@ -29,6 +33,7 @@ pub fn check(path: &Path, file: &File, problems: &mut Problems) -> Config {
     check_environments(file, problems);
     check_attribute_names(file, problems);
     let connections = connections(file, problems);
+    check_ids(file, &connections, problems);
     Config {
         path: path.to_owned(),
         certificates: certificates(path, file, &connections),
@@ -37,6 +42,7 @@ pub fn check(path: &Path, file: &File, problems: &mut Problems) -> Config {
         attribute_defaults: attribute_defaults(file, problems),
         groups: groups(file, problems),
         users: users(file, problems),
+        management: management::check(path, file, problems),
         source: secrecy::SecretString::default(),
         server: file.server.clone().into_inner(),
     }
@@ -76,12 +82,15 @@ fn check_secret_file(path: &Path, file: &File, problems: &mut Problems) {
         Some(Source::Plain(text)) => !is_verifier(text),
         _ => false,
     });
+    let tokens = file.management.tokens.0.iter().map(|(_, t)| &t.token);
+    let token = tokens.into_iter().find(|token| management::is_plain(token));
+    let span = plain.map(Setting::span).or(token.map(Setting::span));
     let mode = std::fs::metadata(path).map(|m| m.permissions().mode()).unwrap_or(0);
-    if let Some(password) = plain
+    if let Some(span) = span
         && mode & 0o004 != 0
     {
         let message = "this file holds a plain-text secret, and everybody on this machine can read the file";
-        problems.warning(password.span(), message).help(format!("chmod o-r {}", path.display()));
+        problems.warning(span, message).help(format!("chmod o-r {}", path.display()));
     }
 }
 
@@ -242,6 +251,7 @@ fn connection(
     let server = &file.server;
     Some(Connection {
         name: name.into(),
+        id: connection_id(name, c, problems),
         target: Target {
             host: if c.host.starts_with('/') {
                 Host::Socket(PathBuf::from(c.host.as_str()))
@@ -276,6 +286,26 @@ fn connection(
         environment: environment.map_or_else(|| base_environment(c).into(), EnvironmentName::from),
         base: environment.is_none().then(|| base(c)),
     })
+}
+
+fn connection_id(name: &str, c: &file::Connection, problems: &mut Problems) -> Uuid {
+    let Some(id) = &*c.id else { return id_of("connection", name) };
+    Uuid::parse_str(id).unwrap_or_else(|_| {
+        problems.error(c.id.span(), format!("`{id}` is not a UUID")).help("leave the key out");
+        Uuid::nil()
+    })
+}
+
+/// What the API calls things must be unique.
+fn check_ids(file: &File, connections: &BTreeMap<ConnectionName, Arc<Connection>>, problems: &mut Problems) {
+    let mut seen = BTreeMap::new();
+    for (name, connection) in connections {
+        if let Some(other) = seen.insert(connection.id, name) {
+            let span = |name: &ConnectionName| file.connections.find(name.as_str()).and_then(|c| c.id.span());
+            let message = format!("connection `{name}` has the id of connection `{other}`");
+            problems.error(span(name).or(span(other)), message);
+        }
+    }
 }
 
 fn base(c: &file::Connection) -> Base {

@@ -232,6 +232,26 @@ words! {
 }
 
 words! {
+    /// What the bearer of a token may do.
+    Role {
+        /// Look at everything, and change things.
+        Admin = "admin",
+        /// Look at everything.
+        Read = "read",
+    }
+}
+
+words! {
+    /// Where a password that comes by the API is kept.
+    SecretStore {
+        /// In a file of its own, which the configuration refers to.
+        File = "file",
+        /// In the configuration itself.
+        Inline = "inline",
+    }
+}
+
+words! {
     /// The form of the log.
     LogFormat {
         /// For people.
@@ -367,13 +387,19 @@ options! {
     }
 }
 
-impl Default for Server {
-    fn default() -> Self {
-        let mut problems = Problems::new(std::path::Path::new(""), "");
-        let empty = toml::de::DeTable::new();
-        Self::read_table(TableReader::document(&empty), &mut problems).expect("every setting has a default")
-    }
+/// A table all of whose settings have defaults.
+macro_rules! by_default {
+    ($($Name:ident),*) => {$(
+        impl Default for $Name {
+            fn default() -> Self {
+                let mut problems = Problems::new(std::path::Path::new(""), "");
+                let empty = toml::de::DeTable::new();
+                Self::read_table(TableReader::document(&empty), &mut problems).expect("every setting has a default")
+            }
+        }
+    )*};
 }
+by_default!(Server, Management);
 
 options! {
     /// One environment of a base connection.
@@ -436,6 +462,9 @@ options! {
         Reload max_pinned: Option<u32> = None;
         /// The most clients at a time.
         Login max_client_connections: u32 = 0, 0 => 1_000_000;
+        /// What the management API calls it, a UUID; by default one that is made of its name. The API writes it when it renames
+        /// a connection.
+        Reload id: Option<String> = None;
         /// Other names that clients may ask for.
         Login aliases: Vec<Setting<String>> = Vec::new();
         /// Which attribute of the user picks the environment.
@@ -496,6 +525,35 @@ options! {
 }
 
 options! {
+    /// Who may use the management API.
+    Token as "[management.tokens.NAME]" {
+        /// What is sent as `Authorization: Bearer …`, at least 16 characters: its hash (`sha256:…`; `pgusher hash-token` makes
+        /// both), or the token itself in any form of secret.
+        Reload token: Source;
+        /// What its bearer may do.
+        Reload role: Role = Role::Read;
+    }
+}
+
+options! {
+    /// The management API and its page, over HTTP. TLS is that of `[server] tls`, whose `mode` holds here, too.
+    Management as "[management]" {
+        /// The address; by default there is none, and the API is off. One that is not of this machine alone needs a token.
+        Restart listen: Option<SocketAddr> = None;
+        /// Who may use it.
+        Reload tokens: Named<Token> = Named::default();
+        /// How many requests a token has in a minute.
+        Reload requests_per_minute: u32 = 60, 1 => 1_000_000;
+        /// How many requests without a right token one address has in a minute; then it is answered nothing else than to wait.
+        Reload max_failed_requests: u32 = 10, 1 => 1_000_000;
+        /// Where passwords are kept that come by the API.
+        Reload secrets: SecretStore = SecretStore::File;
+        /// The folder for them (relative to the configuration's); by default the configuration's name with `.secrets` behind it.
+        Restart secrets_folder: Option<String> = None;
+    }
+}
+
+options! {
     /// The whole file.
     File as "the file" {
         /// See `[server]`.
@@ -508,6 +566,8 @@ options! {
         Reload groups: Named<Group> = Named::default();
         /// See `[users.NAME]`.
         Reload users: Named<User> = Named::default();
+        /// See `[management]`.
+        Reload management: Management = Management::default();
     }
 }
 
@@ -537,6 +597,8 @@ pub fn manual() -> String {
         Attribute::manual(),
         Group::manual(),
         User::manual(),
+        Management::manual(),
+        Token::manual(),
     ];
     for (title, about, options) in tables {
         let _ = write!(text, "\n## `{title}`\n\n{about}\n");

@@ -226,6 +226,7 @@ fn generations(proxy: &Proxy) -> Table {
         ("connections", Int),
         ("users", Int),
         ("error", Text),
+        ("by", Text),
     ]);
     let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
     for session in proxy.live_sessions() {
@@ -240,6 +241,7 @@ fn generations(proxy: &Proxy) -> Table {
             known.connections.into(),
             known.users.into(),
             known.error.clone().into(),
+            known.by.as_str().into(),
         ]);
     }
     table

@@ -1,0 +1,186 @@
+//! Changes of the configuration that come by the API: written to its file and in force, or neither.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use secrecy::{ExposeSecret, SecretString};
+use thiserror::Error;
+use toml_edit::{DocumentMut, InlineTable, Value};
+use tracing::warn;
+
+use super::{Generation, LoadError, Proxy};
+use crate::config::file::SecretStore;
+use crate::plan::Plan;
+use crate::store::{self, Store, StoreError};
+
+/// How the files of secrets that we have written end.
+const SUFFIX: &str = ".secret";
+
+/// A change under way.
+pub struct Change<'a> {
+    /// The file, which keeps its comments and its order.
+    pub document: DocumentMut,
+    /// What it says until now.
+    pub generation: &'a Generation,
+    is_dry: bool,
+    secrets: Vec<(PathBuf, SecretString)>,
+}
+
+impl Change<'_> {
+    /// How a secret is to stand in the file. Unless it shall stand there itself, it goes to a file of its own.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn secret(&mut self, owner: &str, secret: &SecretString) -> io::Result<Value> {
+        let management = &self.generation.config.management;
+        if self.is_dry || management.secrets == SecretStore::Inline {
+            return Ok(Value::from(secret.expose_secret()));
+        }
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(io::Error::other)?;
+        // Never the file of before: an earlier configuration may be gone back to.
+        let name = format!("{owner}-{:016x}{SUFFIX}", u64::from_be_bytes(random));
+        let path = management.secrets_folder.join(name);
+        let path = std::path::absolute(path)?;
+        let mut reference = InlineTable::new();
+        reference.insert("file", path.display().to_string().into());
+        self.secrets.push((path, secret.clone()));
+        Ok(reference.into())
+    }
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub struct Written {
+    /// What is in force now.
+    pub generation: Arc<Generation>,
+    /// Whether the file had to be changed.
+    pub is_changed: bool,
+    /// What it would change, or has changed.
+    pub plan: Plan,
+    /// What somebody should look at.
+    pub warnings: Vec<String>,
+}
+
+/// Why nothing was changed.
+#[derive(Debug, Error)]
+pub enum WriteError<E> {
+    /// It cannot be asked for.
+    #[error("{0}")]
+    Edit(E),
+    /// The file is not as it was, or not to be written.
+    #[error("{0}")]
+    Store(StoreError),
+    /// The file cannot be edited.
+    #[error("{0}")]
+    Toml(toml_edit::TomlError),
+    /// The configuration would be wrong.
+    #[error("{0}")]
+    Load(LoadError),
+    /// A secret cannot be written.
+    #[error("the secret cannot be written to {}: {error}", path.display())]
+    Secret {
+        /// Where to.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+impl Proxy {
+    /// Changes the file, and what is in force with it; or, `dry`, only says what would change. Blocks.
+    ///
+    /// # Errors
+    /// Why it does not; then nothing was changed.
+    pub fn write<E>(
+        &self,
+        by: &str,
+        is_dry: bool,
+        edit: impl FnOnce(&mut Change<'_>) -> Result<(), E>,
+    ) -> Result<Written, WriteError<E>> {
+        let _one_at_a_time = self.reloading.lock();
+        let generation = self.generation();
+        let old = generation.config.source.expose_secret();
+        // A look changes nothing: a file that is read-only may be looked at.
+        let store = match is_dry {
+            true => None,
+            false => Some(Store::open(&self.path).map_err(WriteError::Store)?),
+        };
+        store::expect(&self.path, old).map_err(WriteError::Store)?;
+        let document = old.parse().map_err(WriteError::Toml)?;
+        let mut change = Change { document, generation: &generation, is_dry, secrets: Vec::new() };
+        edit(&mut change).map_err(WriteError::Edit)?;
+        let new = change.document.to_string();
+        let mut files = NewFiles::default();
+        if !is_dry {
+            files.write(&change.secrets).map_err(|(path, error)| WriteError::Secret { path, error })?;
+        }
+        let prepared = self.prepare(&new).map_err(WriteError::Load)?;
+        let plan = self.plan_of(&prepared.checked.config);
+        let warnings = &prepared.checked.warnings;
+        let warnings = warnings.iter().map(|problem| problem.message.clone()).collect();
+        let is_changed = new != old;
+        let Some(store) = store.filter(|_| is_changed) else {
+            return Ok(Written { generation, is_changed, plan, warnings });
+        };
+        store.exchange(old, &new).map_err(WriteError::Store)?;
+        files.stay();
+        let generation = self.apply(prepared, by);
+        self.remove_old_secrets(&generation);
+        Ok(Written { generation, is_changed, plan, warnings })
+    }
+
+    /// The text of a configuration that was in force, or is, if it is still remembered.
+    pub fn source(&self, number: u64) -> Option<SecretString> {
+        let generation = self.generation();
+        if generation.number == number {
+            return Some(generation.config.source.clone());
+        }
+        self.earlier.lock().iter().find(|(known, _)| *known == number).map(|(_, source)| source.clone())
+    }
+
+    /// Those that neither the configuration nor one that can be gone back to refers to.
+    fn remove_old_secrets(&self, generation: &Generation) {
+        let folder = &generation.config.management.secrets_folder;
+        let Ok(entries) = folder.read_dir() else { return };
+        let names: BTreeSet<String> = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name.ends_with(SUFFIX))
+            .collect();
+        let earlier = self.earlier.lock();
+        let sources = earlier.iter().map(|(_, source)| source).chain([&generation.config.source]);
+        let sources: Vec<_> = sources.map(ExposeSecret::expose_secret).collect();
+        for name in names.iter().filter(|name| !sources.iter().any(|source| source.contains(*name))) {
+            if let Err(error) = std::fs::remove_file(folder.join(name)) {
+                warn!(file = name, %error, "a secret that is not needed any more cannot be removed");
+            }
+        }
+    }
+}
+
+/// Files that are gone again unless what they are for comes about.
+#[derive(Default)]
+struct NewFiles(Vec<PathBuf>);
+
+impl NewFiles {
+    fn write(&mut self, secrets: &[(PathBuf, SecretString)]) -> Result<(), (PathBuf, io::Error)> {
+        for (path, secret) in secrets {
+            self.0.push(path.clone());
+            store::write_secret(path, secret.expose_secret()).map_err(|error| (path.clone(), error))?;
+        }
+        Ok(())
+    }
+
+    fn stay(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for NewFiles {
+    fn drop(&mut self) {
+        self.0.iter().map(Path::new).for_each(|path| drop(std::fs::remove_file(path)));
+    }
+}
