@@ -1,5 +1,6 @@
 //! The command line.
 
+mod apply;
 mod audit;
 mod operator;
 mod serve;
@@ -17,7 +18,7 @@ use operator::Console;
 
 use crate::attribute;
 use crate::config::read::Severity;
-use crate::config::{Checked, ListenAddress, file};
+use crate::config::{Checked, HASHED, ListenAddress, MIN_TOKEN, file};
 use crate::doctor;
 use crate::plan::Plan;
 use crate::route;
@@ -112,11 +113,29 @@ enum Command {
         #[command(flatten)]
         console: Console,
     },
+    /// Make a running pgusher's configuration say what a file says, through the management API: of each kind of table that the
+    /// file has (connections, attributes, groups, users), what it does not name goes. Prints the plan first. Exit status 1 if it
+    /// is refused; with --dry-run, 2 if something would change.
+    Apply {
+        /// The configuration as it shall be, TOML, or JSON (`.json`).
+        file: PathBuf,
+        #[command(flatten)]
+        target: apply::Target,
+        /// Only print the plan.
+        #[arg(long)]
+        dry_run: bool,
+        /// Users may lose their environment and fall back to the base connection.
+        #[arg(long)]
+        accept_fallback: bool,
+    },
     /// Look into the audit.
     #[command(subcommand)]
     Audit(audit::Command),
     /// Read a password and print the verifier to store in its place.
     HashPassword,
+    /// Make a token for the management API and print it, with the hash to store in its place. With a token on standard input, print
+    /// the hash of that one.
+    HashToken,
     /// Ask a running pgusher whether it answers. Exit status 1 if it does not.
     Health {
         /// The configuration it runs with, or its address ("127.0.0.1:6432").
@@ -154,6 +173,10 @@ pub fn run() -> ExitCode {
         Command::Doctor { file, parity, json } => doctor(&file, parity, json),
         Command::Audit(command) => audit::run(&command),
         Command::HashPassword => hash_password(),
+        Command::HashToken => hash_token(),
+        Command::Apply { file, target, dry_run, accept_fallback } => {
+            apply::apply(&target, &file, apply::How { dry_run, accept_fallback })
+        }
         Command::Health { target } => health(&target),
         Command::Manual => {
             print!("{}", file::manual());
@@ -239,6 +262,15 @@ fn planned_there(console: &Console, new: &Path) -> Result<Vec<[String; 5]>, Exit
     })
 }
 
+/// Users would end where nobody may have wanted them.
+const FALLBACK: &str = "Users would lose their environment and fall back to the base connection: see the changes of kind \
+    fallback. If that is meant, say --accept-fallback.";
+
+fn print_plan(rows: &[[String; 5]]) {
+    let head = Plan::COLUMNS.map(str::to_uppercase);
+    print_table(&std::iter::once(head).chain(rows.iter().cloned()).collect::<Vec<_>>());
+}
+
 fn plan(rows: &[[String; 5]], accept_fallback: bool, json: bool) -> ExitCode {
     if json {
         let object = |row: &[String; 5]| -> serde_json::Value {
@@ -253,16 +285,12 @@ fn plan(rows: &[[String; 5]], accept_fallback: bool, json: bool) -> ExitCode {
     } else if rows.is_empty() {
         println!("Nothing changes.");
     } else {
-        let head = Plan::COLUMNS.map(str::to_uppercase);
-        print_table(&std::iter::once(head).chain(rows.iter().cloned()).collect::<Vec<_>>());
+        print_plan(rows);
     }
     match () {
         () if rows.is_empty() => ExitCode::SUCCESS,
         () if rows.iter().any(|row| row[0] == Plan::FALLBACK) && !accept_fallback => {
-            eprintln!(
-                "Users would lose their environment and fall back to the base connection: see the changes of kind \
-                 fallback. If that is meant, say --accept-fallback."
-            );
+            eprintln!("{FALLBACK}");
             ExitCode::FAILURE
         }
         () => ExitCode::from(2),
@@ -338,6 +366,30 @@ fn hash_password() -> ExitCode {
         return ExitCode::FAILURE;
     }
     println!("{}", ScramVerifier::derive(password, salt, SCRAM_ITERATIONS));
+    ExitCode::SUCCESS
+}
+
+/// The hash of the token on standard input, or, where somebody sits there, of a new one.
+fn hash_token() -> ExitCode {
+    let mut line = zeroize::Zeroizing::new(String::new());
+    let is_given = !std::io::stdin().is_terminal() && std::io::stdin().lock().read_line(&mut line).is_ok();
+    let mut random = [0; 32];
+    let token = match line.trim() {
+        "" if getrandom::fill(&mut random).is_ok() => {
+            let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+            println!("token  {token}");
+            token
+        }
+        "" => return ExitCode::FAILURE,
+        token if token.len() < MIN_TOKEN => {
+            eprintln!("a token has at least {MIN_TOKEN} characters");
+            return ExitCode::FAILURE;
+        }
+        token => token.to_owned(),
+    };
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.as_bytes());
+    let hash: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    println!("{}{HASHED}{hash}", if is_given && !line.trim().is_empty() { "" } else { "hash   " });
     ExitCode::SUCCESS
 }
 

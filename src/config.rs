@@ -24,6 +24,7 @@ use file::{
 };
 use read::Problems;
 
+pub use check::{HASHED, MIN_TOKEN};
 pub use file::{ClientTls, ListenAddress, LogFormat, LogLevel, OnMove, Server};
 
 /// The database names that belong to the console.

@@ -35,5 +35,6 @@ pub mod doctor;
 pub mod console;
 pub mod session;
 pub mod http;
+pub mod management;
 pub mod listener;
 pub mod cli;

@@ -19,6 +19,7 @@ use crate::audit::{Audit, Event};
 use crate::config::{Checked, LogFormat, LogLevel, Server};
 use crate::http::{self, Security};
 use crate::listener;
+use crate::management;
 use crate::pool::Runtimes;
 use crate::proxy::{Proxy, Shutdown};
 
@@ -191,6 +192,14 @@ async fn run(
         info!(address = %listener.local_addr().unwrap_or(address), "metrics listening");
         let figures = http::figures(proxy.clone());
         control.spawn(http::run(proxy.clone(), listener, figures, Security::Plain));
+    }
+    if let Some(address) = proxy.generation().config.management.listen {
+        let shared = *proxy.generation().config.server.so_reuseport;
+        let listener = http::bind(address, shared)
+            .map_err(|error| format!("cannot listen on {address} ([management] listen): {error}"))?;
+        info!(address = %listener.local_addr().unwrap_or(address), "management listening");
+        let router = management::router(proxy.clone()).map_err(|error| error.to_string())?;
+        control.spawn(http::run(proxy.clone(), listener, router, Security::AsClients));
     }
     proxy.counters.log_lines_dropped(dropped);
     control.spawn(proxy.clone().tend());

@@ -2,6 +2,8 @@
 
 mod management;
 
+pub use management::{HASHED, MIN_TOKEN};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

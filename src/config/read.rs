@@ -199,7 +199,7 @@ impl Problems {
 
 /// A line of the file with every value that may be a secret blanked. A key near `password` is one (it may be
 /// misspelt), and so is text on a line that has no key at all (a secret can go over several lines).
-fn without_secrets(line: &str) -> String {
+pub fn without_secrets(line: &str) -> String {
     const SECRET: [&str; 5] = ["pass", "secret", "token", "pwd", "credential"];
     let Some(equals) = line.find('=') else {
         let structure = line.trim_start().starts_with(['[', ']', '{', '}', '#']);

@@ -11,7 +11,8 @@ use toml_edit::{DocumentMut, InlineTable, Value};
 use tracing::warn;
 
 use super::{Generation, LoadError, Proxy};
-use crate::config::file::SecretStore;
+use crate::config::Config;
+use crate::config::file::{self, SecretStore};
 use crate::plan::Plan;
 use crate::store::{self, Store, StoreError};
 
@@ -43,9 +44,11 @@ impl Change<'_> {
         // Never the file of before: an earlier configuration may be gone back to.
         let name = format!("{owner}-{:016x}{SUFFIX}", u64::from_be_bytes(random));
         let path = management.secrets_folder.join(name);
-        let path = std::path::absolute(path)?;
+        // As it may stand in the file: the two can be moved together.
+        let folder = self.generation.config.path.parent().unwrap_or(Path::new(""));
+        let shown = path.strip_prefix(folder).unwrap_or(&path);
         let mut reference = InlineTable::new();
-        reference.insert("file", path.display().to_string().into());
+        reference.insert("file", shown.display().to_string().into());
         self.secrets.push((path, secret.clone()));
         Ok(reference.into())
     }
@@ -56,6 +59,8 @@ impl Change<'_> {
 pub struct Written {
     /// What is in force now.
     pub generation: Arc<Generation>,
+    /// What would be, if it was only a look.
+    pub planned: Option<Box<(Config, file::File)>>,
     /// Whether the file had to be changed.
     pub is_changed: bool,
     /// What it would change, or has changed.
@@ -123,13 +128,14 @@ impl Proxy {
         let warnings = warnings.iter().map(|problem| problem.message.clone()).collect();
         let is_changed = new != old;
         let Some(store) = store.filter(|_| is_changed) else {
-            return Ok(Written { generation, is_changed, plan, warnings });
+            let planned = is_dry.then(|| Box::new((prepared.checked.config, prepared.checked.file)));
+            return Ok(Written { generation, planned, is_changed, plan, warnings });
         };
         store.exchange(old, &new).map_err(WriteError::Store)?;
         files.stay();
         let generation = self.apply(prepared, by);
         self.remove_old_secrets(&generation);
-        Ok(Written { generation, is_changed, plan, warnings })
+        Ok(Written { generation, planned: None, is_changed, plan, warnings })
     }
 
     /// The text of a configuration that was in force, or is, if it is still remembered.

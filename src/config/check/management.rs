@@ -11,7 +11,7 @@ use super::super::{Management, Token};
 use super::{Secret, Source};
 
 /// The shortest token: a shorter one can be guessed.
-const MIN_TOKEN: usize = 16;
+pub const MIN_TOKEN: usize = 16;
 /// How the hash of a token begins.
 pub const HASHED: &str = "sha256:";
 

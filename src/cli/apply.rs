@@ -1,0 +1,174 @@
+//! What the command line says to the management API of a running pgusher.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+
+use crate::plan::Plan;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The management API of a running pgusher.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// Where it is.
+    #[arg(long, env = "PGUSHER_URL", default_value = "http://127.0.0.1:6433")]
+    url: String,
+    /// The file that holds a token with `role = "admin"`; by default, the token is taken from PGUSHER_TOKEN.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The authorities of its certificate, a PEM file; by default the system's.
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<PathBuf>,
+}
+
+/// A line of the plan.
+#[derive(Debug, Deserialize)]
+struct Row {
+    change: String,
+    subject: String,
+    from: String,
+    to: String,
+    note: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Outcome {
+    generation: u64,
+    changed: bool,
+    plan: Vec<Row>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Said {
+    detail: String,
+}
+
+/// How to apply.
+#[derive(Debug, Clone, Copy)]
+pub struct How {
+    /// Only print the plan.
+    pub dry_run: bool,
+    /// Users may lose their environment.
+    pub accept_fallback: bool,
+}
+
+/// Makes a running pgusher's configuration say what a file says.
+pub fn apply(target: &Target, file: &Path, how: How) -> ExitCode {
+    match Call::of(target, file).and_then(|call| call.make_so(how)) {
+        Ok(code) => code,
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Call {
+    agent: ureq::Agent,
+    url: String,
+    authorization: String,
+    content_type: &'static str,
+    desired: String,
+}
+
+impl Call {
+    fn of(target: &Target, file: &Path) -> Result<Self, String> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+        };
+        let token = match &target.token_file {
+            Some(path) => read(path)?,
+            None => std::env::var("PGUSHER_TOKEN").map_err(|_| {
+                "there is no token: set PGUSHER_TOKEN, or say --token-file FILE".to_owned()
+            })?,
+        };
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
+        if let Some(path) = &target.cacert {
+            let pem = read(path)?;
+            let certificates = parse_pem(pem.as_bytes()).filter_map(|item| match item {
+                Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                _ => None,
+            });
+            tls = tls.root_certs(RootCerts::new_with_certs(&certificates.collect::<Vec<_>>()));
+        } else {
+            let certificates = rustls_native_certs::load_native_certs().certs;
+            let certificates = certificates.iter().map(|der| ureq::tls::Certificate::from_der(der).to_owned());
+            tls = tls.root_certs(RootCerts::new_with_certs(&certificates.collect::<Vec<_>>()));
+        }
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .timeout_global(Some(PATIENCE))
+            .tls_config(tls.build())
+            .build();
+        Ok(Self {
+            agent: config.into(),
+            url: format!("{}/api/v1/config", target.url.trim_end_matches('/')),
+            authorization: format!("Bearer {}", token.trim()),
+            content_type: match file.extension().is_some_and(|extension| extension == "json") {
+                true => "application/json",
+                false => "application/toml",
+            },
+            desired: read(file)?,
+        })
+    }
+
+    fn make_so(&self, how: How) -> Result<ExitCode, String> {
+        let failed = |error: ureq::Error| format!("{} does not answer: {error}", self.url);
+        let now = self.agent.get(&self.url).header("authorization", &self.authorization).call();
+        let mut now = now.map_err(failed)?;
+        let edition = now.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
+        let Some(edition) = edition.filter(|_| now.status().is_success()) else {
+            return Err(refused(&mut now));
+        };
+        // What is planned is what is applied: nobody may change anything between the two.
+        let put = |query: &str| -> Result<Outcome, String> {
+            let request = self.agent.put(format!("{}{query}", self.url));
+            let request = request.header("authorization", &self.authorization).header("if-match", &edition);
+            let mut answer =
+                request.content_type(self.content_type).send(&self.desired).map_err(failed)?;
+            match answer.status().is_success() {
+                true => answer.body_mut().read_json().map_err(failed),
+                false => Err(refused(&mut answer)),
+            }
+        };
+        let planned = put("?dry_run=true")?;
+        planned.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        if !planned.changed {
+            println!("No change.");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let rows: Vec<_> =
+            planned.plan.into_iter().map(|r| [r.change, r.subject, r.from, r.to, r.note]).collect();
+        match rows.is_empty() {
+            true => println!("The configuration changes, and nobody's route, session, pool or secret."),
+            false => super::print_plan(&rows),
+        }
+        if rows.iter().any(|row| row[0] == Plan::FALLBACK) && !how.accept_fallback {
+            eprintln!("{}", super::FALLBACK);
+            return Ok(ExitCode::FAILURE);
+        }
+        if how.dry_run {
+            return Ok(ExitCode::from(2));
+        }
+        println!("Applied: generation {} is in force.", put("")?.generation);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn refused(answer: &mut ureq::http::Response<ureq::Body>) -> String {
+    let status = answer.status();
+    match answer.body_mut().read_json::<Said>() {
+        Ok(said) => format!("refused ({}): {}", status.as_u16(), said.detail),
+        Err(_) => format!("refused ({status})"),
+    }
+}

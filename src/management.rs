@@ -1,0 +1,263 @@
+//! The management API (spec section 8) and its page: what the file says, read and changed over HTTP.
+
+mod access;
+mod answer;
+mod apply;
+mod body;
+mod connections;
+mod document;
+mod edit;
+mod environments;
+mod operate;
+mod overview;
+mod page;
+mod people;
+mod redact;
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::{Router, routing};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::config::{Config, file};
+use crate::proxy::{Change, Generation, Proxy, Written};
+use access::{Caller, Gate};
+use answer::{Problem, Tags};
+use overview::History;
+
+/// What the handlers share.
+pub struct Api {
+    proxy: Arc<Proxy>,
+    gate: Gate,
+    tags: Tags,
+    history: History,
+    /// Writes wait here, and not on threads.
+    writes: tokio::sync::Mutex<()>,
+}
+
+/// A configuration, as it is checked and as it is written.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    config: &'a Config,
+    file: &'a file::File,
+}
+
+impl<'a> View<'a> {
+    fn of(generation: &'a Generation) -> Self {
+        Self { config: &generation.config, file: &generation.file }
+    }
+
+    fn after(written: &'a Written) -> Self {
+        match &written.planned {
+            Some(planned) => Self { config: &planned.0, file: &planned.1 },
+            None => Self::of(&written.generation),
+        }
+    }
+}
+
+/// What every write may be asked with.
+#[derive(Debug, Clone)]
+struct Asked {
+    by: Caller,
+    /// `?dry_run=true`
+    is_dry: bool,
+    /// `?drain=true`
+    drains: bool,
+    /// `If-Match`
+    if_match: Option<String>,
+}
+
+/// The parameters of a query, each at most once, and none that is unknown.
+///
+/// # Errors
+/// 400
+fn query(parts: &Parts, known: &[&str]) -> Result<Vec<(String, String)>, Problem> {
+    let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
+        .map_err(|_| Problem::bad("the query cannot be read"))?;
+    for (i, (name, _)) in pairs.iter().enumerate() {
+        let shown: String = name.chars().take(60).collect();
+        if !known.contains(&name.as_str()) {
+            let known = known.join(", ");
+            return Err(Problem::field(&shown, format_args!("Unrecognized key (there are: {known})")));
+        }
+        if pairs[..i].iter().any(|(other, _)| other == name) {
+            return Err(Problem::field(&shown, "given twice"));
+        }
+    }
+    Ok(pairs)
+}
+
+/// One of them.
+fn parameter<'q>(pairs: &'q [(String, String)], name: &str) -> Option<&'q str> {
+    pairs.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+}
+
+fn yes_or_no(pairs: &[(String, String)], name: &str) -> Result<bool, Problem> {
+    match parameter(pairs, name) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(Problem::field(name, "Expected true or false")),
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for Asked {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+        let pairs = query(parts, &["dry_run", "drain"])?;
+        let if_match = parts.headers.get(header::IF_MATCH);
+        let if_match = if_match.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        Ok(Self {
+            by: Caller::from_request_parts(parts, api).await?,
+            is_dry: yes_or_no(&pairs, "dry_run")?,
+            drains: yes_or_no(&pairs, "drain")?,
+            if_match,
+        })
+    }
+}
+
+impl Asked {
+    /// The status of a creation: of one that was only asked about, nothing was created.
+    fn created(&self) -> StatusCode {
+        if self.is_dry { StatusCode::OK } else { StatusCode::CREATED }
+    }
+}
+
+/// The identifier in a path.
+struct Id(Uuid);
+
+impl FromRequestParts<Arc<Api>> for Id {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+        let path = axum::extract::Path::<String>::from_request_parts(parts, api).await;
+        let text = path.map_err(|_| Problem::field("id", "Invalid uuid"))?;
+        answer::uuid("id", &text).map(Self)
+    }
+}
+
+/// A number in a path.
+struct Number(u64);
+
+impl FromRequestParts<Arc<Api>> for Number {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+        let path = axum::extract::Path::<u64>::from_request_parts(parts, api).await;
+        path.map(|path| Self(path.0)).map_err(|_| Problem::field("id", "Expected a number"))
+    }
+}
+
+impl Api {
+    /// Changes the file and what is in force, or says what that would do.
+    ///
+    /// # Errors
+    /// Why not; then nothing has changed.
+    async fn write<T: Send + 'static>(
+        self: &Arc<Self>,
+        asked: &Asked,
+        edit: impl FnOnce(&Self, &mut Change<'_>) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<(Written, T), Problem> {
+        let _turn = self.writes.lock().await;
+        let (api, by, is_dry) = (self.clone(), asked.by.name(), asked.is_dry);
+        let wrote = tokio::task::spawn_blocking(move || {
+            let mut made = None;
+            let written = api.proxy.write(&by, is_dry, |change| {
+                made = Some(edit(&api, change)?);
+                Ok(())
+            })?;
+            made.map(|made| (written, made)).ok_or_else(|| Problem::ours("the change was lost"))
+        });
+        wrote.await.unwrap_or_else(|_| Err(Problem::ours("the change was lost")))
+    }
+
+    /// Does something that blocks.
+    ///
+    /// # Errors
+    /// Its own.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        what: impl FnOnce(&Self) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let api = self.clone();
+        let done = tokio::task::spawn_blocking(move || what(&api)).await;
+        done.unwrap_or_else(|_| Err(Problem::ours("the request was lost")))
+    }
+}
+
+async fn no_such_path() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "there is no such path: see /api/v1/openapi.json")
+}
+
+/// What axum itself answers (a wrong method, say) has our form, too.
+async fn in_our_form(request: Request, next: axum::middleware::Next) -> Response {
+    let response = next.run(request).await;
+    let is_ours = response.headers().contains_key(header::CONTENT_TYPE);
+    match response.status() {
+        StatusCode::METHOD_NOT_ALLOWED if !is_ours => {
+            let allow = response.headers().get(header::ALLOW).cloned();
+            let mut response =
+                Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method").into_response();
+            if let Some(allow) = allow {
+                response.headers_mut().insert(header::ALLOW, allow);
+            }
+            response
+        }
+        _ => response,
+    }
+}
+
+/// Everything that the management address serves.
+///
+/// # Errors
+/// The system gives no random bytes.
+pub fn router(proxy: Arc<Proxy>) -> Result<Router, getrandom::Error> {
+    let api = Arc::new(Api {
+        proxy,
+        gate: Gate::default(),
+        tags: Tags::new()?,
+        history: History::default(),
+        writes: tokio::sync::Mutex::default(),
+    });
+    overview::remember(&api);
+    let (calls, document) = OpenApiRouter::with_openapi(document::head())
+        .routes(routes!(connections::list, connections::create))
+        .routes(routes!(connections::read, connections::change, connections::delete))
+        .routes(routes!(environments::list, environments::create))
+        .routes(routes!(environments::read, environments::change, environments::delete))
+        .routes(routes!(people::list_users, people::create_user))
+        .routes(routes!(people::read_user, people::change_user, people::delete_user))
+        .routes(routes!(people::list_groups, people::create_group))
+        .routes(routes!(people::read_group, people::change_group, people::delete_group))
+        .routes(routes!(people::list_attributes, people::create_attribute))
+        .routes(routes!(people::read_attribute, people::change_attribute, people::delete_attribute))
+        .routes(routes!(operate::resolve))
+        .routes(routes!(apply::plan))
+        .routes(routes!(apply::read, apply::apply))
+        .routes(routes!(operate::reload))
+        .routes(routes!(operate::generations))
+        .routes(routes!(operate::generation))
+        .routes(routes!(operate::roll_back))
+        .routes(routes!(operate::sessions))
+        .routes(routes!(operate::end_session))
+        .routes(routes!(operate::grants, operate::grant))
+        .routes(routes!(operate::revoke))
+        .routes(routes!(operate::search_audit))
+        .routes(routes!(overview::overview))
+        .split_for_parts();
+    let document = document::finish(document);
+    let router = Router::new()
+        .merge(calls)
+        .route("/api/v1/openapi.json", routing::get(move || document::serve(document.clone())))
+        .route("/api/v1/docs", routing::get(page::documentation))
+        .route("/", routing::get(page::page))
+        .fallback(no_such_path)
+        .layer(from_fn(in_our_form))
+        .layer(from_fn_with_state(api.clone(), access::guard))
+        .with_state(api);
+    Ok(router)
+}

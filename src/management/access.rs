@@ -1,0 +1,314 @@
+//! Who may call the API, how often, and what is told of it.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use parking_lot::Mutex;
+use subtle::ConstantTimeEq;
+use tracing::{info, warn};
+
+use super::Api;
+use super::answer::Problem;
+use crate::audit::{self, Event};
+use crate::config::Token;
+use crate::config::file::{AuditFailure, Role};
+use crate::http::Peer;
+
+/// What may be had without a token: the page, the document, and the page of the document. None of them tells anything about
+/// this pgusher.
+pub const OPEN: [&str; 3] = ["/", "/api/v1/openapi.json", "/api/v1/docs"];
+/// How many addresses or tokens are remembered.
+const MAX_KEPT: usize = 4096;
+
+/// Who calls.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// The name of the token.
+    pub token: Arc<str>,
+}
+
+impl Caller {
+    /// As it stands in the audit and in the history.
+    pub fn name(&self) -> String {
+        format!("token {}", self.token)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(unknown)
+    }
+}
+
+/// How much each may do in a minute: it fills again bit by bit.
+#[derive(Debug)]
+struct Budget<K>(Mutex<HashMap<K, (f64, Instant)>>);
+
+impl<K> Default for Budget<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+/// What is left of it.
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    limit: u32,
+    remaining: u32,
+    /// Seconds until it is full again, or until there is one again.
+    reset: u64,
+}
+
+impl<K: std::hash::Hash + Eq> Budget<K> {
+    /// What is left after taking so much; `None` if there is not so much. Of nothing, it only looks.
+    fn take(&self, key: K, limit: u32, much: u32) -> Result<Left, Left> {
+        let (limit_f, much) = (f64::from(limit), f64::from(much));
+        let mut kept = self.0.lock();
+        let now = Instant::now();
+        let filled = |(left, at): &(f64, Instant)| {
+            (left + now.duration_since(*at).as_secs_f64() * limit_f / 60.0).min(limit_f)
+        };
+        if kept.len() >= MAX_KEPT && !kept.contains_key(&key) {
+            kept.retain(|_, entry| filled(entry) < limit_f);
+            if kept.len() >= MAX_KEPT {
+                kept.clear();
+            }
+        }
+        let left = kept.get(&key).map_or(limit_f, filled);
+        let is_enough = left >= much.max(1.0);
+        let after = if is_enough { left - much } else { left };
+        kept.insert(key, (after, now));
+        let missing = if is_enough { limit_f - after } else { 1.0 - after };
+        // Both are small and not negative.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let left = Left {
+            limit,
+            remaining: if is_enough { after as u32 } else { 0 },
+            reset: (missing.max(0.0) * 60.0 / limit_f).ceil() as u64,
+        };
+        if is_enough { Ok(left) } else { Err(left) }
+    }
+}
+
+impl Left {
+    /// `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10).
+    fn tell(self, headers: &mut HeaderMap) {
+        let policy = format!("\"minute\";q={};w=60", self.limit);
+        let left = format!("\"minute\";r={};t={}", self.remaining, self.reset);
+        for (name, value) in [("ratelimit-policy", policy), ("ratelimit", left)] {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(name, value);
+            }
+        }
+    }
+}
+
+/// The door.
+#[derive(Debug, Default)]
+pub struct Gate {
+    failed: Budget<IpAddr>,
+    tokens: Budget<Arc<str>>,
+}
+
+fn unknown() -> Problem {
+    let detail = "Unauthorized: a known token is needed (Authorization: Bearer …)";
+    Problem::new(StatusCode::UNAUTHORIZED, detail)
+}
+
+fn too_many(detail: &str, left: Left) -> Problem {
+    let mut problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, format!("Too Many Requests: {detail}"));
+    problem.retry_after = Some(left.reset.max(1));
+    problem
+}
+
+/// One address of IPv4; of IPv6, what a customer gets as a whole.
+fn block(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX)).into(),
+        v4 => v4,
+    }
+}
+
+/// The token that is presented. Every known one is looked at, wholly, whichever it is.
+fn known<'t>(tokens: &'t [Token], headers: &HeaderMap) -> Option<&'t Token> {
+    let mut said = headers.get_all(header::AUTHORIZATION).iter();
+    let (said, None) = (said.next()?, said.next()) else { return None };
+    let (scheme, token) = said.as_bytes().split_at_checked(7)?;
+    if !scheme.eq_ignore_ascii_case(b"bearer ") {
+        return None;
+    }
+    let presented = digest(&SHA256, token.trim_ascii());
+    tokens.iter().fold(None, |found, token| match token.digest.ct_eq(presented.as_ref()).into() {
+        true => Some(token),
+        false => found,
+    })
+}
+
+/// A page of somebody else's may not call: only a browser says where a call comes from, and there it is true.
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let Some(origin) = text(header::ORIGIN) else { return false };
+    let host = origin.split_once("://").map(|(_, host)| host);
+    host.is_none() || host != text(header::HOST)
+}
+
+impl Gate {
+    fn admit(&self, api: &Api, request: &Request, peer: Peer) -> Result<(Token, Left), Refused> {
+        let generation = api.proxy.generation();
+        let management = &generation.config.management;
+        let address = block(peer.0.ip());
+        let failed = |much| self.failed.take(address, management.max_failed_requests, much);
+        // Whoever has guessed too often learns nothing any more, also not whether this one is right.
+        let wait = "this address has had too many requests without a known token";
+        failed(0).map_err(|left| Refused::unnamed(too_many(wait, left)))?;
+        let Some(token) = known(&management.tokens, request.headers()) else {
+            let last = failed(1).is_ok_and(|left| left.remaining == 0);
+            if last {
+                warn!(%address, "too many requests without a known token: this address has to wait");
+            }
+            return Err(Refused { problem: unknown(), token: None, left: None, is_told: true });
+        };
+        let named = |problem, left| Refused { problem, token: Some(token.clone()), left, is_told: true };
+        if is_foreign(request.headers()) {
+            return Err(named(Problem::denied(), None));
+        }
+        let name: Arc<str> = token.name.as_str().into();
+        let left = self.tokens.take(name, management.requests_per_minute, 1).map_err(|left| {
+            let mut refused = named(too_many("this token has used up its requests", left), Some(left));
+            refused.is_told = false;
+            refused
+        })?;
+        if token.role != Role::Admin && !only_looks(request.method()) {
+            return Err(named(Problem::denied(), Some(left)));
+        }
+        Ok((token.clone(), left))
+    }
+}
+
+/// What `role = "read"` may do: whatever changes nothing, and has nothing read that a caller names.
+pub fn only_looks(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+struct Refused {
+    problem: Problem,
+    token: Option<Token>,
+    left: Option<Left>,
+    /// Whether the audit is told: a flood would only fill it.
+    is_told: bool,
+}
+
+impl Refused {
+    fn unnamed(problem: Problem) -> Self {
+        Self { problem, token: None, left: None, is_told: false }
+    }
+}
+
+/// Lets a request in, or not; and tells of it.
+pub async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    if OPEN.contains(&path.as_str()) && only_looks(&method) {
+        return harden(next.run(request).await);
+    }
+    let Some(peer) = request.extensions().get::<Peer>().copied() else {
+        return harden(Problem::ours("a request from nowhere").into_response());
+    };
+    let event = |token: Option<&str>, status: &str| {
+        let shown: String = path.chars().take(200).collect();
+        Event::new("api")
+            .maybe("token", token)
+            .text("peer", peer.0)
+            .text("method", &method)
+            .text("path", shown)
+            .text("status", status)
+    };
+    let (token, left) = match api.gate.admit(&api, &request, peer) {
+        Ok(admitted) => admitted,
+        Err(refused) => {
+            if refused.is_told {
+                let name = refused.token.as_ref().map(|token| token.name.as_str());
+                api.proxy.audit.record(|| event(name, refused.problem.status.as_str()));
+            }
+            let mut response = refused.problem.into_response();
+            refused.left.inspect(|left| left.tell(response.headers_mut()));
+            return harden(response);
+        }
+    };
+    let name = token.name.as_str();
+    let refuses = *api.proxy.generation().config.server.audit_failure == AuditFailure::Refuse;
+    if refuses && !only_looks(&method) && !api.proxy.audit.record_surely(|| event(Some(name), "begun")).await {
+        return harden(Problem::ours(audit::not_written()).into_response());
+    }
+    request.extensions_mut().insert(Caller { token: name.into() });
+    let mut response = next.run(request).await;
+    if !only_looks(&method) {
+        info!(token = name, peer = %peer.0, %method, path, status = response.status().as_u16(), "API call");
+    }
+    api.proxy.audit.record(|| event(Some(name), response.status().as_str()));
+    left.tell(response.headers_mut());
+    harden(response)
+}
+
+/// Nothing of ours runs, or is shown, anywhere else.
+fn harden(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        ("x-content-type-options", "nosniff"),
+        ("x-frame-options", "DENY"),
+        ("referrer-policy", "no-referrer"),
+        ("cross-origin-resource-policy", "same-origin"),
+        ("cache-control", "no-store"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers
+        .entry("content-security-policy")
+        .or_insert(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_used_up_and_says_when_there_is_more() {
+        let budget = Budget::default();
+        for left in (0..60).rev() {
+            assert_eq!(budget.take("a", 60, 1).unwrap().remaining, left);
+        }
+        assert_eq!(budget.take("a", 60, 1).unwrap_err().reset, 1);
+        assert!(budget.take("b", 60, 1).is_ok());
+        for i in 0..3 * MAX_KEPT {
+            let _ = budget.take(Box::leak(format!("{i}").into_boxed_str()), 60, 1);
+        }
+        assert!(budget.0.lock().len() <= MAX_KEPT);
+    }
+
+    #[test]
+    fn only_one_whole_bearer_token_is_known() {
+        let digest_of = |text: &str| digest(&SHA256, text.as_bytes()).as_ref().try_into().unwrap();
+        let tokens = [Token { name: "ops".into(), role: Role::Admin, digest: digest_of("0123456789abcdef") }];
+        let found = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            values.iter().for_each(|value| {
+                headers.append(header::AUTHORIZATION, value.parse().unwrap());
+            });
+            known(&tokens, &headers).is_some()
+        };
+        assert!(found(&["Bearer 0123456789abcdef"]) && found(&["bearer 0123456789abcdef"]));
+        for wrong in ["", "Bearer", "Bearer ", "Bearer 0123456789abcde", "Bearer 0123456789abcdef0", "Basic 0123456789abcdef"] {
+            assert!(!found(&[wrong]), "{wrong}");
+        }
+        assert!(!found(&["Bearer 0123456789abcdef", "Bearer 0123456789abcdef"]));
+    }
+}

@@ -1,0 +1,219 @@
+//! A whole configuration: what it would change, and making it so.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use toml_edit::{DocumentMut, Item, Table, TableLike};
+use utoipa::ToSchema;
+
+use super::answer::{self, Outcome, Problem, tagged};
+use super::operate::Source;
+use super::{Api, Asked, body, edit, people, redact};
+use crate::names::id_of;
+use crate::proxy::Change;
+
+/// What may be described: the rest of the file is the machine's, and is not changed by the API.
+const KINDS: [&str; 4] = ["connections", "attributes", "groups", "users"];
+
+/// Any tables of a configuration, as JSON.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Desired {
+    /// As `[connections]`; left out, they stay as they are.
+    #[schema(value_type = Option<Object>)]
+    connections: serde_json::Value,
+    /// As `[attributes]`.
+    #[schema(value_type = Option<Object>)]
+    attributes: serde_json::Value,
+    /// As `[groups]`.
+    #[schema(value_type = Option<Object>)]
+    groups: serde_json::Value,
+    /// As `[users]`.
+    #[schema(value_type = Option<Object>)]
+    users: serde_json::Value,
+}
+
+/// Reads the configuration in force, without its secrets.
+#[utoipa::path(get, path = "/api/v1/config", tag = "configuration", operation_id = "readConfig",
+    responses((status = 200, description = "Its text.", body = Source)))]
+pub async fn read(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, Problem> {
+    let generation = api.proxy.generation();
+    let source = generation.config.source.expose_secret();
+    let body = Source { generation: generation.number, toml: redact::config(source) };
+    Ok(tagged(&headers, StatusCode::OK, &api.tags.of(&"", source), body))
+}
+
+/// Says what a configuration would change, and changes nothing.
+#[utoipa::path(post, path = "/api/v1/plan", tag = "configuration", operation_id = "plan",
+    request_body(content((Desired = "application/json"), (String = "application/toml")),
+        description = "Tables of a configuration, in JSON or TOML."),
+    responses((status = 200, description = "What would change.", body = Outcome)))]
+pub async fn plan(State(api): State<Arc<Api>>, asked: Asked, request: Request) -> Result<Json<Outcome>, Problem> {
+    make_so(&api, &Asked { is_dry: true, ..asked }, request).await.map(Json)
+}
+
+/// Makes the configuration say what is sent: of each kind of table that is there (`connections`, `attributes`, `groups`,
+/// `users`) everything is as it says, and what it does not name is gone; the kinds that are not there stay as they are.
+#[utoipa::path(put, path = "/api/v1/config", tag = "configuration", operation_id = "applyConfig",
+    request_body(content((Desired = "application/json"), (String = "application/toml")),
+        description = "Tables of a configuration, in JSON or TOML."),
+    params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+    responses((status = 200, description = "It is so now, or would be.", body = Outcome)))]
+pub async fn apply(State(api): State<Arc<Api>>, asked: Asked, request: Request) -> Result<Json<Outcome>, Problem> {
+    make_so(&api, &asked, request).await.map(Json)
+}
+
+async fn make_so(api: &Arc<Api>, asked: &Asked, request: Request) -> Result<Outcome, Problem> {
+    let kind = body::content_type(&request)?;
+    let bytes = body::bytes(request.into_body()).await?;
+    let desired = match kind.as_str() {
+        "application/json" => from_json(&bytes)?,
+        "application/toml" | "text/toml" | "text/plain" => from_toml(&bytes)?,
+        _ => {
+            let detail = "Content-Type must be application/json or application/toml";
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+        }
+    };
+    let if_match = asked.if_match.clone();
+    let (written, ()) = api
+        .write(asked, move |api, change| {
+            let source = change.generation.config.source.expose_secret();
+            answer::matches(if_match.as_deref(), &api.tags.of(&"", source))?;
+            let mut desired = desired;
+            check(change, &desired)?;
+            keep_secrets(change, &mut desired)?;
+            desired.retain(|kind, _| KINDS.contains(&kind));
+            edit::merge_document(&mut change.document, &desired);
+            Ok(())
+        })
+        .await?;
+    Ok(Outcome::of(&written, asked.is_dry))
+}
+
+fn from_toml(bytes: &[u8]) -> Result<DocumentMut, Problem> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Problem::bad("Invalid TOML: it is not UTF-8"))?;
+    if text.trim().is_empty() {
+        return Err(Problem::bad("Empty request body"));
+    }
+    // The parser's own text shows the line, which may hold a secret.
+    text.parse::<DocumentMut>().map_err(|error| {
+        let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        Problem::bad(format_args!("Invalid TOML: line {}: {}", line.unwrap_or(0), error.message()))
+    })
+}
+
+fn from_json(bytes: &[u8]) -> Result<DocumentMut, Problem> {
+    let value = body::json(bytes)?;
+    let object = |value: &serde_json::Value| {
+        value.as_object().cloned().ok_or_else(|| Problem::bad("Expected object"))
+    };
+    let mut document = DocumentMut::new();
+    for (kind, things) in object(&value)? {
+        if things.is_null() {
+            continue;
+        }
+        let mut tables = Table::new();
+        tables.set_implicit(true);
+        for (name, thing) in object(&things)? {
+            let mut table = Table::new();
+            for (key, value) in object(&thing)? {
+                table.insert(&key, edit::from_json(&value).map_err(Problem::bad)?);
+            }
+            tables.insert(&name, Item::Table(table));
+        }
+        document.insert(&kind, Item::Table(tables));
+    }
+    Ok(document)
+}
+
+/// Only what may be described, and the rest as it is.
+fn check(change: &Change<'_>, desired: &DocumentMut) -> Result<(), Problem> {
+    for (kind, item) in desired.iter() {
+        if KINDS.contains(&kind) {
+            let is_of_tables = |table: &dyn TableLike| table.iter().all(|(_, item)| item.is_table_like());
+            if !item.as_table_like().is_some_and(is_of_tables) {
+                return Err(Problem::field(kind, "Expected tables"));
+            }
+            continue;
+        }
+        // Of tokens only `***` may be known to whoever asks.
+        let blank = |document: &DocumentMut| {
+            let text = redact::config(&document.to_string());
+            text.parse::<DocumentMut>().ok().and_then(|document| document.get(kind).map(edit::meaning))
+        };
+        match kind {
+            "server" | "management" if blank(desired) == blank(&change.document) => {}
+            "server" | "management" => {
+                let what = "it would change, and the API does not change it: edit the file where pgusher runs";
+                return Err(Problem::field(kind, what));
+            }
+            other => {
+                let shown: String = other.chars().take(60).collect();
+                return Err(Problem::field(&shown, "Unrecognized key"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Passwords that stay as they are stay as they are written; new ones go where they belong; and nobody has the API read a
+/// file, a variable or a command that the configuration does not name already.
+fn keep_secrets(change: &mut Change<'_>, desired: &mut DocumentMut) -> Result<(), Problem> {
+    let known = references(&change.document);
+    for kind in ["connections", "users"] {
+        let Some(tables) = desired.get_mut(kind).and_then(Item::as_table_like_mut) else { continue };
+        for (name, item) in tables.iter_mut() {
+            let Some(table) = item.as_table_like_mut() else { continue };
+            let place = format!("{kind}.{}.password", edit::shown(&name));
+            let Some(password) = table.get("password") else { continue };
+            let current = edit::table(&mut change.document, kind, &name).and_then(|t| t.get("password")).cloned();
+            if current.as_ref().is_some_and(|current| edit::meaning(current) == edit::meaning(password)) {
+                continue;
+            }
+            let Some(text) = password.as_str() else {
+                if known.contains(&edit::meaning(password).to_string()) {
+                    continue;
+                }
+                let what = "a reference (file, env, command) that the configuration does not have yet: send the password \
+                            itself, or edit the file where pgusher runs";
+                return Err(Problem::field(&place, what));
+            };
+            let secret = SecretString::from(text.to_owned());
+            let value = match (text, current) {
+                ("***", Some(current)) => current,
+                ("***", None) => return Err(Problem::field(&place, "`***` stands for no password")),
+                (_, Some(current)) if kind == "connections" && is_now(change, &name, &secret) => current,
+                _ if kind == "connections" => {
+                    let owner = id_of("connection", &name).to_string();
+                    Item::Value(change.secret(&owner, &secret).map_err(Problem::ours)?)
+                }
+                _ => {
+                    let auth_type = table.get("auth_type").and_then(Item::as_str).map(str::to_owned);
+                    Item::Value(people::password_value(change, &name, auth_type.as_deref(), &secret)?)
+                }
+            };
+            table.insert("password", value);
+        }
+    }
+    Ok(())
+}
+
+fn is_now(change: &Change<'_>, connection: &str, secret: &SecretString) -> bool {
+    let known = change.generation.config.connections.get(connection);
+    let password = known.and_then(|connection| connection.password.as_ref());
+    password.is_some_and(|password| password.value().expose_secret() == secret.expose_secret())
+}
+
+/// Where the configuration's secrets come from.
+fn references(document: &DocumentMut) -> BTreeSet<String> {
+    let tables = ["connections", "users"].into_iter().filter_map(|kind| document.get(kind)?.as_table_like());
+    let passwords = tables.flat_map(|tables| {
+        tables.iter().filter_map(|(_, item)| item.as_table_like()?.get("password").map(edit::meaning))
+    });
+    passwords.filter(serde_json::Value::is_object).map(|reference| reference.to_string()).collect()
+}

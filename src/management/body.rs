@@ -1,0 +1,631 @@
+//! What a request holds: JSON that is read strictly (no key twice, none unknown, nothing too deep), field by field, with
+//! every problem named; and the same fields for the document of the API.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::http::{StatusCode, header};
+use secrecy::SecretString;
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::{ArrayBuilder, KnownFormat, RefOr, SchemaFormat};
+use utoipa::{PartialSchema, ToSchema};
+use uuid::Uuid;
+
+use super::answer::{self, Problem};
+
+/// The longest body.
+pub const MAX_BODY: usize = 1 << 20;
+/// How long a body may take to come.
+const BODY_TIME: Duration = Duration::from_secs(10);
+/// The longest name, in characters.
+const MAX_NAME: usize = 255;
+/// The longest other text.
+const MAX_TEXT: usize = 4096;
+/// The most items of a list.
+const MAX_ITEMS: usize = 1000;
+
+/// JSON in which a key that stands twice is an error.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Value;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
+            }
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(value.into())
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(value.into())
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some(Strict(item)) = items.next_element()? {
+                    list.push(item);
+                }
+                Ok(list.into())
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+                let mut map = Map::new();
+                while let Some((key, Strict(value))) = entries.next_entry::<String, Strict>()? {
+                    if map.contains_key(&key) {
+                        return Err(de::Error::custom("a key stands twice"));
+                    }
+                    map.insert(key, value);
+                }
+                Ok(map.into())
+            }
+        }
+        deserializer.deserialize_any(Any).map(Strict)
+    }
+}
+
+/// What JSON calls a value.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+/// The bytes of a body, bounded in length and time.
+///
+/// # Errors
+/// 413, 408
+pub async fn bytes(body: Body) -> Result<Vec<u8>, Problem> {
+    match tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(bytes)) => Ok(bytes.to_vec()),
+        Ok(Err(_)) => Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is longer than {MAX_BODY} bytes, or was cut off"),
+        )),
+        Err(_) => Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in 10 seconds")),
+    }
+}
+
+/// What a request says it holds: `application/json` without its parameters.
+///
+/// # Errors
+/// 415: it says nothing.
+pub fn content_type(request: &Request) -> Result<String, Problem> {
+    let said = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = said.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match essence.as_str() {
+        "" => Err(unsupported()),
+        _ => Ok(essence),
+    }
+}
+
+/// 415
+pub fn unsupported() -> Problem {
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json")
+}
+
+/// Reads JSON strictly.
+///
+/// # Errors
+/// 400 `Bad Request: Empty request body`, `Bad Request: Invalid JSON`
+pub fn json(bytes: &[u8]) -> Result<Value, Problem> {
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(Problem::bad("Empty request body"));
+    }
+    match serde_json::from_slice::<Strict>(bytes) {
+        Ok(Strict(value)) => Ok(value),
+        Err(error) if error.is_data() => {
+            Err(Problem::bad(format_args!("Invalid JSON: a key stands twice, in line {}", error.line())))
+        }
+        Err(_) => Err(Problem::bad("Invalid JSON")),
+    }
+}
+
+/// The type of one field.
+pub trait Field: Sized {
+    /// In the document.
+    fn schema() -> RefOr<Schema>;
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is wrong, without the field's name.
+    fn read(value: Value) -> Result<Self, String>;
+}
+
+/// A field of a change: left out, taken away, or given.
+#[derive(Debug, Clone, Default)]
+pub enum Patch<T> {
+    /// It is not there: what was there stays.
+    #[default]
+    Absent,
+    /// `null`: back to the default.
+    Null,
+    /// Given.
+    Set(T),
+}
+
+impl<T> Patch<T> {
+    /// What was given.
+    pub fn given(self) -> Option<T> {
+        match self {
+            Self::Set(value) => Some(value),
+            Self::Absent | Self::Null => None,
+        }
+    }
+
+    /// What must be given.
+    ///
+    /// # Errors
+    /// 400 `Bad Request: <field>: Required`
+    pub fn required(self, field: &str) -> Result<T, Problem> {
+        self.given().ok_or_else(|| Problem::field(field, "Required"))
+    }
+
+    /// Another value.
+    pub fn map<U>(self, to: impl FnOnce(T) -> U) -> Patch<U> {
+        match self {
+            Self::Absent => Patch::Absent,
+            Self::Null => Patch::Null,
+            Self::Set(value) => Patch::Set(to(value)),
+        }
+    }
+
+    /// Whether it is there.
+    pub fn is_there(&self) -> bool {
+        !matches!(self, Self::Absent)
+    }
+}
+
+/// The fields of a body while they are read.
+pub struct Fields {
+    map: Map<String, Value>,
+    creates: bool,
+    problems: Vec<String>,
+}
+
+impl Fields {
+    /// Takes one.
+    pub fn take<T: Field>(&mut self, name: &str, is_required: bool) -> Patch<T> {
+        match self.map.remove(name) {
+            None => {
+                if is_required && self.creates {
+                    self.problems.push(format!("{name}: Required"));
+                }
+                Patch::Absent
+            }
+            Some(Value::Null) if !is_required => Patch::Null,
+            Some(value) => T::read(value).map_or_else(
+                |what| {
+                    self.problems.push(format!("{name}: {what}"));
+                    Patch::Absent
+                },
+                Patch::Set,
+            ),
+        }
+    }
+
+    /// What nobody took is unknown.
+    ///
+    /// # Errors
+    /// 400 with everything that is wrong.
+    pub fn finish(mut self, known: &[&str]) -> Result<(), Problem> {
+        for name in self.map.keys() {
+            let shown: String = name.chars().take(60).collect();
+            let near = known.iter().map(|k| (strsim::damerau_levenshtein(k, &shown), *k)).min();
+            self.problems.push(match near {
+                Some((distance, near)) if distance <= 3 => {
+                    format!("{shown}: Unrecognized key (did you mean {near}?)")
+                }
+                _ => format!("{shown}: Unrecognized key"),
+            });
+        }
+        match self.problems.is_empty() {
+            true => Ok(()),
+            false => Err(Problem::bad(self.problems.join("; "))),
+        }
+    }
+}
+
+/// A body with named fields.
+pub trait Fielded: Sized {
+    /// Its name in the document.
+    const NAME: &'static str;
+    /// Its fields: name, whether a creation needs it, schema with its description.
+    fn fields() -> Vec<(&'static str, bool, RefOr<Schema>)>;
+    /// Reads them.
+    ///
+    /// # Errors
+    /// 400
+    fn read(fields: Fields) -> Result<Self, Problem>;
+}
+
+/// Declares a body.
+macro_rules! body {
+    ($(#[doc = $about:literal])* $Name:ident as $name:literal {
+        $( $(#[doc = $doc:literal])* $field:ident: $Type:ty $(, $required:ident)?; )*
+    }) => {
+        $(#[doc = $about])*
+        #[derive(Debug)]
+        // The names are those on the wire.
+        #[allow(non_snake_case)]
+        pub struct $Name { $( $(#[doc = $doc])* pub $field: $crate::management::body::Patch<$Type>, )* }
+
+        impl $crate::management::body::Fielded for $Name {
+            const NAME: &'static str = $name;
+            fn fields() -> Vec<(&'static str, bool, utoipa::openapi::RefOr<utoipa::openapi::Schema>)> {
+                vec![$( (
+                    stringify!($field),
+                    body!(@required $($required)?),
+                    $crate::management::body::described(
+                        <$Type as $crate::management::body::Field>::schema(),
+                        &$crate::config::read::doc_text(&[$($doc),*]),
+                        body!(@required $($required)?),
+                    ),
+                ), )*]
+            }
+            fn read(mut fields: $crate::management::body::Fields) -> Result<Self, $crate::management::answer::Problem> {
+                let read = Self { $( $field: fields.take(stringify!($field), body!(@required $($required)?)), )* };
+                fields.finish(&[$( stringify!($field) ),*])?;
+                Ok(read)
+            }
+        }
+    };
+    (@required required) => { true };
+    (@required) => { false };
+}
+pub(super) use body;
+
+/// A schema with its description; one that is not required may be `null`.
+pub fn described(schema: RefOr<Schema>, text: &str, is_required: bool) -> RefOr<Schema> {
+    let schema = match is_required {
+        true => schema,
+        false => {
+            let null = ObjectBuilder::new().schema_type(SchemaType::Type(Type::Null));
+            OneOfBuilder::new().item(schema).item(null).into()
+        }
+    };
+    match schema {
+        RefOr::T(Schema::Object(mut object)) => {
+            object.description = Some(text.to_owned());
+            RefOr::T(Schema::Object(object))
+        }
+        RefOr::T(Schema::OneOf(mut one_of)) => {
+            one_of.description = Some(text.to_owned());
+            RefOr::T(Schema::OneOf(one_of))
+        }
+        other => other,
+    }
+}
+
+/// A body that makes something.
+#[derive(Debug)]
+pub struct New<T>(pub T);
+
+/// A body that changes something.
+#[derive(Debug)]
+pub struct Changed<T>(pub T);
+
+fn object_schema<T: Fielded>(creates: bool) -> RefOr<Schema> {
+    let mut object = ObjectBuilder::new().additional_properties(Some(AdditionalProperties::FreeForm(false)));
+    for (name, is_required, schema) in T::fields() {
+        object = object.property(name, schema);
+        if creates && is_required {
+            object = object.required(name);
+        }
+    }
+    object.into()
+}
+
+macro_rules! bodies {
+    ($($Name:ident, $prefix:literal, $creates:literal;)*) => {$(
+        impl<T: Fielded> PartialSchema for $Name<T> {
+            fn schema() -> RefOr<Schema> {
+                object_schema::<T>($creates)
+            }
+        }
+
+        impl<T: Fielded> ToSchema for $Name<T> {
+            fn name() -> std::borrow::Cow<'static, str> {
+                format!("{}{}", $prefix, T::NAME).into()
+            }
+        }
+
+        impl<T: Fielded, S: Sync> FromRequest<S> for $Name<T> {
+            type Rejection = Problem;
+            async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+                if content_type(&request)? != "application/json" {
+                    return Err(unsupported());
+                }
+                match json(&bytes(request.into_body()).await?)? {
+                    Value::Object(map) => {
+                        T::read(Fields { map, creates: $creates, problems: Vec::new() }).map(Self)
+                    }
+                    other => Err(Problem::bad(format_args!("Expected object, received {}", kind(&other)))),
+                }
+            }
+        }
+    )*};
+}
+bodies! {
+    New, "New", true;
+    Changed, "Changed", false;
+}
+
+fn string() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(SchemaType::Type(Type::String))
+}
+
+fn text_of(value: Value, most: usize, least: usize) -> Result<String, String> {
+    let Value::String(text) = value else { return Err(format!("Expected string, received {}", kind(&value))) };
+    let length = text.chars().count();
+    match () {
+        () if length < least => Err(format!("String must contain at least {least} character(s)")),
+        () if length > most => Err(format!("String must contain at most {most} character(s)")),
+        () if text.chars().any(char::is_control) => Err("control characters are not allowed".into()),
+        () => Ok(text),
+    }
+}
+
+/// What PostgreSQL and a terminal can show: no control characters (C0, DEL, C1).
+const SHOWN: &str = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$";
+
+/// A name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name(pub String);
+
+impl Field for Name {
+    fn schema() -> RefOr<Schema> {
+        string().min_length(Some(1)).max_length(Some(MAX_NAME)).pattern(Some(SHOWN)).into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        text_of(value, MAX_NAME, 1).map(Self)
+    }
+}
+
+impl Field for String {
+    fn schema() -> RefOr<Schema> {
+        string().max_length(Some(MAX_TEXT)).pattern(Some(SHOWN)).into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        text_of(value, MAX_TEXT, 0)
+    }
+}
+
+/// A password; an empty one is none.
+#[derive(Debug, Clone)]
+pub struct Password(pub SecretString);
+
+impl Field for Password {
+    fn schema() -> RefOr<Schema> {
+        let format = SchemaFormat::KnownFormat(KnownFormat::Password);
+        string()
+            .format(Some(format))
+            .write_only(Some(true))
+            .min_length(Some(1))
+            .max_length(Some(MAX_TEXT))
+            .pattern(Some(SHOWN))
+            .into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        text_of(value, MAX_TEXT, 1).map(|text| Self(text.into()))
+    }
+}
+
+/// The name of a host, an address, or the folder of a unix socket.
+#[derive(Debug, Clone)]
+pub struct HostName(pub String);
+
+impl Field for HostName {
+    fn schema() -> RefOr<Schema> {
+        string().min_length(Some(1)).max_length(Some(MAX_NAME)).pattern(Some("^[!-~]+$")).into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        let text = text_of(value, MAX_NAME, 1)?;
+        match text.bytes().all(|b| b.is_ascii_graphic()) {
+            true => Ok(Self(text)),
+            false => Err("Invalid host".into()),
+        }
+    }
+}
+
+impl Field for bool {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(SchemaType::Type(Type::Boolean)).into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        value.as_bool().ok_or_else(|| format!("Expected boolean, received {}", kind(&value)))
+    }
+}
+
+/// A whole number within bounds.
+#[derive(Debug, Clone, Copy)]
+pub struct Whole<const LEAST: u32, const MOST: u32>(pub u32);
+
+impl<const LEAST: u32, const MOST: u32> Field for Whole<LEAST, MOST> {
+    fn schema() -> RefOr<Schema> {
+        let number = ObjectBuilder::new().schema_type(SchemaType::Type(Type::Integer));
+        number.minimum(Some(LEAST)).maximum(Some(MOST)).into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        if !value.is_number() {
+            return Err(format!("Expected number, received {}", kind(&value)));
+        }
+        // 5432.0 is a whole number, too (JSON Schema, section 6.1.1).
+        let whole = value.as_f64().filter(|number| number.fract() == 0.0).ok_or("Expected integer, received float")?;
+        match whole {
+            n if n < f64::from(LEAST) => Err(format!("Number must be greater than or equal to {LEAST}")),
+            n if n > f64::from(MOST) => Err(format!("Number must be less than or equal to {MOST}")),
+            // It is within the bounds of u32.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            n => Ok(Self(n as u32)),
+        }
+    }
+}
+
+/// One of some words.
+pub trait Words {
+    /// Which.
+    const WORDS: &'static [&'static str];
+}
+
+/// A word.
+#[derive(Debug, Clone)]
+pub struct Word<W>(pub String, std::marker::PhantomData<W>);
+
+impl<W: Words> Field for Word<W> {
+    fn schema() -> RefOr<Schema> {
+        string().enum_values(Some(W::WORDS.iter().copied())).into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        let text = text_of(value, MAX_TEXT, 0)?;
+        match W::WORDS.contains(&text.as_str()) {
+            true => Ok(Self(text, std::marker::PhantomData)),
+            false => Err(format!("Expected one of: {}", W::WORDS.join(", "))),
+        }
+    }
+}
+
+/// Several texts: an array, or one text with commas between them (then spaces around each do not count).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct List(pub Vec<String>);
+
+impl Field for List {
+    fn schema() -> RefOr<Schema> {
+        let item = string().min_length(Some(1)).max_length(Some(MAX_NAME)).pattern(Some(SHOWN));
+        let array = ArrayBuilder::new().items(item).max_items(Some(MAX_ITEMS));
+        let text = string().max_length(Some(MAX_TEXT)).pattern(Some(SHOWN));
+        OneOfBuilder::new().item(text).item(array).into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        match value {
+            Value::String(_) => {
+                let text = text_of(value, MAX_TEXT, 0)?;
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Ok(Self(items.map(str::to_owned).collect()))
+            }
+            Value::Array(items) if items.len() > MAX_ITEMS => {
+                Err(format!("Array must contain at most {MAX_ITEMS} element(s)"))
+            }
+            Value::Array(items) => {
+                items.into_iter().map(|item| text_of(item, MAX_NAME, 1)).collect::<Result<_, _>>().map(Self)
+            }
+            other => Err(format!("Expected string or array, received {}", kind(&other))),
+        }
+    }
+}
+
+impl Field for Uuid {
+    fn schema() -> RefOr<Schema> {
+        string().format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid))).into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        let text = text_of(value, MAX_TEXT, 0)?;
+        answer::uuid("", &text).map_err(|_| "Invalid uuid".to_owned())
+    }
+}
+
+/// Several identifiers, as a [`List`].
+#[derive(Debug, Clone)]
+pub struct Ids(pub Vec<Uuid>);
+
+impl Field for Ids {
+    fn schema() -> RefOr<Schema> {
+        let array = ArrayBuilder::new().items(Uuid::schema()).min_items(Some(1)).max_items(Some(MAX_ITEMS));
+        let one = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}";
+        let text = string().max_length(Some(MAX_TEXT)).pattern(Some(format!("^ *{one}( *, *{one})* *$")));
+        OneOfBuilder::new().item(text).item(array).into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        let List(texts) = List::read(value)?;
+        if texts.is_empty() {
+            return Err("Required".into());
+        }
+        let ids = texts.iter().map(|text| answer::uuid("", text).map_err(|_| "Invalid uuid".to_owned()));
+        ids.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// Values of attributes, by name.
+#[derive(Debug, Clone)]
+pub struct Values(pub BTreeMap<String, Vec<String>>);
+
+impl Field for Values {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .property_names(Some(Schema::Object(
+                string().min_length(Some(1)).max_length(Some(MAX_NAME)).pattern(Some(SHOWN)).build(),
+            )))
+            .additional_properties(Some(List::schema()))
+            .max_properties(Some(MAX_ITEMS))
+            .into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        let Value::Object(map) = value else {
+            return Err(format!("Expected object, received {}", kind(&value)));
+        };
+        if map.len() > MAX_ITEMS {
+            return Err(format!("Object must contain at most {MAX_ITEMS} keys"));
+        }
+        let mut values = BTreeMap::new();
+        for (name, list) in map {
+            let name = text_of(Value::String(name), MAX_NAME, 1)?;
+            let list = List::read(list).map_err(|what| format!("{name}: {what}"))?.0;
+            values.insert(name, list);
+        }
+        Ok(Self(values))
+    }
+}
+
+/// `{ "attributeName": …, "defaultValues": … }`
+#[derive(Debug, Clone)]
+pub struct Picker {
+    /// Which attribute picks the environment.
+    pub attribute: Option<String>,
+    /// The values that mean the base.
+    pub values: Option<Vec<String>>,
+}
+
+impl Field for Picker {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .property("attributeName", Name::schema())
+            .property("defaultValues", List::schema())
+            .required("attributeName")
+            .additional_properties(Some(AdditionalProperties::FreeForm(false)))
+            .into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        let Value::Object(mut map) = value else {
+            return Err(format!("Expected object, received {}", kind(&value)));
+        };
+        let name = map.remove("attributeName").ok_or("attributeName: Required")?;
+        let Name(attribute) = Name::read(name).map_err(|what| format!("attributeName: {what}"))?;
+        let values = map.remove("defaultValues").map(List::read).transpose();
+        let values = values.map_err(|what| format!("defaultValues: {what}"))?.map(|list| list.0);
+        match map.keys().next() {
+            Some(key) => Err(format!("{}: Unrecognized key", key.chars().take(60).collect::<String>())),
+            None => Ok(Self { attribute: Some(attribute), values }),
+        }
+    }
+}

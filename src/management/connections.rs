@@ -1,0 +1,526 @@
+//! `/connections`
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::answer::{self, Outcome, Problem, tagged, written};
+use super::body::{
+    Changed, Field, HostName, List, Name, New, Password, Patch, Picker, Whole, Word, Words, body,
+};
+use super::environments::{self, ConnectionEnvironment};
+use super::{Api, Asked, Id, View, edit};
+use crate::config::{self, file};
+use crate::names::{ConnectionName, id_of};
+use crate::proxy::Change;
+
+/// What a connection speaks: `postgres`.
+#[derive(Debug, Clone)]
+pub struct Dialect(String);
+
+impl Field for Dialect {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(SchemaType::Type(Type::String)).enum_values(Some(["postgres"])).into()
+    }
+    fn read(value: serde_json::Value) -> Result<Self, String> {
+        String::read(value).map(Self)
+    }
+}
+
+macro_rules! words {
+    ($($(#[doc = $doc:literal])* $Name:ident: $($word:literal)*;)*) => {$(
+        $(#[doc = $doc])*
+        #[derive(Debug, Clone)]
+        pub struct $Name;
+        impl Words for $Name {
+            const WORDS: &'static [&'static str] = &[$($word),*];
+        }
+    )*};
+}
+words! {
+    /// As libpq's `sslmode`.
+    SslModes: "disable" "allow" "prefer" "require" "verify-ca" "verify-full";
+    /// When a connection goes back to its pool.
+    PoolModes: "transaction" "session";
+    /// What happens to users whose value matches nothing.
+    Unmatched: "base" "reject";
+}
+
+body! {
+    /// What can be said about a connection.
+    ConnectionBody as "Connection" {
+        /// Only `postgres`.
+        dialect: Dialect, required;
+        /// What clients ask for, as their database name, while it is nobody's environment.
+        name: Name, required;
+        /// A name, an address, or the folder of a unix socket. It is reached only for clients, never by the API itself.
+        host: HostName, required;
+        /// The port; by default 5432.
+        port: Whole<1, 65_535>;
+        /// The database on the server; by default the connection's name.
+        database: Name;
+        /// Who logs in to it.
+        username: Name, required;
+        /// The password. It is never answered.
+        passwordUnencrypted: Password;
+        /// Schemas that become the `search_path`.
+        includeSchemas: List;
+        /// The longest a statement may run, in seconds; 0 is no limit.
+        queryTimeoutSeconds: Whole<0, 3600>;
+        /// Which attribute of the user picks the environment (the same as `environmentUserAttribute.attributeName`).
+        userAttributeNameForConnectionEnvironments: Name;
+        /// Values of it that mean this connection itself (the same as `environmentUserAttribute.defaultValues`).
+        userAttributeValuesForDefaultEnvironment: List;
+        /// Both at once; `null` takes both away.
+        environmentUserAttribute: Picker;
+        /// What the connection itself is called among its environments; by default the first default value, else `base`.
+        environmentName: Name;
+        /// What happens to users whose value matches nothing: `base` (the default) or `reject`.
+        onUnmatched: Word<Unmatched>;
+        /// Says that it is a production database: as a base it wants `onUnmatched` to be `reject`.
+        production: bool;
+        /// Takes that back.
+        allowProductionFallback: bool;
+        /// Other names that clients may ask for.
+        aliases: List;
+        /// Whether TLS is used; by default `prefer`.
+        sslMode: Word<SslModes>;
+        /// When a connection goes back to its pool.
+        poolMode: Word<PoolModes>;
+        /// The most connections of its pool.
+        poolSize: Whole<1, 100_000>;
+    }
+}
+
+type NewConnection = New<ConnectionBody>;
+type ChangedConnection = Changed<ConnectionBody>;
+
+/// Which attribute of the user picks the environment.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvironmentUserAttribute {
+    /// The attribute; `null` while there are only values.
+    attribute_name: Option<String>,
+    /// Its values that mean the base.
+    default_values: Vec<String>,
+}
+
+/// A connection, as it is stored. Its password is never shown.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Connection {
+    /// What it is called here; it stays when it is renamed.
+    pub id: Uuid,
+    /// What clients ask for, as their database name, while it is nobody's environment.
+    pub name: String,
+    /// Always `postgres`.
+    dialect: &'static str,
+    /// Where it is.
+    host: String,
+    /// The port.
+    port: u16,
+    /// The database on the server.
+    pub database: String,
+    /// Who logs in.
+    username: String,
+    /// Whether there is a password.
+    has_password: bool,
+    /// The `search_path`, if it is set.
+    include_schemas: Vec<String>,
+    /// 0 is no limit.
+    #[schema(value_type = f64)]
+    query_timeout_seconds: serde_json::Number,
+    /// `null` if none picks.
+    environment_user_attribute: Option<EnvironmentUserAttribute>,
+    /// What it is called among the environments of its base.
+    environment_name: String,
+    /// `base` or `reject`
+    on_unmatched: &'static str,
+    /// Whether it is a production database.
+    production: bool,
+    /// Whether users that match nothing may reach it all the same.
+    allow_production_fallback: bool,
+    /// Other names that clients may ask for.
+    aliases: Vec<String>,
+    /// As libpq's `sslmode`.
+    ssl_mode: &'static str,
+    /// When a connection goes back to its pool.
+    pool_mode: &'static str,
+    /// The most connections of its pool.
+    pool_size: u32,
+    /// The base whose environment it is.
+    base_connection_id: Option<Uuid>,
+    /// Its own environments.
+    connection_environments: Vec<ConnectionEnvironment>,
+}
+
+written! {
+    /// What became of a write of a connection.
+    ConnectionWritten { connection: Connection }
+}
+
+/// All connections.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Connections {
+    /// Those that were asked for.
+    connections: Vec<Connection>,
+}
+
+/// The connection of an identifier.
+///
+/// # Errors
+/// 404
+pub fn by_id(config: &config::Config, id: Uuid) -> Result<&Arc<config::Connection>, Problem> {
+    let found = config.connections.values().find(|connection| connection.id == id);
+    found.ok_or_else(|| Problem::missing("Connection", id))
+}
+
+fn plain(values: &[config::read::Setting<String>]) -> Vec<String> {
+    values.iter().map(|value| (**value).clone()).collect()
+}
+
+/// Whole seconds, where they are.
+fn seconds(time: Duration) -> serde_json::Number {
+    match time.subsec_nanos() {
+        0 => time.as_secs().into(),
+        _ => serde_json::Number::from_f64(time.as_secs_f64()).unwrap_or_else(|| time.as_secs().into()),
+    }
+}
+
+/// A connection, as it is answered.
+pub(super) fn shown(view: View<'_>, connection: &config::Connection) -> Option<Connection> {
+    let written: &file::Connection = view.file.connections.find(connection.name.as_str())?;
+    let default_values = plain(&written.default_values);
+    let attribute_name = (*written.user_attribute).clone();
+    let has_picker = attribute_name.is_some() || !default_values.is_empty();
+    Some(Connection {
+        id: connection.id,
+        name: connection.name.to_string(),
+        dialect: "postgres",
+        host: connection.target.host.to_string(),
+        port: connection.target.port,
+        database: connection.target.database.clone(),
+        username: connection.target.username.clone(),
+        has_password: connection.password.is_some(),
+        include_schemas: plain(&written.include_schemas),
+        query_timeout_seconds: seconds(connection.query_timeout),
+        environment_user_attribute: has_picker
+            .then_some(EnvironmentUserAttribute { attribute_name, default_values }),
+        environment_name: connection.environment.to_string(),
+        on_unmatched: written.on_unmatched.word(),
+        production: connection.production,
+        allow_production_fallback: *written.allow_production_fallback,
+        aliases: plain(&written.aliases),
+        ssl_mode: written.sslmode.word(),
+        pool_mode: connection.pool_mode.word(),
+        pool_size: connection.pool_size,
+        base_connection_id: environments::base_of(view.config, &connection.name).map(|base| base.id),
+        connection_environments: environments::of(view.config, connection),
+    })
+}
+
+/// One connection and its tag.
+pub(super) fn tagged_connection(
+    api: &Api,
+    view: View<'_>,
+    name: &ConnectionName,
+) -> Result<(Connection, String), Problem> {
+    let connection = view.config.connections.get(name);
+    let connection = connection.ok_or_else(|| Problem::ours("the connection was lost"))?;
+    let object = shown(view, connection).ok_or_else(|| Problem::ours("the connection was lost"))?;
+    let secret = connection.password.as_ref().map(|password| password.value());
+    let tag = api.tags.of(&object, secret.as_ref().map_or("", |secret| secret.expose_secret()));
+    Ok((object, tag))
+}
+
+fn all(view: View<'_>) -> Connections {
+    let connections = view.config.connections.values().filter_map(|connection| shown(view, connection));
+    Connections { connections: connections.collect() }
+}
+
+/// Lists connections.
+#[utoipa::path(get, path = "/api/v1/connections", tag = "connections", operation_id = "listConnections",
+    params(
+        ("name" = Option<String>, Query, description = "Only the one of this name."),
+        ("database" = Option<String>, Query, description = "Only those of this database."),
+        ("dialect" = Option<String>, Query, description = "Only those of this dialect: `postgres`."),
+        ("sortField" = Option<String>, Query, description = "`name` (the default), `database`, `host` or `username`."),
+        ("sortDirection" = Option<String>, Query, description = "`asc` (the default) or `desc`.")),
+    responses((status = 200, description = "The connections.", body = Connections)))]
+pub async fn list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
+    let pairs = super::query(&parts, &["name", "database", "dialect", "sortField", "sortDirection"])?;
+    let parameter = |name| super::parameter(&pairs, name);
+    let generation = api.proxy.generation();
+    let mut list = all(View::of(&generation));
+    let is = |wanted: Option<&str>, has: &str| wanted.is_none_or(|wanted| wanted == has);
+    list.connections.retain(|connection| {
+        is(parameter("name"), &connection.name)
+            && is(parameter("database"), &connection.database)
+            && is(parameter("dialect"), connection.dialect)
+    });
+    match parameter("sortField").unwrap_or("name") {
+        "name" => list.connections.sort_by(|a, b| a.name.cmp(&b.name)),
+        "database" => list.connections.sort_by(|a, b| a.database.cmp(&b.database)),
+        "host" => list.connections.sort_by(|a, b| a.host.cmp(&b.host)),
+        "username" => list.connections.sort_by(|a, b| a.username.cmp(&b.username)),
+        _ => return Err(Problem::field("sortField", "Expected one of: name, database, host, username")),
+    }
+    match parameter("sortDirection").unwrap_or("asc") {
+        "asc" => {}
+        "desc" => list.connections.reverse(),
+        _ => return Err(Problem::field("sortDirection", "Expected one of: asc, desc")),
+    }
+    let tag = api.tags.of(&list, "");
+    Ok(tagged(&parts.headers, StatusCode::OK, &tag, list))
+}
+
+/// Reads a connection.
+#[utoipa::path(get, path = "/api/v1/connections/{id}", tag = "connections", operation_id = "readConnection",
+    params(("id" = Uuid, Path, description = "Its identifier.")),
+    responses((status = 200, description = "The connection.", body = Connection)))]
+pub async fn read(State(api): State<Arc<Api>>, id: Id, headers: HeaderMap) -> Result<Response, Problem> {
+    let generation = api.proxy.generation();
+    let name = &by_id(&generation.config, id.0)?.name;
+    let (connection, tag) = tagged_connection(&api, View::of(&generation), name)?;
+    Ok(tagged(&headers, StatusCode::OK, &tag, connection))
+}
+
+/// Makes a connection. It is a base, which clients may ask for, until it becomes an environment of another.
+#[utoipa::path(post, path = "/api/v1/connections", tag = "connections", operation_id = "createConnection",
+    request_body = NewConnection,
+    params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+    responses((status = 201, description = "It was made.", body = ConnectionWritten),
+        (status = 200, description = "It would be made.", body = ConnectionWritten)))]
+pub async fn create(
+    State(api): State<Arc<Api>>,
+    asked: Asked,
+    New(body): New<ConnectionBody>,
+) -> Result<Response, Problem> {
+    check_dialect(&body)?;
+    let Name(name) = body.name.clone().required("name")?;
+    let if_match = asked.if_match.clone();
+    let (written, name) = api
+        .write(&asked, move |api, change| {
+            let view = View::of(change.generation);
+            answer::matches(if_match.as_deref(), &api.tags.of(&all(view), ""))?;
+            if view.config.connections.contains_key(name.as_str()) {
+                return Err(Problem::conflict(format!("Connection with name {name} already exists")));
+            }
+            edit::add(&mut change.document, "connections", &name);
+            give_id(change, &name, None);
+            body.write(change, &name)?;
+            Ok(ConnectionName::from(name))
+        })
+        .await?;
+    done(&api, &asked, &written, &name, asked.created())
+}
+
+/// Changes a connection: what is not named stays, `null` takes away. A new name moves its sessions.
+#[utoipa::path(patch, path = "/api/v1/connections/{id}", tag = "connections", operation_id = "changeConnection",
+    request_body = ChangedConnection,
+    params(("id" = Uuid, Path, description = "Its identifier."),
+        ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+    responses((status = 200, description = "It is so now, or would be.", body = ConnectionWritten)))]
+pub async fn change(
+    State(api): State<Arc<Api>>,
+    asked: Asked,
+    id: Id,
+    Changed(body): Changed<ConnectionBody>,
+) -> Result<Response, Problem> {
+    check_dialect(&body)?;
+    let if_match = asked.if_match.clone();
+    let (written, name) = api
+        .write(&asked, move |api, change| {
+            let view = View::of(change.generation);
+            let name = by_id(view.config, id.0)?.name.clone();
+            answer::matches(if_match.as_deref(), &tagged_connection(api, view, &name)?.1)?;
+            let name = match body.name.clone().given() {
+                Some(Name(new)) if new != name.as_str() => {
+                    if view.config.connections.contains_key(new.as_str()) {
+                        return Err(Problem::conflict(format!("Connection with name {new} already exists")));
+                    }
+                    edit::rename_connection(&mut change.document, name.as_str(), &new);
+                    give_id(change, &new, Some(id.0));
+                    ConnectionName::from(new)
+                }
+                _ => name,
+            };
+            body.write(change, name.as_str())?;
+            Ok(name)
+        })
+        .await?;
+    done(&api, &asked, &written, &name, StatusCode::OK)
+}
+
+/// Deletes a connection. While it is a base with environments, an environment, or has sessions, only with `drain=true`.
+#[utoipa::path(delete, path = "/api/v1/connections/{id}", tag = "connections", operation_id = "deleteConnection",
+    params(("id" = Uuid, Path, description = "Its identifier."),
+        ("drain" = Option<bool>, Query, description = "Also while it is used: its sessions are settled by `on_move`."),
+        ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+    responses((status = 200, description = "It is gone, or would be.", body = ConnectionWritten)))]
+pub async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
+    let (if_match, drains) = (asked.if_match.clone(), asked.drains);
+    let (written, connection) = api
+        .write(&asked, move |api, change| {
+            let view = View::of(change.generation);
+            let name = by_id(view.config, id.0)?.name.clone();
+            let (connection, tag) = tagged_connection(api, view, &name)?;
+            answer::matches(if_match.as_deref(), &tag)?;
+            let base = environments::base_of(view.config, &name).map(|base| base.name.clone());
+            if !drains {
+                let is_it = |session: &Arc<crate::proxy::LiveSession>| session.place.route.connection() == &name;
+                let sessions = api.proxy.live_sessions().iter().filter(|session| is_it(session)).count();
+                let why = match &base {
+                    _ if !connection.connection_environments.is_empty() => Some("it has environments".to_owned()),
+                    Some(base) => Some(format!("it is an environment of {base}")),
+                    None if sessions > 0 => Some(format!("it has {sessions} session(s)")),
+                    None => None,
+                };
+                if let Some(why) = why {
+                    return Err(Problem::conflict(format!(
+                        "Connection with id {} is in use: {why} (drain=true deletes it all the same)",
+                        id.0
+                    )));
+                }
+            }
+            if let Some(base) = base
+                && let Some(base) = edit::table(&mut change.document, "connections", base.as_str())
+            {
+                edit::remove_environment(base, name.as_str());
+            }
+            edit::remove(&mut change.document, "connections", name.as_str());
+            Ok(connection)
+        })
+        .await?;
+    let outcome = Outcome::of(&written, asked.is_dry);
+    let body = ConnectionWritten { outcome, data: id.0, connection };
+    Ok((StatusCode::OK, axum::Json(body)).into_response())
+}
+
+fn done(
+    api: &Api,
+    asked: &Asked,
+    written: &crate::proxy::Written,
+    name: &ConnectionName,
+    status: StatusCode,
+) -> Result<Response, Problem> {
+    let (connection, tag) = tagged_connection(api, View::after(written), name)?;
+    let outcome = Outcome::of(written, asked.is_dry);
+    let body = ConnectionWritten { outcome, data: connection.id, connection };
+    Ok(tagged(&HeaderMap::new(), status, &tag, body))
+}
+
+fn check_dialect(body: &ConnectionBody) -> Result<(), Problem> {
+    match &body.dialect {
+        Patch::Set(Dialect(dialect)) if dialect != "postgres" => {
+            Err(Problem::new(StatusCode::BAD_REQUEST, "Invalid connection dialect"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The identifier that is kept, or one that nobody has; it is written down where it is not that of the name.
+fn give_id(change: &mut Change<'_>, name: &str, keeps: Option<Uuid>) {
+    let connections = &change.generation.config.connections;
+    let is_taken = |id: Uuid| connections.values().any(|connection| connection.id == id);
+    let of_name = id_of("connection", name);
+    let id = keeps.unwrap_or_else(|| {
+        let others = (1_u32..).map(|n| id_of("connection", &format!("{name}\0{n}")));
+        std::iter::once(of_name).chain(others).find(|id| !is_taken(*id)).unwrap_or(of_name)
+    });
+    if let Some(table) = edit::table(&mut change.document, "connections", name) {
+        let is_said = id != of_name;
+        edit::set(table, "id", is_said.then(|| id.to_string().into()));
+    }
+}
+
+impl ConnectionBody {
+    /// Puts it into the file.
+    fn write(self, change: &mut Change<'_>, name: &str) -> Result<(), Problem> {
+        let picker = self.picker()?;
+        let owner = id_of("connection", name);
+        let password = match self.passwordUnencrypted {
+            Patch::Set(Password(secret)) => {
+                Patch::Set(change.secret(&owner.to_string(), &secret).map_err(Problem::ours)?)
+            }
+            Patch::Null => Patch::Null,
+            Patch::Absent => Patch::Absent,
+        };
+        if let Patch::Set(Some(attribute)) = &picker.0 {
+            declare(change, attribute);
+        }
+        let table = edit::table(&mut change.document, "connections", name);
+        let table = table.ok_or_else(|| Problem::conflict("the connection is not a table of the file"))?;
+        let mut put = |key: &str, value: Patch<toml_edit::Value>| match value {
+            Patch::Absent => {}
+            Patch::Null => edit::set(table, key, None),
+            Patch::Set(value) => edit::set(table, key, Some(value)),
+        };
+        let number = |Whole(n): Whole<_, _>| i64::from(n).into();
+        let list = |List(texts): List| if texts.is_empty() { None } else { Some(edit::list(&texts)) };
+        let or_none = |value: Patch<Option<toml_edit::Value>>| match value {
+            Patch::Set(Some(value)) => Patch::Set(value),
+            Patch::Set(None) | Patch::Null => Patch::Null,
+            Patch::Absent => Patch::Absent,
+        };
+        let seconds = |Whole(n): Whole<0, 3600>| {
+            humantime::format_duration(Duration::from_secs(n.into())).to_string().into()
+        };
+        put("host", self.host.map(|HostName(host)| host.into()));
+        put("port", self.port.map(|Whole(port)| i64::from(port).into()));
+        put("database", self.database.map(|Name(database)| database.into()));
+        put("username", self.username.map(|Name(username)| username.into()));
+        put("password", password);
+        put("include_schemas", or_none(self.includeSchemas.map(list)));
+        put("query_timeout", self.queryTimeoutSeconds.map(seconds));
+        put("user_attribute", or_none(picker.0.map(|name| name.map(Into::into))));
+        put("default_values", or_none(picker.1.map(list)));
+        put("environment_name", self.environmentName.map(|Name(name)| name.into()));
+        put("on_unmatched", self.onUnmatched.map(|word| word.0.into()));
+        put("production", self.production.map(Into::into));
+        put("allow_production_fallback", self.allowProductionFallback.map(Into::into));
+        put("aliases", or_none(self.aliases.map(list)));
+        put("sslmode", self.sslMode.map(|word| word.0.into()));
+        put("pool_mode", self.poolMode.map(|word| word.0.into()));
+        put("pool_size", self.poolSize.map(number));
+        Ok(())
+    }
+
+    /// Which attribute picks, and its values that mean the base: in the flat form or in the nested one, never in both.
+    fn picker(&self) -> Result<(Patch<Option<String>>, Patch<List>), Problem> {
+        let (name, values) = (
+            self.userAttributeNameForConnectionEnvironments.clone(),
+            self.userAttributeValuesForDefaultEnvironment.clone(),
+        );
+        if self.environmentUserAttribute.is_there() && (name.is_there() || values.is_there()) {
+            let what = "give either this or userAttributeNameForConnectionEnvironments and \
+                        userAttributeValuesForDefaultEnvironment, not both";
+            return Err(Problem::field("environmentUserAttribute", what));
+        }
+        Ok(match self.environmentUserAttribute.clone() {
+            Patch::Absent => (name.map(|Name(name)| Some(name)), values),
+            Patch::Null => (Patch::Null, Patch::Null),
+            Patch::Set(picker) => (
+                Patch::Set(picker.attribute),
+                picker.values.map_or(Patch::Absent, |values| Patch::Set(List(values))),
+            ),
+        })
+    }
+}
+
+/// An attribute that picks is declared, so that it stays when it does not pick any more and users still have it.
+fn declare(change: &mut Change<'_>, attribute: &str) {
+    if edit::table(&mut change.document, "attributes", attribute).is_none() {
+        edit::add(&mut change.document, "attributes", attribute);
+    }
+}

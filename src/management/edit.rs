@@ -1,0 +1,360 @@
+//! The TOML file, edited in place: what is not meant stays as it was written, comments and order included.
+
+use serde_json::json;
+use toml_edit::{Array, DocumentMut, InlineTable, Item, Key, Table, TableLike, Value};
+
+/// The tables of a kind (`connections`, `users`), made if there is none.
+fn all<'d>(document: &'d mut DocumentMut, kind: &str) -> Option<&'d mut dyn TableLike> {
+    let implicit = || {
+        let mut table = Table::new();
+        table.set_implicit(true);
+        Item::Table(table)
+    };
+    document.entry(kind).or_insert_with(implicit).as_table_like_mut()
+}
+
+/// One of them.
+pub fn table<'d>(document: &'d mut DocumentMut, kind: &str, name: &str) -> Option<&'d mut dyn TableLike> {
+    document.get_mut(kind)?.as_table_like_mut()?.get_mut(name)?.as_table_like_mut()
+}
+
+/// A new one, behind the others.
+pub fn add(document: &mut DocumentMut, kind: &str, name: &str) {
+    let is_inline = matches!(document.get(kind), Some(Item::Value(_)));
+    let new = match is_inline {
+        true => Item::Value(InlineTable::new().into()),
+        false => {
+            let mut table = Table::new();
+            table.decor_mut().set_prefix("\n");
+            Item::Table(table)
+        }
+    };
+    if let Some(tables) = all(document, kind) {
+        tables.insert(name, new);
+    }
+}
+
+/// Takes one away.
+pub fn remove(document: &mut DocumentMut, kind: &str, name: &str) {
+    if let Some(tables) = all(document, kind) {
+        tables.remove(name);
+    }
+}
+
+/// Gives a connection another name, in its place, also where others refer to it.
+pub fn rename_connection(document: &mut DocumentMut, from: &str, to: &str) {
+    if let Some(connections) = all(document, "connections") {
+        if let Some(item) = connections.remove(from) {
+            connections.insert(to, item);
+        }
+        for (_, connection) in connections.iter_mut() {
+            let Some(connection) = connection.as_table_like_mut() else { continue };
+            each_environment(connection, |environment| {
+                if environment.get("connection").and_then(Item::as_str) == Some(from) {
+                    set(environment, "connection", Some(to.into()));
+                    // What it was called by its connection's name it is called still.
+                    if environment.get("name").is_none() {
+                        set(environment, "name", Some(from.into()));
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// Sets a value where it stands, or takes it away.
+pub fn set(table: &mut dyn TableLike, key: &str, value: Option<Value>) {
+    let Some(mut value) = value else {
+        table.remove(key);
+        return;
+    };
+    match table.get_mut(key) {
+        Some(Item::Value(old)) => {
+            *value.decor_mut() = old.decor().clone();
+            *old = value;
+        }
+        Some(item) => *item = Item::Value(value),
+        None => {
+            table.insert(key, Item::Value(value));
+        }
+    }
+}
+
+/// A list of texts.
+pub fn list(texts: &[String]) -> Value {
+    texts.iter().collect::<Array>().into()
+}
+
+/// Looks at each environment of a base, in either form that TOML has for them.
+pub fn each_environment(connection: &mut dyn TableLike, mut look: impl FnMut(&mut dyn TableLike)) {
+    match connection.get_mut("environments") {
+        Some(Item::Value(Value::Array(array))) => {
+            array.iter_mut().filter_map(Value::as_inline_table_mut).for_each(|table| look(table));
+        }
+        Some(Item::ArrayOfTables(tables)) => tables.iter_mut().for_each(|table| look(table)),
+        _ => {}
+    }
+}
+
+/// Another environment of a base, behind the others.
+pub fn add_environment(base: &mut dyn TableLike, connection: &str) {
+    match base.get_mut("environments") {
+        Some(Item::Value(Value::Array(array))) => {
+            let mut table = InlineTable::new();
+            table.insert("connection", connection.into());
+            let mut value = Value::from(table);
+            // Where each stands on a line of its own, this one does.
+            match array.iter().last().map(|last| last.decor().clone()) {
+                Some(decor) => {
+                    value.decor_mut().set_prefix(decor.prefix().cloned().unwrap_or_default());
+                    if array.len() == 1 && decor.prefix().and_then(|p| p.as_str()).is_none_or(|p| !p.contains('\n')) {
+                        value.decor_mut().set_prefix(" ");
+                    }
+                    array.push_formatted(value);
+                }
+                None => array.push(value),
+            }
+        }
+        Some(Item::ArrayOfTables(tables)) => {
+            let mut table = Table::new();
+            table.insert("connection", connection.into());
+            tables.push(table);
+        }
+        _ => {
+            let mut table = InlineTable::new();
+            table.insert("connection", connection.into());
+            set(base, "environments", Some([Value::from(table)].into_iter().collect::<Array>().into()));
+        }
+    }
+}
+
+/// Takes an environment of a base away.
+pub fn remove_environment(base: &mut dyn TableLike, connection: &str) {
+    let is_it = |table: &dyn TableLike| table.get("connection").and_then(Item::as_str) == Some(connection);
+    let is_left = match base.get_mut("environments") {
+        Some(Item::Value(Value::Array(array))) => {
+            array.retain(|value| !value.as_inline_table().is_some_and(|table| is_it(table)));
+            !array.is_empty()
+        }
+        Some(Item::ArrayOfTables(tables)) => {
+            tables.retain(|table| !is_it(table));
+            !tables.is_empty()
+        }
+        _ => true,
+    };
+    if !is_left {
+        base.remove("environments");
+    }
+}
+
+/// What an item says, however it is written.
+pub fn meaning(item: &Item) -> serde_json::Value {
+    match item {
+        Item::None => json!(null),
+        Item::Value(value) => meaning_of(value),
+        Item::Table(table) => meaning_of_table(table),
+        Item::ArrayOfTables(tables) => tables.iter().map(|table| meaning_of_table(table)).collect(),
+    }
+}
+
+fn meaning_of_table(table: &dyn TableLike) -> serde_json::Value {
+    let entries = table.iter().map(|(key, item)| (key.to_owned(), meaning(item)));
+    serde_json::Value::Object(entries.collect())
+}
+
+fn meaning_of(value: &Value) -> serde_json::Value {
+    match value {
+        Value::String(text) => json!(text.value()),
+        Value::Integer(number) => json!(number.value()),
+        Value::Float(number) => json!(number.value()),
+        Value::Boolean(is) => json!(is.value()),
+        Value::Datetime(time) => json!(time.value().to_string()),
+        Value::Array(items) => items.iter().map(meaning_of).collect(),
+        Value::InlineTable(table) => meaning_of_table(table),
+    }
+}
+
+/// TOML of JSON; `null`s are left out.
+///
+/// # Errors
+/// A number that TOML does not have.
+pub fn from_json(value: &serde_json::Value) -> Result<Item, String> {
+    use serde_json::Value as Json;
+    Ok(match value {
+        Json::Null => Item::None,
+        Json::Bool(is) => Item::Value((*is).into()),
+        Json::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(whole), _) => Item::Value(whole.into()),
+            (None, Some(number)) => Item::Value(number.into()),
+            _ => return Err(format!("{number} is out of range")),
+        },
+        Json::String(text) => Item::Value(text.as_str().into()),
+        Json::Array(items) => {
+            let mut array = Array::new();
+            for item in items {
+                match from_json(item)?.into_value() {
+                    Ok(value) => array.push(value),
+                    Err(_) => return Err("null in a list".into()),
+                }
+            }
+            Item::Value(array.into())
+        }
+        Json::Object(entries) => {
+            let mut table = InlineTable::new();
+            for (key, value) in entries {
+                if let Ok(value) = from_json(value)?.into_value() {
+                    table.insert(key, value);
+                }
+            }
+            Item::Value(table.into())
+        }
+    })
+}
+
+/// Makes one table say what another says, and leaves alone what is said already.
+pub fn merge(current: &mut dyn TableLike, desired: &dyn TableLike) {
+    let gone: Vec<String> =
+        current.iter().map(|(key, _)| key.to_owned()).filter(|key| !desired.contains_key(key)).collect();
+    for key in gone {
+        current.remove(&key);
+    }
+    for (key, wanted) in desired.iter() {
+        match current.get_mut(key) {
+            Some(item) if meaning(item) == meaning(wanted) => {}
+            Some(item) => match (item.as_table_like_mut(), wanted.as_table_like()) {
+                (Some(table), Some(wanted)) => merge(table, wanted),
+                _ => replace(current, key, wanted),
+            },
+            None => {
+                current.insert(key, fresh(wanted));
+            }
+        }
+    }
+}
+
+fn replace(current: &mut dyn TableLike, key: &str, wanted: &Item) {
+    match wanted.clone().into_value() {
+        Ok(mut value) => {
+            value.decor_mut().clear();
+            set(current, key, Some(value));
+        }
+        Err(item) => {
+            current.insert(key, item);
+        }
+    }
+}
+
+/// A copy that does not know where it stood.
+fn fresh(item: &Item) -> Item {
+    fn forget(table: &mut Table) {
+        table.set_position(None);
+        if !table.is_implicit() && !table.is_dotted() {
+            table.decor_mut().set_prefix("\n");
+        }
+        table.iter_mut().for_each(|(_, item)| match item {
+            Item::Table(table) => forget(table),
+            Item::ArrayOfTables(tables) => tables.iter_mut().for_each(forget),
+            _ => {}
+        });
+    }
+    let mut item = item.clone();
+    match &mut item {
+        Item::Table(table) => forget(table),
+        Item::ArrayOfTables(tables) => tables.iter_mut().for_each(forget),
+        _ => {}
+    }
+    item
+}
+
+/// Makes the tables of a document say what those of another say; of a kind that it does not name, everything stays.
+pub fn merge_document(current: &mut DocumentMut, desired: &DocumentMut) {
+    for (kind, wanted) in desired.iter() {
+        let Some(wanted) = wanted.as_table_like() else { continue };
+        if let Some(tables) = all(current, kind) {
+            merge(tables, wanted);
+        }
+    }
+}
+
+/// A key as it is written in TOML.
+pub fn shown(name: &str) -> String {
+    Key::new(name).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"# ours
+[server] # the process
+listen = ["127.0.0.1:6432"]
+
+# the warehouse
+[connections.warehouse]
+host = "dev"        # in the cellar
+username = "app"
+environments = [
+  # production
+  { connection = "prod", values = ["prod"] },   # careful
+]
+
+[connections.prod]
+host = "prod" # upstairs
+username = "app"
+
+[users]
+dana = { password = "x" } # hers
+"#;
+
+    #[test]
+    fn what_is_not_meant_stays_byte_for_byte() {
+        let mut document: DocumentMut = FILE.parse().unwrap();
+        let warehouse = table(&mut document, "connections", "warehouse").unwrap();
+        set(warehouse, "host", Some("dev2".into()));
+        set(warehouse, "port", Some(5433.into()));
+        add_environment(warehouse, "staging");
+        let text = document.to_string();
+        let expected = FILE
+            .replace("\"dev\"  ", "\"dev2\"  ")
+            .replace("# careful\n]", "# careful\n  # production\n  { connection = \"staging\" },\n]\nport = 5433")
+            .to_string();
+        assert_eq!(text.replace("   # careful", ""), expected.replace("   # careful", ""), "{text}");
+    }
+
+    #[test]
+    fn what_is_added_stands_behind_its_kind() {
+        let mut document: DocumentMut = FILE.parse().unwrap();
+        add(&mut document, "connections", "Postgres (New)");
+        add(&mut document, "groups", "g");
+        add(&mut document, "users", "u");
+        let text = document.to_string();
+        let at = |what: &str| text.find(what).unwrap_or_else(|| panic!("no {what} in {text}"));
+        assert!(at("[connections.prod]") < at("[connections.\"Postgres (New)\"]"), "{text}");
+        assert!(at("[connections.\"Postgres (New)\"]") < at("[users]") && at("[groups.g]") > 0, "{text}");
+        assert!(text.contains("# hers") && text.contains("[users.u]"), "{text}");
+        text.parse::<DocumentMut>().unwrap();
+    }
+
+    #[test]
+    fn a_connection_is_renamed_where_it_stands() {
+        let mut document: DocumentMut = FILE.parse().unwrap();
+        rename_connection(&mut document, "prod", "production");
+        let text = document.to_string();
+        let at = |what: &str| text.find(what).unwrap_or_else(|| panic!("no {what} in {text}"));
+        assert!(at("[connections.production]\nhost = \"prod\" # upstairs") < at("[users]"), "{text}");
+        assert!(text.contains("connection = \"production\", values = [\"prod\"], name = \"prod\""), "{text}");
+    }
+
+    #[test]
+    fn merging_what_is_there_already_changes_nothing_and_the_rest_is_as_desired() {
+        let mut document: DocumentMut = FILE.parse().unwrap();
+        let same: DocumentMut = FILE.replace("# in the cellar", "").replace("  {", "{").parse().unwrap();
+        merge_document(&mut document, &same);
+        assert_eq!(document.to_string(), FILE);
+        let desired = "[connections.prod]\nhost = \"other\"\nusername = \"app\"\n[groups.g]\n".parse().unwrap();
+        merge_document(&mut document, &desired);
+        let text = document.to_string();
+        assert!(!text.contains("[connections.warehouse]") && text.contains("host = \"other\" # upstairs"), "{text}");
+        assert!(text.contains("[groups.g]") && text.contains("dana") && text.contains("# ours"), "{text}");
+    }
+}

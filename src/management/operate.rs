@@ -1,0 +1,590 @@
+//! What an operator does: explaining, reloading, going back, looking at sessions and ending them, grants, the audit.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::access::Caller;
+use super::answer::{Outcome, Problem, tagged};
+use super::body::{Name, New, body};
+use super::{Api, Asked, Id, Number, redact};
+use crate::attribute;
+use crate::audit;
+use crate::grants::{Grant, LONGEST};
+use crate::names::id_of;
+use crate::proxy::{LiveSession, LoadError, Proxy};
+use crate::route;
+
+/// How much of the end of the audit is searched, and how many lines of it are answered at most.
+const MAX_SEARCHED: u64 = 32 << 20;
+const MAX_FOUND: usize = 500;
+
+/// A time, as RFC 3339 has it.
+pub(super) fn time(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+/// Where somebody goes, and why.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Resolved {
+    /// Who.
+    user: String,
+    /// By which name.
+    database: String,
+    /// Whether a login would be let in.
+    permitted: bool,
+    /// What it is called there.
+    environment: Option<String>,
+    /// The connection.
+    connection: Option<String>,
+    /// Its identifier.
+    connection_id: Option<Uuid>,
+    /// The server and its database.
+    target: Option<String>,
+    /// Whether it is a production database.
+    production: bool,
+    /// Why, in order.
+    reasons: Vec<String>,
+    /// What somebody should look at.
+    warnings: Vec<String>,
+    /// Why not: what the client would be told.
+    refused: Option<Refused>,
+    /// Of the configuration that decides.
+    generation: u64,
+}
+
+/// An error that a client would be sent.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Refused {
+    /// The SQLSTATE.
+    code: &'static str,
+    /// The message.
+    message: String,
+    /// The DETAIL.
+    detail: Option<String>,
+    /// The HINT.
+    hint: Option<String>,
+}
+
+/// Explains where a user goes.
+#[utoipa::path(get, path = "/api/v1/resolve", tag = "routing", operation_id = "resolve",
+    params(("user" = String, Query, description = "Who."), ("database" = String, Query, description = "By which name."),
+        ("environment" = Option<String>, Query, description = "What is requested.")),
+    responses((status = 200, description = "Where, or why not.", body = Resolved)))]
+pub async fn resolve(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Resolved>, Problem> {
+    let pairs = super::query(&parts, &["user", "database", "environment"])?;
+    let needed = |name| super::parameter(&pairs, name).ok_or_else(|| Problem::field(name, "Required"));
+    let (user, database) = (needed("user")?, needed("database")?);
+    let environment = super::parameter(&pairs, "environment");
+    let generation = api.proxy.generation();
+    let config = &generation.config;
+    let missing = || Problem::new(StatusCode::NOT_FOUND, format!("User with name {user} does not exist"));
+    let known = config.users.get(user).ok_or_else(missing)?;
+    let attributes = attribute::of_user(config, user).with(&api.proxy.grants);
+    let route = route::resolve(config, &attributes, database, environment);
+    let mut resolved = Resolved {
+        user: user.to_owned(),
+        database: database.to_owned(),
+        permitted: route.is_ok() && !known.disabled,
+        environment: None,
+        connection: None,
+        connection_id: None,
+        target: None,
+        production: false,
+        reasons: Vec::new(),
+        warnings: Vec::new(),
+        refused: None,
+        generation: generation.number,
+    };
+    match route {
+        Ok(route) => {
+            let connection = config.connections.get(route.connection());
+            resolved.environment = Some(route.environment().to_string());
+            resolved.connection = Some(route.connection().to_string());
+            resolved.connection_id = connection.map(|connection| connection.id);
+            resolved.target = connection.map(|connection| target(&connection.target));
+            resolved.production = connection.is_some_and(|connection| connection.production);
+            resolved.reasons = route.reasons().iter().map(ToString::to_string).collect();
+            resolved.warnings = route.warnings().to_vec();
+        }
+        Err(refusal) => {
+            resolved.refused = Some(Refused {
+                code: refusal.sqlstate.0,
+                message: refusal.message.into_owned(),
+                detail: refusal.detail,
+                hint: refusal.hint.map(std::borrow::Cow::into_owned),
+            });
+        }
+    }
+    if known.disabled {
+        resolved.warnings.push("the user is disabled, and may not log in".to_owned());
+    }
+    Ok(Json(resolved))
+}
+
+/// `host:port/database`
+pub(super) fn target(target: &crate::config::Target) -> String {
+    format!("{}:{}/{}", target.host, target.port, target.database)
+}
+
+/// What is in force after a reload.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Reloaded {
+    /// Always true: otherwise there is an error.
+    success: bool,
+    /// The number of the configuration.
+    generation: u64,
+}
+
+/// Reads the file again: all of it takes effect, or nothing.
+#[utoipa::path(post, path = "/api/v1/reload", tag = "configuration", operation_id = "reload",
+    responses((status = 200, description = "It is in force.", body = Reloaded)))]
+pub async fn reload(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Reloaded>, Problem> {
+    super::query(&parts, &[])?;
+    let _turn = api.writes.lock().await;
+    let reloaded = api.blocking(|api| api.proxy.reload_and_log().map_err(|error| refused(&error))).await?;
+    Ok(Json(Reloaded { success: true, generation: reloaded.number }))
+}
+
+/// The file is wrong: whoever asks has not written it just now, so that is a conflict; each problem has its place.
+fn refused(error: &LoadError) -> Problem {
+    let LoadError::Rejected(rejected) = error else { return Problem::conflict(error.to_string()) };
+    let lines: Vec<_> = rejected.0.iter().map(|problem| rejected.0.line(problem)).collect();
+    Problem::conflict(format!("the configuration is refused: {}", lines.join("; ")))
+}
+
+/// A configuration that is or was in force, or was refused.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Generation {
+    /// From 1; one that was refused has the number that it would have had.
+    number: u64,
+    /// When.
+    since: String,
+    /// `in force`, `replaced` or `refused`
+    state: &'static str,
+    /// What has brought it.
+    by: String,
+    /// How many sessions it has decided about.
+    sessions: usize,
+    /// How many connections it has.
+    connections: usize,
+    /// How many users.
+    users: usize,
+    /// Why it was refused.
+    error: Option<String>,
+    /// Whether its text is still known, so that it can be gone back to.
+    known: bool,
+}
+
+/// Configurations.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Generations {
+    /// The newest first.
+    generations: Vec<Generation>,
+}
+
+/// The history of the configuration.
+#[utoipa::path(get, path = "/api/v1/generations", tag = "configuration", operation_id = "listGenerations",
+    responses((status = 200, description = "What was in force.", body = Generations)))]
+pub async fn generations(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Generations>, Problem> {
+    super::query(&parts, &[])?;
+    let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
+    for session in api.proxy.live_sessions() {
+        *sessions.entry(session.place.generation).or_default() += 1;
+    }
+    let shown = |known: crate::proxy::Known| Generation {
+        number: known.number,
+        since: time(known.at),
+        state: known.state,
+        by: known.by,
+        sessions: sessions.get(&known.number).copied().unwrap_or(0),
+        connections: known.connections,
+        users: known.users,
+        known: known.error.is_none() && api.proxy.source(known.number).is_some(),
+        error: known.error.map(|error| redact::safe(&error)),
+    };
+    let generations = api.proxy.history().into_iter().rev().map(shown).collect();
+    Ok(Json(Generations { generations }))
+}
+
+/// The text of a configuration, without its secrets.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Source {
+    /// Its number.
+    pub(super) generation: u64,
+    /// TOML, in which every secret is `***`.
+    pub(super) toml: String,
+}
+
+/// Reads a configuration that is or was in force.
+#[utoipa::path(get, path = "/api/v1/generations/{number}", tag = "configuration", operation_id = "readGeneration",
+    params(("number" = u64, Path, description = "Which.")),
+    responses((status = 200, description = "Its text, without its secrets.", body = Source)))]
+pub async fn generation(State(api): State<Arc<Api>>, number: Number) -> Result<Json<Source>, Problem> {
+    let source = api.proxy.source(number.0);
+    let source = source.ok_or_else(|| Problem::missing("Generation", number.0))?;
+    Ok(Json(Source { generation: number.0, toml: redact::config(source.expose_secret()) }))
+}
+
+/// Goes back to a configuration: its text is written to the file, and in force as a new one.
+#[utoipa::path(post, path = "/api/v1/generations/{number}/rollback", tag = "configuration", operation_id = "rollBack",
+    params(("number" = u64, Path, description = "Which."),
+        ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+    responses((status = 200, description = "It is in force, or would be.", body = Outcome)))]
+pub async fn roll_back(
+    State(api): State<Arc<Api>>,
+    asked: Asked,
+    number: Number,
+) -> Result<Response, Problem> {
+    let (written, ()) = api
+        .write(&asked, move |api, change| {
+            let source = api.proxy.source(number.0);
+            let source = source.ok_or_else(|| Problem::missing("Generation", number.0))?;
+            let parsed = source.expose_secret().parse();
+            change.document = parsed.map_err(|_| Problem::conflict("it cannot be edited"))?;
+            Ok(())
+        })
+        .await?;
+    Ok((StatusCode::OK, Json(Outcome::of(&written, asked.is_dry))).into_response())
+}
+
+/// A client that is logged in.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Session {
+    /// Its number.
+    id: u64,
+    /// Who.
+    user: String,
+    /// What it asked for.
+    database: String,
+    /// What it is called there.
+    environment: String,
+    /// Where it is.
+    connection: String,
+    /// Of the configuration that decided.
+    generation: u64,
+    /// `active`, `idle` or `waiting`
+    state: &'static str,
+    /// Where from.
+    peer: String,
+    /// How it called itself.
+    application_name: String,
+    /// Since when.
+    since: String,
+    /// How many transactions it has had.
+    transactions: u64,
+    /// Why it keeps its connection.
+    pin: Option<&'static str>,
+    /// Why it has to leave, if it has to.
+    moved: Option<String>,
+    /// Why it is there.
+    route: String,
+}
+
+/// Clients that are logged in.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Sessions {
+    /// Those that were asked for, the oldest first.
+    sessions: Vec<Session>,
+    /// How many there are of them, should not all be shown.
+    total: usize,
+}
+
+fn session(proxy: &Proxy, session: &LiveSession) -> Session {
+    let (target, waits) = session.slot.now();
+    let seen = session.orders.watch.see();
+    let state = match (target.is_some(), waits.is_some()) {
+        (_, true) => "waiting",
+        (true, false) => "active",
+        (false, false) => "idle",
+    };
+    Session {
+        id: session.id,
+        user: session.identity.user().to_string(),
+        database: session.place.asked.database.to_string(),
+        environment: session.place.route.environment().to_string(),
+        connection: session.place.route.connection().to_string(),
+        generation: session.place.generation,
+        state,
+        peer: session.peer.to_string(),
+        application_name: session.application_name.to_string(),
+        since: time(session.since),
+        transactions: seen.transactions,
+        pin: seen.pin.map(crate::relay::sql::Pin::word),
+        moved: proxy.generation().moved(session),
+        route: session.place.facts.route.clone(),
+    }
+}
+
+/// Lists sessions.
+#[utoipa::path(get, path = "/api/v1/sessions", tag = "sessions", operation_id = "listSessions",
+    params(("user" = Option<String>, Query, description = "Only those of this user."),
+        ("connection" = Option<String>, Query, description = "Only those on this connection."),
+        ("environment" = Option<String>, Query, description = "Only those in this environment."),
+        ("limit" = Option<u32>, Query, description = "How many at most: 1 to 10000, by default 1000.")),
+    responses((status = 200, description = "The sessions.", body = Sessions)))]
+pub async fn sessions(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Sessions>, Problem> {
+    let pairs = super::query(&parts, &["user", "connection", "environment", "limit"])?;
+    let limit = bounded(&pairs, "limit", 1000, 10_000)?;
+    let is = |name: &str, has: &str| super::parameter(&pairs, name).is_none_or(|wanted| wanted == has);
+    let mut live = api.proxy.live_sessions();
+    live.retain(|session| {
+        is("user", session.identity.user().as_str())
+            && is("connection", session.place.route.connection().as_str())
+            && is("environment", session.place.route.environment().as_str())
+    });
+    live.sort_by_key(|session| session.id);
+    let sessions = live.iter().take(limit).map(|one| session(&api.proxy, one)).collect();
+    Ok(Json(Sessions { sessions, total: live.len() }))
+}
+
+/// A number of a query.
+fn bounded(pairs: &[(String, String)], name: &str, usual: usize, most: usize) -> Result<usize, Problem> {
+    match super::parameter(pairs, name).map(str::parse) {
+        None => Ok(usual),
+        Some(Ok(number)) if (1..=most).contains(&number) => Ok(number),
+        Some(_) => Err(Problem::field(name, format_args!("Expected a number from 1 to {most}"))),
+    }
+}
+
+/// What was done.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SessionEnded {
+    /// Always true: otherwise there is an error.
+    success: bool,
+    /// The session's number.
+    data: u64,
+}
+
+/// Ends a session at once: its client is told `57P01`.
+#[utoipa::path(delete, path = "/api/v1/sessions/{id}", tag = "sessions", operation_id = "endSession",
+    params(("id" = u64, Path, description = "Its number.")),
+    responses((status = 200, description = "It is told to end.", body = SessionEnded)))]
+pub async fn end_session(
+    State(api): State<Arc<Api>>,
+    id: Number,
+    parts: Parts,
+) -> Result<Json<SessionEnded>, Problem> {
+    super::query(&parts, &[])?;
+    match api.proxy.kill_client(id.0) {
+        true => Ok(Json(SessionEnded { success: true, data: id.0 })),
+        false => Err(Problem::missing("Session", id.0)),
+    }
+}
+
+body! {
+    /// An environment that a user may request for a while.
+    GrantBody as "Grant" {
+        /// To whom.
+        user: Name, required;
+        /// What they may request.
+        environment: Name, required;
+        /// For how long: "1h", "30m", at most 366 days.
+        duration: Name, required;
+        /// Why.
+        reason: Name, required;
+    }
+}
+
+type NewGrant = New<GrantBody>;
+
+/// An environment that a user may request for a while.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GrantShown {
+    /// Made of the user and the environment.
+    id: Uuid,
+    /// To whom.
+    user: String,
+    /// What they may request.
+    environment: String,
+    /// Since when.
+    since: String,
+    /// Until when.
+    until: String,
+    /// Why.
+    reason: String,
+    /// Who gave it.
+    by: String,
+}
+
+/// Grants.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Grants {
+    /// All that hold.
+    grants: Vec<GrantShown>,
+}
+
+/// What became of a write of a grant.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct GrantWritten {
+    /// Always true: otherwise there is an error.
+    success: bool,
+    /// The identifier.
+    data: Uuid,
+    /// The grant, as it is kept, or was.
+    grant: GrantShown,
+}
+
+fn grant_id(grant: &Grant) -> Uuid {
+    id_of("grant", &format!("{}\0{}", grant.user, grant.environment))
+}
+
+fn shown(grant: &Grant) -> GrantShown {
+    GrantShown {
+        id: grant_id(grant),
+        user: grant.user.to_string(),
+        environment: grant.environment.to_string(),
+        since: time(grant.since),
+        until: time(grant.until),
+        reason: grant.reason.clone(),
+        by: grant.by.to_string(),
+    }
+}
+
+/// Lists grants.
+#[utoipa::path(get, path = "/api/v1/grants", tag = "grants", operation_id = "listGrants",
+    responses((status = 200, description = "All that hold.", body = Grants)))]
+pub async fn grants(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
+    super::query(&parts, &[])?;
+    let grants = Grants { grants: api.proxy.grants.all().iter().map(shown).collect() };
+    let tag = api.tags.of(&grants, "");
+    Ok(tagged(&parts.headers, StatusCode::OK, &tag, grants))
+}
+
+/// Lets a user request an environment for a while. One that was there is replaced.
+#[utoipa::path(post, path = "/api/v1/grants", tag = "grants", operation_id = "grant", request_body = NewGrant,
+    responses((status = 201, description = "It holds.", body = GrantWritten)))]
+pub async fn grant(
+    State(api): State<Arc<Api>>,
+    by: Caller,
+    New(body): New<GrantBody>,
+) -> Result<Response, Problem> {
+    let Name(time) = body.duration.required("duration")?;
+    let time = humantime::parse_duration(&time).ok().filter(|time| !time.is_zero() && *time <= LONGEST);
+    let time = time.ok_or_else(|| Problem::field("duration", "Expected a time such as \"1h\", at most 366 days"))?;
+    let since = SystemTime::now();
+    let grant = Grant {
+        user: body.user.required("user")?.0.into(),
+        environment: body.environment.required("environment")?.0.into(),
+        since,
+        until: since + time,
+        reason: body.reason.required("reason")?.0,
+        by: by.name().into(),
+    };
+    let kept = grant.clone();
+    api.blocking(move |api| api.proxy.grant(&kept).map_err(Problem::from)).await?;
+    let shown = shown(&grant);
+    let tag = api.tags.of(&shown, "");
+    let body = GrantWritten { success: true, data: shown.id, grant: shown };
+    Ok(tagged(&HeaderMap::new(), StatusCode::CREATED, &tag, body))
+}
+
+/// Ends a grant before its time: sessions that came by it are settled at once.
+#[utoipa::path(delete, path = "/api/v1/grants/{id}", tag = "grants", operation_id = "revoke",
+    params(("id" = Uuid, Path, description = "Its identifier.")),
+    responses((status = 200, description = "It is over.", body = GrantWritten)))]
+pub async fn revoke(State(api): State<Arc<Api>>, by: Caller, id: Id) -> Result<Response, Problem> {
+    let grant = api.proxy.grants.all().iter().find(|grant| grant_id(grant) == id.0).cloned();
+    let grant = grant.ok_or_else(|| Problem::missing("Grant", id.0))?;
+    let kept = grant.clone();
+    let by = by.name().into();
+    api.blocking(move |api| {
+        api.proxy.revoke(kept.user.as_str(), kept.environment.as_str(), &by).map_err(Problem::from)
+    })
+    .await?;
+    let body = GrantWritten { success: true, data: id.0, grant: shown(&grant) };
+    Ok((StatusCode::OK, Json(body)).into_response())
+}
+
+/// Lines of the audit.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Found {
+    /// The newest first: each as it was written.
+    #[schema(value_type = Vec<Object>)]
+    events: Vec<Value>,
+    /// Whether all that there is was searched.
+    complete: bool,
+}
+
+/// Searches the end of the audit.
+#[utoipa::path(get, path = "/api/v1/audit", tag = "audit", operation_id = "searchAudit",
+    params(("q" = Option<String>, Query, description = "Words that a line must have, all of them."),
+        ("event" = Option<String>, Query, description = "Only events of this name."),
+        ("user" = Option<String>, Query, description = "Only those of this user."),
+        ("limit" = Option<u32>, Query, description = "How many at most: 1 to 500, by default 100.")),
+    responses((status = 200, description = "What was found.", body = Found)))]
+pub async fn search_audit(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Found>, Problem> {
+    let pairs = super::query(&parts, &["q", "event", "user", "limit"])?;
+    let limit = bounded(&pairs, "limit", 100, MAX_FOUND)?;
+    let Some(path) = api.proxy.generation().config.audit_file() else {
+        return Err(Problem::conflict("there is no audit: set [server] audit_file"));
+    };
+    let found = api.blocking(move |_| {
+        let words: Vec<String> = super::parameter(&pairs, "q")
+            .unwrap_or_default()
+            .split_whitespace()
+            .map(|word| word.to_lowercase())
+            .collect();
+        let is = |event: &Value, name: &str| {
+            super::parameter(&pairs, name)
+                .is_none_or(|wanted| event.get(name).and_then(Value::as_str) == Some(wanted))
+        };
+        let wanted = |line: &str| -> Option<Value> {
+            let lower = line.to_lowercase();
+            let event: Value = words.iter().all(|word| lower.contains(word)).then(|| serde_json::from_str(line).ok())??;
+            (is(&event, "event") && is(&event, "user")).then_some(event)
+        };
+        search(&path, limit, &wanted).map_err(|error| Problem::conflict(format!("the audit cannot be read: {error}")))
+    });
+    found.await.map(Json)
+}
+
+/// The last lines that are wanted, of the last files.
+fn search(path: &Path, limit: usize, wanted: &dyn Fn(&str) -> Option<Value>) -> io::Result<Found> {
+    let mut left = MAX_SEARCHED;
+    let mut found = Found { events: Vec::new(), complete: true };
+    for path in audit::files(path)?.iter().rev() {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let from = length.saturating_sub(left);
+        file.seek(SeekFrom::Start(from))?;
+        let mut bytes = Vec::new();
+        file.take(left).read_to_end(&mut bytes)?;
+        left = left.saturating_sub(length);
+        let text = String::from_utf8_lossy(&bytes);
+        // The first one may have been cut.
+        let lines: VecDeque<&str> = text.lines().skip(usize::from(from > 0)).collect();
+        for line in lines.into_iter().rev() {
+            if let Some(event) = wanted(line) {
+                if found.events.len() == limit {
+                    found.complete = false;
+                    return Ok(found);
+                }
+                found.events.push(event);
+            }
+        }
+        if from > 0 || left == 0 {
+            found.complete = false;
+            break;
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,281 @@
+//! What the page shows at a glance: routes as flows, pools and their last minutes, figures.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::request::Parts;
+use parking_lot::Mutex;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Api;
+use super::answer::Problem;
+use super::operate::{target, time};
+use crate::attribute;
+use crate::names::{ConnectionName, UserName};
+use crate::pool::Pool;
+use crate::route::{self, Reason, Route};
+use crate::stats::Figure;
+
+/// How often the pools are looked at, and how many of these looks are kept: ten minutes.
+const INTERVAL: Duration = Duration::from_secs(3);
+const KEPT: usize = 200;
+/// How many users are named in a flow.
+const MAX_NAMED: usize = 20;
+
+/// A pool at one moment.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Sample {
+    /// Connections that are lent, or kept.
+    active: usize,
+    /// Connections that wait to be lent.
+    idle: usize,
+    /// Clients that wait.
+    waiting: usize,
+    /// Transactions since the last look.
+    transactions: u64,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    samples: VecDeque<Sample>,
+    transactions: u64,
+}
+
+/// The last minutes of each pool.
+#[derive(Debug, Default)]
+pub struct History(Mutex<BTreeMap<ConnectionName, Kept>>);
+
+impl History {
+    fn look(&self, pools: &[Arc<Pool>]) {
+        let mut all = self.0.lock();
+        all.retain(|name, _| pools.iter().any(|pool| pool.connection().name == *name));
+        for pool in pools {
+            let (view, transactions) = (pool.view(), pool.stats().totals()[Figure::Transactions as usize]);
+            let kept = all.entry(pool.connection().name.clone()).or_default();
+            // Of a pool in the place of another it begins anew.
+            let new = transactions.checked_sub(kept.transactions).unwrap_or(transactions);
+            let new = if kept.samples.is_empty() { 0 } else { new };
+            let sample =
+                Sample { active: view.active, idle: view.idle, waiting: view.waiting, transactions: new };
+            kept.transactions = transactions;
+            kept.samples.push_back(sample);
+            if kept.samples.len() > KEPT {
+                kept.samples.pop_front();
+            }
+        }
+    }
+
+    fn of(&self, name: &ConnectionName) -> Vec<Sample> {
+        self.0.lock().get(name).map(|kept| kept.samples.iter().copied().collect()).unwrap_or_default()
+    }
+}
+
+/// Looks until the process ends.
+pub fn remember(api: &Arc<Api>) {
+    let api: Weak<Api> = Arc::downgrade(api);
+    tokio::spawn(async move {
+        let mut interval = tokio::time::interval(INTERVAL);
+        loop {
+            interval.tick().await;
+            let Some(api) = api.upgrade() else { return };
+            let pools: Vec<_> = api.proxy.generation().pools.values().cloned().collect();
+            api.history.look(&pools);
+        }
+    });
+}
+
+/// A pool.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct PoolShown {
+    /// Of which connection.
+    connection: String,
+    /// What that is called.
+    environment: String,
+    /// The server and its database.
+    target: String,
+    /// Whether it is a production database.
+    production: bool,
+    /// `up`, `unused`, `failing`, `paused` or `disabled`
+    health: &'static str,
+    /// Clients that are there.
+    sessions: usize,
+    /// Connections that are lent, or kept.
+    active: usize,
+    /// Connections that wait to be lent.
+    idle: usize,
+    /// Clients that wait.
+    waiting: usize,
+    /// For how long the first of them, in milliseconds.
+    longest_wait_ms: u64,
+    /// Clients that keep their connection.
+    pinned: usize,
+    /// The most connections.
+    pool_size: u32,
+    /// The last minutes, the newest last.
+    history: Vec<Sample>,
+}
+
+/// Users who go the same way for the same reason.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Flow {
+    /// By which name.
+    database: String,
+    /// Where the value stands: `user`, `group …`, `default`, `none`, or `granted`.
+    origin: String,
+    /// The attribute and its value, if one has decided.
+    value: String,
+    /// What they come to; nothing if they are refused.
+    environment: Option<String>,
+    /// The connection.
+    connection: Option<String>,
+    /// The server and its database.
+    target: Option<String>,
+    /// Whether it is a production database.
+    production: bool,
+    /// Whether nothing has matched.
+    falls_back: bool,
+    /// Some of the users.
+    users: Vec<String>,
+    /// How many there are.
+    user_count: usize,
+    /// How many clients of theirs are there.
+    sessions: usize,
+}
+
+/// Everything at a glance.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Overview {
+    /// Of pgusher.
+    version: &'static str,
+    /// When this was.
+    at: String,
+    /// The configuration in force.
+    generation: u64,
+    /// Clients that are logged in.
+    sessions: usize,
+    /// Those that stand where their users do not go any more.
+    unsettled: usize,
+    /// Whether it is about to end.
+    draining: bool,
+    /// How often it was looked for the history of pools, in seconds.
+    interval: u64,
+    /// Who goes where.
+    flows: Vec<Flow>,
+    /// The pools.
+    pools: Vec<PoolShown>,
+}
+
+/// Shows everything at a glance.
+#[utoipa::path(get, path = "/api/v1/overview", tag = "sessions", operation_id = "overview",
+    responses((status = 200, description = "Everything.", body = Overview)))]
+pub async fn overview(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Overview>, Problem> {
+    super::query(&parts, &[])?;
+    api.blocking(|api| Ok(Json(look(api)))).await
+}
+
+fn look(api: &Api) -> Overview {
+    let proxy = &api.proxy;
+    let generation = proxy.generation();
+    let live = proxy.live_sessions();
+    let pool = |pool: &Arc<Pool>| {
+        let (view, connection) = (pool.view(), pool.connection());
+        let health = match () {
+            () if view.disabled => "disabled",
+            () if view.halted.is_some() => "paused",
+            () if view.failing => "failing",
+            () if view.active + view.idle == 0 => "unused",
+            () => "up",
+        };
+        PoolShown {
+            connection: connection.name.to_string(),
+            environment: connection.environment.to_string(),
+            target: target(&connection.target),
+            production: connection.production,
+            health,
+            sessions: live.iter().filter(|session| Arc::ptr_eq(&session.pool, pool)).count(),
+            active: view.active,
+            idle: view.idle,
+            waiting: view.waiting,
+            longest_wait_ms: u64::try_from(view.longest_wait.as_millis()).unwrap_or(u64::MAX),
+            pinned: view.pinned,
+            pool_size: connection.pool_size,
+            history: api.history.of(&connection.name),
+        }
+    };
+    Overview {
+        version: env!("CARGO_PKG_VERSION"),
+        at: time(SystemTime::now()),
+        generation: generation.number,
+        sessions: live.len(),
+        unsettled: proxy.unsettled().len(),
+        draining: proxy.is_draining(),
+        interval: INTERVAL.as_secs(),
+        flows: flows(api),
+        pools: generation.pools.values().map(pool).collect(),
+    }
+}
+
+/// What a decision hung on: where the value stood, and the value.
+fn cause(route: &Route) -> (String, String) {
+    let of = |reason: &Reason| match reason {
+        Reason::Value { attribute, value, origin } => Some((origin.to_string(), format!("{attribute} = {value}"))),
+        Reason::Unmatched { attribute, values, origin } => {
+            Some((origin.to_string(), format!("{attribute} = {}", values.join(", "))))
+        }
+        Reason::NoValue(attribute) => Some(("none".to_owned(), format!("no {attribute}"))),
+        Reason::Granted(_) => Some(("granted".to_owned(), "granted".to_owned())),
+        Reason::NoAttribute => Some(("none".to_owned(), "everybody".to_owned())),
+        _ => None,
+    };
+    route.reasons().iter().find_map(of).unwrap_or_default()
+}
+
+fn flows(api: &Api) -> Vec<Flow> {
+    let generation = api.proxy.generation();
+    let config = &generation.config;
+    let mut sessions: BTreeMap<(UserName, ConnectionName), usize> = BTreeMap::new();
+    for session in api.proxy.live_sessions() {
+        let key = (session.identity.user().clone(), session.place.route.base().clone());
+        *sessions.entry(key).or_default() += 1;
+    }
+    let mut flows: BTreeMap<(String, String, String, Option<String>), Flow> = BTreeMap::new();
+    let bases = config.databases.iter().filter(|(database, base)| database.as_str() == base.as_str());
+    for (database, base) in bases {
+        for user in config.users.values().filter(|user| !user.disabled) {
+            let attributes = attribute::of_user(config, user.name.as_str()).with(&api.proxy.grants);
+            let route = route::resolve(config, &attributes, database.as_str(), None).ok();
+            let (origin, value) =
+                route.as_ref().map_or_else(|| ("refused".to_owned(), String::new()), cause);
+            let connection = route.as_ref().and_then(|route| config.connections.get(route.connection()));
+            let environment = route.as_ref().map(|route| route.environment().to_string());
+            let key = (database.to_string(), origin.clone(), value.clone(), environment.clone());
+            let flow = flows.entry(key).or_insert_with(|| Flow {
+                database: database.to_string(),
+                origin,
+                value,
+                environment,
+                connection: connection.map(|connection| connection.name.to_string()),
+                target: connection.map(|connection| target(&connection.target)),
+                production: connection.is_some_and(|connection| connection.production),
+                falls_back: route.as_ref().is_some_and(|route| route.reasons().contains(&Reason::FallsBack)),
+                users: Vec::new(),
+                user_count: 0,
+                sessions: 0,
+            });
+            flow.user_count += 1;
+            if flow.users.len() < MAX_NAMED {
+                flow.users.push(user.name.to_string());
+            }
+            flow.sessions += sessions.get(&(user.name.clone(), base.clone())).copied().unwrap_or(0);
+        }
+    }
+    flows.into_values().collect()
+}

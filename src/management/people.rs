@@ -1,0 +1,602 @@
+//! `/users`, `/groups`, `/user-attributes`
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use toml_edit::{InlineTable, TableLike, Value};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::answer::{self, Outcome, Problem, tagged, written};
+use super::body::{Changed, Fielded, List, Name, New, Password, Patch, Values, Whole, Word, Words, body};
+use super::{Api, Asked, Id, View, edit};
+use crate::config::Config;
+use crate::config::file::AuthType;
+use crate::names::id_of;
+use crate::proxy::{Change, Written};
+use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier, Verifier, is_verifier};
+
+/// How a user proves who it is.
+#[derive(Debug, Clone)]
+pub struct AuthTypes;
+impl Words for AuthTypes {
+    const WORDS: &'static [&'static str] = &["scram-sha-256", "md5", "password", "cert", "trust"];
+}
+
+/// What a user may do on the console.
+#[derive(Debug, Clone)]
+pub struct Consoles;
+impl Words for Consoles {
+    const WORDS: &'static [&'static str] = &["admin", "stats"];
+}
+
+body! {
+    /// What can be said about a user.
+    UserBody as "User" {
+        /// Who logs in. It cannot be changed.
+        name: Name, required;
+        /// The password, of which only a SCRAM verifier is kept (unless `authType` needs more); or such a verifier.
+        passwordUnencrypted: Password;
+        /// By default `[server] auth_type`.
+        authType: Word<AuthTypes>;
+        /// The names of groups, the most important one first.
+        groups: List;
+        /// Values by attribute; no values: none of its own.
+        attributes: Values;
+        /// The most clients at a time.
+        maxClientConnections: Whole<0, 1_000_000>;
+        /// What the user may do on the console.
+        console: Word<Consoles>;
+        /// Refuses logins.
+        disabled: bool;
+    }
+}
+
+body! {
+    /// What can be said about a group.
+    GroupBody as "Group" {
+        /// What it is called. It cannot be changed.
+        name: Name, required;
+        /// Values by attribute, for those of its users who have none.
+        attributes: Values;
+    }
+}
+
+body! {
+    /// What can be said about an attribute.
+    AttributeBody as "UserAttribute" {
+        /// What it is called. It cannot be changed.
+        name: Name, required;
+        /// The values of users who have none, neither themselves nor by a group.
+        defaultValues: List;
+    }
+}
+
+/// A user, as it is stored. The password is never shown.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct User {
+    /// Made of the name.
+    id: Uuid,
+    /// Who logs in.
+    name: String,
+    /// Whether there is a password.
+    has_password: bool,
+    /// How it is proved.
+    auth_type: &'static str,
+    /// The most important one first.
+    groups: Vec<String>,
+    /// Values by attribute: the user's own.
+    attributes: BTreeMap<String, Vec<String>>,
+    /// The most clients at a time; 0 is no limit.
+    max_client_connections: u32,
+    /// `admin`, `stats`, or nothing.
+    console: Option<&'static str>,
+    /// May not log in.
+    disabled: bool,
+}
+
+/// A group, as it is stored.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Group {
+    /// Made of the name.
+    id: Uuid,
+    /// What it is called.
+    name: String,
+    /// Values by attribute.
+    attributes: BTreeMap<String, Vec<String>>,
+}
+
+/// An attribute, as it is stored.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UserAttribute {
+    /// Made of the name.
+    id: Uuid,
+    /// What it is called.
+    name: String,
+    /// The values of users who have none.
+    default_values: Vec<String>,
+    /// False if a connection picks by it, and nothing else is said about it.
+    declared: bool,
+}
+
+written! {
+    /// What became of a write of a user.
+    UserWritten { user: User }
+}
+written! {
+    /// What became of a write of a group.
+    GroupWritten { group: Group }
+}
+written! {
+    /// What became of a write of an attribute.
+    UserAttributeWritten { user_attribute: UserAttribute }
+}
+
+/// Users.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Users {
+    /// Those that were asked for.
+    users: Vec<User>,
+}
+/// Groups.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Groups {
+    /// Those that were asked for.
+    groups: Vec<Group>,
+}
+/// Attributes.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UserAttributes {
+    /// Those that were asked for.
+    user_attributes: Vec<UserAttribute>,
+}
+
+/// What the three have in common.
+trait Thing: Serialize + Sized + Send + 'static {
+    /// Its tables in the file.
+    const KIND: &'static str;
+    /// What it is called in errors.
+    const WORD: &'static str;
+    /// And where identifiers are made.
+    const ID: &'static str;
+    type Body: Fielded + Send + 'static;
+
+    fn all(config: &Config, view: View<'_>) -> Vec<Self>;
+    fn id(&self) -> Uuid;
+    fn name(&self) -> &str;
+    /// What is not shown, and makes another edition.
+    fn hidden(&self, _: &Config) -> String {
+        String::new()
+    }
+    /// The name that a body gives.
+    fn name_of(body: &Self::Body) -> Patch<Name>;
+    /// Puts a body into the file.
+    fn write(body: Self::Body, change: &mut Change<'_>, name: &str) -> Result<(), Problem>;
+    fn listed(all: Vec<Self>) -> impl Serialize;
+    fn written(self, outcome: Outcome) -> impl Serialize;
+}
+
+fn values(attributes: &BTreeMap<crate::names::AttributeName, Vec<String>>) -> BTreeMap<String, Vec<String>> {
+    attributes.iter().map(|(name, values)| (name.to_string(), values.clone())).collect()
+}
+
+impl Thing for User {
+    const KIND: &'static str = "users";
+    const WORD: &'static str = "User";
+    const ID: &'static str = "user";
+    type Body = UserBody;
+
+    fn all(config: &Config, _: View<'_>) -> Vec<Self> {
+        let shown = |user: &Arc<crate::config::User>| Self {
+            id: id_of(Self::ID, user.name.as_str()),
+            name: user.name.to_string(),
+            has_password: user.password.is_some(),
+            auth_type: user.auth_type.word(),
+            groups: user.groups.iter().map(ToString::to_string).collect(),
+            attributes: values(&user.attributes),
+            max_client_connections: user.max_client_connections,
+            console: user.console.map(crate::config::file::Console::word),
+            disabled: user.disabled,
+        };
+        config.users.values().map(shown).collect()
+    }
+    fn id(&self) -> Uuid {
+        self.id
+    }
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn hidden(&self, config: &Config) -> String {
+        let password = config.users.get(self.name.as_str()).and_then(|user| user.password.as_ref());
+        password.map_or_else(String::new, |password| password.value().expose_secret().to_owned())
+    }
+    fn name_of(body: &UserBody) -> Patch<Name> {
+        body.name.clone()
+    }
+    fn write(body: UserBody, change: &mut Change<'_>, name: &str) -> Result<(), Problem> {
+        let password = match body.passwordUnencrypted {
+            Patch::Set(Password(secret)) => {
+                let auth_type = body.authType.clone().map(|word| word.0).given();
+                Patch::Set(password_value(change, name, auth_type.as_deref(), &secret)?)
+            }
+            Patch::Null => Patch::Null,
+            Patch::Absent => Patch::Absent,
+        };
+        let table = table_of(change, Self::KIND, name)?;
+        put(table, "password", password);
+        put(table, "auth_type", body.authType.map(|word| word.0.into()));
+        put_list(table, "groups", body.groups);
+        put_values(table, body.attributes);
+        put(table, "max_client_connections", body.maxClientConnections.map(|Whole(n)| i64::from(n).into()));
+        put(table, "console", body.console.map(|word| word.0.into()));
+        put(table, "disabled", body.disabled.map(Into::into));
+        Ok(())
+    }
+    fn listed(users: Vec<Self>) -> impl Serialize {
+        Users { users }
+    }
+    fn written(self, outcome: Outcome) -> impl Serialize {
+        UserWritten { outcome, data: self.id, user: self }
+    }
+}
+
+/// What is kept of a user's password: a verifier, where that is enough to check it.
+pub(super) fn password_value(
+    change: &mut Change<'_>,
+    name: &str,
+    auth_type: Option<&str>,
+    secret: &SecretString,
+) -> Result<Value, Problem> {
+    if is_verifier(secret) {
+        return Ok(secret.expose_secret().into());
+    }
+    let config = &change.generation.config;
+    let known = config.users.get(name);
+    let default = known.map_or(*config.server.auth_type, |user| user.auth_type);
+    if auth_type.unwrap_or(default.word()) != AuthType::ScramSha256.word() {
+        return change.secret(&id_of("user", name).to_string(), secret).map_err(Problem::ours);
+    }
+    // The same password again is no change.
+    let before = known.and_then(|user| user.password.as_ref()).map(|password| password.value());
+    if let Some(before) = before
+        && let Ok(Verifier::Scram(verifier)) = Verifier::parse(&before)
+        && verifier.accepts(secret.expose_secret())
+        && let Some(Value::String(kept)) = edit::table(&mut change.document, "users", name)
+            .and_then(|table| table.get("password")?.as_value().cloned())
+    {
+        return Ok(Value::String(kept));
+    }
+    let mut salt = vec![0; 16];
+    getrandom::fill(&mut salt).map_err(Problem::ours)?;
+    Ok(ScramVerifier::derive(secret.expose_secret(), salt, SCRAM_ITERATIONS).to_string().into())
+}
+
+impl Thing for Group {
+    const KIND: &'static str = "groups";
+    const WORD: &'static str = "Group";
+    const ID: &'static str = "group";
+    type Body = GroupBody;
+
+    fn all(config: &Config, _: View<'_>) -> Vec<Self> {
+        let shown = |(name, attributes): (&crate::names::GroupName, &BTreeMap<_, _>)| Self {
+            id: id_of(Self::ID, name.as_str()),
+            name: name.to_string(),
+            attributes: values(attributes),
+        };
+        config.groups.iter().map(shown).collect()
+    }
+    fn id(&self) -> Uuid {
+        self.id
+    }
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn name_of(body: &GroupBody) -> Patch<Name> {
+        body.name.clone()
+    }
+    fn write(body: GroupBody, change: &mut Change<'_>, name: &str) -> Result<(), Problem> {
+        put_values(table_of(change, Self::KIND, name)?, body.attributes);
+        Ok(())
+    }
+    fn listed(groups: Vec<Self>) -> impl Serialize {
+        Groups { groups }
+    }
+    fn written(self, outcome: Outcome) -> impl Serialize {
+        GroupWritten { outcome, data: self.id, group: self }
+    }
+}
+
+impl Thing for UserAttribute {
+    const KIND: &'static str = "attributes";
+    const WORD: &'static str = "User attribute";
+    const ID: &'static str = "attribute";
+    type Body = AttributeBody;
+
+    fn all(config: &Config, view: View<'_>) -> Vec<Self> {
+        let mut names: BTreeMap<String, bool> =
+            view.file.attributes.names().map(|name| (name.to_owned(), true)).collect();
+        let picking = config.connections.values().filter_map(|c| c.base.as_ref()?.attribute.as_ref());
+        picking.for_each(|name| {
+            names.entry(name.to_string()).or_insert(false);
+        });
+        let shown = |(name, declared): (String, bool)| Self {
+            id: id_of(Self::ID, &name),
+            default_values: config.attribute_defaults.get(name.as_str()).cloned().unwrap_or_default(),
+            name,
+            declared,
+        };
+        names.into_iter().map(shown).collect()
+    }
+    fn id(&self) -> Uuid {
+        self.id
+    }
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn name_of(body: &AttributeBody) -> Patch<Name> {
+        body.name.clone()
+    }
+    fn write(body: AttributeBody, change: &mut Change<'_>, name: &str) -> Result<(), Problem> {
+        if edit::table(&mut change.document, Self::KIND, name).is_none() {
+            edit::add(&mut change.document, Self::KIND, name);
+        }
+        put_list(table_of(change, Self::KIND, name)?, "default", body.defaultValues);
+        Ok(())
+    }
+    fn listed(user_attributes: Vec<Self>) -> impl Serialize {
+        UserAttributes { user_attributes }
+    }
+    fn written(self, outcome: Outcome) -> impl Serialize {
+        UserAttributeWritten { outcome, data: self.id, user_attribute: self }
+    }
+}
+
+fn table_of<'c>(change: &'c mut Change<'_>, kind: &str, name: &str) -> Result<&'c mut dyn TableLike, Problem> {
+    let table = edit::table(&mut change.document, kind, name);
+    table.ok_or_else(|| Problem::conflict(format!("{kind} {name} is not a table of the file")))
+}
+
+fn put(table: &mut dyn TableLike, key: &str, value: Patch<Value>) {
+    match value {
+        Patch::Absent => {}
+        Patch::Null => edit::set(table, key, None),
+        Patch::Set(value) => edit::set(table, key, Some(value)),
+    }
+}
+
+fn put_list(table: &mut dyn TableLike, key: &str, value: Patch<List>) {
+    match value {
+        Patch::Set(List(texts)) if texts.is_empty() => edit::set(table, key, None),
+        value => put(table, key, value.map(|List(texts)| edit::list(&texts))),
+    }
+}
+
+fn put_values(table: &mut dyn TableLike, values: Patch<Values>) {
+    let value = values.map(|Values(values)| {
+        let mut attributes = InlineTable::new();
+        for (name, list) in values.iter().filter(|(_, list)| !list.is_empty()) {
+            let value = match list.as_slice() {
+                [one] => Value::from(one.as_str()),
+                several => edit::list(several),
+            };
+            attributes.insert(name, value);
+        }
+        attributes
+    });
+    match value {
+        Patch::Set(attributes) if attributes.is_empty() => edit::set(table, "attributes", None),
+        value => put(table, "attributes", value.map(Into::into)),
+    }
+}
+
+fn by_id<T: Thing>(view: View<'_>, id: Uuid) -> Result<T, Problem> {
+    let found = T::all(view.config, view).into_iter().find(|thing| thing.id() == id);
+    found.ok_or_else(|| Problem::missing(T::WORD, id))
+}
+
+fn tag<T: Thing>(api: &Api, config: &Config, thing: &T) -> String {
+    api.tags.of(thing, &thing.hidden(config))
+}
+
+fn list<T: Thing>(api: &Api, parts: &Parts) -> Result<Response, Problem> {
+    let pairs = super::query(parts, &["name"])?;
+    let generation = api.proxy.generation();
+    let view = View::of(&generation);
+    let mut all = T::all(view.config, view);
+    if let Some(name) = super::parameter(&pairs, "name") {
+        all.retain(|thing| thing.name() == name);
+    }
+    let listed = T::listed(all);
+    let tag = api.tags.of(&listed, "");
+    Ok(tagged(&parts.headers, StatusCode::OK, &tag, listed))
+}
+
+fn read<T: Thing>(api: &Api, id: Uuid, headers: &HeaderMap) -> Result<Response, Problem> {
+    let generation = api.proxy.generation();
+    let thing: T = by_id(View::of(&generation), id)?;
+    let tag = tag(api, &generation.config, &thing);
+    Ok(tagged(headers, StatusCode::OK, &tag, thing))
+}
+
+fn done<T: Thing>(
+    api: &Api,
+    asked: &Asked,
+    written: &Written,
+    id: Uuid,
+    status: StatusCode,
+) -> Result<Response, Problem> {
+    let view = View::after(written);
+    let thing: T = by_id(view, id)?;
+    let tag = tag(api, view.config, &thing);
+    Ok(tagged(&HeaderMap::new(), status, &tag, thing.written(Outcome::of(written, asked.is_dry))))
+}
+
+async fn create<T: Thing>(api: Arc<Api>, asked: Asked, body: T::Body) -> Result<Response, Problem> {
+    let Name(name) = T::name_of(&body).required("name")?;
+    let if_match = asked.if_match.clone();
+    let (written, id) = api
+        .write(&asked, move |api, change| {
+            let view = View::of(change.generation);
+            let all = T::all(view.config, view);
+            let known = all.iter().find(|thing| thing.name() == name);
+            let is_said = edit::table(&mut change.document, T::KIND, &name).is_some();
+            if known.is_some() && is_said {
+                return Err(Problem::conflict(format!("{} with name {name} already exists", T::WORD)));
+            }
+            answer::matches(if_match.as_deref(), &api.tags.of(&T::listed(all), ""))?;
+            edit::add(&mut change.document, T::KIND, &name);
+            T::write(body, change, &name)?;
+            Ok(id_of(T::ID, &name))
+        })
+        .await?;
+    done::<T>(&api, &asked, &written, id, asked.created())
+}
+
+async fn change<T: Thing>(
+    api: Arc<Api>,
+    asked: Asked,
+    id: Uuid,
+    body: T::Body,
+) -> Result<Response, Problem> {
+    let if_match = asked.if_match.clone();
+    let (written, ()) = api
+        .write(&asked, move |api, change| {
+            let view = View::of(change.generation);
+            let thing: T = by_id(view, id)?;
+            answer::matches(if_match.as_deref(), &tag(api, view.config, &thing))?;
+            if let Patch::Set(Name(name)) = T::name_of(&body)
+                && name != thing.name()
+            {
+                return Err(Problem::field("name", "it cannot be changed: make another one"));
+            }
+            T::write(body, change, thing.name())
+        })
+        .await?;
+    done::<T>(&api, &asked, &written, id, StatusCode::OK)
+}
+
+async fn delete<T: Thing>(api: Arc<Api>, asked: Asked, id: Uuid) -> Result<Response, Problem> {
+    let if_match = asked.if_match.clone();
+    let (written, thing) = api
+        .write(&asked, move |api, change| {
+            let view = View::of(change.generation);
+            let thing: T = by_id(view, id)?;
+            answer::matches(if_match.as_deref(), &tag(api, view.config, &thing))?;
+            if let Some(why) = in_use(view.config, T::KIND, thing.name()) {
+                let word = T::WORD;
+                return Err(Problem::conflict(format!("{word} with id {id} is in use: {why}")));
+            }
+            edit::remove(&mut change.document, T::KIND, thing.name());
+            Ok(thing)
+        })
+        .await?;
+    Ok((StatusCode::OK, Json(thing.written(Outcome::of(&written, asked.is_dry)))).into_response())
+}
+
+/// Who refers to it.
+fn in_use(config: &Config, kind: &str, name: &str) -> Option<String> {
+    let users = config.users.values();
+    match kind {
+        "groups" => {
+            let user = users.into_iter().find(|user| user.groups.iter().any(|group| group.as_str() == name));
+            user.map(|user| format!("user {} is in it", user.name))
+        }
+        "attributes" => {
+            let picks = config.connections.values().find(|connection| {
+                let attribute = connection.base.as_ref().and_then(|base| base.attribute.as_ref());
+                attribute.is_some_and(|attribute| attribute.as_str() == name)
+            });
+            let user = || users.into_iter().find(|user| user.attributes.contains_key(name));
+            let group = || config.groups.iter().find(|(_, attributes)| attributes.contains_key(name));
+            picks
+                .map(|connection| format!("connection {} picks by it", connection.name))
+                .or_else(|| user().map(|user| format!("user {} has it", user.name)))
+                .or_else(|| group().map(|(group, _)| format!("group {group} has it")))
+        }
+        _ => None,
+    }
+}
+
+/// Declares the five calls for one kind of things.
+macro_rules! calls {
+    ($Thing:ident, $Body:ident, $NewBody:ident, $ChangedBody:ident, $Listed:ident, $Written:ident, $path:literal, $one:literal, $tag:literal,
+        $list:ident $list_id:literal, $create:ident $create_id:literal, $read:ident $read_id:literal,
+        $change:ident $change_id:literal, $delete:ident $delete_id:literal) => {
+        type $NewBody = New<$Body>;
+        type $ChangedBody = Changed<$Body>;
+
+        /// Lists them.
+        #[utoipa::path(get, path = $path, tag = $tag, operation_id = $list_id,
+            params(("name" = Option<String>, Query, description = "Only the one of this name.")),
+            responses((status = 200, description = "All of them.", body = $Listed)))]
+        pub async fn $list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
+            list::<$Thing>(&api, &parts)
+        }
+
+        /// Makes one.
+        #[utoipa::path(post, path = $path, tag = $tag, operation_id = $create_id, request_body = $NewBody,
+            params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+            responses((status = 201, description = "It was made.", body = $Written),
+                (status = 200, description = "It would be made.", body = $Written)))]
+        pub async fn $create(
+            State(api): State<Arc<Api>>,
+            asked: Asked,
+            New(body): New<$Body>,
+        ) -> Result<Response, Problem> {
+            create::<$Thing>(api, asked, body).await
+        }
+
+        /// Reads one.
+        #[utoipa::path(get, path = $one, tag = $tag, operation_id = $read_id,
+            params(("id" = Uuid, Path, description = "Its identifier.")),
+            responses((status = 200, description = "It.", body = $Thing)))]
+        pub async fn $read(State(api): State<Arc<Api>>, id: Id, headers: HeaderMap) -> Result<Response, Problem> {
+            read::<$Thing>(&api, id.0, &headers)
+        }
+
+        /// Changes one: what is not named stays, `null` takes away.
+        #[utoipa::path(patch, path = $one, tag = $tag, operation_id = $change_id, request_body = $ChangedBody,
+            params(("id" = Uuid, Path, description = "Its identifier."),
+                ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+            responses((status = 200, description = "It is so now, or would be.", body = $Written)))]
+        pub async fn $change(
+            State(api): State<Arc<Api>>,
+            asked: Asked,
+            id: Id,
+            Changed(body): Changed<$Body>,
+        ) -> Result<Response, Problem> {
+            change::<$Thing>(api, asked, id.0, body).await
+        }
+
+        /// Deletes one that nothing refers to.
+        #[utoipa::path(delete, path = $one, tag = $tag, operation_id = $delete_id,
+            params(("id" = Uuid, Path, description = "Its identifier."),
+                ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+            responses((status = 200, description = "It is gone, or would be.", body = $Written)))]
+        pub async fn $delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
+            delete::<$Thing>(api, asked, id.0).await
+        }
+    };
+}
+
+calls!(User, UserBody, NewUser, ChangedUser, Users, UserWritten, "/api/v1/users", "/api/v1/users/{id}", "users",
+    list_users "listUsers", create_user "createUser", read_user "readUser", change_user "changeUser",
+    delete_user "deleteUser");
+calls!(Group, GroupBody, NewGroup, ChangedGroup, Groups, GroupWritten, "/api/v1/groups", "/api/v1/groups/{id}", "groups",
+    list_groups "listGroups", create_group "createGroup", read_group "readGroup", change_group "changeGroup",
+    delete_group "deleteGroup");
+calls!(UserAttribute, AttributeBody, NewAttribute, ChangedAttribute, UserAttributes, UserAttributeWritten, "/api/v1/user-attributes",
+    "/api/v1/user-attributes/{id}", "user attributes", list_attributes "listUserAttributes",
+    create_attribute "createUserAttribute", read_attribute "readUserAttribute",
+    change_attribute "changeUserAttribute", delete_attribute "deleteUserAttribute");
