@@ -201,7 +201,8 @@ async fn in_our_form(request: Request, next: axum::middleware::Next) -> Response
         StatusCode::METHOD_NOT_ALLOWED if !is_ours => {
             let allow = response.headers().get(header::ALLOW).cloned();
             let mut response =
-                Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method").into_response();
+                Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method")
+                    .into_response();
             if let Some(allow) = allow {
                 response.headers_mut().insert(header::ALLOW, allow);
             }

@@ -59,7 +59,6 @@ impl Store {
         Ok(Self { path, folder })
     }
 
-
     /// Puts a text in place of another. Whenever the process is killed, the old file or the new one is there, whole.
     ///
     /// # Errors

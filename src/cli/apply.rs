@@ -86,9 +86,8 @@ impl Call {
         };
         let token = match &target.token_file {
             Some(path) => read(path)?,
-            None => std::env::var("PGUSHER_TOKEN").map_err(|_| {
-                "there is no token: set PGUSHER_TOKEN, or say --token-file FILE".to_owned()
-            })?,
+            None => std::env::var("PGUSHER_TOKEN")
+                .map_err(|_| "there is no token: set PGUSHER_TOKEN, or say --token-file FILE".to_owned())?,
         };
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
@@ -101,7 +100,8 @@ impl Call {
             tls = tls.root_certs(RootCerts::new_with_certs(&certificates.collect::<Vec<_>>()));
         } else {
             let certificates = rustls_native_certs::load_native_certs().certs;
-            let certificates = certificates.iter().map(|der| ureq::tls::Certificate::from_der(der).to_owned());
+            let certificates =
+                certificates.iter().map(|der| ureq::tls::Certificate::from_der(der).to_owned());
             tls = tls.root_certs(RootCerts::new_with_certs(&certificates.collect::<Vec<_>>()));
         }
         let config = ureq::Agent::config_builder()
@@ -134,8 +134,7 @@ impl Call {
         let put = |query: &str| -> Result<Outcome, String> {
             let request = self.agent.put(format!("{}{query}", self.url));
             let request = request.header("authorization", &self.authorization).header("if-match", &edition);
-            let mut answer =
-                request.content_type(self.content_type).send(&self.desired).map_err(failed)?;
+            let mut answer = request.content_type(self.content_type).send(&self.desired).map_err(failed)?;
             match answer.status().is_success() {
                 true => answer.body_mut().read_json().map_err(failed),
                 false => Err(refused(&mut answer)),

@@ -22,7 +22,9 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 use uuid::Uuid;
 
-use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName, id_of};
+use crate::names::{
+    AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName, id_of,
+};
 use crate::secret::{Secret, Source};
 use crate::verifier::{Verifier, is_verifier};
 

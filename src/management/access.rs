@@ -162,22 +162,23 @@ fn is_foreign(headers: &HeaderMap) -> bool {
 }
 
 impl Gate {
-    fn admit(&self, api: &Api, request: &Request, peer: Peer) -> Result<(Token, Left), Refused> {
+    fn admit(&self, api: &Api, request: &Request, peer: Peer) -> Result<(Token, Left), Box<Refused>> {
         let generation = api.proxy.generation();
         let management = &generation.config.management;
         let address = block(peer.0.ip());
         let failed = |much| self.failed.take(address, management.max_failed_requests, much);
         // Whoever has guessed too often learns nothing any more, also not whether this one is right.
         let wait = "this address has had too many requests without a known token";
-        failed(0).map_err(|left| Refused::unnamed(too_many(wait, left)))?;
+        failed(0).map_err(|left| Box::new(Refused::unnamed(too_many(wait, left))))?;
         let Some(token) = known(&management.tokens, request.headers()) else {
             let last = failed(1).is_ok_and(|left| left.remaining == 0);
             if last {
                 warn!(%address, "too many requests without a known token: this address has to wait");
             }
-            return Err(Refused { problem: unknown(), token: None, left: None, is_told: true });
+            return Err(Box::new(Refused { is_told: true, ..Refused::unnamed(unknown()) }));
         };
-        let named = |problem, left| Refused { problem, token: Some(token.clone()), left, is_told: true };
+        let named =
+            |problem, left| Box::new(Refused { problem, token: Some(token.clone()), left, is_told: true });
         if is_foreign(request.headers()) {
             return Err(named(Problem::denied(), None));
         }
@@ -245,7 +246,8 @@ pub async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next
     };
     let name = token.name.as_str();
     let refuses = *api.proxy.generation().config.server.audit_failure == AuditFailure::Refuse;
-    if refuses && !only_looks(&method) && !api.proxy.audit.record_surely(|| event(Some(name), "begun")).await {
+    if refuses && !only_looks(&method) && !api.proxy.audit.record_surely(|| event(Some(name), "begun")).await
+    {
         return harden(Problem::ours(audit::not_written()).into_response());
     }
     request.extensions_mut().insert(Caller { token: name.into() });
@@ -306,7 +308,14 @@ mod tests {
             known(&tokens, &headers).is_some()
         };
         assert!(found(&["Bearer 0123456789abcdef"]) && found(&["bearer 0123456789abcdef"]));
-        for wrong in ["", "Bearer", "Bearer ", "Bearer 0123456789abcde", "Bearer 0123456789abcdef0", "Basic 0123456789abcdef"] {
+        for wrong in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer 0123456789abcde",
+            "Bearer 0123456789abcdef0",
+            "Basic 0123456789abcdef",
+        ] {
             assert!(!found(&[wrong]), "{wrong}");
         }
         assert!(!found(&["Bearer 0123456789abcdef", "Bearer 0123456789abcdef"]));

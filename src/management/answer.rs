@@ -95,7 +95,7 @@ impl IntoResponse for Problem {
 /// A configuration that would be wrong: the message of each problem, and none of its lines.
 impl From<&LoadError> for Problem {
     fn from(error: &LoadError) -> Self {
-        let LoadError::Rejected(rejected) = error else { return Self::conflict(error.to_string()) };
+        let LoadError::Rejected(rejected) = error else { return Self::bad(error) };
         let messages: Vec<_> = rejected
             .0
             .iter()
@@ -251,8 +251,9 @@ pub fn matches(wanted: Option<&str>, tag: &str) -> Result<(), Problem> {
 /// An object with its tag; 304 if whoever asks has it.
 pub fn tagged(headers: &HeaderMap, status: StatusCode, tag: &str, body: impl Serialize) -> Response {
     let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-    let is_known =
-        known.is_some_and(|known| known.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == tag));
+    let is_known = known.is_some_and(|known| {
+        known.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == tag)
+    });
     let mut response = match is_known {
         true => StatusCode::NOT_MODIFIED.into_response(),
         false => (status, Json(body)).into_response(),

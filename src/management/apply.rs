@@ -53,7 +53,11 @@ pub async fn read(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Res
     request_body(content((Desired = "application/json"), (String = "application/toml")),
         description = "Tables of a configuration, in JSON or TOML."),
     responses((status = 200, description = "What would change.", body = Outcome)))]
-pub async fn plan(State(api): State<Arc<Api>>, asked: Asked, request: Request) -> Result<Json<Outcome>, Problem> {
+pub async fn plan(
+    State(api): State<Arc<Api>>,
+    asked: Asked,
+    request: Request,
+) -> Result<Json<Outcome>, Problem> {
     make_so(&api, &Asked { is_dry: true, ..asked }, request).await.map(Json)
 }
 
@@ -64,7 +68,11 @@ pub async fn plan(State(api): State<Arc<Api>>, asked: Asked, request: Request) -
         description = "Tables of a configuration, in JSON or TOML."),
     params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is so now, or would be.", body = Outcome)))]
-pub async fn apply(State(api): State<Arc<Api>>, asked: Asked, request: Request) -> Result<Json<Outcome>, Problem> {
+pub async fn apply(
+    State(api): State<Arc<Api>>,
+    asked: Asked,
+    request: Request,
+) -> Result<Json<Outcome>, Problem> {
     make_so(&api, &asked, request).await.map(Json)
 }
 
@@ -109,9 +117,8 @@ fn from_toml(bytes: &[u8]) -> Result<DocumentMut, Problem> {
 
 fn from_json(bytes: &[u8]) -> Result<DocumentMut, Problem> {
     let value = body::json(bytes)?;
-    let object = |value: &serde_json::Value| {
-        value.as_object().cloned().ok_or_else(|| Problem::bad("Expected object"))
-    };
+    let object =
+        |value: &serde_json::Value| value.as_object().cloned().ok_or_else(|| Problem::bad("Expected object"));
     let mut document = DocumentMut::new();
     for (kind, things) in object(&value)? {
         if things.is_null() {
@@ -149,7 +156,8 @@ fn check(change: &Change<'_>, desired: &DocumentMut) -> Result<(), Problem> {
         match kind {
             "server" | "management" if blank(desired) == blank(&change.document) => {}
             "server" | "management" => {
-                let what = "it would change, and the API does not change it: edit the file where pgusher runs";
+                let what =
+                    "it would change, and the API does not change it: edit the file where pgusher runs";
                 return Err(Problem::field(kind, what));
             }
             other => {
@@ -171,7 +179,8 @@ fn keep_secrets(change: &mut Change<'_>, desired: &mut DocumentMut) -> Result<()
             let Some(table) = item.as_table_like_mut() else { continue };
             let place = format!("{kind}.{}.password", edit::shown(&name));
             let Some(password) = table.get("password") else { continue };
-            let current = edit::table(&mut change.document, kind, &name).and_then(|t| t.get("password")).cloned();
+            let current =
+                edit::table(&mut change.document, kind, &name).and_then(|t| t.get("password")).cloned();
             if current.as_ref().is_some_and(|current| edit::meaning(current) == edit::meaning(password)) {
                 continue;
             }

@@ -377,7 +377,9 @@ fn string() -> ObjectBuilder {
 }
 
 fn text_of(value: Value, most: usize, least: usize) -> Result<String, String> {
-    let Value::String(text) = value else { return Err(format!("Expected string, received {}", kind(&value))) };
+    let Value::String(text) = value else {
+        return Err(format!("Expected string, received {}", kind(&value)));
+    };
     let length = text.chars().count();
     match () {
         () if length < least => Err(format!("String must contain at least {least} character(s)")),
@@ -472,7 +474,10 @@ impl<const LEAST: u32, const MOST: u32> Field for Whole<LEAST, MOST> {
             return Err(format!("Expected number, received {}", kind(&value)));
         }
         // 5432.0 is a whole number, too (JSON Schema, section 6.1.1).
-        let whole = value.as_f64().filter(|number| number.fract() == 0.0).ok_or("Expected integer, received float")?;
+        let whole = value
+            .as_f64()
+            .filter(|number| number.fract() == 0.0)
+            .ok_or("Expected integer, received float")?;
         match whole {
             n if n < f64::from(LEAST) => Err(format!("Number must be greater than or equal to {LEAST}")),
             n if n > f64::from(MOST) => Err(format!("Number must be less than or equal to {MOST}")),

@@ -9,9 +9,9 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use secrecy::ExposeSecret;
 use serde::Serialize;
+use utoipa::ToSchema;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
-use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::answer::{self, Outcome, Problem, tagged, written};
@@ -30,7 +30,10 @@ pub struct Dialect(String);
 
 impl Field for Dialect {
     fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new().schema_type(SchemaType::Type(Type::String)).enum_values(Some(["postgres"])).into()
+        ObjectBuilder::new()
+            .schema_type(SchemaType::Type(Type::String))
+            .enum_values(Some(["postgres"]))
+            .into()
     }
     fn read(value: serde_json::Value) -> Result<Self, String> {
         String::read(value).map(Self)
@@ -378,10 +381,13 @@ pub async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result
             answer::matches(if_match.as_deref(), &tag)?;
             let base = environments::base_of(view.config, &name).map(|base| base.name.clone());
             if !drains {
-                let is_it = |session: &Arc<crate::proxy::LiveSession>| session.place.route.connection() == &name;
+                let is_it =
+                    |session: &Arc<crate::proxy::LiveSession>| session.place.route.connection() == &name;
                 let sessions = api.proxy.live_sessions().iter().filter(|session| is_it(session)).count();
                 let why = match &base {
-                    _ if !connection.connection_environments.is_empty() => Some("it has environments".to_owned()),
+                    _ if !connection.connection_environments.is_empty() => {
+                        Some("it has environments".to_owned())
+                    }
                     Some(base) => Some(format!("it is an environment of {base}")),
                     None if sessions > 0 => Some(format!("it has {sessions} session(s)")),
                     None => None,

@@ -85,7 +85,11 @@ fn complete(operation: &mut Operation) {
             }
         }
     }
-    let is_read = operation.request_body.is_none() && operation.operation_id.as_deref().is_some_and(|id| id.starts_with("read") || id.starts_with("list"));
+    let is_read = operation.request_body.is_none()
+        && operation
+            .operation_id
+            .as_deref()
+            .is_some_and(|id| id.starts_with("read") || id.starts_with("list"));
     if is_read {
         let response = ResponseBuilder::new().description("`If-None-Match` names this edition.").build();
         operation.responses.responses.insert("304".to_owned(), response.into());

@@ -75,6 +75,15 @@ pub fn set(table: &mut dyn TableLike, key: &str, value: Option<Value>) {
         }
         Some(item) => *item = Item::Value(value),
         None => {
+            // In `{ a = 1 }`, the last space is that of the last value.
+            let last =
+                table.iter_mut().last().and_then(|(_, item)| item.as_value_mut().map(Value::decor_mut));
+            if let Some(decor) = last
+                && let Some(" ") = decor.suffix().and_then(|suffix| suffix.as_str())
+            {
+                decor.set_suffix("");
+                *value.decor_mut() = toml_edit::Decor::new(" ", " ");
+            }
             table.insert(key, Item::Value(value));
         }
     }
@@ -107,7 +116,9 @@ pub fn add_environment(base: &mut dyn TableLike, connection: &str) {
             match array.iter().last().map(|last| last.decor().clone()) {
                 Some(decor) => {
                     value.decor_mut().set_prefix(decor.prefix().cloned().unwrap_or_default());
-                    if array.len() == 1 && decor.prefix().and_then(|p| p.as_str()).is_none_or(|p| !p.contains('\n')) {
+                    if array.len() == 1
+                        && decor.prefix().and_then(|p| p.as_str()).is_none_or(|p| !p.contains('\n'))
+                    {
                         value.decor_mut().set_prefix(" ");
                     }
                     array.push_formatted(value);
@@ -316,7 +327,10 @@ dana = { password = "x" } # hers
         let text = document.to_string();
         let expected = FILE
             .replace("\"dev\"  ", "\"dev2\"  ")
-            .replace("# careful\n]", "# careful\n  # production\n  { connection = \"staging\" },\n]\nport = 5433")
+            .replace(
+                "# careful\n]",
+                "# careful\n  # production\n  { connection = \"staging\" },\n]\nport = 5433",
+            )
             .to_string();
         assert_eq!(text.replace("   # careful", ""), expected.replace("   # careful", ""), "{text}");
     }
@@ -351,10 +365,14 @@ dana = { password = "x" } # hers
         let same: DocumentMut = FILE.replace("# in the cellar", "").replace("  {", "{").parse().unwrap();
         merge_document(&mut document, &same);
         assert_eq!(document.to_string(), FILE);
-        let desired = "[connections.prod]\nhost = \"other\"\nusername = \"app\"\n[groups.g]\n".parse().unwrap();
+        let desired =
+            "[connections.prod]\nhost = \"other\"\nusername = \"app\"\n[groups.g]\n".parse().unwrap();
         merge_document(&mut document, &desired);
         let text = document.to_string();
-        assert!(!text.contains("[connections.warehouse]") && text.contains("host = \"other\" # upstairs"), "{text}");
+        assert!(
+            !text.contains("[connections.warehouse]") && text.contains("host = \"other\" # upstairs"),
+            "{text}"
+        );
         assert!(text.contains("[groups.g]") && text.contains("dana") && text.contains("# ours"), "{text}");
     }
 }

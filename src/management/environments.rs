@@ -178,10 +178,14 @@ pub async fn create(
             for (i, id) in wanted.iter().enumerate() {
                 let connection = &connections::by_id(config, *id)?.name;
                 if wanted[..i].contains(id) {
-                    return Err(Problem::field("environmentConnectionIds", format_args!("{id} is given twice")));
+                    return Err(Problem::field(
+                        "environmentConnectionIds",
+                        format_args!("{id} is given twice"),
+                    ));
                 }
                 let table = edit::table(&mut change.document, "connections", base.as_str());
-                let table = table.ok_or_else(|| Problem::conflict("the connection is not a table of the file"))?;
+                let table =
+                    table.ok_or_else(|| Problem::conflict("the connection is not a table of the file"))?;
                 edit::add_environment(table, connection.as_str());
             }
             Ok(())
@@ -192,10 +196,8 @@ pub async fn create(
         .into_iter()
         .filter(|environment| ids.contains(&environment.environment_connection_id))
         .collect();
-    let pair = |e: &ConnectionEnvironment| Pair {
-        id: e.id,
-        environment_connection_id: e.environment_connection_id,
-    };
+    let pair =
+        |e: &ConnectionEnvironment| Pair { id: e.id, environment_connection_id: e.environment_connection_id };
     let body = ConnectionEnvironmentsWritten {
         outcome: Outcome::of(&written, asked.is_dry),
         data: environments.iter().map(pair).collect(),
@@ -252,8 +254,8 @@ async fn edit_one(
         let table = table.ok_or_else(|| Problem::conflict("the connection is not a table of the file"))?;
         let mut edit = Some(edit);
         edit::each_environment(table, |environment| {
-            let is_it = environment.get("connection").and_then(toml_edit::Item::as_str)
-                == Some(connection.as_str());
+            let is_it =
+                environment.get("connection").and_then(toml_edit::Item::as_str) == Some(connection.as_str());
             if is_it && let Some(edit) = edit.take() {
                 edit(environment);
             }

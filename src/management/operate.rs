@@ -479,7 +479,8 @@ pub async fn grant(
 ) -> Result<Response, Problem> {
     let Name(time) = body.duration.required("duration")?;
     let time = humantime::parse_duration(&time).ok().filter(|time| !time.is_zero() && *time <= LONGEST);
-    let time = time.ok_or_else(|| Problem::field("duration", "Expected a time such as \"1h\", at most 366 days"))?;
+    let time =
+        time.ok_or_else(|| Problem::field("duration", "Expected a time such as \"1h\", at most 366 days"))?;
     let since = SystemTime::now();
     let grant = Grant {
         user: body.user.required("user")?.0.into(),
@@ -541,7 +542,7 @@ pub async fn search_audit(State(api): State<Arc<Api>>, parts: Parts) -> Result<J
         let words: Vec<String> = super::parameter(&pairs, "q")
             .unwrap_or_default()
             .split_whitespace()
-            .map(|word| word.to_lowercase())
+            .map(str::to_lowercase)
             .collect();
         let is = |event: &Value, name: &str| {
             super::parameter(&pairs, name)
@@ -549,10 +550,12 @@ pub async fn search_audit(State(api): State<Arc<Api>>, parts: Parts) -> Result<J
         };
         let wanted = |line: &str| -> Option<Value> {
             let lower = line.to_lowercase();
-            let event: Value = words.iter().all(|word| lower.contains(word)).then(|| serde_json::from_str(line).ok())??;
+            let event: Value =
+                words.iter().all(|word| lower.contains(word)).then(|| serde_json::from_str(line).ok())??;
             (is(&event, "event") && is(&event, "user")).then_some(event)
         };
-        search(&path, limit, &wanted).map_err(|error| Problem::conflict(format!("the audit cannot be read: {error}")))
+        search(&path, limit, &wanted)
+            .map_err(|error| Problem::conflict(format!("the audit cannot be read: {error}")))
     });
     found.await.map(Json)
 }

@@ -226,7 +226,9 @@ fn look(api: &Api) -> Overview {
 /// What a decision hung on: where the value stood, and the value.
 fn cause(route: &Route) -> (String, String) {
     let of = |reason: &Reason| match reason {
-        Reason::Value { attribute, value, origin } => Some((origin.to_string(), format!("{attribute} = {value}"))),
+        Reason::Value { attribute, value, origin } => {
+            Some((origin.to_string(), format!("{attribute} = {value}")))
+        }
         Reason::Unmatched { attribute, values, origin } => {
             Some((origin.to_string(), format!("{attribute} = {}", values.join(", "))))
         }
@@ -252,8 +254,7 @@ fn flows(api: &Api) -> Vec<Flow> {
         for user in config.users.values().filter(|user| !user.disabled) {
             let attributes = attribute::of_user(config, user.name.as_str()).with(&api.proxy.grants);
             let route = route::resolve(config, &attributes, database.as_str(), None).ok();
-            let (origin, value) =
-                route.as_ref().map_or_else(|| ("refused".to_owned(), String::new()), cause);
+            let (origin, value) = route.as_ref().map_or_else(|| ("refused".to_owned(), String::new()), cause);
             let connection = route.as_ref().and_then(|route| config.connections.get(route.connection()));
             let environment = route.as_ref().map(|route| route.environment().to_string());
             let key = (database.to_string(), origin.clone(), value.clone(), environment.clone());

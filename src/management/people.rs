@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::config::file::AuthType;
 use crate::names::id_of;
 use crate::proxy::{Change, Written};
+use crate::secret::Secret;
 use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier, Verifier, is_verifier};
 
 /// How a user proves who it is.
@@ -268,7 +269,7 @@ pub(super) fn password_value(
         return change.secret(&id_of("user", name).to_string(), secret).map_err(Problem::ours);
     }
     // The same password again is no change.
-    let before = known.and_then(|user| user.password.as_ref()).map(|password| password.value());
+    let before = known.and_then(|user| user.password.as_ref()).map(Secret::value);
     if let Some(before) = before
         && let Ok(Verifier::Scram(verifier)) = Verifier::parse(&before)
         && verifier.accepts(secret.expose_secret())
@@ -362,7 +363,11 @@ impl Thing for UserAttribute {
     }
 }
 
-fn table_of<'c>(change: &'c mut Change<'_>, kind: &str, name: &str) -> Result<&'c mut dyn TableLike, Problem> {
+fn table_of<'c>(
+    change: &'c mut Change<'_>,
+    kind: &str,
+    name: &str,
+) -> Result<&'c mut dyn TableLike, Problem> {
     let table = edit::table(&mut change.document, kind, name);
     table.ok_or_else(|| Problem::conflict(format!("{kind} {name} is not a table of the file")))
 }
@@ -463,12 +468,7 @@ async fn create<T: Thing>(api: Arc<Api>, asked: Asked, body: T::Body) -> Result<
     done::<T>(&api, &asked, &written, id, asked.created())
 }
 
-async fn change<T: Thing>(
-    api: Arc<Api>,
-    asked: Asked,
-    id: Uuid,
-    body: T::Body,
-) -> Result<Response, Problem> {
+async fn change<T: Thing>(api: Arc<Api>, asked: Asked, id: Uuid, body: T::Body) -> Result<Response, Problem> {
     let if_match = asked.if_match.clone();
     let (written, ()) = api
         .write(&asked, move |api, change| {
@@ -538,17 +538,17 @@ macro_rules! calls {
 
         /// Lists them.
         #[utoipa::path(get, path = $path, tag = $tag, operation_id = $list_id,
-            params(("name" = Option<String>, Query, description = "Only the one of this name.")),
-            responses((status = 200, description = "All of them.", body = $Listed)))]
+                    params(("name" = Option<String>, Query, description = "Only the one of this name.")),
+                    responses((status = 200, description = "All of them.", body = $Listed)))]
         pub async fn $list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
             list::<$Thing>(&api, &parts)
         }
 
         /// Makes one.
         #[utoipa::path(post, path = $path, tag = $tag, operation_id = $create_id, request_body = $NewBody,
-            params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
-            responses((status = 201, description = "It was made.", body = $Written),
-                (status = 200, description = "It would be made.", body = $Written)))]
+                    params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+                    responses((status = 201, description = "It was made.", body = $Written),
+                        (status = 200, description = "It would be made.", body = $Written)))]
         pub async fn $create(
             State(api): State<Arc<Api>>,
             asked: Asked,
@@ -559,17 +559,21 @@ macro_rules! calls {
 
         /// Reads one.
         #[utoipa::path(get, path = $one, tag = $tag, operation_id = $read_id,
-            params(("id" = Uuid, Path, description = "Its identifier.")),
-            responses((status = 200, description = "It.", body = $Thing)))]
-        pub async fn $read(State(api): State<Arc<Api>>, id: Id, headers: HeaderMap) -> Result<Response, Problem> {
+                    params(("id" = Uuid, Path, description = "Its identifier.")),
+                    responses((status = 200, description = "It.", body = $Thing)))]
+        pub async fn $read(
+            State(api): State<Arc<Api>>,
+            id: Id,
+            headers: HeaderMap,
+        ) -> Result<Response, Problem> {
             read::<$Thing>(&api, id.0, &headers)
         }
 
         /// Changes one: what is not named stays, `null` takes away.
         #[utoipa::path(patch, path = $one, tag = $tag, operation_id = $change_id, request_body = $ChangedBody,
-            params(("id" = Uuid, Path, description = "Its identifier."),
-                ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
-            responses((status = 200, description = "It is so now, or would be.", body = $Written)))]
+                    params(("id" = Uuid, Path, description = "Its identifier."),
+                        ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+                    responses((status = 200, description = "It is so now, or would be.", body = $Written)))]
         pub async fn $change(
             State(api): State<Arc<Api>>,
             asked: Asked,
@@ -581,9 +585,9 @@ macro_rules! calls {
 
         /// Deletes one that nothing refers to.
         #[utoipa::path(delete, path = $one, tag = $tag, operation_id = $delete_id,
-            params(("id" = Uuid, Path, description = "Its identifier."),
-                ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
-            responses((status = 200, description = "It is gone, or would be.", body = $Written)))]
+                    params(("id" = Uuid, Path, description = "Its identifier."),
+                        ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+                    responses((status = 200, description = "It is gone, or would be.", body = $Written)))]
         pub async fn $delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
             delete::<$Thing>(api, asked, id.0).await
         }

@@ -16,10 +16,13 @@ pub fn config(source: &str) -> String {
     }
     let management = document.get_mut("management").and_then(Item::as_table_like_mut);
     blank_each(management.and_then(|management| management.get_mut("tokens")), "token");
-    // What stands in comments may be a secret, too.
+    // What stands in a comment may have been a setting.
     let mut text = String::new();
     for line in document.to_string().lines() {
-        text.push_str(&crate::config::read::without_secrets(line));
+        match line.trim_start().starts_with('#') {
+            true => text.push_str(&crate::config::read::without_secrets(line)),
+            false => text.push_str(line),
+        }
         text.push('\n');
     }
     text
@@ -36,9 +39,11 @@ fn blank_each(tables: Option<&mut Item>, key: &str) {
 
 fn blank(table: &mut dyn TableLike, key: &str) {
     if let Some(Item::Value(value)) = table.get_mut(key) {
-        let decor = value.decor().clone();
         let mut blank = Value::from("***");
-        *blank.decor_mut() = decor;
+        // Behind it may stand what it was before.
+        if let Some(prefix) = value.decor().prefix() {
+            blank.decor_mut().set_prefix(prefix.clone());
+        }
         *value = blank;
     }
 }
@@ -52,10 +57,10 @@ mod tests {
         let source = r#"
 # password = "hunter1"
 [connections.a]
-host = "db" # was: hunter2
+host = "db"
 password = """
 hunter3
-x = hunter4"""
+x = hunter4""" # was: hunter2
 [users]
 u = { password = "hunter5", groups = [] }
 [users.v]
@@ -64,9 +69,10 @@ password = { command = ["echo", "hunter6"] }
 token = 'hunter7'
 "#;
         let text = config(source);
-        for n in [1, 3, 4, 5, 6, 7] {
+        for n in 1..=7 {
             assert!(!text.contains(&format!("hunter{n}")), "{text}");
         }
+        text.parse::<DocumentMut>().unwrap();
         assert!(text.contains("[connections.a]") && text.contains("host = \"db\""), "{text}");
     }
 }

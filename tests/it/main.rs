@@ -27,6 +27,7 @@ mod grants;
 mod listen;
 mod login;
 mod main_job;
+mod management;
 mod metrics;
 mod oracle;
 mod plan;

@@ -40,7 +40,10 @@ pub fn check(path: &Path, file: &File, problems: &mut Problems) -> Management {
         }
         if is_open && file.server.tls.is_none() {
             problems
-                .warning(management.listen.span(), "tokens and passwords would go over the network in the clear")
+                .warning(
+                    management.listen.span(),
+                    "tokens and passwords would go over the network in the clear",
+                )
                 .help("set [server] tls");
         }
     }
@@ -84,10 +87,8 @@ fn read(written: &Written, problems: &mut Problems) -> Option<[u8; 32]> {
         }
         return digest(&SHA256, text.as_bytes()).as_ref().try_into().ok();
     };
-    let bytes: Option<Vec<u8>> = (0..hash.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(hash.get(at..at + 2)?, 16).ok())
-        .collect();
+    let bytes: Option<Vec<u8>> =
+        (0..hash.len()).step_by(2).map(|at| u8::from_str_radix(hash.get(at..at + 2)?, 16).ok()).collect();
     let bytes = bytes.filter(|_| hash.bytes().all(|b| b.is_ascii_hexdigit()));
     let digest = bytes.and_then(|bytes| bytes.try_into().ok());
     if digest.is_none() {
