@@ -12,6 +12,10 @@ command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v setpriv >/dev/null || missing+=(util-linux)
 command -v python3 >/dev/null || missing+=(python3)
 command -v ps >/dev/null || missing+=(procps)
+if [ "${1:-}" = test ]; then
+  python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+  command -v chromedriver >/dev/null || missing+=(chromium chromium-driver)
+fi
 if [ "${1:-}" = bench ]; then
   command -v haproxy >/dev/null || missing+=(haproxy)
   [ -n "${PGBOUNCER:-}" ] || command -v pgbouncer >/dev/null || missing+=(pgbouncer)
@@ -58,6 +62,12 @@ command -v cargo >/dev/null || { echo "Please install Rust (https://rustup.rs), 
 if [ "${1:-}" = test ] && ! cargo deny --version >/dev/null 2>&1; then
   echo "Installing cargo-deny with cargo (some minutes)"
   cargo install --quiet --locked cargo-deny
+fi
+if [ "${1:-}" = test ] && ! target/schemathesis/bin/st --version >/dev/null 2>&1; then
+  echo "Installing schemathesis below target/schemathesis (pip)"
+  mkdir -p target
+  python3 -m venv target/schemathesis
+  target/schemathesis/bin/pip install --quiet --disable-pip-version-check 'schemathesis>=4.32,<5'
 fi
 if [ "${1:-}" = drivers ]; then
   python=target/drivers/venv/bin/python

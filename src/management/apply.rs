@@ -1,6 +1,6 @@
 //! A whole configuration: what it would change, and making it so.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Json;
@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Serialize;
+use serde::Deserialize;
 use toml_edit::{DocumentMut, Item, Table, TableLike};
 use utoipa::ToSchema;
 
@@ -22,20 +22,18 @@ use crate::proxy::Change;
 const KINDS: [&str; 4] = ["connections", "attributes", "groups", "users"];
 
 /// Any tables of a configuration, as JSON.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code)]
 pub struct Desired {
     /// As `[connections]`; left out, they stay as they are.
-    #[schema(value_type = Option<Object>)]
-    connections: serde_json::Value,
+    connections: Option<BTreeMap<String, serde_json::Map<String, serde_json::Value>>>,
     /// As `[attributes]`.
-    #[schema(value_type = Option<Object>)]
-    attributes: serde_json::Value,
+    attributes: Option<BTreeMap<String, serde_json::Map<String, serde_json::Value>>>,
     /// As `[groups]`.
-    #[schema(value_type = Option<Object>)]
-    groups: serde_json::Value,
+    groups: Option<BTreeMap<String, serde_json::Map<String, serde_json::Value>>>,
     /// As `[users]`.
-    #[schema(value_type = Option<Object>)]
-    users: serde_json::Value,
+    users: Option<BTreeMap<String, serde_json::Map<String, serde_json::Value>>>,
 }
 
 /// Reads the configuration in force, without its secrets.
@@ -121,8 +119,11 @@ fn from_json(bytes: &[u8]) -> Result<DocumentMut, Problem> {
         |value: &serde_json::Value| value.as_object().cloned().ok_or_else(|| Problem::bad("Expected object"));
     let mut document = DocumentMut::new();
     for (kind, things) in object(&value)? {
-        if things.is_null() {
+        if things.is_null() && KINDS.contains(&kind.as_str()) {
             continue;
+        }
+        if things.is_null() {
+            return Err(Problem::field(&kind, "Unrecognized key"));
         }
         let mut tables = Table::new();
         tables.set_implicit(true);

@@ -206,15 +206,15 @@ pub struct Fields {
 
 impl Fields {
     /// Takes one.
-    pub fn take<T: Field>(&mut self, name: &str, is_required: bool) -> Patch<T> {
+    pub fn take<T: Field>(&mut self, name: &str, need: Need) -> Patch<T> {
         match self.map.remove(name) {
             None => {
-                if is_required && self.creates {
+                if need != Need::Optional && self.creates {
                     self.problems.push(format!("{name}: Required"));
                 }
                 Patch::Absent
             }
-            Some(Value::Null) if !is_required => Patch::Null,
+            Some(Value::Null) if need == Need::Optional => Patch::Null,
             Some(value) => T::read(value).map_or_else(
                 |what| {
                     self.problems.push(format!("{name}: {what}"));
@@ -247,12 +247,23 @@ impl Fields {
     }
 }
 
+/// What is asked of a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// It may be left out.
+    Optional,
+    /// A creation needs it.
+    Required,
+    /// A creation needs it, and then it stays.
+    Fixed,
+}
+
 /// A body with named fields.
 pub trait Fielded: Sized {
     /// Its name in the document.
     const NAME: &'static str;
-    /// Its fields: name, whether a creation needs it, schema with its description.
-    fn fields() -> Vec<(&'static str, bool, RefOr<Schema>)>;
+    /// Its fields: name, what is asked of it, schema with its description.
+    fn fields() -> Vec<(&'static str, Need, RefOr<Schema>)>;
     /// Reads them.
     ///
     /// # Errors
@@ -273,34 +284,35 @@ macro_rules! body {
 
         impl $crate::management::body::Fielded for $Name {
             const NAME: &'static str = $name;
-            fn fields() -> Vec<(&'static str, bool, utoipa::openapi::RefOr<utoipa::openapi::Schema>)> {
+            fn fields() -> Vec<(&'static str, $crate::management::body::Need, utoipa::openapi::RefOr<utoipa::openapi::Schema>)> {
                 vec![$( (
                     stringify!($field),
-                    body!(@required $($required)?),
+                    body!(@need $($required)?),
                     $crate::management::body::described(
                         <$Type as $crate::management::body::Field>::schema(),
                         &$crate::config::read::doc_text(&[$($doc),*]),
-                        body!(@required $($required)?),
+                        body!(@need $($required)?),
                     ),
                 ), )*]
             }
             fn read(mut fields: $crate::management::body::Fields) -> Result<Self, $crate::management::answer::Problem> {
-                let read = Self { $( $field: fields.take(stringify!($field), body!(@required $($required)?)), )* };
+                let read = Self { $( $field: fields.take(stringify!($field), body!(@need $($required)?)), )* };
                 fields.finish(&[$( stringify!($field) ),*])?;
                 Ok(read)
             }
         }
     };
-    (@required required) => { true };
-    (@required) => { false };
+    (@need required) => { $crate::management::body::Need::Required };
+    (@need fixed) => { $crate::management::body::Need::Fixed };
+    (@need) => { $crate::management::body::Need::Optional };
 }
 pub(super) use body;
 
 /// A schema with its description; one that is not required may be `null`.
-pub fn described(schema: RefOr<Schema>, text: &str, is_required: bool) -> RefOr<Schema> {
-    let schema = match is_required {
-        true => schema,
-        false => {
+pub fn described(schema: RefOr<Schema>, text: &str, need: Need) -> RefOr<Schema> {
+    let schema = match need {
+        Need::Required | Need::Fixed => schema,
+        Need::Optional => {
             let null = ObjectBuilder::new().schema_type(SchemaType::Type(Type::Null));
             OneOfBuilder::new().item(schema).item(null).into()
         }
@@ -328,9 +340,11 @@ pub struct Changed<T>(pub T);
 
 fn object_schema<T: Fielded>(creates: bool) -> RefOr<Schema> {
     let mut object = ObjectBuilder::new().additional_properties(Some(AdditionalProperties::FreeForm(false)));
-    for (name, is_required, schema) in T::fields() {
-        object = object.property(name, schema);
-        if creates && is_required {
+    for (name, need, schema) in T::fields() {
+        if creates || need != Need::Fixed {
+            object = object.property(name, schema);
+        }
+        if creates && need != Need::Optional {
             object = object.required(name);
         }
     }

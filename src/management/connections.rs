@@ -179,6 +179,34 @@ pub struct Connections {
     connections: Vec<Connection>,
 }
 
+/// For the document: the words of `?dialect=`.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code)]
+enum DialectName {
+    Postgres,
+}
+
+/// For the document: the words of `?sortField=`.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code)]
+enum SortField {
+    Name,
+    Database,
+    Host,
+    Username,
+}
+
+/// For the document: the words of `?sortDirection=`.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code)]
+enum SortDirection {
+    Asc,
+    Desc,
+}
+
 /// The connection of an identifier.
 ///
 /// # Errors
@@ -256,20 +284,21 @@ fn all(view: View<'_>) -> Connections {
     params(
         ("name" = Option<String>, Query, description = "Only the one of this name."),
         ("database" = Option<String>, Query, description = "Only those of this database."),
-        ("dialect" = Option<String>, Query, description = "Only those of this dialect: `postgres`."),
-        ("sortField" = Option<String>, Query, description = "`name` (the default), `database`, `host` or `username`."),
-        ("sortDirection" = Option<String>, Query, description = "`asc` (the default) or `desc`.")),
+        ("dialect" = inline(Option<DialectName>), Query, description = "Only those of this dialect: `postgres`."),
+        ("sortField" = inline(Option<SortField>), Query, description = "`name` (the default), `database`, `host` or `username`."),
+        ("sortDirection" = inline(Option<SortDirection>), Query, description = "`asc` (the default) or `desc`.")),
     responses((status = 200, description = "The connections.", body = Connections)))]
 pub async fn list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
     let pairs = super::query(&parts, &["name", "database", "dialect", "sortField", "sortDirection"])?;
     let parameter = |name| super::parameter(&pairs, name);
     let generation = api.proxy.generation();
     let mut list = all(View::of(&generation));
+    if parameter("dialect").is_some_and(|dialect| dialect != "postgres") {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "Invalid connection dialect"));
+    }
     let is = |wanted: Option<&str>, has: &str| wanted.is_none_or(|wanted| wanted == has);
     list.connections.retain(|connection| {
-        is(parameter("name"), &connection.name)
-            && is(parameter("database"), &connection.database)
-            && is(parameter("dialect"), connection.dialect)
+        is(parameter("name"), &connection.name) && is(parameter("database"), &connection.database)
     });
     match parameter("sortField").unwrap_or("name") {
         "name" => list.connections.sort_by(|a, b| a.name.cmp(&b.name)),

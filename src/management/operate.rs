@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use axum::Json;
 use axum::extract::State;
@@ -16,11 +16,13 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use uuid::Uuid;
 
 use super::access::Caller;
 use super::answer::{Outcome, Problem, tagged};
-use super::body::{Name, New, body};
+use super::body::{Field, Name, New, body};
 use super::{Api, Asked, Id, Number, redact};
 use crate::attribute;
 use crate::audit;
@@ -338,7 +340,7 @@ fn session(proxy: &Proxy, session: &LiveSession) -> Session {
     params(("user" = Option<String>, Query, description = "Only those of this user."),
         ("connection" = Option<String>, Query, description = "Only those on this connection."),
         ("environment" = Option<String>, Query, description = "Only those in this environment."),
-        ("limit" = Option<u32>, Query, description = "How many at most: 1 to 10000, by default 1000.")),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "How many at most: 1 to 10000, by default 1000.")),
     responses((status = 200, description = "The sessions.", body = Sessions)))]
 pub async fn sessions(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Sessions>, Problem> {
     let pairs = super::query(&parts, &["user", "connection", "environment", "limit"])?;
@@ -389,6 +391,22 @@ pub async fn end_session(
     }
 }
 
+/// For how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Span(Duration);
+
+impl Field for Span {
+    fn schema() -> RefOr<Schema> {
+        let text = ObjectBuilder::new().schema_type(SchemaType::Type(Type::String));
+        text.pattern(Some("^([1-9][0-9]{0,2}h|[1-9][0-9]{0,4}m|[1-9][0-9]{0,5}s|[1-9][0-9]?d)$")).into()
+    }
+    fn read(value: Value) -> Result<Self, String> {
+        let Name(text) = Name::read(value)?;
+        let time = humantime::parse_duration(&text).ok().filter(|time| !time.is_zero() && *time <= LONGEST);
+        time.map(Self).ok_or_else(|| "Expected a time such as \"1h\", at most 366 days".to_owned())
+    }
+}
+
 body! {
     /// An environment that a user may request for a while.
     GrantBody as "Grant" {
@@ -397,7 +415,7 @@ body! {
         /// What they may request.
         environment: Name, required;
         /// For how long: "1h", "30m", at most 366 days.
-        duration: Name, required;
+        duration: Span, required;
         /// Why.
         reason: Name, required;
     }
@@ -477,10 +495,7 @@ pub async fn grant(
     by: Caller,
     New(body): New<GrantBody>,
 ) -> Result<Response, Problem> {
-    let Name(time) = body.duration.required("duration")?;
-    let time = humantime::parse_duration(&time).ok().filter(|time| !time.is_zero() && *time <= LONGEST);
-    let time =
-        time.ok_or_else(|| Problem::field("duration", "Expected a time such as \"1h\", at most 366 days"))?;
+    let Span(time) = body.duration.required("duration")?;
     let since = SystemTime::now();
     let grant = Grant {
         user: body.user.required("user")?.0.into(),
@@ -530,7 +545,7 @@ pub struct Found {
     params(("q" = Option<String>, Query, description = "Words that a line must have, all of them."),
         ("event" = Option<String>, Query, description = "Only events of this name."),
         ("user" = Option<String>, Query, description = "Only those of this user."),
-        ("limit" = Option<u32>, Query, description = "How many at most: 1 to 500, by default 100.")),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "How many at most: 1 to 500, by default 100.")),
     responses((status = 200, description = "What was found.", body = Found)))]
 pub async fn search_audit(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Found>, Problem> {
     let pairs = super::query(&parts, &["q", "event", "user", "limit"])?;

@@ -42,7 +42,7 @@ body! {
     /// What can be said about a user.
     UserBody as "User" {
         /// Who logs in. It cannot be changed.
-        name: Name, required;
+        name: Name, fixed;
         /// The password, of which only a SCRAM verifier is kept (unless `authType` needs more); or such a verifier.
         passwordUnencrypted: Password;
         /// By default `[server] auth_type`.
@@ -64,7 +64,7 @@ body! {
     /// What can be said about a group.
     GroupBody as "Group" {
         /// What it is called. It cannot be changed.
-        name: Name, required;
+        name: Name, fixed;
         /// Values by attribute, for those of its users who have none.
         attributes: Values;
     }
@@ -74,7 +74,7 @@ body! {
     /// What can be said about an attribute.
     AttributeBody as "UserAttribute" {
         /// What it is called. It cannot be changed.
-        name: Name, required;
+        name: Name, fixed;
         /// The values of users who have none, neither themselves nor by a group.
         defaultValues: List;
     }
