@@ -5,6 +5,7 @@ mod access;
 mod document;
 mod file;
 mod operate;
+mod page;
 
 use std::collections::BTreeMap;
 use std::net::TcpStream;

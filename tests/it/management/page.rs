@@ -1,0 +1,386 @@
+//! The page in a real browser: Chromium, without a window, driven by WebDriver. Pictures of each part are left in
+//! `target/page`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use serde_json::{Value, json};
+
+use super::{ADMIN, Managed, READER};
+use crate::house::{PATIENCE, eventually, free_port, temporary_folder, warehouse};
+use crate::wire::Raw;
+
+/// A browser; it ends when this is dropped.
+struct Browser {
+    driver: Child,
+    agent: ureq::Agent,
+    url: String,
+    folder: PathBuf,
+}
+
+const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+
+impl Browser {
+    fn start() -> Self {
+        let (port, folder) = (free_port(), temporary_folder("chromium"));
+        let driver = Command::new("chromedriver")
+            .args([&format!("--port={port}"), "--log-level=OFF"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver: tests/prerequisites.sh test installs it");
+        let config =
+            ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE * 2));
+        let mut browser = Self {
+            driver,
+            agent: config.build().into(),
+            url: format!("http://127.0.0.1:{port}/session"),
+            folder,
+        };
+        eventually("chromedriver answers", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        let profile = format!("--user-data-dir={}", browser.folder.display());
+        let arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-sync",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-dev-shm-usage",
+            "--window-size=1280,900",
+            &profile,
+        ];
+        let capabilities = json!({ "capabilities": { "alwaysMatch": {
+            "browserName": "chrome",
+            "goog:chromeOptions": { "args": arguments },
+            "goog:loggingPrefs": { "browser": "ALL" },
+        } } });
+        let session = browser.ask("POST", "", capabilities);
+        browser.url = format!("{}/{}", browser.url, session["sessionId"].as_str().unwrap());
+        browser
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Value) -> Value {
+        let request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
+        let mut answer = match method {
+            "POST" => self
+                .agent
+                .run(request.header("content-type", "application/json").body(body.to_string()).unwrap()),
+            _ => self.agent.run(request.body(()).unwrap()),
+        }
+        .unwrap();
+        let said: Value = answer.body_mut().read_json().unwrap();
+        assert!(answer.status().is_success(), "{method} {path}: {}", said["value"]["message"]);
+        said["value"].clone()
+    }
+
+    fn run(&self, script: &str) -> Value {
+        self.ask("POST", "/execute/sync", json!({ "script": script, "args": [] }))
+    }
+
+    fn text(&self) -> String {
+        self.run("return document.body.innerText").as_str().unwrap().to_owned()
+    }
+
+    fn wait_for(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.text().contains(text) {
+            assert!(Instant::now() < deadline, "no {text:?} in {}", self.text());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The first element whose text or label is this, among those of a selector.
+    fn find(&self, selector: &str, text: &str) -> String {
+        let script = "const [selector, text] = arguments; return [...document.querySelectorAll(selector)].find(e => !text || \
+            e.textContent.trim() === text || e.getAttribute('aria-label') === text || e.getAttribute('name') === text)";
+        let found = self.ask("POST", "/execute/sync", json!({ "script": script, "args": [selector, text] }));
+        let id = found[ELEMENT].as_str();
+        id.unwrap_or_else(|| panic!("no {selector} {text:?} in {}", self.text())).to_owned()
+    }
+
+    fn click(&self, selector: &str, text: &str) {
+        self.ask("POST", &format!("/element/{}/click", self.find(selector, text)), json!({}));
+    }
+
+    fn write(&self, selector: &str, name: &str, text: &str) {
+        let element = self.find(selector, name);
+        self.ask("POST", &format!("/element/{element}/clear"), json!({}));
+        self.ask("POST", &format!("/element/{element}/value"), json!({ "text": text }));
+    }
+
+    /// Keys, whatever has the focus.
+    fn keys(&self, keys: &str) {
+        let actions: Vec<Value> = keys
+            .chars()
+            .flat_map(|key| {
+                [json!({ "type": "keyDown", "value": key }), json!({ "type": "keyUp", "value": key })]
+            })
+            .collect();
+        self.ask(
+            "POST",
+            "/actions",
+            json!({ "actions": [{ "type": "key", "id": "k", "actions": actions }] }),
+        );
+    }
+
+    fn focus(&self) -> String {
+        self.run("return document.activeElement.textContent.trim().slice(0, 40)").as_str().unwrap().to_owned()
+    }
+
+    fn picture(&self, name: &str) {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/page");
+        std::fs::create_dir_all(&folder).unwrap();
+        let png = self.ask("GET", "/screenshot", json!(null));
+        let png = base64::engine::general_purpose::STANDARD.decode(png.as_str().unwrap()).unwrap();
+        std::fs::write(folder.join(format!("{name}.png")), png).unwrap();
+    }
+
+    fn colours(&self, scheme: &str) {
+        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+        self.ask(
+            "POST",
+            "/goog/cdp/execute",
+            json!({ "cmd": "Emulation.setEmulatedMedia", "params": { "features": features } }),
+        );
+    }
+
+    fn size(&self, width: u32, height: u32) {
+        let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        self.ask(
+            "POST",
+            "/goog/cdp/execute",
+            json!({ "cmd": "Emulation.setDeviceMetricsOverride", "params": metrics }),
+        );
+    }
+
+    /// What the browser complains about: refused scripts, styles, markup; errors.
+    fn complaints(&self) -> Vec<String> {
+        let log = self.ask("POST", "/se/log", json!({ "type": "browser" }));
+        let log = log.as_array().unwrap().iter().map(|entry| entry["message"].as_str().unwrap().to_owned());
+        // An answer of 4xx is one for Chromium, too.
+        log.filter(|message| !message.contains("Failed to load resource")).collect()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.agent.delete(&self.url).call();
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+const HOSTILE: &str = "<img src=x onerror=window.pwned=1>";
+const TAB: &str = "\u{e004}";
+const ENTER: &str = "\u{e007}";
+
+#[test]
+fn an_operator_uses_the_page() {
+    let more = format!(
+        "\n[groups.analysts]\nattributes = {{ environment = \"prod\" }}\n\n[users.ann]\nauth_type = \"trust\"\ngroups = [\"analysts\"]\n\
+         \n[users.bob]\nauth_type = \"trust\"\ngroups = [\"analysts\"]\n\
+         \n[users.\"{HOSTILE}\"]\nauth_type = \"trust\"\nattributes = {{ environment = \"<script>window.pwned=1</script>\" }}\n"
+    );
+    let api = Managed::start(&(warehouse("audit_file = \"audit.jsonl\"", "", "") + &more));
+    let login = |user: &str| {
+        let pairs =
+            [("user", user), ("database", "warehouse"), ("application_name", "<b onclick=alert(1)>app</b>")];
+        let mut raw = Raw::login_with(api.pgusher.address(), 0x0003_0000, &pairs);
+        raw.value("SELECT 1");
+        raw
+    };
+    let mut there: BTreeMap<&str, Raw> =
+        ["ann", "bob", "rawprod", "raw", HOSTILE].map(|user| (user, login(user))).into();
+    let browser = Browser::start();
+    browser.ask("POST", "/url", json!({ "url": format!("http://127.0.0.1:{}/", api.port) }));
+    // A wrong token says so; the right one lets in. By keyboard: the field has the focus.
+    browser.wait_for("Sign in");
+    browser.keys("canary-nobody-9876543210");
+    browser.keys(ENTER);
+    browser.wait_for("This token is not known.");
+    browser.picture("sign-in");
+    browser.write("input", "token", ADMIN);
+    browser.keys(ENTER);
+    browser.wait_for("Who goes where");
+    browser.wait_for("5 sessions");
+    let picture =
+        browser.run("return document.querySelector('svg').textContent").as_str().unwrap().to_owned();
+    for shown in ["group analysts (2)", "environment = prod", "warehouse: prod", "2 sessions", &HOSTILE[..20]]
+    {
+        assert!(picture.contains(shown), "no {shown:?} in {picture}");
+    }
+    // Lines are as wide as there are sessions: two on prod by the group, none of nora's.
+    let widths = browser
+        .run("return [...document.querySelectorAll('svg .link')].map(l => +l.getAttribute('stroke-width'))");
+    let widths: Vec<f64> = widths.as_array().unwrap().iter().map(|w| w.as_f64().unwrap()).collect();
+    assert!(widths.iter().any(|w| *w > 20.0) && widths.iter().any(|w| *w < 2.0), "{widths:?}");
+    browser.picture("routes-light");
+    browser.colours("dark");
+    browser.picture("routes-dark");
+    // The keyboard goes everywhere; whoever stands on a node stays on it while it is renewed.
+    browser.run("document.querySelector('svg g').focus()");
+    let node = browser.focus();
+    assert!(node.starts_with("Who") || !node.is_empty());
+    std::thread::sleep(Duration::from_millis(4500));
+    assert_eq!(browser.focus(), node);
+    browser.run("document.querySelector('.skip').focus()");
+    assert_eq!(browser.run("return document.activeElement.getBoundingClientRect().left >= 0"), json!(true));
+    browser.run("document.activeElement.blur()");
+    browser.click("h1", "pgusher");
+    for stop in ["Sign out", "Routes"] {
+        browser.keys(TAB);
+        assert_eq!(browser.focus(), stop);
+    }
+    browser.keys(TAB);
+    assert_eq!(browser.focus(), "Pools");
+    browser.keys(ENTER);
+    browser.wait_for("transactions a second");
+    browser.wait_for("POOL SIZE".to_lowercase().as_str());
+    browser.picture("pools-dark");
+    browser.colours("light");
+    browser.picture("pools-light");
+    // Sessions: found by a word, ended by a press and another.
+    browser.click("nav a", "Sessions");
+    browser.wait_for("5 of 5");
+    browser.picture("sessions-light");
+    browser.write("input", "q", "bob");
+    browser.wait_for("1 of 5");
+    browser.click("button", "End");
+    browser.wait_for("Really end?");
+    assert_eq!(api.get("/sessions").ok()["total"], json!(5));
+    browser.click("button", "Really end?");
+    assert_eq!(there.get_mut("bob").unwrap().next().unwrap().field('C'), "57P01");
+    browser.wait_for("is told to end");
+    // Why somebody goes where.
+    browser.click("nav a", "Explain");
+    browser.wait_for("Where does somebody go");
+    browser.write("input", "user", "ann");
+    browser.keys(ENTER);
+    browser.wait_for("ann goes to prod");
+    browser.wait_for("environment = \"prod\" from group analysts");
+    browser.write("input", "environment", "nowhere");
+    browser.keys(ENTER);
+    browser.wait_for("is refused (28000)");
+    browser.picture("explain-light");
+    // A plan of what is pasted, and its application.
+    browser.click("nav a", "Plan and apply");
+    browser.wait_for("Tables of a configuration");
+    let pasted = "[groups.analysts]\nattributes = { environment = \"dev\" }\n";
+    browser.write("textarea", "", pasted);
+    assert_eq!(
+        browser.run(
+            "return [...document.querySelectorAll('button')].find(b => b.textContent === 'Apply').disabled"
+        ),
+        json!(true)
+    );
+    browser.click("button", "Plan");
+    browser.wait_for("ann on warehouse");
+    browser.picture("plan-light");
+    assert_eq!(api.get("/generations").ok()["generations"][0]["number"], json!(1));
+    browser.click("button", "Apply");
+    browser.wait_for("Applied: generation 2 is in force.");
+    assert_eq!(there.get_mut("ann").unwrap().next().unwrap().field('C'), "57P01");
+    browser.write("textarea", "", "[groups.analysts]\nattribute = 1\n");
+    browser.click("button", "Plan");
+    browser.wait_for("unknown key `attribute`");
+    browser.click("button", "Load what is in force");
+    eventually("it is loaded", || {
+        browser
+            .run("return document.querySelector('textarea').value")
+            .as_str()
+            .unwrap()
+            .contains("password = \"***\"")
+    });
+    // What was changed, and back.
+    browser.click("nav a", "Generations");
+    browser.wait_for("token ops");
+    browser.click("button", "Compare");
+    browser.wait_for("- attributes = { environment = \"prod\" }");
+    browser.wait_for("+ attributes = { environment = \"dev\" }");
+    browser.click("button", "Go back to it …");
+    browser.wait_for("What going back would change");
+    browser.picture("generations-light");
+    browser.click("button", "Go back to generation 1");
+    browser.click("button", "Really go back?");
+    browser.wait_for("Generation 3 is in force");
+    assert!(api.text().contains("[groups.analysts]\nattributes = { environment = \"prod\" }"));
+    // Who has done all that.
+    browser.click("nav a", "Audit");
+    browser.write("input", "event", "api");
+    browser.write("input", "q", "rollback POST");
+    browser.keys(ENTER);
+    browser.wait_for("2 found");
+    browser.picture("audit-light");
+    // In a narrow window nothing is cut off: every part fits, and what is wide can be scrolled by itself.
+    browser.size(380, 800);
+    for (title, sign) in [
+        ("Routes", "Who goes where"),
+        ("Pools", "transactions a second"),
+        ("Sessions", " of "),
+        ("Explain", "Where does"),
+        ("Plan and apply", "Tables of"),
+        ("Generations", "token ops"),
+        ("Audit", "found"),
+    ] {
+        browser.click("nav a", title);
+        browser.wait_for(sign);
+        let wide = browser.run("return document.documentElement.scrollWidth").as_u64().unwrap();
+        assert!(wide <= 380, "{title} is {wide} wide");
+        browser.picture(&format!("narrow-{}", title.split(' ').next().unwrap().to_lowercase()));
+    }
+    browser.colours("dark");
+    browser.click("nav a", "Sessions");
+    browser.wait_for(" of ");
+    browser.picture("narrow-sessions-dark");
+    // Nothing of what users are called was ever taken for markup, and nothing was refused by the policy.
+    assert_eq!(browser.run("return [window.pwned ?? null, document.images.length, document.scripts.length, document.querySelectorAll('[onclick], b[onclick]').length]"), json!([null, 0, 1, 0]));
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+    // The policy holds: what is put in as markup is refused.
+    let refused = browser
+        .run("try { document.body.innerHTML = '<img>'; return 'taken' } catch (error) { return error.name }");
+    assert_eq!(refused, json!("TypeError"));
+    assert!(browser.complaints().iter().all(|complaint| complaint.contains("requires 'TrustedHTML'")));
+    // Small, from one address, and the token is nowhere but in the page's memory.
+    let loaded = browser.run("return performance.getEntriesByType('resource').concat(performance.getEntriesByType('navigation')).map(e => [e.name, e.initiatorType, e.transferSize])");
+    let pages: u64 =
+        loaded.as_array().unwrap().iter().filter(|e| e[1] != "fetch").map(|e| e[2].as_u64().unwrap()).sum();
+    assert!(pages > 10_000 && pages < 100_000, "{pages} bytes: {loaded}");
+    let ours = format!("http://127.0.0.1:{}/", api.port);
+    assert!(
+        loaded.as_array().unwrap().iter().all(|e| {
+            let name = e[0].as_str().unwrap();
+            name.starts_with(&ours) || name.starts_with("data:")
+        }),
+        "{loaded}"
+    );
+    assert_eq!(
+        browser.run("return [localStorage.length, sessionStorage.length, document.cookie]"),
+        json!([0, 0, ""])
+    );
+    browser.ask("POST", "/refresh", json!({}));
+    browser.wait_for("Sign in");
+    // Whoever may only look is told so.
+    browser.colours("light");
+    browser.size(1280, 900);
+    browser.write("input", "token", READER);
+    browser.keys(ENTER);
+    browser.wait_for("generation 3");
+    browser.click("nav a", "Plan and apply");
+    browser.write("textarea", "", pasted);
+    browser.click("button", "Plan");
+    browser.wait_for("Permission denied");
+    // The document of the API, for people.
+    browser.ask("POST", "/url", json!({ "url": format!("http://127.0.0.1:{}/api/v1/docs", api.port) }));
+    browser.wait_for("/api/v1/connection-environments/{id}");
+    browser.run("document.querySelectorAll('details')[3].open = true");
+    browser.picture("docs-light");
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+}
