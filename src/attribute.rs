@@ -55,6 +55,13 @@ impl Attributes<'_> {
         self
     }
 
+    /// As if the user were granted this, and nothing else: to say what that would change.
+    #[must_use]
+    pub fn granted_only(mut self, grants: Vec<Grant>) -> Self {
+        self.granted = grants;
+        self
+    }
+
     /// What the user is granted.
     pub fn granted(&self) -> &[Grant] {
         &self.granted

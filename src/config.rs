@@ -94,7 +94,6 @@ impl Management {
             ("requests_per_minute", self.requests_per_minute.to_string()),
             ("max_failed_requests", self.max_failed_requests.to_string()),
             ("secrets", self.secrets.word().to_owned()),
-            ("secrets_folder", self.secrets_folder.display().to_string()),
         ];
         settings.map(|(name, value)| (format!("management.{name}"), value)).to_vec()
     }

@@ -35,7 +35,8 @@ const HEAD: Duration = Duration::from_secs(10);
 const CONNECTION: Duration = Duration::from_secs(60);
 /// The longest head.
 const MAX_HEAD: usize = 16 << 10;
-const BACKLOG: i32 = 128;
+/// How many more may wait to be accepted.
+const BACKLOG: i32 = 1024;
 /// How long accepting rests when the system has no more descriptors or memory.
 const REST: Duration = Duration::from_millis(100);
 /// The first byte of TLS: a record of its handshake (RFC 8446, section 5.1).

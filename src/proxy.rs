@@ -470,11 +470,11 @@ impl Proxy {
         reloaded
     }
 
-    /// Lets a user into an environment until a time. Blocks while it is written.
+    /// Whether there are such a user and such an environment.
     ///
     /// # Errors
-    /// There is no such user or environment, or the grant cannot be kept.
-    pub fn grant(&self, grant: &Grant) -> Result<(), Refusal> {
+    /// Which of them there is not.
+    pub fn check_grant(&self, grant: &Grant) -> Result<(), Refusal> {
         let config = &self.generation().config;
         let unknown = |what: &str, name: &str| {
             Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, format!("there is no {what} \"{name}\""))
@@ -486,6 +486,15 @@ impl Proxy {
             let refusal = unknown("environment", grant.environment.as_str());
             return Err(refusal.hint("SHOW ENVIRONMENTS lists them."));
         }
+        Ok(())
+    }
+
+    /// Lets a user into an environment until a time. Blocks while it is written.
+    ///
+    /// # Errors
+    /// There is no such user or environment, or the grant cannot be kept.
+    pub fn grant(&self, grant: &Grant) -> Result<(), Refusal> {
+        self.check_grant(grant)?;
         self.grants.add(grant.clone()).map_err(|error| self.not_kept(&error))?;
         info!(user = %grant.user, environment = %grant.environment, by = %grant.by, "environment granted");
         self.audit.record(|| of_grant("grant", grant).text("by", &grant.by));

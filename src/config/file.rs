@@ -549,7 +549,7 @@ options! {
         /// Where passwords are kept that come by the API.
         Reload secrets: SecretStore = SecretStore::File;
         /// The folder for them (relative to the configuration's); by default the configuration's name with `.secrets` behind it.
-        Restart secrets_folder: Option<String> = None;
+        Reload secrets_folder: Option<String> = None;
     }
 }
 

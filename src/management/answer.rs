@@ -153,6 +153,13 @@ pub struct PlanRow {
     note: String,
 }
 
+impl PlanRow {
+    /// Of somebody, from here to there.
+    pub fn new(change: &str, subject: String, from: String, to: String) -> Self {
+        Self { change: change.to_owned(), subject, from, to, note: String::new() }
+    }
+}
+
 /// The lines of a plan, what reaches production first.
 pub fn plan_rows(plan: &Plan) -> Vec<PlanRow> {
     let row = |[change, subject, from, to, note]: [String; 5]| PlanRow { change, subject, from, to, note };

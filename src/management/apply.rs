@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
@@ -16,7 +15,7 @@ use super::answer::{self, Outcome, Problem, tagged};
 use super::operate::Source;
 use super::{Api, Asked, body, edit, people, redact};
 use crate::names::id_of;
-use crate::proxy::Change;
+use crate::proxy::{Change, Written};
 
 /// What may be described: the rest of the file is the machine's, and is not changed by the API.
 const KINDS: [&str; 4] = ["connections", "attributes", "groups", "users"];
@@ -51,12 +50,8 @@ pub async fn read(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Res
     request_body(content((Desired = "application/json"), (String = "application/toml")),
         description = "Tables of a configuration, in JSON or TOML."),
     responses((status = 200, description = "What would change.", body = Outcome)))]
-pub async fn plan(
-    State(api): State<Arc<Api>>,
-    asked: Asked,
-    request: Request,
-) -> Result<Json<Outcome>, Problem> {
-    make_so(&api, &Asked { is_dry: true, ..asked }, request).await.map(Json)
+pub async fn plan(State(api): State<Arc<Api>>, asked: Asked, request: Request) -> Result<Response, Problem> {
+    make_so(&api, &Asked { is_dry: true, ..asked }, request).await
 }
 
 /// Makes the configuration say what is sent: of each kind of table that is there (`connections`, `attributes`, `groups`,
@@ -66,15 +61,16 @@ pub async fn plan(
         description = "Tables of a configuration, in JSON or TOML."),
     params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is so now, or would be.", body = Outcome)))]
-pub async fn apply(
-    State(api): State<Arc<Api>>,
-    asked: Asked,
-    request: Request,
-) -> Result<Json<Outcome>, Problem> {
-    make_so(&api, &asked, request).await.map(Json)
+pub async fn apply(State(api): State<Arc<Api>>, asked: Asked, request: Request) -> Result<Response, Problem> {
+    make_so(&api, &asked, request).await
 }
 
-async fn make_so(api: &Arc<Api>, asked: &Asked, request: Request) -> Result<Outcome, Problem> {
+/// Of the configuration in force.
+pub(super) fn tag(api: &Api, written: &Written) -> String {
+    api.tags.of(&"", written.generation.config.source.expose_secret())
+}
+
+async fn make_so(api: &Arc<Api>, asked: &Asked, request: Request) -> Result<Response, Problem> {
     let kind = body::content_type(&request)?;
     let bytes = body::bytes(request.into_body()).await?;
     let desired = match kind.as_str() {
@@ -98,7 +94,8 @@ async fn make_so(api: &Arc<Api>, asked: &Asked, request: Request) -> Result<Outc
             Ok(())
         })
         .await?;
-    Ok(Outcome::of(&written, asked.is_dry))
+    let outcome = Outcome::of(&written, asked.is_dry);
+    Ok(tagged(&HeaderMap::new(), StatusCode::OK, &tag(api, &written), outcome))
 }
 
 fn from_toml(bytes: &[u8]) -> Result<DocumentMut, Problem> {

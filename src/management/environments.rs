@@ -191,6 +191,7 @@ pub async fn create(
             Ok(())
         })
         .await?;
+    let tag = api.tags.of(&all(View::after(&written).config, None), "");
     let environments: Vec<_> = all(View::after(&written).config, Some(base))
         .connection_environments
         .into_iter()
@@ -203,7 +204,7 @@ pub async fn create(
         data: environments.iter().map(pair).collect(),
         connection_environments: environments,
     };
-    Ok((asked.created(), Json(body)).into_response())
+    Ok(tagged(&HeaderMap::new(), asked.created(), &tag, body))
 }
 
 /// Says which values lead to an environment.

@@ -20,14 +20,13 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use uuid::Uuid;
 
-use super::access::Caller;
-use super::answer::{Outcome, Problem, tagged};
+use super::answer::{self, Outcome, PlanRow, Problem, plan_rows, tagged};
 use super::body::{Field, Name, New, body};
-use super::{Api, Asked, Id, Number, redact};
-use crate::attribute;
+use super::{Api, Asked, Id, Number, apply, redact};
+use crate::attribute::{self, Attributes};
 use crate::audit;
 use crate::grants::{Grant, LONGEST};
-use crate::names::id_of;
+use crate::names::{UserName, id_of};
 use crate::proxy::{LiveSession, LoadError, Proxy};
 use crate::route;
 
@@ -146,21 +145,35 @@ pub(super) fn target(target: &crate::config::Target) -> String {
 
 /// What is in force after a reload.
 #[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Reloaded {
     /// Always true: otherwise there is an error.
     success: bool,
-    /// The number of the configuration.
+    /// It was only asked what would change.
+    dry_run: bool,
+    /// The number of the configuration in force.
     generation: u64,
+    /// What has changed, or would.
+    plan: Vec<PlanRow>,
 }
 
 /// Reads the file again: all of it takes effect, or nothing.
 #[utoipa::path(post, path = "/api/v1/reload", tag = "configuration", operation_id = "reload",
-    responses((status = 200, description = "It is in force.", body = Reloaded)))]
-pub async fn reload(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Reloaded>, Problem> {
-    super::query(&parts, &[])?;
+    params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+    responses((status = 200, description = "It is in force, or would be.", body = Reloaded)))]
+pub async fn reload(State(api): State<Arc<Api>>, asked: Asked) -> Result<Json<Reloaded>, Problem> {
     let _turn = api.writes.lock().await;
-    let reloaded = api.blocking(|api| api.proxy.reload_and_log().map_err(|error| refused(&error))).await?;
-    Ok(Json(Reloaded { success: true, generation: reloaded.number }))
+    let is_dry = asked.is_dry;
+    let done = api.blocking(move |api| {
+        let plan = api.proxy.plan(None).map_err(|error| refused(&error));
+        let generation = match is_dry {
+            true => api.proxy.generation(),
+            false => api.proxy.reload_and_log().map_err(|error| refused(&error))?,
+        };
+        Ok((generation.number, plan?))
+    });
+    let (generation, plan) = done.await?;
+    Ok(Json(Reloaded { success: true, dry_run: is_dry, generation, plan: plan_rows(&plan) }))
 }
 
 /// The file is wrong: whoever asks has not written it just now, so that is a conflict; each problem has its place.
@@ -263,7 +276,8 @@ pub async fn roll_back(
             Ok(())
         })
         .await?;
-    Ok((StatusCode::OK, Json(Outcome::of(&written, asked.is_dry))).into_response())
+    let tag = apply::tag(&api, &written);
+    Ok(tagged(&HeaderMap::new(), StatusCode::OK, &tag, Outcome::of(&written, asked.is_dry)))
 }
 
 /// A client that is logged in.
@@ -452,9 +466,14 @@ pub struct Grants {
 
 /// What became of a write of a grant.
 #[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct GrantWritten {
     /// Always true: otherwise there is an error.
     success: bool,
+    /// It was only asked what would change.
+    dry_run: bool,
+    /// What has changed, or would: the user's routes and sessions.
+    plan: Vec<PlanRow>,
     /// The identifier.
     data: Uuid,
     /// The grant, as it is kept, or was.
@@ -482,19 +501,63 @@ fn shown(grant: &Grant) -> GrantShown {
     responses((status = 200, description = "All that hold.", body = Grants)))]
 pub async fn grants(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
     super::query(&parts, &[])?;
-    let grants = Grants { grants: api.proxy.grants.all().iter().map(shown).collect() };
+    let grants = all_grants(&api);
     let tag = api.tags.of(&grants, "");
     Ok(tagged(&parts.headers, StatusCode::OK, &tag, grants))
 }
 
+/// What would change for a user with other grants.
+fn plan_grants(api: &Api, user: &UserName, grants: Vec<Grant>) -> Vec<PlanRow> {
+    let generation = api.proxy.generation();
+    let config = &generation.config;
+    let now = attribute::of_user(config, user.as_str()).with(&api.proxy.grants);
+    let then = attribute::of_user(config, user.as_str()).granted_only(grants);
+    let outcome = |attributes: &Attributes<'_>, database: &str, request: Option<&str>| match route::resolve(
+        config, attributes, database, request,
+    ) {
+        Ok(route) => format!("{} ({})", route.environment(), route.connection()),
+        Err(refusal) => format!("refused ({})", refusal.sqlstate.0),
+    };
+    let mut rows = Vec::new();
+    let bases = config.databases.iter().filter(|(database, base)| database.as_str() == base.as_str());
+    for (database, _) in bases {
+        let environments = config.base(database.as_str()).map_or(&[][..], |(_, base)| &base.environments);
+        let requests = environments.iter().map(|environment| Some(environment.name.as_str()));
+        for request in std::iter::once(None).chain(requests) {
+            let [from, to] = [&now, &then].map(|attributes| outcome(attributes, database.as_str(), request));
+            if from != to {
+                let asking = request.map(|name| format!(" requesting {name}")).unwrap_or_default();
+                rows.push(PlanRow::new("route", format!("{user} on {database}{asking}"), from, to));
+            }
+        }
+    }
+    for session in api.proxy.live_sessions().iter().filter(|session| session.identity.user() == user) {
+        let (asked, route) = (&session.place.asked, &session.place.route);
+        let to = outcome(&then, &asked.database, asked.environment.as_deref());
+        let from = format!("{} ({})", route.environment(), route.connection());
+        if from != to {
+            rows.push(PlanRow::new("session", format!("{} of {user}", session.id), from, to));
+        }
+    }
+    rows
+}
+
+fn all_grants(api: &Api) -> Grants {
+    Grants { grants: api.proxy.grants.all().iter().map(shown).collect() }
+}
+
 /// Lets a user request an environment for a while. One that was there is replaced.
 #[utoipa::path(post, path = "/api/v1/grants", tag = "grants", operation_id = "grant", request_body = NewGrant,
-    responses((status = 201, description = "It holds.", body = GrantWritten)))]
+    params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+    responses((status = 201, description = "It holds.", body = GrantWritten),
+        (status = 200, description = "It would hold.", body = GrantWritten)))]
 pub async fn grant(
     State(api): State<Arc<Api>>,
-    by: Caller,
+    asked: Asked,
     New(body): New<GrantBody>,
 ) -> Result<Response, Problem> {
+    let _turn = api.writes.lock().await;
+    answer::matches(asked.if_match.as_deref(), &api.tags.of(&all_grants(&api), ""))?;
     let Span(time) = body.duration.required("duration")?;
     let since = SystemTime::now();
     let grant = Grant {
@@ -503,30 +566,50 @@ pub async fn grant(
         since,
         until: since + time,
         reason: body.reason.required("reason")?.0,
-        by: by.name().into(),
+        by: asked.by.name().into(),
     };
-    let kept = grant.clone();
-    api.blocking(move |api| api.proxy.grant(&kept).map_err(Problem::from)).await?;
+    let (kept, is_dry) = (grant.clone(), asked.is_dry);
+    let plan = api
+        .blocking(move |api| {
+            api.proxy.check_grant(&kept)?;
+            let others = api.proxy.grants.of(&kept.user).into_iter();
+            let grants = others.filter(|other| other.environment != kept.environment).chain([kept.clone()]);
+            let plan = plan_grants(api, &kept.user, grants.collect());
+            if !is_dry {
+                api.proxy.grant(&kept)?;
+            }
+            Ok(plan)
+        })
+        .await?;
     let shown = shown(&grant);
     let tag = api.tags.of(&shown, "");
-    let body = GrantWritten { success: true, data: shown.id, grant: shown };
-    Ok(tagged(&HeaderMap::new(), StatusCode::CREATED, &tag, body))
+    let body = GrantWritten { success: true, dry_run: asked.is_dry, plan, data: shown.id, grant: shown };
+    Ok(tagged(&HeaderMap::new(), asked.created(), &tag, body))
 }
 
 /// Ends a grant before its time: sessions that came by it are settled at once.
 #[utoipa::path(delete, path = "/api/v1/grants/{id}", tag = "grants", operation_id = "revoke",
-    params(("id" = Uuid, Path, description = "Its identifier.")),
-    responses((status = 200, description = "It is over.", body = GrantWritten)))]
-pub async fn revoke(State(api): State<Arc<Api>>, by: Caller, id: Id) -> Result<Response, Problem> {
+    params(("id" = Uuid, Path, description = "Its identifier."),
+        ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+    responses((status = 200, description = "It is over, or would be.", body = GrantWritten)))]
+pub async fn revoke(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
+    let _turn = api.writes.lock().await;
     let grant = api.proxy.grants.all().iter().find(|grant| grant_id(grant) == id.0).cloned();
     let grant = grant.ok_or_else(|| Problem::missing("Grant", id.0))?;
-    let kept = grant.clone();
-    let by = by.name().into();
-    api.blocking(move |api| {
-        api.proxy.revoke(kept.user.as_str(), kept.environment.as_str(), &by).map_err(Problem::from)
-    })
-    .await?;
-    let body = GrantWritten { success: true, data: id.0, grant: shown(&grant) };
+    answer::matches(asked.if_match.as_deref(), &api.tags.of(&shown(&grant), ""))?;
+    let (kept, by, is_dry) = (grant.clone(), asked.by.name().into(), asked.is_dry);
+    let plan = api
+        .blocking(move |api| {
+            let others = api.proxy.grants.of(&kept.user).into_iter();
+            let grants = others.filter(|other| other.environment != kept.environment).collect();
+            let plan = plan_grants(api, &kept.user, grants);
+            if !is_dry {
+                api.proxy.revoke(kept.user.as_str(), kept.environment.as_str(), &by)?;
+            }
+            Ok(plan)
+        })
+        .await?;
+    let body = GrantWritten { success: true, dry_run: asked.is_dry, plan, data: id.0, grant: shown(&grant) };
     Ok((StatusCode::OK, Json(body)).into_response())
 }
 

@@ -51,6 +51,12 @@ fn an_edit_by_hand_is_never_overwritten() {
         assert!(said.detail().ends_with("was edited since it was loaded: reload it first"), "{said:?}");
     }
     assert_eq!(api.text(), edited);
+    // What a reload would do may be asked before.
+    let planned = api.send("POST", "/reload?dry_run=true", json!({})).ok();
+    assert_eq!(
+        (&planned["generation"], &planned["dryRun"], &planned["plan"]),
+        (&json!(1), &json!(true), &json!([]))
+    );
     assert_eq!(api.send("POST", "/reload", json!({})).ok()["generation"], json!(2));
     api.send("POST", "/users", body).ok();
     assert!(api.text().contains("# by hand") && api.text().contains("[users.new]"));
@@ -129,35 +135,41 @@ fn a_thousand_writers_at_once_lose_nothing() {
     let pete = format!("/users/{}", api.id("users", "pete"));
     let tag = api.get(&pete).tag().to_owned();
     let (first, late) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let count = size(1000, 1000);
+    let count = 1000;
+    // Each of them is a caller of its own, and they come at the same time.
+    let together = std::sync::Barrier::new(count);
     std::thread::scope(|scope| {
-        for thread in 0..50 {
-            let (api, won, lost, first, late, pete, tag) = (&api, &won, &lost, &first, &late, &pete, &tag);
-            scope.spawn(move || {
-                for i in 0..count / 50 {
-                    // Ten each want the same name.
-                    let n = (thread * (count / 50) + i) / 10;
-                    let body = json!({ "name": format!("g{n}"), "attributes": { "environment": "dev" } });
-                    match api.send("POST", "/groups", body).status {
-                        201 => won.fetch_add(1, Ordering::Relaxed),
-                        409 => lost.fetch_add(1, Ordering::Relaxed),
+        for n in 0..count {
+            let (won, lost, first, late, pete, tag) = (&won, &lost, &first, &late, &pete, &tag);
+            let (together, port, patience) = (&together, api.port, Duration::from_secs(60));
+            let work = move || {
+                let config =
+                    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(patience));
+                let agent: ureq::Agent = config.build().into();
+                let authorization = format!("Bearer {ADMIN}");
+                let url = |path: &str| format!("http://127.0.0.1:{port}/api/v1{path}");
+                together.wait();
+                // Ten each want the same name; every twentieth wants to change the same user.
+                let body = json!({ "name": format!("g{}", n / 10), "attributes": { "environment": "dev" } });
+                let made =
+                    agent.post(&url("/groups")).header("authorization", &authorization).send_json(&body);
+                match made.unwrap().status().as_u16() {
+                    201 => won.fetch_add(1, Ordering::Relaxed),
+                    409 => lost.fetch_add(1, Ordering::Relaxed),
+                    other => panic!("{other}"),
+                };
+                if n % 20 == 0 {
+                    let change = agent.patch(&url(pete)).header("authorization", &authorization);
+                    let change =
+                        change.header("if-match", tag).send_json(json!({ "maxClientConnections": n + 1 }));
+                    match change.unwrap().status().as_u16() {
+                        200 => first.fetch_add(1, Ordering::Relaxed),
+                        412 => late.fetch_add(1, Ordering::Relaxed),
                         other => panic!("{other}"),
                     };
                 }
-                match api
-                    .send_with(
-                        "PATCH",
-                        pete,
-                        json!({ "maxClientConnections": thread + 1 }),
-                        &[("if-match", tag)],
-                    )
-                    .status
-                {
-                    200 => first.fetch_add(1, Ordering::Relaxed),
-                    412 => late.fetch_add(1, Ordering::Relaxed),
-                    other => panic!("{other}"),
-                };
-            });
+            };
+            std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, work).unwrap();
         }
     });
     assert_eq!((won.into_inner(), lost.into_inner()), (count / 10, count - count / 10));
@@ -261,4 +273,23 @@ fn a_rollback_writes_the_file_and_an_earlier_password_is_still_there() {
     assert_eq!(api.send("POST", "/reload", json!({})).ok()["generation"], json!(7));
     api.send("POST", "/groups", json!({ "name": "g" })).ok();
     eventually("it is seen", || api.text().contains("[groups.g]"));
+}
+
+#[test]
+fn secrets_may_stand_in_the_file_or_in_another_folder() {
+    let body = json!({ "dialect": "postgres", "name": "c", "host": "h", "username": "u", "passwordUnencrypted": "secret" });
+    let api = Managed::start_with(&warehouse("", "", ""), "secrets = \"inline\"");
+    api.send("POST", "/connections", body.clone()).ok();
+    assert!(
+        api.text().contains("password = \"secret\"")
+            && !api.pgusher.folder.join("pgusher.toml.secrets").exists()
+    );
+    let api = Managed::start_with(&warehouse("", "", ""), "secrets_folder = \"elsewhere/deep\"");
+    api.send("POST", "/connections", body).ok();
+    assert!(api.text().contains("password = { file = \"elsewhere/deep/"), "{}", api.text());
+    let secret =
+        api.pgusher.folder.join("elsewhere/deep").read_dir().unwrap().next().unwrap().unwrap().path();
+    assert_eq!(std::fs::read_to_string(secret).unwrap(), "secret");
+    // A reload finds it where it is.
+    assert_eq!(api.send("POST", "/reload", json!({})).ok()["generation"], json!(3));
 }

@@ -216,12 +216,20 @@ fn resolving_planning_sessions_and_grants() {
     api.delete(&format!("/sessions/{id}")).ok();
     assert_eq!(there.next().unwrap().field('C'), "57P01");
     eventually("it is gone", || api.delete(&format!("/sessions/{id}")).status == 404);
-    // Granted for a while, and taken back at once.
-    let given = api.send(
-        "POST",
-        "/grants",
-        json!({ "user": "raw", "environment": "prod", "duration": "1h", "reason": "INC-7" }),
+    // Granted for a while, and taken back at once; asked before what that would change, and by what was read.
+    let wanted = json!({ "user": "raw", "environment": "prod", "duration": "1h", "reason": "INC-7" });
+    let none = api.get("/grants");
+    let planned = api.send("POST", "/grants?dry_run=true", wanted.clone());
+    assert_eq!((planned.status, &planned.json()["dryRun"]), (200, &json!(true)));
+    let rows = planned.json()["plan"].to_string();
+    assert!(
+        rows.contains("raw on warehouse requesting prod") && rows.contains("prod (warehouse_prod)"),
+        "{rows}"
     );
+    assert_eq!(api.get("/grants").ok()["grants"], json!([]));
+    assert_eq!(api.send_with("POST", "/grants", wanted, &[("if-match", "\"x\"")]).status, 412);
+    let wanted = json!({ "user": "raw", "environment": "prod", "duration": "1h", "reason": "INC-7" });
+    let given = api.send_with("POST", "/grants", wanted, &[("if-match", none.tag())]);
     assert_eq!(given.status, 201);
     let lands = || {
         let pairs = [("user", "raw"), ("database", "warehouse"), ("pgusher.environment", "prod")];
@@ -235,6 +243,9 @@ fn resolving_planning_sessions_and_grants() {
     assert_eq!(api.get("/grants").ok()["grants"][0], given.json()["grant"]);
     assert_eq!(given.json()["grant"]["by"], json!("token ops"));
     let grant = given.json()["data"].as_str().unwrap().to_owned();
+    let planned = api.delete(&format!("/grants/{grant}?dry_run=true")).ok();
+    assert!(planned["plan"].as_array().unwrap().iter().any(|row| row["change"] == "session"), "{planned}");
+    assert_eq!(api.get("/grants").ok()["grants"][0]["id"], json!(grant));
     assert_eq!(api.delete(&format!("/grants/{grant}")).ok()["grant"], given.json()["grant"]);
     assert_eq!(raw.next().unwrap().field('C'), "57P01");
     assert!(!lands().0);
