@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::Api;
 use super::answer::Problem;
-use crate::audit::{self, Event};
+use crate::audit::{self, Audit, Event};
 use crate::config::Token;
 use crate::config::file::{AuditFailure, Role};
 use crate::http::Peer;
@@ -253,13 +253,30 @@ pub async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next
         return harden(Problem::ours(audit::not_written()).into_response());
     }
     request.extensions_mut().insert(Caller { token: name.into() });
+    let mut told =
+        Told { audit: &api.proxy.audit, event: |status: &str| event(Some(name), status), status: None };
     let mut response = next.run(request).await;
+    told.status = Some(response.status());
+    drop(told);
     if !only_looks(&method) {
         info!(token = name, peer = %peer.0, %method, path, status = response.status().as_u16(), "API call");
     }
-    api.proxy.audit.record(|| event(Some(name), response.status().as_str()));
     left.tell(response.headers_mut());
     harden(response)
+}
+
+/// The audit is told how a call has ended, also if its caller has left meanwhile: what it has begun goes on.
+struct Told<'a, F: Fn(&str) -> Event> {
+    audit: &'a Audit,
+    event: F,
+    status: Option<StatusCode>,
+}
+
+impl<F: Fn(&str) -> Event> Drop for Told<'_, F> {
+    fn drop(&mut self) {
+        let status = self.status.as_ref().map_or("left", StatusCode::as_str);
+        self.audit.record(|| (self.event)(status));
+    }
 }
 
 /// Nothing of ours runs, or is shown, anywhere else.

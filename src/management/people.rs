@@ -173,7 +173,7 @@ trait Thing: Serialize + Sized + Send + 'static {
     const ID: &'static str;
     type Body: Fielded + Send + 'static;
 
-    fn all(config: &Config, view: View<'_>) -> Vec<Self>;
+    fn all(view: View<'_>) -> Vec<Self>;
     fn id(&self) -> Uuid;
     fn name(&self) -> &str;
     /// What is not shown, and makes another edition.
@@ -198,7 +198,7 @@ impl Thing for User {
     const ID: &'static str = "user";
     type Body = UserBody;
 
-    fn all(config: &Config, _: View<'_>) -> Vec<Self> {
+    fn all(View { config, .. }: View<'_>) -> Vec<Self> {
         let shown = |user: &Arc<crate::config::User>| Self {
             id: id_of(Self::ID, user.name.as_str()),
             name: user.name.to_string(),
@@ -289,7 +289,7 @@ impl Thing for Group {
     const ID: &'static str = "group";
     type Body = GroupBody;
 
-    fn all(config: &Config, _: View<'_>) -> Vec<Self> {
+    fn all(View { config, .. }: View<'_>) -> Vec<Self> {
         let shown = |(name, attributes): (&crate::names::GroupName, &BTreeMap<_, _>)| Self {
             id: id_of(Self::ID, name.as_str()),
             name: name.to_string(),
@@ -324,9 +324,9 @@ impl Thing for UserAttribute {
     const ID: &'static str = "attribute";
     type Body = AttributeBody;
 
-    fn all(config: &Config, view: View<'_>) -> Vec<Self> {
+    fn all(View { config, file }: View<'_>) -> Vec<Self> {
         let mut names: BTreeMap<String, bool> =
-            view.file.attributes.names().map(|name| (name.to_owned(), true)).collect();
+            file.attributes.names().map(|name| (name.to_owned(), true)).collect();
         let picking = config.connections.values().filter_map(|c| c.base.as_ref()?.attribute.as_ref());
         picking.for_each(|name| {
             names.entry(name.to_string()).or_insert(false);
@@ -406,7 +406,7 @@ fn put_values(table: &mut dyn TableLike, values: Patch<Values>) {
 }
 
 fn by_id<T: Thing>(view: View<'_>, id: Uuid) -> Result<T, Problem> {
-    let found = T::all(view.config, view).into_iter().find(|thing| thing.id() == id);
+    let found = T::all(view).into_iter().find(|thing| thing.id() == id);
     found.ok_or_else(|| Problem::missing(T::WORD, id))
 }
 
@@ -418,7 +418,7 @@ fn list<T: Thing>(api: &Api, parts: &Parts) -> Result<Response, Problem> {
     let pairs = super::query(parts, &["name"])?;
     let generation = api.proxy.generation();
     let view = View::of(&generation);
-    let mut all = T::all(view.config, view);
+    let mut all = T::all(view);
     if let Some(name) = super::parameter(&pairs, "name") {
         all.retain(|thing| thing.name() == name);
     }
@@ -453,7 +453,7 @@ async fn create<T: Thing>(api: Arc<Api>, asked: Asked, body: T::Body) -> Result<
     let (written, id) = api
         .write(&asked, move |api, change| {
             let view = View::of(change.generation);
-            let all = T::all(view.config, view);
+            let all = T::all(view);
             let known = all.iter().find(|thing| thing.name() == name);
             let is_said = edit::table(&mut change.document, T::KIND, &name).is_some();
             if known.is_some() && is_said {
