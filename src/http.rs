@@ -1,9 +1,11 @@
 //! HTTP/1.1 for operators and their tools, with bounds on how slow and how many they may be; `/metrics`, `/healthz`, `/readyz`.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -16,11 +18,13 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::config::file::SslMode;
@@ -33,6 +37,8 @@ const MAX_CLIENTS: usize = 64;
 /// How long a request's head may take (and TLS before it), and a whole connection.
 const HEAD: Duration = Duration::from_secs(10);
 const CONNECTION: Duration = Duration::from_secs(60);
+/// How long nobody has to make room for others.
+const GRACE: Duration = Duration::from_secs(1);
 /// The longest head.
 const MAX_HEAD: usize = 16 << 10;
 /// How many more may wait to be accepted.
@@ -52,8 +58,68 @@ pub enum Security {
 }
 
 /// Where a request comes from.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    since: Instant,
+    is_known: Arc<AtomicBool>,
+}
+
+impl Peer {
+    /// It has shown that it may be here: its connection keeps its place.
+    pub fn is_known(&self) {
+        self.is_known.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The clients that have not shown yet that they may be here, the oldest first.
+#[derive(Debug, Default)]
+struct Strangers(Mutex<VecDeque<(Peer, CancellationToken)>>);
+
+impl Strangers {
+    fn enter(&self, peer: &Peer) -> CancellationToken {
+        let leave = CancellationToken::new();
+        let mut all = self.0.lock();
+        // Those who have left, or are known by now, need not be remembered.
+        all.retain(|(peer, leave)| !leave.is_cancelled() && !peer.is_known.load(Ordering::Relaxed));
+        all.push_back((peer.clone(), leave.clone()));
+        leave
+    }
+
+    /// A place; when all are taken, the oldest of them has to leave, once it has had its time.
+    async fn place(&self, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        loop {
+            let wait = match places.clone().try_acquire_owned() {
+                Ok(place) => return Some(place),
+                Err(TryAcquireError::Closed) => return None,
+                Err(TryAcquireError::NoPermits) => self.make_room(),
+            };
+            if let Ok(place) = timeout(wait, places.clone().acquire_owned()).await {
+                return place.ok();
+            }
+        }
+    }
+
+    /// How long until one of them may have to leave; none, if one has had to.
+    fn make_room(&self) -> Duration {
+        let mut all = self.0.lock();
+        while let Some((peer, leave)) = all.front() {
+            if leave.is_cancelled() || peer.is_known.load(Ordering::Relaxed) {
+                all.pop_front();
+                continue;
+            }
+            let left = GRACE.saturating_sub(peer.since.elapsed());
+            if left.is_zero() {
+                leave.cancel();
+                all.pop_front();
+                return REST;
+            }
+            return left;
+        }
+        GRACE
+    }
+}
 
 /// What `metrics_listen` serves.
 pub fn figures(proxy: Arc<Proxy>) -> Router {
@@ -94,8 +160,8 @@ pub async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router, secur
     let shared = *proxy.generation().config.server.so_reuseport;
     let closing = proxy.closing.clone();
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let strangers = Arc::new(Strangers::default());
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = closing.cancelled(), if shared => return,
@@ -108,11 +174,19 @@ pub async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router, secur
                 continue;
             }
         };
+        let place = strangers.place(&places).await;
         let (router, proxy) = (router.clone(), proxy.clone());
+        let peer = Peer { address: peer, since: Instant::now(), is_known: Arc::default() };
+        let leave = strangers.enter(&peer);
         tokio::spawn(async move {
-            if let Err(error) = serve_client(&proxy, socket, Peer(peer), router, security).await {
-                debug!(%error, %peer, "an HTTP client");
+            let address = peer.address;
+            tokio::select! {
+                served = serve_client(&proxy, socket, peer, router, security) => {
+                    served.unwrap_or_else(|error| debug!(%error, %address, "an HTTP client"));
+                }
+                () = leave.cancelled() => debug!(%address, "an HTTP client had to make room"),
             }
+            leave.cancel();
             drop(place);
         });
     }
@@ -148,7 +222,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(peer.clone());
         TowerToHyperService::new(router.clone()).call(request.map(Body::new))
     });
     let mut server = http1::Builder::new();

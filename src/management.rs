@@ -15,6 +15,7 @@ mod people;
 mod redact;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Query, Request};
 use axum::http::request::Parts;
@@ -22,6 +23,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing};
+use tokio::sync::{Mutex, MutexGuard};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
@@ -32,14 +34,20 @@ use access::{Caller, Gate};
 use answer::{Problem, Tags};
 use overview::History;
 
+/// How long a request waits for those before it.
+const TURN: Duration = Duration::from_secs(30);
+
 /// What the handlers share.
 pub struct Api {
     proxy: Arc<Proxy>,
     gate: Gate,
     tags: Tags,
     history: History,
-    /// Writes wait here, and not on threads.
-    writes: tokio::sync::Mutex<()>,
+    /// Writes wait here, and not on threads; grants by themselves.
+    writes: Mutex<()>,
+    grants: Mutex<()>,
+    /// One search at a time.
+    searches: Mutex<()>,
 }
 
 /// A configuration, as it is checked and as it is written.
@@ -70,6 +78,8 @@ struct Asked {
     is_dry: bool,
     /// `?drain=true`
     drains: bool,
+    /// `?allow_production=true`
+    allows_production: bool,
     /// `If-Match`
     if_match: Option<String>,
 }
@@ -110,13 +120,15 @@ fn yes_or_no(pairs: &[(String, String)], name: &str) -> Result<bool, Problem> {
 impl FromRequestParts<Arc<Api>> for Asked {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
-        let pairs = query(parts, &["dry_run", "drain"])?;
-        let if_match = parts.headers.get(header::IF_MATCH);
-        let if_match = if_match.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        let pairs = query(parts, &["dry_run", "drain", "allow_production"])?;
+        let if_match = parts.headers.get_all(header::IF_MATCH).iter();
+        let if_match: Vec<_> = if_match.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        let if_match = (!if_match.is_empty()).then(|| if_match.join(","));
         Ok(Self {
             by: Caller::from_request_parts(parts, api).await?,
             is_dry: yes_or_no(&pairs, "dry_run")?,
             drains: yes_or_no(&pairs, "drain")?,
+            allows_production: yes_or_no(&pairs, "allow_production")?,
             if_match,
         })
     }
@@ -152,6 +164,15 @@ impl FromRequestParts<Arc<Api>> for Number {
     }
 }
 
+/// Waits for one's turn.
+///
+/// # Errors
+/// 503: somebody takes too long.
+async fn turn(mutex: &Mutex<()>) -> Result<MutexGuard<'_, ()>, Problem> {
+    let turn = tokio::time::timeout(TURN, mutex.lock()).await;
+    turn.map_err(|_| Problem::ours("others are still being served: try again"))
+}
+
 impl Api {
     /// Changes the file and what is in force, or says what that would do.
     ///
@@ -162,7 +183,7 @@ impl Api {
         asked: &Asked,
         edit: impl FnOnce(&Self, &mut Change<'_>) -> Result<T, Problem> + Send + 'static,
     ) -> Result<(Written, T), Problem> {
-        let _turn = self.writes.lock().await;
+        let _turn = turn(&self.writes).await?;
         let (api, by, is_dry) = (self.clone(), asked.by.name(), asked.is_dry);
         let wrote = tokio::task::spawn_blocking(move || {
             let mut made = None;
@@ -222,7 +243,9 @@ pub fn router(proxy: Arc<Proxy>) -> Result<Router, getrandom::Error> {
         gate: Gate::default(),
         tags: Tags::new()?,
         history: History::default(),
-        writes: tokio::sync::Mutex::default(),
+        writes: Mutex::default(),
+        grants: Mutex::default(),
+        searches: Mutex::default(),
     });
     overview::remember(&api);
     let (calls, document) = OpenApiRouter::with_openapi(document::head())

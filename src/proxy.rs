@@ -327,9 +327,17 @@ impl Proxy {
     /// # Errors
     /// What is wrong with it; the generation in force stays.
     pub fn reload(&self) -> Result<Arc<Generation>, LoadError> {
+        self.reload_looking(|_| ()).map(|(generation, ())| generation)
+    }
+
+    /// The same, with a look at it before it takes effect.
+    fn reload_looking<T>(&self, look: impl FnOnce(&Config) -> T) -> Result<(Arc<Generation>, T), LoadError> {
         let _one_at_a_time = self.reloading.lock();
         let loaded = route::load(&self.path).map_err(LoadError::Rejected);
-        let applied = loaded.and_then(Prepared::of).map(|prepared| self.apply(prepared, "reload"));
+        let applied = loaded.and_then(Prepared::of).map(|prepared| {
+            let looked = look(&prepared.checked.config);
+            (self.apply(prepared, "reload"), looked)
+        });
         match &applied {
             Ok(_) => self.counters.reloads.fetch_add(1, Ordering::Relaxed),
             Err(_) => self.counters.refused_reloads.fetch_add(1, Ordering::Relaxed),
@@ -451,7 +459,18 @@ impl Proxy {
     /// # Errors
     /// As [`Proxy::reload`].
     pub fn reload_and_log(&self) -> Result<Arc<Generation>, LoadError> {
-        let reloaded = self.reload();
+        self.log_reload(self.reload())
+    }
+
+    /// The same, with what it has changed.
+    ///
+    /// # Errors
+    /// As [`Proxy::reload`].
+    pub fn reload_as_planned(&self) -> Result<(Arc<Generation>, Plan), LoadError> {
+        self.log_reload(self.reload_looking(|config| self.plan_of(config)))
+    }
+
+    fn log_reload<T>(&self, reloaded: Result<T, LoadError>) -> Result<T, LoadError> {
         match &reloaded {
             Ok(_) => {}
             Err(LoadError::Rejected(rejected)) => {

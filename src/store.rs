@@ -1,9 +1,10 @@
 //! The configuration's file, exchanged as a whole: never half of it, and never what somebody else has written meanwhile.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, AtFlags, CWD, RenameFlags};
 use thiserror::Error;
@@ -15,8 +16,15 @@ use crate::audit::beside;
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// It holds something else than was expected.
-    #[error("the file {} was edited since it was loaded: reload it first", .0.display())]
+    #[error(
+        "the file {} does not say what is in force: it was edited since, or the console has gone back to an earlier \
+         configuration; reload it first",
+        .0.display()
+    )]
     Changed(PathBuf),
+    /// Another process writes it, and does not end.
+    #[error("the file {} is being written by another process", .0.display())]
+    Busy(PathBuf),
     /// It is not to be written.
     #[error("the file {} is read-only", .0.display())]
     ReadOnly(PathBuf),
@@ -35,16 +43,21 @@ pub enum StoreError {
 pub struct Store {
     path: PathBuf,
     folder: File,
+    _lock: File,
 }
 
+/// How long another process may write.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 impl Store {
-    /// Waits until no other process writes. A symbolic link stays one: what it leads to is written.
+    /// Waits a little until no other process writes. A symbolic link stays one: what it leads to is written.
     ///
     /// # Errors
     /// It is not there, or not to be written.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |error| StoreError::Io { path: path.to_owned(), error };
-        let path = path.canonicalize().map_err(failed)?;
+        let path = path.canonicalize().map_err(|error| StoreError::Io { path: path.to_owned(), error })?;
+        let failed = |error| StoreError::Io { path: path.clone(), error };
         let folder = path.parent().unwrap_or(Path::new("/"));
         let file_mode = path.metadata().map_err(failed)?.permissions().mode();
         // Root may write anything: whoever takes the right to write away means him, too.
@@ -55,8 +68,19 @@ impl Store {
             return Err(StoreError::ReadOnly(path));
         }
         let folder = File::open(folder).map_err(failed)?;
-        folder.lock().map_err(failed)?;
-        Ok(Self { path, folder })
+        // A file of our own, which nobody else can open: whoever could lock another would hold us up.
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        let lock = options.open(beside(&path, ".lock")).map_err(failed)?;
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = lock.try_lock() {
+            match error {
+                TryLockError::WouldBlock if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+                TryLockError::WouldBlock => return Err(StoreError::Busy(path)),
+                TryLockError::Error(error) => return Err(failed(error)),
+            }
+        }
+        Ok(Self { path: path.clone(), folder, _lock: lock })
     }
 
     /// Puts a text in place of another. Whenever the process is killed, the old file or the new one is there, whole.
@@ -83,7 +107,8 @@ impl Store {
 
     fn write(&self, aside: &Path, text: &str) -> io::Result<()> {
         let old = self.path.metadata()?;
-        let _ = std::fs::remove_file(aside);
+        // Left by a process that was killed: what it holds may be somebody's edit.
+        let _ = std::fs::rename(aside, beside(&self.path, ".saved"));
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(aside)?;
         file.write_all(text.as_bytes())?;
         // Another owner's file stays his, where we may say so.
@@ -171,6 +196,7 @@ mod tests {
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o640);
         assert!(link.is_symlink() && !beside(&path, ".new").exists());
         std::fs::remove_file(link).unwrap();
+        std::fs::remove_file(beside(&path, ".lock")).unwrap();
         std::fs::remove_file(path).unwrap();
     }
 

@@ -138,7 +138,7 @@ fn check_environments(file: &File, problems: &mut Problems) {
             }
             if let Some(other) = owner.insert(connection.as_str(), base_name.as_str()) {
                 let message = format!("`{}` is already an environment of `{other}`", **connection);
-                problems.error(connection.span(), message);
+                problems.error(connection.span(), message).conflict();
             }
             if environment.values.is_empty() {
                 problems
@@ -168,7 +168,8 @@ fn check_values(base: &file::Connection, problems: &mut Problems) {
     let environments = base.environments.iter().flat_map(|e| e.values.iter());
     for value in base.default_values.iter().chain(environments) {
         if !seen.insert(value.as_str()) {
-            problems.error(value.span(), format!("User attribute value \"{}\" is already in use", **value));
+            let message = format!("User attribute value \"{}\" is already in use", **value);
+            problems.error(value.span(), message).conflict();
         }
     }
 }
@@ -181,7 +182,7 @@ fn check_names(base: &file::Connection, problems: &mut Problems) {
         if !seen.insert(name.to_owned()) {
             let span = environment.name.span().or(environment.connection.span());
             let message = format!("the environment name \"{name}\" is already in use for this base");
-            problems.error(span, message);
+            problems.error(span, message).conflict();
         }
     }
 }
@@ -374,7 +375,7 @@ fn databases(file: &File, problems: &mut Problems) -> BTreeMap<DatabaseName, Con
                 || CONSOLE_DATABASES.contains(&alias.as_str())
                 || databases.contains_key(alias.as_str());
             if taken {
-                problems.error(alias.span(), format!("the name `{}` is already in use", **alias));
+                problems.error(alias.span(), format!("the name `{}` is already in use", **alias)).conflict();
             }
             databases.insert(DatabaseName::from(alias.as_str()), ConnectionName::from(name.as_str()));
         }

@@ -61,6 +61,8 @@ pub struct Problem {
     pub message: String,
     /// What to do.
     pub help: Option<String>,
+    /// It is right in itself, and does not fit what else there is.
+    pub is_conflict: bool,
 }
 
 /// All that is wrong with one file, rendered with line, column and the line itself.
@@ -94,7 +96,7 @@ impl Problems {
 
     fn push(&mut self, severity: Severity, span: Option<Range<usize>>, message: String) -> &mut Problem {
         let index = self.list.len();
-        self.list.push(Problem { severity, span, message, help: None });
+        self.list.push(Problem { severity, span, message, help: None, is_conflict: false });
         &mut self.list[index]
     }
 
@@ -138,6 +140,11 @@ impl Problem {
     /// Says what to do about it.
     pub fn help(&mut self, help: impl Into<String>) {
         self.help = Some(help.into());
+    }
+
+    /// It would be right if something else were not there.
+    pub fn conflict(&mut self) {
+        self.is_conflict = true;
     }
 
     /// Names the nearest of the valid names, if one is near; otherwise lists them, if they are few.

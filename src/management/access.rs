@@ -162,10 +162,10 @@ fn is_foreign(headers: &HeaderMap) -> bool {
 }
 
 impl Gate {
-    fn admit(&self, api: &Api, request: &Request, peer: Peer) -> Result<(Token, Left), Box<Refused>> {
+    fn admit(&self, api: &Api, request: &Request, peer: &Peer) -> Result<(Token, Left), Box<Refused>> {
         let generation = api.proxy.generation();
         let management = &generation.config.management;
-        let address = block(peer.0.ip());
+        let address = block(peer.address.ip());
         let failed = |much| self.failed.take(address, management.max_failed_requests, much);
         // Whoever has guessed too often learns nothing any more, also not whether this one is right.
         let wait = "this address has had too many requests without a known token";
@@ -221,20 +221,20 @@ pub async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next
     if OPEN.contains(&path.as_str()) && only_looks(&method) {
         return harden(next.run(request).await);
     }
-    let Some(peer) = request.extensions().get::<Peer>().copied() else {
+    let Some(peer) = request.extensions().get::<Peer>().cloned() else {
         return harden(Problem::ours("a request from nowhere").into_response());
     };
     let event = |token: Option<&str>, status: &str| {
         let shown: String = path.chars().take(200).collect();
         Event::new("api")
             .maybe("token", token)
-            .text("peer", peer.0)
+            .text("peer", peer.address)
             .text("method", &method)
             .text("path", shown)
             .maybe("query", asked.as_deref())
             .text("status", status)
     };
-    let (token, left) = match api.gate.admit(&api, &request, peer) {
+    let (token, left) = match api.gate.admit(&api, &request, &peer) {
         Ok(admitted) => admitted,
         Err(refused) => {
             if refused.is_told {
@@ -246,6 +246,7 @@ pub async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next
             return harden(response);
         }
     };
+    peer.is_known();
     let name = token.name.as_str();
     let refuses = *api.proxy.generation().config.server.audit_failure == AuditFailure::Refuse;
     if refuses && !only_looks(&method) && !api.proxy.audit.record_surely(|| event(Some(name), "begun")).await
@@ -259,7 +260,7 @@ pub async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next
     told.status = Some(response.status());
     drop(told);
     if !only_looks(&method) {
-        info!(token = name, peer = %peer.0, %method, path, status = response.status().as_u16(), "API call");
+        info!(token = name, peer = %peer.address, %method, path, status = response.status().as_u16(), "API call");
     }
     left.tell(response.headers_mut());
     harden(response)

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::redact::safe;
+use crate::config::read::Severity;
 use crate::error::Refusal;
 use crate::plan::Plan;
 use crate::proxy::{LoadError, WriteError, Written};
@@ -96,17 +97,15 @@ impl IntoResponse for Problem {
 impl From<&LoadError> for Problem {
     fn from(error: &LoadError) -> Self {
         let LoadError::Rejected(rejected) = error else { return Self::bad(error) };
-        let messages: Vec<_> = rejected
-            .0
-            .iter()
-            .filter(|problem| problem.severity == crate::config::read::Severity::Error)
+        let errors = || rejected.0.iter().filter(|problem| problem.severity == Severity::Error);
+        let messages: Vec<_> = errors()
             .map(|problem| match &problem.help {
                 Some(help) => format!("{} ({help})", problem.message),
                 None => problem.message.clone(),
             })
             .collect();
         let messages = messages.join("; ");
-        match messages.contains("already") {
+        match errors().any(|problem| problem.is_conflict) {
             true => Self::conflict(messages),
             false => Self::bad(messages),
         }
@@ -118,9 +117,11 @@ impl From<WriteError<Problem>> for Problem {
         match error {
             WriteError::Edit(problem) => problem,
             WriteError::Load(error) => Self::from(&error),
-            WriteError::Store(_) | WriteError::Toml(_) | WriteError::Secret { .. } => {
-                Self::conflict(error.to_string())
-            }
+            WriteError::Store(_)
+            | WriteError::Toml(_)
+            | WriteError::Secret { .. }
+            | WriteError::Broken(_)
+            | WriteError::Production(_) => Self::conflict(error.to_string()),
         }
     }
 }
@@ -257,10 +258,11 @@ pub fn matches(wanted: Option<&str>, tag: &str) -> Result<(), Problem> {
 
 /// An object with its tag; 304 if whoever asks has it.
 pub fn tagged(headers: &HeaderMap, status: StatusCode, tag: &str, body: impl Serialize) -> Response {
-    let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-    let is_known = known.is_some_and(|known| {
-        known.split(',').map(|one| one.trim().trim_start_matches("W/")).any(|one| one == tag)
-    });
+    let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let is_known = known
+        .flat_map(|known| known.split(','))
+        .map(|one| one.trim().trim_start_matches("W/"))
+        .any(|one| one == tag || one == "*");
     let mut response = match is_known {
         true => StatusCode::NOT_MODIFIED.into_response(),
         false => (status, Json(body)).into_response(),

@@ -13,12 +13,16 @@ use utoipa::ToSchema;
 
 use super::answer::{self, Outcome, Problem, tagged};
 use super::operate::Source;
-use super::{Api, Asked, body, edit, people, redact};
+use super::{Api, Asked, body, connections, edit, people, redact};
 use crate::names::id_of;
 use crate::proxy::{Change, Written};
+use crate::verifier::is_verifier;
 
 /// What may be described: the rest of the file is the machine's, and is not changed by the API.
 const KINDS: [&str; 4] = ["connections", "attributes", "groups", "users"];
+
+/// How many passwords of users are hashed for one request: it takes a millisecond or two for each.
+const MAX_NEW: usize = 500;
 
 /// Any tables of a configuration, as JSON.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -88,7 +92,9 @@ async fn make_so(api: &Arc<Api>, asked: &Asked, request: Request) -> Result<Resp
             answer::matches(if_match.as_deref(), &api.tags.of(&"", source))?;
             let mut desired = desired;
             check(change, &desired)?;
+            check_files(change, &desired)?;
             keep_secrets(change, &mut desired)?;
+            keep_ids(change, &mut desired);
             desired.retain(|kind, _| KINDS.contains(&kind));
             edit::merge_document(&mut change.document, &desired);
             Ok(())
@@ -146,13 +152,14 @@ fn check(change: &Change<'_>, desired: &DocumentMut) -> Result<(), Problem> {
             }
             continue;
         }
-        // Of tokens only `***` may be known to whoever asks.
-        let blank = |document: &DocumentMut| {
-            let text = redact::config(&document.to_string());
-            text.parse::<DocumentMut>().ok().and_then(|document| document.get(kind).map(edit::meaning))
+        let same = || {
+            let mut wanted = item.clone();
+            let now = change.document.get(kind);
+            fill_tokens(&mut wanted, now);
+            now.map(edit::meaning) == Some(edit::meaning(&wanted))
         };
         match kind {
-            "server" | "management" if blank(desired) == blank(&change.document) => {}
+            "server" | "management" if same() => {}
             "server" | "management" => {
                 let what =
                     "it would change, and the API does not change it: edit the file where pgusher runs";
@@ -167,10 +174,30 @@ fn check(change: &Change<'_>, desired: &DocumentMut) -> Result<(), Problem> {
     Ok(())
 }
 
+/// A token of `***` is the one that there is.
+fn fill_tokens(wanted: &mut Item, now: Option<&Item>) {
+    let Some(tables) = wanted.as_table_like_mut().and_then(|t| t.get_mut("tokens")?.as_table_like_mut())
+    else {
+        return;
+    };
+    for (name, token) in tables.iter_mut() {
+        let Some(table) = token.as_table_like_mut() else { continue };
+        let known = || {
+            now?.as_table_like()?.get("tokens")?.as_table_like()?.get(&name)?.as_table_like()?.get("token")
+        };
+        if table.get("token").and_then(Item::as_str) == Some("***")
+            && let Some(known) = known()
+        {
+            table.insert("token", known.clone());
+        }
+    }
+}
+
 /// Passwords that stay as they are stay as they are written; new ones go where they belong; and nobody has the API read a
 /// file, a variable or a command that the configuration does not name already.
 fn keep_secrets(change: &mut Change<'_>, desired: &mut DocumentMut) -> Result<(), Problem> {
     let known = references(&change.document);
+    let mut new = 0;
     for kind in ["connections", "users"] {
         let Some(tables) = desired.get_mut(kind).and_then(Item::as_table_like_mut) else { continue };
         for (name, item) in tables.iter_mut() {
@@ -186,22 +213,29 @@ fn keep_secrets(change: &mut Change<'_>, desired: &mut DocumentMut) -> Result<()
                 if known.contains(&edit::meaning(password).to_string()) {
                     continue;
                 }
-                let what = "a reference (file, env, command) that the configuration does not have yet: send the password \
-                            itself, or edit the file where pgusher runs";
+                let what = "a reference (file, env, command) that the configuration does not have yet: send the \
+                            password itself, or edit the file where pgusher runs";
                 return Err(Problem::field(&place, what));
             };
             let secret = SecretString::from(text.to_owned());
             let value = match (text, current) {
                 ("***", Some(current)) => current,
                 ("***", None) => return Err(Problem::field(&place, "`***` stands for no password")),
-                (_, Some(current)) if kind == "connections" && is_now(change, &name, &secret) => current,
                 _ if kind == "connections" => {
-                    let owner = id_of("connection", &name).to_string();
-                    Item::Value(change.secret(&owner, &secret).map_err(Problem::ours)?)
+                    Item::Value(connections::password_value(change, &name, &secret)?)
                 }
                 _ => {
-                    let auth_type = table.get("auth_type").and_then(Item::as_str).map(str::to_owned);
-                    Item::Value(people::password_value(change, &name, auth_type.as_deref(), &secret)?)
+                    new += usize::from(!is_verifier(&secret));
+                    if new > MAX_NEW {
+                        let what = format!(
+                            "more than {MAX_NEW} passwords of users at once: send verifiers (hash-password), or `***`"
+                        );
+                        return Err(Problem::field(&place, what));
+                    }
+                    let default = *change.generation.config.server.auth_type;
+                    let auth_type =
+                        table.get("auth_type").and_then(Item::as_str).unwrap_or(default.word()).to_owned();
+                    Item::Value(people::password_value(change, &name, &auth_type, &secret)?)
                 }
             };
             table.insert("password", value);
@@ -210,10 +244,40 @@ fn keep_secrets(change: &mut Change<'_>, desired: &mut DocumentMut) -> Result<()
     Ok(())
 }
 
-fn is_now(change: &Change<'_>, connection: &str, secret: &SecretString) -> bool {
-    let known = change.generation.config.connections.get(connection);
-    let password = known.and_then(|connection| connection.password.as_ref());
-    password.is_some_and(|password| password.value().expose_secret() == secret.expose_secret())
+/// Certificates and keys are files of the machine, too.
+fn check_files(change: &Change<'_>, desired: &DocumentMut) -> Result<(), Problem> {
+    fn said<'d>(document: &'d DocumentMut, key: &str) -> Vec<(String, &'d str)> {
+        let tables = document.get("connections").and_then(Item::as_table_like);
+        let tables = tables.into_iter().flat_map(|tables| tables.iter());
+        tables
+            .filter_map(|(name, item)| Some((edit::shown(name), item.as_table_like()?.get(key)?.as_str()?)))
+            .collect()
+    }
+    for key in ["sslrootcert", "sslcert", "sslkey"] {
+        let known: BTreeSet<_> = said(&change.document, key).into_iter().map(|(_, path)| path).collect();
+        if let Some((name, _)) = said(desired, key).into_iter().find(|(_, path)| !known.contains(path)) {
+            let what = "a file that the configuration does not name yet: edit the file where pgusher runs";
+            return Err(Problem::field(&format!("connections.{name}.{key}"), what));
+        }
+    }
+    Ok(())
+}
+
+/// Connections keep their identifiers, though a desired configuration says nothing of them; a new one gets one that is free.
+fn keep_ids(change: &mut Change<'_>, desired: &mut DocumentMut) {
+    let Some(tables) = desired.get_mut("connections").and_then(Item::as_table_like_mut) else { return };
+    for (name, item) in tables.iter_mut() {
+        let Some(table) = item.as_table_like_mut().filter(|table| !table.contains_key("id")) else {
+            continue;
+        };
+        let id = match change.generation.config.connections.get(&*name) {
+            Some(known) => known.id,
+            None => connections::free_id(change, &name),
+        };
+        if id != id_of("connection", &name) {
+            table.insert("id", Item::Value(id.to_string().into()));
+        }
+    }
 }
 
 /// Where the configuration's secrets come from.
@@ -223,4 +287,25 @@ fn references(document: &DocumentMut) -> BTreeSet<String> {
         tables.iter().filter_map(|(_, item)| item.as_table_like()?.get("password").map(edit::meaning))
     });
     passwords.filter(serde_json::Value::is_object).map(|reference| reference.to_string()).collect()
+}
+
+/// Makes the kinds that may be described say what an earlier configuration said; the rest stays.
+pub(super) fn go_back(change: &mut Change<'_>, earlier: DocumentMut) {
+    let same = |kind| change.document.get(kind).map(edit::meaning) == earlier.get(kind).map(edit::meaning);
+    if same("server") && same("management") {
+        change.document = earlier;
+        return;
+    }
+    for kind in KINDS {
+        match earlier.get(kind) {
+            Some(item) => {
+                let mut wanted = DocumentMut::new();
+                wanted.insert(kind, item.clone());
+                edit::merge_document(&mut change.document, &wanted);
+            }
+            None => {
+                change.document.remove(kind);
+            }
+        }
+    }
 }

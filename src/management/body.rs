@@ -628,7 +628,10 @@ pub struct Picker {
 impl Field for Picker {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
-            .property("attributeName", Name::schema())
+            .property(
+                "attributeName",
+                described(Name::schema(), "The attribute; `null`: none.", Need::Optional),
+            )
             .property("defaultValues", List::schema())
             .required("attributeName")
             .additional_properties(Some(AdditionalProperties::FreeForm(false)))
@@ -639,12 +642,15 @@ impl Field for Picker {
             return Err(format!("Expected object, received {}", kind(&value)));
         };
         let name = map.remove("attributeName").ok_or("attributeName: Required")?;
-        let Name(attribute) = Name::read(name).map_err(|what| format!("attributeName: {what}"))?;
+        let attribute = match name {
+            Value::Null => None,
+            name => Some(Name::read(name).map_err(|what| format!("attributeName: {what}"))?.0),
+        };
         let values = map.remove("defaultValues").map(List::read).transpose();
         let values = values.map_err(|what| format!("defaultValues: {what}"))?.map(|list| list.0);
         match map.keys().next() {
             Some(key) => Err(format!("{}: Unrecognized key", key.chars().take(60).collect::<String>())),
-            None => Ok(Self { attribute: Some(attribute), values }),
+            None => Ok(Self { attribute, values }),
         }
     }
 }

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa::openapi::RefOr;
@@ -398,12 +398,14 @@ pub async fn change(
 #[utoipa::path(delete, path = "/api/v1/connections/{id}", tag = "connections", operation_id = "deleteConnection",
     params(("id" = Uuid, Path, description = "Its identifier."),
         ("drain" = Option<bool>, Query, description = "Also while it is used: its sessions are settled by `on_move`."),
+        ("allow_production" = Option<bool>, Query, description = "Also if users newly reach a production database by it."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is gone, or would be.", body = ConnectionWritten)))]
 pub async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
-    let (if_match, drains) = (asked.if_match.clone(), asked.drains);
+    let (if_match, drains, allows) = (asked.if_match.clone(), asked.drains, asked.allows_production);
     let (written, connection) = api
         .write(&asked, move |api, change| {
+            change.keeps_production = !allows;
             let view = View::of(change.generation);
             let name = by_id(view.config, id.0)?.name.clone();
             let (connection, tag) = tagged_connection(api, view, &name)?;
@@ -433,6 +435,7 @@ pub async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result
             {
                 edit::remove_environment(base, name.as_str());
             }
+            declare_picking(change, name.as_str());
             edit::remove(&mut change.document, "connections", name.as_str());
             Ok(connection)
         })
@@ -466,33 +469,54 @@ fn check_dialect(body: &ConnectionBody) -> Result<(), Problem> {
 
 /// The identifier that is kept, or one that nobody has; it is written down where it is not that of the name.
 fn give_id(change: &mut Change<'_>, name: &str, keeps: Option<Uuid>) {
-    let connections = &change.generation.config.connections;
-    let is_taken = |id: Uuid| connections.values().any(|connection| connection.id == id);
     let of_name = id_of("connection", name);
-    let id = keeps.unwrap_or_else(|| {
-        let others = (1_u32..).map(|n| id_of("connection", &format!("{name}\0{n}")));
-        std::iter::once(of_name).chain(others).find(|id| !is_taken(*id)).unwrap_or(of_name)
-    });
+    let id = keeps.unwrap_or_else(|| free_id(change, name));
     if let Some(table) = edit::table(&mut change.document, "connections", name) {
         let is_said = id != of_name;
         edit::set(table, "id", is_said.then(|| id.to_string().into()));
     }
 }
 
+/// An identifier that nobody has.
+pub(super) fn free_id(change: &Change<'_>, name: &str) -> Uuid {
+    let connections = &change.generation.config.connections;
+    let is_taken = |id: Uuid| connections.values().any(|connection| connection.id == id);
+    let of_name = id_of("connection", name);
+    let others = (1_u32..).map(|n| id_of("connection", &format!("{name}\0{n}")));
+    std::iter::once(of_name).chain(others).find(|id| !is_taken(*id)).unwrap_or(of_name)
+}
+
+/// How a password is to stand in the file: as it does, if it is the same.
+pub(super) fn password_value(
+    change: &mut Change<'_>,
+    name: &str,
+    secret: &SecretString,
+) -> Result<toml_edit::Value, Problem> {
+    let known = change.generation.config.connections.get(name).and_then(|c| c.password.as_ref());
+    if known.is_some_and(|known| known.value().expose_secret() == secret.expose_secret())
+        && let Some(kept) =
+            edit::table(&mut change.document, "connections", name).and_then(|table| table.get("password"))
+        && let Ok(kept) = kept.clone().into_value()
+    {
+        return Ok(kept);
+    }
+    change.secret(&id_of("connection", name).to_string(), secret).map_err(Problem::ours)
+}
+
 impl ConnectionBody {
     /// Puts it into the file.
     fn write(self, change: &mut Change<'_>, name: &str) -> Result<(), Problem> {
         let picker = self.picker()?;
-        let owner = id_of("connection", name);
         let password = match self.passwordUnencrypted {
-            Patch::Set(Password(secret)) => {
-                Patch::Set(change.secret(&owner.to_string(), &secret).map_err(Problem::ours)?)
-            }
+            Patch::Set(Password(secret)) => Patch::Set(password_value(change, name, &secret)?),
             Patch::Null => Patch::Null,
             Patch::Absent => Patch::Absent,
         };
         if let Patch::Set(Some(attribute)) = &picker.0 {
             declare(change, attribute);
+        }
+        if picker.0.is_there() {
+            declare_picking(change, name);
         }
         let table = edit::table(&mut change.document, "connections", name);
         let table = table.ok_or_else(|| Problem::conflict("the connection is not a table of the file"))?;
@@ -550,6 +574,15 @@ impl ConnectionBody {
                 picker.values.map_or(Patch::Absent, |values| Patch::Set(List(values))),
             ),
         })
+    }
+}
+
+/// The one that a connection picks by until now.
+fn declare_picking(change: &mut Change<'_>, connection: &str) {
+    let generation = change.generation;
+    let base = generation.config.connections.get(connection).and_then(|connection| connection.base.as_ref());
+    if let Some(attribute) = base.and_then(|base| base.attribute.as_ref()) {
+        declare(change, attribute.as_str());
     }
 }
 

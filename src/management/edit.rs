@@ -112,19 +112,8 @@ pub fn add_environment(base: &mut dyn TableLike, connection: &str) {
             let mut table = InlineTable::new();
             table.insert("connection", connection.into());
             let mut value = Value::from(table);
-            // Where each stands on a line of its own, this one does.
-            match array.iter().last().map(|last| last.decor().clone()) {
-                Some(decor) => {
-                    value.decor_mut().set_prefix(decor.prefix().cloned().unwrap_or_default());
-                    if array.len() == 1
-                        && decor.prefix().and_then(|p| p.as_str()).is_none_or(|p| !p.contains('\n'))
-                    {
-                        value.decor_mut().set_prefix(" ");
-                    }
-                    array.push_formatted(value);
-                }
-                None => array.push(value),
-            }
+            value.decor_mut().set_prefix(behind_the_last(array));
+            array.push_formatted(value);
         }
         Some(Item::ArrayOfTables(tables)) => {
             let mut table = Table::new();
@@ -136,6 +125,27 @@ pub fn add_environment(base: &mut dyn TableLike, connection: &str) {
             table.insert("connection", connection.into());
             set(base, "environments", Some([Value::from(table)].into_iter().collect::<Array>().into()));
         }
+    }
+}
+
+/// What stands between the last element of an array and another one: a line end, where each has its own line; and what was
+/// said of the last one stays with it.
+fn behind_the_last(array: &mut Array) -> String {
+    let trailing = array.trailing().as_str().unwrap_or_default().to_owned();
+    let Some(last) = array.iter_mut().last() else { return String::new() };
+    let decor = last.decor_mut();
+    let indent = match decor.prefix().and_then(|prefix| prefix.as_str()).and_then(|p| p.rsplit_once('\n')) {
+        Some((_, indent)) => format!("\n{indent}"),
+        None => " ".to_owned(),
+    };
+    let suffix = decor.suffix().and_then(|suffix| suffix.as_str()).unwrap_or_default().to_owned();
+    decor.set_suffix("");
+    let said = suffix + &trailing;
+    let (of_last, rest) = said.split_once('\n').unwrap_or((&said, ""));
+    array.set_trailing(if said.contains('\n') { format!("\n{rest}") } else { String::new() });
+    match of_last.contains('#') {
+        true => format!("{of_last}{}", if indent.starts_with('\n') { indent } else { format!("\n{indent}") }),
+        false => indent,
     }
 }
 
@@ -324,15 +334,28 @@ dana = { password = "x" } # hers
         set(warehouse, "host", Some("dev2".into()));
         set(warehouse, "port", Some(5433.into()));
         add_environment(warehouse, "staging");
-        let text = document.to_string();
+        // What is said of one environment stays with it.
         let expected = FILE
             .replace("\"dev\"  ", "\"dev2\"  ")
-            .replace(
-                "# careful\n]",
-                "# careful\n  # production\n  { connection = \"staging\" },\n]\nport = 5433",
-            )
-            .to_string();
-        assert_eq!(text.replace("   # careful", ""), expected.replace("   # careful", ""), "{text}");
+            .replace("# careful\n]", "# careful\n  { connection = \"staging\" },\n]\nport = 5433");
+        assert_eq!(document.to_string(), expected);
+        for (before, after) in [
+            ("[{ connection = \"a\" }]", "[{ connection = \"a\" }, { connection = \"b\" }]"),
+            ("[]", "[{ connection = \"b\" }]"),
+            (
+                "[\n  { connection = \"a\" } # of a\n]",
+                "[\n  { connection = \"a\" }, # of a\n  { connection = \"b\" }\n]",
+            ),
+            (
+                "[\n  { connection = \"a\" },\n  # at the end\n]",
+                "[\n  { connection = \"a\" },\n  { connection = \"b\" },\n  # at the end\n]",
+            ),
+        ] {
+            let mut document: DocumentMut =
+                format!("[connections.w]\nenvironments = {before}\n").parse().unwrap();
+            add_environment(table(&mut document, "connections", "w").unwrap(), "b");
+            assert_eq!(document.to_string(), format!("[connections.w]\nenvironments = {after}\n"));
+        }
     }
 
     #[test]

@@ -266,16 +266,18 @@ async fn edit_one(
     .await
 }
 
-/// Takes an environment away from its base. Its connection stays: clients may ask for it by its name then.
+/// Takes an environment away from its base. Its connection stays, as a base: clients may ask for it by its name then.
 #[utoipa::path(delete, path = "/api/v1/connection-environments/{id}", tag = "connection environments",
     operation_id = "deleteConnectionEnvironment",
     params(("id" = Uuid, Path, description = "Its identifier, or that of its connection."),
+        ("allow_production" = Option<bool>, Query, description = "Also if users newly reach a production database by it."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is gone, or would be.", body = ConnectionEnvironmentWritten)))]
 pub async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
-    let if_match = asked.if_match.clone();
+    let (if_match, allows_production) = (asked.if_match.clone(), asked.allows_production);
     let (written, environment) = api
         .write(&asked, move |api, change| {
+            change.keeps_production = !allows_production;
             let config = &change.generation.config;
             let environment = by_id(config, id.0)?;
             answer::matches(if_match.as_deref(), &api.tags.of(&environment, ""))?;

@@ -1,8 +1,9 @@
 //! What an operator does: explaining, reloading, going back, looking at sessions and ending them, grants, the audit.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -31,7 +32,8 @@ use crate::proxy::{LiveSession, LoadError, Proxy};
 use crate::route;
 
 /// How much of the end of the audit is searched, and how many lines of it are answered at most.
-const MAX_SEARCHED: u64 = 32 << 20;
+const MAX_SEARCHED: u64 = 64 << 20;
+const BLOCK: u64 = 1 << 20;
 const MAX_FOUND: usize = 500;
 
 /// A time, as RFC 3339 has it.
@@ -162,18 +164,21 @@ pub struct Reloaded {
     params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is in force, or would be.", body = Reloaded)))]
 pub async fn reload(State(api): State<Arc<Api>>, asked: Asked) -> Result<Json<Reloaded>, Problem> {
-    let _turn = api.writes.lock().await;
+    let _turn = super::turn(&api.writes).await?;
     let is_dry = asked.is_dry;
     let done = api.blocking(move |api| {
-        let plan = api.proxy.plan(None).map_err(|error| refused(&error));
-        let generation = match is_dry {
-            true => api.proxy.generation(),
-            false => api.proxy.reload_and_log().map_err(|error| refused(&error))?,
+        let now = api.proxy.generation();
+        let source = now.config.source.expose_secret();
+        answer::matches(asked.if_match.as_deref(), &api.tags.of(&"", source))?;
+        let done = match is_dry {
+            true => api.proxy.plan(None).map(|plan| (now.clone(), plan)),
+            false => api.proxy.reload_as_planned(),
         };
-        Ok((generation.number, plan?))
+        done.map_err(|error| refused(&error))
     });
     let (generation, plan) = done.await?;
-    Ok(Json(Reloaded { success: true, dry_run: is_dry, generation, plan: plan_rows(&plan) }))
+    let (generation, plan) = (generation.number, plan_rows(&plan));
+    Ok(Json(Reloaded { success: true, dry_run: is_dry, generation, plan }))
 }
 
 /// The file is wrong: whoever asks has not written it just now, so that is a conflict; each problem has its place.
@@ -257,7 +262,8 @@ pub async fn generation(State(api): State<Arc<Api>>, number: Number) -> Result<J
     Ok(Json(Source { generation: number.0, toml: redact::config(source.expose_secret()) }))
 }
 
-/// Goes back to a configuration: its text is written to the file, and in force as a new one.
+/// Goes back to a configuration: what it says of connections, attributes, groups and users is written to the file, and in
+/// force as a new one. `[server]` and `[management]` stay: a token that was taken away does not come back.
 #[utoipa::path(post, path = "/api/v1/generations/{number}/rollback", tag = "configuration", operation_id = "rollBack",
     params(("number" = u64, Path, description = "Which."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
@@ -267,12 +273,15 @@ pub async fn roll_back(
     asked: Asked,
     number: Number,
 ) -> Result<Response, Problem> {
+    let if_match = asked.if_match.clone();
     let (written, ()) = api
         .write(&asked, move |api, change| {
             let source = api.proxy.source(number.0);
             let source = source.ok_or_else(|| Problem::missing("Generation", number.0))?;
-            let parsed = source.expose_secret().parse();
-            change.document = parsed.map_err(|_| Problem::conflict("it cannot be edited"))?;
+            let now = change.generation.config.source.expose_secret();
+            answer::matches(if_match.as_deref(), &api.tags.of(&"", now))?;
+            let earlier = source.expose_secret().parse();
+            apply::go_back(change, earlier.map_err(|_| Problem::conflict("it cannot be edited"))?);
             Ok(())
         })
         .await?;
@@ -556,7 +565,7 @@ pub async fn grant(
     asked: Asked,
     New(body): New<GrantBody>,
 ) -> Result<Response, Problem> {
-    let _turn = api.writes.lock().await;
+    let _turn = super::turn(&api.grants).await?;
     answer::matches(asked.if_match.as_deref(), &api.tags.of(&all_grants(&api), ""))?;
     let Span(time) = body.duration.required("duration")?;
     let since = SystemTime::now();
@@ -593,7 +602,7 @@ pub async fn grant(
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is over, or would be.", body = GrantWritten)))]
 pub async fn revoke(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
-    let _turn = api.writes.lock().await;
+    let _turn = super::turn(&api.grants).await?;
     let grant = api.proxy.grants.all().iter().find(|grant| grant_id(grant) == id.0).cloned();
     let grant = grant.ok_or_else(|| Problem::missing("Grant", id.0))?;
     answer::matches(asked.if_match.as_deref(), &api.tags.of(&shown(&grant), ""))?;
@@ -636,6 +645,7 @@ pub async fn search_audit(State(api): State<Arc<Api>>, parts: Parts) -> Result<J
     let Some(path) = api.proxy.generation().config.audit_file() else {
         return Err(Problem::conflict("there is no audit: set [server] audit_file"));
     };
+    let _turn = super::turn(&api.searches).await?;
     let found = api.blocking(move |_| {
         let words: Vec<String> = super::parameter(&pairs, "q")
             .unwrap_or_default()
@@ -658,33 +668,41 @@ pub async fn search_audit(State(api): State<Arc<Api>>, parts: Parts) -> Result<J
     found.await.map(Json)
 }
 
-/// The last lines that are wanted, of the last files.
+/// The last lines that are wanted, of the last files: read from their ends, a block at a time.
 fn search(path: &Path, limit: usize, wanted: &dyn Fn(&str) -> Option<Value>) -> io::Result<Found> {
     let mut left = MAX_SEARCHED;
     let mut found = Found { events: Vec::new(), complete: true };
     for path in audit::files(path)?.iter().rev() {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        let from = length.saturating_sub(left);
-        file.seek(SeekFrom::Start(from))?;
-        let mut bytes = Vec::new();
-        file.take(left).read_to_end(&mut bytes)?;
-        left = left.saturating_sub(length);
-        let text = String::from_utf8_lossy(&bytes);
-        // The first one may have been cut.
-        let lines: VecDeque<&str> = text.lines().skip(usize::from(from > 0)).collect();
-        for line in lines.into_iter().rev() {
-            if let Some(event) = wanted(line) {
+        let file = File::open(path)?;
+        let mut end = file.metadata()?.len();
+        // What of a line stands before the block that was read last.
+        let mut rest = Vec::new();
+        while end > 0 {
+            let begin = end.saturating_sub(BLOCK);
+            let mut bytes = vec![0; usize::try_from(end - begin).unwrap_or(0)];
+            file.read_exact_at(&mut bytes, begin)?;
+            bytes.append(&mut rest);
+            left = left.saturating_sub(end - begin);
+            end = begin;
+            let whole = match bytes.iter().position(|byte| *byte == b'\n') {
+                Some(at) if begin > 0 => {
+                    rest = bytes[..=at].to_vec();
+                    at + 1
+                }
+                _ => 0,
+            };
+            for line in String::from_utf8_lossy(&bytes[whole..]).lines().rev() {
+                let Some(event) = wanted(line) else { continue };
                 if found.events.len() == limit {
                     found.complete = false;
                     return Ok(found);
                 }
                 found.events.push(event);
             }
-        }
-        if from > 0 || left == 0 {
-            found.complete = false;
-            break;
+            if left == 0 {
+                found.complete = false;
+                return Ok(found);
+            }
         }
     }
     Ok(found)

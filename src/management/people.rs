@@ -226,10 +226,18 @@ impl Thing for User {
         body.name.clone()
     }
     fn write(body: UserBody, change: &mut Change<'_>, name: &str) -> Result<(), Problem> {
+        let config = &change.generation.config;
         let password = match body.passwordUnencrypted {
             Patch::Set(Password(secret)) => {
-                let auth_type = body.authType.clone().map(|word| word.0).given();
-                Patch::Set(password_value(change, name, auth_type.as_deref(), &secret)?)
+                let default = *config.server.auth_type;
+                let auth_type = match &body.authType {
+                    Patch::Set(word) => word.0.clone(),
+                    Patch::Null => default.word().to_owned(),
+                    Patch::Absent => {
+                        config.users.get(name).map_or(default, |user| user.auth_type).word().to_owned()
+                    }
+                };
+                Patch::Set(password_value(change, name, &auth_type, &secret)?)
             }
             Patch::Null => Patch::Null,
             Patch::Absent => Patch::Absent,
@@ -252,31 +260,31 @@ impl Thing for User {
     }
 }
 
-/// What is kept of a user's password: a verifier, where that is enough to check it.
+/// How a user's password is to stand in the file: as it does, if it is the same; as a verifier, where that is enough.
 pub(super) fn password_value(
     change: &mut Change<'_>,
     name: &str,
-    auth_type: Option<&str>,
+    auth_type: &str,
     secret: &SecretString,
 ) -> Result<Value, Problem> {
     if is_verifier(secret) {
         return Ok(secret.expose_secret().into());
     }
-    let config = &change.generation.config;
-    let known = config.users.get(name);
-    let default = known.map_or(*config.server.auth_type, |user| user.auth_type);
-    if auth_type.unwrap_or(default.word()) != AuthType::ScramSha256.word() {
-        return change.secret(&id_of("user", name).to_string(), secret).map_err(Problem::ours);
-    }
-    // The same password again is no change.
-    let before = known.and_then(|user| user.password.as_ref()).map(Secret::value);
-    if let Some(before) = before
-        && let Ok(Verifier::Scram(verifier)) = Verifier::parse(&before)
-        && verifier.accepts(secret.expose_secret())
-        && let Some(Value::String(kept)) = edit::table(&mut change.document, "users", name)
-            .and_then(|table| table.get("password")?.as_value().cloned())
+    let is_scram = auth_type == AuthType::ScramSha256.word();
+    let known = change.generation.config.users.get(name).and_then(|user| user.password.as_ref());
+    let is_same = known.map(Secret::value).is_some_and(|known| match Verifier::parse(&known) {
+        Ok(Verifier::Scram(verifier)) => is_scram && verifier.accepts(secret.expose_secret()),
+        Ok(Verifier::Plain(text)) => !is_scram && text.expose_secret() == secret.expose_secret(),
+        _ => false,
+    });
+    if is_same
+        && let Some(kept) = edit::table(&mut change.document, "users", name).and_then(|t| t.get("password"))
+        && let Ok(kept) = kept.clone().into_value()
     {
-        return Ok(Value::String(kept));
+        return Ok(kept);
+    }
+    if !is_scram {
+        return change.secret(&id_of("user", name).to_string(), secret).map_err(Problem::ours);
     }
     let mut salt = vec![0; 16];
     getrandom::fill(&mut salt).map_err(Problem::ours)?;

@@ -9,10 +9,12 @@ use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 use toml_edit::{DocumentMut, InlineTable, Value};
 use tracing::warn;
+use uuid::Uuid;
 
 use super::{Generation, LoadError, Proxy};
 use crate::config::Config;
 use crate::config::file::{self, SecretStore};
+use crate::names::id_of;
 use crate::plan::Plan;
 use crate::store::{self, Store, StoreError};
 
@@ -25,6 +27,8 @@ pub struct Change<'a> {
     pub document: DocumentMut,
     /// What it says until now.
     pub generation: &'a Generation,
+    /// Nobody shall newly reach a production database by it.
+    pub keeps_production: bool,
     is_dry: bool,
     secrets: Vec<(PathBuf, SecretString)>,
 }
@@ -42,7 +46,8 @@ impl Change<'_> {
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(io::Error::other)?;
         // Never the file of before: an earlier configuration may be gone back to.
-        let name = format!("{owner}-{:016x}{SUFFIX}", u64::from_be_bytes(random));
+        let ours = mark(&self.generation.config.path);
+        let name = format!("{ours}-{owner}-{:016x}{SUFFIX}", u64::from_be_bytes(random));
         let path = management.secrets_folder.join(name);
         // As it may stand in the file: the two can be moved together.
         let folder = self.generation.config.path.parent().unwrap_or(Path::new(""));
@@ -84,6 +89,12 @@ pub enum WriteError<E> {
     /// The configuration would be wrong.
     #[error("{0}")]
     Load(LoadError),
+    /// The configuration in force cannot be loaded any more, and that has nothing to do with the change.
+    #[error("the configuration in force cannot be loaded any more: {}", first_line(.0))]
+    Broken(LoadError),
+    /// Users would newly reach a production database.
+    #[error("{0} would newly reach a production database (allow_production=true if that is meant)")]
+    Production(String),
     /// A secret cannot be written.
     #[error("the secret cannot be written to {}: {error}", path.display())]
     Secret {
@@ -105,25 +116,38 @@ impl Proxy {
         is_dry: bool,
         edit: impl FnOnce(&mut Change<'_>) -> Result<(), E>,
     ) -> Result<Written, WriteError<E>> {
-        let _one_at_a_time = self.reloading.lock();
-        let generation = self.generation();
-        let old = generation.config.source.expose_secret();
         // A look changes nothing: a file that is read-only may be looked at.
         let store = match is_dry {
             true => None,
             false => Some(Store::open(&self.path).map_err(WriteError::Store)?),
         };
+        let _one_at_a_time = self.reloading.lock();
+        let generation = self.generation();
+        let old = generation.config.source.expose_secret();
         store::expect(&self.path, old).map_err(WriteError::Store)?;
         let document = old.parse().map_err(WriteError::Toml)?;
-        let mut change = Change { document, generation: &generation, is_dry, secrets: Vec::new() };
+        let mut change = Change {
+            document,
+            generation: &generation,
+            keeps_production: false,
+            is_dry,
+            secrets: Vec::new(),
+        };
         edit(&mut change).map_err(WriteError::Edit)?;
-        let new = change.document.to_string();
+        let new = as_written(old, change.document.to_string());
         let mut files = NewFiles::default();
         if !is_dry {
             files.write(&change.secrets).map_err(|(path, error)| WriteError::Secret { path, error })?;
         }
-        let prepared = self.prepare(&new).map_err(WriteError::Load)?;
+        let prepared = self.prepare(&new).map_err(|error| match self.prepare(old) {
+            Ok(_) => WriteError::Load(error),
+            Err(error) => WriteError::Broken(error),
+        })?;
         let plan = self.plan_of(&prepared.checked.config);
+        let reaching = plan.routes.iter().find(|moved| moved.reaches_production());
+        if let Some(moved) = reaching.filter(|_| change.keeps_production) {
+            return Err(WriteError::Production(format!("{} on {}", moved.user, moved.database)));
+        }
         let warnings = &prepared.checked.warnings;
         let warnings = warnings.iter().map(|problem| problem.message.clone()).collect();
         let is_changed = new != old;
@@ -150,11 +174,12 @@ impl Proxy {
     /// Those that neither the configuration nor one that can be gone back to refers to.
     fn remove_old_secrets(&self, generation: &Generation) {
         let folder = &generation.config.management.secrets_folder;
+        let ours = mark(&generation.config.path);
         let Ok(entries) = folder.read_dir() else { return };
         let names: BTreeSet<String> = entries
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| name.ends_with(SUFFIX))
+            .filter(|name| is_ours(name, &ours))
             .collect();
         let earlier = self.earlier.lock();
         let sources = earlier.iter().map(|(_, source)| source).chain([&generation.config.source]);
@@ -165,6 +190,37 @@ impl Proxy {
             }
         }
     }
+}
+
+/// What tells our files of secrets from those of another configuration in the same folder.
+fn mark(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    id_of("configuration", &path.display().to_string()).simple().to_string()[..8].to_owned()
+}
+
+/// `MARK-UUID-RANDOM.secret`: what else stands there is somebody else's.
+fn is_ours(name: &str, mark: &str) -> bool {
+    let parts = name.strip_suffix(SUFFIX).and_then(|name| name.strip_prefix(mark)?.strip_prefix('-'));
+    let parts = parts.and_then(|rest| rest.split_at_checked(36));
+    parts.is_some_and(|(owner, random)| {
+        Uuid::parse_str(owner).is_ok() && random.len() == 17 && random.starts_with('-')
+    })
+}
+
+/// With the line ends, and the mark of UTF-8 at its beginning, that the file had.
+fn as_written(old: &str, new: String) -> String {
+    let new = match old.contains("\r\n") && old.matches('\n').count() == old.matches("\r\n").count() {
+        true => new.replace("\r\n", "\n").replace('\n', "\r\n"),
+        false => new,
+    };
+    match old.starts_with('\u{feff}') && !new.starts_with('\u{feff}') {
+        true => format!("\u{feff}{new}"),
+        false => new,
+    }
+}
+
+fn first_line(error: &LoadError) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// Files that are gone again unless what they are for comes about.

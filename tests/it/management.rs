@@ -2,6 +2,7 @@
 //! that stays whole whoever writes.
 
 mod access;
+mod corners;
 mod document;
 mod file;
 mod operate;
