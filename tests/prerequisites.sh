@@ -67,7 +67,7 @@ if [ "${1:-}" = test ] && ! target/schemathesis/bin/st --version >/dev/null 2>&1
   echo "Installing schemathesis below target/schemathesis (pip)"
   mkdir -p target
   python3 -m venv target/schemathesis
-  target/schemathesis/bin/pip install --quiet --disable-pip-version-check 'schemathesis>=4.32,<5'
+  target/schemathesis/bin/pip install --quiet --disable-pip-version-check schemathesis==4.32.5
 fi
 if [ "${1:-}" = drivers ]; then
   python=target/drivers/venv/bin/python
