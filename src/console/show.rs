@@ -714,20 +714,13 @@ impl<'a> Overview<'a> {
             for (name, environment, values) in std::iter::once(own).chain(others) {
                 let Some(pool) = generation.pools.get(name) else { continue };
                 let (view, to) = (pool.view(), pool.connection());
-                let health = match () {
-                    () if view.disabled => "disabled",
-                    () if view.halted.is_some() => "paused",
-                    () if view.failing => "failing",
-                    () if view.active + view.idle == 0 => "unused",
-                    () => "up",
-                };
                 let here = |s: &&Arc<LiveSession>| s.place.route.base() == &connection.name;
                 table.push(vec![
                     connection.name.as_str().into(),
                     environment.as_str().into(),
                     name.as_str().into(),
                     to.production.into(),
-                    health.into(),
+                    view.health().into(),
                     to.target.host.to_string().into(),
                     to.target.port.into(),
                     to.target.database.as_str().into(),
@@ -776,8 +769,8 @@ impl<'a> Overview<'a> {
         for session in sessions {
             let (target, waits) = session.slot.now();
             let seen = session.orders.watch.see();
-            let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
             let state = state_of(target.is_some(), waits.is_some());
+            let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
             table.push(vec![
                 session.id.into(),
                 session.identity.user().as_str().into(),
@@ -923,7 +916,7 @@ const OF_TOTALS: [&str; FIGURES] = [
 ];
 
 /// What a session does, by whether it is lent a connection or waits for one.
-fn state_of(is_lent: bool, waits: bool) -> &'static str {
+pub fn state_of(is_lent: bool, waits: bool) -> &'static str {
     match (is_lent, waits) {
         (_, true) => "waiting",
         (true, false) => "active",

@@ -26,6 +26,7 @@ use super::body::{Field, Name, New, body};
 use super::{Api, Asked, Id, Number, apply, redact};
 use crate::attribute::{self, Attributes};
 use crate::audit;
+use crate::console::show::state_of;
 use crate::grants::{Grant, LONGEST};
 use crate::names::{UserName, id_of};
 use crate::proxy::{LiveSession, LoadError, Proxy};
@@ -335,11 +336,6 @@ pub struct Sessions {
 fn session(proxy: &Proxy, session: &LiveSession) -> Session {
     let (target, waits) = session.slot.now();
     let seen = session.orders.watch.see();
-    let state = match (target.is_some(), waits.is_some()) {
-        (_, true) => "waiting",
-        (true, false) => "active",
-        (false, false) => "idle",
-    };
     Session {
         id: session.id,
         user: session.identity.user().to_string(),
@@ -347,7 +343,7 @@ fn session(proxy: &Proxy, session: &LiveSession) -> Session {
         environment: session.place.route.environment().to_string(),
         connection: session.place.route.connection().to_string(),
         generation: session.place.generation,
-        state,
+        state: state_of(target.is_some(), waits.is_some()),
         peer: session.peer.to_string(),
         application_name: session.application_name.to_string(),
         since: time(session.since),

@@ -187,19 +187,12 @@ fn look(api: &Api) -> Overview {
     let live = proxy.live_sessions();
     let pool = |pool: &Arc<Pool>| {
         let (view, connection) = (pool.view(), pool.connection());
-        let health = match () {
-            () if view.disabled => "disabled",
-            () if view.halted.is_some() => "paused",
-            () if view.failing => "failing",
-            () if view.active + view.idle == 0 => "unused",
-            () => "up",
-        };
         PoolShown {
             connection: connection.name.to_string(),
             environment: connection.environment.to_string(),
             target: target(&connection.target),
             production: connection.production,
-            health,
+            health: view.health(),
             sessions: live.iter().filter(|session| Arc::ptr_eq(&session.pool, pool)).count(),
             active: view.active,
             idle: view.idle,

@@ -40,6 +40,19 @@ pub struct View {
     pub failing: bool,
 }
 
+impl View {
+    /// In a word.
+    pub fn health(&self) -> &'static str {
+        match () {
+            () if self.disabled => "disabled",
+            () if self.halted.is_some() => "paused",
+            () if self.failing => "failing",
+            () if self.active + self.idle == 0 => "unused",
+            () => "up",
+        }
+    }
+}
+
 impl Pool {
     /// What is counted of it.
     pub fn stats(&self) -> &Stats {
