@@ -392,6 +392,8 @@ pub struct SessionEnded {
     success: bool,
     /// The session's number.
     data: u64,
+    /// The session, as it was.
+    session: Session,
 }
 
 /// Ends a session at once: its client is told `57P01`.
@@ -404,9 +406,11 @@ pub async fn end_session(
     parts: Parts,
 ) -> Result<Json<SessionEnded>, Problem> {
     super::query(&parts, &[])?;
-    match api.proxy.kill_client(id.0) {
-        true => Ok(Json(SessionEnded { success: true, data: id.0 })),
-        false => Err(Problem::missing("Session", id.0)),
+    let live = api.proxy.live_sessions().into_iter().find(|live| live.id == id.0);
+    let session = live.map(|live| session(&api.proxy, &live));
+    match session.filter(|_| api.proxy.kill_client(id.0)) {
+        Some(session) => Ok(Json(SessionEnded { success: true, data: id.0, session })),
+        None => Err(Problem::missing("Session", id.0)),
     }
 }
 

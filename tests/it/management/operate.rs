@@ -213,7 +213,7 @@ fn resolving_planning_sessions_and_grants() {
     );
     assert_eq!((&planned["dryRun"], &planned["generation"]), (&json!(true), &json!(1)));
     let id = sessions["sessions"][0]["id"].as_u64().unwrap();
-    api.delete(&format!("/sessions/{id}")).ok();
+    assert_eq!(api.delete(&format!("/sessions/{id}")).ok()["session"]["user"], json!("rawprod"));
     assert_eq!(there.next().unwrap().field('C'), "57P01");
     eventually("it is gone", || api.delete(&format!("/sessions/{id}")).status == 404);
     // Granted for a while, and taken back at once; asked before what that would change, and by what was read.
