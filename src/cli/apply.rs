@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::plan::Plan;
+use crate::tls;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -90,20 +91,14 @@ impl Call {
                 .map_err(|_| "there is no token: set PGUSHER_TOKEN, or say --token-file FILE".to_owned())?,
         };
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
-        if let Some(path) = &target.cacert {
-            let pem = read(path)?;
-            let certificates = parse_pem(pem.as_bytes()).filter_map(|item| match item {
-                Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                _ => None,
-            });
-            tls = tls.root_certs(RootCerts::new_with_certs(&certificates.collect::<Vec<_>>()));
-        } else {
-            let certificates = rustls_native_certs::load_native_certs().certs;
-            let certificates =
-                certificates.iter().map(|der| ureq::tls::Certificate::from_der(der).to_owned());
-            tls = tls.root_certs(RootCerts::new_with_certs(&certificates.collect::<Vec<_>>()));
-        }
+        let known = match &target.cacert {
+            Some(path) => tls::certificates(path).map_err(|error| error.to_string())?,
+            None => rustls_native_certs::load_native_certs().certs,
+        };
+        let known: Vec<_> = known.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
+        let tls = TlsConfig::builder()
+            .unversioned_rustls_crypto_provider(provider)
+            .root_certs(RootCerts::new_with_certs(&known));
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)

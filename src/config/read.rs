@@ -637,9 +637,20 @@ macro_rules! words {
         pub enum $Name { $( $(#[doc = $doc])* $Variant, )* }
 
         impl $Name {
+            /// As each is written.
+            pub const WORDS: &'static [&'static str] = &[$($word),*];
+
             /// As it is written.
             pub fn word(self) -> &'static str {
                 match self { $( Self::$Variant => $word, )* }
+            }
+
+            /// The one that is written so.
+            pub fn of_word(word: &str) -> Option<Self> {
+                match word {
+                    $( $word => Some(Self::$Variant), )*
+                    _ => None,
+                }
             }
         }
 
@@ -647,13 +658,13 @@ macro_rules! words {
             fn kind() -> String { [$(concat!("\"", $word, "\"")),*].join(" or ") }
             fn read(node: &toml::Spanned<toml::de::DeValue<'_>>, problems: &mut $crate::config::read::Problems) -> Option<Self> {
                 let word = String::read(node, problems)?;
-                match word.as_str() {
-                    $( $word => Some(Self::$Variant), )*
-                    _ => {
-                        problems.error(Some(node.span()), format!("unknown value `{word}`")).nearest(&word, [$($word),*]);
-                        None
-                    }
+                let known = Self::of_word(&word);
+                if known.is_none() {
+                    problems
+                        .error(Some(node.span()), format!("unknown value `{word}`"))
+                        .nearest(&word, Self::WORDS.iter().copied());
                 }
+                known
             }
             fn show(&self) -> String { format!("\"{}\"", self.word()) }
         }

@@ -278,9 +278,10 @@ pub fn tagged(headers: &HeaderMap, status: StatusCode, tag: &str, body: impl Ser
 /// # Errors
 /// 400 `Bad Request: <field>: Invalid uuid`
 pub fn uuid(field: &str, text: &str) -> Result<Uuid, Problem> {
-    // Only the usual form: others would be a second name for the same thing.
-    match Uuid::parse_str(text) {
-        Ok(id) if text.len() == 36 => Ok(id),
-        _ => Err(Problem::field(field, "Invalid uuid")),
-    }
+    as_uuid(text).ok_or_else(|| Problem::field(field, "Invalid uuid"))
+}
+
+/// Only the usual form: others would be a second name for the same thing.
+pub fn as_uuid(text: &str) -> Option<Uuid> {
+    Uuid::parse_str(text).ok().filter(|_| text.len() == 36)
 }

@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use super::answer::{self, Outcome, Problem, tagged};
 use super::operate::Source;
 use super::{Api, Asked, body, connections, edit, people, redact};
+use crate::config::file::AuthType;
 use crate::names::id_of;
 use crate::proxy::{Change, Written};
 use crate::verifier::is_verifier;
@@ -232,10 +233,10 @@ fn keep_secrets(change: &mut Change<'_>, desired: &mut DocumentMut) -> Result<()
                         );
                         return Err(Problem::field(&place, what));
                     }
-                    let default = *change.generation.config.server.auth_type;
-                    let auth_type =
-                        table.get("auth_type").and_then(Item::as_str).unwrap_or(default.word()).to_owned();
-                    Item::Value(people::password_value(change, &name, &auth_type, &secret)?)
+                    // A word that is none is refused when the whole is checked.
+                    let said = table.get("auth_type").and_then(Item::as_str).and_then(AuthType::of_word);
+                    let auth_type = said.unwrap_or(*change.generation.config.server.auth_type);
+                    Item::Value(people::password_value(change, &name, auth_type, &secret)?)
                 }
             };
             table.insert("password", value);

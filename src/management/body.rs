@@ -17,6 +17,7 @@ use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use super::answer::{self, Problem};
+use crate::config::file::{AuthType, Console, OnUnmatched, PoolMode, SslMode};
 
 /// The longest body.
 pub const MAX_BODY: usize = 1 << 20;
@@ -189,6 +190,18 @@ impl<T> Patch<T> {
             Self::Null => Patch::Null,
             Self::Set(value) => Patch::Set(to(value)),
         }
+    }
+
+    /// Another value, if there can be one.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn try_map<U, E>(self, to: impl FnOnce(T) -> Result<U, E>) -> Result<Patch<U>, E> {
+        Ok(match self {
+            Self::Absent => Patch::Absent,
+            Self::Null => Patch::Null,
+            Self::Set(value) => Patch::Set(to(value)?),
+        })
     }
 
     /// Whether it is there.
@@ -502,28 +515,21 @@ impl<const LEAST: u32, const MOST: u32> Field for Whole<LEAST, MOST> {
     }
 }
 
-/// One of some words.
-pub trait Words {
-    /// Which.
-    const WORDS: &'static [&'static str];
-}
-
-/// A word.
-#[derive(Debug, Clone)]
-pub struct Word<W>(pub String, std::marker::PhantomData<W>);
-
-impl<W: Words> Field for Word<W> {
-    fn schema() -> RefOr<Schema> {
-        string().enum_values(Some(W::WORDS.iter().copied())).into()
-    }
-    fn read(value: Value) -> Result<Self, String> {
-        let text = text_of(value, MAX_TEXT, 0)?;
-        match W::WORDS.contains(&text.as_str()) {
-            true => Ok(Self(text, std::marker::PhantomData)),
-            false => Err(format!("Expected one of: {}", W::WORDS.join(", "))),
+/// Settings that are words are the same words here.
+macro_rules! words {
+    ($($Name:ident),*) => {$(
+        impl Field for $Name {
+            fn schema() -> RefOr<Schema> {
+                string().enum_values(Some(Self::WORDS.iter().copied())).into()
+            }
+            fn read(value: Value) -> Result<Self, String> {
+                let text = text_of(value, MAX_TEXT, 0)?;
+                Self::of_word(&text).ok_or_else(|| format!("Expected one of: {}", Self::WORDS.join(", ")))
+            }
         }
-    }
+    )*};
 }
+words!(AuthType, Console, OnUnmatched, PoolMode, SslMode);
 
 /// Several texts: an array, or one text with commas between them (then spaces around each do not count).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -560,7 +566,7 @@ impl Field for Uuid {
     }
     fn read(value: Value) -> Result<Self, String> {
         let text = text_of(value, MAX_TEXT, 0)?;
-        answer::uuid("", &text).map_err(|_| "Invalid uuid".to_owned())
+        answer::as_uuid(&text).ok_or_else(|| "Invalid uuid".to_owned())
     }
 }
 
@@ -580,7 +586,7 @@ impl Field for Ids {
         if texts.is_empty() {
             return Err("Required".into());
         }
-        let ids = texts.iter().map(|text| answer::uuid("", text).map_err(|_| "Invalid uuid".to_owned()));
+        let ids = texts.iter().map(|text| answer::as_uuid(text).ok_or_else(|| "Invalid uuid".to_owned()));
         ids.collect::<Result<_, _>>().map(Self)
     }
 }

@@ -15,11 +15,10 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use uuid::Uuid;
 
 use super::answer::{self, Outcome, Problem, tagged, written};
-use super::body::{
-    Changed, Field, HostName, List, Name, New, Password, Patch, Picker, Whole, Word, Words, body,
-};
+use super::body::{Changed, Field, HostName, List, Name, New, Password, Patch, Picker, Whole, body};
 use super::environments::{self, ConnectionEnvironment};
 use super::{Api, Asked, Id, View, edit};
+use crate::config::file::{OnUnmatched, PoolMode, SslMode};
 use crate::config::{self, file};
 use crate::names::{ConnectionName, id_of};
 use crate::proxy::Change;
@@ -38,25 +37,6 @@ impl Field for Dialect {
     fn read(value: serde_json::Value) -> Result<Self, String> {
         String::read(value).map(Self)
     }
-}
-
-macro_rules! words {
-    ($($(#[doc = $doc:literal])* $Name:ident: $($word:literal)*;)*) => {$(
-        $(#[doc = $doc])*
-        #[derive(Debug, Clone)]
-        pub struct $Name;
-        impl Words for $Name {
-            const WORDS: &'static [&'static str] = &[$($word),*];
-        }
-    )*};
-}
-words! {
-    /// As libpq's `sslmode`.
-    SslModes: "disable" "allow" "prefer" "require" "verify-ca" "verify-full";
-    /// When a connection goes back to its pool.
-    PoolModes: "transaction" "session";
-    /// What happens to users whose value matches nothing.
-    Unmatched: "base" "reject";
 }
 
 body! {
@@ -89,7 +69,7 @@ body! {
         /// What the connection itself is called among its environments; by default the first default value, else `base`.
         environmentName: Name;
         /// What happens to users whose value matches nothing: `base` (the default) or `reject`.
-        onUnmatched: Word<Unmatched>;
+        onUnmatched: OnUnmatched;
         /// Says that it is a production database: as a base it wants `onUnmatched` to be `reject`.
         production: bool;
         /// Takes that back.
@@ -97,9 +77,9 @@ body! {
         /// Other names that clients may ask for.
         aliases: List;
         /// Whether TLS is used; by default `prefer`.
-        sslMode: Word<SslModes>;
+        sslMode: SslMode;
         /// When a connection goes back to its pool.
-        poolMode: Word<PoolModes>;
+        poolMode: PoolMode;
         /// The most connections of its pool.
         poolSize: Whole<1, 100_000>;
     }
@@ -494,9 +474,7 @@ pub(super) fn password_value(
 ) -> Result<toml_edit::Value, Problem> {
     let known = change.generation.config.connections.get(name).and_then(|c| c.password.as_ref());
     if known.is_some_and(|known| known.value().expose_secret() == secret.expose_secret())
-        && let Some(kept) =
-            edit::table(&mut change.document, "connections", name).and_then(|table| table.get("password"))
-        && let Ok(kept) = kept.clone().into_value()
+        && let Some(kept) = edit::value(&mut change.document, "connections", name, "password")
     {
         return Ok(kept);
     }
@@ -507,51 +485,39 @@ impl ConnectionBody {
     /// Puts it into the file.
     fn write(self, change: &mut Change<'_>, name: &str) -> Result<(), Problem> {
         let picker = self.picker()?;
-        let password = match self.passwordUnencrypted {
-            Patch::Set(Password(secret)) => Patch::Set(password_value(change, name, &secret)?),
-            Patch::Null => Patch::Null,
-            Patch::Absent => Patch::Absent,
-        };
+        let password =
+            self.passwordUnencrypted.try_map(|Password(secret)| password_value(change, name, &secret))?;
         if let Patch::Set(Some(attribute)) = &picker.0 {
             declare(change, attribute);
         }
         if picker.0.is_there() {
             declare_picking(change, name);
         }
-        let table = edit::table(&mut change.document, "connections", name);
-        let table = table.ok_or_else(|| Problem::conflict("the connection is not a table of the file"))?;
-        let mut put = |key: &str, value: Patch<toml_edit::Value>| match value {
-            Patch::Absent => {}
-            Patch::Null => edit::set(table, key, None),
-            Patch::Set(value) => edit::set(table, key, Some(value)),
-        };
-        let number = |Whole(n): Whole<_, _>| i64::from(n).into();
-        let list = |List(texts): List| if texts.is_empty() { None } else { Some(edit::list(&texts)) };
-        let or_none = |value: Patch<Option<toml_edit::Value>>| match value {
-            Patch::Set(Some(value)) => Patch::Set(value),
-            Patch::Set(None) | Patch::Null => Patch::Null,
-            Patch::Absent => Patch::Absent,
-        };
+        let table = edit::needed(&mut change.document, "connections", name)?;
         let seconds = |Whole(n): Whole<0, 3600>| {
             humantime::format_duration(Duration::from_secs(n.into())).to_string().into()
         };
-        put("host", self.host.map(|HostName(host)| host.into()));
-        put("port", self.port.map(|Whole(port)| i64::from(port).into()));
-        put("database", self.database.map(|Name(database)| database.into()));
-        put("username", self.username.map(|Name(username)| username.into()));
-        put("password", password);
-        put("include_schemas", or_none(self.includeSchemas.map(list)));
-        put("query_timeout", self.queryTimeoutSeconds.map(seconds));
-        put("user_attribute", or_none(picker.0.map(|name| name.map(Into::into))));
-        put("default_values", or_none(picker.1.map(list)));
-        put("environment_name", self.environmentName.map(|Name(name)| name.into()));
-        put("on_unmatched", self.onUnmatched.map(|word| word.0.into()));
-        put("production", self.production.map(Into::into));
-        put("allow_production_fallback", self.allowProductionFallback.map(Into::into));
-        put("aliases", or_none(self.aliases.map(list)));
-        put("sslmode", self.sslMode.map(|word| word.0.into()));
-        put("pool_mode", self.poolMode.map(|word| word.0.into()));
-        put("pool_size", self.poolSize.map(number));
+        let attribute = match picker.0 {
+            Patch::Set(None) => Patch::Null,
+            attribute => attribute.map(|name| name.unwrap_or_default().into()),
+        };
+        edit::put(table, "host", self.host.map(|HostName(host)| host.into()));
+        edit::put(table, "port", self.port.map(|Whole(port)| i64::from(port).into()));
+        edit::put(table, "database", self.database.map(|Name(database)| database.into()));
+        edit::put(table, "username", self.username.map(|Name(username)| username.into()));
+        edit::put(table, "password", password);
+        edit::put_list(table, "include_schemas", self.includeSchemas);
+        edit::put(table, "query_timeout", self.queryTimeoutSeconds.map(seconds));
+        edit::put(table, "user_attribute", attribute);
+        edit::put_list(table, "default_values", picker.1);
+        edit::put(table, "environment_name", self.environmentName.map(|Name(name)| name.into()));
+        edit::put(table, "on_unmatched", self.onUnmatched.map(|it| it.word().into()));
+        edit::put(table, "production", self.production.map(Into::into));
+        edit::put(table, "allow_production_fallback", self.allowProductionFallback.map(Into::into));
+        edit::put_list(table, "aliases", self.aliases);
+        edit::put(table, "sslmode", self.sslMode.map(|it| it.word().into()));
+        edit::put(table, "pool_mode", self.poolMode.map(|it| it.word().into()));
+        edit::put(table, "pool_size", self.poolSize.map(|Whole(size)| i64::from(size).into()));
         Ok(())
     }
 

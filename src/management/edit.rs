@@ -3,6 +3,9 @@
 use serde_json::json;
 use toml_edit::{Array, DocumentMut, InlineTable, Item, Key, Table, TableLike, Value};
 
+use super::answer::Problem;
+use super::body::{List, Patch};
+
 /// The tables of a kind (`connections`, `users`), made if there is none.
 fn all<'d>(document: &'d mut DocumentMut, kind: &str) -> Option<&'d mut dyn TableLike> {
     let implicit = || {
@@ -86,6 +89,41 @@ pub fn set(table: &mut dyn TableLike, key: &str, value: Option<Value>) {
             }
             table.insert(key, Item::Value(value));
         }
+    }
+}
+
+/// One that must be there.
+///
+/// # Errors
+/// 409: it is something else than a table.
+pub fn needed<'d>(
+    document: &'d mut DocumentMut,
+    kind: &str,
+    name: &str,
+) -> Result<&'d mut dyn TableLike, Problem> {
+    let table = table(document, kind, name);
+    table.ok_or_else(|| Problem::conflict(format!("{kind} {name} is not a table of the file")))
+}
+
+/// A value as it stands there.
+pub fn value(document: &mut DocumentMut, kind: &str, name: &str, key: &str) -> Option<Value> {
+    table(document, kind, name)?.get(key)?.clone().into_value().ok()
+}
+
+/// Does with a value what a body says of it.
+pub fn put(table: &mut dyn TableLike, key: &str, value: Patch<Value>) {
+    match value {
+        Patch::Absent => {}
+        Patch::Null => set(table, key, None),
+        Patch::Set(value) => set(table, key, Some(value)),
+    }
+}
+
+/// The same with several texts; none of them are no value.
+pub fn put_list(table: &mut dyn TableLike, key: &str, value: Patch<List>) {
+    match value {
+        Patch::Set(List(texts)) if texts.is_empty() => set(table, key, None),
+        value => put(table, key, value.map(|List(texts)| list(&texts))),
     }
 }
 

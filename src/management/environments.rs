@@ -183,9 +183,7 @@ pub async fn create(
                         format_args!("{id} is given twice"),
                     ));
                 }
-                let table = edit::table(&mut change.document, "connections", base.as_str());
-                let table =
-                    table.ok_or_else(|| Problem::conflict("the connection is not a table of the file"))?;
+                let table = edit::needed(&mut change.document, "connections", base.as_str())?;
                 edit::add_environment(table, connection.as_str());
             }
             Ok(())
@@ -251,8 +249,7 @@ async fn edit_one(
         answer::matches(if_match.as_deref(), &api.tags.of(&environment, ""))?;
         let base = &connections::by_id(config, environment.base_connection_id)?.name;
         let connection = &connections::by_id(config, environment.environment_connection_id)?.name;
-        let table = edit::table(&mut change.document, "connections", base.as_str());
-        let table = table.ok_or_else(|| Problem::conflict("the connection is not a table of the file"))?;
+        let table = edit::needed(&mut change.document, "connections", base.as_str())?;
         let mut edit = Some(edit);
         edit::each_environment(table, |environment| {
             let is_it =

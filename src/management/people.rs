@@ -15,28 +15,14 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::answer::{self, Outcome, Problem, tagged, written};
-use super::body::{Changed, Fielded, List, Name, New, Password, Patch, Values, Whole, Word, Words, body};
+use super::body::{Changed, Fielded, List, Name, New, Password, Patch, Values, Whole, body};
 use super::{Api, Asked, Id, View, edit};
 use crate::config::Config;
-use crate::config::file::AuthType;
+use crate::config::file::{AuthType, Console};
 use crate::names::id_of;
 use crate::proxy::{Change, Written};
 use crate::secret::Secret;
 use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier, Verifier, is_verifier};
-
-/// How a user proves who it is.
-#[derive(Debug, Clone)]
-pub struct AuthTypes;
-impl Words for AuthTypes {
-    const WORDS: &'static [&'static str] = &["scram-sha-256", "md5", "password", "cert", "trust"];
-}
-
-/// What a user may do on the console.
-#[derive(Debug, Clone)]
-pub struct Consoles;
-impl Words for Consoles {
-    const WORDS: &'static [&'static str] = &["admin", "stats"];
-}
 
 body! {
     /// What can be said about a user.
@@ -46,7 +32,7 @@ body! {
         /// The password, of which only a SCRAM verifier is kept (unless `authType` needs more); or such a verifier.
         passwordUnencrypted: Password;
         /// By default `[server] auth_type`.
-        authType: Word<AuthTypes>;
+        authType: AuthType;
         /// The names of groups, the most important one first.
         groups: List;
         /// Values by attribute; no values: none of its own.
@@ -54,7 +40,7 @@ body! {
         /// The most clients at a time.
         maxClientConnections: Whole<0, 1_000_000>;
         /// What the user may do on the console.
-        console: Word<Consoles>;
+        console: Console;
         /// Refuses logins.
         disabled: bool;
     }
@@ -207,7 +193,7 @@ impl Thing for User {
             groups: user.groups.iter().map(ToString::to_string).collect(),
             attributes: values(&user.attributes),
             max_client_connections: user.max_client_connections,
-            console: user.console.map(crate::config::file::Console::word),
+            console: user.console.map(Console::word),
             disabled: user.disabled,
         };
         config.users.values().map(shown).collect()
@@ -227,29 +213,27 @@ impl Thing for User {
     }
     fn write(body: UserBody, change: &mut Change<'_>, name: &str) -> Result<(), Problem> {
         let config = &change.generation.config;
-        let password = match body.passwordUnencrypted {
-            Patch::Set(Password(secret)) => {
-                let default = *config.server.auth_type;
-                let auth_type = match &body.authType {
-                    Patch::Set(word) => word.0.clone(),
-                    Patch::Null => default.word().to_owned(),
-                    Patch::Absent => {
-                        config.users.get(name).map_or(default, |user| user.auth_type).word().to_owned()
-                    }
-                };
-                Patch::Set(password_value(change, name, &auth_type, &secret)?)
-            }
-            Patch::Null => Patch::Null,
-            Patch::Absent => Patch::Absent,
+        let default = *config.server.auth_type;
+        let auth_type = match body.authType {
+            Patch::Set(auth_type) => auth_type,
+            Patch::Null => default,
+            Patch::Absent => config.users.get(name).map_or(default, |user| user.auth_type),
         };
-        let table = table_of(change, Self::KIND, name)?;
-        put(table, "password", password);
-        put(table, "auth_type", body.authType.map(|word| word.0.into()));
-        put_list(table, "groups", body.groups);
+        let password = body
+            .passwordUnencrypted
+            .try_map(|Password(secret)| password_value(change, name, auth_type, &secret))?;
+        let table = edit::needed(&mut change.document, Self::KIND, name)?;
+        edit::put(table, "password", password);
+        edit::put(table, "auth_type", body.authType.map(|auth_type| auth_type.word().into()));
+        edit::put_list(table, "groups", body.groups);
         put_values(table, body.attributes);
-        put(table, "max_client_connections", body.maxClientConnections.map(|Whole(n)| i64::from(n).into()));
-        put(table, "console", body.console.map(|word| word.0.into()));
-        put(table, "disabled", body.disabled.map(Into::into));
+        edit::put(
+            table,
+            "max_client_connections",
+            body.maxClientConnections.map(|Whole(n)| i64::from(n).into()),
+        );
+        edit::put(table, "console", body.console.map(|console| console.word().into()));
+        edit::put(table, "disabled", body.disabled.map(Into::into));
         Ok(())
     }
     fn listed(users: Vec<Self>) -> impl Serialize {
@@ -264,23 +248,20 @@ impl Thing for User {
 pub(super) fn password_value(
     change: &mut Change<'_>,
     name: &str,
-    auth_type: &str,
+    auth_type: AuthType,
     secret: &SecretString,
 ) -> Result<Value, Problem> {
     if is_verifier(secret) {
         return Ok(secret.expose_secret().into());
     }
-    let is_scram = auth_type == AuthType::ScramSha256.word();
+    let is_scram = auth_type == AuthType::ScramSha256;
     let known = change.generation.config.users.get(name).and_then(|user| user.password.as_ref());
     let is_same = known.map(Secret::value).is_some_and(|known| match Verifier::parse(&known) {
         Ok(Verifier::Scram(verifier)) => is_scram && verifier.accepts(secret.expose_secret()),
         Ok(Verifier::Plain(text)) => !is_scram && text.expose_secret() == secret.expose_secret(),
         _ => false,
     });
-    if is_same
-        && let Some(kept) = edit::table(&mut change.document, "users", name).and_then(|t| t.get("password"))
-        && let Ok(kept) = kept.clone().into_value()
-    {
+    if is_same && let Some(kept) = edit::value(&mut change.document, "users", name, "password") {
         return Ok(kept);
     }
     if !is_scram {
@@ -315,7 +296,7 @@ impl Thing for Group {
         body.name.clone()
     }
     fn write(body: GroupBody, change: &mut Change<'_>, name: &str) -> Result<(), Problem> {
-        put_values(table_of(change, Self::KIND, name)?, body.attributes);
+        put_values(edit::needed(&mut change.document, Self::KIND, name)?, body.attributes);
         Ok(())
     }
     fn listed(groups: Vec<Self>) -> impl Serialize {
@@ -360,7 +341,7 @@ impl Thing for UserAttribute {
         if edit::table(&mut change.document, Self::KIND, name).is_none() {
             edit::add(&mut change.document, Self::KIND, name);
         }
-        put_list(table_of(change, Self::KIND, name)?, "default", body.defaultValues);
+        edit::put_list(edit::needed(&mut change.document, Self::KIND, name)?, "default", body.defaultValues);
         Ok(())
     }
     fn listed(user_attributes: Vec<Self>) -> impl Serialize {
@@ -368,30 +349,6 @@ impl Thing for UserAttribute {
     }
     fn written(self, outcome: Outcome) -> impl Serialize {
         UserAttributeWritten { outcome, data: self.id, user_attribute: self }
-    }
-}
-
-fn table_of<'c>(
-    change: &'c mut Change<'_>,
-    kind: &str,
-    name: &str,
-) -> Result<&'c mut dyn TableLike, Problem> {
-    let table = edit::table(&mut change.document, kind, name);
-    table.ok_or_else(|| Problem::conflict(format!("{kind} {name} is not a table of the file")))
-}
-
-fn put(table: &mut dyn TableLike, key: &str, value: Patch<Value>) {
-    match value {
-        Patch::Absent => {}
-        Patch::Null => edit::set(table, key, None),
-        Patch::Set(value) => edit::set(table, key, Some(value)),
-    }
-}
-
-fn put_list(table: &mut dyn TableLike, key: &str, value: Patch<List>) {
-    match value {
-        Patch::Set(List(texts)) if texts.is_empty() => edit::set(table, key, None),
-        value => put(table, key, value.map(|List(texts)| edit::list(&texts))),
     }
 }
 
@@ -409,7 +366,7 @@ fn put_values(table: &mut dyn TableLike, values: Patch<Values>) {
     });
     match value {
         Patch::Set(attributes) if attributes.is_empty() => edit::set(table, "attributes", None),
-        value => put(table, "attributes", value.map(Into::into)),
+        value => edit::put(table, "attributes", value.map(Into::into)),
     }
 }
 
