@@ -67,6 +67,20 @@ impl SqlState {
     pub const INTERNAL: Self = Self("XX000");
 }
 
+/// What PostgreSQL says of a statement or a setting, and of nothing that is about the login itself.
+const OF_STATEMENTS: [&str; 22] = [
+    "0A000", "22021", "22023", "22026", "22P02", "22P05", "25001", "25006", "42501", "42601", "42602",
+    "42622", "42704", "42883", "53200", "54000", "54001", "55000", "55006", "55P02", "57014", "57P01",
+];
+
+impl SqlState {
+    /// The state that an upstream gave for a statement of a client's, or for a setting; `None` for one that is about
+    /// something else.
+    pub fn of_statement(state: &str) -> Option<Self> {
+        OF_STATEMENTS.into_iter().find(|known| *known == state).map(Self)
+    }
+}
+
 /// An error that pgusher itself raises towards a client (protocol: `ErrorResponse`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {

@@ -25,6 +25,7 @@ use crate::relay::{BackendState, Parameters};
 use crate::stats::Stats;
 use crate::upstream::{Backend, CancelTarget, Dialer, UpstreamError};
 use crate::wire;
+use crate::wire::startup::Settings;
 use catalog::Known;
 pub use lease::{Lease, Pooled};
 use listener::Command;
@@ -41,9 +42,6 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 const SUCCESSION: Duration = Duration::from_secs(60);
 /// How many different sets of startup settings a pool remembers the outcome of.
 const MAX_STARTUPS: usize = 256;
-
-/// The settings that a client sent at startup.
-pub type Startup = Vec<(String, String)>;
 
 /// The two runtimes: one does what is slow, the other relays.
 #[derive(Debug, Clone)]
@@ -170,7 +168,7 @@ pub struct Pool {
     state: Mutex<State>,
     runtimes: Runtimes,
     host: Arc<HostCount>,
-    startups: Mutex<HashMap<Startup, Welcome>>,
+    startups: Mutex<HashMap<Settings, Welcome>>,
     /// How many sessions keep a connection beyond a transaction.
     pinned: AtomicUsize,
     /// The way to the connection that listens for everybody, while there is one.
@@ -465,7 +463,7 @@ impl Pool {
     ///
     /// # Errors
     /// There is no connection, or the upstream refuses a setting: then with its own words.
-    pub async fn welcome(self: &Arc<Self>, startup: &Startup) -> Result<Welcome, Refusal> {
+    pub async fn welcome(self: &Arc<Self>, startup: &Settings) -> Result<Welcome, Refusal> {
         if let Some(known) = self.startups.lock().get(startup) {
             return Ok(known.clone());
         }
@@ -473,8 +471,7 @@ impl Pool {
         // PostgreSQL writes a name that is not plain ASCII differs between its versions: it is asked.
         let name = application_name(startup).unwrap_or_default();
         let plain = name.len() < 64 && name.bytes().all(|b| (0x20..0x7f).contains(&b));
-        let mut unnamed = startup.clone();
-        unnamed.retain(|(n, _)| !n.eq_ignore_ascii_case(APPLICATION_NAME));
+        let unnamed = startup.without(APPLICATION_NAME);
         let epoch = self.settings.load().0;
         let known = self.startups.lock().get(&unnamed).filter(|_| plain).cloned();
         let welcome = match known {
@@ -506,7 +503,7 @@ impl Pool {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn acquire_session(self: &Arc<Self>, startup: &Arc<Startup>) -> Result<Lease, Refusal> {
+    pub async fn acquire_session(self: &Arc<Self>, startup: &Arc<Settings>) -> Result<Lease, Refusal> {
         let kept = {
             let mut state = self.state.lock();
             state.idle.iter().rposition(|p| p.startup.as_ref() == Some(startup)).map(|i| state.idle.remove(i))
@@ -564,7 +561,7 @@ impl Pool {
         &self,
         backend: Backend,
         settings: &(u64, PoolSettings),
-        startup: Option<Arc<Startup>>,
+        startup: Option<Arc<Settings>>,
     ) -> Box<Pooled> {
         let now = Instant::now();
         let reported = Arc::new(Parameters::new(backend.parameters));
@@ -633,12 +630,12 @@ impl Pool {
     async fn dial(self: Arc<Self>, succeeds: bool) {
         let settings = self.settings.load_full();
         let begun = Instant::now();
-        let dialed = settings.1.dialer.dial(&[]).await;
+        let dialed = settings.1.dialer.dial(&Settings::default()).await;
         if dialed.is_ok() {
             self.stats.connects.observe(begun.elapsed());
         }
         let dialed = match dialed {
-            Ok(backend) => self.ask_first(backend, &Startup::new(), &settings.1).await,
+            Ok(backend) => self.ask_first(backend, &Settings::default(), &settings.1).await,
             Err(error) => Err(error),
         };
         let moved = dialed.and_then(|mut backend| {
@@ -876,15 +873,15 @@ fn take_idle(state: &mut State) -> Option<Box<Pooled>> {
     Some(state.idle.remove(fits))
 }
 
-/// In session mode the client's own startup packet is sent: what is wrong with its settings, it is told.
+/// In session mode the client's own settings are sent with the login: what is wrong with them, it is told.
 fn own_words(error: &UpstreamError) -> Option<Refusal> {
     let UpstreamError::Refused { sqlstate, message } = error else { return None };
-    let state = ["22023", "42704", "42501", "42601", "22P02"].into_iter().find(|s| s == sqlstate)?;
-    Some(Refusal::new(Fault::Client, SqlState(state), message.clone()))
+    let state = SqlState::of_statement(sqlstate)?;
+    Some(Refusal::new(Fault::Client, state, message.clone()))
 }
 
-fn application_name(startup: &Startup) -> Option<&str> {
-    startup.iter().rfind(|(n, _)| n.eq_ignore_ascii_case(APPLICATION_NAME)).map(|(_, v)| v.as_str())
+fn application_name(startup: &Settings) -> Option<&str> {
+    startup.iter().rfind(|(n, _)| n.eq_ignore_ascii_case(APPLICATION_NAME)).map(|(_, v)| v)
 }
 
 impl Welcome {
@@ -940,11 +937,8 @@ pub fn waited_too_long(waited: Duration) -> Refusal {
 /// The upstream's own words for a client.
 pub fn refusal_of(body: &[u8]) -> Refusal {
     let text = |code| wire::error_field(body, code).map(|t| String::from_utf8_lossy(t).into_owned());
-    // SqlState is for what we know; what the upstream sends can be anything.
-    let known = ["22023", "42704", "42501", "42601", "22P02", "57014", "57P01", "25006", "53200"];
-    let state = text(b'C').and_then(|s| known.into_iter().find(|k| *k == s)).unwrap_or("XX000");
-    let mut refusal =
-        Refusal::new(Fault::Client, SqlState(state), text(b'M').unwrap_or_else(|| "no message".into()));
+    let state = text(b'C').and_then(|state| SqlState::of_statement(&state)).unwrap_or(SqlState::INTERNAL);
+    let mut refusal = Refusal::new(Fault::Client, state, text(b'M').unwrap_or_else(|| "no message".into()));
     refusal.detail = text(b'D');
     refusal.hint = text(b'H').map(Into::into);
     refusal

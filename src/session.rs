@@ -25,7 +25,7 @@ use crate::proxy::{Asked, Generation, LiveSession, Proxy, Seat};
 use crate::relay::{Core, Facts, Parameters, SessionSettings};
 use crate::stats::Figure;
 use crate::stream::{Socket, Stream};
-use crate::wire::startup::{CancelKey, NEWEST_MINOR};
+use crate::wire::startup::{CancelKey, NEWEST_MINOR, Settings};
 use crate::wire::{self, Severity};
 
 /// How long a client that is refused may take to read why.
@@ -216,12 +216,12 @@ impl Drop for Entering<'_> {
 async fn welcome(
     pool: &Arc<Pool>,
     mode: PoolMode,
-    settings: &[(String, String)],
+    settings: &Settings,
 ) -> Result<(Welcome, Option<Lease>), Refusal> {
     match mode {
-        PoolMode::Transaction => Ok((pool.welcome(&settings.to_vec()).await?, None)),
+        PoolMode::Transaction => Ok((pool.welcome(settings).await?, None)),
         PoolMode::Session => {
-            let lease = pool.acquire_session(&Arc::new(settings.to_vec())).await?;
+            let lease = pool.acquire_session(&Arc::new(settings.clone())).await?;
             let reported = lease.state.settings.reported().clone();
             Ok((Welcome { reported, extra: Arc::default() }, Some(lease)))
         }

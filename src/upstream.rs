@@ -22,6 +22,7 @@ use crate::config::{Connection, Host, Server};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::stream::{Socket, Stream};
 use crate::tls::{self, ALPN, TlsError, UpstreamClient};
+use crate::wire::startup::Settings;
 pub use rows::rows;
 
 /// A setting and its value.
@@ -170,14 +171,14 @@ impl Dialer {
     ///
     /// # Errors
     /// See [`UpstreamError`].
-    pub async fn dial(&self, settings: &[(String, String)]) -> Result<Backend, UpstreamError> {
+    pub async fn dial(&self, settings: &Settings) -> Result<Backend, UpstreamError> {
         let place = self.place();
         timeout(self.connection.connect_timeout, self.dial_and_reread(settings))
             .await
             .unwrap_or(Err(UpstreamError::Timeout(place)))
     }
 
-    async fn dial_and_reread(&self, settings: &[(String, String)]) -> Result<Backend, UpstreamError> {
+    async fn dial_and_reread(&self, settings: &Settings) -> Result<Backend, UpstreamError> {
         let password = self.connection.password.as_ref().map(|p| p.value());
         let refused = match self.dial_modes(settings, password.as_ref()).await {
             Err(UpstreamError::Refused { sqlstate, message }) if sqlstate == "28P01" => {
@@ -199,7 +200,7 @@ impl Dialer {
     /// The attempts that `sslmode` allows, in its order.
     async fn dial_modes(
         &self,
-        settings: &[(String, String)],
+        settings: &Settings,
         password: Option<&secrecy::SecretString>,
     ) -> Result<Backend, UpstreamError> {
         let (first, second) = match self.connection.tls.mode {
@@ -222,7 +223,7 @@ impl Dialer {
     async fn dial_once(
         &self,
         security: Security,
-        settings: &[(String, String)],
+        settings: &Settings,
         password: Option<&secrecy::SecretString>,
     ) -> Result<Backend, UpstreamError> {
         let (socket, address) = self.connect().await?;

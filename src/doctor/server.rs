@@ -12,6 +12,7 @@ use crate::config::file::SslMode;
 use crate::config::{Config, Connection, Host, Server};
 use crate::stream::Stream;
 use crate::upstream::{Dialer, UpstreamError, rows};
+use crate::wire::startup::Settings;
 
 /// How long it may take to answer what it is.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -82,7 +83,7 @@ pub(super) async fn examine(
     security(connection, report, subject);
     let began = Instant::now();
     let dialed = match Dialer::of(server, connection) {
-        Ok(dialer) => dialer.dial(&[]).await,
+        Ok(dialer) => dialer.dial(&Settings::default()).await,
         Err(error) => Err(error.into()),
     };
     let mut backend = match dialed {

@@ -9,10 +9,11 @@ use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tracing::{debug, warn};
 
-use super::{HostPlace, Pool, PoolSettings, Startup};
+use super::{HostPlace, Pool, PoolSettings};
 use crate::relay::{Catalog, Effects, Function, Relations};
 use crate::stream::Stream;
 use crate::upstream::{Backend, UpstreamError, rows};
+use crate::wire::startup::Settings;
 
 /// The longest that it may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -111,7 +112,7 @@ impl Pool {
     pub(super) async fn ask_first(
         &self,
         mut backend: Backend,
-        startup: &Startup,
+        startup: &Settings,
         settings: &PoolSettings,
     ) -> Result<Backend, UpstreamError> {
         if settings.catalog_interval.is_zero() || self.catalog.state.lock().at.is_some() {
@@ -166,7 +167,7 @@ impl Pool {
         }
         let _place = HostPlace(self.host.clone());
         let settings = self.settings.load_full();
-        if let Ok(mut backend) = settings.1.dialer.dial(&[]).await {
+        if let Ok(mut backend) = settings.1.dialer.dial(&Settings::default()).await {
             self.ask(&mut backend.stream).await;
             let _ = backend.stream.write_all(&[b'X', 0, 0, 0, 4]).await;
         }

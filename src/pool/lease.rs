@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::{Pool, Startup, Welcome, refusal_of};
+use super::{Pool, Welcome, refusal_of};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::relay::{BackendState, Parameters};
 use crate::stream::Stream;
 use crate::upstream::CancelTarget;
+use crate::wire::startup::Settings;
 use crate::wire::{self, HEADER, Header};
 
 /// The longest that cleaning a connection between two sessions may take.
@@ -34,7 +35,7 @@ pub struct Pooled {
     pub(super) idle_since: Option<Instant>,
     pub(super) epoch: u64,
     /// In session mode: the client's startup settings that it was opened with.
-    pub(super) startup: Option<Arc<Startup>>,
+    pub(super) startup: Option<Arc<Settings>>,
 }
 
 /// A connection on loan. Dropped, it is closed; released, it goes back.
@@ -160,14 +161,14 @@ impl Lease {
     }
 
     /// Applies startup settings and answers what the upstream reports then.
-    pub(super) async fn welcome(&mut self, startup: &Startup) -> Result<Welcome, Refusal> {
+    pub(super) async fn welcome(&mut self, startup: &Settings) -> Result<Welcome, Refusal> {
         let refused = startup.iter().any(|(name, _)| name.eq_ignore_ascii_case("session_authorization"));
         if refused {
             let message = "session_authorization cannot be set at startup in transaction mode";
             return Err(Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, message));
         }
         let mut extra = Parameters::default();
-        for (name, value) in startup {
+        for (name, value) in startup.iter() {
             if self.state.settings.reported().get(name.as_bytes()).is_none() {
                 extra = extra.with(name.as_bytes(), value.as_bytes());
             }

@@ -21,6 +21,7 @@ use crate::error::{Fault, Refusal, SqlState};
 use crate::relay::{Asked, Mark};
 use crate::stream::Stream;
 use crate::upstream::Dialer;
+use crate::wire::startup::Settings;
 use crate::wire::{self, HEADER, Header, identifier, unicode_identifier};
 
 /// How many bytes of notifications may wait for one session.
@@ -217,7 +218,7 @@ struct Listener {
 
 impl Listener {
     async fn dial(dialer: &Dialer) -> Result<Self, String> {
-        let utf8 = [("client_encoding".to_owned(), "UTF8".to_owned())];
+        let utf8 = Settings::ours([("client_encoding", "UTF8".to_owned())]);
         let backend = dialer.dial(&utf8).await.map_err(|error| error.to_string())?;
         let number = getrandom::u64().map_err(|error| error.to_string())?;
         let channel = format!("_pgusher_{number:016x}").into();

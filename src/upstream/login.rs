@@ -9,10 +9,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{Parameter, UpstreamError};
 use crate::config::file::ChannelBinding;
 use crate::config::{Connection, UpstreamScram};
+use crate::error::SqlState;
 use crate::stream::Stream;
 use crate::tls::server_end_point;
 use crate::verifier::{Verifier, md5_hex, md5_response};
-use crate::wire::startup::MAX_CANCEL_KEY;
+use crate::wire::startup::{MAX_CANCEL_KEY, MAX_STARTUP_LENGTH, Settings};
 use crate::wire::{self, Header, cstr};
 
 /// The longest message that an upstream may send during a login: an error text can be long.
@@ -35,10 +36,10 @@ pub fn same(one: &SecretString, other: &SecretString) -> bool {
 pub async fn log_in(
     stream: &mut Stream,
     connection: &Connection,
-    settings: &[(String, String)],
+    settings: &Settings,
     password: Option<&SecretString>,
 ) -> Result<Login, UpstreamError> {
-    stream.write_all(&startup_packet(connection, settings)).await?;
+    stream.write_all(&startup_packet(connection, settings)?).await?;
     stream.flush().await?;
     let mut proof = Proof::Nothing;
     let mut login = Login { pid: 0, secret: Box::default(), parameters: Vec::new() };
@@ -71,25 +72,41 @@ pub async fn log_in(
     }
 }
 
-fn startup_packet(connection: &Connection, settings: &[(String, String)]) -> Vec<u8> {
+/// What the configuration sets on every connection of this name.
+fn settings_of(connection: &Connection) -> Settings {
+    let timeout = connection.query_timeout;
+    let timeout = (!timeout.is_zero()).then(|| ("statement_timeout", timeout.as_millis().to_string()));
+    let path = connection.search_path.clone().map(|path| ("search_path", path));
+    Settings::ours(path.into_iter().chain(timeout))
+}
+
+/// The packet has three fields, whatever a client said: our user, the connection's database, and one `options` with the
+/// connection's settings and behind them the client's, so that these win.
+fn startup_packet(connection: &Connection, settings: &Settings) -> Result<Vec<u8>, UpstreamError> {
+    let mut options = Vec::new();
+    settings_of(connection).option_words(&mut options);
+    settings.option_words(&mut options);
     let mut packet = vec![0; 4];
     packet.extend(PROTOCOL_3_0.to_be_bytes());
-    let timeout = connection.query_timeout.as_millis().to_string();
-    let base = [
-        ("user", Some(connection.target.username.as_str())),
-        ("database", Some(connection.target.database.as_str())),
-        ("search_path", connection.search_path.as_deref()),
-        ("statement_timeout", (!connection.query_timeout.is_zero()).then_some(timeout.as_str())),
-    ];
-    let base = base.iter().filter_map(|(name, value)| Some((*name, (*value)?)));
-    for (name, value) in base.chain(settings.iter().map(|(n, v)| (n.as_str(), v.as_str()))) {
+    for (name, value) in [("user", &connection.target.username), ("database", &connection.target.database)] {
         wire::push_cstr(&mut packet, name);
         wire::push_cstr(&mut packet, value);
     }
+    if !options.is_empty() {
+        wire::push_cstr(&mut packet, "options");
+        packet.extend_from_slice(&options);
+        packet.push(0);
+    }
     packet.push(0);
+    if packet.len() > MAX_STARTUP_LENGTH {
+        return Err(UpstreamError::Refused {
+            sqlstate: SqlState::LIMIT_EXCEEDED.0.to_owned(),
+            message: "the settings at startup are too long".to_owned(),
+        });
+    }
     let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
     packet[..4].copy_from_slice(&length.to_be_bytes());
-    packet
+    Ok(packet)
 }
 
 /// Reads one message; what it may announce is bounded.

@@ -53,13 +53,84 @@ pub struct Startup {
     pub database: String,
     /// The environment it requests: `pgusher.environment`.
     pub environment: Option<String>,
-    /// The settings of the session, in order, those of `options` first, as PostgreSQL applies them. Names as
-    /// written.
-    pub settings: Vec<(String, String)>,
+    /// The settings of the session, in order, those of `options` first, as PostgreSQL applies them.
+    pub settings: Settings,
     /// Protocol extensions (`_pq_.…`) that pgusher does not know.
     pub unknown_extensions: Vec<String>,
     /// Whether it asked for the replication protocol.
     pub replication: bool,
+}
+
+/// Settings of a session (`SET name = value`), in the order in which they are applied; names as written.
+///
+/// They are never the startup packet's own words (`user`, `database`, `replication`, `options`): what a client calls so
+/// among its settings reaches an upstream as a setting of that name, which PostgreSQL does not have. The only way from
+/// here into a packet is [`Settings::option_words`], the value of its one `options` field.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Settings(Vec<(String, String)>);
+
+impl Settings {
+    /// Of a list in which every name is one that `options` can carry.
+    ///
+    /// # Errors
+    /// As PostgreSQL answers a name that it does not know (42704) or that cannot be one (42602).
+    pub fn new(list: Vec<(String, String)>) -> Result<Self, Refusal> {
+        list.iter().try_for_each(|(name, _)| check_name(name))?;
+        Ok(Self(list))
+    }
+
+    /// Of pgusher's own, whose names are PostgreSQL's.
+    pub fn ours(list: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        Self(list.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
+    /// Each with its value.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The same without the settings of this name, in whatever case.
+    #[must_use]
+    pub fn without(&self, name: &str) -> Self {
+        Self(self.0.iter().filter(|(n, _)| !n.eq_ignore_ascii_case(name)).cloned().collect())
+    }
+
+    /// Appends `-c name=value` for each, parted by spaces, as `pg_split_opts` and `process_postgres_switches` read it
+    /// again: whatever is not a visible ASCII character is escaped, byte by byte, as is the backslash.
+    pub fn option_words(&self, out: &mut Vec<u8>) {
+        for (name, value) in self.iter() {
+            if !out.is_empty() {
+                out.push(b' ');
+            }
+            out.extend_from_slice(b"-c ");
+            for byte in name.bytes().chain([b'=']).chain(value.bytes()) {
+                if !byte.is_ascii_graphic() || byte == b'\\' {
+                    out.push(b'\\');
+                }
+                out.push(byte);
+            }
+        }
+    }
+}
+
+/// A name that is empty or has a `=` or a `-` cannot be carried by `options` (which would read another name), and is none
+/// of PostgreSQL's: its answer is given here.
+fn check_name(name: &str) -> Result<(), Refusal> {
+    if !name.is_empty() && !name.contains(['=', '-', '\0']) {
+        return Ok(());
+    }
+    if name.contains('.') {
+        let message = format!("invalid configuration parameter name \"{name}\"");
+        return Err(Refusal::new(Fault::Client, SqlState("42602"), message)
+            .detail("Custom parameter names must be two or more simple identifiers separated by dots."));
+    }
+    let message = format!("unrecognized configuration parameter \"{name}\"");
+    Err(Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message))
 }
 
 /// Reads a first packet without its length field.
@@ -120,33 +191,41 @@ fn utf8(bytes: &[u8]) -> Result<&str, Refusal> {
     })
 }
 
+/// What a client may ask of pgusher itself at startup, as a parameter or in `options`.
+const ENVIRONMENT: &str = "pgusher.environment";
+const OURS: &str = "pgusher.";
+
 fn collect(minor: u16, pairs: Vec<(&str, &str)>) -> Result<Startup, Refusal> {
     let mut startup = Startup {
         minor,
         user: String::new(),
         database: String::new(),
         environment: None,
-        settings: Vec::new(),
+        settings: Settings::default(),
         unknown_extensions: Vec::new(),
         replication: false,
     };
-    let mut direct = Vec::new();
+    let (mut settings, mut direct) = (Vec::new(), Vec::new());
     for (name, value) in pairs {
         match name {
             "user" => value.clone_into(&mut startup.user),
             "database" => value.clone_into(&mut startup.database),
-            "options" => startup.settings.extend(options(value)?),
+            "options" => settings.extend(options(value)?),
             "replication" => startup.replication = !matches!(value, "false" | "off" | "no" | "0"),
             _ if name.starts_with("_pq_.") => startup.unknown_extensions.push(name.to_owned()),
             _ => direct.push((name.to_owned(), value.to_owned())),
         }
     }
-    startup.settings.extend(direct);
-    let requested = |name: &str| name.eq_ignore_ascii_case("pgusher.environment");
-    if let Some((_, value)) = startup.settings.iter().rfind(|(name, _)| requested(name)) {
+    settings.extend(direct);
+    let is_ours = |name: &str| name.get(..OURS.len()).is_some_and(|n| n.eq_ignore_ascii_case(OURS));
+    for (name, value) in settings.iter().filter(|(name, _)| is_ours(name)) {
+        if !name.eq_ignore_ascii_case(ENVIRONMENT) {
+            return Err(unknown_request(name));
+        }
         startup.environment = Some(value.clone());
     }
-    startup.settings.retain(|(name, _)| !requested(name));
+    settings.retain(|(name, _)| !is_ours(name));
+    startup.settings = Settings::new(settings)?;
     if startup.user.is_empty() {
         return Err(Refusal::new(
             Fault::Client,
@@ -158,6 +237,14 @@ fn collect(minor: u16, pairs: Vec<(&str, &str)>) -> Result<Startup, Refusal> {
         startup.database = startup.user.clone();
     }
     Ok(startup)
+}
+
+/// A request is never ignored: whoever mistypes it would believe to be where he is not.
+fn unknown_request(name: &str) -> Refusal {
+    let message = format!("unrecognized configuration parameter \"{name}\"");
+    Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message).hint(
+        "To request an environment, write pgusher.environment, as in options=-c pgusher.environment=NAME.",
+    )
 }
 
 /// Reads `options` as `pg_split_opts` and `process_postgres_switches` do: words are parted by white space, a
@@ -266,7 +353,7 @@ mod tests {
     #[test]
     fn a_direct_setting_wins_over_options() {
         let startup = read(&[("user", "u"), ("datestyle", "ISO"), ("options", "-c datestyle=German")]);
-        assert_eq!(startup.settings.last().unwrap().1, "ISO");
+        assert_eq!(startup.settings.iter().last(), Some(("datestyle", "ISO")));
         assert_eq!(startup.database, "u");
     }
 
@@ -277,6 +364,56 @@ mod tests {
             assert_eq!(startup.environment.as_deref(), Some("prod"));
             assert!(startup.settings.is_empty());
         }
+        for pair in [("options", "-c PGUSHER.env=prod"), ("pgusher.environmnt", "prod"), ("pgusher.", "x")] {
+            let refusal = parse(&packet(&[("user", "u"), pair])).unwrap_err();
+            assert_eq!(refusal.sqlstate, SqlState::UNDEFINED_OBJECT, "{pair:?}");
+            assert!(refusal.hint.unwrap().contains("pgusher.environment"));
+        }
+    }
+
+    #[test]
+    fn the_packets_own_words_among_the_settings_are_settings() {
+        let options = "-c user=a --database=b -creplication=true -c options=-cx=y -c _pq_.z=1";
+        let startup = read(&[("user", "u"), ("database", "d"), ("options", options)]);
+        assert_eq!((&*startup.user, &*startup.database, startup.replication), ("u", "d", false));
+        let names: Vec<&str> = startup.settings.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["user", "database", "replication", "options", "_pq_.z"]);
+        for (pair, state) in [
+            (("options", "-c =x"), "42704"),
+            (("options", "--=x"), "42704"),
+            (("a=b", "x"), "42704"),
+            (("a-b", "x"), "42704"),
+            (("a.b-c", "x"), "42602"),
+        ] {
+            assert_eq!(parse(&packet(&[("user", "u"), pair])).unwrap_err().sqlstate.0, state, "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_as_options_is_read_again_as_it_was() {
+        let mut seed = 0x5eed_u64;
+        let alphabet: Vec<char> = " \\\t\n\r\x0b\x0c'\"=-c$ab,.é\u{a0}😀".chars().collect();
+        for _ in 0..2000 {
+            let mut random = |end: usize| {
+                seed ^= seed << 13;
+                seed ^= seed >> 7;
+                seed ^= seed << 17;
+                usize::try_from(seed % end as u64).unwrap()
+            };
+            let value: String = (0..random(12)).map(|_| alphabet[random(alphabet.len())]).collect();
+            let list = vec![("a.b".to_owned(), value), ("search_path".to_owned(), "x".to_owned())];
+            let settings = Settings::new(list.clone()).unwrap();
+            let mut words = Vec::new();
+            settings.option_words(&mut words);
+            // As PostgreSQL does, byte by byte: a character may be cut by an escape.
+            assert_eq!(options_of_bytes(&words), list);
+        }
+    }
+
+    fn options_of_bytes(words: &[u8]) -> Vec<(String, String)> {
+        let as_characters: String = words.iter().map(|byte| char::from(*byte)).collect();
+        let bytes = |text: String| String::from_utf8(text.chars().map(|c| c as u8).collect()).unwrap();
+        options(&as_characters).unwrap().into_iter().map(|(n, v)| (bytes(n), bytes(v))).collect()
     }
 
     #[test]

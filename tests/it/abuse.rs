@@ -558,16 +558,25 @@ fn names_that_look_alike_never_lead_to_another_route() {
     }
     // Whatever else the packet says, the route is that of whoever logged in.
     for (user, server) in [("raw", "dev"), ("rawprod", "prod")] {
-        for extra in [
-            [("options", "-c user=rawprod"), ("role", "app")],
-            [("options", "-c database=prod"), ("application_name", "rawprod")],
-            [("options", "-c session_authorization=app"), ("application_name", "")],
-            [("options", "-c search_path=prod -c my.environment=prod"), ("my.pgusher.environment", "prod")],
+        for (extra, refused) in [
+            ([("options", "-c user=rawprod"), ("role", "app")], Some("42704")),
+            ([("options", "-c database=prod"), ("application_name", "rawprod")], Some("42704")),
+            ([("options", "-c session_authorization=app"), ("application_name", "")], Some("0A000")),
+            (
+                [
+                    ("options", "-c search_path=prod -c my.environment=prod"),
+                    ("my.pgusher.environment", "prod"),
+                ],
+                None,
+            ),
         ] {
             let pairs = [("user", user), ("database", "warehouse"), extra[0], extra[1]];
             let mut raw = Raw::connect(pgusher.address());
             raw.send(&startup(VERSION, &pairs));
-            if raw.until_ready().iter().any(|m| m.tag == 'E') {
+            let answer = raw.until_ready();
+            let error = answer.iter().find(|m| m.tag == 'E').map(|error| error.field('C'));
+            assert_eq!(error.as_deref(), refused, "{extra:?}");
+            if refused.is_some() {
                 continue;
             }
             assert_eq!(raw.value("SELECT pg_catalog.current_database()"), server, "{extra:?}");

@@ -35,6 +35,7 @@ mod relay;
 mod routing;
 mod service;
 mod soak;
+mod startup;
 mod state;
 mod statements;
 mod tls;
