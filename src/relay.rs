@@ -237,6 +237,8 @@ pub struct Core {
     stained: bool,
     /// A request that may deallocate every statement is under way.
     distrust: bool,
+    /// A request is under way that may change how texts are read (`standard_conforming_strings`, `client_encoding`).
+    rereading: bool,
     replay: Replay,
     fatal: bool,
     transactions: u64,
@@ -296,6 +298,7 @@ impl Core {
             resetting: false,
             stained: false,
             distrust: false,
+            rereading: false,
             replay: Replay::None,
             fatal: false,
             transactions: 0,
@@ -555,10 +558,24 @@ impl Core {
     fn effects(&self, text: &[u8]) -> Option<Box<Effects>> {
         let own = match sql::is_suspicious(text) {
             false => None,
-            true if !self.settings.is_lexable() => Some(Box::new(Effects::opaque())),
+            true if !self.can_lex() => Some(Box::new(Effects::opaque())),
             true => sql::suspected(text),
         };
         self.with_catalog(own, || self.catalog.mentioned(text))
+    }
+
+    /// Whether the lexer reads a text that comes now as the upstream will.
+    fn can_lex(&self) -> bool {
+        self.settings.is_lexable() && !self.rereading
+    }
+
+    /// True if a text is to be read when what is under way is answered: only then it is known how.
+    fn must_know_how_to_read(&self, tag: u8) -> bool {
+        self.rereading
+            && matches!(tag, b'Q' | b'P' | b'B')
+            && self.mode == PoolMode::Transaction
+            && !self.unsynced
+            && !self.requests.is_empty()
     }
 
     /// What a statement may do by itself, with what the database's functions may do that it names.
@@ -607,6 +624,7 @@ impl Core {
             self.define(effects.defined.as_deref());
         }
         self.distrust |= effects.deallocates_all;
+        self.rereading |= effects.may_reread();
         if let Some(reason) = effects.pin {
             self.foreseen = true;
             self.pin_for(reason);

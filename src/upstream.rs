@@ -23,10 +23,15 @@ use crate::error::{Fault, Refusal, SqlState};
 use crate::stream::{Socket, Stream};
 use crate::tls::{self, ALPN, TlsError, UpstreamClient};
 use crate::wire::startup::Settings;
-pub use rows::rows;
+pub use rows::{Allowance, rows};
 
-/// A setting and its value.
-pub type Parameter = (Box<[u8]>, Box<[u8]>);
+/// A setting and its value, shared by all who know it.
+pub type Parameter = (Arc<[u8]>, Arc<[u8]>);
+
+/// How many settings a server may report, and how many bytes of names and values: PostgreSQL has some 15 of them.
+pub const MAX_REPORTED: usize = 64;
+/// See [`MAX_REPORTED`].
+pub const MAX_REPORTED_BYTES: usize = 64 << 10;
 
 /// An upstream connection that has just logged in.
 #[derive(Debug)]

@@ -11,10 +11,12 @@ use super::{Known, Report};
 use crate::config::file::SslMode;
 use crate::config::{Config, Connection, Host, Server};
 use crate::stream::Stream;
-use crate::upstream::{Dialer, UpstreamError, rows};
+use crate::upstream::{Allowance, Dialer, UpstreamError, rows};
 use crate::wire::startup::Settings;
 
 /// How long it may take to answer what it is.
+/// The longest answer to one question, in bytes.
+const MAX_ANSWER: usize = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What it is.
@@ -191,7 +193,7 @@ async fn ask(stream: &mut Stream, connection: &Connection, parity: bool) -> io::
 async fn all(stream: &mut Stream, sql: &str) -> io::Result<Vec<Vec<String>>> {
     let mut found = Vec::new();
     let text = |column: &Option<&[u8]>| String::from_utf8_lossy(column.unwrap_or_default()).into_owned();
-    rows(stream, sql, |row| {
+    rows(stream, sql, &mut Allowance::bytes(MAX_ANSWER), |row| {
         found.push(row.iter().map(text).collect());
         Some(())
     })

@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use super::{HostPlace, Pool, PoolSettings};
 use crate::relay::{Catalog, Effects, Function, Relations};
 use crate::stream::Stream;
-use crate::upstream::{Backend, UpstreamError, rows};
+use crate::upstream::{Allowance, Backend, UpstreamError, rows};
 use crate::wire::startup::Settings;
 
 /// The longest that it may take.
@@ -21,12 +21,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// The settings of these questions end with their transaction: names mean PostgreSQL's own, and come as UTF-8.
-const BEGIN: &str = "BEGIN READ ONLY;SET LOCAL search_path=pg_catalog;SET LOCAL client_encoding='UTF8';SET LOCAL statement_timeout='30s'";
+const BEGIN: &str = "BEGIN READ ONLY;SET LOCAL search_path=pg_catalog,pg_temp;SET LOCAL client_encoding='UTF8';SET LOCAL statement_timeout='30s'";
+
+/// What all questions of one reading may be answered, in bytes: a database with more is not seen through.
+const MAX_CATALOG: usize = 16 << 20;
 
 /// `prosrc` is empty where the body is kept parsed (`BEGIN ATOMIC`). Of the functions in C, those that are known to
 /// matter.
 const FUNCTIONS: &str = "SELECT p.oid, p.proname, l.lanname, \
-    CASE WHEN p.prosrc = '' AND p.prokind <> 'a' THEN pg_get_functiondef(p.oid) ELSE left(p.prosrc, 2000000) END, \
+    left(CASE WHEN p.prosrc = '' AND p.prokind <> 'a' THEN pg_get_functiondef(p.oid) ELSE p.prosrc END, 65537), \
     p.prorettype = 'event_trigger'::regtype \
     FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
     WHERE p.oid >= 16384 AND (l.lanname NOT IN ('c', 'internal') OR p.proname ~ '^(dblink|set_limit$)')";
@@ -194,6 +197,17 @@ impl Pool {
                 self.catalog.now.store(Arc::new(catalog));
                 true
             }
+            Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => {
+                let connection = self.connection();
+                warn!(
+                    connection = %connection.name,
+                    "the database has more functions, relations or source than is looked through: each transaction on it is \
+                     asked what it has left (catalog_interval = 0 switches that off)"
+                );
+                asked.failed = false;
+                self.catalog.now.store(Arc::new(Catalog::unseen()));
+                false
+            }
             Err(error) => {
                 asked.outdated |= was_outdated;
                 asked.defined = asked.defined.take().or(defined);
@@ -214,19 +228,27 @@ async fn ask(stream: &mut Stream) -> io::Result<Catalog> {
 }
 
 async fn ask_all(stream: &mut Stream) -> io::Result<Catalog> {
-    let mut functions = Vec::new();
+    let allowed = &mut Allowance::bytes(MAX_CATALOG);
+    let mut sources = Vec::new();
     let mut relations = Relations::default();
-    rows(stream, BEGIN, |_| Some(())).await?;
-    rows(stream, FUNCTIONS, |row| {
-        let is_of_event = text(row, 4)? == b"t";
-        let source = text(row, 3).unwrap_or_default();
-        functions.push(Function::new(number(row, 0)?, text(row, 1)?, text(row, 2)?, source, is_of_event));
+    rows(stream, BEGIN, allowed, |_| Some(())).await?;
+    rows(stream, FUNCTIONS, allowed, |row| {
+        let [name, language, source] = [1, 2, 3].map(|column| text(row, column).unwrap_or_default().to_vec());
+        sources.push((number(row, 0)?, name, language, source, text(row, 4)? == b"t"));
         Some(())
     })
     .await?;
-    rows(stream, DIRECT, |row| {
+    rows(stream, DIRECT, allowed, |row| {
         relations.direct.push((number(row, 0)?, text(row, 1)? == b"t"));
         Some(())
+    })
+    .await?;
+    // Somebody else's texts are read where nobody waits for it.
+    let functions = apart(move || {
+        let function = |(oid, name, language, source, is_of_event): &(_, Vec<u8>, Vec<u8>, Vec<u8>, _)| {
+            Function::new(*oid, name, language, source, *is_of_event)
+        };
+        sources.iter().map(function).collect::<Vec<_>>()
     })
     .await?;
     // Mostly, nothing leaves anything: then what runs it does not matter.
@@ -234,20 +256,24 @@ async fn ask_all(stream: &mut Stream) -> io::Result<Catalog> {
         for (sql, pairs) in
             [(CALLS, &mut relations.calls), (USES, &mut relations.uses), (TOUCHES, &mut relations.touches)]
         {
-            rows(stream, sql, |row| {
+            rows(stream, sql, allowed, |row| {
                 pairs.push((number(row, 0)?, number(row, 1)?));
                 Some(())
             })
             .await?;
         }
-        rows(stream, NAMES, |row| {
+        rows(stream, NAMES, allowed, |row| {
             relations.names.push((number(row, 0)?, text(row, 1)?.to_vec()));
             Some(())
         })
         .await?;
     }
-    rows(stream, "COMMIT", |_| Some(())).await?;
-    Ok(Catalog::new(&functions, &relations))
+    rows(stream, "COMMIT", allowed, |_| Some(())).await?;
+    apart(move || Catalog::new(&functions, &relations)).await
+}
+
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
 }
 
 fn text<'a>(row: &[Option<&'a [u8]>], column: usize) -> Option<&'a [u8]> {

@@ -85,10 +85,7 @@ impl Pooled {
     /// Takes in a `ParameterStatus`; false if it is broken.
     fn reported(&mut self, body: &[u8]) -> bool {
         let pair = wire::cstr(body).and_then(|(name, rest)| Some((name, wire::cstr(rest)?.0)));
-        if let Some((name, value)) = pair {
-            self.state.settings.report(name, value);
-        }
-        pair.is_some()
+        pair.is_some_and(|(name, value)| self.state.settings.report(name, value))
     }
 
     /// Says goodbye, if that is possible at once, and closes.

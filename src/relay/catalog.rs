@@ -2,8 +2,15 @@
 //! policies, other functions. It is known from the database's catalog, and found in a statement by the name alone.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
+use super::sql::budget::{MAX_LEXED, MAX_MENTIONS};
 use super::sql::{self, Effects, Pin, scan::WORD};
+
+/// How many ways from one function or relation to another are followed; a database that has more is not seen through.
+const MAX_WAYS: usize = 2_000_000;
+/// How many settings one name may change before it is "some setting": what is passed on along the ways stays small.
+const MAX_PASSED: usize = 16;
 
 /// A function that is not PostgreSQL's own.
 #[derive(Debug)]
@@ -18,12 +25,16 @@ pub struct Function {
 }
 
 impl Function {
-    /// As `pg_proc` has it: `prosrc`, the name of its language, and whether it returns `event_trigger`.
+    /// As `pg_proc` has it: `prosrc` (of a long one, a beginning that is longer than [`MAX_LEXED`]), the name of its
+    /// language, and whether it returns `event_trigger`.
     pub fn new(oid: u32, name: &[u8], language: &[u8], source: &[u8], is_of_event: bool) -> Self {
         let mut words = HashSet::new();
-        let mut all = Words::default();
-        all.feed(source, |word| words.extend([word]));
-        all.end(|word| words.extend([word]));
+        // A longer one is opaque, whatever it calls.
+        if source.len() <= MAX_LEXED {
+            let mut all = Words::default();
+            all.feed(source, |word| words.extend([word]));
+            all.end(|word| words.extend([word]));
+        }
         let effects = sql::of_function(name, language, source);
         Self { oid, name: name.into(), effects, words, is_of_event }
     }
@@ -54,7 +65,7 @@ pub struct Relations {
 #[derive(Debug, Default)]
 pub struct Catalog {
     /// By the hash of a word in a statement, in order. Of two words with one hash both are suspected.
-    names: Vec<(u64, Effects)>,
+    names: Arc<[(u64, Effects)]>,
     /// A bit for each of them, so that most words of a statement need no search.
     filter: Filter,
     is_known: bool,
@@ -62,72 +73,132 @@ pub struct Catalog {
     doubt: Option<Box<Effects>>,
 }
 
+/// What functions, relations and names do, and which of them does what another does.
+#[derive(Debug, Default)]
+struct Ways {
+    effects: Vec<Effects>,
+    /// To whom it is passed on what each does.
+    to: Vec<Vec<u32>>,
+    count: usize,
+}
+
+impl Ways {
+    fn node(&mut self) -> u32 {
+        self.effects.push(Effects::default());
+        self.to.push(Vec::new());
+        u32::try_from(self.to.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    fn add(&mut self, from: u32, to: u32) {
+        self.count += 1;
+        if self.count <= MAX_WAYS {
+            self.to[from as usize].push(to);
+        }
+    }
+
+    fn at(&mut self, node: u32) -> &mut Effects {
+        &mut self.effects[node as usize]
+    }
+
+    /// Passes on what each does until nothing is news. A node is looked at again only when it has changed, and can change
+    /// only so often as it has flags and settings: the work is bounded by the number of ways.
+    fn follow(&mut self) {
+        let all = 0..u32::try_from(self.to.len()).unwrap_or(u32::MAX);
+        let mut changed: Vec<u32> = all.filter(|node| self.at(*node).matter()).collect();
+        let mut waits = vec![false; self.to.len()];
+        changed.iter().for_each(|node| waits[*node as usize] = true);
+        while let Some(node) = changed.pop() {
+            waits[node as usize] = false;
+            let effects = std::mem::take(&mut self.effects[node as usize]);
+            for to in std::mem::take(&mut self.to[node as usize]) {
+                if to != node
+                    && pass_on(&effects, self.at(to))
+                    && !std::mem::replace(&mut waits[to as usize], true)
+                {
+                    changed.push(to);
+                }
+                self.to[node as usize].push(to);
+            }
+            self.effects[node as usize] = effects;
+        }
+    }
+}
+
 impl Catalog {
-    /// Of all functions and what runs them.
+    /// Of all functions and what runs them. Takes a time that grows with their number and that of their words, whoever has
+    /// chosen them: to be called where nobody waits.
     pub fn new(functions: &[Function], relations: &Relations) -> Self {
-        let mut names: HashMap<u64, Effects> = HashMap::new();
-        let mut of_functions: HashMap<u32, Effects> = HashMap::new();
-        let mut of_relations: HashMap<u32, Effects> = HashMap::new();
+        let mut ways = Ways::default();
+        let (mut names, mut of_functions, mut of_relations) =
+            (HashMap::new(), HashMap::new(), HashMap::new());
+        for function in functions {
+            let node = ways.node();
+            of_functions.insert(function.oid, node);
+            *ways.at(node) = function.effects.clone();
+            let name = *names.entry(name_hash(&function.name)).or_insert_with(|| ways.node());
+            ways.add(node, name);
+            for word in [&b"create"[..], b"alter", b"drop"].iter().filter(|_| function.is_of_event) {
+                let word = *names.entry(name_hash(word)).or_insert_with(|| ways.node());
+                ways.add(node, word);
+            }
+        }
+        let mut relation =
+            |oid: u32, ways: &mut Ways| *of_relations.entry(oid).or_insert_with(|| ways.node());
         for (oid, is_opaque) in &relations.direct {
-            let pin = is_opaque.then_some(Pin::Setting);
             let effects = Effects {
-                pin,
+                pin: is_opaque.then_some(Pin::Setting),
                 makes_objects: true,
                 notifies: true,
                 reads_sequences: true,
                 ..Effects::default()
             };
-            of_relations.entry(*oid).or_default().add(&effects);
+            let node = relation(*oid, &mut ways);
+            ways.at(node).add(&effects);
+        }
+        for (oid, name) in &relations.names {
+            let node = relation(*oid, &mut ways);
+            let name = *names.entry(name_hash(name)).or_insert_with(|| ways.node());
+            ways.add(node, name);
+        }
+        for (user, used) in &relations.touches {
+            let (used, user) = (relation(*used, &mut ways), relation(*user, &mut ways));
+            ways.add(used, user);
+        }
+        for (user, function) in &relations.uses {
+            let user = relation(*user, &mut ways);
+            of_functions.get(function).iter().for_each(|function| ways.add(**function, user));
+        }
+        for (user, used) in &relations.calls {
+            if let (Some(user), Some(used)) = (of_functions.get(user), of_functions.get(used)) {
+                ways.add(*used, *user);
+            }
         }
         for function in functions {
-            of_functions.insert(function.oid, function.effects.clone());
+            let user = of_functions[&function.oid];
+            let named = function.words.iter().filter_map(|word| names.get(word));
+            named.for_each(|name| ways.add(*name, user));
         }
-        let relation_names: Vec<(u32, u64)> =
-            relations.names.iter().map(|(oid, name)| (*oid, name_hash(name))).collect();
-        // Each turn adds what the turn before has found out, one call further.
-        let mut grows = true;
-        while grows {
-            grows = false;
-            for (user, used) in &relations.calls {
-                grows |= pass_on(&of_functions.get(used).cloned(), of_functions.entry(*user).or_default());
-            }
-            for (relation, function) in &relations.uses {
-                grows |=
-                    pass_on(&of_functions.get(function).cloned(), of_relations.entry(*relation).or_default());
-            }
-            for (relation, touched) in &relations.touches {
-                grows |=
-                    pass_on(&of_relations.get(touched).cloned(), of_relations.entry(*relation).or_default());
-            }
-            for (relation, name) in &relation_names {
-                grows |= pass_on(&of_relations.get(relation).cloned(), names.entry(*name).or_default());
-            }
-            for function in functions {
-                let effects = of_functions.entry(function.oid).or_default();
-                for word in &function.words {
-                    grows |= pass_on(&names.get(word).cloned(), effects);
-                }
-                let own = names.entry(name_hash(&function.name)).or_default();
-                grows |= pass_on(&Some(effects.clone()), own);
-                if function.is_of_event {
-                    for word in [&b"create"[..], b"alter", b"drop"] {
-                        grows |= pass_on(&Some(effects.clone()), names.entry(name_hash(word)).or_default());
-                    }
-                }
-            }
+        if ways.count > MAX_WAYS {
+            return Self::unseen();
         }
-        Self::of_names(names)
+        ways.follow();
+        Self::of_names(names.into_iter().map(|(hash, node)| (hash, std::mem::take(ways.at(node)))).collect())
     }
 
-    fn of_names(names: HashMap<u64, Effects>) -> Self {
-        let mut names: Vec<_> = names.into_iter().filter(|(_, effects)| effects.matter()).collect();
+    /// Of a database that has too much to be looked through: whatever is named may do whatever can be asked for.
+    pub fn unseen() -> Self {
+        Self::default().doubted(&Effects::default())
+    }
+
+    fn of_names(mut names: Vec<(u64, Effects)>) -> Self {
+        names.retain(|(_, effects)| effects.matter());
         names.sort_unstable_by_key(|(hash, _)| *hash);
         let mut filter = Filter::default();
         for (hash, effects) in &mut names {
             filter.add(*hash);
             effects.foreseen = true;
         }
-        Self { names, filter, is_known: true, doubt: None }
+        Self { names: names.into(), filter, is_known: true, doubt: None }
     }
 
     /// The same, while something is being defined that will do this: until it is known under its name, anything may do
@@ -158,16 +229,20 @@ impl Catalog {
 
     /// What a text may do by what it names.
     pub fn mentioned(&self, text: &[u8]) -> Option<Box<Effects>> {
-        let mut found = self.doubt.clone();
+        let mut found = Found { effects: self.doubt.clone(), left: MAX_MENTIONS };
         let mut words = Words::default();
         words.feed(text, |word| self.look_up(word, &mut found));
         words.end(|word| self.look_up(word, &mut found));
-        found
+        found.effects
     }
 
-    fn look_up(&self, word: u64, found: &mut Option<Box<Effects>>) {
-        if let Some(effects) = self.get(word) {
-            found.get_or_insert_default().add(effects);
+    fn look_up(&self, word: u64, found: &mut Found) {
+        let Some(effects) = self.get(word).filter(|_| found.left > 0) else { return };
+        let all = found.effects.get_or_insert_default();
+        all.add(effects);
+        found.left -= 1;
+        if found.left == 0 {
+            all.add(&Effects::opaque());
         }
     }
 
@@ -187,11 +262,26 @@ impl Catalog {
     }
 }
 
+/// What a text's words do so far, and how many more of them are looked up.
+struct Found {
+    effects: Option<Box<Effects>>,
+    left: usize,
+}
+
 /// Adds what one does to what another does with it; true if that is news.
-fn pass_on(from: &Option<Effects>, to: &mut Effects) -> bool {
-    let Some(from) = from.as_ref().filter(|from| from.matter()) else { return false };
+fn pass_on(from: &Effects, to: &mut Effects) -> bool {
+    if !from.matter() {
+        return false;
+    }
     let before = to.clone();
     to.add(from);
+    if to.settings.len() > MAX_PASSED {
+        to.pin = to.pin.or(Some(Pin::Setting));
+    }
+    // Whoever keeps the connection for good need not be told which: so this only ever grows.
+    if to.pin.is_some() {
+        to.settings.clear();
+    }
     *to != before
 }
 
@@ -319,6 +409,33 @@ mod tests {
             let first = catalog.is_mentioned_in(&text[..cut], &mut words);
             assert!(first | catalog.is_mentioned_in(&text[cut..], &mut words), "{cut}");
         }
+    }
+
+    #[test]
+    fn long_chains_and_rings_are_followed_and_too_many_ways_are_not() {
+        let link = |i: u32, next: u32| plpgsql(i, &format!("f{i}"), &format!("begin perform f{next}(); end"));
+        let count = 20_000;
+        let mut functions: Vec<Function> = (1..count).map(|i| link(i, (i + 1) % count)).collect();
+        functions.push(plpgsql(count, "f0", "begin perform f1(); set a.b = 1; end"));
+        let catalog = Catalog::new(&functions, &Relations::default());
+        assert_eq!((of(&catalog, "select f7()").settings, catalog.count()), (vec!["a.b".to_owned()], 20_000));
+        // Each sets something else, and all are in a ring: they have too many settings to tell apart.
+        let sets = |i: u32, next: u32| {
+            plpgsql(i, &format!("f{i}"), &format!("begin set my.x{i} = 1; perform f{next}(); end"))
+        };
+        let functions: Vec<Function> = (0..2000).map(|i| sets(i, (i + 1) % 2000)).collect();
+        let catalog = Catalog::new(&functions, &Relations::default());
+        assert_eq!(of(&catalog, "select f7()").pin, Some(Pin::Setting));
+        let touches: Vec<(u32, u32)> = (0..=u32::try_from(MAX_WAYS).unwrap()).map(|i| (i % 999, i)).collect();
+        let crowded = Catalog::new(&[], &Relations { touches, ..Relations::default() });
+        assert!(of(&crowded, "select 1").asks_all);
+    }
+
+    #[test]
+    fn a_text_that_names_a_lot_is_opaque_before_all_of_it_is_looked_up() {
+        let catalog = Catalog::new(&[plpgsql(1, "sets", "begin set a.b = 1; end")], &Relations::default());
+        assert_eq!(of(&catalog, &"sets() ".repeat(MAX_MENTIONS - 1)).pin, None);
+        assert_eq!(of(&catalog, &"sets() ".repeat(MAX_MENTIONS)).pin, Some(Pin::Opaque));
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Core {
                     (step, _) => Ok(step),
                 }
             }
-            b'S' => Ok(self.parameter(body, backend, down)),
+            b'S' => self.parameter(body, backend, down),
             b'N' if ours => Ok(Step::Drop),
             // A notification is the client's, whatever it meets, unless the listener delivers it.
             b'A' if !self.is_setting_up() => {
@@ -202,6 +202,7 @@ impl Core {
         self.copy = Copy::None;
         self.resetting = false;
         self.distrust &= !self.requests.is_empty();
+        self.rereading &= !self.requests.is_empty();
         if self.requests.is_empty() {
             self.flush_at = super::MAX_UNASKED;
         }
@@ -343,24 +344,32 @@ impl Core {
     }
 
     /// `ParameterStatus`
-    fn parameter(&mut self, body: Option<&[u8]>, backend: &mut BackendState, down: &mut Sink<'_>) -> Step {
+    fn parameter(
+        &mut self,
+        body: Option<&[u8]>,
+        backend: &mut BackendState,
+        down: &mut Sink<'_>,
+    ) -> Result<Step, Broken> {
         let setup = self.is_setting_up();
         let pair = body.and_then(cstr).and_then(|(name, rest)| Some((name, cstr(rest)?.0)));
-        let Some((name, value)) = pair else { return Step::Pass };
-        backend.settings.report(name, value);
+        let Some((name, value)) = pair else { return Ok(Step::Pass) };
+        if !backend.settings.report(name, value) {
+            return Err(Broken::Desync("more settings than a server reports".into()));
+        }
+        let news = |news| Ok(if news { Step::Pass } else { Step::Drop });
         if self.settings.hides(name) && setup {
-            return Step::Drop;
+            return Ok(Step::Drop);
         }
         if setup {
-            return if self.settings.told(name, value) { Step::Pass } else { Step::Drop };
+            return news(self.settings.told(name, value));
         }
         if self.resetting {
             self.strays = true;
             if let Some(value) = self.settings.reset_reported(name) {
                 wire::parameter_status(down.buffer(), name, &value);
             }
-            return Step::Drop;
+            return Ok(Step::Drop);
         }
-        if self.settings.report(name, value) { Step::Pass } else { Step::Drop }
+        news(self.settings.report(name, value))
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use crate::upstream::Parameter;
+use crate::upstream::{MAX_REPORTED, MAX_REPORTED_BYTES, Parameter};
 use crate::wire::{identifier, literal};
 
 /// Settings that PostgreSQL reports and a client cannot set: they are what the connection and its server are.
@@ -16,7 +16,16 @@ const READ_ONLY: [&str; 6] = [
     "in_hot_standby",
 ];
 /// Settings that decide what the words and constants of a statement mean.
-const MEANING: [&str; 11] = [
+const MEANING: [&str; 20] = [
+    "role",
+    "client_encoding",
+    "DateStyle",
+    "IntervalStyle",
+    "standard_conforming_strings",
+    "TimeZone",
+    "bytea_output",
+    "extra_float_digits",
+    "quote_all_identifiers",
     "search_path",
     "array_nulls",
     "backslash_quote",
@@ -81,6 +90,12 @@ impl Parameters {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Whether there are more of them than a server reports.
+    fn is_too_much(&self) -> bool {
+        let bytes: usize = self.0.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.0.len() > MAX_REPORTED || bytes > MAX_REPORTED_BYTES
+    }
 }
 
 /// What a session's settings are to be on whatever connection it is lent.
@@ -123,11 +138,14 @@ impl BackendSettings {
         &self.reported
     }
 
-    /// A `ParameterStatus` has come.
-    pub fn report(&mut self, name: &[u8], value: &[u8]) {
+    /// A `ParameterStatus` has come; false if the server has reported more than one does.
+    #[must_use]
+    pub fn report(&mut self, name: &[u8], value: &[u8]) -> bool {
         if self.reported.get(name) != Some(value) {
             self.reported = Arc::new(self.reported.with(name, value));
+            return !self.reported.is_too_much();
         }
+        true
     }
 
     /// These beside the reported ones were set on it.
@@ -175,10 +193,11 @@ impl SessionSettings {
         &self.reported
     }
 
-    /// The settings that change what a statement means and are not reported: part of a statement's identity.
+    /// The settings that change what a statement means, with their values: part of a statement's identity.
     pub fn meaning(&self) -> Parameters {
-        let matters = |name: &[u8]| MEANING.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name));
-        Parameters(self.extra.0.iter().filter(|(name, _)| matters(name)).cloned().collect())
+        let value = |name: &str| self.extra.get(name.as_bytes()).or(self.reported.get(name.as_bytes()));
+        let pair = |name: &&str| Some((name.as_bytes().into(), value(name)?.into()));
+        Parameters(MEANING.iter().filter_map(pair).collect())
     }
 
     /// Whether the lexer reads a text as the upstream does: not where a backslash escapes in every string, nor
@@ -190,7 +209,8 @@ impl SessionSettings {
     /// The reported settings have changed.
     fn report_all(&mut self, reported: Arc<Parameters>) {
         self.wanted = decorated(&reported, self.suffix.as_deref());
-        self.lexable = is_lexable(&reported);
+        // Once it was not, it is not again: a rolled back change is not reported before what stands behind it is read.
+        self.lexable &= is_lexable(&reported);
         self.reported = reported;
     }
 
@@ -224,8 +244,8 @@ impl SessionSettings {
     }
 
     /// A reported setting is back at the upstream's default; what the client is to be told of that, if anything.
-    pub fn reset_reported(&mut self, name: &[u8]) -> Option<Box<[u8]>> {
-        let value: Box<[u8]> = self.startup.get(name)?.into();
+    pub fn reset_reported(&mut self, name: &[u8]) -> Option<Arc<[u8]>> {
+        let value: Arc<[u8]> = self.startup.get(name)?.into();
         self.reset(name);
         self.told(name, &value).then_some(value)
     }

@@ -2,11 +2,14 @@
 //! cannot matter, and a lexer for the rest. Neither understands SQL; both rather suspect too much.
 
 mod body;
+pub mod budget;
 mod lexer;
 pub mod scan;
 
 pub use body::of_function;
-use lexer::{Token, tokens};
+use body::{Findings, Language};
+use budget::{MAX_LEXED, MAX_SETTINGS};
+use lexer::Token;
 pub use scan::{Scan, is_suspicious};
 
 /// Why a session keeps its upstream connection beyond its transactions.
@@ -102,6 +105,8 @@ pub struct Effects {
     pub defined: Option<Box<Self>>,
     /// The same of a table, a view or the like: that matters only with others that do.
     pub relates: bool,
+    /// It may change how the statements behind it are read.
+    pub rereads: bool,
 }
 
 /// Settings that every supported PostgreSQL reports: the upstream itself says what became of them.
@@ -133,8 +138,8 @@ const DEFINES: [&str; 11] = [
     "domain",
 ];
 
-/// The longest text that the lexer looks at; a longer one that is suspicious pins.
-const MAX_LEXED: usize = 64 << 10;
+/// Settings that decide where the tokens of the statements behind end.
+const READING: [&str; 3] = ["client_encoding", "names", "standard_conforming_strings"];
 
 impl Effects {
     /// Of a text that cannot be seen through.
@@ -146,6 +151,17 @@ impl Effects {
         self.pin.get_or_insert(reason);
     }
 
+    /// There is more of it than may be looked at: it may do anything.
+    fn see_nothing(&mut self) {
+        self.pin_for(Pin::Opaque);
+        (self.foreseen, self.asks_all) = (true, true);
+    }
+
+    /// True if what comes behind it may be read otherwise than what came before.
+    pub fn may_reread(&self) -> bool {
+        self.rereads || self.asks_all || self.calls || self.pin == Some(Pin::Opaque)
+    }
+
     /// Whether there is anything that a session does beside its statements' ordinary work.
     pub fn matter(&self) -> bool {
         let nothing = Self { foreseen: self.foreseen, relates: self.relates, ..Self::default() };
@@ -153,8 +169,13 @@ impl Effects {
     }
 
     fn add_setting(&mut self, name: String) {
-        if !self.settings.contains(&name) {
+        if self.settings.contains(&name) {
+            return;
+        }
+        if self.settings.len() < MAX_SETTINGS {
             self.settings.push(name);
+        } else {
+            self.pin_for(Pin::Setting);
         }
     }
 
@@ -178,6 +199,7 @@ impl Effects {
             self.defined.get_or_insert_default().add(defined);
         }
         self.relates |= other.relates;
+        self.rereads |= other.rereads;
     }
 
     /// It may change this setting; one whose name depends on the client's encoding cannot be asked for.
@@ -207,37 +229,21 @@ pub fn suspected(text: &[u8]) -> Option<Box<Effects>> {
             false => defines.then(|| Box::new(Effects { defines, ..Effects::default() })),
         };
     }
-    let effects = lexed(text);
+    let effects = body::read(text, Language::Statements);
     (effects != Effects::default()).then(|| Box::new(effects))
 }
 
-fn lexed(text: &[u8]) -> Effects {
-    let mut effects = Effects::default();
-    let tokens = tokens(text);
-    let statements: Vec<&[Token]> =
-        tokens.split(|t| *t == Token::Symbol(b';')).filter(|statement| !statement.is_empty()).collect();
-    let alone = statements.len() == 1;
-    for statement in statements {
-        look_at(statement, alone, &mut effects);
-    }
-    if effects.defines && !alone {
-        // Another of these statements may use what one of them defines.
-        effects.asks_all = true;
-        let defined = effects.defined.clone();
-        defined.iter().for_each(|defined| effects.add(defined));
-    }
-    effects
-}
-
-fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
+/// One statement; it is the only one of its text, or it is not. What the functions in it do, [`functions`] says.
+fn look_at<'a>(statement: &[Token<'a>], alone: bool, findings: &mut Findings<'a>) {
     let word = |i: usize| match statement.get(i) {
-        Some(Token::Word(word)) => word.as_str(),
+        Some(Token::Word(word)) => &**word,
         _ => "",
     };
+    let effects = findings.here();
     match word(0) {
         "set" => {
             effects.foreseen = true;
-            match set(statement) {
+            match set(statement, effects) {
                 Set::Nothing => {}
                 Set::Settings(names) => names.into_iter().for_each(|name| effects.changes(name)),
                 Set::Opaque(reason) => effects.pin_for(reason),
@@ -247,9 +253,13 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
             (effects.foreseen, effects.resets) = (true, true);
             match (word(1), word(2)) {
                 ("session", "authorization") => effects.pin_for(Pin::Role),
-                ("all", _) => effects.resets_all = true,
+                ("all", _) => (effects.resets_all, effects.rereads) = (true, true),
                 ("time", "zone") => effects.add_setting("timezone".into()),
-                (_, _) => effects.changes(dotted(&statement[1..])),
+                (_, _) => {
+                    let name = dotted(&statement[1..]);
+                    effects.rereads |= READING.contains(&name.as_str());
+                    effects.changes(name);
+                }
             }
         }
         "discard" => {
@@ -257,7 +267,7 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
             effects.ends_objects = true;
             if word(1) == "all" {
                 (effects.deallocates_all, effects.resets_all, effects.channels) = (true, true, true);
-                effects.resets = true;
+                (effects.resets, effects.rereads) = (true, true);
             }
         }
         "deallocate" => {
@@ -282,7 +292,7 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
         "close" | "drop" => effects.ends_objects = true,
         "do" => {
             effects.foreseen = true;
-            body::block(statement, effects);
+            body::block(statement, findings);
         }
         "call" => (effects.foreseen, effects.calls) = (true, true),
         "load" => effects.pin_for(Pin::Opaque),
@@ -290,11 +300,12 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
             let defines = statement.iter().take(6).any(|t| DEFINES.iter().any(|word| t.is(word)));
             (effects.defines, effects.relates) = (effects.defines | defines, true);
             if defines {
-                body::definition(statement, effects);
+                body::definition(statement, findings);
             }
         }
         _ => {}
     }
+    let effects = findings.here();
     effects.makes_objects |= statement
         .iter()
         .enumerate()
@@ -302,16 +313,11 @@ fn look_at(statement: &[Token], alone: bool, effects: &mut Effects) {
     if statement.iter().any(|t| t.is("pg_settings")) && statement.iter().any(|t| t.is("update")) {
         effects.pin_for(Pin::Setting);
     }
-    for (i, token) in statement.iter().enumerate() {
-        if let Token::Word(word) = token {
-            function(word, &statement[i + 1..], effects);
-        }
-    }
 }
 
 /// What stands behind `CREATE` or `INTO`.
-fn makes_temporary(rest: &[Token]) -> bool {
-    let filler = |t: &&Token| ["or", "replace", "local", "global"].iter().any(|word| t.is(word));
+fn makes_temporary(rest: &[Token<'_>]) -> bool {
+    let filler = |t: &&Token<'_>| ["or", "replace", "local", "global"].iter().any(|word| t.is(word));
     rest.iter().find(|t| !filler(t)).is_some_and(|t| t.is("temp") || t.is("temporary"))
 }
 
@@ -325,10 +331,14 @@ enum Set {
     Opaque(Pin),
 }
 
-fn set(statement: &[Token]) -> Set {
-    let first = |rest: &[Token], word: &str| rest.first().is_some_and(|t| t.is(word));
+fn set(statement: &[Token<'_>], effects: &mut Effects) -> Set {
+    let first = |rest: &[Token<'_>], word: &str| rest.first().is_some_and(|t| t.is(word));
     let mut rest = &statement[1..];
-    if first(rest, "local") || first(rest, "transaction") || first(rest, "constraints") {
+    if first(rest, "local") {
+        effects.rereads |= READING.contains(&dotted(&rest[1..]).as_str());
+        return Set::Nothing;
+    }
+    if first(rest, "transaction") || first(rest, "constraints") {
         return Set::Nothing;
     }
     if first(rest, "session") {
@@ -340,7 +350,9 @@ fn set(statement: &[Token]) -> Set {
             return Set::Settings(CHARACTERISTICS.map(str::to_owned).to_vec());
         }
     }
-    let name = match dotted(rest).as_str() {
+    let name = dotted(rest);
+    effects.rereads |= READING.contains(&name.as_str());
+    let name = match name.as_str() {
         // SET TIME ZONE, SET NAMES
         "time" | "names" => return Set::Nothing,
         "xml" => "xmloption".to_owned(),
@@ -355,7 +367,7 @@ fn set(statement: &[Token]) -> Set {
 }
 
 /// A name with its dots, in lower case.
-fn dotted(tokens: &[Token]) -> String {
+fn dotted(tokens: &[Token<'_>]) -> String {
     let mut name = String::new();
     for token in tokens {
         match token {
@@ -369,39 +381,66 @@ fn dotted(tokens: &[Token]) -> String {
     name
 }
 
-/// Whether the last of the arguments that `rest` begins with is `true`: then `set_config` sets for a transaction.
-fn is_local(rest: &[Token]) -> bool {
-    let mut depth = 0;
-    for (i, token) in rest.iter().enumerate() {
+/// For each opening parenthesis, the place of the one that closes it: one pass.
+fn closing(tokens: &[Token<'_>]) -> Vec<(usize, usize)> {
+    let (mut open, mut pairs) = (Vec::new(), Vec::new());
+    for (i, token) in tokens.iter().enumerate() {
         match token {
-            Token::Symbol(b'(') => depth += 1,
-            Token::Symbol(b')') if depth == 1 => {
-                return i > 1 && rest[i - 1].is("true") && rest[i - 2] == Token::Symbol(b',');
-            }
-            Token::Symbol(b')') => depth -= 1,
+            Token::Symbol(b'(') => open.push(i),
+            Token::Symbol(b')') => pairs.extend(open.pop().map(|at| (at, i))),
             _ => {}
-        }
-        if depth == 0 {
-            return false;
         }
     }
-    false
+    pairs.sort_unstable();
+    pairs
 }
 
-/// What a function may leave behind; `rest` is what stands behind its name.
-fn function(word: &str, rest: &[Token], effects: &mut Effects) {
-    match word {
-        "set_config" => match rest {
-            [Token::Symbol(b'('), Token::Text(Some(name)), ..] => match name.to_lowercase().as_str() {
+/// What the functions leave behind that are called in these tokens.
+fn functions(tokens: &[Token<'_>], effects: &mut Effects) {
+    let mut pairs = None;
+    for (i, token) in tokens.iter().enumerate() {
+        let Token::Word(word) = token else { continue };
+        if &**word != "set_config" {
+            function(word, effects);
+            continue;
+        }
+        let pairs = pairs.get_or_insert_with(|| closing(tokens));
+        let end = pairs.binary_search_by_key(&(i + 1), |(open, _)| *open).ok().map(|at| pairs[at].1);
+        // The last of its arguments is `true`: then it sets for a transaction.
+        let is_local = end.is_some_and(|end| {
+            end > i + 3 && tokens[end - 1].is("true") && tokens[end - 2] == Token::Symbol(b',')
+        });
+        set_config(&tokens[i + 1..tokens.len().min(i + 3)], is_local, effects);
+    }
+}
+
+/// `arguments` begin with the parenthesis, if it is called.
+fn set_config(arguments: &[Token<'_>], is_local: bool, effects: &mut Effects) {
+    match arguments {
+        [Token::Symbol(b'('), Token::Text(Some(name))] => {
+            let name = name.to_lowercase();
+            effects.rereads |= READING.contains(&name.as_str());
+            match name.as_str() {
                 "seed" => effects.pin_for(Pin::Opaque),
                 "session_authorization" => effects.pin_for(Pin::Role),
-                _ if is_local(rest) => {}
+                _ if is_local => {}
                 name if REPORTED.contains(&name) => {}
-                name => effects.changes(name.to_owned()),
-            },
-            [Token::Symbol(b'('), ..] if !is_local(rest) => effects.pin_for(Pin::Setting),
-            _ => {}
-        },
+                _ => effects.changes(name),
+            }
+        }
+        [Token::Symbol(b'('), ..] => {
+            effects.rereads = true;
+            if !is_local {
+                effects.pin_for(Pin::Setting);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What a function of this name may leave behind.
+fn function(word: &str, effects: &mut Effects) {
+    match word {
         "pg_advisory_lock"
         | "pg_advisory_lock_shared"
         | "pg_try_advisory_lock"
@@ -663,6 +702,97 @@ mod tests {
             assert!(!scan.is_suspicious() || is_suspicious(text.as_bytes()), "{text}");
         }
         assert!(!is_suspicious(b"SELECT abalance FROM pgbench_accounts WHERE aid = 4711;"));
+    }
+
+    #[test]
+    fn texts_within_texts_are_read_as_deep_as_people_write_and_then_opaque() {
+        let nested = |depth: usize| {
+            (0..depth)
+                .fold("begin set work_mem = 1; end".to_owned(), |text, i| format!("do $t{i}$ {text} $t{i}$"))
+        };
+        for depth in 1..4 {
+            let effects = of(&nested(depth));
+            assert_eq!((effects.pin, effects.settings.len()), (None, 1), "{depth}");
+        }
+        for depth in [9, 100, 3_000] {
+            assert_eq!(of(&nested(depth)).pin, Some(Pin::Opaque), "{depth}");
+        }
+        let unterminated: String = (0..8_000).map(|i| format!("DO $x{i:x}$")).collect();
+        assert_eq!(of(&unterminated[..MAX_LEXED.min(unterminated.len())]).pin, Some(Pin::Opaque));
+    }
+
+    /// Of each text, what is read is a fixed multiple of its length: counted, not timed.
+    #[test]
+    fn no_text_is_read_more_often_than_a_few_times() {
+        let shapes: [fn(usize) -> String; 9] = [
+            |n| format!("DO $$ {} $$", "begin set_config( ".repeat(n / 18)),
+            |n| format!("DO $$ {} $$", "execute ".repeat(n / 8)),
+            |n| format!("DO $$ {} $$", "begin execute 'begin' ".repeat(n / 22)),
+            |n| format!("DO $$ {} $$", "do execute $a$ do execute $a$ ".repeat(n / 30)),
+            |n| "set a=1;".repeat(n / 8),
+            |n| "create function f as 'select 1' ".repeat(n / 32),
+            |n| (0..n / 12).fold(String::new(), |text, i| format!("do ${i:x}x${text}")),
+            |n| "into or replace ".repeat(n / 16),
+            |n| "select '\n'".repeat(n / 10),
+        ];
+        for (i, shape) in shapes.iter().enumerate() {
+            for size in [1 << 10, 8 << 10, (64 << 10) - 64] {
+                let text = shape(size);
+                let read = body::bytes_read(text.as_bytes());
+                assert!(read <= 4 * text.len(), "shape {i}: {read} of {}", text.len());
+                let _ = of(&text);
+            }
+        }
+    }
+
+    #[test]
+    fn more_settings_than_can_be_told_apart_pin() {
+        let text: String = (0..10_000).map(|i| format!("set a{i}=1;")).collect();
+        let effects = of(&text[..MAX_LEXED]);
+        assert_eq!((effects.pin, effects.settings.len()), (Some(Pin::Setting), MAX_SETTINGS));
+    }
+
+    #[test]
+    fn what_changes_how_texts_are_read_is_said() {
+        for text in [
+            "set standard_conforming_strings = off",
+            "set local standard_conforming_strings to off",
+            "SET NAMES 'SJIS'",
+            "set session client_encoding = 'SJIS'",
+            "reset client_encoding",
+            "reset all",
+            "discard all",
+            "select set_config('Client_Encoding', 'SJIS', true)",
+            "select set_config($1, $2, true)",
+            "do $$ begin execute x; end $$",
+            "do $$ begin set standard_conforming_strings = off; end $$",
+            "call p()",
+        ] {
+            assert!(of(text).may_reread(), "{text}");
+        }
+        for text in
+            ["set work_mem = 1", "set datestyle = iso", "reset work_mem", "listen x", "set local a.b = 1"]
+        {
+            assert!(!of(text).may_reread(), "{text}");
+        }
+    }
+
+    /// Where PostgreSQL ends a comment and goes on with a string.
+    #[test]
+    fn comments_and_strings_end_where_postgresql_ends_them() {
+        for text in [
+            "select 1 --\r, set_config('a.b','x',false)",
+            "select 1 +--'\r set_config('a.b','x',false)",
+            "select E'a'\n'\\'', set_config('a.b','x',false)::text, ''",
+            "select e'a' -- c\n  -- d\r\x0c'\\'', set_config('a.b','x',false)::text, ''",
+            "select 'a'\n'''', set_config('a.b','x',false)",
+        ] {
+            assert_eq!(of(text).settings, ["a.b"], "{text:?}");
+        }
+        for text in ["select E'a'\n'\\', set_config('", "select 'a'\n'set_config('"] {
+            assert_eq!(of(text), Effects::default(), "{text:?}");
+        }
+        assert!(of("select 1into temp t").makes_objects);
     }
 
     #[test]

@@ -181,7 +181,7 @@ impl Core {
         if self.skipping && header.tag != b'S' {
             return Ok(Step::Streams(Rest::Pass));
         }
-        if self.must_settle_first() && self.may_hold() {
+        if (self.must_settle_first() || self.must_know_how_to_read(header.tag)) && self.may_hold() {
             return Ok(Step::Hold);
         }
         match header.tag {
@@ -463,8 +463,8 @@ impl Core {
         }
         let text = cstr(names.after).map_or(names.after, |(text, _)| text);
         let effects = self.effects(text);
-        let shown = effects.as_ref().and_then(|_| self.shown_body(names.after));
-        if let Some(effects) = effects.filter(|effects| effects.channels) {
+        let shown = effects.as_ref().and_then(|effects| self.shown_body(effects, names.after));
+        if let Some(effects) = effects.filter(|effects| effects.channels || !self.can_lex()) {
             // It may be bound in the same batch, and then a transaction has begun.
             self.foresee_extended(&effects, backend, up.buffer());
         }
@@ -530,9 +530,8 @@ impl Core {
     }
 
     /// If a `Parse` body is a `SHOW pgusher.…`, the body that answers it.
-    fn shown_body(&self, body: &[u8]) -> Option<Vec<u8>> {
-        let (text, types) = cstr(body)?;
-        let effects = super::sql::effects(text)?;
+    fn shown_body(&self, effects: &Effects, body: &[u8]) -> Option<Vec<u8>> {
+        let (_, types) = cstr(body)?;
         let sql = self.shown(effects.shows.as_deref()?)?;
         let mut body = Vec::new();
         wire::push_cstr(&mut body, &sql);
@@ -570,7 +569,7 @@ impl Core {
             self.stained |= !whole;
         }
         self.counts.server_parses += 1;
-        let shown = replaced.or_else(|| effects.and_then(|_| self.shown_body(after)));
+        let shown = replaced.or_else(|| effects.and_then(|effects| self.shown_body(&effects, after)));
         let body = shown.as_deref().unwrap_or(after);
         if session_mode {
             self.requests.push(Kind::Parse);
@@ -727,7 +726,7 @@ impl Core {
         };
         if kind == Kind::Bind {
             let statement = &named.statement;
-            let effects = if self.settings.is_lexable() {
+            let effects = if self.can_lex() {
                 let own = statement.effects().map(|effects| Box::new(effects.clone()));
                 self.with_catalog(own, || statement.mentions(&self.catalog))
             } else {

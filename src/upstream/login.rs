@@ -6,7 +6,7 @@ use postgres_protocol::authentication::sasl::{
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Parameter, UpstreamError};
+use super::{MAX_REPORTED, MAX_REPORTED_BYTES, Parameter, UpstreamError};
 use crate::config::file::ChannelBinding;
 use crate::config::{Connection, UpstreamScram};
 use crate::error::SqlState;
@@ -17,7 +17,9 @@ use crate::wire::startup::{MAX_CANCEL_KEY, MAX_STARTUP_LENGTH, Settings};
 use crate::wire::{self, Header, cstr};
 
 /// The longest message that an upstream may send during a login: an error text can be long.
-const MAX_LOGIN_MESSAGE: usize = 4 << 20;
+const MAX_LOGIN_MESSAGE: usize = 64 << 10;
+/// How many messages a login may take, notices included.
+const MAX_LOGIN_MESSAGES: usize = 1000;
 const PROTOCOL_3_0: u32 = 0x0003_0000;
 
 /// What a login gives.
@@ -43,8 +45,8 @@ pub async fn log_in(
     stream.flush().await?;
     let mut proof = Proof::Nothing;
     let mut login = Login { pid: 0, secret: Box::default(), parameters: Vec::new() };
-    let mut authenticated = false;
-    loop {
+    let (mut authenticated, mut reported) = (false, 0);
+    for _ in 0..MAX_LOGIN_MESSAGES {
         let (tag, body) = read_message(stream).await?;
         match tag {
             b'R' if !authenticated => {
@@ -56,6 +58,10 @@ pub async fn log_in(
             b'S' if authenticated => {
                 let (name, rest) = cstr(&body).ok_or_else(|| broken("ParameterStatus"))?;
                 let (value, _) = cstr(rest).ok_or_else(|| broken("ParameterStatus"))?;
+                reported += name.len() + value.len();
+                if login.parameters.len() >= MAX_REPORTED || reported > MAX_REPORTED_BYTES {
+                    return Err(UpstreamError::Protocol("more settings than a server reports".into()));
+                }
                 login.parameters.push((name.into(), value.into()));
             }
             b'K' if authenticated => {
@@ -70,6 +76,7 @@ pub async fn log_in(
             other => return Err(UpstreamError::Protocol(format!("message {other:#x} during login"))),
         }
     }
+    Err(UpstreamError::Protocol("more messages than a login has".into()))
 }
 
 /// What the configuration sets on every connection of this name.

@@ -1,23 +1,174 @@
-//! What running the source of a function may do to its session.
+//! Texts within texts: what running the source of a function, a block, or a text that is put together may do.
 
+use super::budget::Budget;
 use super::lexer::{Token, tokens};
-use super::{Effects, Pin, look_at};
-
-/// The longest source that is looked at.
-const MAX_SOURCE: usize = 1 << 20;
+use super::{Effects, Pin, functions, look_at};
 
 /// Words that a statement of PL/pgSQL may begin behind.
 const BEFORE: [&str; 4] = ["begin", "then", "else", "loop"];
 
+/// How a text is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Language {
+    /// A statement, or several.
+    Statements,
+    /// The body of a function in SQL.
+    Sql,
+    /// The body of one in PL/pgSQL.
+    PlPgSql,
+}
+
+impl Language {
+    fn named(name: &[u8]) -> Option<Self> {
+        match name {
+            b"sql" => Some(Self::Sql),
+            b"plpgsql" => Some(Self::PlPgSql),
+            _ => None,
+        }
+    }
+}
+
+/// When a text runs that is found within another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Runs {
+    /// With it.
+    Now,
+    /// When what is defined by it is used.
+    Later,
+}
+
+/// A text that is still to be read.
+#[derive(Debug)]
+struct Text<'a> {
+    text: &'a [u8],
+    language: Language,
+    runs: Runs,
+    depth: u8,
+}
+
+/// What is found in a text: its effects so far, and the texts within it that are still to be read.
+#[derive(Debug)]
+pub(super) struct Findings<'a> {
+    pub(super) effects: Effects,
+    defined: Effects,
+    /// Where the text at hand is.
+    runs: Runs,
+    depth: u8,
+    /// It is not the only statement of its text.
+    several: bool,
+    later: Vec<Text<'a>>,
+}
+
+impl<'a> Findings<'a> {
+    /// Of what is at hand.
+    pub(super) fn here(&mut self) -> &mut Effects {
+        match self.runs {
+            Runs::Now => &mut self.effects,
+            Runs::Later => &mut self.defined,
+        }
+    }
+
+    fn put_off(&mut self, text: &'a str, language: Language, runs: Runs) {
+        let runs = if self.runs == Runs::Later { Runs::Later } else { runs };
+        self.later.push(Text { text: text.as_bytes(), language, runs, depth: self.depth + 1 });
+    }
+}
+
+/// How many bytes are read to know what a text may do.
+#[cfg(test)]
+pub(super) fn bytes_read(text: &[u8]) -> usize {
+    let mut budget = Budget::of(text.len());
+    read_within(text, Language::Statements, &mut budget);
+    Budget::of(text.len()).left() - budget.left()
+}
+
+/// What a text may do, with all that is within it.
+pub(super) fn read(text: &[u8], language: Language) -> Effects {
+    read_within(text, language, &mut Budget::of(text.len()))
+}
+
+fn read_within(text: &[u8], language: Language, budget: &mut Budget) -> Effects {
+    let mut findings = Findings {
+        effects: Effects::default(),
+        defined: Effects::default(),
+        runs: Runs::Now,
+        depth: 0,
+        several: false,
+        later: vec![Text { text, language, runs: Runs::Now, depth: 0 }],
+    };
+    while let Some(next) = findings.later.pop() {
+        (findings.runs, findings.depth) = (next.runs, next.depth);
+        if budget.take(next.text.len(), next.depth) {
+            look_through(next.text, next.language, next.depth == 0, &mut findings);
+        } else {
+            findings.here().see_nothing();
+        }
+    }
+    let Findings { mut effects, defined, several, .. } = findings;
+    if effects.defines && several {
+        // Another of these statements may use what one of them defines.
+        effects.asks_all = true;
+        effects.add(&defined);
+    }
+    if defined.matter() {
+        effects.defined.get_or_insert_default().add(&defined);
+    }
+    effects
+}
+
+fn look_through<'a>(text: &'a [u8], language: Language, outermost: bool, findings: &mut Findings<'a>) {
+    let tokens = tokens(text);
+    functions(&tokens, findings.here());
+    if language == Language::Statements {
+        let ends = |token: &Token<'_>| *token == Token::Symbol(b';');
+        let statements = || tokens.split(ends).filter(|statement| !statement.is_empty());
+        let alone = outermost && statements().nth(1).is_none();
+        statements().for_each(|statement| look_at(statement, alone, findings));
+        if outermost && !alone {
+            findings.several = true;
+        }
+        return;
+    }
+    let mut rest = &tokens[..];
+    while !rest.is_empty() {
+        // Cut wherever a statement may begin, so that no token is in two of them.
+        let begins =
+            |token: &Token<'_>| *token == Token::Symbol(b';') || BEFORE.iter().any(|word| token.is(word));
+        let end = rest.iter().position(begins).unwrap_or(rest.len());
+        look_at(&rest[..end], false, findings);
+        if language == Language::PlPgSql {
+            dynamic(&rest[..end], findings);
+        }
+        rest = rest.get(end + 1..).unwrap_or_default();
+    }
+}
+
+/// `EXECUTE` of PL/pgSQL: the text is put together when it runs, unless it is one constant.
+fn dynamic<'a>(statement: &[Token<'a>], findings: &mut Findings<'a>) {
+    for execute in statement.split(|token| token.is("execute")).skip(1) {
+        let end = |token: &Token<'_>| ["using", "into"].iter().any(|word| token.is(word));
+        let text = &execute[..execute.iter().position(end).unwrap_or(execute.len())];
+        findings.here().asks_all |= !matches!(text, [Token::Text(Some(_))]);
+        for token in text {
+            if let Token::Text(Some(piece)) = token {
+                findings.put_off(piece, Language::Statements, Runs::Now);
+            }
+        }
+    }
+}
+
 /// Of a function in the database: its name, its language and its source, as `pg_proc` has them.
 pub fn of_function(name: &[u8], language: &[u8], source: &[u8]) -> Effects {
-    let mut effects = Effects::default();
-    match language {
-        b"sql" | b"plpgsql" => source_of(language, body_of(source), &mut effects),
+    let mut effects = match (Language::named(language), language) {
+        (Some(language), _) => read(body_of(source), language),
         // Of these, only some of the extensions' that are known.
-        b"c" | b"internal" => effects.pin_for(Pin::Opaque),
-        _ => other_language(source, &mut effects),
-    }
+        (None, b"c" | b"internal") => Effects::opaque(),
+        (None, _) => {
+            let mut effects = Effects::default();
+            other_language(source, &mut effects);
+            effects
+        }
+    };
     if name.starts_with(b"dblink") {
         effects.pin_for(Pin::Opaque);
     }
@@ -34,35 +185,32 @@ fn body_of(source: &[u8]) -> &[u8] {
 }
 
 /// Of a `DO` statement.
-pub(super) fn block(statement: &[Token], effects: &mut Effects) {
+pub(super) fn block<'a>(statement: &[Token<'a>], findings: &mut Findings<'a>) {
     let language = statement.iter().position(|t| t.is("language")).and_then(|i| statement.get(i + 1));
     let language = match language {
         None => "plpgsql",
-        Some(Token::Word(name) | Token::Text(Some(name))) => name,
+        Some(Token::Word(name)) => name,
+        Some(Token::Text(Some(name))) => name,
         Some(_) => "",
     };
-    let is_source = |(i, token): &(usize, &Token)| {
+    let is_source = |(i, token): &(usize, &Token<'a>)| {
         matches!(token, Token::Text(_)) && (*i == 0 || !statement[i - 1].is("language"))
     };
     match statement.iter().enumerate().find(is_source) {
-        Some((_, Token::Text(Some(source)))) => match language {
-            "plpgsql" | "sql" => source_of(language.as_bytes(), source.as_bytes(), effects),
-            _ => other_language(source.as_bytes(), effects),
+        Some((_, Token::Text(Some(source)))) => match Language::named(language.as_bytes()) {
+            Some(language) => findings.put_off(source, language, Runs::Now),
+            None => other_language(source.as_bytes(), findings.here()),
         },
-        _ => effects.pin_for(Pin::Opaque),
+        _ => findings.here().pin_for(Pin::Opaque),
     }
 }
 
 /// Of `CREATE FUNCTION` and its like: what is defined will do.
-pub(super) fn definition(statement: &[Token], effects: &mut Effects) {
-    let mut defined = Effects::default();
+pub(super) fn definition<'a>(statement: &[Token<'a>], findings: &mut Findings<'a>) {
     for token in statement {
         if let Token::Text(Some(source)) = token {
-            source_of(b"plpgsql", source.as_bytes(), &mut defined);
+            findings.put_off(source, Language::PlPgSql, Runs::Later);
         }
-    }
-    if defined.matter() {
-        effects.defined.get_or_insert_default().add(&defined);
     }
 }
 
@@ -72,38 +220,5 @@ fn other_language(source: &[u8], effects: &mut Effects) {
     let shared: [&[u8]; 3] = [b"GD", b"SD", b"_SHARED"];
     if shared.iter().any(|word| memchr::memmem::find(source, word).is_some()) {
         effects.pin_for(Pin::Opaque);
-    }
-}
-
-fn source_of(language: &[u8], source: &[u8], effects: &mut Effects) {
-    if source.len() > MAX_SOURCE {
-        return effects.pin_for(Pin::Opaque);
-    }
-    let tokens = tokens(source);
-    let mut begins = true;
-    for (i, token) in tokens.iter().enumerate() {
-        if begins {
-            let end = tokens[i..].iter().position(|t| *t == Token::Symbol(b';'));
-            look_at(&tokens[i..end.map_or(tokens.len(), |end| i + end)], false, effects);
-        }
-        if language == b"plpgsql" && token.is("execute") {
-            dynamic(&tokens[i + 1..], effects);
-        }
-        begins = *token == Token::Symbol(b';') || BEFORE.iter().any(|word| token.is(word));
-    }
-}
-
-/// `EXECUTE` of PL/pgSQL: the text is put together when it runs, unless it is one constant.
-fn dynamic(rest: &[Token], effects: &mut Effects) {
-    let end =
-        |t: &Token| *t == Token::Symbol(b';') || ["using", "into", "loop"].iter().any(|word| t.is(word));
-    let text = &rest[..rest.iter().position(end).unwrap_or(rest.len())];
-    effects.asks_all |= !matches!(text, [Token::Text(Some(_))]);
-    for token in text {
-        if let Token::Text(Some(piece)) = token {
-            for statement in tokens(piece.as_bytes()).split(|t| *t == Token::Symbol(b';')) {
-                look_at(statement, false, effects);
-            }
-        }
     }
 }
