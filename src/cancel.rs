@@ -1,11 +1,12 @@
 //! The cancel keys that pgusher gave out, and what each stands for right now.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::Mutex as Turn;
 use tracing::debug;
 
 use crate::error::{Fault, Refusal, SqlState};
@@ -13,8 +14,6 @@ use crate::pool::Ticket;
 use crate::upstream::CancelTarget;
 use crate::wire::startup::CancelKey;
 
-/// How many cancel requests are served at the same time; the others wait for their turn.
-const MAX_CANCELS: usize = 256;
 /// The length of the secret in protocol 3.0, and the one given out in 3.2.
 const SHORT_SECRET: usize = 4;
 const LONG_SECRET: usize = 32;
@@ -33,22 +32,28 @@ enum Doing {
 
 /// A session's part: changed at each checkout.
 #[derive(Debug, Default)]
-pub struct Slot(Mutex<Doing>);
+pub struct Slot {
+    doing: Mutex<Doing>,
+    /// Held by the cancel request that is under way.
+    turn: Turn<()>,
+    /// One waits for it. Whatever comes then wants what that one will do.
+    waits: AtomicBool,
+}
 
 impl Slot {
     /// The session waits.
     pub fn waits(&self, ticket: Arc<Ticket>) {
-        *self.0.lock() = Doing::Waiting(ticket);
+        *self.doing.lock() = Doing::Waiting(ticket);
     }
 
     /// The session is lent a connection.
     pub fn is_lent(&self, target: Arc<CancelTarget>) {
-        *self.0.lock() = Doing::Lent(target);
+        *self.doing.lock() = Doing::Lent(target);
     }
 
     /// The connection that the session is lent now, if any; and whether it waits for one.
     pub fn now(&self) -> (Option<Arc<CancelTarget>>, Option<Instant>) {
-        match &*self.0.lock() {
+        match &*self.doing.lock() {
             Doing::Nothing => (None, None),
             Doing::Waiting(ticket) => (None, Some(ticket.since)),
             Doing::Lent(target) => (Some(target.clone()), None),
@@ -58,21 +63,22 @@ impl Slot {
     /// The session has nothing. After this, no cancel begins for what it had; one that had begun has raised the
     /// connection's fence.
     pub fn has_nothing(&self) {
-        *self.0.lock() = Doing::Nothing;
+        *self.doing.lock() = Doing::Nothing;
+    }
+}
+
+struct Waits<'a>(&'a AtomicBool);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 
 /// All keys. Written at login and logout only.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Keys {
     slots: DashMap<CancelKey, Arc<Slot>>,
-    turns: Semaphore,
-}
-
-impl Default for Keys {
-    fn default() -> Self {
-        Self { slots: DashMap::new(), turns: Semaphore::new(MAX_CANCELS) }
-    }
 }
 
 impl Keys {
@@ -116,11 +122,20 @@ impl Keys {
         self.slots.is_empty()
     }
 
-    /// Does what a `CancelRequest` asks for. An unknown key does nothing, and says nothing.
+    /// Does what a `CancelRequest` asks for. An unknown key does nothing, and says nothing. Of one key, one request is under
+    /// way and one waits for it; more would do what that one does.
     pub async fn cancel(&self, key: &CancelKey) {
         let Some(slot) = self.slots.get(key).map(|entry| entry.value().clone()) else { return };
-        let Ok(_turn) = self.turns.acquire().await else { return };
-        let (target, _fence) = match &*slot.0.lock() {
+        let _turn = match slot.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(_) if slot.waits.swap(true, Ordering::AcqRel) => return,
+            Err(_) => {
+                // Also if it is given up.
+                let _waits = Waits(&slot.waits);
+                slot.turn.lock().await
+            }
+        };
+        let (target, _fence) = match &*slot.doing.lock() {
             Doing::Nothing => return,
             Doing::Waiting(ticket) => {
                 let message = "canceling statement due to user request";

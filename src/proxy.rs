@@ -15,7 +15,7 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -268,6 +268,8 @@ pub struct Proxy {
     /// Set when no more clients are to be accepted.
     pub closing: CancellationToken,
     reloading: Mutex<()>,
+    /// Who asks for a plan reads files and runs commands: one at a time, so that they fill up no threads.
+    pub planning: Semaphore,
     history: Mutex<VecDeque<Known>>,
     /// The texts of the configurations that were in force before, and their numbers; the last one last.
     earlier: Mutex<Vec<(u64, SecretString)>>,
@@ -310,6 +312,7 @@ impl Proxy {
             grants,
             closing: CancellationToken::new(),
             reloading: Mutex::default(),
+            planning: Semaphore::new(1),
             history,
             earlier: Mutex::default(),
             halted: Mutex::default(),

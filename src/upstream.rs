@@ -13,7 +13,7 @@ use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -24,6 +24,9 @@ use crate::stream::{Socket, Stream};
 use crate::tls::{self, ALPN, TlsError, UpstreamClient};
 use crate::wire::startup::Settings;
 pub use rows::{Allowance, rows};
+
+/// How many cancel requests may be under way to one connection's server.
+const MAX_CANCELS: usize = 64;
 
 /// A setting and its value, shared by all who know it.
 pub type Parameter = (Arc<[u8]>, Arc<[u8]>);
@@ -57,6 +60,9 @@ pub struct Dialer {
     pub user_timeout: Duration,
     /// The longest a cancel request may take.
     pub cancel_timeout: Duration,
+    /// Places for the cancel requests that are under way to this connection's server: the others wait, within their time,
+    /// and nobody who cancels elsewhere waits with them.
+    pub cancels: Arc<Semaphore>,
 }
 
 /// Why there is no connection.
@@ -168,6 +174,7 @@ impl Dialer {
             keepidle: *server.tcp_keepidle,
             user_timeout: *server.tcp_user_timeout,
             cancel_timeout: *server.cancel_wait_timeout,
+            cancels: Arc::new(Semaphore::new(MAX_CANCELS)),
         })
     }
 
@@ -408,6 +415,7 @@ impl CancelTarget {
     /// It could not be sent; the query goes on.
     pub async fn cancel(&self) -> Result<(), UpstreamError> {
         let work = async {
+            let _place = self.dialer.cancels.acquire().await.map_err(io::Error::other)?;
             let socket = self.dialer.connect_to(&self.address).await?;
             let security = if self.tls { Security::Tls } else { Security::Plain };
             let mut stream = self.dialer.secure(socket, security).await?;

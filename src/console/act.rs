@@ -48,15 +48,8 @@ pub fn columns(proxy: &Proxy, command: &Command) -> Result<Option<Table>, Refusa
         Command::ExplainRoute { user, database, environment } => {
             show::explain_route(proxy, user, database, environment.as_deref()).map(Some)
         }
-        Command::Plan(path) => {
-            let plan =
-                proxy.plan(path.as_deref().map(std::path::Path::new)).map_err(|error| not_loaded(&error))?;
-            let mut table = Table::new(&Plan::COLUMNS.map(|name| (name, Kind::Text)));
-            for row in plan.rows() {
-                table.push(row.map(Into::into).to_vec());
-            }
-            Ok(Some(table))
-        }
+        // Only its columns: nothing is read to describe it.
+        Command::Plan(_) => Ok(Some(Table::new(&Plan::COLUMNS.map(|name| (name, Kind::Text))))),
         Command::Ping(number) => {
             let mut table = Table::new(&[("?column?", Kind::Int)]);
             table.push(vec![(*number).into()]);
@@ -153,8 +146,16 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
             until(|| pools.iter().all(|pool| !pool.has_outworn())).await;
             Ok(Reply::done("WAIT_CLOSE"))
         }
-        Command::Plan(_) => {
-            let table = columns(proxy, command)?;
+        Command::Plan(path) => {
+            let path = path.clone().map(std::path::PathBuf::from);
+            let _turn = proxy.planning.acquire().await;
+            let planned = blocking(proxy, move |proxy| {
+                proxy.plan(path.as_deref()).map_err(|error| not_loaded(&error))
+            });
+            let mut table = columns(proxy, command)?;
+            for row in planned.await?.rows() {
+                table.iter_mut().for_each(|table| table.push(row.clone().map(Into::into).to_vec()));
+            }
             Ok(Reply { table, notice: None, tag: "PLAN" })
         }
         Command::RollBack => {
@@ -214,10 +215,10 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
 }
 
 /// What has to do with files.
-async fn blocking(
+async fn blocking<T: Send + 'static>(
     proxy: &Arc<Proxy>,
-    what: impl FnOnce(&Proxy) -> Result<(), Refusal> + Send + 'static,
-) -> Result<(), Refusal> {
+    what: impl FnOnce(&Proxy) -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
     let proxy = proxy.clone();
     let done = tokio::task::spawn_blocking(move || what(&proxy)).await;
     done.unwrap_or_else(|_| Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the command was lost")))
