@@ -27,6 +27,23 @@ impl Identity {
     pub fn user(&self) -> &UserName {
         &self.0
     }
+
+    /// Whether the proof that was good for one configuration is so for another: the user is there, may log in, and proves
+    /// it by the same method and secret.
+    ///
+    /// # Errors
+    /// As of [`Authenticator::authenticate`]: `28P01` or `28000`.
+    pub fn is_still(&self, proved: &Config, now: &Config) -> Result<(), Refusal> {
+        let name = self.0.as_str();
+        let (Some(then), Some(user)) = (proved.users.get(name), now.users.get(name)) else {
+            return Err(wrong(name, *now.server.auth_type));
+        };
+        let secret = |user: &User| user.password.as_ref().map(|p| p.value().expose_secret().to_owned());
+        if !Arc::ptr_eq(then, user) && (then.auth_type != user.auth_type || secret(then) != secret(user)) {
+            return Err(wrong(name, user.auth_type));
+        }
+        allow(user).map(|_| ())
+    }
 }
 
 /// What all logins of a process share: the key that the salts of unknown users come from.

@@ -20,7 +20,8 @@ use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName,
 use crate::secret::Secret;
 use crate::verifier::ScramVerifier;
 use file::{
-    AuthType, ChannelBinding, Console, OnUnmatched, PoolMode, Role, SecretStore, SslMode, SslNegotiation,
+    AuthType, ChannelBinding, Console, Isolation, OnUnmatched, PoolMode, Role, SecretStore, SslMode,
+    SslNegotiation,
 };
 use read::Problems;
 
@@ -214,6 +215,8 @@ pub struct Connection {
     pub connect_timeout: Duration,
     /// When connections go back.
     pub pool_mode: PoolMode,
+    /// How different users share its connections.
+    pub isolation: Isolation,
     /// The most upstream connections.
     pub pool_size: u32,
     /// The least, once used.

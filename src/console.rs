@@ -99,10 +99,14 @@ async fn log_in(
     generation: &Generation,
     arrival: &mut Arrival,
 ) -> Result<(UserName, Right), Refusal> {
-    let config = &generation.config;
-    let identity = proxy.authenticator.authenticate(arrival, config, generation.tls.as_deref()).await?;
+    let proved = proxy.generation();
+    let identity =
+        proxy.authenticator.authenticate(arrival, &proved.config, generation.tls.as_deref()).await?;
     let name = identity.user().clone();
-    let right = config.users.get(&name).and_then(|user| user.console).ok_or_else(|| {
+    // By what is in force now: the proof may have taken long.
+    let now = proxy.generation();
+    identity.is_still(&proved.config, &now.config)?;
+    let right = right_of(&now, &name).ok_or_else(|| {
         let message = format!("user \"{name}\" may not use the console");
         Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message)
             .hint("It takes console = \"admin\" or \"stats\" in [users.NAME].")
@@ -125,6 +129,16 @@ async fn log_in(
     let left = |_| Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left");
     arrival.pay().await.map_err(left)?;
     Ok((name, right))
+}
+
+/// What a user may do on the console by this generation.
+fn right_of(generation: &Generation, user: &UserName) -> Option<Right> {
+    generation.config.users.get(user).filter(|user| !user.disabled)?.console
+}
+
+fn no_longer() -> Refusal {
+    let message = "terminating connection because this user may not use the console any more";
+    Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message)
 }
 
 /// How a console session ended.
@@ -165,32 +179,48 @@ struct Session {
 
 type Outcome = Result<(), Refusal>;
 
+/// Waits until this user may not use the console any more.
+async fn loses_right(proxy: &Proxy, user: &UserName) {
+    let mut changes = proxy.changes();
+    while right_of(&proxy.generation(), user).is_some() {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
 impl Session {
     async fn run(mut self, reader: &mut Reader) -> io::Result<Ended> {
         let closing = self.proxy.closing.clone();
+        let mut changes = self.proxy.changes();
         loop {
             let (tag, body) = tokio::select! {
                 biased;
+                _ = changes.changed() => match self.look_again() {
+                    Ok(()) => continue,
+                    Err(refusal) => return self.end_with(&refusal, reader).await,
+                },
                 message = read(reader) => match message? {
                     Some(message) => message,
                     None => return Ok(Ended::Left),
                 },
                 () = closing.cancelled() => return Ok(Ended::Closing),
             };
-            // Whoever leaves while he waits (PAUSE, WAIT_CLOSE) waits no longer.
-            let dealt = tokio::select! {
-                biased;
-                dealt = self.deal_with(tag, &body) => dealt,
-                () = gone(reader) => return Ok(Ended::Left),
+            // Whoever leaves while he waits (PAUSE, WAIT_CLOSE) waits no longer, nor whoever has lost the right to.
+            let (proxy, user) = (self.proxy.clone(), self.user.clone());
+            let dealt = match self.look_again() {
+                Err(refusal) => Err(refusal),
+                Ok(()) => tokio::select! {
+                    biased;
+                    dealt = self.deal_with(tag, &body) => dealt,
+                    () = loses_right(&proxy, &user) => Err(no_longer()),
+                    () = gone(reader) => return Ok(Ended::Left),
+                },
             };
             match dealt {
                 Ok(true) => {}
                 Ok(false) => return Ok(Ended::Left),
-                Err(refusal) => {
-                    wire::error_response(&mut self.out, Severity::Fatal, &refusal);
-                    reader.stream.write_all(&self.out).await?;
-                    return Ok(Ended::Left);
-                }
+                Err(refusal) => return self.end_with(&refusal, reader).await,
             }
             if !self.out.is_empty() {
                 reader.stream.write_all(&self.out).await?;
@@ -198,6 +228,18 @@ impl Session {
                 self.out.clear();
             }
         }
+    }
+
+    async fn end_with(&mut self, refusal: &Refusal, reader: &mut Reader) -> io::Result<Ended> {
+        wire::error_response(&mut self.out, Severity::Fatal, refusal);
+        reader.stream.write_all(&self.out).await?;
+        Ok(Ended::Left)
+    }
+
+    /// What the user may do is what is in force now, and not what was when he logged in.
+    fn look_again(&mut self) -> Outcome {
+        self.right = right_of(&self.proxy.generation(), &self.user).ok_or_else(no_longer)?;
+        Ok(())
     }
 
     /// One message; false for goodbye.

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -20,7 +20,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::cancel::Slot;
 use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, SqlState};
-use crate::pool::{Answer, Lease, Outcome, Pinned, Pool, Subscription, Ticket, refusal_of, waited_too_long};
+use crate::pool::{
+    Answer, Lease, Outcome, Pinned, Pool, Subscription, Ticket, not_reset, refusal_of, waited_too_long,
+};
 use crate::relay::{self, Broken, Core, Sink, Then};
 use crate::stats::Figure;
 use crate::stream::{Reader, Stream};
@@ -29,7 +31,9 @@ pub use timing::Timeouts;
 use timing::{Moment, Phase, Timer};
 
 /// How many connections may fail to take a session's settings before it is told.
-const MAX_SETUPS: u8 = 3;
+const MAX_SETUPS: u32 = 3;
+/// How long a connection may take to be reset before it is closed and another taken.
+const MAX_RESET: Duration = Duration::from_secs(5);
 /// How much is read at once.
 const CHUNK: usize = 64 << 10;
 
@@ -232,13 +236,42 @@ pub struct Engine {
     /// Found dry since the task was last woken: the runtime will say when that changes, so it need not be asked.
     client_is_dry: bool,
     upstream_is_dry: bool,
-    setups_failed: u8,
+    setups_failed: u32,
+    /// Since when the connection is being reset.
+    reset_since: Option<Moment>,
     /// What the client sent last depends on an answer that has still to come.
     held: bool,
     /// Its connection is kept.
     pinned: Option<Pinned>,
     /// For sessions that listen.
     subscription: Option<Box<Subscription>>,
+    /// What is counted of a long message of which the rest is waited for.
+    gathered: Option<Box<Gathered>>,
+}
+
+/// How many bytes of long messages that are not there whole may be kept of all sessions: over that, those who have more
+/// than a hundredth of it are refused.
+const MAX_GATHERED: usize = 512 << 20;
+
+/// Bytes that wait for others, counted as long as they do.
+struct Gathered {
+    own: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl Gathered {
+    /// So many more; false if that is too much.
+    fn add(&mut self, bytes: usize) -> bool {
+        self.own += bytes;
+        let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        all <= MAX_GATHERED || self.own <= MAX_GATHERED / 100
+    }
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.own, Ordering::Relaxed);
+    }
 }
 
 /// Whether a step got anywhere.
@@ -283,9 +316,11 @@ impl Engine {
             client_is_dry: false,
             upstream_is_dry: false,
             setups_failed: 0,
+            reset_since: None,
             held: false,
             pinned: None,
             subscription: None,
+            gathered: None,
         })
     }
 
@@ -294,6 +329,12 @@ impl Engine {
         self.started = true;
         let _ = self.orders.waker.set(cx.waker().clone());
         self.client.register().map_err(|_| Cause::Client)?;
+        // What was sent ahead of an order to go has not begun.
+        if self.orders.is_pending()
+            && let Some(order) = self.orders.order.lock().clone()
+        {
+            return Err(Cause::Refused(order.refusal));
+        }
         self.take_in_tail(cx, scratch)
     }
 
@@ -330,8 +371,8 @@ impl Engine {
     /// Between transactions, with nothing owed.
     fn is_at_idle_point(&self) -> bool {
         match &self.leasing {
-            Leasing::None => self.client_tail.is_empty(),
-            Leasing::Waiting(_) => false,
+            // What waits for a connection has not begun.
+            Leasing::None | Leasing::Waiting(_) => true,
             Leasing::Held(_) => self.core.is_idle(),
         }
     }
@@ -386,13 +427,21 @@ impl Engine {
         self.upstream_is_dry = false;
     }
 
-    /// Gives the connection that was just lent the session's settings; true if that must be waited for. Until it
-    /// is done nothing of the client's is sent, so that nothing of it can run without them, and there is nothing
-    /// to cancel.
+    /// Has the connection that was just lent reset, if another user had it, and gives it the session's settings; true if
+    /// that must be waited for. Until it is done nothing of the client's is sent, so that nothing of it can run without
+    /// them, and there is nothing to cancel.
     fn set_up(&mut self, cx: &mut Context<'_>) -> Progress {
         let Leasing::Held(lease) = &mut self.leasing else { return Ok(false) };
         let mut setup = Vec::new();
-        self.core.attach(&mut lease.state, &mut setup);
+        if self.core.mode() == PoolMode::Transaction && lease.must_reset_for(self.core.user()) {
+            let random = getrandom::u64().map_err(|_| Cause::Refused(no_random()))?;
+            self.core.reset(random, &mut setup);
+            self.pool.stats().isolated.hand_overs.fetch_add(1, Ordering::Relaxed);
+            self.reset_since = Some(Moment::now());
+        } else {
+            lease.serve(self.core.user());
+            self.core.attach(&mut lease.state, &mut setup);
+        }
         if setup.is_empty() {
             self.slot.is_lent(lease.target.clone());
             return Ok(false);
@@ -454,7 +503,14 @@ impl Engine {
         }
         self.bytes.0 += buffer.filled().len() as u64;
         self.client_tail.extend_from_slice(buffer.filled());
+        let all = self.core.gathered();
+        let gathered = self.gathered.get_or_insert_with(|| Box::new(Gathered { own: 0, all: all.clone() }));
+        if !gathered.add(buffer.filled().len()) {
+            let message = "out of memory for messages that are not there whole";
+            return Err(Cause::Refused(Refusal::new(Fault::Client, SqlState::OUT_OF_MEMORY, message)));
+        }
         if self.client_tail.len() >= self.need {
+            self.gathered = None;
             self.take_in_tail(cx, scratch)?;
         }
         Ok(true)
@@ -493,7 +549,7 @@ impl Engine {
                 Then::Need(length) => self.need = length,
                 Then::More => {}
                 Then::Hold => self.held = true,
-                Then::Lease => match self.pool.try_lend() {
+                Then::Lease => match self.pool.try_lend(Some(self.core.user())) {
                     Some(lease) => {
                         self.hold(lease);
                         if !self.set_up(cx)? {
@@ -501,7 +557,7 @@ impl Engine {
                         }
                     }
                     None => {
-                        let ticket = self.pool.wait();
+                        let ticket = self.pool.wait(self.core.user());
                         self.slot.waits(ticket.clone());
                         self.leasing = Leasing::Waiting(ticket);
                     }
@@ -533,6 +589,11 @@ impl Engine {
                 return Ok(false);
             }
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+            // Nothing of the client's was sent on it: it need not know.
+            Poll::Ready(_) if self.core.is_setting_up() => {
+                self.setup_failed(None, cx, scratch)?;
+                return Ok(true);
+            }
             Poll::Ready(end) => return Err(self.upstream_lost(end.err())),
         }
         let length = tail + buffer.filled().len();
@@ -546,6 +607,7 @@ impl Engine {
         let input = &input[..length];
         let mut sink = Sink::new(input, down);
         let (was_setting_up, was_surveying) = (self.core.is_setting_up(), self.core.is_surveying());
+        let was_resetting = self.core.is_resetting();
         let dealt = self.core.from_upstream(input, &mut lease.state, &mut sink);
         if let Ok(consumed) = dealt
             && (consumed < input.len() || !self.upstream_tail.is_empty())
@@ -557,13 +619,19 @@ impl Engine {
         }
         match dealt {
             Ok(_) => {}
-            Err(Broken::Setup(body)) => {
-                self.setup_failed(&body, cx, scratch)?;
+            Err(Broken::Setup(body) | Broken::Reset(body)) => {
+                self.setup_failed(Some(body), cx, scratch)?;
                 return Ok(true);
             }
             Err(broken) => return Err(self.upstream_broken(broken)),
         }
         if was_setting_up {
+            if was_resetting && !self.core.is_resetting() {
+                self.count_reset();
+                if self.set_up(cx)? {
+                    return Ok(true);
+                }
+            }
             if !self.core.is_setting_up() {
                 self.setups_failed = 0;
                 self.held = false;
@@ -581,6 +649,9 @@ impl Engine {
             batch.append(&mut self.client_tail);
             self.client_tail = batch;
             self.held = true;
+        }
+        if self.subscription.is_some() && was_surveying && !self.core.has_channels() {
+            self.subscription = None;
         }
         self.take_in_held(cx, scratch)?;
         if was_surveying && !self.core.holds_client() {
@@ -709,17 +780,33 @@ impl Engine {
         }
     }
 
-    /// The connection did not take the session's settings: perhaps because of what it had from another session
-    /// (a short `statement_timeout`), so another one is tried before the client hears of it.
+    fn count_reset(&mut self) {
+        if let Some(since) = self.reset_since.take() {
+            self.pool.stats().isolated.reset(Duration::from_micros(Moment::now().micros_since(since)));
+        }
+    }
+
+    /// The connection could not be reset, or did not take the session's settings, perhaps because of what it had from
+    /// another session (a short `statement_timeout`), or has ended: another one is tried before the client hears of it.
     fn setup_failed(
         &mut self,
-        body: &[u8],
+        body: Option<Vec<u8>>,
         cx: &mut Context<'_>,
         scratch: &mut Scratch,
     ) -> Result<(), Cause> {
-        self.setups_failed += 1;
-        if self.setups_failed >= MAX_SETUPS || self.core.is_fatal() || self.core.pin().is_some() {
-            return Err(self.upstream_broken(Broken::Setup(body.to_vec())));
+        let resetting = self.core.is_resetting();
+        self.setups_failed = self.setups_failed.saturating_add(1);
+        let most = if resetting { self.pool.most_resets() } else { MAX_SETUPS };
+        if resetting {
+            self.reset_since = None;
+            self.pool.stats().isolated.failed();
+        }
+        if self.setups_failed >= most || self.core.pin().is_some() {
+            return Err(match body {
+                _ if resetting => self.upstream_broken(Broken::Reset(Vec::new())),
+                Some(body) => self.upstream_broken(Broken::Setup(body)),
+                None => self.upstream_lost(None),
+            });
         }
         self.core.abandon_setup();
         self.upstream_tail = Vec::new();
@@ -860,6 +947,7 @@ impl Engine {
         let connection = self.pool.connection();
         let refusal = match broken {
             Broken::Setup(body) => refusal_of(&body),
+            Broken::Reset(_) => not_reset(),
             Broken::Desync(what) => {
                 tracing::warn!(connection = %connection.name, %what, "the upstream broke the protocol");
                 Refusal::new(
@@ -924,6 +1012,7 @@ impl Engine {
     fn on_time(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
         let phase = self.phase();
         let limit = match (&self.leasing, phase) {
+            (_, Phase::Querying(_)) if self.core.is_resetting() => MAX_RESET,
             (Leasing::Held(lease), Phase::Querying(_)) => {
                 timing::of_query(lease.query_timeout, self.timer.strikes(phase))
             }
@@ -954,6 +1043,10 @@ impl Engine {
             }
             Phase::Waiting => {
                 self.refuse_waiting(&waited_too_long(limit), cx, scratch)?;
+                Ok(true)
+            }
+            Phase::Querying(_) if self.core.is_resetting() => {
+                self.setup_failed(None, cx, scratch)?;
                 Ok(true)
             }
             Phase::Querying(_) => self.query_overdue(),
@@ -1016,6 +1109,10 @@ impl Engine {
             }
         }
     }
+}
+
+fn no_random() -> Refusal {
+    Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes")
 }
 
 fn micros(time: Duration) -> u64 {

@@ -51,6 +51,8 @@ impl SqlState {
     pub const TOO_MANY_CONNECTIONS: Self = Self("53300");
     /// `program_limit_exceeded`
     pub const LIMIT_EXCEEDED: Self = Self("54000");
+    /// `out_of_memory`
+    pub const OUT_OF_MEMORY: Self = Self("53200");
     /// `untranslatable_character`
     pub const UNTRANSLATABLE_CHARACTER: Self = Self("22P05");
     /// `query_canceled`

@@ -1,6 +1,7 @@
 //! The upstream connections of one route, who waits for them, and the lease of one of them to one session.
 
 mod catalog;
+mod isolation;
 mod lease;
 mod listener;
 mod operate;
@@ -15,20 +16,23 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::config::Connection;
+use crate::config::file::Isolation;
 use crate::error::{Fault, Refusal, SqlState};
+use crate::names::UserName;
 use crate::relay::{BackendState, Parameters};
 use crate::stats::Stats;
 use crate::upstream::{Backend, CancelTarget, Dialer, UpstreamError};
 use crate::wire;
 use crate::wire::startup::Settings;
 use catalog::Known;
+use isolation::Resettable;
 pub use lease::{Lease, Pooled};
-use listener::Command;
+use listener::Line;
 pub use listener::{Answer, Subscription};
 pub use operate::{Halt, View};
 pub use ticket::{Outcome, Ticket};
@@ -172,10 +176,11 @@ pub struct Pool {
     /// How many sessions keep a connection beyond a transaction.
     pinned: AtomicUsize,
     /// The way to the connection that listens for everybody, while there is one.
-    listener: Mutex<Option<UnboundedSender<Command>>>,
+    listener: Mutex<Option<Line>>,
     /// What the database's functions may do to a session.
     generation: u64,
     catalog: Known,
+    resettable: Resettable,
     stats: Stats,
     /// Every connection that was opened and may still be there, with its epoch.
     servers: Mutex<Vec<(u64, Weak<CancelTarget>)>>,
@@ -216,6 +221,7 @@ struct State {
     /// The most of them, and how many more for those who waited long: of the settings, at hand under the lock.
     size: usize,
     reserve: usize,
+    isolation: Isolation,
     lifetime: Duration,
     epoch: u64,
     /// To the second: nobody asks the clock at a release.
@@ -230,6 +236,8 @@ struct State {
     used: bool,
     /// No route leads here any more: nothing is kept.
     retired: bool,
+    /// It was so while nothing was lent: nothing ever will be.
+    stranded: bool,
     /// Nothing is lent.
     halted: Option<Halt>,
 }
@@ -237,11 +245,12 @@ struct State {
 impl State {
     fn sized(settings: &PoolSettings) -> Self {
         let mut state = Self::default();
-        state.take(1, settings);
+        state.take(1, settings, settings.connection().isolation);
         state
     }
 
-    fn take(&mut self, epoch: u64, settings: &PoolSettings) {
+    fn take(&mut self, epoch: u64, settings: &PoolSettings, isolation: Isolation) {
+        self.isolation = isolation;
         self.size = settings.connection().pool_size as usize;
         self.reserve = settings.connection().reserve_pool_size as usize;
         (self.epoch, self.lifetime) = (epoch, settings.lifetime);
@@ -308,6 +317,7 @@ impl Pool {
             pinned: AtomicUsize::new(0),
             listener: Mutex::default(),
             catalog: Known::default(),
+            resettable: Resettable::default(),
             stats: Stats::default(),
             servers: Mutex::default(),
             disabled: AtomicBool::new(false),
@@ -341,8 +351,8 @@ impl Pool {
     /// all of them, beside the pool's own; `None` if there may be none.
     pub fn subscribe(self: &Arc<Self>, session: u64, waker: Waker) -> Option<Subscription> {
         let mut listener = self.listener.lock();
-        if let Some(commands) = listener.as_ref().filter(|commands| !commands.is_closed()) {
-            return Some(Subscription::new(session, waker, commands.clone()));
+        if let Some(line) = listener.as_ref().filter(|(commands, _)| !commands.is_closed()) {
+            return Some(Subscription::new(session, waker, line.clone()));
         }
         if self.state.lock().retired || !self.host.take() {
             return None;
@@ -355,8 +365,9 @@ impl Pool {
             drop(place);
         };
         self.runtimes.tasks.spawn_on(listen, &self.runtimes.control);
-        *listener = Some(commands.clone());
-        Some(Subscription::new(session, waker, commands))
+        let line: Line = (commands, Arc::default());
+        *listener = Some(line.clone());
+        Some(Subscription::new(session, waker, line))
     }
 
     /// The runtime that does what is slow, and has a clock.
@@ -376,7 +387,8 @@ impl Pool {
         if !same {
             self.startups.lock().clear();
         }
-        self.state.lock().take(epoch, &settings);
+        let isolation = self.isolation_of(after.isolation);
+        self.state.lock().take(epoch, &settings, isolation);
         self.settings.store(Arc::new((epoch, settings)));
         self.close_outworn();
         self.open_more();
@@ -384,31 +396,37 @@ impl Pool {
 
     /// No route leads here any more: connections are closed as they come back.
     pub fn retire(self: &Arc<Self>) {
-        self.state.lock().retired = true;
+        {
+            let mut state = self.state.lock();
+            state.retired = true;
+            state.stranded = state.halted.is_some();
+        }
         *self.listener.lock() = None;
         self.close_outworn();
     }
 
-    /// Lends a connection if one is idle and nobody waits. A connection that has died meanwhile is not lent; it
+    /// Lends a connection if one is idle and nobody waits: if there is one, the connection that this user had last; to the
+    /// house itself (`None`) only a clean one. A connection that has died meanwhile is not lent; it
     /// costs no system call to know.
-    pub fn try_lend(self: &Arc<Self>) -> Option<Lease> {
+    pub fn try_lend(self: &Arc<Self>, user: Option<&UserName>) -> Option<Lease> {
         loop {
-            let pooled = {
+            let (pooled, isolation) = {
                 let mut state = self.state.lock();
                 if !state.waiters.is_empty() || state.halted.is_some() {
                     return None;
                 }
                 state.used = true;
-                take_idle(&mut state)?
+                (state.take_idle(user)?, state.isolation)
             };
-            if let Some(lease) = self.lend(pooled) {
+            if let Some(lease) = self.lend(pooled, isolation) {
                 return Some(lease);
             }
         }
     }
 
-    fn lend(self: &Arc<Self>, mut pooled: Box<Pooled>) -> Option<Lease> {
+    fn lend(self: &Arc<Self>, mut pooled: Box<Pooled>, isolation: Isolation) -> Option<Lease> {
         if pooled.is_usable() {
+            pooled.isolation = isolation;
             return Some(Lease { pooled: Some(pooled), pool: self.clone() });
         }
         self.close(pooled);
@@ -416,8 +434,8 @@ impl Pool {
     }
 
     /// Joins the queue. The ticket answers when its turn has come, or when there is no connection to be had.
-    pub fn wait(self: &Arc<Self>) -> Arc<Ticket> {
-        let ticket = Ticket::new();
+    pub fn wait(self: &Arc<Self>, user: &UserName) -> Arc<Ticket> {
+        let ticket = Ticket::new(user.clone());
         let (full, idle) = {
             let mut state = self.state.lock();
             state.waiters.push_back(ticket.clone());
@@ -445,11 +463,11 @@ impl Pool {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn acquire(self: &Arc<Self>) -> Result<Lease, Refusal> {
-        if let Some(lease) = self.try_lend() {
+    pub async fn acquire(self: &Arc<Self>, user: &UserName) -> Result<Lease, Refusal> {
+        if let Some(lease) = self.try_lend(Some(user)) {
             return Ok(lease);
         }
-        let guard = Waiting { pool: self, ticket: self.wait() };
+        let guard = Waiting { pool: self, ticket: self.wait(user) };
         std::future::poll_fn(|cx| match guard.ticket.poll(cx) {
             Poll::Ready(Outcome::Granted(lease)) => Poll::Ready(Ok(lease)),
             Poll::Ready(Outcome::Refused(refusal)) => Poll::Ready(Err(*refusal)),
@@ -458,12 +476,32 @@ impl Pool {
         .await
     }
 
+    /// A connection that is this user's: nothing of anybody else's is on it.
+    ///
+    /// # Errors
+    /// There is none.
+    async fn acquire_fit(self: &Arc<Self>, user: &UserName) -> Result<Lease, Refusal> {
+        for _ in 0..self.most_resets() {
+            let mut lease = self.acquire(user).await?;
+            if lease.make_fit_for(user).await.is_ok() {
+                return Ok(lease);
+            }
+        }
+        Err(not_reset())
+    }
+
+    /// How many connections in a row may fail to be reset before a client is told: somebody may have seen to it that all
+    /// there are do, and each that does is closed.
+    pub fn most_resets(&self) -> u32 {
+        self.connection().pool_size.saturating_add(3)
+    }
+
     /// What a client with these startup settings is told at login. Known without a connection if another
     /// client had the same.
     ///
     /// # Errors
     /// There is no connection, or the upstream refuses a setting: then with its own words.
-    pub async fn welcome(self: &Arc<Self>, startup: &Settings) -> Result<Welcome, Refusal> {
+    pub async fn welcome(self: &Arc<Self>, startup: &Settings, user: &UserName) -> Result<Welcome, Refusal> {
         if let Some(known) = self.startups.lock().get(startup) {
             return Ok(known.clone());
         }
@@ -477,7 +515,7 @@ impl Pool {
         let welcome = match known {
             Some(known) => known.named(name),
             None => {
-                let mut lease = self.acquire().await?;
+                let mut lease = self.acquire_fit(user).await?;
                 let welcome = lease.welcome(startup).await?;
                 lease.release();
                 welcome
@@ -503,42 +541,69 @@ impl Pool {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn acquire_session(self: &Arc<Self>, startup: &Arc<Settings>) -> Result<Lease, Refusal> {
-        let kept = {
-            let mut state = self.state.lock();
-            state.idle.iter().rposition(|p| p.startup.as_ref() == Some(startup)).map(|i| state.idle.remove(i))
-        };
-        if let Some(lease) = kept.and_then(|pooled| self.lend(pooled)) {
-            return Ok(lease);
+    pub async fn acquire_session(
+        self: &Arc<Self>,
+        startup: &Arc<Settings>,
+        user: &UserName,
+    ) -> Result<Lease, Refusal> {
+        while let Some(mut lease) = self.lend_kept(startup, user) {
+            if lease.make_fit_for(user).await.is_ok() {
+                return Ok(lease);
+            }
         }
-        let slot = self.acquire_slot().await?;
+        let slot = self.acquire_slot(user).await?;
         let settings = self.settings.load_full();
         let task = {
             let (pool, settings, startup) = (self.clone(), settings.clone(), startup.clone());
             self.runtimes.control.spawn(async move {
-                let backend = settings.1.dialer.dial(&startup).await?;
+                let mut backend = settings.1.dialer.dial(&startup).await?;
+                pool.prove_resettable(&mut backend).await?;
                 pool.ask_first(backend, &startup, &settings.1).await
             })
         };
         let backend = task.await.map_err(|_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "dial failed"))?;
         let connection = settings.1.connection();
         let backend = backend.map_err(|e| own_words(&e).unwrap_or_else(|| e.refusal(connection)))?;
-        slot.fill(self.pooled(backend, &settings, Some(startup.clone())))
+        let mut lease = slot.fill(self.pooled(backend, &settings, Some(startup.clone())))?;
+        lease.serve(user);
+        Ok(lease)
     }
 
-    /// The right to one more connection: a free place, or that of an idle one.
-    async fn acquire_slot(self: &Arc<Self>) -> Result<Slot, Refusal> {
+    /// An idle connection that was opened with these settings. Whoever waits in the queue comes first.
+    fn lend_kept(self: &Arc<Self>, startup: &Arc<Settings>, user: &UserName) -> Option<Lease> {
+        loop {
+            let (pooled, isolation) = {
+                let mut state = self.state.lock();
+                if state.halted.is_some() || state.retired || !state.waiters.is_empty() {
+                    return None;
+                }
+                let isolation = state.isolation;
+                let fits =
+                    |p: &Pooled| p.startup.as_ref() == Some(startup) && p.may_serve(Some(user), isolation);
+                let at = state.idle.iter().rposition(|p| fits(p))?;
+                (state.idle.remove(at), isolation)
+            };
+            if let Some(lease) = self.lend(pooled, isolation) {
+                return Some(lease);
+            }
+        }
+    }
+
+    /// The right to one more connection: a free place, or that of an idle one, or one that is waited for. Where nothing is
+    /// lent, that is waited for, too.
+    async fn acquire_slot(self: &Arc<Self>, user: &UserName) -> Result<Slot, Refusal> {
         let placed = {
             let mut state = self.state.lock();
             state.used = true;
-            let free = state.open + state.dialing < state.size && self.host.take();
+            let may = state.halted.is_none() && state.waiters.is_empty();
+            let free = may && state.open + state.dialing < state.size && self.host.take();
             state.open += usize::from(free);
             free
         };
         if placed {
             return Ok(Slot(self.clone()));
         }
-        let mut lease = self.acquire_any().await?;
+        let mut lease = self.acquire_any(user).await?;
         // Its place stays taken; the connection itself was opened with other settings.
         if let Some(pooled) = lease.pooled.take() {
             pooled.goodbye();
@@ -546,14 +611,14 @@ impl Pool {
         Ok(Slot(self.clone()))
     }
 
-    async fn acquire_any(self: &Arc<Self>) -> Result<Lease, Refusal> {
+    async fn acquire_any(self: &Arc<Self>, user: &UserName) -> Result<Lease, Refusal> {
         let idle = {
             let mut state = self.state.lock();
             if state.waiters.is_empty() && state.halted.is_none() { state.idle.pop() } else { None }
         };
         match idle {
             Some(pooled) => Ok(Lease { pooled: Some(pooled), pool: self.clone() }),
-            None => self.acquire().await,
+            None => self.acquire(user).await,
         }
     }
 
@@ -574,6 +639,7 @@ impl Pool {
             idle_since: None,
             epoch: settings.0,
             query_timeout: settings.1.connection().query_timeout,
+            isolation: settings.1.connection().isolation,
             startup,
         })
     }
@@ -635,7 +701,10 @@ impl Pool {
             self.stats.connects.observe(begun.elapsed());
         }
         let dialed = match dialed {
-            Ok(backend) => self.ask_first(backend, &Settings::default(), &settings.1).await,
+            Ok(mut backend) => match self.prove_resettable(&mut backend).await {
+                Ok(()) => self.ask_first(backend, &Settings::default(), &settings.1).await,
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         let moved = dialed.and_then(|mut backend| {
@@ -705,8 +774,11 @@ impl Pool {
             state.successors -= usize::from(succeeded);
             let owed = share.is_some_and(|share| state.open > share);
             let nobody_waits = state.waiters.is_empty();
-            // Opened with the settings of a client in session mode, it is of no use to those who wait.
-            let unfit = pooled.startup.is_some() && !nobody_waits;
+            // Opened with the settings of a client in session mode, or used for another user where it serves but one, it is
+            // of no use to the one whose turn it is.
+            let serves = |next: &Arc<Ticket>| pooled.may_serve(Some(&next.user), state.isolation);
+            let unfit = state.waiters.front().is_some_and(|next| pooled.startup.is_some() || !serves(next));
+            pooled.isolation = state.isolation;
             let paused = state.halted == Some(Halt::Paused);
             let outworn = state.is_outworn(&pooled) || pooled.target.is_spoiled() || paused;
             if outworn
@@ -747,23 +819,24 @@ impl Pool {
     /// Hands idle connections to those who wait, the oldest first.
     fn serve_waiters(self: &Arc<Self>) {
         loop {
-            let (ticket, pooled) = {
+            let (ticket, pooled, isolation) = {
                 let mut state = self.state.lock();
                 if state.waiters.is_empty() || state.halted.is_some() {
                     return;
                 }
-                let Some(pooled) = take_idle(&mut state) else {
-                    // What is idle was opened for clients in session mode; with the pool full, one must make way.
+                let next = state.waiters.front().map(|ticket| ticket.user.clone());
+                let Some(pooled) = state.take_idle(next.as_ref()) else {
+                    // What is idle is not for the one whose turn it is; with the pool full, one must make way.
                     let full = state.open + state.dialing >= state.size;
                     let unfit = if full { state.idle.pop() } else { None };
                     unfit.iter().for_each(|_| state.one_less());
                     drop(state);
                     return unfit.into_iter().for_each(|pooled| self.see_off(pooled));
                 };
-                (state.waiters.pop_front(), pooled)
+                (state.waiters.pop_front(), pooled, state.isolation)
             };
             let Some(ticket) = ticket else { return };
-            match self.lend(pooled) {
+            match self.lend(pooled, isolation) {
                 Some(lease) => {
                     if let Some(lease) = ticket.grant(lease) {
                         lease.release();
@@ -825,6 +898,7 @@ impl Pool {
         self.close_outworn();
         self.open_more();
         self.serve_waiters();
+        self.reset_idle();
         self.refresh_catalog();
         self.stats.tick();
         self.servers.lock().retain(|(_, server)| server.strong_count() > 0);
@@ -862,15 +936,6 @@ impl Pool {
         gone.iter().for_each(|_| state.one_less());
         gone
     }
-}
-
-/// The connection used last: it is the warmest, and the others can grow old.
-fn take_idle(state: &mut State) -> Option<Box<Pooled>> {
-    if state.idle.last()?.startup.is_none() {
-        return state.idle.pop();
-    }
-    let fits = state.idle.iter().rposition(|p| p.startup.is_none())?;
-    Some(state.idle.remove(fits))
 }
 
 /// In session mode the client's own settings are sent with the login: what is wrong with them, it is told.
@@ -932,6 +997,12 @@ pub fn waited_too_long(waited: Duration) -> Refusal {
     let message = "no upstream connection became free within query_wait_timeout";
     Refusal::new(Fault::Upstream, SqlState::TOO_MANY_CONNECTIONS, message)
         .detail(format!("Waited {}.", humantime::format_duration(waited)))
+}
+
+/// No connection could be reset that another user had last.
+pub fn not_reset() -> Refusal {
+    let message = "no upstream connection could be reset after another user";
+    Refusal::new(Fault::Upstream, SqlState::CONNECTION_FAILURE, message)
 }
 
 /// The upstream's own words for a client.

@@ -1,5 +1,6 @@
 //! Everything assembled: the generation in force, its pools, the sessions that live, reload, drain.
 
+mod standing;
 mod write;
 
 pub use write::{Change, WriteError, Written};
@@ -31,12 +32,13 @@ use crate::grants::{Grant, Grants};
 use crate::metrics::Counters;
 use crate::names::{ConnectionName, UserName};
 use crate::plan::{Hit, Plan};
-use crate::pool::{Halt, HostCount, Pool, PoolSettings, Runtimes};
+use crate::pool::{HostCount, Pool, PoolSettings, Runtimes};
 use crate::relay::{Facts, Interner};
 use crate::route::{self, Route};
 use crate::stream::Tls;
 use crate::tls::{self, ServerTls, TlsError};
 use crate::upstream::Dialer;
+use standing::Standing;
 
 /// How many configurations can be gone back to.
 const EARLIER: usize = 10;
@@ -113,7 +115,7 @@ impl Generation {
             let facts = Facts {
                 environment: route.environment().to_string(),
                 connection: route.connection().to_string(),
-                user: identity.user().to_string(),
+                user: identity.user().clone(),
                 route: format!("{route}; generation {}", self.number),
             };
             let target = connection.target.clone();
@@ -273,7 +275,11 @@ pub struct Proxy {
     history: Mutex<VecDeque<Known>>,
     /// The texts of the configurations that were in force before, and their numbers; the last one last.
     earlier: Mutex<Vec<(u64, SecretString)>>,
-    halted: Mutex<Option<Halt>>,
+    standing: Mutex<Standing>,
+    /// The number of the generation in force, for those who wait for another.
+    changes: watch::Sender<u64>,
+    /// Logins that are decided already, and by which generation.
+    arriving: DashMap<u64, u64>,
     end: watch::Sender<Option<Shutdown>>,
 }
 
@@ -315,7 +321,9 @@ impl Proxy {
             planning: Semaphore::new(1),
             history,
             earlier: Mutex::default(),
-            halted: Mutex::default(),
+            standing: Mutex::default(),
+            changes: watch::Sender::new(1),
+            arriving: DashMap::new(),
             end: watch::Sender::new(None),
         }))
     }
@@ -398,23 +406,6 @@ impl Proxy {
         Ok(applied)
     }
 
-    /// Ends the sessions of an environment at their next idle points, and lets nobody in; its pools. With `resume`, lets
-    /// them in again.
-    pub fn drain_environment(&self, environment: &str, resume: bool) -> Vec<Arc<Pool>> {
-        let pools: Vec<_> = self.generation().pools.values().cloned().collect();
-        let pools: Vec<_> =
-            pools.into_iter().filter(|pool| pool.connection().environment.as_str() == environment).collect();
-        for pool in &pools {
-            pool.set_disabled(!resume);
-            for session in self.live_sessions().iter().filter(|s| !resume && Arc::ptr_eq(&s.pool, pool)) {
-                let refusal =
-                    killed().detail(format!("Environment \"{environment}\" is drained by an operator."));
-                session.orders.give(Order { now: false, refusal });
-            }
-        }
-        pools
-    }
-
     /// A text, as if it stood in the configuration's file. Blocks while secrets are read.
     fn prepare(&self, source: &str) -> Result<Prepared, LoadError> {
         let draft = Config::parse(&self.path, source).map_err(LoadError::Rejected)?;
@@ -426,9 +417,15 @@ impl Proxy {
         let old = self.generation();
         let warnings = &prepared.checked.warnings;
         warnings.iter().for_each(|w| warn!("{}", warnings.line(w)));
-        let new =
-            Arc::new(build(old.number + 1, prepared, Some(&old), &self.runtimes, &self.hosts, &self.grants));
-        self.generation.store(new.clone());
+        let new = {
+            // No order may fall between what is built and what is in force.
+            let mut standing = self.standing.lock();
+            let new = build(old.number + 1, prepared, Some(&old), &self.runtimes, &self.hosts, &self.grants);
+            let new = Arc::new(new);
+            standing.apply(&old, &new);
+            self.generation.store(new.clone());
+            new
+        };
         {
             let mut earlier = self.earlier.lock();
             earlier.push((old.number, old.config.source.clone()));
@@ -448,10 +445,8 @@ impl Proxy {
                 pool.retire();
             }
         }
-        if let Some(halt) = self.halted() {
-            new.pools.values().for_each(|pool| pool.halt(halt));
-        }
         self.settle();
+        self.changes.send_replace(new.number);
         self.remember(Known::in_force(&new, by.to_owned()));
         info!(generation = new.number, "configuration reloaded");
         new
@@ -570,7 +565,8 @@ impl Proxy {
         let generation = self.generation();
         let on_move = *generation.config.server.on_move;
         match generation.moved(session) {
-            Some(detail) if on_move != OnMove::Keep => {
+            // Who waits for a database that was paused and is another now would wait for ever, or write to the old one.
+            Some(detail) if on_move != OnMove::Keep || session.pool.is_stranded() => {
                 let message = "terminating connection because its route changed";
                 if !std::mem::replace(&mut *told, true) {
                     self.audit.record(|| self.event("move", session).text("why", &detail));
@@ -641,14 +637,42 @@ impl Proxy {
         self.next_session.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A session lives. If its route changed, or drain began, while it logged in, it is told at once.
-    pub fn enter(&self, session: &Arc<LiveSession>) {
+    /// A session enters, if it may under what is in force now; what decided it may be older. `proved` is the configuration
+    /// that its user's proof was good for. False if it must be decided anew.
+    ///
+    /// # Errors
+    /// The user is gone, may not log in any more, or has another password.
+    pub fn enter(&self, session: &Arc<LiveSession>, proved: &Config) -> Result<bool, Refusal> {
+        // Known first, and looked at then: whatever is put in force from here on, settles it.
         self.sessions.insert(session.id, session.clone());
-        // A reload, or a grant that has ended since, settles it from now on; until now it could not.
-        self.settle_one(session);
-        if self.is_draining() {
+        let entered = self.may_enter(session, proved);
+        if !matches!(entered, Ok(true)) {
+            self.leave(session.id);
+        } else if self.is_draining() {
             session.orders.give(Order { now: false, refusal: shutdown() });
         }
+        entered
+    }
+
+    fn may_enter(&self, session: &LiveSession, proved: &Config) -> Result<bool, Refusal> {
+        let generation = self.generation();
+        session.identity.is_still(proved, &generation.config)?;
+        let is_in_force = generation
+            .pools
+            .get(session.place.route.connection())
+            .is_some_and(|pool| Arc::ptr_eq(pool, &session.pool) && !pool.is_disabled());
+        Ok(is_in_force && generation.moved(session).is_none())
+    }
+
+    /// For those who wait until another generation is in force; its number.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// A login is decided by this generation, and has not entered; until the answer is dropped.
+    pub fn arrives(&self, id: u64, generation: u64) -> Arriving<'_> {
+        self.arriving.insert(id, generation);
+        Arriving { proxy: self, id }
     }
 
     /// It is over.
@@ -731,10 +755,15 @@ impl Proxy {
         self.sessions.iter().map(|session| session.clone()).collect()
     }
 
-    /// The sessions that stand where their users would not go now.
+    /// The sessions that stand where their users would not go now, and the logins that are decided by what was in force
+    /// before.
     pub fn unsettled(&self) -> Vec<u64> {
         let generation = self.generation();
-        self.live_sessions().iter().filter(|s| generation.moved(s).is_some()).map(|s| s.id).collect()
+        let arriving = self.arriving.iter().filter(|login| *login.value() < generation.number);
+        let mut unsettled: Vec<u64> = arriving.map(|login| *login.key()).collect();
+        let sessions = self.live_sessions();
+        unsettled.extend(sessions.iter().filter(|s| generation.moved(s).is_some()).map(|s| s.id));
+        unsettled
     }
 
     /// The pools in force, and those that sessions still have.
@@ -746,34 +775,6 @@ impl Proxy {
             }
         }
         pools
-    }
-
-    /// Whether all pools were told to lend nothing.
-    pub fn halted(&self) -> Option<Halt> {
-        *self.halted.lock()
-    }
-
-    /// No pool lends anything, until [`Proxy::resume_all`].
-    pub fn halt_all(&self, halt: Halt) {
-        *self.halted.lock() = Some(halt);
-        self.all_pools().iter().for_each(|pool| pool.halt(halt));
-    }
-
-    /// All pools lend again; false if they did so already.
-    pub fn resume_all(&self) -> bool {
-        let halted = self.halted.lock().take();
-        self.all_pools().iter().for_each(|pool| {
-            pool.resume();
-        });
-        halted.is_some()
-    }
-
-    /// Ends the sessions of a pool, and lends nothing of it until it is resumed.
-    pub fn kill(&self, pool: &Arc<Pool>) {
-        pool.halt(Halt::Paused);
-        for session in self.live_sessions().iter().filter(|session| Arc::ptr_eq(&session.pool, pool)) {
-            session.orders.give(Order { now: true, refusal: killed() });
-        }
     }
 
     /// Ends one session; false if there is none of this number.
@@ -821,6 +822,18 @@ impl Proxy {
                 let _ = tokio::task::spawn_blocking(move || proxy.tend_grants()).await;
             }
         }
+    }
+}
+
+/// A login on its way in.
+pub struct Arriving<'a> {
+    proxy: &'a Proxy,
+    id: u64,
+}
+
+impl Drop for Arriving<'_> {
+    fn drop(&mut self) {
+        self.proxy.arriving.remove(&self.id);
     }
 }
 

@@ -10,6 +10,7 @@ mod catalog;
 mod channels;
 mod replay;
 mod requests;
+pub mod reset;
 pub mod settings;
 mod sink;
 pub mod sql;
@@ -30,6 +31,7 @@ pub use statement::Interner;
 
 use crate::config::file::PoolMode;
 use crate::error::Refusal;
+use crate::names::UserName;
 use catalog::Words;
 use channels::Channels;
 use replay::{Batch, Replay};
@@ -58,6 +60,10 @@ pub struct BackendState {
     session: u64,
     foreign_sequences: bool,
     batch: Batch,
+    /// The user that it was lent for last.
+    last_user: Option<UserName>,
+    /// Nothing can be left of that user: it has not been lent since it was opened or reset.
+    clean: bool,
 }
 
 /// How many requests may be under way before the upstream is asked to answer, whether or not the client asks.
@@ -84,6 +90,8 @@ impl BackendState {
             session: 0,
             foreign_sequences: false,
             batch: Batch::default(),
+            last_user: None,
+            clean: true,
         }
     }
 
@@ -92,8 +100,9 @@ impl BackendState {
         self.prepared.len()
     }
 
-    /// `DISCARD ALL` was run on it by us.
+    /// `DISCARD ALL` was run on it by us, and it has a new seed.
     pub fn discarded(&mut self) {
+        self.clean = true;
         self.prepared = Prepared::default();
         self.unnamed = None;
         self.foreign_sequences = false;
@@ -114,7 +123,7 @@ pub struct Facts {
     /// Its connection.
     pub connection: String,
     /// Who it is.
-    pub user: String,
+    pub user: UserName,
     /// Why.
     pub route: String,
 }
@@ -151,6 +160,8 @@ pub enum Broken {
     Desync(String),
     /// It did not take the session's settings; its `ErrorResponse` body.
     Setup(Vec<u8>),
+    /// It could not be reset for another user; its `ErrorResponse` body.
+    Reset(Vec<u8>),
 }
 
 /// How far a COPY has come.
@@ -306,9 +317,9 @@ impl Core {
         }
     }
 
-    /// True while a connection is given the session's settings: nothing of the client's may be sent before.
+    /// True while a connection is reset for the session, or given its settings: nothing of the client's may be sent before.
     pub fn is_setting_up(&self) -> bool {
-        self.requests.front_kind() == Some(Kind::Setup)
+        matches!(self.requests.front_kind(), Some(Kind::Reset | Kind::Setup))
     }
 
     /// True while a connection is asked what the session has left on it: what the client sends next may depend on it.
@@ -359,7 +370,9 @@ impl Core {
             if self.surveys_failed < MAX_SURVEYS {
                 self.touched = Some(Box::new(touched));
             } else if self.has_recalled() {
-                return Err(Broken::Desync("it does not tell which channels it listens to".into()));
+                // More channels than can be told: the connection listens to them itself from now on.
+                self.keep_channels();
+                self.pin_for(Pin::Listen);
             } else {
                 self.pin_for(Pin::Opaque);
             }
@@ -399,8 +412,14 @@ impl Core {
 
     /// The connection that was to be set up is gone; nothing of the client's was sent on it.
     pub fn abandon_setup(&mut self) {
+        self.fatal = false;
         self.requests.clear();
         self.upstream_rest = (0, false);
+    }
+
+    /// What is counted of messages of which the rest is waited for, in all sessions.
+    pub fn gathered(&self) -> &Arc<std::sync::atomic::AtomicUsize> {
+        self.interner.gathered()
     }
 
     /// The session's number.
@@ -536,7 +555,8 @@ impl Core {
     }
 
     fn put_name(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
-        self.names.get_or_insert_default().put(name, named)
+        let interner = &self.interner;
+        self.names.get_or_insert_with(|| Box::new(interner.names())).put(name, named)
     }
 
     fn is_pinned_for_good(&self) -> bool {

@@ -8,11 +8,13 @@ use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
 use tokio::time::{Duration, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
 use crate::audit::{self, Event};
+use crate::auth::Identity;
 use crate::cancel::Slot;
 use crate::config::Config;
 use crate::config::file::{AuditFailure, PoolMode};
@@ -20,8 +22,9 @@ use crate::console;
 use crate::engine::{Cause, End, Engine, Parts};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
+use crate::names::UserName;
 use crate::pool::{Lease, Pool, Welcome, waited_too_long};
-use crate::proxy::{Asked, Generation, LiveSession, Proxy, Seat};
+use crate::proxy::{Asked, Generation, LiveSession, Place, Proxy, Seat};
 use crate::relay::{Core, Facts, Parameters, SessionSettings};
 use crate::stats::Figure;
 use crate::stream::{Socket, Stream};
@@ -79,35 +82,84 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
     }
 }
 
+/// How often a login may be decided anew because of what is put in force meanwhile.
+const MAX_DECISIONS: usize = 8;
+
 /// What a login leads to, all but the client's socket.
 struct LoggedIn {
     live: Arc<LiveSession>,
     core: Core,
-    pool: Arc<Pool>,
     lease: Option<Lease>,
-    slot: Arc<Slot>,
     key: CancelKey,
     seat: Seat,
 }
 
+/// What a generation decides of a login.
+struct Decided {
+    place: Arc<Place>,
+    seat: Seat,
+    pool: Arc<Pool>,
+    mode: PoolMode,
+}
+
 /// From "who are you" to the first `ReadyForQuery`.
+///
+/// A login can take long, in its proof and in the queue for a connection. It is decided by what is in force when it
+/// enters: whatever is put in force before, decides it anew.
 async fn log_in(
     proxy: &Proxy,
-    generation: &Generation,
+    accepted_by: &Generation,
     arrival: &mut Arrival,
     peer: &str,
 ) -> Result<LoggedIn, Refusal> {
-    let config = &generation.config;
     negotiate_version(arrival);
-    let identity = proxy.authenticator.authenticate(arrival, config, generation.tls.as_deref()).await?;
-    let startup = &arrival.startup;
-    if startup.replication {
+    let proved = proxy.generation();
+    // TLS was made with what was in force when the socket was accepted.
+    let tls = accepted_by.tls.as_deref();
+    let identity = proxy.authenticator.authenticate(arrival, &proved.config, tls).await?;
+    if arrival.startup.replication {
         return Err(Refusal::new(
             Fault::Client,
             SqlState::NOT_SUPPORTED,
             "replication connections are not supported",
         ));
     }
+    let id = proxy.next_session();
+    for _ in 0..MAX_DECISIONS {
+        let mut changes = proxy.changes();
+        let generation = proxy.generation();
+        identity.is_still(&proved.config, &generation.config)?;
+        let decided = decide(proxy, &generation, &identity, arrival)?;
+        let _arriving = proxy.arrives(id, generation.number);
+        let in_place = |refusal: Refusal| {
+            let route = &decided.place.route;
+            refusal.in_environment(route.environment().as_str(), route.connection().as_str())
+        };
+        let welcome =
+            welcome(&decided.pool, decided.mode, &arrival.startup.settings, identity.user(), &generation);
+        let welcomed = tokio::select! {
+            biased;
+            welcomed = welcome => Some(welcomed.map_err(in_place)?),
+            () = another(proxy, &mut changes, &decided, &identity, &proved) => None,
+        };
+        let Some((welcome, lease)) = welcomed else { continue };
+        if let Some(logged_in) =
+            enter(proxy, (&proved, &generation), &identity, id, decided, (welcome, lease), arrival, peer)
+                .await?
+        {
+            return Ok(logged_in);
+        }
+    }
+    let message = "the configuration changed again and again while this login ran";
+    Err(Refusal::new(Fault::Operator, SqlState::CANNOT_CONNECT_NOW, message).hint("Try again."))
+}
+
+fn decide(
+    proxy: &Proxy,
+    generation: &Generation,
+    identity: &Identity,
+    arrival: &Arrival,
+) -> Result<Decided, Refusal> {
     if proxy.is_draining() {
         return Err(Refusal::new(
             Fault::Operator,
@@ -115,17 +167,18 @@ async fn log_in(
             "the system is shutting down",
         ));
     }
+    let startup = &arrival.startup;
     let asked = Asked {
         database: startup.database.as_str().into(),
         environment: startup.environment.as_deref().map(Into::into),
     };
     let looked_up = Instant::now();
-    let place = generation.place(&identity, asked)?;
+    let place = generation.place(identity, asked)?;
     proxy.counters.lookups.observe(looked_up.elapsed());
     let route = &place.route;
     let in_place =
         |refusal: Refusal| refusal.in_environment(route.environment().as_str(), route.connection().as_str());
-    let seat = proxy.seat(generation, &identity, route).map_err(in_place)?;
+    let seat = proxy.seat(generation, identity, route).map_err(in_place)?;
     let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a connection without a pool");
     let pool = generation.pools.get(route.connection()).ok_or_else(missing)?.clone();
     let connection = pool.connection();
@@ -133,36 +186,62 @@ async fn log_in(
         let message = format!("database \"{}\" is disabled", connection.name);
         return Err(in_place(Refusal::new(Fault::Operator, SqlState::CANNOT_CONNECT_NOW, message)));
     }
-    let mode = config.users.get(identity.user()).and_then(|u| u.pool_mode).unwrap_or(connection.pool_mode);
-    let patience = *config.server.query_wait_timeout;
-    let welcome = welcome(&pool, mode, &startup.settings);
-    let (welcome, lease) = if patience.is_zero() {
-        welcome.await.map_err(in_place)?
-    } else {
-        let waited = timeout(patience, welcome).await;
-        waited.unwrap_or_else(|_| Err(waited_too_long(patience))).map_err(in_place)?
-    };
+    let user = generation.config.users.get(identity.user());
+    let mode = user.and_then(|user| user.pool_mode).unwrap_or(connection.pool_mode);
+    Ok(Decided { place, seat, pool, mode })
+}
+
+/// Waits until something is in force by which this login would go elsewhere, or nowhere.
+async fn another(
+    proxy: &Proxy,
+    changes: &mut watch::Receiver<u64>,
+    decided: &Decided,
+    identity: &Identity,
+    proved: &Generation,
+) {
+    while changes.changed().await.is_ok() {
+        let now = proxy.generation();
+        let leads_here = |place: Arc<Place>| {
+            now.pools.get(place.route.connection()).is_some_and(|pool| Arc::ptr_eq(pool, &decided.pool))
+        };
+        let same = identity.is_still(&proved.config, &now.config).is_ok()
+            && now.place(identity, decided.place.asked.clone()).is_ok_and(leads_here);
+        if !same {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+/// The last step of a login; `None` if it must be decided anew.
+async fn enter(
+    proxy: &Proxy,
+    (proved, generation): (&Generation, &Generation),
+    identity: &Identity,
+    id: u64,
+    decided: Decided,
+    (welcome, lease): (Welcome, Option<Lease>),
+    arrival: &mut Arrival,
+    peer: &str,
+) -> Result<Option<LoggedIn>, Refusal> {
+    let Decided { place, seat, pool, mode } = decided;
+    let (config, startup) = (&generation.config, &arrival.startup);
     let slot = Arc::new(Slot::default());
     let pid = lease.as_ref().map(|lease| lease.target.pid());
-    let random = |_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes");
-    let key = proxy.keys.issue(startup.minor, pid, &slot).map_err(random)?;
     let suffix = config
         .server
         .application_name_add_user
-        .then(|| format!(" [{}@{}]", identity.user(), route.environment()).into());
+        .then(|| format!(" [{}@{}]", identity.user(), place.route.environment()).into());
     let settings = SessionSettings::new(
         welcome.reported,
         welcome.extra,
         suffix.filter(|_| mode == PoolMode::Transaction),
     );
-    let notice = config.server.login_notice.then(|| route.to_string());
-    let facts = place.facts.clone();
-    pool.stats().add(Figure::Logins, 1);
     let application_name = settings.reported().get(b"application_name").unwrap_or_default();
     let live = Arc::new(LiveSession {
-        id: proxy.next_session(),
-        identity,
-        place,
+        id,
+        identity: identity.clone(),
+        place: place.clone(),
         orders: Arc::default(),
         slot: slot.clone(),
         pool: pool.clone(),
@@ -173,28 +252,37 @@ async fn log_in(
         tls: arrival.reader.stream.tls(),
         told: Mutex::default(),
     });
-    let mut entering = Entering { proxy, live: &live, key: &key, audited: true, done: false };
+    if !proxy.enter(&live, &proved.config)? {
+        return Ok(None);
+    }
+    let mut entering = Entering { proxy, live: &live, key: None, audited: false, done: false };
+    let random = |_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes");
+    let key = proxy.keys.issue(startup.minor, pid, &slot).map_err(random)?;
+    entering.key = Some(key.clone());
+    pool.stats().add(Figure::Logins, 1);
+    entering.audited = true;
     if let Err(refusal) = audit_login(proxy, config, &live).await {
         entering.audited = false;
         let route = &live.place.route;
         return Err(refusal.in_environment(route.environment().as_str(), route.connection().as_str()));
     }
-    let greeting = greeting(settings.reported(), &facts, &key, notice.as_deref());
+    let notice = config.server.login_notice.then(|| place.route.to_string());
+    let greeting = greeting(settings.reported(), &place.facts, &key, notice.as_deref());
     arrival.owed.extend_from_slice(&greeting);
     if arrival.pay().await.is_err() {
         return Err(Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left"));
     }
     entering.done = true;
     drop(entering);
-    let core = Core::new(live.id, mode, proxy.interner.clone(), facts, settings);
-    Ok(LoggedIn { live, core, pool, lease, slot, key, seat })
+    let core = Core::new(id, mode, proxy.interner.clone(), place.facts.clone(), settings);
+    Ok(Some(LoggedIn { live, core, lease, key, seat }))
 }
 
 /// A client whose login is nearly done. Dropped before it is, also because its time is over, it leaves nothing.
 struct Entering<'a> {
     proxy: &'a Proxy,
     live: &'a LiveSession,
-    key: &'a CancelKey,
+    key: Option<CancelKey>,
     /// The audit was told where it goes.
     audited: bool,
     done: bool,
@@ -205,7 +293,8 @@ impl Drop for Entering<'_> {
         if self.done {
             return;
         }
-        self.proxy.keys.withdraw(self.key);
+        self.key.iter().for_each(|key| self.proxy.keys.withdraw(key));
+        self.proxy.leave(self.live.id);
         if self.audited {
             audit_end(self.proxy, self.live, (0, (0, 0)), "it did not come in");
         }
@@ -217,11 +306,27 @@ async fn welcome(
     pool: &Arc<Pool>,
     mode: PoolMode,
     settings: &Settings,
+    user: &UserName,
+    generation: &Generation,
+) -> Result<(Welcome, Option<Lease>), Refusal> {
+    let patience = *generation.config.server.query_wait_timeout;
+    let welcome = welcome_patiently(pool, mode, settings, user);
+    if patience.is_zero() {
+        return welcome.await;
+    }
+    timeout(patience, welcome).await.unwrap_or_else(|_| Err(waited_too_long(patience)))
+}
+
+async fn welcome_patiently(
+    pool: &Arc<Pool>,
+    mode: PoolMode,
+    settings: &Settings,
+    user: &UserName,
 ) -> Result<(Welcome, Option<Lease>), Refusal> {
     match mode {
-        PoolMode::Transaction => Ok((pool.welcome(settings).await?, None)),
+        PoolMode::Transaction => Ok((pool.welcome(settings, user).await?, None)),
         PoolMode::Session => {
-            let lease = pool.acquire_session(&Arc::new(settings.clone())).await?;
+            let lease = pool.acquire_session(&Arc::new(settings.clone()), user).await?;
             let reported = lease.state.settings.reported().clone();
             Ok((Welcome { reported, extra: Arc::default() }, Some(lease)))
         }
@@ -260,18 +365,17 @@ fn greeting(reported: &Parameters, facts: &Facts, key: &CancelKey, notice: Optio
 
 /// The rest of the session, as a task of its own on the runtime that relays: small, because it lives long.
 fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant) {
-    let LoggedIn { live, core, pool, lease, slot, key, seat } = parts;
+    let LoggedIn { live, core, lease, key, seat } = parts;
     let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
     let engine = Engine::new(Parts {
         client: arrival.reader,
         core,
-        pool,
+        pool: live.pool.clone(),
         lease,
-        slot,
+        slot: live.slot.clone(),
         orders: live.orders.clone(),
         timeouts: proxy.timeouts.clone(),
     });
-    proxy.enter(&live);
     // A token in place of a tracked task: the tracker would be asked at every poll.
     let registered = Registered { proxy, live, key, told: false, _seat: seat, _token: tasks.token() };
     match engine {

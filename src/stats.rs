@@ -47,6 +47,32 @@ pub const FIGURES: usize = 12;
 /// The figures at one moment, by [`Figure`].
 pub type Totals = [u64; FIGURES];
 
+/// What is counted of connections that go from one user to another.
+#[derive(Debug, Default)]
+pub struct Isolated {
+    /// How often a connection went from one user to another.
+    pub hand_overs: AtomicU64,
+    /// How often one was reset, for another user or because it was idle.
+    pub resets: AtomicU64,
+    /// How often that failed, and the connection was closed.
+    pub failures: AtomicU64,
+    /// How long all resets took, in microseconds.
+    pub micros: AtomicU64,
+}
+
+impl Isolated {
+    /// A reset has succeeded, which took so long.
+    pub fn reset(&self, took: Duration) {
+        self.resets.fetch_add(1, Ordering::Relaxed);
+        self.micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// One has failed.
+    pub fn failed(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Stats {
@@ -62,6 +88,8 @@ pub struct Stats {
     queries: Histogram,
     /// Attempts to connect that failed.
     pub failures: AtomicU64,
+    /// Of connections that went from one user to another.
+    pub isolated: Isolated,
 }
 
 #[derive(Debug)]
@@ -82,6 +110,7 @@ impl Default for Stats {
             transactions: Histogram::default(),
             queries: Histogram::default(),
             failures: AtomicU64::new(0),
+            isolated: Isolated::default(),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,6 +21,7 @@ use tokio_rustls::TlsConnector;
 use crate::config::file::{SslMode, SslNegotiation};
 use crate::config::{Connection, Host, Server};
 use crate::error::{Fault, Refusal, SqlState};
+use crate::names::UserName;
 use crate::stream::{Socket, Stream};
 use crate::tls::{self, ALPN, TlsError, UpstreamClient};
 use crate::wire::startup::Settings;
@@ -143,6 +145,8 @@ pub struct CancelTarget {
     secret: Box<[u8]>,
     fence: AtomicUsize,
     unfenced: Notify,
+    /// For whom it was used last.
+    user: Mutex<Option<UserName>>,
     /// Cancel requests that were sent, and of which it is not known whether the upstream has dealt with them.
     unsettled: AtomicUsize,
 }
@@ -255,6 +259,7 @@ impl Dialer {
             secret: login.secret,
             fence: AtomicUsize::new(0),
             unfenced: Notify::new(),
+            user: Mutex::default(),
             unsettled: AtomicUsize::new(0),
         };
         Ok(Backend { stream, target: Arc::new(target), parameters: login.parameters })
@@ -396,6 +401,16 @@ impl CancelTarget {
     /// When it was logged in.
     pub fn opened(&self) -> SystemTime {
         self.opened
+    }
+
+    /// The user that it serves, or served last.
+    pub fn last_user(&self) -> Option<UserName> {
+        self.user.lock().clone()
+    }
+
+    /// From now on it serves this one.
+    pub fn is_used_for(&self, user: &UserName) {
+        *self.user.lock() = Some(user.clone());
     }
 
     /// Whether it is encrypted.

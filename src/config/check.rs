@@ -282,6 +282,7 @@ fn connection(
             .filter(|t| *t > Duration::ZERO)
             .unwrap_or(*server.server_connect_timeout),
         pool_mode: c.pool_mode.unwrap_or(*server.pool_mode),
+        isolation: *c.isolation,
         pool_size: c.pool_size.unwrap_or(*server.default_pool_size).max(1),
         min_pool_size: c.min_pool_size.unwrap_or(*server.min_pool_size),
         reserve_pool_size: c.reserve_pool_size.unwrap_or(*server.reserve_pool_size),

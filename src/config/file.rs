@@ -190,6 +190,25 @@ words! {
 }
 
 words! {
+    /// How sessions of different users share upstream connections.
+    Isolation {
+        /// The server resets a connection before it serves another user than its last.
+        User = "user",
+        /// A connection is closed rather than serve a second user.
+        Strict = "strict",
+        /// The users trust each other.
+        Shared = "shared",
+    }
+}
+
+#[expect(clippy::derivable_impls, reason = "the enum is made by a macro")]
+impl Default for Isolation {
+    fn default() -> Self {
+        Self::User
+    }
+}
+
+words! {
     /// What happens to users whose value matches nothing.
     OnUnmatched {
         /// They go to the base connection.
@@ -452,6 +471,10 @@ options! {
         Reload connect_timeout: Option<Duration> = None;
         /// When an upstream connection goes back to the pool; by default `[server] pool_mode`.
         Login pool_mode: Option<PoolMode> = None;
+        /// How sessions of different users share upstream connections in their turn. `"user"`: before a connection serves
+        /// another user than its last, the server resets it (`DISCARD ALL`). `"strict"`: it is closed in place of that, for
+        /// what no command resets (see docs/security.md). `"shared"`: it is not reset, for users who trust each other.
+        Reload isolation: Isolation = Isolation::User;
         /// The most upstream connections; by default `[server] default_pool_size`.
         Reload pool_size: Option<u32> = None;
         /// By default `[server] min_pool_size`.

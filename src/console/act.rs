@@ -110,11 +110,11 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
         Command::Pause(Some(name)) => {
             not_halted(proxy)?;
             let pool = pool_of(proxy, name)?;
-            pool.halt(Halt::Paused);
+            proxy.pause(&pool);
             until(|| is_released(&pool)).await;
             Ok(Reply::done("PAUSE"))
         }
-        Command::Resume(Some(name)) => match pool_of(proxy, name)?.resume() {
+        Command::Resume(Some(name)) => match proxy.resume(&pool_of(proxy, name)?) {
             true => Ok(Reply::done("RESUME")),
             false => Err(wrong_state(format!("database {name} is not paused"))),
         },
@@ -123,11 +123,11 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
             Ok(Reply::done("RECONNECT"))
         }
         Command::Disable(name) => {
-            pool_of(proxy, name)?.set_disabled(true);
+            proxy.set_disabled(&pool_of(proxy, name)?, true);
             Ok(Reply::done("DISABLE"))
         }
         Command::Enable(name) => {
-            pool_of(proxy, name)?.set_disabled(false);
+            proxy.set_disabled(&pool_of(proxy, name)?, false);
             Ok(Reply::done("ENABLE"))
         }
         Command::Kill(name) => {
@@ -149,9 +149,8 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
         Command::Plan(path) => {
             let path = path.clone().map(std::path::PathBuf::from);
             let _turn = proxy.planning.acquire().await;
-            let planned = blocking(proxy, move |proxy| {
-                proxy.plan(path.as_deref()).map_err(|error| not_loaded(&error))
-            });
+            let planned =
+                blocking(proxy, move |proxy| proxy.plan(path.as_deref()).map_err(|error| not_loaded(&error)));
             let mut table = columns(proxy, command)?;
             for row in planned.await?.rows() {
                 table.iter_mut().for_each(|table| table.push(row.clone().map(Into::into).to_vec()));

@@ -9,15 +9,13 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::{Pool, Welcome, refusal_of};
+use crate::config::file::Isolation;
 use crate::error::{Fault, Refusal, SqlState};
 use crate::relay::{BackendState, Parameters};
 use crate::stream::Stream;
 use crate::upstream::CancelTarget;
 use crate::wire::startup::Settings;
 use crate::wire::{self, HEADER, Header};
-
-/// The longest that cleaning a connection between two sessions may take.
-const CLEAN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One upstream connection with what is known of it.
 #[derive(Debug)]
@@ -36,6 +34,8 @@ pub struct Pooled {
     pub(super) epoch: u64,
     /// In session mode: the client's startup settings that it was opened with.
     pub(super) startup: Option<Arc<Settings>>,
+    /// How it is shared, as of when it was lent.
+    pub(super) isolation: Isolation,
 }
 
 /// A connection on loan. Dropped, it is closed; released, it goes back.
@@ -148,11 +148,9 @@ impl Lease {
         runtimes.tasks.spawn_on(end, &runtimes.control);
     }
 
-    /// After a client in session mode: `DISCARD ALL`, then back.
+    /// After a client in session mode: reset, then back.
     pub async fn clean(mut self) {
-        let cleaned = tokio::time::timeout(CLEAN_TIMEOUT, self.simple("DISCARD ALL")).await;
-        if matches!(cleaned, Ok(Ok(Ok(())))) {
-            self.state.discarded();
+        if self.reset().await.is_ok() {
             self.release();
         }
     }
@@ -198,7 +196,7 @@ impl Lease {
     /// Runs a statement of our own. The inner error is the upstream's `ErrorResponse` body.
     ///
     /// Not cancel-safe: dropped, the connection must not be used again (and is not: the lease goes with it).
-    async fn simple(&mut self, sql: &str) -> io::Result<Result<(), Vec<u8>>> {
+    pub(super) async fn simple(&mut self, sql: &str) -> io::Result<Result<(), Vec<u8>>> {
         let mut out = Vec::new();
         wire::query(&mut out, sql);
         self.stream.write_all(&out).await?;

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -24,8 +24,12 @@ use crate::upstream::Dialer;
 use crate::wire::startup::Settings;
 use crate::wire::{self, HEADER, Header, identifier, unicode_identifier};
 
-/// How many bytes of notifications may wait for one session.
+/// How many bytes of notifications may wait for one session, and for all that one connection listens for: over that, those
+/// who have more than their share are ended.
 const MAX_MAIL: usize = 16 << 20;
+const MAX_ALL_MAIL: usize = 128 << 20;
+/// What a message that waits costs beside its own bytes.
+const OVERHEAD: usize = 64;
 /// The longest message that an upstream sends to a connection that only listens.
 const MAX_MESSAGE: usize = 64 << 10;
 /// How long the connection is kept when nobody listens any more.
@@ -56,6 +60,29 @@ pub(super) struct Mailbox {
     /// There are messages, or the end.
     pending: AtomicBool,
     mail: Mutex<Mail>,
+    all: Arc<Post>,
+}
+
+/// What waits in all mailboxes of one connection that listens.
+#[derive(Debug, Default)]
+pub(super) struct Post {
+    bytes: AtomicUsize,
+    mailboxes: AtomicUsize,
+}
+
+impl Post {
+    /// Whether it is too much, and one who has so much has more than his share.
+    fn is_too_much_for(&self, own: usize) -> bool {
+        let share = MAX_ALL_MAIL / self.mailboxes.load(Ordering::Relaxed).max(1);
+        own > MAX_MAIL || self.bytes.load(Ordering::Relaxed) > MAX_ALL_MAIL && own > share
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        self.all.bytes.fetch_sub(self.mail.get_mut().bytes, Ordering::Relaxed);
+        self.all.mailboxes.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +95,10 @@ struct Mail {
     end: Option<Refusal>,
 }
 
+/// The way to a listener: what it is told, and what waits there. At most two commands of each session are on their way: it
+/// asks again only when it was answered.
+pub(super) type Line = (UnboundedSender<Command>, Arc<Post>);
+
 #[derive(Debug)]
 pub(super) enum Command {
     Ask(Arc<Mailbox>, Asked),
@@ -76,9 +107,8 @@ pub(super) enum Command {
 
 impl Subscription {
     /// For the session of this number; `waker` is its task's.
-    pub(super) fn new(id: u64, waker: Waker, commands: UnboundedSender<Command>) -> Self {
-        let mailbox = Mailbox { id, waker, pending: AtomicBool::new(false), mail: Mutex::default() };
-        Self { mailbox: Arc::new(mailbox), commands }
+    pub(super) fn new(id: u64, waker: Waker, (commands, all): Line) -> Self {
+        Self { mailbox: Mailbox::new(id, waker, all), commands }
     }
 
     /// Asks the listener to take over.
@@ -122,7 +152,8 @@ impl Subscription {
             return Err(end.clone());
         }
         self.mailbox.pending.store(false, Ordering::Release);
-        mail.bytes = 0;
+        let bytes = std::mem::take(&mut mail.bytes);
+        self.mailbox.all.bytes.fetch_sub(bytes, Ordering::Relaxed);
         Ok(std::mem::take(&mut mail.messages))
     }
 }
@@ -134,6 +165,11 @@ impl Drop for Subscription {
 }
 
 impl Mailbox {
+    fn new(id: u64, waker: Waker, all: Arc<Post>) -> Arc<Self> {
+        all.mailboxes.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { id, waker, pending: AtomicBool::new(false), mail: Mutex::default(), all })
+    }
+
     fn answers(&self, answer: Answer) {
         self.mail.lock().answer = Some(answer);
         self.waker.wake_by_ref();
@@ -147,9 +183,11 @@ impl Mailbox {
     fn deliver(&self, message: &Arc<[u8]>) {
         let full = {
             let mut mail = self.mail.lock();
-            mail.bytes += message.len();
+            if mail.end.is_some() {
+                return;
+            }
             mail.messages.push(message.clone());
-            mail.bytes > MAX_MAIL
+            self.counts(&mut mail, message.len() + OVERHEAD)
         };
         if full {
             return self.end(&too_many());
@@ -159,8 +197,31 @@ impl Mailbox {
         }
     }
 
+    /// So much more waits; true if that is too much.
+    fn counts(&self, mail: &mut Mail, bytes: usize) -> bool {
+        mail.bytes += bytes;
+        self.all.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.all.is_too_much_for(mail.bytes)
+    }
+
+    /// So much more waits that cannot be delivered yet; true if that is too much.
+    fn holds_back(&self, bytes: usize) -> bool {
+        self.counts(&mut self.mail.lock(), bytes)
+    }
+
+    /// What was held back waits no more.
+    fn lets_go(&self, bytes: usize) {
+        let mut mail = self.mail.lock();
+        // Whoever has taken all that waits has been let go of it, too.
+        let bytes = bytes.min(mail.bytes);
+        mail.bytes -= bytes;
+        self.all.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     fn end(&self, refusal: &Refusal) {
         let mut mail = self.mail.lock();
+        let bytes = std::mem::take(&mut mail.bytes);
+        self.all.bytes.fetch_sub(bytes, Ordering::Relaxed);
         mail.messages = Vec::new();
         mail.end.get_or_insert_with(|| refusal.clone());
         drop(mail);
@@ -406,6 +467,7 @@ impl Hub {
             self.audience.entry(channel.clone()).or_default().push(id);
         }
         for (channel, message) in member.limbo.take().unwrap_or_default() {
+            member.mailbox.lets_go(held(&channel, &message));
             if channels.contains(&channel) {
                 member.mailbox.deliver(&message);
             }
@@ -420,6 +482,10 @@ impl Hub {
         for id in audience {
             let Some(member) = self.members.get_mut(id) else { continue };
             match &mut member.limbo {
+                Some(limbo) if member.mailbox.holds_back(held(channel, &message)) => {
+                    *limbo = Vec::new();
+                    member.mailbox.end(&too_many());
+                }
                 Some(limbo) => limbo.push((channel.to_owned(), message.clone())),
                 None => member.mailbox.deliver(&message),
             }
@@ -439,9 +505,9 @@ impl Hub {
         let asked: HashSet<&String> =
             self.members.values().filter_map(|m| m.asked.as_ref()).flat_map(|(a, _)| &a.channels).collect();
         let forsaken = |channel: &&String| !self.audience.contains_key(*channel) && !asked.contains(channel);
-        let forsaken: Vec<String> = self.listened.iter().filter(forsaken).cloned().collect();
+        let forsaken: HashSet<String> = self.listened.iter().filter(forsaken).cloned().collect();
         self.listened.retain(|channel| !forsaken.contains(channel));
-        forsaken
+        forsaken.into_iter().collect()
     }
 
     /// Gives up on markers that never came.
@@ -449,6 +515,10 @@ impl Hub {
         let late = |member: &&Member| member.asked.as_ref().is_some_and(|(_, t)| t.elapsed() > PATIENCE);
         self.members.values().filter(late).for_each(|m| m.mailbox.end(&lost("a marker did not come")));
     }
+}
+
+fn held(channel: &str, message: &[u8]) -> usize {
+    channel.len() + message.len() + OVERHEAD
 }
 
 fn remove(audience: &mut HashMap<String, Vec<u64>>, channel: &str, id: u64) {
@@ -465,8 +535,7 @@ mod tests {
     use super::*;
 
     fn mailbox(id: u64) -> Arc<Mailbox> {
-        let mail = Mutex::default();
-        Arc::new(Mailbox { id, waker: Waker::noop().clone(), pending: AtomicBool::new(false), mail })
+        Mailbox::new(id, Waker::noop().clone(), Arc::default())
     }
 
     fn asked(channels: &[&str], recall: u64, number: u64) -> Asked {

@@ -95,9 +95,17 @@ impl Pool {
         idle.into_iter().for_each(|pooled| self.see_off(pooled));
     }
 
-    /// Lends again; false if it did so already.
+    /// Whether its route went elsewhere while it was halted: it lends nothing any more, whoever resumes.
+    pub fn is_stranded(&self) -> bool {
+        self.state.lock().stranded
+    }
+
+    /// Lends again; false if it did so already, or never will.
     pub fn resume(self: &Arc<Self>) -> bool {
-        let halted = self.state.lock().halted.take();
+        let halted = {
+            let mut state = self.state.lock();
+            if state.stranded { None } else { state.halted.take() }
+        };
         self.serve_waiters();
         self.open_more();
         halted.is_some()

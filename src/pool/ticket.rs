@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::Lease;
 use crate::error::Refusal;
+use crate::names::UserName;
 
 /// How a wait ended.
 #[derive(Debug)]
@@ -30,13 +31,15 @@ enum State {
 #[derive(Debug)]
 pub struct Ticket {
     state: Mutex<State>,
+    /// Who waits.
+    pub(super) user: UserName,
     /// Since when.
     pub since: Instant,
 }
 
 impl Ticket {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State::Waiting(None)), since: Instant::now() })
+    pub(super) fn new(user: UserName) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(State::Waiting(None)), user, since: Instant::now() })
     }
 
     /// The outcome, once.

@@ -189,6 +189,11 @@ impl Core {
         }
     }
 
+    /// True if the session has any.
+    pub fn has_channels(&self) -> bool {
+        self.channels.is_some()
+    }
+
     /// True if the connection does not listen any more, and the listener has not said that it delivers.
     pub fn is_settling(&self) -> bool {
         self.channels.as_ref().is_some_and(|c| c.stage == Stage::Settling)

@@ -67,7 +67,7 @@ impl Core {
     fn data(&mut self, header: Header, input: &[u8]) -> Result<Step, Broken> {
         match self.requests.front_kind() {
             Some(Kind::Query | Kind::Execute) => Ok(Step::Pass),
-            Some(Kind::Setup | Kind::HandOver) => Ok(Step::Drop),
+            Some(Kind::Reset | Kind::Setup | Kind::HandOver) => Ok(Step::Drop),
             Some(Kind::Survey) => Ok(self.answered(header, input)),
             front => Err(Broken::Desync(format!("data in answer to {front:?}"))),
         }
@@ -117,7 +117,7 @@ impl Core {
             return Ok(Step::Wait);
         }
         let ours = self.requests.front().is_some_and(|r| {
-            matches!(r.kind, Kind::Setup | Kind::Survey | Kind::HandOver)
+            matches!(r.kind, Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver)
                 || r.hidden && matches!(r.kind, Kind::Query | Kind::Execute)
         });
         match header.tag {
@@ -192,8 +192,8 @@ impl Core {
         };
         let front = self.requests.front_kind();
         let ends = |kind| {
-            use Kind::{FunctionCall, HandOver, Query, Setup, Survey, Sync};
-            matches!(kind, Setup | Survey | HandOver | Query | FunctionCall | Sync)
+            use Kind::{FunctionCall, HandOver, Query, Reset, Setup, Survey, Sync};
+            matches!(kind, Reset | Setup | Survey | HandOver | Query | FunctionCall | Sync)
         };
         if !front.is_some_and(ends) {
             return Err(Broken::Desync(format!("ReadyForQuery in answer to {front:?}")));
@@ -205,6 +205,15 @@ impl Core {
         self.rereading &= !self.requests.is_empty();
         if self.requests.is_empty() {
             self.flush_at = super::MAX_UNASKED;
+        }
+        if front == Some(Kind::Reset) {
+            if status != b'I' {
+                return Err(Broken::Desync("a transaction is open behind a DISCARD ALL".into()));
+            }
+            if self.requests.is_empty() {
+                backend.discarded();
+            }
+            return Ok(Step::Drop);
         }
         if front == Some(Kind::Setup) {
             self.settings.settled(&mut backend.settings);
@@ -238,7 +247,7 @@ impl Core {
         let number = front.map_or(0, |r| r.number);
         let tag = cstr(tag).map_or(tag, |(tag, _)| tag);
         match self.requests.front_kind() {
-            Some(Kind::Setup | Kind::Survey | Kind::HandOver) => return,
+            Some(Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver) => return,
             Some(Kind::Query) if front.is_some_and(|r| r.hidden) => return,
             Some(Kind::Execute) => {
                 self.requests.pop();
@@ -285,6 +294,7 @@ impl Core {
         }
         self.copy = Copy::None;
         let (skipped, found) = match self.requests.front_kind() {
+            Some(Kind::Reset) => return Err(Broken::Reset(body.unwrap_or_default().to_vec())),
             Some(Kind::Setup) => return Err(Broken::Setup(body.unwrap_or_default().to_vec())),
             // A cancel that came too late, or a very short statement_timeout: it is asked again.
             Some(Kind::Survey | Kind::HandOver) => {
@@ -357,6 +367,10 @@ impl Core {
             return Err(Broken::Desync("more settings than a server reports".into()));
         }
         let news = |news| Ok(if news { Step::Pass } else { Step::Drop });
+        if self.is_resetting() {
+            // The server's defaults on the way to the session's settings.
+            return Ok(Step::Drop);
+        }
         if self.settings.hides(name) && setup {
             return Ok(Step::Drop);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::statement::{Named, Unnamed};
+use super::statement::{Named, Unnamed, significant};
 
 /// One request. Requests are numbered from 1 within a session.
 #[derive(Debug)]
@@ -26,7 +26,9 @@ impl Request {
 /// What it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Our own `Query`: everything up to its `ReadyForQuery` is ours.
+    /// Our own `Query`: everything up to its `ReadyForQuery` is ours. It takes away what another user has left.
+    Reset,
+    /// Our own `Query`, which gives the connection the session's settings.
     Setup,
     /// Our own `Query`, too: it asks what the session has left.
     Survey,
@@ -196,6 +198,7 @@ impl Requests {
 
     /// Whether it depends on an answer to come what a name stands for.
     pub fn is_in_doubt(&self, name: &[u8]) -> bool {
+        let name = significant(name);
         self.notes_in_doubt()
             .any(|note| matches!(note, Note::Named { name: changed, .. } if **changed == *name))
     }

@@ -19,22 +19,47 @@ const NAME_LENGTH: usize = 63;
 /// than most are remembered in all sessions together.
 const MAX_LONG: usize = 2 << 20;
 const MAX_ALL_LONG: usize = 64 << 20;
-/// How many bytes of statements may be kept before those that nobody has any more are looked for.
-const SWEEP_AT: usize = 64 << 10;
+
+/// How many bytes of named statements one session may have, and all of them together: over that, those who have more than
+/// their share are refused. A text that several have counts for each of them, and once in all.
+const MAX_OF_SESSION: usize = 64 << 20;
+const MAX_OF_ALL: usize = 1 << 30;
+/// What a statement costs beside its text.
+const OVERHEAD: usize = 512;
 
 /// A text with its parameter types. Two with an equal text, equal types, and equal settings that could change
 /// their meaning are one: compared by the bytes, never only by a hash.
 #[derive(Debug)]
 pub struct Statement {
     id: u64,
-    /// The query, NUL, the types: the rest of a `Parse` message behind its name.
-    body: Box<[u8]>,
+    /// The length of the body; the body: the query, NUL, the types, which is the rest of a `Parse` message behind its name;
+    /// the settings.
+    key: Arc<[u8]>,
+    length: usize,
     effects: Option<Box<Effects>>,
     /// What it names in the catalog that it was last looked up in.
     mentions: Mutex<Mentions>,
     name: Box<str>,
     /// How often it was found that what connections had prepared of it is of no use any more.
     outdated: AtomicU64,
+    all: Arc<Statements>,
+}
+
+/// Those of all sessions, by their keys.
+#[derive(Debug, Default)]
+struct Statements {
+    known: DashMap<Arc<[u8]>, Weak<Statement>>,
+    bytes: AtomicUsize,
+    /// How many sessions have any.
+    holders: AtomicUsize,
+}
+
+impl Drop for Statement {
+    fn drop(&mut self) {
+        self.all.bytes.fetch_sub(self.key.len() + OVERHEAD, Ordering::Relaxed);
+        // Another of the same text may have taken the place meanwhile.
+        self.all.known.remove_if(&self.key, |_, statement| statement.strong_count() == 0);
+    }
 }
 
 impl Statement {
@@ -45,7 +70,12 @@ impl Statement {
 
     /// What a `Parse` message has behind the name.
     pub fn body(&self) -> &[u8] {
-        &self.body
+        &self.key[LENGTH..LENGTH + self.length]
+    }
+
+    /// How many bytes it costs.
+    pub fn cost(&self) -> usize {
+        self.key.len() + OVERHEAD
     }
 
     /// What it may do to a session.
@@ -59,7 +89,7 @@ impl Statement {
         match &*known {
             Some((of, effects)) if Arc::ptr_eq(of, catalog) => effects.clone(),
             _ => {
-                let effects = catalog.mentioned(&self.body);
+                let effects = catalog.mentioned(self.body());
                 *known = Some((catalog.clone(), effects.clone()));
                 effects
             }
@@ -87,15 +117,16 @@ type Mentions = Option<(Arc<Catalog>, Option<Box<Effects>>)>;
 /// All statements that any session has.
 #[derive(Debug)]
 pub struct Interner {
-    statements: DashMap<Box<[u8]>, Weak<Statement>>,
+    statements: Arc<Statements>,
     next: AtomicU64,
-    /// Of all keys together, those of statements that nobody has any more included.
-    bytes: AtomicUsize,
-    sweep_at: AtomicUsize,
     /// Of all long unnamed statements together.
     long: Arc<AtomicUsize>,
+    /// Of all messages that sessions wait for the rest of.
+    gathered: Arc<AtomicUsize>,
     prefix: String,
 }
+
+const LENGTH: usize = size_of::<usize>();
 
 impl Interner {
     /// Empty, with a random part in its names so that no client can guess one.
@@ -104,16 +135,15 @@ impl Interner {
     /// The system gives no random bytes.
     pub fn new() -> Result<Self, getrandom::Error> {
         Ok(Self {
-            statements: DashMap::new(),
+            statements: Arc::default(),
             next: AtomicU64::new(1),
-            bytes: AtomicUsize::new(0),
-            sweep_at: AtomicUsize::new(SWEEP_AT),
             long: Arc::default(),
+            gathered: Arc::default(),
             prefix: format!("_pgusher_{:016x}_", getrandom::u64()?),
         })
     }
 
-    /// The one statement of this text. `scope` are the session's settings that are not reported.
+    /// The one statement of this text. `scope` are the session's settings that belong to what it means.
     pub fn intern(&self, body: &[u8], scope: &Parameters) -> Arc<Statement> {
         // The length first: where the body ends and the scope begins must not be a matter of reading.
         let mut key = body.len().to_be_bytes().to_vec();
@@ -124,22 +154,46 @@ impl Interner {
             key.push(b'=');
             key.extend_from_slice(value);
         }
-        let key = key.into_boxed_slice();
-        let length = key.len();
-        self.sweep();
-        let mut entry = self.statements.entry(key).or_default();
+        let key: Arc<[u8]> = key.into();
+        let mut entry = self.statements.known.entry(key.clone()).or_default();
         if let Some(statement) = entry.upgrade() {
             return statement;
         }
         let text = crate::wire::cstr(body).map_or(body, |(text, _)| text);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let name = self.name(id).into();
         let (effects, outdated) = (sql::effects(text), AtomicU64::new(0));
-        let (body, mentions) = (body.into(), Mutex::default());
-        let statement = Arc::new(Statement { id, body, effects, mentions, name, outdated });
+        let statement = Arc::new(Statement {
+            id,
+            key,
+            length: body.len(),
+            effects,
+            mentions: Mutex::default(),
+            name: self.name(id).into(),
+            outdated,
+            all: self.statements.clone(),
+        });
         *entry = Arc::downgrade(&statement);
-        self.bytes.fetch_add(length, Ordering::Relaxed);
+        self.statements.bytes.fetch_add(statement.cost(), Ordering::Relaxed);
         statement
+    }
+
+    /// Whether a session that has so many bytes of statements may have one more, of this length.
+    pub fn may_add(&self, own: usize, length: usize) -> bool {
+        let cost = length + OVERHEAD;
+        let share = MAX_OF_ALL / self.statements.holders.load(Ordering::Relaxed).max(1);
+        let all = self.statements.bytes.load(Ordering::Relaxed) + cost;
+        own + cost <= MAX_OF_SESSION && (all <= MAX_OF_ALL || own + cost <= share)
+    }
+
+    /// A session has no names yet.
+    pub fn names(&self) -> Names {
+        self.statements.holders.fetch_add(1, Ordering::Relaxed);
+        Names { known: HashMap::new(), bytes: 0, all: self.statements.clone() }
+    }
+
+    /// What is counted of messages of which the rest is waited for.
+    pub fn gathered(&self) -> &Arc<AtomicUsize> {
+        &self.gathered
     }
 
     /// Whether a long unnamed statement of this length can be remembered.
@@ -154,20 +208,6 @@ impl Interner {
         }
         self.long.fetch_add(text.len(), Ordering::Relaxed);
         Some(LongText { text: text.into(), all: self.long.clone() })
-    }
-
-    /// Forgets statements that nobody has any more, each time what is kept has doubled.
-    fn sweep(&self) {
-        if self.bytes.load(Ordering::Relaxed) > self.sweep_at.load(Ordering::Relaxed) {
-            let mut kept = 0;
-            self.statements.retain(|key, statement| {
-                let lives = statement.strong_count() > 0;
-                kept += if lives { key.len() } else { 0 };
-                lives
-            });
-            self.bytes.store(kept, Ordering::Relaxed);
-            self.sweep_at.store((2 * kept).max(SWEEP_AT), Ordering::Relaxed);
-        }
     }
 
     /// What a statement is called on upstream connections.
@@ -246,40 +286,60 @@ impl Drop for LongText {
 }
 
 /// The names of one session.
-#[derive(Debug, Default)]
-pub struct Names(HashMap<Box<[u8]>, Named>);
+#[derive(Debug)]
+pub struct Names {
+    known: HashMap<Box<[u8]>, Named>,
+    bytes: usize,
+    all: Arc<Statements>,
+}
 
-fn significant(name: &[u8]) -> &[u8] {
+impl Drop for Names {
+    fn drop(&mut self) {
+        self.all.holders.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What PostgreSQL takes of a name.
+pub fn significant(name: &[u8]) -> &[u8] {
     &name[..name.len().min(NAME_LENGTH)]
 }
 
 impl Names {
     /// Under this name.
     pub fn get(&self, name: &[u8]) -> Option<&Named> {
-        self.0.get(significant(name))
+        self.known.get(significant(name))
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.known.len()
+    }
+
+    /// How many bytes their statements have.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Gives a name a statement, or takes it away; answers what it had.
     pub fn put(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
-        match named {
-            Some(named) => self.0.insert(significant(name).into(), named),
-            None => self.0.remove(significant(name)),
-        }
+        self.bytes += named.as_ref().map_or(0, |named| named.statement.cost());
+        let before = match named {
+            Some(named) => self.known.insert(significant(name).into(), named),
+            None => self.known.remove(significant(name)),
+        };
+        self.bytes -= before.as_ref().map_or(0, |named| named.statement.cost());
+        before
     }
 
     /// The name that this request gave.
     pub fn given_by(&self, request: u64) -> Option<&[u8]> {
-        self.0.iter().find(|(_, named)| named.request == request).map(|(name, _)| &**name)
+        self.known.iter().find(|(_, named)| named.request == request).map(|(name, _)| &**name)
     }
 
     /// Everything made before this request is gone.
     pub fn forget_before(&mut self, request: u64) {
-        self.0.retain(|_, named| named.request > request);
+        self.known.retain(|_, named| named.request > request);
+        self.bytes = self.known.values().map(|named| named.statement.cost()).sum();
     }
 }
 
@@ -393,12 +453,32 @@ mod tests {
     }
 
     #[test]
-    fn statements_that_nobody_has_are_swept() {
+    fn a_statement_is_gone_with_the_last_who_has_it() {
         let interner = Interner::new().unwrap();
+        let none = Parameters::default();
         for i in 0..5000 {
-            interner.intern(format!("select {i}\0\0\0").as_bytes(), &Parameters::default());
+            interner.intern(format!("select {i}\0\0\0").as_bytes(), &none);
         }
-        assert!(interner.statements.len() < 2048, "{}", interner.statements.len());
+        let (one, other) = (interner.intern(b"x\0\0\0", &none), interner.intern(b"x\0\0\0", &none));
+        drop(one);
+        assert_eq!(interner.statements.known.len(), 1);
+        assert_eq!(interner.statements.bytes.load(Ordering::Relaxed), other.cost());
+        drop(other);
+        assert_eq!(interner.statements.known.len(), 0);
+        assert_eq!(interner.statements.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn over_the_total_only_those_with_more_than_their_share_are_refused() {
+        let interner = Interner::new().unwrap();
+        let names: Vec<Names> = (0..32).map(|_| interner.names()).collect();
+        assert!(interner.may_add(0, MAX_OF_SESSION - OVERHEAD));
+        assert!(!interner.may_add(1, MAX_OF_SESSION - OVERHEAD));
+        interner.statements.bytes.store(MAX_OF_ALL, Ordering::Relaxed);
+        let share = MAX_OF_ALL / names.len();
+        assert!(interner.may_add(0, share - OVERHEAD) && !interner.may_add(1, share - OVERHEAD));
+        drop(names);
+        assert_eq!(interner.statements.holders.load(Ordering::Relaxed), 0);
     }
 
     #[test]
@@ -427,7 +507,7 @@ mod tests {
     fn names_differ_in_their_first_63_bytes() {
         let interner = Interner::new().unwrap();
         let statement = interner.intern(b"x\0\0\0", &Parameters::default());
-        let mut names = Names::default();
+        let mut names = interner.names();
         let long = [b'a'; 70];
         names.put(&long, Some(Named { statement, request: 1 }));
         assert!(names.get(&long[..63]).is_some() && names.get(&long[..62]).is_none());

@@ -29,7 +29,7 @@ impl Bench {
     fn with(interner: &Arc<Interner>, id: u64) -> Self {
         let facts = ["dev", "warehouse", "dana", "because"].map(str::to_owned);
         let [environment, connection, user, route] = facts;
-        let facts = Arc::new(Facts { environment, connection, user, route });
+        let facts = Arc::new(Facts { environment, connection, user: user.into(), route });
         let reported: Arc<Parameters> = Arc::default();
         let settings = SessionSettings::new(reported.clone(), Arc::default(), None);
         Self {

@@ -2,7 +2,7 @@
 
 use super::requests::{Kind, Note};
 use super::sql::Effects;
-use super::statement::{Held, Named, Unnamed, UnnamedText};
+use super::statement::{Held, Named, Unnamed, UnnamedText, significant};
 use super::{
     BackendState, Copy, Core, GATHER, MAX_NAMED_PARSE, MAX_UNASKED, MAX_UNNAMED, Pin, Rest, Sink, Taken, Then,
 };
@@ -333,16 +333,16 @@ impl Core {
         let previous = self.put_name(name, None);
         self.requests.push_noted(
             Kind::Query,
-            Note::Named { name: name.into(), previous, prepared: None, closed: Some(id) },
+            Note::Named { name: significant(name).into(), previous, prepared: None, closed: Some(id) },
         );
     }
 
     /// The query that `SHOW pgusher.name` becomes.
     fn shown(&self, name: &str) -> Option<String> {
         let value = match name {
-            "environment" => &self.facts.environment,
+            "environment" => &*self.facts.environment,
             "connection" => &self.facts.connection,
-            "user" => &self.facts.user,
+            "user" => self.facts.user.as_str(),
             "route" => &self.facts.route,
             "pin" => self.pin().map_or("", Pin::word),
             _ => return None,
@@ -439,7 +439,9 @@ impl Core {
         }
         if header.total > MAX_NAMED_PARSE {
             let message = format!("a prepared statement is longer than {MAX_NAMED_PARSE} bytes");
-            return Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message));
+            let refusal = Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message);
+            self.refuse_request(&refusal, up.buffer());
+            return Ok(Step::Streams(Rest::Drop));
         }
         if !whole {
             return Ok(Step::Need(header.total));
@@ -455,7 +457,7 @@ impl Core {
                 self.parse_again(&named, taken, names.after, backend, up.buffer());
                 return Ok(Step::Done);
             }
-            let shown = String::from_utf8_lossy(name);
+            let shown = String::from_utf8_lossy(significant(name));
             let message = format!("prepared statement \"{shown}\" already exists");
             let refusal = Refusal::new(Fault::Client, SqlState::DUPLICATE_STATEMENT, message);
             self.refuse_request(&refusal, up.buffer());
@@ -467,6 +469,14 @@ impl Core {
         if let Some(effects) = effects.filter(|effects| effects.channels || !self.can_lex()) {
             // It may be bound in the same batch, and then a transaction has begun.
             self.foresee_extended(&effects, backend, up.buffer());
+        }
+        let own = self.names.as_ref().map_or(0, |names| names.bytes());
+        if !self.interner.may_add(own, names.after.len()) {
+            let message = "this session, or all of them together, have too many bytes of prepared statements";
+            let refusal = Refusal::new(Fault::Client, SqlState::OUT_OF_MEMORY, message)
+                .hint("Close statements that are not used any more (DEALLOCATE).");
+            self.refuse_request(&refusal, up.buffer());
+            return Ok(Step::Done);
         }
         let statement =
             self.interner.intern(shown.as_deref().unwrap_or(names.after), &self.settings.meaning());
@@ -481,7 +491,8 @@ impl Core {
         let trusted = self.status != b'E' && !self.distrust && !self.requests.has_an_end();
         let trusted = trusted && (self.status == b'T' || self.begins_batch());
         let held = backend.prepared.hold(&named.statement);
-        let note = |prepared| Note::Named { name: name.into(), previous: None, prepared, closed: None };
+        let note =
+            |prepared| Note::Named { name: significant(name).into(), previous: None, prepared, closed: None };
         if held == Held::Yes && trusted {
             // It need not be parsed again, but its tables may be gone since: then that is to be said now.
             let upstream_name = named.statement.upstream_name();
@@ -630,7 +641,7 @@ impl Core {
         });
         let name = effects.deallocates.take()?;
         let previous = self.put_name(&name, None);
-        let note = Note::Named { name: name.into(), previous, prepared: None, closed: None };
+        let note = Note::Named { name: significant(&name).into(), previous, prepared: None, closed: None };
         self.requests.push_hidden(Kind::Parse, Some(note));
         Some(body)
     }
@@ -717,7 +728,7 @@ impl Core {
         }
         let Some(named) = self.named(name).cloned() else {
             if self.interner.is_reserved(name) {
-                let shown = String::from_utf8_lossy(name);
+                let shown = String::from_utf8_lossy(significant(name));
                 return self.refuse_reference(format!("prepared statement \"{shown}\" does not exist"), up);
             }
             // Perhaps of an SQL-level PREPARE; else the upstream says that there is none.
@@ -800,7 +811,7 @@ impl Core {
             let previous = self.put_name(name, None);
             self.requests.push_noted(
                 Kind::Fake(b'3'),
-                Note::Named { name: name.into(), previous, prepared: None, closed: None },
+                Note::Named { name: significant(name).into(), previous, prepared: None, closed: None },
             );
             return;
         } else if self.interner.is_reserved(name) {

@@ -30,6 +30,7 @@ mod main_job;
 mod management;
 mod metrics;
 mod oracle;
+mod orders;
 mod plan;
 mod relay;
 mod routing;

@@ -1,0 +1,244 @@
+//! Between two users of one connection: who may get it, and how it is reset.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::{Lease, Pool, Pooled, State};
+use crate::config::file::Isolation;
+use crate::names::UserName;
+use crate::relay::reset::{DISCARD, new_seed};
+use crate::upstream::{Allowance, Backend, UpstreamError, rows};
+
+/// For how long a connection may hold what its last user has left, while nobody uses it.
+const MAX_IDLE_DIRTY: Duration = Duration::from_secs(1);
+/// The longest that a reset may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What the answers to the questions of a first connection may be, in bytes.
+const MAX_ANSWER: usize = 64 << 10;
+/// A setting that is set to see whether it is taken away again.
+const PROBE: &str = "pgusher.isolation_probe";
+
+/// Why the connections of a pool cannot be reset; known from its first one on.
+#[derive(Debug, Default)]
+pub(super) struct Resettable(OnceLock<Option<String>>);
+
+impl Pooled {
+    /// Whether this user may use it without a reset. The house itself, `None`, only uses what is clean.
+    fn is_for(&self, user: Option<&UserName>) -> bool {
+        user.map_or(self.state.is_clean(), |user| !self.state.is_foreign_to(user))
+    }
+
+    /// Whether it may serve this user at all.
+    pub(super) fn may_serve(&self, user: Option<&UserName>, isolation: Isolation) -> bool {
+        match (isolation, user) {
+            (_, None) => self.state.is_clean(),
+            (Isolation::Strict, Some(user)) => self.state.last_user().is_none_or(|last| last == user),
+            (Isolation::User | Isolation::Shared, Some(_)) => true,
+        }
+    }
+
+    /// It is used for this user from now on; to be said before anything of the user's is sent.
+    pub(super) fn serve(&mut self, user: &UserName) {
+        if self.state.serve(user) {
+            self.target.is_used_for(user);
+        }
+    }
+}
+
+impl State {
+    /// The idle connection that this user used last; else one that nobody has, or the one used last of all: it is the
+    /// warmest, and the others can grow old. Not one that was opened with the settings of a client in session mode.
+    pub(super) fn take_idle(&mut self, user: Option<&UserName>) -> Option<Box<Pooled>> {
+        let fits = |p: &Pooled| p.startup.is_none();
+        if self.idle.last().is_some_and(|last| fits(last) && last.is_for(user)) {
+            return self.idle.pop();
+        }
+        let own = |p: &Pooled| fits(p) && p.is_for(user);
+        let any = |p: &Pooled| fits(p) && p.may_serve(user, self.isolation);
+        let at = self.idle.iter().rposition(|p| own(p)).or_else(|| self.idle.iter().rposition(|p| any(p)))?;
+        Some(self.idle.remove(at))
+    }
+
+    /// Takes out the idle connections that may hold something of their last users, and have for long enough.
+    #[expect(clippy::vec_box)]
+    fn take_dirty(&mut self, now: Instant) -> Vec<Box<Pooled>> {
+        let is_dirty = |p: &Pooled| {
+            !p.state.is_clean()
+                && p.idle_since.is_some_and(|since| now.duration_since(since) >= MAX_IDLE_DIRTY)
+        };
+        let mut dirty = Vec::new();
+        let mut at = 0;
+        while at < self.idle.len() {
+            if is_dirty(&self.idle[at]) {
+                dirty.push(self.idle.remove(at));
+            } else {
+                at += 1;
+            }
+        }
+        dirty
+    }
+}
+
+impl Pool {
+    /// How sessions of different users share its connections, and why that is not what the configuration says.
+    pub fn isolation(&self) -> (Isolation, Option<String>) {
+        let reason = self.resettable.0.get().cloned().flatten();
+        (self.state.lock().isolation, reason)
+    }
+
+    /// What is in force where the configuration says this.
+    pub(super) fn isolation_of(&self, configured: Isolation) -> Isolation {
+        match self.resettable.0.get() {
+            Some(Some(_)) if configured == Isolation::User => Isolation::Strict,
+            _ => configured,
+        }
+    }
+
+    /// The first connection is asked whether it can be reset: another pooler between us and the server, or a server that
+    /// only looks like PostgreSQL, would say that it was. Such a one serves one user for all its life.
+    ///
+    /// # Errors
+    /// The connection was lost, or the new one that takes its place.
+    pub(super) async fn prove_resettable(&self, backend: &mut Backend) -> Result<(), UpstreamError> {
+        if self.resettable.0.get().is_some() {
+            return Ok(());
+        }
+        let proved = tokio::time::timeout(PATIENCE, prove(backend)).await;
+        let reason = match proved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(()) => None,
+            Err(error) if is_lost(&error) => return Err(error.into()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(reason) = self.resettable.0.get_or_init(|| reason) {
+            let connection = self.connection();
+            warn!(
+                connection = %connection.name, %reason,
+                "its connections cannot be reset: each serves one user until it is closed (isolation \"strict\")"
+            );
+            let mut state = self.state.lock();
+            state.isolation = self.isolation_of(connection.isolation);
+        }
+        Ok(())
+    }
+
+    /// Resets the connections that are idle with something of their last users on them: no lock, channel or cursor outlives
+    /// its owner there. They are not to be had meanwhile.
+    pub(super) fn reset_idle(self: &Arc<Self>) {
+        let dirty = {
+            let mut state = self.state.lock();
+            let cannot = self.resettable.0.get().is_some_and(Option::is_some);
+            if state.isolation == Isolation::Shared
+                || cannot
+                || state.halted.is_some()
+                || !state.waiters.is_empty()
+            {
+                return;
+            }
+            state.take_dirty(Instant::now())
+        };
+        for pooled in dirty {
+            let mut lease = Lease { pooled: Some(pooled), pool: self.clone() };
+            let reset = async move {
+                // One that could not be is closed: the lease is dropped.
+                if lease.reset().await.is_ok() {
+                    lease.release();
+                }
+            };
+            self.runtimes.tasks.spawn_on(reset, &self.runtimes.control);
+        }
+    }
+}
+
+impl Lease {
+    /// Has the server take away all that the last user has left. On an error the connection must not be used any more.
+    ///
+    /// Not cancel-safe: dropped, it must not be used either (and is not: the lease goes with it).
+    ///
+    /// # Errors
+    /// The server refuses, does not answer in time, or has gone.
+    pub async fn reset(&mut self) -> io::Result<()> {
+        let begun = Instant::now();
+        let reset = async {
+            let seed = new_seed(getrandom::u64().map_err(io::Error::other)?);
+            for sql in [DISCARD, &seed] {
+                self.simple(sql).await?.map_err(|_| io::Error::other("the server refuses to reset it"))?;
+            }
+            Ok(())
+        };
+        let done = tokio::time::timeout(PATIENCE, reset).await;
+        let done = done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let counts = &self.pool.stats.isolated;
+        match &done {
+            Ok(()) => {
+                counts.reset(begun.elapsed());
+                self.state.discarded();
+            }
+            Err(error) => {
+                counts.failed();
+                info!(connection = %self.pool.connection().name, %error, "a connection could not be reset, and is closed");
+            }
+        }
+        done
+    }
+
+    /// Makes it fit for this user, before anything of the user's is sent on it.
+    ///
+    /// # Errors
+    /// As of [`Lease::reset`].
+    pub(super) async fn make_fit_for(&mut self, user: &UserName) -> io::Result<()> {
+        if self.must_reset_for(user) {
+            self.pool.stats.isolated.hand_overs.fetch_add(1, Ordering::Relaxed);
+            self.reset().await?;
+        }
+        self.serve(user);
+        Ok(())
+    }
+
+    /// True if the server must reset it before this user may use it.
+    pub fn must_reset_for(&self, user: &UserName) -> bool {
+        self.state.is_foreign_to(user) && self.isolation != Isolation::Shared
+    }
+
+    /// It is used for this user from now on.
+    pub fn serve(&mut self, user: &UserName) {
+        if let Some(pooled) = &mut self.pooled {
+            pooled.serve(user);
+        }
+    }
+}
+
+fn is_lost(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
+/// Whether it is one server process that answers, which forgets a setting and takes a seed.
+async fn prove(backend: &mut Backend) -> io::Result<()> {
+    let allowed = &mut Allowance::bytes(MAX_ANSWER);
+    let set = format!("SELECT pg_catalog.set_config('{PROBE}','x',false)");
+    let look =
+        format!("SELECT pg_catalog.pg_backend_pid(),COALESCE(pg_catalog.current_setting('{PROBE}',true),'')");
+    let seed = new_seed(getrandom::u64().map_err(io::Error::other)?);
+    let (mut pid, mut left) = (None, None);
+    for sql in [&set, DISCARD, &seed, &look] {
+        rows(&mut backend.stream, sql, allowed, |row| {
+            if let [Some(first), Some(second)] = row {
+                pid = str::from_utf8(first).ok().and_then(|pid| pid.parse::<u32>().ok());
+                left = Some(!second.is_empty());
+            }
+            Some(())
+        })
+        .await?;
+    }
+    match (pid, left) {
+        (Some(pid), _) if pid != backend.target.pid() => Err(io::Error::other(
+            "another process answers than the one that has logged us in: a pooler is in between",
+        )),
+        (Some(_), Some(false)) => Ok(()),
+        _ => Err(io::Error::other("a setting is still there behind DISCARD ALL")),
+    }
+}

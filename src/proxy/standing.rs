@@ -1,0 +1,130 @@
+//! What operators have ordered of databases: it holds until it is taken back, whatever is put in force meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Generation, Proxy, killed};
+use crate::engine::Order;
+use crate::names::{ConnectionName, EnvironmentName};
+use crate::pool::{Halt, Pool};
+
+/// The orders that hold. They are of names, as operators give them, and not of the pools that have these names now.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    all: Option<Halt>,
+    halted: BTreeMap<ConnectionName, Halt>,
+    disabled: BTreeSet<ConnectionName>,
+    drained: BTreeSet<EnvironmentName>,
+}
+
+impl Standing {
+    /// Gives them to the pools of a generation that is about to be in force. A connection that has another name now keeps
+    /// what was ordered of it.
+    pub(super) fn apply(&mut self, old: &Generation, new: &Generation) {
+        for (name, pool) in &new.pools {
+            let target = &pool.connection().target;
+            let renamed = old
+                .pools
+                .iter()
+                .find(|(before, old)| !new.pools.contains_key(*before) && old.connection().target == *target);
+            if let (Some((before, _)), false) = (renamed, old.pools.contains_key(name)) {
+                if let Some(halt) = self.halted.remove(before) {
+                    self.halted.insert(name.clone(), halt);
+                }
+                if self.disabled.remove(before) {
+                    self.disabled.insert(name.clone());
+                }
+            }
+            if let Some(halt) = self.all.or(self.halted.get(name).copied()) {
+                pool.halt(halt);
+            }
+            self.let_in(name, pool);
+        }
+    }
+
+    fn let_in(&self, name: &ConnectionName, pool: &Pool) {
+        let disabled = self.disabled.contains(name) || self.drained.contains(&pool.connection().environment);
+        pool.set_disabled(disabled);
+    }
+}
+
+impl Proxy {
+    /// Whether all pools were told to lend nothing.
+    pub fn halted(&self) -> Option<Halt> {
+        self.standing.lock().all
+    }
+
+    /// No pool lends anything, until [`Proxy::resume_all`].
+    pub fn halt_all(&self, halt: Halt) {
+        let mut standing = self.standing.lock();
+        standing.all = Some(halt);
+        self.all_pools().iter().for_each(|pool| pool.halt(halt));
+    }
+
+    /// All pools lend again; false if they did so already.
+    pub fn resume_all(&self) -> bool {
+        let mut standing = self.standing.lock();
+        let were = standing.all.take().is_some() | !standing.halted.is_empty();
+        standing.halted.clear();
+        self.all_pools().iter().for_each(|pool| {
+            pool.resume();
+        });
+        were
+    }
+
+    /// A database lends nothing, until [`Proxy::resume`].
+    pub fn pause(&self, pool: &Arc<Pool>) {
+        let mut standing = self.standing.lock();
+        standing.halted.insert(pool.connection().name.clone(), Halt::Paused);
+        pool.halt(Halt::Paused);
+    }
+
+    /// It lends again; false if it did so already.
+    pub fn resume(&self, pool: &Arc<Pool>) -> bool {
+        let mut standing = self.standing.lock();
+        standing.halted.remove(&pool.connection().name).is_some() | pool.resume()
+    }
+
+    /// Nobody logs in to a database, or those who may do again. A drained environment stays closed.
+    pub fn set_disabled(&self, pool: &Arc<Pool>, disabled: bool) {
+        let mut standing = self.standing.lock();
+        let name = pool.connection().name.clone();
+        if disabled {
+            standing.disabled.insert(name.clone());
+        } else {
+            standing.disabled.remove(&name);
+        }
+        standing.let_in(&name, pool);
+    }
+
+    /// Ends the sessions of a pool, and lends nothing of it until it is resumed.
+    pub fn kill(&self, pool: &Arc<Pool>) {
+        self.pause(pool);
+        for session in self.live_sessions().iter().filter(|session| Arc::ptr_eq(&session.pool, pool)) {
+            session.orders.give(Order { now: true, refusal: killed() });
+        }
+    }
+
+    /// Ends the sessions of an environment at their next idle points, and lets nobody in; its pools. With `resume`, lets
+    /// them in again.
+    pub fn drain_environment(&self, environment: &str, resume: bool) -> Vec<Arc<Pool>> {
+        let mut standing = self.standing.lock();
+        let pools = self.generation().pools.clone();
+        let is_of = |pool: &Arc<Pool>| pool.connection().environment.as_str() == environment;
+        let pools: Vec<_> = pools.into_iter().filter(|(_, pool)| is_of(pool)).collect();
+        if resume {
+            standing.drained.remove(environment);
+        } else if !pools.is_empty() {
+            standing.drained.insert(environment.into());
+        }
+        for (name, pool) in &pools {
+            standing.let_in(name, pool);
+            for session in self.live_sessions().iter().filter(|s| !resume && Arc::ptr_eq(&s.pool, pool)) {
+                let refusal =
+                    killed().detail(format!("Environment \"{environment}\" is drained by an operator."));
+                session.orders.give(Order { now: false, refusal });
+            }
+        }
+        pools.into_iter().map(|(_, pool)| pool).collect()
+    }
+}
