@@ -132,7 +132,9 @@ pub fn figures(proxy: Arc<Proxy>) -> Router {
 
 async fn all_metrics(State(proxy): State<Arc<Proxy>>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], metrics::render(&proxy))
+    // Its work grows with the sessions: not on the thread that accepts.
+    let figures = tokio::task::spawn_blocking(move || metrics::render(&proxy)).await;
+    ([(header::CONTENT_TYPE, kind)], figures.unwrap_or_default())
 }
 
 /// Whether clients are accepted.

@@ -18,7 +18,7 @@ use crate::error::{Fault, Refusal};
 use crate::pool::Pool;
 use crate::proxy::{LiveSession, Proxy};
 use crate::relay::Pin;
-use crate::stats::{Figure, Histogram, Times};
+use crate::stats::{Figure, Histogram, Isolated, Times};
 
 /// What is counted for the process as a whole.
 #[derive(Debug, Default)]
@@ -262,7 +262,20 @@ fn counted(pools: &[Arc<Pool>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
     let failures = pools
         .iter()
         .map(|pool| (of_pool(pool), Sample::Counter(pool.stats().failures.load(Ordering::Relaxed))));
-    family(encoder, "connect_failures", "Attempts to connect upstream that failed", failures)
+    family(encoder, "connect_failures", "Attempts to connect upstream that failed", failures)?;
+    type Count = fn(&Isolated) -> &AtomicU64;
+    let counts: [(&str, &str, Count); 4] = [
+        ("hand_overs", "How often a connection went from one user to another", |i| &i.hand_overs),
+        ("resets", "How often a connection was reset after its last user", |i| &i.resets),
+        ("reset_failures", "How often that failed, and the connection was closed", |i| &i.failures),
+        ("reset_microseconds", "How long all resets took", |i| &i.micros),
+    ];
+    for (name, help, count) in counts {
+        let sample = |pool: &Arc<Pool>| count(&pool.stats().isolated).load(Ordering::Relaxed);
+        let samples = pools.iter().map(|pool| (of_pool(pool), Sample::Counter(sample(pool))));
+        family(encoder, name, help, samples)?;
+    }
+    Ok(())
 }
 
 /// How each pool is now.

@@ -1,6 +1,7 @@
 //! The upstream connections of one route, who waits for them, and the lease of one of them to one session.
 
 mod catalog;
+mod host;
 mod isolation;
 mod lease;
 mod listener;
@@ -30,6 +31,8 @@ use crate::upstream::{Backend, CancelTarget, Dialer, UpstreamError};
 use crate::wire;
 use crate::wire::startup::Settings;
 use catalog::Known;
+pub use host::HostCount;
+use host::{HostPlace, Share};
 use isolation::Resettable;
 pub use lease::{Lease, Pooled};
 use listener::Line;
@@ -44,6 +47,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// How long before its `server_lifetime` is over a connection that is in use is replaced, at most.
 const SUCCESSION: Duration = Duration::from_secs(60);
+/// How long a database's defaults must have been others before connections with those are replaced for it.
+const SETTLED: Duration = Duration::from_secs(1);
 /// How many different sets of startup settings a pool remembers the outcome of.
 const MAX_STARTUPS: usize = 256;
 
@@ -81,81 +86,6 @@ impl PoolSettings {
     }
 }
 
-/// How many connections are open to one host and port, over all pools, and which those are.
-#[derive(Debug, Default)]
-pub struct HostCount {
-    open: AtomicUsize,
-    /// 0 is no limit.
-    limit: AtomicUsize,
-    pools: Mutex<Vec<Weak<Pool>>>,
-    /// Whose turn it is when a connection was closed.
-    turn: AtomicUsize,
-    /// A pool could not open a connection that somebody waits for, because of the limit.
-    starved: AtomicBool,
-}
-
-impl HostCount {
-    /// Sets the most that may be open.
-    pub fn set_limit(&self, limit: u32) {
-        self.limit.store(limit as usize, Ordering::Relaxed);
-    }
-
-    fn take(&self) -> bool {
-        let limit = self.limit.load(Ordering::Relaxed);
-        let free = |open| (limit == 0 || open < limit).then_some(open + 1);
-        self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).is_ok()
-    }
-
-    fn give_back(&self) {
-        self.open.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    fn join(&self, pool: &Arc<Pool>) {
-        let mut pools = self.pools.lock();
-        pools.retain(|pool| pool.strong_count() > 0);
-        pools.push(Arc::downgrade(pool));
-    }
-
-    /// The pools, beginning with another one at each call.
-    fn pools(&self) -> Vec<Arc<Pool>> {
-        let mut pools: Vec<_> = self.pools.lock().iter().filter_map(Weak::upgrade).collect();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        if !pools.is_empty() {
-            let first = turn % pools.len();
-            pools.rotate_left(first);
-        }
-        pools
-    }
-
-    /// How many connections each pool that wants any may have while one is starved; `None` while none is.
-    fn fair_share(&self) -> Option<usize> {
-        if !self.starved.load(Ordering::Relaxed) {
-            return None;
-        }
-        let active = self.pools().iter().filter(|pool| pool.is_active()).count();
-        Some((self.limit.load(Ordering::Relaxed) / active.max(1)).max(1))
-    }
-
-    /// As [`HostCount::take`], after another pool has closed a connection that nobody there waits for.
-    fn take_from_another(&self, pool: &Arc<Pool>) -> bool {
-        let spared = |other: Arc<Pool>| !Arc::ptr_eq(&other, pool) && other.spare_one();
-        let taken = self.pools().into_iter().any(spared) && self.take();
-        if !taken {
-            self.starved.store(true, Ordering::Relaxed);
-        }
-        taken
-    }
-
-    /// A connection was closed: the pools that wait for one try in turn.
-    fn next_turn(&self, pool: &Arc<Pool>) {
-        if self.limit.load(Ordering::Relaxed) == 0 {
-            return pool.open_more();
-        }
-        self.starved.store(false, Ordering::Relaxed);
-        self.pools().iter().for_each(Pool::open_more);
-    }
-}
-
 /// What clients are told at login, known from the first connection or from one with their settings.
 #[derive(Debug, Clone)]
 pub struct Welcome {
@@ -171,7 +101,9 @@ pub struct Pool {
     settings: ArcSwap<(u64, PoolSettings)>,
     state: Mutex<State>,
     runtimes: Runtimes,
-    host: Arc<HostCount>,
+    share: Share,
+    /// What the last connection reported when it was opened: the database's defaults, and since when.
+    defaults: Mutex<Option<(Arc<Parameters>, Instant)>>,
     startups: Mutex<HashMap<Settings, Welcome>>,
     /// How many sessions keep a connection beyond a transaction.
     pinned: AtomicUsize,
@@ -186,18 +118,6 @@ pub struct Pool {
     servers: Mutex<Vec<(u64, Weak<CancelTarget>)>>,
     /// `DISABLE`: nobody logs in to it.
     disabled: AtomicBool,
-}
-
-/// A place among the connections to a host, for one that belongs to no pool.
-struct HostPlace(Arc<HostCount>);
-
-impl Drop for HostPlace {
-    fn drop(&mut self) {
-        self.0.give_back();
-        if self.0.limit.load(Ordering::Relaxed) > 0 {
-            self.0.pools().iter().for_each(Pool::open_more);
-        }
-    }
 }
 
 /// A session keeps its connection beyond a transaction; counted until this is dropped.
@@ -304,7 +224,7 @@ impl Pool {
         settings: PoolSettings,
         generation: u64,
         runtimes: Runtimes,
-        host: Arc<HostCount>,
+        host: &Arc<HostCount>,
     ) -> Arc<Self> {
         let state = State::sized(&settings);
         let pool = Arc::new(Self {
@@ -312,7 +232,8 @@ impl Pool {
             generation,
             state: Mutex::new(state),
             runtimes,
-            host,
+            share: Share::of(host),
+            defaults: Mutex::default(),
             startups: Mutex::default(),
             pinned: AtomicUsize::new(0),
             listener: Mutex::default(),
@@ -322,7 +243,7 @@ impl Pool {
             servers: Mutex::default(),
             disabled: AtomicBool::new(false),
         });
-        pool.host.join(&pool);
+        pool.share.join(&pool);
         pool
     }
 
@@ -354,10 +275,10 @@ impl Pool {
         if let Some(line) = listener.as_ref().filter(|(commands, _)| !commands.is_closed()) {
             return Some(Subscription::new(session, waker, line.clone()));
         }
-        if self.state.lock().retired || !self.host.take() {
+        if self.state.lock().retired {
             return None;
         }
-        let place = HostPlace(self.host.clone());
+        let place = HostPlace::take(self)?;
         let dialer = self.settings.load().1.dialer.clone();
         let (commands, receiver) = mpsc::unbounded_channel();
         let listen = async move {
@@ -401,6 +322,7 @@ impl Pool {
             state.retired = true;
             state.stranded = state.halted.is_some();
         }
+        self.share.retire();
         *self.listener.lock() = None;
         self.close_outworn();
     }
@@ -596,7 +518,7 @@ impl Pool {
             let mut state = self.state.lock();
             state.used = true;
             let may = state.halted.is_none() && state.waiters.is_empty();
-            let free = may && state.open + state.dialing < state.size && self.host.take();
+            let free = may && state.open + state.dialing < state.size && self.share.take();
             state.open += usize::from(free);
             free
         };
@@ -651,7 +573,7 @@ impl Pool {
             let settings = self.settings.load();
             (settings.1.connection().min_pool_size as usize, settings.1.reserve_pool_timeout)
         };
-        let share = self.host.fair_share().unwrap_or(usize::MAX);
+        let share = self.share.fair_share().unwrap_or(usize::MAX);
         let wants_one = |state: &State| {
             let keep = if state.used && !state.retired { min } else { 0 };
             let wanted = state.halted.is_none()
@@ -662,13 +584,13 @@ impl Pool {
         };
         loop {
             // Not under the lock: another pool may have to be asked.
-            if !wants_one(&self.state.lock()) || !(self.host.take() || self.host.take_from_another(self)) {
+            if !wants_one(&self.state.lock()) || !(self.share.take() || self.share.take_from_another(self)) {
                 return;
             }
             let mut state = self.state.lock();
             if !wants_one(&state) {
                 drop(state);
-                return self.host.give_back();
+                return self.share.give_back();
             }
             state.dialing += 1;
             drop(state);
@@ -683,7 +605,7 @@ impl Pool {
             let mut state = self.state.lock();
             let one_at_a_time = state.succeeding || state.successors > 0 || state.dialing >= MAX_DIALING;
             let waits = state.retry_at.is_some_and(|at| Instant::now() < at) || state.halted.is_some();
-            if one_at_a_time || waits || state.retired || !self.host.take() {
+            if one_at_a_time || waits || state.retired || !self.share.take() {
                 return;
             }
             state.dialing += 1;
@@ -714,7 +636,11 @@ impl Pool {
         });
         match moved {
             Ok(backend) => {
-                let pooled = self.pooled(backend, &settings, None);
+                self.note_defaults(&backend);
+                // Of the present epoch, if it is made with what is in force.
+                let now = self.settings.load_full();
+                let same = Arc::ptr_eq(&now.1.dialer.connection, &settings.1.dialer.connection);
+                let pooled = self.pooled(backend, if same { &now } else { &settings }, None);
                 {
                     let mut state = self.state.lock();
                     state.dialing -= 1;
@@ -736,10 +662,24 @@ impl Pool {
         }
     }
 
+    /// What a new connection reports are the database's defaults. If they are others than before, what clients are told at
+    /// login is asked again, and the connections that have the old ones are replaced as they come back: but not again and
+    /// again, should two servers answer in turn.
+    fn note_defaults(self: &Arc<Self>, backend: &Backend) {
+        let now = Arc::new(Parameters::new(backend.parameters.iter().cloned()));
+        let before = self.defaults.lock().replace((now.clone(), Instant::now()));
+        let Some((_, since)) = before.filter(|(before, _)| *before != now) else { return };
+        self.startups.lock().clear();
+        if since.elapsed() > SETTLED {
+            debug!(connection = %self.connection().name, "the database has other defaults: its connections are replaced");
+            self.reconnect();
+        }
+    }
+
     /// Those who wait are told at once, unless connections are open that they can still get; the next attempt
     /// waits, twice as long each time.
     fn dial_failed(self: &Arc<Self>, settings: &PoolSettings, error: &UpstreamError) {
-        self.host.give_back();
+        self.share.give_back();
         self.stats.failures.fetch_add(1, Ordering::Relaxed);
         let connection = settings.connection();
         warn!(connection = %connection.name, environment = %connection.environment, %error, "cannot connect upstream");
@@ -765,7 +705,7 @@ impl Pool {
     /// A connection is free: the oldest waiter gets it, else it is idle. Unless it is to be closed.
     fn put(self: &Arc<Self>, mut pooled: Box<Pooled>) {
         pooled.idle_since = None;
-        let share = self.host.fair_share();
+        let share = self.share.fair_share();
         let grows_old;
         let ticket = {
             let mut state = self.state.lock();
@@ -799,7 +739,7 @@ impl Pool {
                     state.idle.push(pooled);
                     drop(state);
                     if share.is_some() {
-                        self.host.next_turn(self);
+                        self.share.next_turn(self);
                     }
                     if grows_old {
                         self.open_successor();
@@ -867,8 +807,8 @@ impl Pool {
 
     /// One of the host's places is free.
     fn has_room(self: &Arc<Self>) {
-        self.host.give_back();
-        self.host.next_turn(self);
+        self.share.give_back();
+        self.share.next_turn(self);
     }
 
     /// Whether it has connections, or wants any.
@@ -884,12 +824,12 @@ impl Pool {
             if !state.waiters.is_empty() || state.idle.is_empty() {
                 return false;
             }
-            state.open = state.open.saturating_sub(1);
+            state.one_less();
             // The one that has been idle longest.
             state.idle.remove(0)
         };
         spared.goodbye();
-        self.host.give_back();
+        self.share.give_back();
         true
     }
 

@@ -943,7 +943,7 @@ fn build(
             None => {
                 let place = (connection.target.host.clone(), connection.target.port);
                 let host = hosts.lock().entry(place).or_default().clone();
-                Pool::new(settings, number, runtimes.clone(), host)
+                Pool::new(settings, number, runtimes.clone(), &host)
             }
         };
         pools.insert(connection.name.clone(), pool);

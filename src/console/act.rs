@@ -70,7 +70,9 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
             Ok(Reply { table: None, notice, tag: "SHOW" })
         }
         Command::Show(_) => {
-            let table = columns(proxy, command)?;
+            // Its work grows with the sessions: not on the thread that accepts.
+            let command = command.clone();
+            let table = blocking(proxy, move |proxy| columns(proxy, &command)).await?;
             Ok(Reply { table, notice: None, tag: "SHOW" })
         }
         Command::ExplainRoute { .. } => {

@@ -458,6 +458,7 @@ impl<'a> Overview<'a> {
             ("prepared_statements", Int),
             ("id", Int),
             ("environment", Text),
+            ("last_user", Text),
         ]);
         let mut sessions: Vec<_> = self.sessions.iter().collect();
         sessions.sort_by_key(|session| session.id);
@@ -490,6 +491,7 @@ impl<'a> Overview<'a> {
                 session.orders.watch.see().prepared.into(),
                 session.id.into(),
                 session.place.route.environment().as_str().into(),
+                "".into(),
             ]);
         }
         for pool in self.pools.iter().filter(|_| servers) {
@@ -525,6 +527,7 @@ impl<'a> Overview<'a> {
                     0_u32.into(),
                     server.pid().into(),
                     connection.environment.as_str().into(),
+                    server.last_user().map_or(String::new(), |user| user.to_string()).into(),
                 ]);
             }
         }
@@ -705,6 +708,8 @@ impl<'a> Overview<'a> {
             ("pool_size", Int),
             ("values", Text),
             ("generation", Long),
+            ("isolation", Text),
+            ("isolation_reason", Text),
         ]);
         let generation = self.proxy.generation();
         for connection in generation.config.connections.values() {
@@ -714,6 +719,7 @@ impl<'a> Overview<'a> {
             for (name, environment, values) in std::iter::once(own).chain(others) {
                 let Some(pool) = generation.pools.get(name) else { continue };
                 let (view, to) = (pool.view(), pool.connection());
+                let (isolation, reason) = pool.isolation();
                 let here = |s: &&Arc<LiveSession>| s.place.route.base() == &connection.name;
                 table.push(vec![
                     connection.name.as_str().into(),
@@ -732,6 +738,8 @@ impl<'a> Overview<'a> {
                     to.pool_size.into(),
                     values.join(", ").into(),
                     pool.generation().into(),
+                    isolation.word().into(),
+                    reason.unwrap_or_default().into(),
                 ]);
             }
         }

@@ -165,10 +165,7 @@ impl Pool {
             }
             return;
         }
-        if !self.host.take() {
-            return;
-        }
-        let _place = HostPlace(self.host.clone());
+        let Some(_place) = HostPlace::take(self) else { return };
         let settings = self.settings.load_full();
         if let Ok(mut backend) = settings.1.dialer.dial(&Settings::default()).await {
             self.ask(&mut backend.stream).await;
