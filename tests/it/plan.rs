@@ -48,7 +48,7 @@ fn random_config(random: &mut Random, port: u16) -> String {
                 "\n[connections.w_{name}]\nhost = \"127.0.0.1\"\nport = {port}\ndatabase = \"{}\"\nusername = \"app\"\n\
                  production = {}\npool_size = {}\n",
                 if port == prod { "prod" } else { "dev" },
-                name == "prod",
+                port == prod,
                 random.of(&[2, 3])
             );
         }
