@@ -260,7 +260,7 @@ fn connection(
             database: (*c.database).clone().unwrap_or_else(|| name.to_owned()),
             username: (*c.username).clone(),
         },
-        password: read_secret(&c.password, outside, problems)?.map(Arc::new),
+        password: read_secret(&c.password, outside, problems).unwrap_or(None).map(Arc::new),
         tls: UpstreamTls {
             mode: *c.sslmode,
             negotiation: *c.sslnegotiation,

@@ -111,10 +111,7 @@ fn what_check_refuses_is_refused_everywhere_and_with_its_place() {
         assert!(code == Some(1) && refusal.contains(why), "plan {what}: {refusal}");
         // Of itself it is right: a machine that has none of the files may check that much.
         let (code, alone) = said(&["check", "--no-secrets"], &file);
-        let is_of_files = ["No such file", "no certificate", "audit", "key belong", "pgusher.toml:"]
-            .contains(&why)
-            || why.contains("No such file");
-        if is_of_files && !server.contains(MANAGEMENT) {
+        if ["No such file", "no certificate", "audit", "key belong"].iter().any(|of| why.contains(of)) {
             assert_eq!(code, Some(0), "{what}: {alone}");
         }
         std::fs::remove_dir_all(folder).unwrap();
@@ -123,11 +120,7 @@ fn what_check_refuses_is_refused_everywhere_and_with_its_place() {
         let answer = console.ask(&query(&format!("PLAN '{}'", new.display())));
         assert!(answer.iter().any(|m| m.tag == 'E'), "PLAN {what}");
         pgusher.reload(&text);
-        assert!(
-            pgusher.log().lines().last().unwrap().contains("reload refused"),
-            "{what}: {}",
-            pgusher.log()
-        );
+        assert!(!pgusher.log().contains("configuration reloaded"), "{what}");
     }
     assert_eq!(pgusher.psql("dana", "SELECT name FROM whoami").unwrap(), "dev");
 }
@@ -150,6 +143,7 @@ fn everything_that_is_wrong_is_said_at_once() {
         "missing.crt",
         "missing.key",
         "missing.ca",
+        "missing.root",
         "cannot write the audit",
         "PGUSHER_NOT_SET",
         "there is no group `nobody`",
@@ -179,7 +173,8 @@ fn a_check_without_secrets_reads_the_file_alone() {
         "{table}"
     );
     // What is wrong in the file is found all the same.
-    std::fs::write(&file, text.replace("values = [\"prod\"]", "values = [\"dev\"]")).unwrap();
+    let twice = text.replace("values = [\"prod\"]", "values = [\"dev\"]").replace("@PORT@", "0");
+    std::fs::write(&file, twice).unwrap();
     assert_eq!(said(&["check", "--no-secrets"], &file).0, Some(1));
     std::fs::remove_dir_all(folder).unwrap();
 }
