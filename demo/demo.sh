@@ -51,8 +51,9 @@ start() { # name port
   "${user[@]}" "$bin/initdb" -U pgusher -A trust -E UTF8 --no-locale --no-sync -D "$data/$1" >"$run/$1.initdb"
   "${user[@]}" "$bin/pg_ctl" -s -w -D "$data/$1" -l "$data/$1.log" \
     -o "-p $2 -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off" start
-  psql -Xqh 127.0.0.1 -p "$2" -U pgusher -d postgres -c "CREATE DATABASE $1"
-  psql -Xqh 127.0.0.1 -p "$2" -U pgusher -d "$1" -c "CREATE TABLE whoami AS SELECT 'the $1 database'::text AS name"
+  # Both have the name that clients use: tools that qualify names need that.
+  psql -Xqh 127.0.0.1 -p "$2" -U pgusher -d postgres -c "CREATE DATABASE warehouse"
+  psql -Xqh 127.0.0.1 -p "$2" -U pgusher -d warehouse -c "CREATE TABLE whoami AS SELECT 'the $1 database'::text AS name"
 }
 
 port=$(free_port "$port")

@@ -18,9 +18,10 @@ use operator::Console;
 
 use crate::attribute;
 use crate::config::read::Severity;
-use crate::config::{Checked, HASHED, ListenAddress, MIN_TOKEN, file};
+use crate::config::{Checked, Config, Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, file};
 use crate::doctor;
 use crate::plan::Plan;
+use crate::prepare::{self, Prepared};
 use crate::route;
 use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier};
 
@@ -39,10 +40,14 @@ enum Command {
         /// The configuration, a TOML file.
         file: PathBuf,
     },
-    /// Check a configuration and print who goes where. Exit status 1 if it is refused.
+    /// Check a configuration, with all that a start needs but the sockets, and print who goes where. Exit status 1 if it is
+    /// refused.
     Check {
         /// The configuration, a TOML file.
         file: PathBuf,
+        /// Look at nothing but this file: no secret, certificate, folder or permission. For a machine that has none of them.
+        #[arg(long)]
+        no_secrets: bool,
     },
     /// Print where a user would go, and why.
     Resolve {
@@ -68,6 +73,9 @@ enum Command {
         from: Option<PathBuf>,
         #[command(flatten)]
         console: Console,
+        /// Look at nothing but the two files: no secret, certificate, folder or permission.
+        #[arg(long, requires = "from")]
+        no_secrets: bool,
         /// Users may lose their environment and fall back to the base connection.
         #[arg(long)]
         accept_fallback: bool,
@@ -149,13 +157,13 @@ enum Command {
 pub fn run() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { file } => serve::serve(&file),
-        Command::Check { file } => check(&file),
+        Command::Check { file, no_secrets } => check(&file, outside(no_secrets)),
         Command::Resolve { file, user, database, environment } => {
             resolve(&file, &user, &database, environment.as_deref())
         }
-        Command::Plan { new, from, console, accept_fallback, json } => {
+        Command::Plan { new, from, console, no_secrets, accept_fallback, json } => {
             let rows = match from {
-                Some(from) => planned(&from, &new),
+                Some(from) => planned(&from, &new, outside(no_secrets)),
                 None => planned_there(&console, &new),
             };
             rows.map_or_else(|code| code, |rows| plan(&rows, accept_fallback, json))
@@ -185,18 +193,30 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn load(file: &Path) -> Result<Checked, ExitCode> {
-    route::load(file).map_err(|rejected| {
-        eprint!("{rejected}");
-        let errors = rejected.0.count(Severity::Error);
-        eprintln!("{}: {errors} error{}", file.display(), if errors == 1 { "" } else { "s" });
-        ExitCode::FAILURE
-    })
+fn outside(no_secrets: bool) -> Outside {
+    if no_secrets { Outside::Leave } else { Outside::Read }
 }
 
-fn check(file: &Path) -> ExitCode {
-    let checked = match load(file) {
-        Ok(checked) => checked,
+/// What is enough to say who goes where.
+fn load(file: &Path) -> Result<Checked, ExitCode> {
+    route::load(file).map_err(|rejected| refused(file, &rejected))
+}
+
+/// What a start needs.
+fn prepared(file: &Path, outside: Outside) -> Result<Prepared, ExitCode> {
+    prepare::load(file, outside).map_err(|rejected| refused(file, &rejected))
+}
+
+fn refused(file: &Path, rejected: &Rejected) -> ExitCode {
+    eprint!("{rejected}");
+    let errors = rejected.0.count(Severity::Error);
+    eprintln!("{}: {errors} error{}", file.display(), if errors == 1 { "" } else { "s" });
+    ExitCode::FAILURE
+}
+
+fn check(file: &Path, outside: Outside) -> ExitCode {
+    let checked = match prepared(file, outside) {
+        Ok(prepared) => prepared.checked,
         Err(code) => return code,
     };
     eprint!("{}", checked.warnings);
@@ -241,8 +261,11 @@ fn print_table<const N: usize>(rows: &[[String; N]]) {
     }
 }
 
-fn planned(from: &Path, to: &Path) -> Result<Vec<[String; 5]>, ExitCode> {
-    Ok(Plan::between(&load(from)?.config, &load(to)?.config).rows())
+fn planned(from: &Path, to: &Path, outside: Outside) -> Result<Vec<[String; 5]>, ExitCode> {
+    // Of what is in force, only what it says is of interest.
+    let old = Config::load(from, outside).and_then(route::review);
+    let old = old.map_err(|rejected| refused(from, &rejected))?;
+    Ok(Plan::between(&old.config, &prepared(to, outside)?.checked.config).rows())
 }
 
 /// What the running pgusher says of a file.
@@ -408,7 +431,8 @@ fn probe(target: &str) -> Result<(), String> {
     let address: SocketAddr = match target.parse() {
         Ok(address) => address,
         Err(_) => {
-            let draft = crate::config::Config::load(Path::new(target))
+            let draft = Config::load(Path::new(target), Outside::Leave)
+                .and_then(Draft::accept)
                 .map_err(|_| "not an address, and not a configuration that can be loaded")?;
             let tcp = |a: &ListenAddress| match a {
                 ListenAddress::Tcp(address) => Some(*address),

@@ -8,7 +8,7 @@ mod check;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use uuid::Uuid;
 
+use crate::files;
 use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
 use crate::secret::Secret;
 use crate::verifier::ScramVerifier;
@@ -106,15 +107,29 @@ impl fmt::Debug for Token {
     }
 }
 
-/// A file whose parts were found good; its routes are still to be reviewed (`route::review`).
+/// The longest configuration, in bytes.
+const MAX_FILE: u64 = 16 << 20;
+
+/// What a check looks at beside the text of a configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outside {
+    /// Secrets, certificates, folders and permissions: all that a start needs.
+    Read,
+    /// Nothing: the machine that checks has none of them.
+    Leave,
+}
+
+/// A file that could be read as a whole; its routes are still to be reviewed (`route::review`).
 #[derive(Debug)]
 pub struct Draft {
-    /// The settings.
+    /// The settings; where there is an error, some are missing.
     pub config: Config,
     /// The file that they come from, which knows its lines.
     pub file: file::File,
-    /// Only warnings.
+    /// What was found until now.
     pub problems: Problems,
+    /// What was looked at.
+    pub outside: Outside,
 }
 
 /// A file that was read and found good, and what somebody should look at all the same.
@@ -126,6 +141,8 @@ pub struct Checked {
     pub file: file::File,
     /// Only warnings.
     pub warnings: Problems,
+    /// What was looked at.
+    pub outside: Outside,
 }
 
 /// A file that was refused.
@@ -135,6 +152,20 @@ pub struct Rejected(pub Box<Problems>);
 impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+impl Draft {
+    /// Nothing else is to be looked at.
+    ///
+    /// # Errors
+    /// Something was wrong.
+    pub fn accept(self) -> Result<Checked, Rejected> {
+        let Self { config, file, problems, outside } = self;
+        match problems.refuse() {
+            true => Err(Rejected(Box::new(problems))),
+            false => Ok(Checked { config, file, warnings: problems, outside }),
+        }
     }
 }
 
@@ -168,6 +199,32 @@ pub struct Target {
     pub database: String,
     /// Who logs in.
     pub username: String,
+}
+
+impl Target {
+    /// The server, in one spelling of its name: upper case, a last dot and the addresses of this machine are no difference.
+    pub fn server(&self) -> (String, u16) {
+        let name = match &self.host {
+            Host::Name(name) => one_spelling(name),
+            Host::Socket(folder) => folder.components().collect::<PathBuf>().display().to_string(),
+        };
+        (name, self.port)
+    }
+
+    /// The server and the database on it, whoever logs in.
+    pub fn place(&self) -> (String, u16, &str) {
+        let (host, port) = self.server();
+        (host, port, &self.database)
+    }
+}
+
+fn one_spelling(name: &str) -> String {
+    let name = name.trim_end_matches('.').to_lowercase();
+    match name.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+        Ok(ip) if ip.is_loopback() => "localhost".into(),
+        Ok(ip) => ip.to_string(),
+        Err(_) => name,
+    }
 }
 
 /// TLS towards an upstream.
@@ -303,27 +360,38 @@ impl Config {
         }
     }
 
-    /// Reads and checks a file.
+    /// Reads a file and checks each of its parts.
     ///
     /// # Errors
-    /// All that is wrong with it, at once, each with line and column.
-    pub fn load(path: &Path) -> Result<Draft, Rejected> {
-        match std::fs::read(path).map(String::from_utf8) {
-            Ok(Ok(text)) => Self::parse(path, &text),
-            Ok(Err(error)) => {
-                let at = error.utf8_error().valid_up_to();
-                let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+    /// It cannot be read as a whole; what else is wrong is in the draft.
+    pub fn load(path: &Path, outside: Outside) -> Result<Draft, Rejected> {
+        let bytes = match files::read(path, MAX_FILE) {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(rejected(path, "", None, format!("cannot read the file: {error}"))),
+        };
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Self::draft(path, text, outside),
+            Err(error) => {
+                let at = error.valid_up_to();
+                let text = String::from_utf8_lossy(&bytes);
                 Err(rejected(path, &text, Some(at..at), "the file is not UTF-8".into()))
             }
-            Err(error) => Err(rejected(path, "", None, format!("cannot read the file: {error}"))),
         }
+    }
+
+    /// Checks a text as if it stood in this file, with all that is outside of it.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Draft, Rejected> {
+        Self::draft(path, text, Outside::Read)
     }
 
     /// Checks a text as if it stood in this file.
     ///
     /// # Errors
     /// As [`Config::load`].
-    pub fn parse(path: &Path, text: &str) -> Result<Draft, Rejected> {
+    pub fn draft(path: &Path, text: &str, outside: Outside) -> Result<Draft, Rejected> {
         let mut problems = Problems::new(path, text);
         if text.trim().is_empty() {
             // Half-written by an editor, most likely: taking it would end every session.
@@ -331,13 +399,9 @@ impl Config {
         }
         match file::File::parse(text, &mut problems) {
             Some(file) => {
-                let mut config = check::check(path, &file, &mut problems);
+                let mut config = check::check(path, &file, outside, &mut problems);
                 config.source = text.to_owned().into();
-                if problems.refuse() {
-                    Err(Rejected(Box::new(problems)))
-                } else {
-                    Ok(Draft { config, file, problems })
-                }
+                Ok(Draft { config, file, problems, outside })
             }
             None => Err(Rejected(Box::new(problems))),
         }

@@ -11,7 +11,9 @@ use std::time::{Duration, SystemTime};
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 
+use crate::config::read::{Problems, Severity};
 use crate::config::{Checked, Config};
+use crate::prepare;
 use crate::tls;
 use server::Facts;
 
@@ -79,6 +81,19 @@ impl Report {
         self.add(Grade::Error, subject, text).hint = Some(hint.to_owned());
     }
 
+    /// What a check has found, each with its place.
+    fn problems(&mut self, problems: &Problems) {
+        for problem in problems.iter() {
+            let grade = match problem.severity {
+                Severity::Error => Grade::Error,
+                Severity::Warning => Grade::Warning,
+            };
+            let help = problem.help.as_deref().unwrap_or("Correct it: pgusher check shows the line.");
+            self.add(grade, "configuration", problems.line_without_help(problem)).hint =
+                Some(help.to_owned());
+        }
+    }
+
     /// Until when a chain of certificates holds: as long as the first of them to end.
     fn expiry(&mut self, subject: &str, chain: &[CertificateDer<'_>]) {
         let Some(end) = chain.iter().filter_map(tls::expiry).min() else { return };
@@ -106,9 +121,8 @@ pub async fn examine(checked: &Checked, parity: bool) -> Vec<Finding> {
         "configuration",
         format!("{path}: {} connections, {} users", config.connections.len(), config.users.len()),
     );
-    for warning in checked.warnings.iter() {
-        report.add(Grade::Warning, "configuration", checked.warnings.line(warning));
-    }
+    report.problems(&checked.warnings);
+    report.problems(&prepare::problems(checked));
     own(config, &mut report);
     let mut facts = BTreeMap::new();
     for connection in config.connections.values() {
@@ -119,6 +133,7 @@ pub async fn examine(checked: &Checked, parity: bool) -> Vec<Finding> {
         }
     }
     server::limits(config, &facts, &mut report);
+    labels(config, &facts, &mut report);
     for base in config.connections.values() {
         let environments = base.base.iter().flat_map(|b| &b.environments);
         for environment in environments {
@@ -158,11 +173,7 @@ fn own(config: &Config, report: &mut Report) {
         }
     }
     if let Some(tls) = &*server.tls {
-        let folder = config.beside("");
-        if let Err(error) = tls::server(tls, &folder) {
-            report.wrong("[server] tls", error.to_string(), "Clients could not use TLS.");
-        }
-        if let Ok(chain) = tls::certificates(&folder.join(&*tls.certificate)) {
+        if let Ok(chain) = tls::certificates(&config.beside(&tls.certificate)) {
             report.expiry("[server] tls", &chain);
         }
     }
@@ -175,6 +186,37 @@ fn can_write_beside(file: &Path) -> std::io::Result<()> {
     match std::fs::metadata(file) {
         Ok(_) => std::fs::OpenOptions::new().append(true).open(file).map(drop),
         Err(_) => Ok(()),
+    }
+}
+
+/// Whether a production database is reached by a connection that does not say so, by whatever name of the server.
+fn labels(config: &Config, known: &Known, report: &mut Report) {
+    let all = || known.iter().filter_map(|(name, facts)| Some((config.connections.get(name)?, facts)));
+    for (connection, facts) in all().filter(|(connection, _)| !connection.production) {
+        let subject = format!("connection {}", connection.name);
+        for (production, there) in all().filter(|(connection, _)| connection.production) {
+            if !facts.is_same_server(there) {
+                continue;
+            }
+            let one_role = connection.target.username == production.target.username;
+            if connection.target.database == production.target.database {
+                report.wrong(
+                    &subject,
+                    format!("it is the production database of {} under another name", production.name),
+                    "Set production = true here too, or correct host, port or database.",
+                );
+            } else if one_role {
+                report.warn(
+                    &subject,
+                    format!(
+                        "it is in one server with the production database of {}, and logs in as the same role",
+                        production.name
+                    ),
+                    "Its users can see production's statements, end its sessions and change settings of its role: \
+                     see docs/security.md.",
+                );
+            }
+        }
     }
 }
 

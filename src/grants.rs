@@ -13,7 +13,11 @@ use serde::{Deserialize, Serialize};
 use tracing::error;
 
 use crate::audit::beside;
+use crate::files;
 use crate::names::{EnvironmentName, UserName};
+
+/// The longest file of grants, in bytes.
+const MAX_FILE: u64 = 16 << 20;
 
 /// The longest that an environment is granted for.
 pub const LONGEST: Duration = Duration::from_secs(366 * 86_400);
@@ -184,7 +188,7 @@ impl Grants {
 
     fn read_again(&self) -> io::Result<()> {
         let read = edition(&self.path);
-        let grants = match std::fs::read(&self.path) {
+        let grants = match files::read(&self.path, MAX_FILE) {
             Ok(text) => understand(&text).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),

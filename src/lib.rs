@@ -6,6 +6,7 @@
 // ── words ──
 pub mod error;
 pub mod names;
+pub mod files;
 pub mod secret;
 pub mod verifier;
 pub mod config;
@@ -30,6 +31,7 @@ pub mod engine;
 // ── the house ──
 pub mod metrics;
 pub mod store;
+pub mod prepare;
 pub mod proxy;
 pub mod doctor;
 pub mod console;

@@ -12,6 +12,10 @@ use crate::names::{ConnectionName, UserName};
 use crate::route::{self, Reason};
 use crate::secret::Secret;
 
+/// How many lines a summary has, and how long each is, in characters.
+const MAX_SUMMARY: usize = 200;
+const MAX_LINE: usize = 500;
+
 /// Where a user gets to by a database name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -29,7 +33,7 @@ pub enum Outcome {
         connection: ConnectionName,
         /// The database that this is.
         target: Target,
-        /// It is a production database.
+        /// It is a production database, by whatever name, before or after the change.
         production: bool,
         /// Only because nothing of the user's matched.
         falls_back: bool,
@@ -37,7 +41,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    fn of(config: &Config, user: &UserName, database: &str) -> Self {
+    fn of(config: &Config, production: &Places, user: &UserName, database: &str) -> Self {
         match config.users.get(user) {
             None => return Self::NoUser,
             Some(user) if user.disabled => return Self::Disabled,
@@ -55,13 +59,20 @@ impl Outcome {
             environment: route.environment().to_string(),
             connection: route.connection().clone(),
             target: connection.target.clone(),
-            production: connection.production,
+            production: production.contains(&place(&connection.target)),
             falls_back: route.reasons().contains(&Reason::FallsBack),
         }
     }
 
     fn is_production(&self) -> bool {
         matches!(self, Self::Goes { production: true, .. })
+    }
+
+    fn place(&self) -> Option<Place> {
+        match self {
+            Self::Goes { target, .. } => Some(place(target)),
+            _ => None,
+        }
     }
 }
 
@@ -94,9 +105,7 @@ pub struct Moved {
 impl Moved {
     /// Whether the user gets to a production database that they did not get to before.
     pub fn reaches_production(&self) -> bool {
-        let same = matches!((&self.from, &self.to),
-            (Outcome::Goes { target: from, .. }, Outcome::Goes { target: to, .. }) if from == to);
-        self.to.is_production() && !(self.from.is_production() && same)
+        self.to.is_production() && self.from.place() != self.to.place()
     }
 
     /// Whether the user loses an environment and falls back to the base.
@@ -132,6 +141,8 @@ pub struct Plan {
     pub opened: Vec<ConnectionName>,
     /// Connections whose pools end.
     pub closed: Vec<ConnectionName>,
+    /// Connections whose label `production` changes: to what.
+    pub labels: Vec<(ConnectionName, bool)>,
     /// Connections that stay, and what changes about them.
     pub changed: Vec<(ConnectionName, Vec<&'static str>)>,
     /// Whose secrets change; never how.
@@ -146,13 +157,14 @@ impl Plan {
 
     /// From one configuration to another; sessions are for the caller to add.
     pub fn between(old: &Config, new: &Config) -> Self {
+        let production = production(old, new);
         let users: BTreeSet<_> = old.users.keys().chain(new.users.keys()).collect();
         let databases: BTreeSet<_> = old.databases.keys().chain(new.databases.keys()).collect();
         let mut routes = Vec::new();
         for user in users {
             for database in &databases {
-                let from = Outcome::of(old, user, database.as_str());
-                let to = Outcome::of(new, user, database.as_str());
+                let from = Outcome::of(old, &production, user, database.as_str());
+                let to = Outcome::of(new, &production, user, database.as_str());
                 if from != to {
                     routes.push(Moved { user: user.clone(), database: database.to_string(), from, to });
                 }
@@ -169,6 +181,10 @@ impl Plan {
         let changed = new.connections.values().filter(|c| same(&c.name, old, new)).filter_map(|connection| {
             let differences = differences(old.connections.get(&connection.name)?, connection);
             (!differences.is_empty()).then(|| (connection.name.clone(), differences))
+        });
+        let labels = new.connections.values().filter_map(|connection| {
+            let before = old.connections.get(&connection.name)?.production;
+            (before != connection.production).then(|| (connection.name.clone(), connection.production))
         });
         let shown = |config: &Config| {
             let tls = config.server.tls.as_ref().map(file::ClientTls::shown).unwrap_or_default();
@@ -187,10 +203,27 @@ impl Plan {
             on_move: *new.server.on_move,
             opened: only_in(new, old),
             closed: only_in(old, new),
+            labels: labels.collect(),
             changed: changed.collect(),
             secrets: secrets(old, new),
             settings: settings.map(|((name, old), (_, new))| (name, old, new)).collect(),
         }
+    }
+
+    /// Its lines for the audit, without those of sessions, which are told of themselves; at most [`MAX_SUMMARY`] of them.
+    pub fn summary(&self) -> Vec<String> {
+        let rows: Vec<_> = self.rows().into_iter().filter(|row| row[0] != "session").collect();
+        let line = |[change, subject, from, to, note]: &[String; 5]| {
+            let way =
+                if from.is_empty() && to.is_empty() { String::new() } else { format!(": {from} -> {to}") };
+            let note = if note.is_empty() { String::new() } else { format!(" ({note})") };
+            format!("{change} {subject}{way}{note}").chars().take(MAX_LINE).collect::<String>()
+        };
+        let mut lines: Vec<_> = rows.iter().take(MAX_SUMMARY).map(line).collect();
+        if let Some(more) = rows.len().checked_sub(MAX_SUMMARY).filter(|more| *more > 0) {
+            lines.push(format!("and {more} more"));
+        }
+        lines
     }
 
     /// The kind of a change by which users lose their environment and fall back to the base: that must be wanted.
@@ -212,6 +245,14 @@ impl Plan {
                 () => ("route", ""),
             };
             rows.push(row(kind, subject, moved.from.to_string(), moved.to.to_string(), note));
+        }
+        for (name, is) in &self.labels {
+            let label = |is: bool| format!("production: {is}");
+            let note = match is {
+                true => "is labelled a production database from then on",
+                false => "is not labelled a production database any more",
+            };
+            rows.push(row("production", format!("connection {name}"), label(!is), label(*is), note));
         }
         rows.sort_by_key(|row| (row[0] != "production", row[0] != Self::FALLBACK));
         for hit in &self.sessions {
@@ -253,6 +294,21 @@ impl Plan {
     }
 }
 
+/// A database, whoever logs in to it.
+type Place = (String, u16, String);
+type Places = BTreeSet<Place>;
+
+fn place(target: &Target) -> Place {
+    let (host, port, database) = target.place();
+    (host, port, database.to_owned())
+}
+
+/// The databases that either configuration labels `production`: a label that is dropped in the same edit hides nothing.
+fn production(old: &Config, new: &Config) -> Places {
+    let both = old.connections.values().chain(new.connections.values());
+    both.filter(|connection| connection.production).map(|connection| place(&connection.target)).collect()
+}
+
 /// What is different about a connection that leads to the same database.
 fn differences(old: &Connection, new: &Connection) -> Vec<&'static str> {
     let mut differences = Vec::new();
@@ -272,7 +328,6 @@ fn differences(old: &Connection, new: &Connection) -> Vec<&'static str> {
     differs("reserve_pool_size", old.reserve_pool_size != new.reserve_pool_size);
     differs("max_pinned", old.max_pinned != new.max_pinned);
     differs("max_client_connections", old.max_client_connections != new.max_client_connections);
-    differs("production", old.production != new.production);
     differs("environment", old.environment != new.environment);
     differs("environments", old.base != new.base);
     differences

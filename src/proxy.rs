@@ -25,7 +25,7 @@ use crate::audit::{Audit, Event};
 use crate::auth::{Authenticator, Identity};
 use crate::cancel::{Keys, Slot};
 use crate::config::file::{self, PoolMode};
-use crate::config::{Checked, Config, Connection, Host, OnMove, Rejected, Server, Target};
+use crate::config::{Config, Connection, Host, OnMove, Outside, Rejected, Server, Target};
 use crate::engine::{Order, Orders, Timeouts};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::grants::{Grant, Grants};
@@ -33,10 +33,11 @@ use crate::metrics::Counters;
 use crate::names::{ConnectionName, UserName};
 use crate::plan::{Hit, Plan};
 use crate::pool::{HostCount, Pool, PoolSettings, Runtimes};
+use crate::prepare::{self, Prepared};
 use crate::relay::{Facts, Interner};
 use crate::route::{self, Route};
 use crate::stream::Tls;
-use crate::tls::{self, ServerTls, TlsError};
+use crate::tls::ServerTls;
 use crate::upstream::Dialer;
 use standing::Standing;
 
@@ -177,17 +178,9 @@ pub enum Shutdown {
 /// Why a configuration did not take effect.
 #[derive(Debug, Error)]
 pub enum LoadError {
-    /// The file is wrong.
+    /// The file is wrong, or what it names outside of it.
     #[error("{0}")]
     Rejected(Rejected),
-    /// A certificate, or a name for one, is.
-    #[error("{place}: {error}")]
-    Tls {
-        /// Which setting.
-        place: String,
-        /// Why.
-        error: TlsError,
-    },
     /// No configuration was in force before.
     #[error("there is no earlier configuration")]
     NothingEarlier,
@@ -287,14 +280,15 @@ impl Proxy {
     /// With the configuration that was loaded as generation 1.
     ///
     /// # Errors
-    /// A certificate that cannot be used.
-    pub fn new(checked: Checked, runtimes: Runtimes, audit: Audit) -> Result<Arc<Self>, LoadError> {
+    /// The system gives no random bytes.
+    pub fn new(prepared: Prepared, runtimes: Runtimes, audit: Audit) -> Result<Arc<Self>, LoadError> {
         let hosts = Mutex::default();
-        let path = checked.config.path.clone();
+        let config = &prepared.checked.config;
+        let path = config.path.clone();
         let timeouts = Timeouts::default();
-        timeouts.set(&checked.config.server);
-        let grants = Arc::new(Grants::load(checked.config.grants_file()));
-        let generation = build(1, Prepared::of(checked)?, None, &runtimes, &hosts, &grants);
+        timeouts.set(&config.server);
+        let grants = Arc::new(Grants::load(config.grants_file()));
+        let generation = build(1, prepared, None, &runtimes, &hosts, &grants);
         let history = Mutex::new([Known::in_force(&generation, "start".into())].into());
         Ok(Arc::new(Self {
             path,
@@ -338,16 +332,16 @@ impl Proxy {
     /// # Errors
     /// What is wrong with it; the generation in force stays.
     pub fn reload(&self) -> Result<Arc<Generation>, LoadError> {
-        self.reload_looking(|_| ()).map(|(generation, ())| generation)
+        self.reload_planned().map(|(generation, _)| generation)
     }
 
-    /// The same, with a look at it before it takes effect.
-    fn reload_looking<T>(&self, look: impl FnOnce(&Config) -> T) -> Result<(Arc<Generation>, T), LoadError> {
+    /// The same, with what it changes.
+    fn reload_planned(&self) -> Result<(Arc<Generation>, Plan), LoadError> {
         let _one_at_a_time = self.reloading.lock();
-        let loaded = route::load(&self.path).map_err(LoadError::Rejected);
-        let applied = loaded.and_then(Prepared::of).map(|prepared| {
-            let looked = look(&prepared.checked.config);
-            (self.apply(prepared, "reload"), looked)
+        let loaded = prepare::load(&self.path, Outside::Read).map_err(LoadError::Rejected);
+        let applied = loaded.map(|prepared| {
+            let plan = self.plan_of(&prepared.checked.config);
+            (self.apply(prepared, "reload", &plan), plan)
         });
         match &applied {
             Ok(_) => self.counters.reloads.fetch_add(1, Ordering::Relaxed),
@@ -370,8 +364,9 @@ impl Proxy {
     /// # Errors
     /// What is wrong with it.
     pub fn plan(&self, path: Option<&Path>) -> Result<Plan, LoadError> {
-        let new = route::load(path.unwrap_or(&self.path)).map_err(LoadError::Rejected)?.config;
-        Ok(self.plan_of(&new))
+        let path = path.unwrap_or(&self.path);
+        let new = prepare::load(path, Outside::Read).map_err(LoadError::Rejected)?;
+        Ok(self.plan_of(&new.checked.config))
     }
 
     /// What a configuration would change if it took effect now.
@@ -398,7 +393,9 @@ impl Proxy {
         let Some((_, source)) = self.earlier.lock().last().cloned() else {
             return Err(LoadError::NothingEarlier);
         };
-        let applied = self.apply(self.prepare(source.expose_secret())?, "rollback");
+        let prepared = self.prepare(source.expose_secret())?;
+        let plan = self.plan_of(&prepared.checked.config);
+        let applied = self.apply(prepared, "rollback", &plan);
         // What was in force until now is no earlier one of it.
         let mut earlier = self.earlier.lock();
         earlier.pop();
@@ -408,12 +405,11 @@ impl Proxy {
 
     /// A text, as if it stood in the configuration's file. Blocks while secrets are read.
     fn prepare(&self, source: &str) -> Result<Prepared, LoadError> {
-        let draft = Config::parse(&self.path, source).map_err(LoadError::Rejected)?;
-        Prepared::of(route::review(draft).map_err(LoadError::Rejected)?)
+        prepare::parse(&self.path, source).map_err(LoadError::Rejected)
     }
 
     /// A configuration takes effect.
-    fn apply(&self, prepared: Prepared, by: &str) -> Arc<Generation> {
+    fn apply(&self, prepared: Prepared, by: &str, plan: &Plan) -> Arc<Generation> {
         let old = self.generation();
         let warnings = &prepared.checked.warnings;
         warnings.iter().for_each(|w| warn!("{}", warnings.line(w)));
@@ -437,7 +433,8 @@ impl Proxy {
         let (connections, users) = (new.config.connections.len(), new.config.users.len());
         self.audit.record(|| {
             let event = Event::new("reload").number("generation", new.number).text("by", by);
-            event.number("connections", connections as u64).number("users", users as u64)
+            let event = event.number("connections", connections as u64).number("users", users as u64);
+            event.texts("changes", plan.summary())
         });
         for (name, pool) in &old.pools {
             let kept = new.pools.get(name).is_some_and(|p| Arc::ptr_eq(p, pool));
@@ -465,7 +462,7 @@ impl Proxy {
     /// # Errors
     /// As [`Proxy::reload`].
     pub fn reload_as_planned(&self) -> Result<(Arc<Generation>, Plan), LoadError> {
-        self.log_reload(self.reload_looking(|config| self.plan_of(config)))
+        self.log_reload(self.reload_planned())
     }
 
     fn log_reload<T>(&self, reloaded: Result<T, LoadError>) -> Result<T, LoadError> {
@@ -891,36 +888,6 @@ fn moved(config: &Config, grants: &Grants, number: u64, session: &LiveSession) -
     }
 }
 
-/// A configuration of which all has been made that can fail.
-struct Prepared {
-    checked: Checked,
-    tls: Option<ServerTls>,
-    settings: Vec<(Arc<Connection>, PoolSettings)>,
-}
-
-impl Prepared {
-    /// Changes nothing.
-    fn of(checked: Checked) -> Result<Self, LoadError> {
-        let config = &checked.config;
-        let folder = config.path.parent().unwrap_or(Path::new("")).to_owned();
-        let tls = match &*config.server.tls {
-            Some(tls) => Some(
-                tls::server(tls, &folder)
-                    .map_err(|error| LoadError::Tls { place: "[server] tls".into(), error })?,
-            ),
-            None => None,
-        };
-        let mut settings = Vec::new();
-        for connection in config.connections.values() {
-            let place = || format!("[connections.{}]", connection.name);
-            let dialer = Dialer::of(&config.server, connection)
-                .map_err(|error| LoadError::Tls { place: place(), error })?;
-            settings.push((connection.clone(), pool_settings(&config.server, dialer)));
-        }
-        Ok(Self { checked, tls, settings })
-    }
-}
-
 /// Builds a generation. Pools of connections that lead to the same database are taken over from the old one.
 fn build(
     number: u64,
@@ -930,10 +897,11 @@ fn build(
     hosts: &Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
     grants: &Arc<Grants>,
 ) -> Generation {
-    let Prepared { checked, tls, settings } = prepared;
+    let Prepared { checked, tls, dialers } = prepared;
     let config = checked.config;
     let mut pools = BTreeMap::new();
-    for (connection, settings) in settings {
+    for (connection, dialer) in dialers {
+        let settings = pool_settings(&config.server, dialer);
         let known = old.and_then(|g| g.pools.get(&connection.name));
         let pool = match known.filter(|pool| pool.connection().target == connection.target) {
             Some(pool) => {

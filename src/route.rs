@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::attribute::{self, Attributes, Origin};
 use crate::config::file::OnUnmatched;
-use crate::config::{Base, Checked, Config, Connection, Draft, Environment, Rejected};
+use crate::config::{Base, Checked, Config, Connection, Draft, Environment, Outside, Rejected};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::grants::Grant;
 use crate::names::{AttributeName, ConnectionName, EnvironmentName, UserName};
@@ -388,20 +388,27 @@ impl<'a> Question<'a> {
     }
 }
 
-/// Reads and checks a file, and reviews what its routes would be.
+/// Reads and checks a file, and reviews what its routes would be: enough to say who goes where. What a start needs beside
+/// that is built by `prepare::load`.
 ///
 /// # Errors
 /// All that is wrong with it, with line and column.
 pub fn load(path: &Path) -> Result<Checked, Rejected> {
-    review(Config::load(path)?)
+    review(Config::load(path, Outside::Read)?)
 }
 
-/// The last check of a configuration: nobody's values in the file may be ambiguous; near misses are warned of.
+/// The last check of what a file says: see [`reviewed`].
 ///
 /// # Errors
 /// As [`load`].
 pub fn review(draft: Draft) -> Result<Checked, Rejected> {
-    let Draft { config, file, mut problems } = draft;
+    reviewed(draft).accept()
+}
+
+/// Nobody's values in the file may be ambiguous; near misses are warned of.
+#[must_use]
+pub fn reviewed(draft: Draft) -> Draft {
+    let Draft { config, file, mut problems, outside } = draft;
     for (name, user) in &file.users.0 {
         for (database, base_name) in &config.databases {
             let Some((connection, base)) = config.base(database.as_str()) else { continue };
@@ -426,10 +433,7 @@ pub fn review(draft: Draft) -> Result<Checked, Rejected> {
         }
     }
     warn_of_near_misses(&config, &file, &mut problems);
-    if problems.refuse() {
-        return Err(Rejected(Box::new(problems)));
-    }
-    Ok(Checked { config, file, warnings: problems })
+    Draft { config, file, problems, outside }
 }
 
 /// Values in the file that nearly are a known one.

@@ -10,6 +10,8 @@ use parking_lot::RwLock;
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 
+use crate::files;
+
 /// The longest secret that is read from a file, an environment variable or a command, in bytes.
 pub const MAX_LENGTH: usize = 65_536;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -94,11 +96,9 @@ fn read(source: &Source) -> Result<SecretString, SecretError> {
     match source {
         Source::Plain(value) => Ok(value.clone()),
         Source::File(path) => {
-            let file = std::fs::File::open(path).map_err(|e| SecretError::File(path.clone(), e))?;
-            bounded(file).map_err(|e| match e.kind() {
-                io::ErrorKind::InvalidData => SecretError::Form,
-                _ => SecretError::File(path.clone(), e),
-            })
+            let bytes =
+                files::read(path, files::MAX_SMALL).map_err(|e| SecretError::File(path.clone(), e))?;
+            bounded(bytes.as_slice()).map_err(|_| SecretError::Form)
         }
         Source::Env(name) => {
             let value = std::env::var(name).map_err(|_| SecretError::Env(name.clone()))?;

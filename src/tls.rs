@@ -20,6 +20,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::file::SslMode;
 use crate::config::{ClientTls, Host, UpstreamTls};
+use crate::files;
 
 /// The ALPN name of PostgreSQL's protocol.
 pub const ALPN: &[u8] = b"postgresql";
@@ -112,9 +113,14 @@ pub fn server(tls: &ClientTls, folder: &Path) -> Result<ServerTls, TlsError> {
     let mut http = config.clone();
     http.alpn_protocols = vec![b"http/1.1".to_vec()];
     let mut scram = ScramServerAuth::new();
-    let pem = std::fs::read(&certificate).map_err(|e| TlsError::Pem(certificate.clone(), e.to_string()))?;
+    let pem = read(&certificate)?;
     scram.configure_certificate(&pem).map_err(|e| TlsError::Unusable(certificate, e.to_string()))?;
     Ok(ServerTls { config: Arc::new(config), http: Arc::new(http), mode: *tls.mode, scram })
+}
+
+/// Whether a certificate can be for this host.
+pub fn is_name(host: &str) -> bool {
+    ServerName::try_from(host).is_ok()
 }
 
 /// Builds the client side for an upstream; `None` if its mode is `disable` or it is reached by a unix socket.
@@ -164,18 +170,30 @@ pub fn upstream(tls: &UpstreamTls, host: &Host) -> Result<Option<UpstreamClient>
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = |e: rustls::pki_types::pem::Error| TlsError::Pem(path.to_owned(), e.to_string());
     let chain: Vec<_> =
-        CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
+        CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<_, _>>().map_err(pem)?;
     if chain.is_empty() {
         return Err(TlsError::Pem(path.to_owned(), "no certificate in it".into()));
     }
     Ok(chain)
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|e| TlsError::Pem(path.to_owned(), e.to_string()))
+/// The private key of a PEM file.
+///
+/// # Errors
+/// It cannot be read, or holds none.
+pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|e| TlsError::Pem(path.to_owned(), e.to_string()))
 }
 
-fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
+fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, TlsError> {
+    files::read(path, files::MAX_SMALL).map_err(|e| TlsError::Pem(path.to_owned(), e.to_string()))
+}
+
+/// The authorities of a PEM file.
+///
+/// # Errors
+/// It cannot be read, or holds none that can be used.
+pub fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(path)? {
         store.add(certificate).map_err(|e| TlsError::Unusable(path.to_owned(), e.to_string()))?;

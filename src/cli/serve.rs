@@ -16,11 +16,12 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::service;
 use crate::audit::{Audit, Event};
-use crate::config::{Checked, LogFormat, LogLevel, Server};
+use crate::config::{Checked, LogFormat, LogLevel, Outside, Server};
 use crate::http::{self, Security};
 use crate::listener;
 use crate::management;
 use crate::pool::Runtimes;
+use crate::prepare::Prepared;
 use crate::proxy::{Proxy, Shutdown};
 
 /// What is left running when everything was told to end may take this long.
@@ -31,16 +32,17 @@ const MAX_LOG_LINES: usize = 10_000;
 
 /// Runs until a signal ends it.
 pub fn serve(file: &Path) -> ExitCode {
-    let checked = match super::load(file) {
-        Ok(checked) => checked,
+    let prepared = match super::prepared(file, Outside::Read) {
+        Ok(prepared) => prepared,
         Err(code) => return code,
     };
+    let checked = &prepared.checked;
     let (_writes, dropped) = start_log(&checked.config.server);
     set_limits();
     checked.warnings.iter().for_each(|w| warn!("{}", checked.warnings.line(w)));
     match runtimes(&checked.config.server) {
         Ok((control, data)) => {
-            let ended = control.block_on(run(checked, dropped, control.handle(), data.handle()));
+            let ended = control.block_on(run(prepared, dropped, control.handle(), data.handle()));
             // What is left of the sessions ends with the runtimes: only then is nothing more to be told.
             data.stop();
             control.shutdown_background();
@@ -165,15 +167,15 @@ fn runtimes(server: &Server) -> std::io::Result<(Runtime, DataPlane)> {
 /// # Errors
 /// Why it could not begin.
 async fn run(
-    checked: Checked,
+    prepared: Prepared,
     dropped: ErrorCounter,
     control: &Handle,
     data: &Handle,
 ) -> Result<Audit, String> {
     // Before anybody can connect: whoever sees it listen may signal it.
     let signals = Signals::listen().map_err(|error| format!("cannot listen to signals: {error}"))?;
-    let audit = open_audit(&checked)?;
-    let server = &checked.config.server;
+    let audit = open_audit(&prepared.checked)?;
+    let server = &prepared.checked.config.server;
     let inherited = listener::inherited(server)
         .map_err(|error| format!("a socket of the service manager cannot be listened on: {error}"))?;
     let is_ours = inherited.is_empty();
@@ -183,7 +185,7 @@ async fn run(
         false => inherited,
     };
     let runtimes = Runtimes { control: control.clone(), data: data.clone(), tasks: TaskTracker::new() };
-    let proxy = Proxy::new(checked, runtimes, audit).map_err(|error| error.to_string())?;
+    let proxy = Proxy::new(prepared, runtimes, audit).map_err(|error| error.to_string())?;
     listener::announce(&listeners);
     if let Some(address) = *proxy.generation().config.server.metrics_listen {
         let shared = *proxy.generation().config.server.so_reuseport;

@@ -1,11 +1,12 @@
 //! Turns a file into a checked configuration: references, what may stand only once, near misses.
 
 mod management;
+mod permissions;
+mod targets;
 
 pub use management::{HASHED, MIN_TOKEN};
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use std::time::Duration;
 use super::file::{self, AuditFailure, AuthType, File, OnUnmatched, SslMode};
 use super::read::{Named, Problems, Setting, Strings};
 use super::{
-    Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Target, UpstreamScram, UpstreamTls, User,
-    near_miss,
+    Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Outside, Target, UpstreamScram,
+    UpstreamTls, User, near_miss,
 };
 use secrecy::ExposeSecret;
 
@@ -22,31 +23,38 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 use uuid::Uuid;
 
+use crate::files;
 use crate::names::{
     AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName, id_of,
 };
 use crate::secret::{Secret, Source};
-use crate::verifier::{Verifier, is_verifier};
+use crate::verifier::Verifier;
 
 type Attributes = BTreeMap<AttributeName, Vec<String>>;
 
 /// Checks what one setting alone cannot show. The result is to be used only if no error was recorded.
-pub fn check(path: &Path, file: &File, problems: &mut Problems) -> Config {
-    check_secret_file(path, file, problems);
+pub fn check(path: &Path, file: &File, outside: Outside, problems: &mut Problems) -> Config {
+    if outside == Outside::Read {
+        permissions::check(path, file, problems);
+    }
     check_server(file, problems);
     check_environments(file, problems);
     check_attribute_names(file, problems);
-    let connections = connections(file, problems);
+    let connections = connections(file, outside, problems);
     check_ids(file, &connections, problems);
+    targets::check(file, &connections, problems);
     Config {
         path: path.to_owned(),
-        certificates: certificates(path, file, &connections),
+        certificates: match outside {
+            Outside::Read => certificates(path, file, &connections),
+            Outside::Leave => BTreeMap::new(),
+        },
         connections,
         databases: databases(file, problems),
         attribute_defaults: attribute_defaults(file, problems),
         groups: groups(file, problems),
-        users: users(file, problems),
-        management: management::check(path, file, problems),
+        users: users(file, outside, problems),
+        management: management::check(path, file, outside, problems),
         source: secrecy::SecretString::default(),
         server: file.server.clone().into_inner(),
     }
@@ -75,27 +83,8 @@ fn certificates(
         }
     }
     let digest = |bytes: &[u8]| digest(&SHA256, bytes).as_ref().to_vec();
-    files.into_iter().filter_map(|(what, path)| Some((what, digest(&std::fs::read(path).ok()?)))).collect()
-}
-
-/// A plain secret in a file that everybody can read.
-fn check_secret_file(path: &Path, file: &File, problems: &mut Problems) {
-    let connections = file.connections.0.iter().map(|(_, c)| &c.password);
-    let users = file.users.0.iter().map(|(_, u)| &u.password);
-    let plain = connections.chain(users).find(|p| match &***p {
-        Some(Source::Plain(text)) => !is_verifier(text),
-        _ => false,
-    });
-    let tokens = file.management.tokens.0.iter().map(|(_, t)| &t.token);
-    let token = tokens.into_iter().find(|token| management::is_plain(token));
-    let span = plain.map(Setting::span).or(token.map(Setting::span));
-    let mode = std::fs::metadata(path).map(|m| m.permissions().mode()).unwrap_or(0);
-    if let Some(span) = span
-        && mode & 0o004 != 0
-    {
-        let message = "this file holds a plain-text secret, and everybody on this machine can read the file";
-        problems.warning(span, message).help(format!("chmod o-r {}", path.display()));
-    }
+    let read = |path: &Path| files::read(path, files::MAX_SMALL).ok();
+    files.into_iter().filter_map(|(what, path)| Some((what, digest(&read(&path)?)))).collect()
 }
 
 fn check_server(file: &File, problems: &mut Problems) {
@@ -213,7 +202,11 @@ fn check_attribute_names(file: &File, problems: &mut Problems) {
     }
 }
 
-fn connections(file: &File, problems: &mut Problems) -> BTreeMap<ConnectionName, Arc<Connection>> {
+fn connections(
+    file: &File,
+    outside: Outside,
+    problems: &mut Problems,
+) -> BTreeMap<ConnectionName, Arc<Connection>> {
     let mut environment_of = BTreeMap::new();
     for (_, base) in &file.connections.0 {
         for environment in base.environments.iter() {
@@ -224,7 +217,7 @@ fn connections(file: &File, problems: &mut Problems) -> BTreeMap<ConnectionName,
         let environment = environment_of.get(name.as_str()).copied();
         Some((
             ConnectionName::from(name.as_str()),
-            Arc::new(connection(name, c, environment, file, problems)?),
+            Arc::new(connection(name, c, environment, (file, outside), problems)?),
         ))
     };
     file.connections.0.iter().filter_map(build).collect()
@@ -234,7 +227,7 @@ fn connection(
     name: &str,
     c: &file::Connection,
     environment: Option<&str>,
-    file: &File,
+    (file, outside): (&File, Outside),
     problems: &mut Problems,
 ) -> Option<Connection> {
     let folder = problems.folder().to_owned();
@@ -267,7 +260,7 @@ fn connection(
             database: (*c.database).clone().unwrap_or_else(|| name.to_owned()),
             username: (*c.username).clone(),
         },
-        password: read_secret(&c.password, problems)?.map(Arc::new),
+        password: read_secret(&c.password, outside, problems).unwrap_or(None).map(Arc::new),
         tls: UpstreamTls {
             mode: *c.sslmode,
             negotiation: *c.sslnegotiation,
@@ -338,9 +331,16 @@ fn search_path(schemas: &[Setting<String>]) -> Option<String> {
     (!schemas.is_empty()).then(|| quoted.collect::<Vec<_>>().join(", "))
 }
 
-/// `Some(None)` if there is none; `None` if it cannot be read, which is then a problem.
-fn read_secret(source: &Setting<Option<Source>>, problems: &mut Problems) -> Option<Option<Secret>> {
+/// `Some(None)` if there is none, or it is left alone; `None` if it cannot be read, which is then a problem.
+fn read_secret(
+    source: &Setting<Option<Source>>,
+    outside: Outside,
+    problems: &mut Problems,
+) -> Option<Option<Secret>> {
     let Some(inner) = &**source else { return Some(None) };
+    if outside == Outside::Leave && !matches!(inner, Source::Plain(_)) {
+        return Some(None);
+    }
     match Secret::read(inner.clone()) {
         Ok(secret) => Some(Some(secret)),
         Err(error) => {
@@ -419,7 +419,7 @@ fn groups(file: &File, problems: &mut Problems) -> BTreeMap<GroupName, Attribute
     groups.map(|(name, g)| (GroupName::from(name.as_str()), attributes(&g.attributes, problems))).collect()
 }
 
-fn users(file: &File, problems: &mut Problems) -> BTreeMap<UserName, Arc<User>> {
+fn users(file: &File, outside: Outside, problems: &mut Problems) -> BTreeMap<UserName, Arc<User>> {
     let mut users = BTreeMap::new();
     for (name, u) in &file.users.0 {
         let known = |group: &str| file.groups.find(group).is_some();
@@ -427,7 +427,7 @@ fn users(file: &File, problems: &mut Problems) -> BTreeMap<UserName, Arc<User>> 
             let problem = problems.error(group.span(), format!("there is no group `{}`", **group));
             problem.nearest(group, file.groups.names());
         }
-        let password = read_secret(&u.password, problems).unwrap_or(None);
+        let password = read_secret(&u.password, outside, problems).unwrap_or(None);
         let auth_type = u.auth_type.unwrap_or(*file.server.auth_type);
         check_auth(name, u, auth_type, password.as_ref(), file, problems);
         let user = User {

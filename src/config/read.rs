@@ -1,5 +1,6 @@
 //! Reads TOML into settings, gathering every problem with its place instead of stopping at the first.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::ops::{Deref, Range, RangeInclusive};
 use std::path::{Path, PathBuf};
@@ -71,17 +72,32 @@ pub struct Problems {
     path: PathBuf,
     text: String,
     list: Vec<Problem>,
+    /// Where keys stand, and values that by the schema are no secrets: by their first bytes, with their ends. Nothing else
+    /// of a line is shown.
+    public: BTreeMap<usize, usize>,
 }
 
 impl Problems {
     /// Nothing wrong yet with this text.
     pub fn new(path: &Path, text: &str) -> Self {
-        Self { path: path.to_owned(), text: text.to_owned(), list: Vec::new() }
+        Self { path: path.to_owned(), text: text.to_owned(), list: Vec::new(), public: BTreeMap::new() }
     }
 
     /// The folder that relative paths are relative to.
     pub fn folder(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new(""))
+    }
+
+    /// Here is nothing secret.
+    fn publish(&mut self, span: Range<usize>) {
+        self.public.insert(span.start, span.end);
+    }
+
+    /// Of a table, only its name: between braces may be anything.
+    fn publish_header(&mut self, span: Range<usize>) {
+        if self.text.get(span.clone()).is_some_and(|text| text.starts_with('[') && text.ends_with(']')) {
+            self.publish(span);
+        }
     }
 
     /// Records an error.
@@ -115,15 +131,21 @@ impl Problems {
         self.list.iter().filter(|p| p.severity == severity).count()
     }
 
-    /// `file:line:column: message` of one problem, on one line, for the log.
+    /// `file:line:column: message (help)` of one problem, on one line, for the log.
     pub fn line(&self, problem: &Problem) -> String {
         let help = problem.help.as_ref().map(|h| format!(" ({h})")).unwrap_or_default();
+        format!("{}{help}", self.line_without_help(problem))
+    }
+
+    /// `file:line:column: message` of one problem.
+    pub fn line_without_help(&self, problem: &Problem) -> String {
+        let path = self.path.display();
         match &problem.span {
             Some(span) => {
                 let (line, column) = self.position(span.start);
-                format!("{}:{line}:{column}: {}{help}", self.path.display(), problem.message)
+                format!("{path}:{line}:{column}: {}", problem.message)
             }
-            None => format!("{}: {}{help}", self.path.display(), problem.message),
+            None => format!("{path}: {}", problem.message),
         }
     }
 
@@ -185,47 +207,75 @@ impl fmt::Display for Problems {
 impl Problems {
     fn show_line(&self, f: &mut fmt::Formatter<'_>, span: &Range<usize>) -> fmt::Result {
         let (line, column) = self.position(span.start);
-        let shown = without_secrets(self.text.lines().nth(line - 1).unwrap_or(""));
+        let start = self.text.get(..span.start).and_then(|before| before.rfind('\n')).map_or(0, |at| at + 1);
+        let text = self.text.get(start..).and_then(|rest| rest.lines().next()).unwrap_or("");
+        let shown = self.without_secrets(start, text);
         let gutter = line.to_string().len();
-        let marked =
-            self.text.get(span.clone()).map_or(1, |s| s.lines().next().unwrap_or("").chars().count());
-        let room = shown.chars().count().saturating_sub(column - 1).max(1);
+        let before = shown.iter().filter(|(at, _)| *at < span.start).count();
+        let marked = shown.iter().filter(|(at, _)| span.contains(at)).count().max(1);
         writeln!(f, "{:gutter$}--> {}:{line}:{column}", "", self.path.display())?;
         writeln!(f, "{:gutter$} |", "")?;
-        writeln!(f, "{line} | {shown}")?;
-        writeln!(
-            f,
-            "{:gutter$} | {:indent$}{}",
-            "",
-            "",
-            "^".repeat(marked.clamp(1, room)),
-            indent = column - 1
-        )
+        writeln!(f, "{line} | {}", shown.iter().map(|(_, c)| c).collect::<String>())?;
+        writeln!(f, "{:gutter$} | {:before$}{}", "", "", "^".repeat(marked))
+    }
+
+    /// A line of the file, which begins at this byte, with all blanked that may be a secret; each character with the byte
+    /// that it stands for. A secret may be under any key but those of the schema, and go over several lines.
+    fn without_secrets(&self, start: usize, line: &str) -> Vec<(usize, char)> {
+        let end = start + line.len();
+        let mut public: Vec<_> = self.public.range(start..=end).map(|(from, to)| *from..*to).collect();
+        // One that began on a line before.
+        public.extend(self.public.range(..start).next_back().map(|(from, to)| *from..*to));
+        if self.public.is_empty() {
+            public.push(start..start + beginning(line));
+        }
+        let stars = |at: usize| "***".chars().map(move |star| (at, star));
+        let mut shown = Vec::new();
+        let mut hidden = None;
+        for (at, c) in line.char_indices().map(|(at, c)| (start + at, c)) {
+            let is_public = public.iter().any(|span| span.contains(&at));
+            if is_public || (hidden.is_none() && "[]{}=,. \t".contains(c)) {
+                shown.extend(hidden.take().into_iter().flat_map(stars));
+                shown.push((at, c));
+            } else {
+                hidden = hidden.or(Some(at));
+            }
+        }
+        shown.extend(hidden.into_iter().flat_map(stars));
+        shown
     }
 }
 
-/// A line of the file with every value that may be a secret blanked. A key near `password` is one (it may be
-/// misspelt), and so is text on a line that has no key at all (a secret can go over several lines).
-pub fn without_secrets(line: &str) -> String {
-    const SECRET: [&str; 5] = ["pass", "secret", "token", "pwd", "credential"];
-    let Some(equals) = line.find('=') else {
-        let structure = line.trim_start().starts_with(['[', ']', '{', '}', '#']);
-        return if structure { line.to_owned() } else { blank(line) };
-    };
-    let sensitive = line.split('=').any(|part| {
-        let key = part.trim_end().rsplit(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap_or("");
-        let key = key.to_lowercase();
-        SECRET.iter().any(|s| key.contains(s)) || strsim::damerau_levenshtein(&key, "password") <= 4
-    });
-    if sensitive { format!("{}= {}", &line[..equals], blank(&line[equals + 1..])) } else { line.to_owned() }
+/// How much of a line of a text that is not TOML is a key, or the name of a table, most likely.
+fn beginning(line: &str) -> usize {
+    let is_of_key = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-. ".contains(c);
+    let is_of_table = |c: char| c.is_alphanumeric() || "_-. []".contains(c);
+    match line.split_once('=') {
+        Some((key, value)) if key.chars().all(is_of_key) && !value.trim().is_empty() => key.len() + 1,
+        None if line.starts_with('[')
+            && line.trim_end().ends_with(']')
+            && line.trim_end().chars().all(is_of_table) =>
+        {
+            line.len()
+        }
+        _ => 0,
+    }
 }
 
-fn blank(value: &str) -> String {
-    if value.trim().is_empty() { value.to_owned() } else { "***".to_owned() }
+/// Whether a value under a key that is for no secret holds none: also no table, no URL and no connection string.
+fn is_harmless(value: &DeValue<'_>) -> bool {
+    match value {
+        DeValue::Table(_) => false,
+        DeValue::Array(items) => items.iter().all(|item| is_harmless(item.get_ref())),
+        DeValue::String(text) => !text.contains("://") && !text.contains('='),
+        _ => true,
+    }
 }
 
 /// A type that a setting can have.
 pub trait Value: Sized {
+    /// Whether it is never a secret, nor a table that may hold one.
+    const IS_PUBLIC: bool = true;
     /// What an operator has to write, for messages and the manual.
     fn kind() -> String;
     /// Reads it; on `None` a problem has been recorded.
@@ -319,6 +369,7 @@ impl Value for Duration {
 
 /// Reads a list; a wrong item does not hide the next one.
 impl<T: Value> Value for Vec<Setting<T>> {
+    const IS_PUBLIC: bool = T::IS_PUBLIC;
     fn kind() -> String {
         format!("a list, each {}", T::kind())
     }
@@ -337,6 +388,7 @@ impl<T: Value> Value for Vec<Setting<T>> {
 }
 
 impl<T: Value> Value for Option<T> {
+    const IS_PUBLIC: bool = T::IS_PUBLIC;
     fn kind() -> String {
         T::kind()
     }
@@ -391,6 +443,7 @@ impl<T> Named<T> {
 }
 
 impl<T: Value> Value for Named<T> {
+    const IS_PUBLIC: bool = false;
     fn kind() -> String {
         "a table of names".into()
     }
@@ -400,6 +453,7 @@ impl<T: Value> Value for Named<T> {
         };
         let mut entries = Vec::new();
         for (key, value) in table.iter() {
+            problems.publish(key.span());
             let name = Setting { value: key.get_ref().to_string(), span: Some(key.span()) };
             if name.is_empty() || name.contains('\0') {
                 problems.error(name.span(), "a name cannot be empty or hold the character NUL");
@@ -414,6 +468,7 @@ impl<T: Value> Value for Named<T> {
 }
 
 impl Value for Source {
+    const IS_PUBLIC: bool = false;
     fn kind() -> String {
         "a secret: a string, { file = \"…\" }, { env = \"…\" } or { command = [\"…\"] }".into()
     }
@@ -469,7 +524,10 @@ impl<'a, 'i> TableReader<'a, 'i> {
     /// Starts on a node that must be a table; `name` is for messages.
     pub fn new(node: &'a Spanned<DeValue<'i>>, name: &'static str, problems: &mut Problems) -> Option<Self> {
         match node.get_ref().as_table() {
-            Some(table) => Some(Self { table, place: Some(node.span()), name, known: Vec::new() }),
+            Some(table) => {
+                problems.publish_header(node.span());
+                Some(Self { table, place: Some(node.span()), name, known: Vec::new() })
+            }
             None => {
                 problems.error(
                     Some(node.span()),
@@ -512,7 +570,12 @@ impl<'a, 'i> TableReader<'a, 'i> {
     ) -> Option<Setting<T>> {
         self.known.push(key);
         match self.table.get(key) {
-            Some(node) => read_setting(node, problems),
+            Some(node) => {
+                if T::IS_PUBLIC && is_harmless(node.get_ref()) {
+                    problems.publish(node.span());
+                }
+                read_setting(node, problems)
+            }
             None if default.is_some() => default.map(Setting::default_of),
             None => {
                 problems.error(self.place.clone(), format!("missing key `{key}` in {}", self.name));
@@ -524,6 +587,7 @@ impl<'a, 'i> TableReader<'a, 'i> {
     /// Reports every key that nobody asked for.
     pub fn finish(self, problems: &mut Problems) {
         for (key, _) in self.table.iter() {
+            problems.publish(key.span());
             let name = key.get_ref().as_ref();
             if !self.known.contains(&name) {
                 let problem =
@@ -609,6 +673,7 @@ macro_rules! options {
         }
 
         impl $crate::config::read::Value for $Name {
+            const IS_PUBLIC: bool = false;
             fn kind() -> String { concat!("a table (", $title, ")").into() }
             fn read(node: &toml::Spanned<toml::de::DeValue<'_>>, problems: &mut $crate::config::read::Problems) -> Option<Self> {
                 let table = $crate::config::read::TableReader::new(node, $title, problems)?;
@@ -676,19 +741,58 @@ pub(crate) use words;
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_line_with_a_secret_is_shown_without_it() {
-        for line in [
-            "password = \"hunter2\"",
-            "pasword = \"hunter2\"",
-            "warehouse = { host = \"h\", passwrd = \"hunter2\" }",
-            "hunter2",
-            "  hunter2\"\"\"",
-            "PGPASSWORD=hunter2",
-            "auth_token = \"hunter2\"",
-        ] {
-            assert!(!without_secrets(line).contains("hunter2"), "{line} -> {}", without_secrets(line));
+    /// What is shown of a file that is refused.
+    fn shown(text: &str) -> String {
+        let mut problems = Problems::new(Path::new("f.toml"), text);
+        super::super::file::File::parse(text, &mut problems);
+        // Wherever a problem may be.
+        for (at, _) in text.char_indices() {
+            problems.error(Some(at..at + 1), "here");
         }
-        assert_eq!(without_secrets("host = \"h\""), "host = \"h\"");
+        problems.to_string()
+    }
+
+    #[test]
+    fn of_a_line_only_what_cannot_be_a_secret_is_shown() {
+        const SECRET: &str = "hunter2";
+        for text in [
+            // Misspelt, misplaced, of another type, under a key of no meaning.
+            "[connections.w]\npasword = \"hunter2\"\n",
+            "[connections]\nw = { host = \"h\", passwrd = \"hunter2\" }\n",
+            "[management.tokens]\nops = \"hunter2\"\n",
+            "[users]\nbob = \"hunter2\"\n",
+            "[users.bob]\nkey = \"hunter2\"\nverifier = 'hunter2'\n",
+            "[users.bob]\nattributes = { environment = \"dev\", password = \"hunter2\" }\n",
+            "[connections.w]\ndsn = \"postgres://u:hunter2@h/db\"\n",
+            "[connections.w]\nhost = \"postgres://u:hunter2@h/db\"\n",
+            "[connections.w]\nhost = \"h password=hunter2\"\n",
+            "[connections.w]\nhost = { password = \"hunter2\" }\n",
+            "[connections.w]\npassword = { env = \"hunter2\", file = \"x\" }\n",
+            "[connections.w]\npassword = [\"hunter2\",\n\"hunter2\"]\n",
+            "[connections.w]\npassword = 1 # not hunter2\n",
+            // Over several lines.
+            "[connections.w]\npassword = \"\"\"\nhunter2\n[hunter2]\nhunter2 = hunter2=\n\"\"\"\n",
+            // Not TOML.
+            "[connections.w]\npassword = hunter2\n",
+            "[connections.w]\npassword = \"hunter2\n",
+            "hunter2\n",
+            "hunter2=\n",
+            "PGPASSWORD=hunter2\n",
+            "  hunter2\"\"\"\n",
+        ] {
+            let shown = shown(text);
+            let without_messages = shown.replace("unknown key `hunter2`", "");
+            assert!(!without_messages.contains(SECRET), "{text} -> {shown}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_secret_is_shown_with_its_place() {
+        let text = "[connections.w]\nhost = \"h\"\nusername = \"u\"\nport = \"x\"\nx = 1\n";
+        let mut problems = Problems::new(Path::new("f.toml"), text);
+        assert!(super::super::file::File::parse(text, &mut problems).is_none());
+        let shown = problems.to_string();
+        assert!(shown.contains(" --> f.toml:4:8\n  |\n4 | port = \"x\"\n  |        ^^^\n"), "{shown}");
+        assert!(shown.contains("5 | x = ***\n  | ^\n"), "{shown}");
     }
 }

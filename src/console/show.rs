@@ -397,8 +397,6 @@ impl<'a> Overview<'a> {
             ("environment", Text),
             ("production", Int),
             ("aliases", Text),
-            // What PgBouncer called it up to 1.23.
-            ("reserve_pool", Int),
         ]);
         let generation = self.proxy.generation();
         for pool in &self.pools {
@@ -428,7 +426,6 @@ impl<'a> Overview<'a> {
                 connection.environment.as_str().into(),
                 connection.production.into(),
                 aliases.join(", ").into(),
-                connection.reserve_pool_size.into(),
             ]);
         }
         table

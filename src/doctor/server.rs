@@ -14,9 +14,9 @@ use crate::stream::Stream;
 use crate::upstream::{Allowance, Dialer, UpstreamError, rows};
 use crate::wire::startup::Settings;
 
-/// How long it may take to answer what it is.
 /// The longest answer to one question, in bytes.
 const MAX_ANSWER: usize = 16 << 20;
+/// How long it may take to answer what it is.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What it is.
@@ -28,7 +28,7 @@ const ABOUT: &str = "SELECT pg_catalog.current_setting('server_version'), \
     coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int, \
     d.datconnlimit, r.rolconnlimit, r.rolsuper, \
     (SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid IS NOT NULL AND a.usename <> current_user), \
-    pg_catalog.pg_postmaster_start_time() \
+    pg_catalog.pg_postmaster_start_time(), r.rolreplication \
     FROM pg_catalog.pg_database d, pg_catalog.pg_roles r \
     WHERE d.datname = pg_catalog.current_database() AND r.rolname = current_user";
 const IDENTIFIER: &str = "SELECT system_identifier FROM pg_catalog.pg_control_system()";
@@ -68,10 +68,25 @@ pub(super) struct Facts {
     pub database: String,
     pub extensions: Names,
     pub schemas: Names,
+    rights: Rights,
     /// Of `include_schemas`.
     missing_schemas: Vec<String>,
     /// With their columns; only if they were asked for.
     pub relations: Option<Names>,
+}
+
+/// What the role may that breaks out of what is promised to users.
+#[derive(Debug, Clone, Copy)]
+struct Rights {
+    superuser: bool,
+    replication: bool,
+}
+
+impl Facts {
+    /// Whether it is one server with another, by whatever names.
+    pub(super) fn is_same_server(&self, other: &Self) -> bool {
+        self.identifier.is_some() && self.identifier == other.identifier && self.started == other.started
+    }
 }
 
 /// Logs in, and asks; `None` if that was not possible.
@@ -100,7 +115,7 @@ pub(super) async fn examine(
     report.expiry(subject, backend.stream.peer_certificates());
     let asked = timeout(PATIENCE, ask(&mut backend.stream, connection, parity)).await;
     match asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-        Ok((facts, is_superuser)) => {
+        Ok(facts) => {
             let (target, standby) = (&connection.target, if facts.is_standby { ", a standby" } else { "" });
             report.ok(
                 subject,
@@ -109,10 +124,7 @@ pub(super) async fn examine(
                     target.host, target.port, facts.version, target.username
                 ),
             );
-            if is_superuser {
-                let text = format!("{} is a superuser: so is every client", target.username);
-                report.warn(subject, text, "Log in as a role that may do what clients may do.");
-            }
+            rights(facts.rights, &target.username, report, subject);
             for schema in &facts.missing_schemas {
                 report.wrong(
                     subject,
@@ -126,6 +138,21 @@ pub(super) async fn examine(
             report.wrong(subject, format!("what it is cannot be asked: {error}"), "See the server's log.");
             None
         }
+    }
+}
+
+fn rights(rights: Rights, role: &str, report: &mut Report, subject: &str) {
+    if rights.superuser {
+        let text =
+            format!("{role} is a superuser: so is every client, and no user is kept apart from another");
+        report.warn(subject, text, "Log in as a role that may do what clients may do (docs/security.md).");
+    } else if rights.replication {
+        let text = format!("{role} has REPLICATION: clients may make and drop replication slots");
+        report.warn(
+            subject,
+            text,
+            "ALTER ROLE … NOREPLICATION, or log in as another role (docs/security.md).",
+        );
     }
 }
 
@@ -160,11 +187,11 @@ fn hint(error: &UpstreamError) -> &'static str {
     }
 }
 
-async fn ask(stream: &mut Stream, connection: &Connection, parity: bool) -> io::Result<(Facts, bool)> {
+async fn ask(stream: &mut Stream, connection: &Connection, parity: bool) -> io::Result<Facts> {
     let about = first(stream, ABOUT).await?;
     let about = about.ok_or_else(|| io::Error::other("no row about the database"))?;
     let number = |i: usize| about[i].parse().unwrap_or(0);
-    let facts = Facts {
+    Ok(Facts {
         version: about[0].clone(),
         major: about[1].parse().unwrap_or(0),
         encoding: about[2].clone(),
@@ -186,8 +213,8 @@ async fn ask(stream: &mut Stream, connection: &Connection, parity: bool) -> io::
             None => Vec::new(),
         },
         relations: if parity { Some(names(stream, RELATIONS).await?) } else { None },
-    };
-    Ok((facts, about[9] == "t"))
+        rights: Rights { superuser: about[9] == "t", replication: about[12] == "t" },
+    })
 }
 
 async fn all(stream: &mut Stream, sql: &str) -> io::Result<Vec<Vec<String>>> {

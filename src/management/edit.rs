@@ -295,6 +295,7 @@ fn replace(current: &mut dyn TableLike, key: &str, wanted: &Item) {
     match wanted.clone().into_value() {
         Ok(mut value) => {
             value.decor_mut().clear();
+            one_line(&mut value);
             set(current, key, Some(value));
         }
         Err(item) => {
@@ -310,19 +311,39 @@ fn fresh(item: &Item) -> Item {
         if !table.is_implicit() && !table.is_dotted() {
             table.decor_mut().set_prefix("\n");
         }
-        table.iter_mut().for_each(|(_, item)| match item {
+        table.iter_mut().for_each(|(_, item)| forget_item(item));
+    }
+    fn forget_item(item: &mut Item) {
+        match item {
             Item::Table(table) => forget(table),
             Item::ArrayOfTables(tables) => tables.iter_mut().for_each(forget),
-            _ => {}
-        });
+            Item::Value(value) => one_line(value),
+            Item::None => {}
+        }
     }
     let mut item = item.clone();
-    match &mut item {
-        Item::Table(table) => forget(table),
-        Item::ArrayOfTables(tables) => tables.iter_mut().for_each(forget),
-        _ => {}
-    }
+    forget_item(&mut item);
     item
+}
+
+/// What TOML 1.1 lets stand between braces (line ends and comments around keys and values) has no place on a line of its own,
+/// where `{ a.b = 1 }` may become `a.b = 1`.
+fn one_line(value: &mut Value) {
+    fn tidy(decor: &mut toml_edit::Decor) {
+        let breaks = |said: Option<&toml_edit::RawString>| {
+            said.is_some_and(|said| said.as_str().is_none_or(|said| said.contains(['\n', '\r', '#'])))
+        };
+        if breaks(decor.prefix()) || breaks(decor.suffix()) {
+            decor.clear();
+        }
+    }
+    tidy(value.decor_mut());
+    let Value::InlineTable(table) = value else { return };
+    for (mut key, value) in table.iter_mut() {
+        tidy(key.leaf_decor_mut());
+        tidy(key.dotted_decor_mut());
+        one_line(value);
+    }
 }
 
 /// Makes the tables of a document say what those of another say; of a kind that it does not name, everything stays.
@@ -408,6 +429,29 @@ dana = { password = "x" } # hers
         assert!(at("[connections.\"Postgres (New)\"]") < at("[users]") && at("[groups.g]") > 0, "{text}");
         assert!(text.contains("# hers") && text.contains("[users.u]"), "{text}");
         text.parse::<DocumentMut>().unwrap();
+    }
+
+    #[test]
+    fn line_ends_within_braces_do_not_stay_where_the_braces_are_gone() {
+        for inline in [
+            "{password=\"x\",attributes.environment\n=\"dev\"}",
+            "{password=\"x\",attributes\n.\nenvironment=\"dev\"}",
+            "{password=\"x\",attributes.environment=\n\"dev\"}",
+            "{\n  password = \"x\", # his\n  attributes.environment # which\n = \"dev\" # so\n,\n}",
+            "{password=\"x\",attributes={environment\n=\n\"dev\"\n}}",
+        ] {
+            // A parser that refuses it is as good.
+            let Ok(desired) = format!("[users]\nalice = {inline}\n").parse::<DocumentMut>() else { continue };
+            for before in
+                ["", "[users.alice]\npassword = \"x\"\n", "[users]\nalice = { password = \"x\" }\n", FILE]
+            {
+                let mut document: DocumentMut = before.parse().unwrap();
+                merge_document(&mut document, &desired);
+                let text = document.to_string();
+                let read: DocumentMut = text.parse().unwrap_or_else(|e| panic!("{inline}: {e}\n{text}"));
+                assert_eq!(meaning(&read["users"]), meaning(&desired["users"]), "{text}");
+            }
+        }
     }
 
     #[test]

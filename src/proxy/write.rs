@@ -157,7 +157,7 @@ impl Proxy {
         };
         store.exchange(old, &new).map_err(WriteError::Store)?;
         files.stay();
-        let generation = self.apply(prepared, by);
+        let generation = self.apply(prepared, by, &plan);
         self.remove_old_secrets(&generation);
         Ok(Written { generation, planned: None, is_changed, plan, warnings })
     }

@@ -56,6 +56,25 @@ fn end(pgusher: &mut Pgusher) {
 }
 
 #[test]
+fn a_reload_is_told_with_what_it_changes_and_without_secrets() {
+    let mut pgusher = Pgusher::start(&config(""));
+    let path = file(&pgusher);
+    let text = config("")
+        .replace("password = \"nora\"", "password = \"a-new-secret\"")
+        .replace("attributes = { environment = \"dev\" }", "attributes = { environment = \"prod\" }");
+    pgusher.reload(&text);
+    end(&mut pgusher);
+    let all = lines(&path);
+    let changes: Vec<_> = of(&all, "reload")[0]["changes"].as_array().unwrap().clone();
+    let said = |what: &str| changes.iter().any(|line| line.as_str().unwrap().starts_with(what));
+    assert!(
+        said("production dana on warehouse: dev (") && said("secret password of user nora"),
+        "{changes:?}"
+    );
+    assert!(!std::fs::read_to_string(&path).unwrap().contains("a-new-secret"));
+}
+
+#[test]
 fn every_event_is_told_once_in_a_chain_without_secrets_or_sql() {
     let mut pgusher = Pgusher::start(&config(""));
     let path = file(&pgusher);

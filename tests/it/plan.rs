@@ -48,7 +48,7 @@ fn random_config(random: &mut Random, port: u16) -> String {
                 "\n[connections.w_{name}]\nhost = \"127.0.0.1\"\nport = {port}\ndatabase = \"{}\"\nusername = \"app\"\n\
                  production = {}\npool_size = {}\n",
                 if port == prod { "prod" } else { "dev" },
-                name == "prod",
+                port == prod,
                 random.of(&[2, 3])
             );
         }
@@ -249,6 +249,26 @@ fn a_plan_between_two_files_says_by_its_status_whether_anything_changes() {
     assert_eq!(json[0]["change"], "secret");
     assert_eq!(json[0]["subject"], "password of user pete");
     assert!(!String::from_utf8_lossy(&changes.stdout).contains("the new one"));
+    // A database that was production is so in the plan, also where the same edit takes the label away.
+    let (dev, prod) = (pair().dev.port, pair().prod.port);
+    let pointed = old
+        .replacen(
+            &format!("port = {dev}\ndatabase = \"dev\""),
+            &format!("port = {prod}\ndatabase = \"prod\""),
+            1,
+        )
+        .replace("production = true\n", "");
+    let text = String::from_utf8_lossy(&between(&old, &pointed, &[]).stdout).into_owned();
+    for user in ["dana", "nora", "raw"] {
+        assert!(
+            text.lines()
+                .any(|l| l.starts_with("production  ") && l.contains(&format!("{user} on warehouse"))),
+            "{text}"
+        );
+    }
+    assert!(!text.lines().any(|l| l.starts_with("production  ") && l.contains("pete on")), "{text}");
+    let label = text.lines().find(|l| l.contains("connection warehouse_prod")).unwrap();
+    assert!(label.contains("production: true") && label.contains("production: false"), "{label}");
     // Whoever removes an environment must say that he knows where its users go then.
     let start = old.find("environments = [").unwrap();
     let end = start + old[start..].find('\n').unwrap();

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 
 use super::super::file::{File, Token as Written};
 use super::super::read::{Problems, Setting};
-use super::super::{Management, Token};
+use super::super::{Management, Outside, Token};
 use super::{Secret, Source};
 
 /// The shortest token: a shorter one can be guessed.
@@ -16,10 +16,13 @@ pub const MIN_TOKEN: usize = 16;
 pub const HASHED: &str = "sha256:";
 
 /// What `[management]` says.
-pub fn check(path: &Path, file: &File, problems: &mut Problems) -> Management {
+pub fn check(path: &Path, file: &File, outside: Outside, problems: &mut Problems) -> Management {
     let management = &file.management;
     let mut tokens: Vec<Token> = Vec::new();
     for (name, written) in &management.tokens.0 {
+        if outside == Outside::Leave && !matches!(&*written.token, Source::Plain(_)) {
+            continue;
+        }
         let Some(digest) = read(written, problems) else { continue };
         if let Some(other) = tokens.iter().find(|other| other.digest == digest) {
             problems.error(written.token.span(), format!("this is the token of `{}`, too", other.name));

@@ -134,6 +134,29 @@ fn those_who_say_nothing_make_room() {
 }
 
 #[test]
+fn production_is_opened_to_nobody_by_pointing_another_connection_at_it() {
+    let api = Managed::start(&warehouse("", "", ""));
+    let base = api.id("connections", "warehouse");
+    let before = api.text();
+    let pointed = json!({ "port": crate::house::pair().prod.port, "database": "prod" });
+    let said = api.send("PATCH", &format!("/connections/{base}"), pointed);
+    assert_eq!(said.status, 400, "{said:?}");
+    assert!(said.detail().contains("`warehouse` is the production database of `warehouse_prod`"), "{said:?}");
+    assert_eq!(api.text(), before);
+    // To take the label away is said, and in which direction.
+    let prod = api.id("connections", "warehouse_prod");
+    let planned =
+        api.send("PATCH", &format!("/connections/{prod}?dry_run=true"), json!({ "production": false })).ok();
+    let row =
+        planned["plan"].as_array().unwrap().iter().find(|row| row["subject"] == "connection warehouse_prod");
+    let row = row.unwrap_or_else(|| panic!("{planned}"));
+    assert_eq!(
+        (&row["change"], &row["from"], &row["to"]),
+        (&json!("production"), &json!("production: true"), &json!("production: false"))
+    );
+}
+
+#[test]
 fn production_is_opened_to_nobody_by_a_deletion() {
     let api = Managed::start(&warehouse("", "", ""));
     let prod = api.id("connections", "warehouse_prod");

@@ -1,0 +1,299 @@
+//! All that can fail before sockets are opened, in one place: what `check` and `plan` accept, `serve` and a reload accept.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use secrecy::ExposeSecret;
+
+use crate::config::file::{self, SslMode};
+use crate::config::read::{Problems, Setting};
+use crate::config::{Checked, Config, Connection, Draft, Host, ListenAddress, Outside, Rejected};
+use crate::files;
+use crate::route;
+use crate::tls::{self, ServerTls, TlsError};
+use crate::upstream::Dialer;
+
+/// A configuration of which all has been made that can fail. Made only by this module.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The settings, and what somebody should look at.
+    pub checked: Checked,
+    /// TLS towards clients.
+    pub tls: Option<ServerTls>,
+    /// How each connection is dialled; none where the outside was left alone.
+    pub dialers: Vec<(Arc<Connection>, Dialer)>,
+}
+
+type Span = Option<Range<usize>>;
+
+/// Reads a file, checks it, and makes what it needs. Changes nothing. Blocks while secrets are read.
+///
+/// # Errors
+/// All that is wrong, with line and column.
+pub fn load(path: &Path, outside: Outside) -> Result<Prepared, Rejected> {
+    of(Config::load(path, outside)?)
+}
+
+/// The same with a text, as if it stood in this file.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(path: &Path, text: &str) -> Result<Prepared, Rejected> {
+    of(Config::parse(path, text)?)
+}
+
+fn of(draft: Draft) -> Result<Prepared, Rejected> {
+    let mut draft = route::reviewed(draft);
+    let (tls, dialers) = make(&draft.config, &draft.file, draft.outside, &mut draft.problems);
+    Ok(Prepared { checked: draft.accept()?, tls, dialers })
+}
+
+/// What a start would be refused for, of a configuration that is right in itself.
+pub fn problems(checked: &Checked) -> Problems {
+    let config = &checked.config;
+    let mut problems = Problems::new(&config.path, config.source.expose_secret());
+    make(config, &checked.file, checked.outside, &mut problems);
+    problems
+}
+
+fn make(
+    config: &Config,
+    file: &file::File,
+    outside: Outside,
+    problems: &mut Problems,
+) -> (Option<ServerTls>, Vec<(Arc<Connection>, Dialer)>) {
+    addresses(file, problems);
+    if outside == Outside::Leave {
+        config.connections.values().for_each(|connection| check_name(connection, file, problems));
+        return (None, Vec::new());
+    }
+    folders(config, file, problems);
+    let tls = file.server.tls.as_ref().and_then(|tls| server_tls(config, tls, problems));
+    let dialer = |connection: &Arc<Connection>| {
+        check_name(connection, file, problems);
+        let dialer = dialer(config, connection, file, problems)?;
+        Some((connection.clone(), dialer))
+    };
+    let dialers = config.connections.values().filter_map(dialer).collect();
+    (tls, dialers)
+}
+
+/// Each address is listened on once.
+fn addresses(file: &file::File, problems: &mut Problems) {
+    let server = &file.server;
+    let mut known: Vec<(SocketAddr, &str)> = Vec::new();
+    let mut sockets: Vec<&PathBuf> = Vec::new();
+    let mut tcp = |address: SocketAddr, what: &'static str, span: Span, problems: &mut Problems| {
+        let taken = known.iter().find(|(other, _)| collide(*other, address, *server.so_reuseport));
+        if let Some((other, by)) = taken {
+            let message = match *other == address {
+                true => format!("{address} is listened on already ({by})"),
+                false => format!("{address} is a part of {other}, which is listened on already ({by})"),
+            };
+            problems.error(span, message).help("give each its own address or port");
+        }
+        known.push((address, what));
+    };
+    for address in server.listen.iter() {
+        match &**address {
+            ListenAddress::Tcp(tcp_address) => tcp(*tcp_address, "listen", address.span(), problems),
+            ListenAddress::Unix(folder) if sockets.contains(&folder) => {
+                let message = format!("unix:{} is listened on already (listen)", folder.display());
+                problems.error(address.span(), message).help("leave one of them out");
+            }
+            ListenAddress::Unix(folder) => sockets.push(folder),
+        }
+    }
+    if let Some(address) = *server.metrics_listen {
+        tcp(address, "metrics_listen", server.metrics_listen.span(), problems);
+    }
+    if let Some(address) = *file.management.listen {
+        tcp(address, "[management] listen", file.management.listen.span(), problems);
+    }
+}
+
+/// Whether the second of two addresses could not be listened on. With `shared` a part of an address can be, but the same
+/// one twice is a slip.
+fn collide(one: SocketAddr, other: SocketAddr, shared: bool) -> bool {
+    if one.port() != other.port() || one.port() == 0 {
+        return false;
+    }
+    let (a, b) = (one.ip().to_canonical(), other.ip().to_canonical());
+    // `[::]` takes IPv4 in, too.
+    let covers = |wide: IpAddr, narrow: IpAddr| {
+        wide.is_unspecified() && (wide.is_ipv6() || wide.is_ipv4() == narrow.is_ipv4())
+    };
+    a == b || !shared && (covers(a, b) || covers(b, a))
+}
+
+/// Folders that something is to be made in.
+fn folders(config: &Config, file: &file::File, problems: &mut Problems) {
+    for address in file.server.listen.iter() {
+        if let ListenAddress::Unix(folder) = &**address
+            && !folder.is_dir()
+        {
+            let message = format!("there is no folder {} for the unix socket", folder.display());
+            problems
+                .error(address.span(), message)
+                .help("make it (systemd: RuntimeDirectory); --no-secrets checks without it");
+        }
+    }
+    let Some(audit) = config.audit_file() else { return };
+    let span = file.server.audit_file.span();
+    match audit.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            let message = format!("cannot write the audit: there is no folder {}", folder.display());
+            problems
+                .error(span, message)
+                .help("make it (systemd: LogsDirectory); --no-secrets checks without it");
+        }
+        _ if std::fs::metadata(&audit).is_ok_and(|about| !about.is_file()) => {
+            problems
+                .error(span, format!("cannot write the audit: {} is not a regular file", audit.display()));
+        }
+        _ => {}
+    }
+}
+
+/// A file that TLS needs.
+enum Part {
+    Chain,
+    Key,
+    Authorities,
+}
+
+/// Each file of its own, so that all that is wrong is said at once; false if something is.
+fn parts<'p>(parts: impl IntoIterator<Item = (Part, &'p Path, Span)>, problems: &mut Problems) -> bool {
+    let mut good = true;
+    for (part, path, span) in parts {
+        let read = match part {
+            Part::Chain => tls::certificates(path).map(drop),
+            Part::Key => tls::private_key(path).map(drop),
+            Part::Authorities => tls::roots(path).map(drop),
+        };
+        match read {
+            Err(error) => {
+                good = false;
+                problems.error(span, error.to_string());
+            }
+            // As PostgreSQL and libpq do.
+            Ok(()) if matches!(part, Part::Key) && !files::is_private(path) => {
+                good = false;
+                let message = format!("others than its owner may read the private key {}", path.display());
+                problems
+                    .error(span, message)
+                    .help("chmod 600; if root owns it, its group may read it, too (640)");
+            }
+            Ok(()) => {}
+        }
+    }
+    good
+}
+
+fn server_tls(config: &Config, written: &file::ClientTls, problems: &mut Problems) -> Option<ServerTls> {
+    let certificate = config.beside(&written.certificate);
+    let key = config.beside(&written.key);
+    let authorities = written.client_ca.as_ref().map(|path| config.beside(path));
+    let known = [
+        Some((Part::Chain, certificate.as_path(), written.certificate.span())),
+        Some((Part::Key, key.as_path(), written.key.span())),
+        authorities.as_deref().map(|path| (Part::Authorities, path, written.client_ca.span())),
+    ];
+    if !parts(known.into_iter().flatten(), problems) {
+        return None;
+    }
+    match tls::server(written, &config.beside("")) {
+        Ok(tls) => Some(tls),
+        Err(error) => {
+            let at = match &error {
+                TlsError::Pem(path, _) | TlsError::Unusable(path, _) if *path == key => written.key.span(),
+                TlsError::Pem(path, _) | TlsError::Unusable(path, _)
+                    if Some(path) == authorities.as_ref() =>
+                {
+                    written.client_ca.span()
+                }
+                _ => written.certificate.span(),
+            };
+            problems.error(at, error.to_string()).help("does the key belong to the certificate?");
+            None
+        }
+    }
+}
+
+/// Whether TLS can be used with the name of the host, where it may be.
+fn check_name(connection: &Connection, file: &file::File, problems: &mut Problems) {
+    let Host::Name(name) = &connection.target.host else { return };
+    if connection.tls.mode == SslMode::Disable || tls::is_name(name) {
+        return;
+    }
+    let span = file.connections.find(connection.name.as_str()).and_then(|c| c.host.span());
+    // What stands there may be a URL with a password.
+    problems
+        .error(span, format!("`host` of connection `{}` is not a name or address that TLS can verify", connection.name))
+        .help("a port, a zone (%), brackets and other letters than ASCII do not belong there; or sslmode = \"disable\"");
+}
+
+fn dialer(
+    config: &Config,
+    connection: &Arc<Connection>,
+    file: &file::File,
+    problems: &mut Problems,
+) -> Option<Dialer> {
+    let (written, wanted) = (file.connections.find(connection.name.as_str())?, &connection.tls);
+    let Host::Name(name) = &connection.target.host else {
+        return Dialer::of(&config.server, connection).ok();
+    };
+    let uses_tls = wanted.mode != SslMode::Disable;
+    if uses_tls && !tls::is_name(name) {
+        return None;
+    }
+    let verifies = matches!(wanted.mode, SslMode::VerifyCa | SslMode::VerifyFull);
+    let path = |path: &'_ Setting<Option<String>>| path.span();
+    let authorities = wanted.root_cert.as_deref().filter(|_| verifies);
+    let identity = wanted.identity.as_ref().filter(|_| uses_tls);
+    let known = [
+        authorities.map(|file| (Part::Authorities, file, path(&written.sslrootcert))),
+        identity.map(|(certificate, _)| (Part::Chain, certificate.as_path(), path(&written.sslcert))),
+        identity.map(|(_, key)| (Part::Key, key.as_path(), path(&written.sslkey))),
+    ];
+    if !parts(known.into_iter().flatten(), problems) {
+        return None;
+    }
+    match Dialer::of(&config.server, connection) {
+        Ok(dialer) => Some(dialer),
+        Err(error) => {
+            let at = match &error {
+                TlsError::NoSystemRoots => written.sslmode.span(),
+                _ => path(&written.sslkey).or(path(&written.sslrootcert)).or(written.host.span()),
+            };
+            problems.error(at, error.to_string());
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_collide_where_the_system_says_so() {
+        for (one, other, alone, shared) in [
+            ("127.0.0.1:1", "127.0.0.1:1", true, true),
+            ("127.0.0.1:1", "127.0.0.1:2", false, false),
+            ("127.0.0.1:0", "127.0.0.1:0", false, false),
+            ("0.0.0.0:1", "127.0.0.1:1", true, false),
+            ("127.0.0.1:1", "[::]:1", true, false),
+            ("[::]:1", "0.0.0.0:1", true, false),
+            ("[::1]:1", "0.0.0.0:1", false, false),
+            ("[::1]:1", "127.0.0.1:1", false, false),
+            ("[::ffff:127.0.0.1]:1", "127.0.0.1:1", true, true),
+        ] {
+            let (one, other): (SocketAddr, SocketAddr) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(collide(one, other, false), alone, "{one} {other}");
+            assert_eq!(collide(one, other, true), shared, "{one} {other}");
+        }
+    }
+}
