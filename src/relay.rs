@@ -384,10 +384,9 @@ impl Core {
             match value {
                 // Its value has been reported already.
                 Some(_) if self.settings.reports(name) => {}
-                Some(value) => {
-                    backend.settings.carry(name, value);
-                    self.settings.carry(name, value);
-                }
+                Some(value) if self.settings.carry(name, value) => backend.settings.carry(name, value),
+                // More than is carried from one connection to the next.
+                Some(_) => self.pin_for(Pin::Setting),
                 None => {
                     backend.settings.reset(name);
                     self.settings.reset(name);
@@ -664,9 +663,13 @@ impl Core {
             touched.resets |= effects.resets;
             touched.everything |= effects.asks_all;
             touched.add_settings(effects.settings.iter().map(String::as_str));
+            let too_many = touched.too_many;
             if effects.makes_objects && (effects.asks_all || !effects.settings.is_empty()) {
                 let again = touched.clone();
                 self.recurring.get_or_insert_default().add(&again);
+            }
+            if too_many || self.recurring.as_ref().is_some_and(|recurring| recurring.too_many) {
+                self.pin_for(Pin::Setting);
             }
         }
     }

@@ -38,6 +38,9 @@ const MEANING: [&str; 20] = [
     "xmlbinary",
     "xmloption",
 ];
+/// How many settings of a client are carried from connection to connection, and how many bytes of names and values.
+const MAX_CARRIED: usize = 256;
+const MAX_CARRIED_BYTES: usize = 1 << 20;
 const ROLE: &[u8] = b"role";
 const APPLICATION_NAME: &str = "application_name";
 /// PostgreSQL cuts names, and so `application_name`, to this many bytes.
@@ -91,10 +94,13 @@ impl Parameters {
         self.0.is_empty()
     }
 
+    fn bytes(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+
     /// Whether there are more of them than a server reports.
     fn is_too_much(&self) -> bool {
-        let bytes: usize = self.0.iter().map(|(name, value)| name.len() + value.len()).sum();
-        self.0.len() > MAX_REPORTED || bytes > MAX_REPORTED_BYTES
+        self.0.len() > MAX_REPORTED || self.bytes() > MAX_REPORTED_BYTES
     }
 }
 
@@ -250,11 +256,18 @@ impl SessionSettings {
         self.told(name, &value).then_some(value)
     }
 
-    /// The client has set this, and PostgreSQL does not report it.
-    pub fn carry(&mut self, name: &[u8], value: &[u8]) {
-        if self.extra.get(name) != Some(value) {
-            self.extra = Arc::new(self.extra.with(name, value));
+    /// The client has set this, and PostgreSQL does not report it. False if there is more of it than is carried.
+    #[must_use]
+    pub fn carry(&mut self, name: &[u8], value: &[u8]) -> bool {
+        if self.extra.get(name) == Some(value) {
+            return true;
         }
+        let extra = self.extra.with(name, value);
+        let may = extra.0.len() <= MAX_CARRIED && extra.bytes() <= MAX_CARRIED_BYTES;
+        if may {
+            self.extra = Arc::new(extra);
+        }
+        may
     }
 
     /// Whether PostgreSQL reports a setting.

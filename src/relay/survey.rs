@@ -6,6 +6,9 @@
 use super::Pin;
 use crate::wire::{columns, literal};
 
+/// How many settings are asked for one by one: a session that has touched more keeps its connection.
+const MAX_SETTINGS: usize = 256;
+
 /// What may have been left, and is to be asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Touched {
@@ -19,6 +22,8 @@ pub struct Touched {
     pub everything: bool,
     /// Anything that is no setting: temporary objects, locks, channels, cursors, SQL-level statements.
     pub objects: bool,
+    /// There are more settings than can be asked for.
+    pub too_many: bool,
 }
 
 impl Touched {
@@ -29,13 +34,19 @@ impl Touched {
         self.resets |= other.resets;
         self.everything |= other.everything;
         self.objects |= other.objects;
+        self.too_many |= other.too_many;
     }
 
     /// These too.
     pub fn add_settings<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
         for name in names {
-            if !self.settings.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            if self.too_many || self.settings.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                continue;
+            }
+            if self.settings.len() < MAX_SETTINGS {
                 self.settings.push(name.to_ascii_lowercase());
+            } else {
+                self.too_many = true;
             }
         }
     }

@@ -241,3 +241,82 @@ fn a_pipeline_that_parses_anew_in_each_segment_is_not_held_back() {
     bench.upstream(&answer.repeat(3));
     assert_eq!(Bench::tags(&bench.client(&[bind(""), m(b'S', b"")].concat()).0), "BS");
 }
+
+/// However many settings a transaction touches, they are not kept or looked through without bound.
+#[test]
+fn a_session_that_touches_very_many_settings_keeps_its_connection() {
+    let mut bench = Bench::new();
+    bench.client(&m(b'Q', b"BEGIN\0"));
+    bench.upstream(&[m(b'C', b"BEGIN\0"), m(b'Z', b"T")].concat());
+    for i in 0..300 {
+        bench.client(&m(b'Q', format!("SET my.x{i} = 1\0").as_bytes()));
+        bench.upstream(&[m(b'C', b"SET\0"), m(b'Z', b"T")].concat());
+    }
+    assert_eq!(bench.core.pin(), Some(Pin::Setting));
+    assert!(bench.core.touched.is_none());
+}
+
+/// Before another user's statement is sent, the server has answered that nothing is left; what it says meanwhile is not the
+/// client's.
+#[test]
+fn nothing_of_a_client_is_sent_before_the_server_has_reset_its_connection() {
+    let mut bench = Bench::new();
+    assert!(!bench.backend.is_foreign_to(bench.core.user()));
+    bench.backend.serve(&"somebody else".into());
+    assert!(bench.backend.is_foreign_to(bench.core.user()));
+    let mut up = Vec::new();
+    bench.core.reset(7, &mut up);
+    assert_eq!(Bench::tags(&up), "QQ");
+    assert!(up.is_ascii() && bench.core.holds_client() && bench.core.is_resetting());
+    let first = [m(b'S', b"TimeZone\0UTC\0"), m(b'C', b"DISCARD ALL\0"), m(b'A', b"\0\0\0\x01c\0p\0"), m(b'Z', b"I")];
+    assert_eq!(bench.upstream(&first.concat()), b"");
+    assert!(bench.core.is_resetting() && bench.backend.is_foreign_to(bench.core.user()));
+    let second = [m(b'T', b"\0\0"), m(b'D', b"\0\0"), m(b'C', b"SELECT 1\0"), m(b'Z', b"I")];
+    assert_eq!(bench.upstream(&second.concat()), b"");
+    assert!(!bench.core.is_setting_up() && bench.backend.is_clean());
+}
+
+#[test]
+fn a_reset_that_fails_or_leaves_a_transaction_open_is_the_end_of_the_connection() {
+    for answer in [
+        m(b'E', b"SERROR\0C57014\0Mcanceled\0\0"),
+        [m(b'C', b"DISCARD ALL\0"), m(b'Z', b"T")].concat(),
+        [m(b'C', b"DISCARD ALL\0"), m(b'Z', b"E")].concat(),
+    ] {
+        let mut bench = Bench::new();
+        bench.backend.serve(&"somebody else".into());
+        bench.core.reset(7, &mut Vec::new());
+        let mut copy = Vec::new();
+        let mut down = Sink::new(&answer, &mut copy);
+        assert!(bench.core.from_upstream(&answer, &mut bench.backend, &mut down).is_err());
+        assert_eq!(down.bytes(), b"");
+        assert!(!bench.backend.is_clean());
+    }
+}
+
+/// What comes behind a change of how texts are read waits for the answer; in the same batch it is opaque.
+#[test]
+fn a_text_is_not_judged_before_it_is_known_how_it_is_read() {
+    let mut bench = Bench::new();
+    let change = m(b'Q', b"set standard_conforming_strings = off\0");
+    let behind = m(b'Q', b"select '\\', set_config('search_path', 'evil', false), ''\0");
+    let (up, _, taken) = bench.client(&[change.clone(), behind.clone()].concat());
+    assert_eq!((up, taken.consumed, taken.then), (change.clone(), change.len(), Then::Hold));
+    bench.upstream(&[m(b'S', b"standard_conforming_strings\0off\0"), m(b'C', b"SET\0"), m(b'Z', b"I")].concat());
+    bench.client(&behind);
+    assert_eq!(bench.core.pin(), Some(Pin::Opaque));
+
+    let mut bench = Bench::new();
+    let execute = || m(b'E', b"\0\0\0\0\0");
+    let batch = [
+        parse("", "set standard_conforming_strings = off"),
+        bind(""),
+        execute(),
+        parse("", "select '\\', set_config('search_path', 'evil', false), ''"),
+        bind(""),
+        execute(),
+        m(b'S', b""),
+    ];
+    bench.client(&batch.concat());
+    assert_eq!(bench.core.pin(), Some(Pin::Opaque));
+}
