@@ -4,6 +4,7 @@ mod access;
 mod answer;
 mod apply;
 mod body;
+mod bound;
 mod connections;
 mod document;
 mod edit;
@@ -184,12 +185,13 @@ impl Api {
         edit: impl FnOnce(&Self, &mut Change<'_>) -> Result<T, Problem> + Send + 'static,
     ) -> Result<(Written, T), Problem> {
         let _turn = turn(&self.writes).await?;
-        let (api, by, is_dry) = (self.clone(), asked.by.name(), asked.is_dry);
+        let (api, caller, by, is_dry) = (self.clone(), asked.by.clone(), asked.by.name(), asked.is_dry);
         let wrote = tokio::task::spawn_blocking(move || {
             let mut made = None;
             let written = api.proxy.write(&by, is_dry, |change| {
+                caller.may_still(&change.generation.config)?;
                 made = Some(edit(&api, change)?);
-                Ok(())
+                bound::check(&api.proxy, change)
             })?;
             made.map(|made| (written, made)).ok_or_else(|| Problem::ours("the change was lost"))
         });

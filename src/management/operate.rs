@@ -169,6 +169,7 @@ pub async fn reload(State(api): State<Arc<Api>>, asked: Asked) -> Result<Json<Re
     let is_dry = asked.is_dry;
     let done = api.blocking(move |api| {
         let now = api.proxy.generation();
+        asked.by.may_still(&now.config)?;
         let source = now.config.source.expose_secret();
         answer::matches(asked.if_match.as_deref(), &api.tags.of(&"", source))?;
         let done = match is_dry {
