@@ -27,8 +27,8 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tEXPLAIN ROUTE FOR <user> ON <db> [AS <environment>]\n\
     \tSET key = arg\n\
     \tPLAN ['<file>']\n\
-    \tGRANT ENVIRONMENT <name> TO <user> FOR '<time>' REASON '<why>'\n\
-    \tREVOKE ENVIRONMENT <name> FROM <user>\n\
+    \tGRANT ENVIRONMENT <name> [ON <db>] TO <user> FOR '<time>' REASON '<why>'\n\
+    \tREVOKE ENVIRONMENT <name> [ON <db>] FROM <user>\n\
     \tRELOAD\n\
     \tROLLBACK\n\
     \tDRAIN ENVIRONMENT <name>\n\
@@ -199,15 +199,21 @@ fn grants(proxy: &Proxy) -> Table {
     let mut table = Table::new(&[
         ("user", Text),
         ("environment", Text),
+        ("database", Text),
+        ("opens", Text),
         ("since", Text),
         ("until", Text),
         ("by", Text),
         ("reason", Text),
     ]);
+    let generation = proxy.generation();
     for grant in proxy.grants.all().iter() {
+        let opened = route::opened_by(&generation.config, grant);
         table.push(vec![
             grant.user.as_str().into(),
             grant.environment.as_str().into(),
+            grant.database.as_ref().map(|database| database.as_str()).into(),
+            opened.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ").into(),
             time(grant.since).into(),
             time(grant.until).into(),
             grant.by.as_str().into(),
@@ -647,6 +653,7 @@ impl<'a> Overview<'a> {
                 let granted: Vec<_> = attributes
                     .granted()
                     .iter()
+                    .filter(|grant| grant.is_on(base))
                     .map(|grant| {
                         format!("{} until {} ({})", grant.environment, time(grant.until), grant.reason)
                     })

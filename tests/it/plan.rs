@@ -341,7 +341,10 @@ fn the_command_line_asks_the_running_process_what_a_file_would_change() {
         &["grant", "prod", "--to", "raw", "--for", "1h", "--reason", "it's INC-7"],
     );
     assert!(
-        granted.0 == Some(0) && granted.2.contains("raw may request environment prod until"),
+        granted.0 == Some(0)
+            && granted
+                .2
+                .contains("raw may request environment prod of every database that has it (warehouse) until"),
         "{granted:?}"
     );
     assert_eq!(operate(&pgusher, "operator", &["revoke", "prod", "--from", "raw"]).0, Some(0));
