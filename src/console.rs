@@ -259,14 +259,9 @@ impl Session {
     }
 
     async fn act(&mut self, command: &Command) -> Result<Reply, Refusal> {
-        // A driver's ROLLBACK ends its transaction, and not a configuration.
-        let command = match command {
-            Command::RollBack if self.in_transaction => &Command::Transaction("ROLLBACK"),
-            command => command,
-        };
         if command.only_looks() {
             if let Command::Transaction(tag) = command {
-                self.in_transaction = *tag == "BEGIN";
+                self.transaction(tag);
             }
             return act::act(&self.proxy, &self.user, command).await;
         }
@@ -284,6 +279,24 @@ impl Session {
         told.outcome = acted.as_ref().err().map_or("done", |refusal| refusal.sqlstate.0);
         drop(told);
         acted
+    }
+
+    /// Drivers and pools begin and end transactions, whether there is one or not.
+    fn transaction(&mut self, tag: &str) {
+        let (was_in, hint) = (
+            std::mem::replace(&mut self.in_transaction, tag == "BEGIN"),
+            match tag {
+                "ROLLBACK" => Some("ROLLBACK CONFIG puts the previous configuration back in force."),
+                _ => None,
+            },
+        );
+        let (code, text) = match (tag, was_in) {
+            ("BEGIN", false) => return,
+            ("BEGIN", true) => ("25001", "there is already a transaction in progress"),
+            (_, true) => return,
+            (_, false) => ("25P01", "there is no transaction in progress"),
+        };
+        wire::warning_response(&mut self.out, SqlState(code), text, hint);
     }
 
     /// What was said. That holds neither secrets nor a client's SQL.

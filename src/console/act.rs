@@ -161,7 +161,7 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
         Command::RollBack => {
             let proxy = proxy.clone();
             let rolled_back = tokio::task::spawn_blocking(move || proxy.roll_back()).await;
-            in_force(rolled_back, "ROLLBACK")
+            in_force(rolled_back, "ROLLBACK CONFIG")
         }
         Command::DrainEnvironment(name) => {
             let pools = environment_of(proxy.drain_environment(name, false), name)?;

@@ -52,7 +52,7 @@ pub enum Command {
     WaitSettled(Option<Duration>),
     /// `PLAN ['file']`
     Plan(Option<String>),
-    /// `ROLLBACK`, of the configuration
+    /// `ROLLBACK CONFIG`
     RollBack,
     /// `DRAIN ENVIRONMENT name`
     DrainEnvironment(String),
@@ -86,7 +86,7 @@ pub enum Command {
     Set(String, String),
     /// `SELECT 1`, as pools and clients ask whether anybody is there.
     Ping(u32),
-    /// `BEGIN`, `COMMIT`: drivers send them. The tag that answers it.
+    /// `BEGIN`, `COMMIT`, `ROLLBACK`: drivers send them. The tag that answers it.
     Transaction(&'static str),
 }
 
@@ -167,7 +167,14 @@ impl Command {
             }
             "BEGIN" | "START" => Ok(Self::Transaction("BEGIN")),
             "COMMIT" | "END" => Ok(Self::Transaction("COMMIT")),
-            "ROLLBACK" => most(1).map(|()| Self::RollBack),
+            "ROLLBACK" => {
+                match (words.len(), word(1).as_str()) {
+                    (2, "CONFIG") => Ok(Self::RollBack),
+                    (1, _) | (2, "WORK" | "TRANSACTION") => Ok(Self::Transaction("ROLLBACK")),
+                    _ => Err(no_command(text)
+                        .hint("ROLLBACK CONFIG puts the previous configuration back in force.")),
+                }
+            }
             "ABORT" => Ok(Self::Transaction("ROLLBACK")),
             _ => Err(no_command(text)),
         }
@@ -330,6 +337,9 @@ mod tests {
             ("set a = 'b'", Command::Set("a".into(), "b".into())),
             ("SET SESSION a TO b, c", Command::Set("a".into(), "b , c".into())),
             ("BEGIN", Command::Transaction("BEGIN")),
+            ("rollback;", Command::Transaction("ROLLBACK")),
+            ("ROLLBACK WORK", Command::Transaction("ROLLBACK")),
+            ("rollback config", Command::RollBack),
             (
                 "grant environment prod to alice for '1h' reason 'INC-7: it''s down'",
                 Command::Grant {
@@ -376,6 +386,8 @@ mod tests {
             "DISABLE",
             "KILL_CLIENT x",
             "RELOAD now",
+            "ROLLBACK TO s",
+            "ROLLBACK CONFIG 1",
             "EXPLAIN ROUTE FOR a",
             "PAUSE 'x",
             "RELOAD; RELOAD",

@@ -30,7 +30,7 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tGRANT ENVIRONMENT <name> [ON <db>] TO <user> FOR '<time>' REASON '<why>'\n\
     \tREVOKE ENVIRONMENT <name> [ON <db>] FROM <user>\n\
     \tRELOAD\n\
-    \tROLLBACK\n\
+    \tROLLBACK CONFIG\n\
     \tDRAIN ENVIRONMENT <name>\n\
     \tRESUME ENVIRONMENT <name>\n\
     \tPAUSE [<db>]\n\

@@ -227,7 +227,7 @@ fn matrix() -> Vec<(&'static str, Needs)> {
         "WAIT_CLOSE",
         "PLAN",
         "PLAN '/etc/passwd'",
-        "ROLLBACK",
+        "ROLLBACK CONFIG",
         "DRAIN ENVIRONMENT prod",
         "RESUME ENVIRONMENT prod",
         "GRANT ENVIRONMENT prod TO raw FOR '1h' REASON 'x'",
