@@ -283,19 +283,15 @@ impl Session {
 
     /// Drivers and pools begin and end transactions, whether there is one or not.
     fn transaction(&mut self, tag: &str) {
-        let (was_in, hint) = (
-            std::mem::replace(&mut self.in_transaction, tag == "BEGIN"),
-            match tag {
-                "ROLLBACK" => Some("ROLLBACK CONFIG puts the previous configuration back in force."),
-                _ => None,
-            },
-        );
-        let (code, text) = match (tag, was_in) {
-            ("BEGIN", false) => return,
-            ("BEGIN", true) => ("25001", "there is already a transaction in progress"),
-            (_, true) => return,
-            (_, false) => ("25P01", "there is no transaction in progress"),
+        let begins = tag == "BEGIN";
+        let was_in = std::mem::replace(&mut self.in_transaction, begins);
+        let (code, text) = match (begins, was_in) {
+            (true, true) => ("25001", "there is already a transaction in progress"),
+            (false, false) => ("25P01", "there is no transaction in progress"),
+            (true, false) | (false, true) => return,
         };
+        let hint =
+            (tag == "ROLLBACK").then_some("ROLLBACK CONFIG puts the previous configuration back in force.");
         wire::warning_response(&mut self.out, SqlState(code), text, hint);
     }
 

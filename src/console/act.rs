@@ -10,7 +10,7 @@ use super::show;
 use super::table::{Kind, Table};
 use crate::error::{Fault, Refusal, SqlState};
 use crate::grants::{Grant, Which};
-use crate::names::UserName;
+use crate::names::{ConnectionName, UserName};
 use crate::plan::Plan;
 use crate::pool::{Halt, Pool};
 use crate::proxy::{Generation, LoadError, Proxy};
@@ -220,7 +220,7 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
 fn granted(proxy: &Proxy, grant: &Grant) -> String {
     let generation = proxy.generation();
     let opened: Vec<_> =
-        route::opened_by(&generation.config, grant).iter().map(|name| name.as_str()).collect();
+        route::opened_by(&generation.config, grant).into_iter().map(ConnectionName::as_str).collect();
     let of = match (&grant.database, opened.as_slice()) {
         (Some(database), _) => format!("of database {database}"),
         (None, []) => "of every database that will have it (none has it now)".to_owned(),

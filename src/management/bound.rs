@@ -22,6 +22,8 @@ pub fn check(proxy: &Proxy, change: &mut Change<'_>) -> Result<(), Problem> {
     for (name, connection) in connections(&change.document) {
         let Some(password) = connection.get("password") else { continue };
         let is_bound = match change.goes_back {
+            // Mostly it is as it was: then nothing else needs to be looked at.
+            _ if is_as_it_was(&before[0], name, connection, password) => true,
             false => leads_where_it_led(&before[..1], connection, password),
             true => led_there_last(&before, name, connection, password),
         };
@@ -40,12 +42,12 @@ pub fn check(proxy: &Proxy, change: &mut Change<'_>) -> Result<(), Problem> {
 fn refused(name: &str, goes_back: bool) -> Problem {
     let what_to_do = match goes_back {
         false => {
-            "send the password in the same call (passwordUnencrypted; in a whole configuration, password), or \
-                  edit the file where pgusher runs"
+            "send the password in the same call (passwordUnencrypted; in a whole configuration, password), or edit \
+             the file where pgusher runs"
         }
         true => {
             "change this connection first, together with its password, or go back where pgusher runs (ROLLBACK \
-                 CONFIG on the console, or the file)"
+             CONFIG on the console, or the file)"
         }
     };
     Problem::conflict(format!(
@@ -58,8 +60,9 @@ fn known(proxy: &Proxy, change: &Change<'_>) -> Result<Vec<DocumentMut>, Problem
     let now = change.generation.config.source.clone();
     let earlier = proxy.history().into_iter().rev().filter(|_| change.goes_back);
     let earlier = earlier.filter_map(|known| proxy.source(known.number));
-    let parsed = |source: SecretString| source.expose_secret().parse::<DocumentMut>();
-    let documents: Result<Vec<_>, _> = std::iter::once(now).chain(earlier).map(parsed).collect();
+    let sources = std::iter::once(now).chain(earlier);
+    let documents: Result<Vec<DocumentMut>, _> =
+        sources.map(|source| source.expose_secret().parse()).collect();
     documents.map_err(|_| Problem::conflict("the configuration in force cannot be edited"))
 }
 
@@ -76,6 +79,11 @@ fn has(connection: &dyn TableLike, password: &Item) -> bool {
 
 fn names(document: &DocumentMut, password: &Item) -> bool {
     connections(document).any(|(_, connection)| has(connection, password))
+}
+
+fn is_as_it_was(document: &DocumentMut, name: &str, connection: &dyn TableLike, password: &Item) -> bool {
+    let known = document.get("connections").and_then(|tables| tables.get(name)).and_then(Item::as_table_like);
+    known.is_some_and(|known| has(known, password) && is_as_safe(connection, known))
 }
 
 /// The same password goes there already.
