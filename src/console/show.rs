@@ -11,6 +11,7 @@ use crate::config::Host;
 use crate::config::file::Server;
 use crate::config::read::Applies;
 use crate::error::{Fault, Refusal, SqlState};
+use crate::names::ConnectionName;
 use crate::pool::{Halt, Pool};
 use crate::proxy::{LiveSession, Proxy};
 use crate::route;
@@ -212,8 +213,8 @@ fn grants(proxy: &Proxy) -> Table {
         table.push(vec![
             grant.user.as_str().into(),
             grant.environment.as_str().into(),
-            grant.database.as_ref().map(|database| database.as_str()).into(),
-            opened.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ").into(),
+            grant.database.as_ref().map(ConnectionName::as_str).into(),
+            opened.into_iter().map(ConnectionName::as_str).collect::<Vec<_>>().join(", ").into(),
             time(grant.since).into(),
             time(grant.until).into(),
             grant.by.as_str().into(),
