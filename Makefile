@@ -4,7 +4,7 @@ SHELL := bash
 ARGS ?=
 
 .PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench soak test-compose test-drivers \
-	test-tools
+	test-tools advisories
 
 build:
 	cargo build --release --locked
@@ -24,9 +24,12 @@ lint:
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 
-# Advisories need a network that a build machine may not have: `cargo deny check advisories` by hand.
 deny:
 	cargo deny --locked check bans licenses sources
+
+# They need a network, or a copy of their database (ADVISORY_DB), which a build machine may not have: then this says so.
+advisories:
+	@tests/advisories.sh
 
 unit:
 	cargo test --locked --lib --bins

@@ -99,6 +99,9 @@ enum Command {
     Grant {
         /// The environment.
         environment: String,
+        /// The database; by default every one that has such an environment.
+        #[arg(long, value_name = "DATABASE")]
+        on: Option<String>,
         /// The user.
         #[arg(long)]
         to: String,
@@ -115,6 +118,9 @@ enum Command {
     Revoke {
         /// The environment.
         environment: String,
+        /// The database; by default every one that it was granted of.
+        #[arg(long, value_name = "DATABASE")]
+        on: Option<String>,
         /// The user.
         #[arg(long)]
         from: String,
@@ -168,15 +174,14 @@ pub fn run() -> ExitCode {
             };
             rows.map_or_else(|code| code, |rows| plan(&rows, accept_fallback, json))
         }
-        Command::Grant { environment, to, r#for, reason, console } => {
-            let words = [&environment, &to, &r#for, &reason].map(|word| operator::quoted(word));
-            let [environment, to, time, reason] = words;
-            let command = format!("GRANT ENVIRONMENT {environment} TO {to} FOR {time} REASON {reason}");
-            operator::tell(&console, &command)
+        Command::Grant { environment, on, to, r#for, reason, console } => {
+            let what = operator::environment(&environment, on.as_deref());
+            let [to, time, reason] = [&to, &r#for, &reason].map(|word| operator::quoted(word));
+            operator::tell(&console, &format!("GRANT {what} TO {to} FOR {time} REASON {reason}"))
         }
-        Command::Revoke { environment, from, console } => {
-            let [environment, from] = [&environment, &from].map(|word| operator::quoted(word));
-            operator::tell(&console, &format!("REVOKE ENVIRONMENT {environment} FROM {from}"))
+        Command::Revoke { environment, on, from, console } => {
+            let what = operator::environment(&environment, on.as_deref());
+            operator::tell(&console, &format!("REVOKE {what} FROM {}", operator::quoted(&from)))
         }
         Command::Doctor { file, parity, json } => doctor(&file, parity, json),
         Command::Audit(command) => audit::run(&command),

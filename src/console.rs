@@ -301,14 +301,9 @@ impl Session {
     }
 
     async fn act(&mut self, command: &Command) -> Result<Reply, Refusal> {
-        // A driver's ROLLBACK ends its transaction, and not a configuration.
-        let command = match command {
-            Command::RollBack if self.in_transaction => &Command::Transaction("ROLLBACK"),
-            command => command,
-        };
         if command.only_looks() {
             if let Command::Transaction(tag) = command {
-                self.in_transaction = *tag == "BEGIN";
+                self.transaction(tag);
             }
             return act::act(&self.proxy, &self.user, command).await;
         }
@@ -326,6 +321,20 @@ impl Session {
         told.outcome = acted.as_ref().err().map_or("done", |refusal| refusal.sqlstate.0);
         drop(told);
         acted
+    }
+
+    /// Drivers and pools begin and end transactions, whether there is one or not.
+    fn transaction(&mut self, tag: &str) {
+        let begins = tag == "BEGIN";
+        let was_in = std::mem::replace(&mut self.in_transaction, begins);
+        let (code, text) = match (begins, was_in) {
+            (true, true) => ("25001", "there is already a transaction in progress"),
+            (false, false) => ("25P01", "there is no transaction in progress"),
+            (true, false) | (false, true) => return,
+        };
+        let hint =
+            (tag == "ROLLBACK").then_some("ROLLBACK CONFIG puts the previous configuration back in force.");
+        wire::warning_response(&mut self.out, SqlState(code), text, hint);
     }
 
     /// What was said. That holds neither secrets nor a client's SQL.

@@ -1,6 +1,6 @@
 //! Access for a while: environments that users may request until a time, given by operators and kept over restarts.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use tracing::error;
 
 use crate::audit::beside;
 use crate::files;
-use crate::names::{EnvironmentName, UserName};
+use crate::names::{ConnectionName, EnvironmentName, UserName};
 
 /// The longest file of grants, in bytes.
 const MAX_FILE: u64 = 16 << 20;
@@ -29,6 +29,8 @@ pub struct Grant {
     pub user: UserName,
     /// What they may request.
     pub environment: EnvironmentName,
+    /// Of which base connection; `None`: of every one that has such an environment.
+    pub database: Option<ConnectionName>,
     /// Since when.
     pub since: SystemTime,
     /// Until when.
@@ -39,12 +41,23 @@ pub struct Grant {
     pub by: UserName,
 }
 
-/// As it stands in the file.
+/// Which grants of an environment to a user are meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which {
+    /// All of them, whichever database they are for.
+    All,
+    /// The one that is for this database, or the one that is for all.
+    Of(Option<ConnectionName>),
+}
+
+/// As it stands in the file. What is for all databases is written as before there were others.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
     user: String,
     environment: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    database: Option<String>,
     since: String,
     until: String,
     reason: String,
@@ -57,6 +70,7 @@ impl Grant {
         Written {
             user: self.user.to_string(),
             environment: self.environment.to_string(),
+            database: self.database.as_ref().map(ToString::to_string),
             since: time(self.since),
             until: time(self.until),
             reason: self.reason.clone(),
@@ -70,13 +84,28 @@ impl Grant {
             until: humantime::parse_rfc3339(&written.until)?,
             user: written.user.as_str().into(),
             environment: written.environment.as_str().into(),
+            database: written.database.as_deref().map(Into::into),
             reason: written.reason,
             by: written.by.as_str().into(),
         })
     }
 
-    fn is_for(&self, user: &str, environment: &str) -> bool {
-        self.user.as_str() == user && self.environment.as_str() == environment
+    /// Whether it is for this base connection, or for all.
+    pub fn is_on(&self, base: &ConnectionName) -> bool {
+        self.database.as_ref().is_none_or(|database| database == base)
+    }
+
+    /// Whether both are for the same: then the later one takes the other's place.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.is_for(other.user.as_str(), other.environment.as_str(), &Which::Of(other.database.clone()))
+    }
+
+    fn is_for(&self, user: &str, environment: &str, which: &Which) -> bool {
+        let is_meant = match which {
+            Which::All => true,
+            Which::Of(database) => self.database == *database,
+        };
+        self.user.as_str() == user && self.environment.as_str() == environment && is_meant
     }
 }
 
@@ -123,26 +152,26 @@ impl Grants {
         all.iter().filter(|grant| grant.user == *user && grant.until > now).cloned().collect()
     }
 
-    /// One more, in place of another of the same environment to the same user. Blocks.
+    /// One more, in place of another of the same environment and database to the same user. Blocks.
     ///
     /// # Errors
-    /// It cannot be written; then it does not hold.
+    /// It cannot be written, or not be kept over a power failure; it holds only if the file has it all the same.
     pub fn add(&self, grant: Grant) -> io::Result<()> {
         self.change(|grants| {
-            grants.retain(|known| !known.is_for(grant.user.as_str(), grant.environment.as_str()));
+            grants.retain(|known| !known.is_like(&grant));
             grants.push(grant);
             grants.sort_by_key(|grant| grant.until);
         })
     }
 
-    /// Ends one; what it was, if there was one. Blocks.
+    /// Ends those that are meant; what they were. Blocks.
     ///
     /// # Errors
-    /// It cannot be written; then it still holds.
-    pub fn remove(&self, user: &str, environment: &str) -> io::Result<Option<Grant>> {
-        let mut removed = None;
+    /// It cannot be written, or not be kept over a power failure; what the file still has holds.
+    pub fn remove(&self, user: &str, environment: &str, which: &Which) -> io::Result<Vec<Grant>> {
+        let mut removed = Vec::new();
         self.change(|grants| {
-            removed = grants.extract_if(.., |grant| grant.is_for(user, environment)).next();
+            removed = grants.extract_if(.., |grant| grant.is_for(user, environment, which)).collect();
         })?;
         Ok(removed)
     }
@@ -180,7 +209,11 @@ impl Grants {
         self.read_again()?;
         let mut grants = Vec::clone(&self.now.load());
         change(&mut grants);
-        self.write(&grants)?;
+        if let Err(error) = self.write(&grants) {
+            // It may have failed before the file was there, or after.
+            self.read_again()?;
+            return Err(error);
+        }
         self.now.store(Arc::new(grants));
         *self.read.lock() = edition(&self.path);
         lock.unlock()
@@ -198,7 +231,7 @@ impl Grants {
         Ok(())
     }
 
-    /// The old file or the new one is there, whatever happens.
+    /// The old file or the new one is there, whatever happens; the new one when this returns, also after a power failure.
     fn write(&self, grants: &[Grant]) -> io::Result<()> {
         let written: Vec<_> = grants.iter().map(Grant::written).collect();
         let aside = beside(&self.path, ".new");
@@ -206,7 +239,9 @@ impl Grants {
         serde_json::to_writer_pretty(&mut file, &written)?;
         file.write_all(b"\n")?;
         file.sync_all()?;
-        std::fs::rename(&aside, &self.path)
+        std::fs::rename(&aside, &self.path)?;
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     }
 }
 
@@ -227,4 +262,63 @@ fn understand(text: &[u8]) -> Result<Vec<Grant>, String> {
     let written: Vec<Written> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     let grants: Result<Vec<_>, _> = written.into_iter().map(Grant::read).collect();
     grants.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("pgusher-grants-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder.join("grants.json")
+    }
+
+    fn grant(environment: &str, database: Option<&str>) -> Grant {
+        let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        Grant {
+            user: "alice".into(),
+            environment: environment.into(),
+            database: database.map(Into::into),
+            since,
+            until: since + Duration::from_secs(86_400 * 36_500),
+            reason: "INC-7".into(),
+            by: "root".into(),
+        }
+    }
+
+    #[test]
+    fn a_file_of_before_is_understood_and_what_it_says_is_for_all_databases() {
+        let path = file("before");
+        let text = r#"[{"user": "alice", "environment": "prod", "since": "2027-01-15T08:00:00.000Z",
+            "until": "2126-12-22T08:00:00.000Z", "reason": "INC-7", "by": "root"}]"#;
+        std::fs::write(&path, text).unwrap();
+        let grants = Grants::load(path.clone());
+        assert_eq!(*grants.all(), [grant("prod", None)]);
+        // And is written so that a pgusher of before understands it.
+        grants.add(grant("prod", None)).unwrap();
+        assert!(!std::fs::read_to_string(&path).unwrap().contains("database"));
+        grants.add(grant("prod", Some("warehouse"))).unwrap();
+        assert_eq!(Grants::load(path.clone()).all().len(), 2);
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_grant_takes_the_place_of_its_like_and_is_ended_by_itself_or_with_all() {
+        let path = file("like");
+        let grants = Grants::load(path.clone());
+        let add = |grant| grants.add(grant).unwrap();
+        let ended = |which: Which| grants.remove("alice", "prod", &which).unwrap().len();
+        let all = || grants.all().len();
+        for database in [None, Some("warehouse"), Some("hr"), Some("warehouse"), None] {
+            add(grant("prod", database));
+        }
+        add(grant("staging", None));
+        assert_eq!(all(), 4);
+        assert_eq!((ended(Which::Of(Some("warehouse".into()))), all()), (1, 3));
+        assert_eq!((ended(Which::Of(None)), ended(Which::Of(None)), all()), (1, 0, 2));
+        add(grant("prod", Some("warehouse")));
+        assert_eq!((ended(Which::All), ended(Which::All), all()), (2, 0, 1));
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
 }

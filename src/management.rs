@@ -4,6 +4,7 @@ mod access;
 mod answer;
 mod apply;
 mod body;
+mod bound;
 mod connections;
 mod document;
 mod edit;
@@ -22,10 +23,10 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::routing::MethodRouter;
 use axum::{Router, routing};
 use tokio::sync::{Mutex, MutexGuard};
-use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
+use utoipa::OpenApi;
 use uuid::Uuid;
 
 use crate::config::{Config, file};
@@ -184,12 +185,13 @@ impl Api {
         edit: impl FnOnce(&Self, &mut Change<'_>) -> Result<T, Problem> + Send + 'static,
     ) -> Result<(Written, T), Problem> {
         let _turn = turn(&self.writes).await?;
-        let (api, by, is_dry) = (self.clone(), asked.by.name(), asked.is_dry);
+        let (api, caller, by, is_dry) = (self.clone(), asked.by.clone(), asked.by.name(), asked.is_dry);
         let wrote = tokio::task::spawn_blocking(move || {
             let mut made = None;
             let written = api.proxy.write(&by, is_dry, |change| {
+                caller.may_still(&change.generation.config)?;
                 made = Some(edit(&api, change)?);
-                Ok(())
+                bound::check(&api.proxy, change)
             })?;
             made.map(|made| (written, made)).ok_or_else(|| Problem::ours("the change was lost"))
         });
@@ -233,6 +235,47 @@ async fn in_our_form(request: Request, next: axum::middleware::Next) -> Response
     }
 }
 
+/// The calls: each is routed and documented by its one line.
+macro_rules! calls {
+    ($($path:literal => $($method:ident $module:ident::$handler:ident),+;)*) => {
+        #[derive(OpenApi)]
+        #[openapi(paths($($($module::$handler),+),*))]
+        struct Documented;
+
+        fn calls() -> Router<Arc<Api>> {
+            Router::new()$(.route($path, MethodRouter::new()$(.$method($module::$handler))+))*
+        }
+    };
+}
+
+calls! {
+    "/api/v1/connections" => get connections::list, post connections::create;
+    "/api/v1/connections/{id}" => get connections::read, patch connections::change, delete connections::delete;
+    "/api/v1/connection-environments" => get environments::list, post environments::create;
+    "/api/v1/connection-environments/{id}" =>
+        get environments::read, put environments::change, delete environments::delete;
+    "/api/v1/users" => get people::list_users, post people::create_user;
+    "/api/v1/users/{id}" => get people::read_user, patch people::change_user, delete people::delete_user;
+    "/api/v1/groups" => get people::list_groups, post people::create_group;
+    "/api/v1/groups/{id}" => get people::read_group, patch people::change_group, delete people::delete_group;
+    "/api/v1/user-attributes" => get people::list_attributes, post people::create_attribute;
+    "/api/v1/user-attributes/{id}" =>
+        get people::read_attribute, patch people::change_attribute, delete people::delete_attribute;
+    "/api/v1/resolve" => get operate::resolve;
+    "/api/v1/plan" => post apply::plan;
+    "/api/v1/config" => get apply::read, put apply::apply;
+    "/api/v1/reload" => post operate::reload;
+    "/api/v1/generations" => get operate::generations;
+    "/api/v1/generations/{number}" => get operate::generation;
+    "/api/v1/generations/{number}/rollback" => post operate::roll_back;
+    "/api/v1/sessions" => get operate::sessions;
+    "/api/v1/sessions/{id}" => delete operate::end_session;
+    "/api/v1/grants" => get operate::grants, post operate::grant;
+    "/api/v1/grants/{id}" => delete operate::revoke;
+    "/api/v1/audit" => get operate::search_audit;
+    "/api/v1/overview" => get overview::overview;
+}
+
 /// Everything that the management address serves.
 ///
 /// # Errors
@@ -248,34 +291,11 @@ pub fn router(proxy: Arc<Proxy>) -> Result<Router, getrandom::Error> {
         searches: Mutex::default(),
     });
     overview::remember(&api);
-    let (calls, document) = OpenApiRouter::with_openapi(document::head())
-        .routes(routes!(connections::list, connections::create))
-        .routes(routes!(connections::read, connections::change, connections::delete))
-        .routes(routes!(environments::list, environments::create))
-        .routes(routes!(environments::read, environments::change, environments::delete))
-        .routes(routes!(people::list_users, people::create_user))
-        .routes(routes!(people::read_user, people::change_user, people::delete_user))
-        .routes(routes!(people::list_groups, people::create_group))
-        .routes(routes!(people::read_group, people::change_group, people::delete_group))
-        .routes(routes!(people::list_attributes, people::create_attribute))
-        .routes(routes!(people::read_attribute, people::change_attribute, people::delete_attribute))
-        .routes(routes!(operate::resolve))
-        .routes(routes!(apply::plan))
-        .routes(routes!(apply::read, apply::apply))
-        .routes(routes!(operate::reload))
-        .routes(routes!(operate::generations))
-        .routes(routes!(operate::generation))
-        .routes(routes!(operate::roll_back))
-        .routes(routes!(operate::sessions))
-        .routes(routes!(operate::end_session))
-        .routes(routes!(operate::grants, operate::grant))
-        .routes(routes!(operate::revoke))
-        .routes(routes!(operate::search_audit))
-        .routes(routes!(overview::overview))
-        .split_for_parts();
+    let mut document = document::head();
+    document.merge(Documented::openapi());
     let document = document::finish(document);
     let router = Router::new()
-        .merge(calls)
+        .merge(calls())
         .route("/api/v1/openapi.json", routing::get(move || document::serve(document.clone())))
         .route("/api/v1/docs", routing::get(page::documentation))
         .route("/", routing::get(page::page))

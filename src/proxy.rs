@@ -28,7 +28,7 @@ use crate::config::file::{self, PoolMode};
 use crate::config::{Config, Connection, Host, OnMove, Outside, Rejected, Server, Target};
 use crate::engine::{Order, Orders, Timeouts};
 use crate::error::{Fault, Refusal, SqlState};
-use crate::grants::{Grant, Grants};
+use crate::grants::{Grant, Grants, Which};
 use crate::metrics::Counters;
 use crate::names::{ConnectionName, UserName};
 use crate::plan::{Hit, Plan};
@@ -484,7 +484,14 @@ impl Proxy {
         reloaded
     }
 
-    /// Whether there are such a user and such an environment.
+    /// The base connection that is meant by a name; a name that is none stays as it is.
+    pub fn base_named(&self, database: &str) -> ConnectionName {
+        let generation = self.generation();
+        let base = generation.config.base(database).map(|(connection, _)| connection.name.clone());
+        base.unwrap_or_else(|| database.into())
+    }
+
+    /// Whether there are such a user, such a database and such an environment of it.
     ///
     /// # Errors
     /// Which of them there is not.
@@ -495,6 +502,17 @@ impl Proxy {
         };
         if !config.users.contains_key(&grant.user) {
             return Err(unknown("user", grant.user.as_str()));
+        }
+        if let Some(database) = &grant.database {
+            if config.base(database.as_str()).is_none() {
+                return Err(unknown("database", database.as_str()).hint("SHOW ROUTES lists them."));
+            }
+            if route::opened_by(config, grant).is_empty() {
+                let name = &grant.environment;
+                let message = format!("database \"{database}\" has no environment \"{name}\" to be granted");
+                let refusal = Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message);
+                return Err(refusal.hint("SHOW ENVIRONMENTS lists them."));
+            }
         }
         if !config.connections.values().any(|connection| connection.environment == grant.environment) {
             let refusal = unknown("environment", grant.environment.as_str());
@@ -510,7 +528,8 @@ impl Proxy {
     pub fn grant(&self, grant: &Grant) -> Result<(), Refusal> {
         self.check_grant(grant)?;
         self.grants.add(grant.clone()).map_err(|error| self.not_kept(&error))?;
-        info!(user = %grant.user, environment = %grant.environment, by = %grant.by, "environment granted");
+        let database = grant.database.as_ref().map(tracing::field::display);
+        info!(user = %grant.user, environment = %grant.environment, database, by = %grant.by, "environment granted");
         self.audit.record(|| of_grant("grant", grant).text("by", &grant.by));
         self.settle();
         Ok(())
@@ -520,13 +539,19 @@ impl Proxy {
     ///
     /// # Errors
     /// There is none, or that cannot be kept.
-    pub fn revoke(&self, user: &str, environment: &str, by: &UserName) -> Result<(), Refusal> {
-        let revoked = self.grants.remove(user, environment).map_err(|error| self.not_kept(&error))?;
-        let revoked = revoked.ok_or_else(|| {
-            let message = format!("environment \"{environment}\" is not granted to user \"{user}\"");
-            Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message).hint("SHOW GRANTS lists them.")
-        })?;
-        self.grant_ended(&revoked, "revoke", Some(by));
+    pub fn revoke(&self, user: &str, environment: &str, which: &Which, by: &UserName) -> Result<(), Refusal> {
+        let removed = self.grants.remove(user, environment, which);
+        let revoked = removed.map_err(|error| self.not_kept(&error))?;
+        if revoked.is_empty() {
+            let of = match which {
+                Which::Of(Some(database)) => format!(" of database \"{database}\""),
+                Which::All | Which::Of(None) => String::new(),
+            };
+            let message = format!("environment \"{environment}\"{of} is not granted to user \"{user}\"");
+            let refusal = Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message);
+            return Err(refusal.hint("SHOW GRANTS lists them: one for all databases is ended without ON."));
+        }
+        revoked.iter().for_each(|grant| self.grant_ended(grant, "revoke", Some(by)));
         self.settle();
         Ok(())
     }
@@ -539,7 +564,8 @@ impl Proxy {
     }
 
     fn grant_ended(&self, grant: &Grant, event: &'static str, by: Option<&UserName>) {
-        info!(user = %grant.user, environment = %grant.environment, "environment granted no longer");
+        let database = grant.database.as_ref().map(tracing::field::display);
+        info!(user = %grant.user, environment = %grant.environment, database, "environment granted no longer");
         self.audit.record(|| of_grant(event, grant).maybe("by", by));
     }
 
@@ -838,6 +864,7 @@ fn of_grant(event: &'static str, grant: &Grant) -> Event {
     Event::new(event)
         .text("user", &grant.user)
         .text("environment", &grant.environment)
+        .maybe("database", grant.database.as_ref())
         .time("until", grant.until)
         .text("reason", &grant.reason)
 }

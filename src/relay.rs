@@ -30,7 +30,7 @@ pub use sql::{Effects, Pin};
 pub use statement::Interner;
 
 use crate::config::file::PoolMode;
-use crate::error::Refusal;
+use crate::error::{Fault, Refusal, SqlState};
 use crate::names::UserName;
 use catalog::Words;
 use channels::Channels;
@@ -721,6 +721,42 @@ impl Core {
             crate::wire::push_cstr(out, &self.interner.name(0));
         });
         self.requests.push_noted(Kind::Fail, Note::Refused(error));
+    }
+
+    /// The same of a simple query, none of which is run: the upstream must fail there, too, so that a transaction does.
+    fn refuse_query(&mut self, refusal: &Refusal, up: &mut Vec<u8>) {
+        let mut error = Vec::new();
+        crate::wire::error_response(&mut error, crate::wire::Severity::Error, refusal);
+        let none = crate::wire::identifier(&self.interner.name(0));
+        crate::wire::query(up, &format!("DEALLOCATE {none}"));
+        self.unnamed = Unnamed::default();
+        self.requests.push_noted(Kind::Query, Note::Refused(error));
+    }
+
+    /// Why a statement is refused that would set or reset one of pgusher's own settings: somebody who believes to have
+    /// changed the environment must not go on where he is.
+    fn refused_setting(&self, effects: &Effects) -> Option<Refusal> {
+        let name = effects.sets_ours.as_deref()?;
+        let (sqlstate, message) = match name.strip_prefix("pgusher.") {
+            Some("environment") => {
+                (SqlState("55P02"), format!("parameter \"{name}\" cannot be changed after connection start"))
+            }
+            Some("connection" | "user" | "route" | "pin") => {
+                (SqlState("55P02"), format!("parameter \"{name}\" cannot be changed"))
+            }
+            _ => {
+                let shown: String = name.chars().take(63).collect();
+                (SqlState::UNDEFINED_OBJECT, format!("unrecognized configuration parameter \"{shown}\""))
+            }
+        };
+        let environment = &self.facts.environment;
+        let refusal = Refusal::new(Fault::Client, sqlstate, message);
+        let refusal =
+            refusal.detail(format!("This session is in environment \"{environment}\"; nothing was run."));
+        Some(
+            refusal
+                .hint("To be in another environment, connect anew with options=-c pgusher.environment=NAME."),
+        )
     }
 }
 

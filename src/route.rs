@@ -214,6 +214,20 @@ pub fn resolve(
     Ok(question.route(place, reasons, warnings))
 }
 
+/// The base connections of which a grant opens an environment, in the order of their names.
+pub fn opened_by<'a>(config: &'a Config, grant: &Grant) -> Vec<&'a ConnectionName> {
+    let is_opened = |name: &ConnectionName| {
+        config.base(name.as_str()).is_some_and(|(connection, base)| {
+            let names = base.environments.iter().map(|environment| &environment.name);
+            base.attribute.is_some()
+                && std::iter::once(&connection.environment)
+                    .chain(names)
+                    .any(|name| *name == grant.environment)
+        })
+    };
+    config.connections.keys().filter(|name| grant.is_on(name) && is_opened(name)).collect()
+}
+
 impl Values<'_> {
     fn reason(&self, attribute: &AttributeName, value: &str) -> Reason {
         let origin = self.origin.clone().unwrap_or(Origin::Default);
@@ -245,16 +259,20 @@ impl<'a> Question<'a> {
         self.base.environments.iter().find(leads).map(Place::Environment)
     }
 
-    /// The places that the user is granted.
+    /// The places that the user is granted; of two grants of the same place, the one that lasts longer.
     fn granted<'g>(&self, attributes: &'g Attributes<'_>) -> Vec<(Place<'a>, &'g Grant)> {
-        let place_of = |grant: &'g Grant| {
+        let mut granted: Vec<(Place<'a>, &'g Grant)> = Vec::new();
+        for grant in attributes.granted().iter().filter(|grant| grant.is_on(&self.connection.name)) {
             let environments = self.base.environments.iter().map(Place::Environment);
-            let place = std::iter::once(Place::Base)
-                .chain(environments)
-                .find(|p| *self.name(*p) == grant.environment);
-            Some((place?, grant))
-        };
-        attributes.granted().iter().filter_map(place_of).collect()
+            let mut places = std::iter::once(Place::Base).chain(environments);
+            let Some(place) = places.find(|p| *self.name(*p) == grant.environment) else { continue };
+            match granted.iter_mut().find(|(known, _)| *known == place) {
+                Some((_, known)) if known.until < grant.until => *known = grant,
+                Some(_) => {}
+                None => granted.push((place, grant)),
+            }
+        }
+        granted
     }
 
     /// The user has no other place than those.

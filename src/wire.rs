@@ -2,7 +2,7 @@
 
 pub mod startup;
 
-use crate::error::Refusal;
+use crate::error::{Refusal, SqlState};
 
 /// The length of a message's header: a tag of one byte and a length of four.
 pub const HEADER: usize = 5;
@@ -110,8 +110,19 @@ pub fn error_response(out: &mut Vec<u8>, severity: Severity, refusal: &Refusal) 
 
 /// `NoticeResponse` with severity NOTICE and SQLSTATE `00000`.
 pub fn notice_response(out: &mut Vec<u8>, text: &str) {
+    notice(out, "NOTICE", "00000", text, None);
+}
+
+/// `NoticeResponse` with severity WARNING.
+pub fn warning_response(out: &mut Vec<u8>, sqlstate: SqlState, text: &str, hint: Option<&str>) {
+    notice(out, "WARNING", sqlstate.0, text, hint);
+}
+
+fn notice(out: &mut Vec<u8>, severity: &str, code: &str, text: &str, hint: Option<&str>) {
     message(out, b'N', |out| {
-        for (code, value) in [(b'S', "NOTICE"), (b'V', "NOTICE"), (b'C', "00000"), (b'M', text)] {
+        let hint = hint.map(|hint| (b'H', hint));
+        let fields = [(b'S', severity), (b'V', severity), (b'C', code), (b'M', text)];
+        for (code, value) in fields.into_iter().chain(hint) {
             out.push(code);
             push_cstr(out, value);
         }

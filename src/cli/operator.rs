@@ -100,6 +100,12 @@ pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "''"))
 }
 
+/// What is granted or revoked: an environment, of a database or of all.
+pub fn environment(name: &str, database: Option<&str>) -> String {
+    let on = database.map(|database| format!(" ON {}", quoted(database)));
+    format!("ENVIRONMENT {}{}", quoted(name), on.unwrap_or_default())
+}
+
 /// Says a command that has no rows.
 pub fn tell(console: &Console, command: &str) -> ExitCode {
     match console.say(command) {

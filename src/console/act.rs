@@ -9,11 +9,12 @@ use super::command::Command;
 use super::show;
 use super::table::{Kind, Table};
 use crate::error::{Fault, Refusal, SqlState};
-use crate::grants::Grant;
-use crate::names::UserName;
+use crate::grants::{Grant, Which};
+use crate::names::{ConnectionName, UserName};
 use crate::plan::Plan;
 use crate::pool::{Halt, Pool};
 use crate::proxy::{Generation, LoadError, Proxy};
+use crate::route;
 
 /// How often a command that waits looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -162,7 +163,7 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
         Command::RollBack => {
             let proxy = proxy.clone();
             let rolled_back = tokio::task::spawn_blocking(move || proxy.roll_back()).await;
-            in_force(rolled_back, "ROLLBACK")
+            in_force(rolled_back, "ROLLBACK CONFIG")
         }
         Command::DrainEnvironment(name) => {
             let pools = environment_of(proxy.drain_environment(name, false), name)?;
@@ -176,25 +177,27 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
             environment_of(proxy.drain_environment(name, true), name)?;
             Ok(Reply::done("RESUME"))
         }
-        Command::Grant { environment, user, time, reason } => {
+        Command::Grant { environment, database, user, time, reason } => {
             let since = SystemTime::now();
             let grant = Grant {
                 user: user.as_str().into(),
                 environment: environment.as_str().into(),
+                database: database.as_deref().map(|database| proxy.base_named(database)),
                 since,
                 until: since + *time,
                 reason: reason.clone(),
                 by: by.clone(),
             };
-            let until = humantime::format_rfc3339_seconds(grant.until);
-            let notice = Some(format!("{user} may request environment {environment} until {until}"));
+            let notice = Some(granted(proxy, &grant));
             blocking(proxy, move |proxy| proxy.grant(&grant)).await?;
             Ok(Reply { table: None, notice, tag: "GRANT" })
         }
-        Command::Revoke { environment, user } => {
-            let (environment, user, by) = (environment.clone(), user.clone(), by.clone());
-            blocking(proxy, move |proxy| proxy.revoke(&user, &environment, &by)).await?;
-            Ok(Reply::done("REVOKE"))
+        Command::Revoke { environment, database, user } => {
+            let which = database.as_deref().map(|database| proxy.base_named(database));
+            let which = which.map_or(Which::All, |database| Which::Of(Some(database)));
+            let (of, from, by) = (environment.clone(), user.clone(), by.clone());
+            blocking(proxy, move |proxy| proxy.revoke(&from, &of, &which, &by)).await?;
+            Ok(Reply { table: None, notice: still_granted(proxy, environment, user), tag: "REVOKE" })
         }
         Command::WaitSettled(time) => wait_settled(proxy, time.unwrap_or(PATIENCE)).await,
         Command::Shutdown(how) => {
@@ -213,6 +216,27 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
                 .hint("Change the file and RELOAD: what holds is what stands there, also after a restart."))
         }
     }
+}
+
+/// What a grant opens, by name.
+fn granted(proxy: &Proxy, grant: &Grant) -> String {
+    let generation = proxy.generation();
+    let opened: Vec<_> =
+        route::opened_by(&generation.config, grant).into_iter().map(ConnectionName::as_str).collect();
+    let of = match (&grant.database, opened.as_slice()) {
+        (Some(database), _) => format!("of database {database}"),
+        (None, []) => "of every database that will have it (none has it now)".to_owned(),
+        (None, opened) => format!("of every database that has it ({})", opened.join(", ")),
+    };
+    let until = humantime::format_rfc3339_seconds(grant.until);
+    format!("{} may request environment {} {of} until {until}", grant.user, grant.environment)
+}
+
+/// What a user may request after a revocation, by a grant that was not meant.
+fn still_granted(proxy: &Proxy, environment: &str, user: &str) -> Option<String> {
+    let left = proxy.grants.of(&user.into());
+    let left = left.iter().find(|grant| grant.environment.as_str() == environment)?;
+    Some(format!("another grant is left: {}", granted(proxy, left)))
 }
 
 /// What has to do with files.

@@ -52,16 +52,18 @@ pub enum Command {
     WaitSettled(Option<Duration>),
     /// `PLAN ['file']`
     Plan(Option<String>),
-    /// `ROLLBACK`, of the configuration
+    /// `ROLLBACK CONFIG`
     RollBack,
     /// `DRAIN ENVIRONMENT name`
     DrainEnvironment(String),
     /// `RESUME ENVIRONMENT name`
     ResumeEnvironment(String),
-    /// `GRANT ENVIRONMENT name TO user FOR 'time' REASON 'why'`
+    /// `GRANT ENVIRONMENT name [ON database] TO user FOR 'time' REASON 'why'`
     Grant {
         /// What.
         environment: String,
+        /// Of which database; `None`: of all.
+        database: Option<String>,
         /// To whom.
         user: String,
         /// For how long.
@@ -69,10 +71,12 @@ pub enum Command {
         /// Why.
         reason: String,
     },
-    /// `REVOKE ENVIRONMENT name FROM user`
+    /// `REVOKE ENVIRONMENT name [ON database] FROM user`
     Revoke {
         /// What.
         environment: String,
+        /// Of which database; `None`: whichever it was granted of.
+        database: Option<String>,
         /// From whom.
         user: String,
     },
@@ -82,7 +86,7 @@ pub enum Command {
     Set(String, String),
     /// `SELECT 1`, as pools and clients ask whether anybody is there.
     Ping(u32),
-    /// `BEGIN`, `COMMIT`: drivers send them. The tag that answers it.
+    /// `BEGIN`, `COMMIT`, `ROLLBACK`: drivers send them. The tag that answers it.
     Transaction(&'static str),
 }
 
@@ -110,12 +114,8 @@ impl Command {
             "EXPLAIN" if word(1) == "ROUTE" => explain_route(&words)
                 .ok_or_else(|| no_command(text).hint("EXPLAIN ROUTE FOR user ON database [AS environment]")),
             "GRANT" => grant(&words),
-            "REVOKE" => match (words.len(), word(1).as_str(), word(3).as_str()) {
-                (5, "ENVIRONMENT", "FROM") => {
-                    Ok(Self::Revoke { environment: words[2].clone(), user: words[4].clone() })
-                }
-                _ => Err(no_command(text).hint("REVOKE ENVIRONMENT name FROM user")),
-            },
+            "REVOKE" => revoke(&words)
+                .ok_or_else(|| no_command(text).hint("REVOKE ENVIRONMENT name [ON database] FROM user")),
             "RELOAD" => most(1).map(|()| Self::Reload),
             "PAUSE" => database(Self::Pause),
             "SUSPEND" => most(1).map(|()| Self::Suspend),
@@ -167,7 +167,14 @@ impl Command {
             }
             "BEGIN" | "START" => Ok(Self::Transaction("BEGIN")),
             "COMMIT" | "END" => Ok(Self::Transaction("COMMIT")),
-            "ROLLBACK" => most(1).map(|()| Self::RollBack),
+            "ROLLBACK" => {
+                match (words.len(), word(1).as_str()) {
+                    (2, "CONFIG") => Ok(Self::RollBack),
+                    (1, _) | (2, "WORK" | "TRANSACTION") => Ok(Self::Transaction("ROLLBACK")),
+                    _ => Err(no_command(text)
+                        .hint("ROLLBACK CONFIG puts the previous configuration back in force.")),
+                }
+            }
             "ABORT" => Ok(Self::Transaction("ROLLBACK")),
             _ => Err(no_command(text)),
         }
@@ -187,24 +194,44 @@ impl Command {
     }
 }
 
+/// What stands behind `GRANT` or `REVOKE`: the environment, the database, and the rest.
+fn environment_of(words: &[String]) -> Option<(String, Option<String>, &[String])> {
+    let (_, [kind, environment, rest @ ..]) = words.split_first()? else { return None };
+    let (database, rest) = match rest {
+        [on, database, rest @ ..] if on.eq_ignore_ascii_case("ON") => (Some(database.clone()), rest),
+        rest => (None, rest),
+    };
+    kind.eq_ignore_ascii_case("ENVIRONMENT").then(|| (environment.clone(), database, rest))
+}
+
+fn revoke(words: &[String]) -> Option<Command> {
+    let (environment, database, rest) = environment_of(words)?;
+    match rest {
+        [from, user] if from.eq_ignore_ascii_case("FROM") => {
+            Some(Command::Revoke { environment, database, user: user.clone() })
+        }
+        _ => None,
+    }
+}
+
 fn grant(words: &[String]) -> Result<Command, Refusal> {
-    let is = |i: usize, word: &str| words.get(i).is_some_and(|w| w.eq_ignore_ascii_case(word));
-    let is_whole = words.len() == 9
-        && [(1, "ENVIRONMENT"), (3, "TO"), (5, "FOR"), (7, "REASON")].iter().all(|(i, word)| is(*i, word));
-    if words.get(8).is_some_and(|reason| reason.len() > MAX_REASON) {
+    let incomplete = || {
+        let refusal = syntax("a grant needs an environment, a user, a time and a reason");
+        refusal.hint("GRANT ENVIRONMENT name [ON database] TO user FOR '1h' REASON 'why'")
+    };
+    let (environment, database, rest) = environment_of(words).ok_or_else(incomplete)?;
+    let [to, user, r#for, time, because, reason] = rest else { return Err(incomplete()) };
+    let keywords = [(to, "TO"), (r#for, "FOR"), (because, "REASON")];
+    if !keywords.iter().all(|(said, word)| said.eq_ignore_ascii_case(word)) || reason.trim().is_empty() {
+        return Err(incomplete());
+    }
+    if reason.len() > MAX_REASON {
         return Err(syntax(format!("the reason of a grant is longer than {MAX_REASON} bytes")));
     }
-    if !is_whole || words[8].trim().is_empty() {
-        let refusal = syntax("a grant needs an environment, a user, a time and a reason");
-        return Err(refusal.hint("GRANT ENVIRONMENT name TO user FOR '1h' REASON 'why'"));
-    }
-    match humantime::parse_duration(&words[6]) {
-        Ok(time) if !time.is_zero() && time <= LONGEST => Ok(Command::Grant {
-            environment: words[2].clone(),
-            user: words[4].clone(),
-            time,
-            reason: words[8].clone(),
-        }),
+    match humantime::parse_duration(time) {
+        Ok(time) if !time.is_zero() && time <= LONGEST => {
+            Ok(Command::Grant { environment, database, user: user.clone(), time, reason: reason.clone() })
+        }
         Ok(_) => Err(syntax("a grant is for more than nothing, and for a year at most")),
         Err(error) => Err(syntax(format!("not a time: {error}"))),
     }
@@ -310,18 +337,36 @@ mod tests {
             ("set a = 'b'", Command::Set("a".into(), "b".into())),
             ("SET SESSION a TO b, c", Command::Set("a".into(), "b , c".into())),
             ("BEGIN", Command::Transaction("BEGIN")),
+            ("rollback;", Command::Transaction("ROLLBACK")),
+            ("ROLLBACK WORK", Command::Transaction("ROLLBACK")),
+            ("rollback config", Command::RollBack),
             (
                 "grant environment prod to alice for '1h' reason 'INC-7: it''s down'",
                 Command::Grant {
                     environment: "prod".into(),
+                    database: None,
                     user: "alice".into(),
                     time: Duration::from_secs(3600),
                     reason: "INC-7: it's down".into(),
                 },
             ),
             (
+                "GRANT ENVIRONMENT prod on \"The Warehouse\" to alice for '1h' reason 'on call'",
+                Command::Grant {
+                    environment: "prod".into(),
+                    database: some("The Warehouse"),
+                    user: "alice".into(),
+                    time: Duration::from_secs(3600),
+                    reason: "on call".into(),
+                },
+            ),
+            (
                 "REVOKE ENVIRONMENT prod FROM alice;",
-                Command::Revoke { environment: "prod".into(), user: "alice".into() },
+                Command::Revoke { environment: "prod".into(), database: None, user: "alice".into() },
+            ),
+            (
+                "revoke environment on on on from from",
+                Command::Revoke { environment: "on".into(), database: some("on"), user: "from".into() },
             ),
         ] {
             assert_eq!(of(text), command, "{text}");
@@ -341,6 +386,8 @@ mod tests {
             "DISABLE",
             "KILL_CLIENT x",
             "RELOAD now",
+            "ROLLBACK TO s",
+            "ROLLBACK CONFIG 1",
             "EXPLAIN ROUTE FOR a",
             "PAUSE 'x",
             "RELOAD; RELOAD",
@@ -353,7 +400,13 @@ mod tests {
             "GRANT ENVIRONMENT prod TO alice FOR '2y' REASON 'x'",
             "GRANT ENVIRONMENT prod TO alice FOR soon REASON 'x'",
             "GRANT ENVIRONMENT prod TO alice FOR '1h' REASON ' '",
+            "GRANT ENVIRONMENT prod ON TO alice FOR '1h' REASON 'x'",
+            "GRANT ENVIRONMENT prod TO alice FOR '1h' REASON 'x' ON warehouse",
+            "GRANT",
+            "GRANT ENVIRONMENT",
             "REVOKE ENVIRONMENT prod",
+            "REVOKE ENVIRONMENT prod ON FROM alice",
+            "REVOKE ENVIRONMENT prod ON warehouse",
         ] {
             assert_eq!(Command::parse(text).unwrap_err().sqlstate, SqlState::SYNTAX_ERROR, "{text}");
         }

@@ -11,6 +11,7 @@ use crate::config::Host;
 use crate::config::file::Server;
 use crate::config::read::Applies;
 use crate::error::{Fault, Refusal, SqlState};
+use crate::names::ConnectionName;
 use crate::pool::{Halt, Pool};
 use crate::proxy::{LiveSession, Proxy};
 use crate::route;
@@ -27,10 +28,10 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tEXPLAIN ROUTE FOR <user> ON <db> [AS <environment>]\n\
     \tSET key = arg\n\
     \tPLAN ['<file>']\n\
-    \tGRANT ENVIRONMENT <name> TO <user> FOR '<time>' REASON '<why>'\n\
-    \tREVOKE ENVIRONMENT <name> FROM <user>\n\
+    \tGRANT ENVIRONMENT <name> [ON <db>] TO <user> FOR '<time>' REASON '<why>'\n\
+    \tREVOKE ENVIRONMENT <name> [ON <db>] FROM <user>\n\
     \tRELOAD\n\
-    \tROLLBACK\n\
+    \tROLLBACK CONFIG\n\
     \tDRAIN ENVIRONMENT <name>\n\
     \tRESUME ENVIRONMENT <name>\n\
     \tPAUSE [<db>]\n\
@@ -199,15 +200,21 @@ fn grants(proxy: &Proxy) -> Table {
     let mut table = Table::new(&[
         ("user", Text),
         ("environment", Text),
+        ("database", Text),
+        ("opens", Text),
         ("since", Text),
         ("until", Text),
         ("by", Text),
         ("reason", Text),
     ]);
+    let generation = proxy.generation();
     for grant in proxy.grants.all().iter() {
+        let opened = route::opened_by(&generation.config, grant);
         table.push(vec![
             grant.user.as_str().into(),
             grant.environment.as_str().into(),
+            grant.database.as_ref().map(ConnectionName::as_str).into(),
+            opened.into_iter().map(ConnectionName::as_str).collect::<Vec<_>>().join(", ").into(),
             time(grant.since).into(),
             time(grant.until).into(),
             grant.by.as_str().into(),
@@ -647,6 +654,7 @@ impl<'a> Overview<'a> {
                 let granted: Vec<_> = attributes
                     .granted()
                     .iter()
+                    .filter(|grant| grant.is_on(base))
                     .map(|grant| {
                         format!("{} until {} ({})", grant.environment, time(grant.until), grant.reason)
                     })

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::extract::{FromRequestParts, Request, State};
@@ -18,8 +18,8 @@ use tracing::{info, warn};
 use super::Api;
 use super::answer::Problem;
 use crate::audit::{self, Audit, Event};
-use crate::config::Token;
 use crate::config::file::{AuditFailure, Role};
+use crate::config::{Config, Token};
 use crate::http::Peer;
 
 /// What may be had without a token: the page, the document, and the page of the document. None of them tells anything about
@@ -27,18 +27,31 @@ use crate::http::Peer;
 pub const OPEN: [&str; 3] = ["/", "/api/v1/openapi.json", "/api/v1/docs"];
 /// How many addresses or tokens are remembered.
 const MAX_KEPT: usize = 4096;
+/// How often a call that takes long looks whether its token is still known.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// Who calls.
+/// Who calls: a token, as it was known when the call began.
 #[derive(Debug, Clone)]
-pub struct Caller {
-    /// The name of the token.
-    pub token: Arc<str>,
-}
+pub struct Caller(Token);
 
 impl Caller {
     /// As it stands in the audit and in the history.
     pub fn name(&self) -> String {
-        format!("token {}", self.token)
+        format!("token {}", self.0.name)
+    }
+
+    /// Whether the token is known in this configuration, and may do there what it might when the call began. What a call
+    /// does late, it asks this first.
+    ///
+    /// # Errors
+    /// 401, 403
+    pub fn may_still(&self, config: &Config) -> Result<(), Problem> {
+        let known = config.management.tokens.iter().find(|token| token.digest == self.0.digest);
+        match known {
+            Some(token) if token.role == Role::Admin || token.role == self.0.role => Ok(()),
+            Some(_) => Err(Problem::denied()),
+            None => Err(unknown()),
+        }
     }
 }
 
@@ -253,10 +266,15 @@ pub async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next
     {
         return harden(Problem::ours(audit::not_written()).into_response());
     }
-    request.extensions_mut().insert(Caller { token: name.into() });
+    let caller = Caller(token.clone());
+    request.extensions_mut().insert(caller.clone());
     let mut told =
         Told { audit: &api.proxy.audit, event: |status: &str| event(Some(name), status), status: None };
-    let mut response = next.run(request).await;
+    let mut response = tokio::select! {
+        biased;
+        response = next.run(request) => response,
+        problem = lost(&api, &caller) => problem.into_response(),
+    };
     told.status = Some(response.status());
     drop(told);
     if !only_looks(&method) {
@@ -264,6 +282,16 @@ pub async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next
     }
     left.tell(response.headers_mut());
     harden(response)
+}
+
+/// Returns when a token is gone, or has lost its right, while its call waits: for its turn, for its body, for a file.
+async fn lost(api: &Api, caller: &Caller) -> Problem {
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        if let Err(problem) = caller.may_still(&api.proxy.generation().config) {
+            return problem;
+        }
+    }
 }
 
 /// The audit is told how a call has ended, also if its caller has left meanwhile: what it has begun goes on.

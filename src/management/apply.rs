@@ -195,11 +195,11 @@ fn fill_tokens(wanted: &mut Item, now: Option<&Item>) {
 }
 
 /// Passwords that stay as they are stay as they are written; new ones go where they belong; and nobody has the API read a
-/// file, a variable or a command that the configuration does not name already.
+/// file, a variable or a command that the configuration does not name already, for the same kind of thing.
 fn keep_secrets(change: &mut Change<'_>, desired: &mut DocumentMut) -> Result<(), Problem> {
-    let known = references(&change.document);
     let mut new = 0;
     for kind in ["connections", "users"] {
+        let known = references(&change.document, kind);
         let Some(tables) = desired.get_mut(kind).and_then(Item::as_table_like_mut) else { continue };
         for (name, item) in tables.iter_mut() {
             let Some(table) = item.as_table_like_mut() else { continue };
@@ -207,7 +207,10 @@ fn keep_secrets(change: &mut Change<'_>, desired: &mut DocumentMut) -> Result<()
             let Some(password) = table.get("password") else { continue };
             let current =
                 edit::table(&mut change.document, kind, &name).and_then(|t| t.get("password")).cloned();
-            if current.as_ref().is_some_and(|current| edit::meaning(current) == edit::meaning(password)) {
+            let is_same = |current: &Item| edit::meaning(current) == edit::meaning(password);
+            // A connection's password that is said counts as said, also if it is the same.
+            let is_said = kind == "connections" && password.as_str().is_some_and(|text| text != "***");
+            if !is_said && current.as_ref().is_some_and(is_same) {
                 continue;
             }
             let Some(text) = password.as_str() else {
@@ -281,9 +284,9 @@ fn keep_ids(change: &mut Change<'_>, desired: &mut DocumentMut) {
     }
 }
 
-/// Where the configuration's secrets come from.
-fn references(document: &DocumentMut) -> BTreeSet<String> {
-    let tables = ["connections", "users"].into_iter().filter_map(|kind| document.get(kind)?.as_table_like());
+/// Where the secrets of a kind come from.
+fn references(document: &DocumentMut, kind: &str) -> BTreeSet<String> {
+    let tables = document.get(kind).and_then(Item::as_table_like).into_iter();
     let passwords = tables.flat_map(|tables| {
         tables.iter().filter_map(|(_, item)| item.as_table_like()?.get("password").map(edit::meaning))
     });
@@ -292,6 +295,7 @@ fn references(document: &DocumentMut) -> BTreeSet<String> {
 
 /// Makes the kinds that may be described say what an earlier configuration said; the rest stays.
 pub(super) fn go_back(change: &mut Change<'_>, earlier: DocumentMut) {
+    change.goes_back = true;
     let same = |kind| change.document.get(kind).map(edit::meaning) == earlier.get(kind).map(edit::meaning);
     if same("server") && same("management") {
         change.document = earlier;

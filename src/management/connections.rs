@@ -472,6 +472,7 @@ pub(super) fn password_value(
     name: &str,
     secret: &SecretString,
 ) -> Result<toml_edit::Value, Problem> {
+    change.given.insert(name.to_owned(), secret.clone());
     let known = change.generation.config.connections.get(name).and_then(|c| c.password.as_ref());
     if known.is_some_and(|known| known.value().expose_secret() == secret.expose_secret())
         && let Some(kept) = edit::value(&mut change.document, "connections", name, "password")

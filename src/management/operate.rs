@@ -27,7 +27,7 @@ use super::{Api, Asked, Id, Number, apply, redact};
 use crate::attribute::{self, Attributes};
 use crate::audit;
 use crate::console::show::state_of;
-use crate::grants::{Grant, LONGEST};
+use crate::grants::{Grant, LONGEST, Which};
 use crate::names::{UserName, id_of};
 use crate::proxy::{LiveSession, LoadError, Proxy};
 use crate::route;
@@ -169,6 +169,7 @@ pub async fn reload(State(api): State<Arc<Api>>, asked: Asked) -> Result<Json<Re
     let is_dry = asked.is_dry;
     let done = api.blocking(move |api| {
         let now = api.proxy.generation();
+        asked.by.may_still(&now.config)?;
         let source = now.config.source.expose_secret();
         answer::matches(asked.if_match.as_deref(), &api.tags.of(&"", source))?;
         let done = match is_dry {
@@ -437,6 +438,8 @@ body! {
         user: Name, required;
         /// What they may request.
         environment: Name, required;
+        /// Of which database (a base connection, by name); by default of every one that has such an environment.
+        database: Name;
         /// For how long: "1h", "30m", at most 366 days.
         duration: Span, required;
         /// Why.
@@ -450,12 +453,16 @@ type NewGrant = New<GrantBody>;
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GrantShown {
-    /// Made of the user and the environment.
+    /// Made of the user, the environment and the database.
     id: Uuid,
     /// To whom.
     user: String,
     /// What they may request.
     environment: String,
+    /// Of which database; `null`: of every one that has such an environment.
+    database: Option<String>,
+    /// The databases that this opens now.
+    opens: Vec<String>,
     /// Since when.
     since: String,
     /// Until when.
@@ -490,14 +497,18 @@ pub struct GrantWritten {
 }
 
 fn grant_id(grant: &Grant) -> Uuid {
-    id_of("grant", &format!("{}\0{}", grant.user, grant.environment))
+    let database = grant.database.as_ref().map(|database| format!("\0{database}"));
+    id_of("grant", &format!("{}\0{}{}", grant.user, grant.environment, database.unwrap_or_default()))
 }
 
-fn shown(grant: &Grant) -> GrantShown {
+fn shown(api: &Api, grant: &Grant) -> GrantShown {
+    let generation = api.proxy.generation();
     GrantShown {
         id: grant_id(grant),
         user: grant.user.to_string(),
         environment: grant.environment.to_string(),
+        database: grant.database.as_ref().map(ToString::to_string),
+        opens: route::opened_by(&generation.config, grant).iter().map(ToString::to_string).collect(),
         since: time(grant.since),
         until: time(grant.until),
         reason: grant.reason.clone(),
@@ -552,7 +563,7 @@ fn plan_grants(api: &Api, user: &UserName, grants: Vec<Grant>) -> Vec<PlanRow> {
 }
 
 fn all_grants(api: &Api) -> Grants {
-    Grants { grants: api.proxy.grants.all().iter().map(shown).collect() }
+    Grants { grants: api.proxy.grants.all().iter().map(|grant| shown(api, grant)).collect() }
 }
 
 /// Lets a user request an environment for a while. One that was there is replaced.
@@ -572,17 +583,19 @@ pub async fn grant(
     let grant = Grant {
         user: body.user.required("user")?.0.into(),
         environment: body.environment.required("environment")?.0.into(),
+        database: body.database.given().map(|Name(name)| api.proxy.base_named(&name)),
         since,
         until: since + time,
         reason: body.reason.required("reason")?.0,
         by: asked.by.name().into(),
     };
-    let (kept, is_dry) = (grant.clone(), asked.is_dry);
+    let (kept, caller, is_dry) = (grant.clone(), asked.by.clone(), asked.is_dry);
     let plan = api
         .blocking(move |api| {
+            caller.may_still(&api.proxy.generation().config)?;
             api.proxy.check_grant(&kept)?;
             let others = api.proxy.grants.of(&kept.user).into_iter();
-            let grants = others.filter(|other| other.environment != kept.environment).chain([kept.clone()]);
+            let grants = others.filter(|other| !other.is_like(&kept)).chain([kept.clone()]);
             let plan = plan_grants(api, &kept.user, grants.collect());
             if !is_dry {
                 api.proxy.grant(&kept)?;
@@ -590,7 +603,7 @@ pub async fn grant(
             Ok(plan)
         })
         .await?;
-    let shown = shown(&grant);
+    let shown = shown(&api, &grant);
     let tag = api.tags.of(&shown, "");
     let body = GrantWritten { success: true, dry_run: asked.is_dry, plan, data: shown.id, grant: shown };
     Ok(tagged(&HeaderMap::new(), asked.created(), &tag, body))
@@ -605,20 +618,24 @@ pub async fn revoke(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result
     let _turn = super::turn(&api.grants).await?;
     let grant = api.proxy.grants.all().iter().find(|grant| grant_id(grant) == id.0).cloned();
     let grant = grant.ok_or_else(|| Problem::missing("Grant", id.0))?;
-    answer::matches(asked.if_match.as_deref(), &api.tags.of(&shown(&grant), ""))?;
-    let (kept, by, is_dry) = (grant.clone(), asked.by.name().into(), asked.is_dry);
+    let shown = shown(&api, &grant);
+    answer::matches(asked.if_match.as_deref(), &api.tags.of(&shown, ""))?;
+    let (caller, is_dry) = (asked.by.clone(), asked.is_dry);
     let plan = api
         .blocking(move |api| {
-            let others = api.proxy.grants.of(&kept.user).into_iter();
-            let grants = others.filter(|other| other.environment != kept.environment).collect();
-            let plan = plan_grants(api, &kept.user, grants);
+            caller.may_still(&api.proxy.generation().config)?;
+            let others = api.proxy.grants.of(&grant.user).into_iter();
+            let grants = others.filter(|other| !other.is_like(&grant)).collect();
+            let plan = plan_grants(api, &grant.user, grants);
             if !is_dry {
-                api.proxy.revoke(kept.user.as_str(), kept.environment.as_str(), &by)?;
+                let which = Which::Of(grant.database.clone());
+                let (user, environment) = (grant.user.as_str(), grant.environment.as_str());
+                api.proxy.revoke(user, environment, &which, &caller.name().into())?;
             }
             Ok(plan)
         })
         .await?;
-    let body = GrantWritten { success: true, dry_run: asked.is_dry, plan, data: id.0, grant: shown(&grant) };
+    let body = GrantWritten { success: true, dry_run: asked.is_dry, plan, data: id.0, grant: shown };
     Ok((StatusCode::OK, Json(body)).into_response())
 }
 

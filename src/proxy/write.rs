@@ -1,6 +1,6 @@
 //! Changes of the configuration that come by the API: written to its file and in force, or neither.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +29,10 @@ pub struct Change<'a> {
     pub generation: &'a Generation,
     /// Nobody shall newly reach a production database by it.
     pub keeps_production: bool,
+    /// It goes back to an earlier configuration.
+    pub goes_back: bool,
+    /// The passwords that came with it, by their connections' names: whoever says one may say where it goes.
+    pub given: BTreeMap<String, SecretString>,
     is_dry: bool,
     secrets: Vec<(PathBuf, SecretString)>,
 }
@@ -130,6 +134,8 @@ impl Proxy {
             document,
             generation: &generation,
             keeps_production: false,
+            goes_back: false,
+            given: BTreeMap::new(),
             is_dry,
             secrets: Vec::new(),
         };

@@ -308,8 +308,15 @@ impl Core {
                 return Ok(if self.fatal { Step::Pass } else { Step::Drop });
             }
             Some(Kind::Query) => {
-                self.take_back_query(backend);
-                return Ok(Step::Pass);
+                // In a transaction that has failed before, that is what PostgreSQL says.
+                let has_failed = body.and_then(|b| wire::error_field(b, b'C')) == Some(b"25P02");
+                return Ok(match self.take_back_query(backend) {
+                    Some(error) if !self.fatal && !has_failed => {
+                        down.buffer().extend_from_slice(&error);
+                        Step::Drop
+                    }
+                    _ => Step::Pass,
+                });
             }
             Some(_) => self.requests.skip_to_sync(),
         };
@@ -345,11 +352,17 @@ impl Core {
         Some([&body[..at.start], of_client, &body[at.end..]].concat())
     }
 
-    /// A simple query failed; if it was a `DEALLOCATE` of ours, the name is still there.
-    fn take_back_query(&mut self, backend: &mut BackendState) {
-        if let Some(note) = self.requests.take_front_note() {
-            let request = Request { kind: Kind::Query, hidden: false, number: 0, uses: 0, note: Some(note) };
-            self.undo(vec![request], backend);
+    /// A simple query failed; if it was a `DEALLOCATE` of ours, the name is still there. If it was there to fail, what is to
+    /// be said in place of the upstream's error.
+    fn take_back_query(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
+        match *self.requests.take_front_note()? {
+            Note::Refused(error) => Some(error),
+            note => {
+                let note = Some(Box::new(note));
+                let request = Request { kind: Kind::Query, hidden: false, number: 0, uses: 0, note };
+                self.undo(vec![request], backend);
+                None
+            }
         }
     }
 

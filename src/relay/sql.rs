@@ -95,6 +95,8 @@ pub struct Effects {
     pub deallocates: Option<Vec<u8>>,
     /// `SHOW pgusher.name`, as the only statement.
     pub shows: Option<String>,
+    /// A `pgusher.name` that it would set or reset, in lower case: that cannot be, and is refused. Of a statement's own text only.
+    pub sets_ours: Option<String>,
     /// It runs SQL that cannot be seen: everything is asked for that can be.
     pub asks_all: bool,
     /// `CALL`: the procedure decides.
@@ -168,6 +170,14 @@ impl Effects {
         *self != nothing
     }
 
+    /// It sets or resets this, for however long.
+    fn sets(&mut self, name: &str) {
+        self.rereads |= READING.contains(&name);
+        if name.starts_with("pgusher.") {
+            self.sets_ours.get_or_insert_with(|| name.to_owned());
+        }
+    }
+
     fn add_setting(&mut self, name: String) {
         if self.settings.contains(&name) {
             return;
@@ -179,7 +189,7 @@ impl Effects {
         }
     }
 
-    /// These too. What only a statement of its own does (`DEALLOCATE name`, `SHOW`) stays as it is.
+    /// These too. What only a statement of its own does (`DEALLOCATE name`, `SHOW`, setting what is ours) stays as it is.
     pub fn add(&mut self, other: &Self) {
         self.pin = self.pin.or(other.pin);
         other.settings.iter().for_each(|name| self.add_setting(name.clone()));
@@ -257,7 +267,7 @@ fn look_at<'a>(statement: &[Token<'a>], alone: bool, findings: &mut Findings<'a>
                 ("time", "zone") => effects.add_setting("timezone".into()),
                 (_, _) => {
                     let name = dotted(&statement[1..]);
-                    effects.rereads |= READING.contains(&name.as_str());
+                    effects.sets(&name);
                     effects.changes(name);
                 }
             }
@@ -335,7 +345,7 @@ fn set(statement: &[Token<'_>], effects: &mut Effects) -> Set {
     let first = |rest: &[Token<'_>], word: &str| rest.first().is_some_and(|t| t.is(word));
     let mut rest = &statement[1..];
     if first(rest, "local") {
-        effects.rereads |= READING.contains(&dotted(&rest[1..]).as_str());
+        effects.sets(&dotted(&rest[1..]));
         return Set::Nothing;
     }
     if first(rest, "transaction") || first(rest, "constraints") {
@@ -351,7 +361,7 @@ fn set(statement: &[Token<'_>], effects: &mut Effects) -> Set {
         }
     }
     let name = dotted(rest);
-    effects.rereads |= READING.contains(&name.as_str());
+    effects.sets(&name);
     let name = match name.as_str() {
         // SET TIME ZONE, SET NAMES
         "time" | "names" => return Set::Nothing,
@@ -419,7 +429,7 @@ fn set_config(arguments: &[Token<'_>], is_local: bool, effects: &mut Effects) {
     match arguments {
         [Token::Symbol(b'('), Token::Text(Some(name))] => {
             let name = name.to_lowercase();
-            effects.rereads |= READING.contains(&name.as_str());
+            effects.sets(&name);
             match name.as_str() {
                 "seed" => effects.pin_for(Pin::Opaque),
                 "session_authorization" => effects.pin_for(Pin::Role),
@@ -623,6 +633,36 @@ mod tests {
         assert!(of("reset all").resets_all);
         assert_eq!(of("show PGUSHER.route ;").shows.as_deref(), Some("route"));
         assert_eq!(of("show pgusher.route; select 1").shows, None);
+    }
+
+    #[test]
+    fn what_would_set_one_of_ours_is_told_and_what_another_does_with_it_is_not() {
+        for text in [
+            "SET pgusher.environment = 'prod'",
+            "set session PgUsher.Environment to prod",
+            "SET LOCAL pgusher.environment = 'prod'",
+            "SET \"pgusher\".\"environment\" = 'prod'",
+            "SELECT 1; /* x */ SET pgusher . environment = DEFAULT",
+            "RESET pgusher.environment",
+            "SELECT set_config('pgusher.environment', 'prod', false)",
+            "SELECT pg_catalog.set_config('PGUSHER.environment', $1, true)",
+            "DO $$ begin perform set_config('pgusher.environment', 'prod', false); end $$",
+        ] {
+            assert_eq!(of(text).sets_ours.as_deref(), Some("pgusher.environment"), "{text}");
+        }
+        for text in [
+            "SHOW pgusher.environment",
+            "SELECT current_setting('pgusher.environment')",
+            "SELECT 'SET pgusher.environment = 1', $$ set_config('pgusher.environment','',true) $$",
+            "SET pgushers.environment = 'prod'",
+            "SET my.pgusher = 1",
+            "RESET ALL",
+            "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ begin perform set_config('pgusher.x', '', true); end $$",
+        ] {
+            assert_eq!(of(text).sets_ours, None, "{text}");
+        }
+        let source = b"begin perform set_config('pgusher.x', '', true); end";
+        assert_eq!(of_function(b"f", b"plpgsql", source).sets_ours, None);
     }
 
     #[test]

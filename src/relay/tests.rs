@@ -320,3 +320,63 @@ fn a_text_is_not_judged_before_it_is_known_how_it_is_read() {
     bench.client(&batch.concat());
     assert_eq!(bench.core.pin(), Some(Pin::Opaque));
 }
+/// What an upstream answers to a statement that it does not have.
+fn no_such(code: &str) -> Vec<u8> {
+    m(b'E', format!("SERROR\0VERROR\0C{code}\0Mupstream's\0\0").as_bytes())
+}
+
+#[test]
+fn setting_one_of_ours_is_refused_and_nothing_of_it_is_run() {
+    for (sql, code, message) in [
+        (
+            "SET pgusher.environment = 'prod'",
+            "55P02",
+            "parameter \"pgusher.environment\" cannot be changed after connection start",
+        ),
+        ("SELECT 1; RESET pgusher.route", "55P02", "parameter \"pgusher.route\" cannot be changed"),
+        (
+            "SELECT set_config('pgusher.enviroment', 'prod', false)",
+            "42704",
+            "unrecognized configuration parameter \"pgusher.enviroment\"",
+        ),
+    ] {
+        let is_refused = |body: &[u8]| {
+            let field = |code| crate::wire::error_field(body, code).unwrap();
+            assert_eq!((field(b'C'), field(b'M')), (code.as_bytes(), message.as_bytes()), "{sql}");
+            assert!(String::from_utf8_lossy(field(b'H')).contains("options=-c pgusher.environment=NAME"));
+            assert!(String::from_utf8_lossy(field(b'D')).contains("environment \"dev\""));
+        };
+        // As a simple query: another, which fails as well; the state behind it is the upstream's.
+        for status in [b"I", b"E"] {
+            let mut bench = Bench::new();
+            let (up, down, taken) = bench.client(&m(b'Q', format!("{sql}\0").as_bytes()));
+            assert_eq!((Bench::tags(&up).as_str(), down.len(), taken.then), ("Q", 0, Then::More));
+            assert!(up[5..].starts_with(b"DEALLOCATE \""), "{sql}");
+            let answer = bench.upstream(&[no_such("26000"), m(b'Z', status)].concat());
+            assert_eq!(Bench::tags(&answer), "EZ");
+            is_refused(&answer[5..]);
+            assert_eq!((bench.core.may_release(), bench.core.pin()), (status == b"I", None));
+        }
+        // A transaction that has failed before says so.
+        let mut bench = Bench::new();
+        bench.client(&m(b'Q', format!("{sql}\0").as_bytes()));
+        let failed = [no_such("25P02"), m(b'Z', b"E")].concat();
+        assert_eq!(bench.upstream(&failed), failed);
+        // In the extended protocol, named or not: what is behind it up to the Sync is skipped.
+        for name in ["", "s"] {
+            let mut bench = Bench::new();
+            let batch = [parse(name, sql), bind(name), m(b'E', b"\0\0\0\0\0"), m(b'S', b"")].concat();
+            let (up, down, taken) = bench.client(&batch);
+            assert_eq!((down.len(), taken.consumed), (0, batch.len()), "{name:?}");
+            assert!(Bench::tags(&up).starts_with('D') && Bench::tags(&up).ends_with('S'), "{name:?}");
+            assert!(!up.windows(3).any(|bytes| bytes.eq_ignore_ascii_case(b"set")), "{name:?}");
+            let answer = bench.upstream(&[no_such("26000"), m(b'Z', b"I")].concat());
+            assert_eq!(Bench::tags(&answer), "EZ");
+            is_refused(&answer[5..]);
+            assert_eq!((bench.core.may_release(), bench.core.pin()), (true, None));
+            // The name is free.
+            let (up, ..) = bench.client(&[parse("s", "SELECT 2"), m(b'S', b"")].concat());
+            assert_eq!(Bench::tags(&up), "PS");
+        }
+    }
+}

@@ -280,6 +280,10 @@ impl Core {
 
     /// A query that may do this. True if another was sent in its place.
     fn suspicious_query(&mut self, effects: Effects, backend: &mut BackendState, up: &mut Sink<'_>) -> bool {
+        if let Some(refusal) = self.refused_setting(&effects) {
+            self.refuse_query(&refusal, up.buffer());
+            return true;
+        }
         if let Some(sql) = effects.shows.as_deref().and_then(|name| self.shown(name)) {
             wire::query(up.buffer(), &sql);
             self.push_changing_unnamed(Kind::Query, UnnamedText::None);
@@ -465,6 +469,10 @@ impl Core {
         }
         let text = cstr(names.after).map_or(names.after, |(text, _)| text);
         let effects = self.effects(text);
+        if let Some(refusal) = effects.as_deref().and_then(|effects| self.refused_setting(effects)) {
+            self.refuse_request(&refusal, up.buffer());
+            return Ok(Step::Done);
+        }
         let shown = effects.as_ref().and_then(|effects| self.shown_body(effects, names.after));
         if let Some(effects) = effects.filter(|effects| effects.channels || !self.can_lex()) {
             // It may be bound in the same batch, and then a transaction has begun.
@@ -567,6 +575,10 @@ impl Core {
         }
         let text = cstr(after).map_or(after, |(text, _)| text);
         let mut effects = if whole { self.effects(text) } else { None };
+        if let Some(refusal) = effects.as_deref().and_then(|effects| self.refused_setting(effects)) {
+            self.refuse_request(&refusal, up.buffer());
+            return Step::Done;
+        }
         let mut replaced = None;
         if let (Some(effects), false) = (&mut effects, session_mode) {
             if effects.deallocates.as_deref().is_some_and(|name| self.is_in_doubt(name)) && self.may_hold() {

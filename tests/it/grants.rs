@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::console::{OPERATORS, cell, console};
-use super::house::{Pgusher, eventually, warehouse};
+use super::house::{Pgusher, eventually, pair, warehouse};
 use super::state::done;
 use super::wire::{Raw, query, startup};
 
@@ -13,9 +13,29 @@ fn config(server: &str) -> String {
     warehouse(&format!("audit_file = \"audit.jsonl\"\n{server}"), "", "") + OPERATORS
 }
 
+/// Another database with the same environments.
+fn hr() -> String {
+    let (dev, prod) = (pair().dev.port, pair().prod.port);
+    format!(
+        "\n[connections.hr]\nhost = \"127.0.0.1\"\nport = {dev}\ndatabase = \"dev\"\nusername = \"app\"\naliases = [\"people\"]\n\
+         user_attribute = \"environment\"\ndefault_values = [\"dev\"]\n\
+         environments = [{{ connection = \"hr_prod\", name = \"prod\", values = [\"prod\"] }}]\n\
+         \n[connections.hr_prod]\nhost = \"127.0.0.1\"\nport = {prod}\ndatabase = \"prod\"\nusername = \"app\"\n"
+    )
+}
+
 /// Where a user lands who requests this environment, or why not.
 fn land(pgusher: &Pgusher, user: &str, environment: Option<&str>) -> Result<String, String> {
-    let mut pairs = vec![("user", user), ("database", "warehouse")];
+    land_on(pgusher, "warehouse", user, environment)
+}
+
+fn land_on(
+    pgusher: &Pgusher,
+    database: &str,
+    user: &str,
+    environment: Option<&str>,
+) -> Result<String, String> {
+    let mut pairs = vec![("user", user), ("database", database)];
     pairs.extend(environment.map(|name| ("pgusher.environment", name)));
     let mut raw = Raw::connect(pgusher.address());
     raw.send(&startup(0x0003_0000, &pairs));
@@ -89,6 +109,107 @@ fn a_grant_is_kept_over_a_restart_and_can_be_revoked() {
     assert!(land(&pgusher, "raw", Some("prod")).is_err());
     eventually("it is told", || audited(&pgusher, "revoke") == 1);
     assert_eq!(error(&mut operator, "REVOKE ENVIRONMENT prod FROM raw").0, "42704");
+}
+
+/// What is said beside the answer.
+fn notice(raw: &mut Raw, sql: &str) -> String {
+    done(raw, sql).iter().find(|m| m.tag == 'N').map(|m| m.field('M')).unwrap_or_default()
+}
+
+#[test]
+fn a_grant_is_for_the_database_that_it_names() {
+    let pgusher = Pgusher::start(&(config("") + DEVON + &hr()));
+    let mut operator = console(&pgusher, "operator");
+    let lands = |database: &str| land_on(&pgusher, database, "devon", Some("prod")).is_ok();
+    // Which may be an alias; the notice says what is opened.
+    let said = notice(&mut operator, "GRANT ENVIRONMENT prod ON people TO devon FOR '1h' REASON 'INC-7'");
+    assert!(said.starts_with("devon may request environment prod of database hr until "), "{said}");
+    assert_eq!((lands("hr"), lands("people"), lands("warehouse")), (true, true, false));
+    let shown = |raw: &mut Raw, column: &str| cell(raw, "SHOW GRANTS", ("user", "devon"), column);
+    assert_eq!((shown(&mut operator, "database"), shown(&mut operator, "opens")), ("hr".into(), "hr".into()));
+    let routes = done(&mut operator, "SHOW ROUTES");
+    let granted = |database: &str| {
+        let row = routes.iter().filter(|m| m.tag == 'D').map(|m| m.columns());
+        row.filter(|row| row[0] == "devon" && row[1] == database)
+            .any(|row| row.last().unwrap().starts_with("prod until"))
+    };
+    assert_eq!((granted("hr"), granted("warehouse")), (true, false));
+    // For all, and that is said; both are there, and each is ended by itself.
+    let said = notice(&mut operator, "GRANT ENVIRONMENT prod TO devon FOR '1h' REASON 'INC-8'");
+    assert!(said.contains("of every database that has it (hr, warehouse) until "), "{said}");
+    assert!(lands("hr") && lands("warehouse"));
+    let said = notice(&mut operator, "REVOKE ENVIRONMENT prod ON hr FROM devon");
+    assert!(said.starts_with("another grant is left: devon may request environment prod of every"), "{said}");
+    assert!(lands("hr") && lands("warehouse"));
+    assert_eq!(error(&mut operator, "REVOKE ENVIRONMENT prod ON hr FROM devon").0, "42704");
+    done(&mut operator, "GRANT ENVIRONMENT prod ON hr TO devon FOR '2h' REASON 'INC-7'");
+    assert_eq!(notice(&mut operator, "REVOKE ENVIRONMENT prod FROM devon"), "");
+    assert!(!lands("hr") && !lands("warehouse"));
+    // A session that came by it is settled when its own ends.
+    done(&mut operator, "GRANT ENVIRONMENT prod ON hr TO devon FOR '1h' REASON 'INC-7'");
+    let pairs = [("user", "devon"), ("database", "hr"), ("pgusher.environment", "prod")];
+    let mut there = Raw::login_with(pgusher.address(), 0x0003_0000, &pairs);
+    assert_eq!(there.value("SELECT current_database()"), "prod");
+    done(&mut operator, "REVOKE ENVIRONMENT prod ON hr FROM devon");
+    assert_eq!(there.next().unwrap().field('C'), "57P01");
+    for (sql, message) in [
+        (
+            "GRANT ENVIRONMENT prod ON nowhere TO devon FOR '1h' REASON 'x'",
+            "there is no database \"nowhere\"",
+        ),
+        (
+            "GRANT ENVIRONMENT prod ON hr_prod TO devon FOR '1h' REASON 'x'",
+            "there is no database \"hr_prod\"",
+        ),
+        (
+            "GRANT ENVIRONMENT staging ON hr TO devon FOR '1h' REASON 'x'",
+            "database \"hr\" has no environment \"staging\"",
+        ),
+        (
+            "REVOKE ENVIRONMENT prod ON hr FROM devon",
+            "environment \"prod\" of database \"hr\" is not granted",
+        ),
+    ] {
+        let (code, said) = error(&mut operator, sql);
+        assert!(code == "42704" && said.starts_with(message), "{sql}: {said}");
+    }
+    // The command line, and the audit.
+    let run = |arguments: &[&str]| {
+        let console = format!("host=127.0.0.1 port={} user=operator", pgusher.port);
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_pgusher"))
+            .args(arguments)
+            .args(["--console", &console])
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (is_done, said) =
+        run(&["grant", "prod", "--on", "hr", "--to", "devon", "--for", "1h", "--reason", "INC-9"]);
+    assert!(is_done && said.contains("of database hr until"), "{said}");
+    assert!(lands("hr") && !lands("warehouse"));
+    assert!(run(&["revoke", "prod", "--on", "hr", "--from", "devon"]).0 && !lands("hr"));
+    eventually("it is told", || {
+        let text = std::fs::read_to_string(pgusher.folder.join("audit.jsonl")).unwrap();
+        let told = |event: &str| {
+            let is_it = |line: &&str| line.contains(event) && line.contains("\"database\":\"hr\"");
+            text.lines().filter(is_it).count()
+        };
+        told("\"event\":\"grant\"") == 4 && told("\"event\":\"revoke\"") == 4
+    });
+}
+
+#[test]
+fn of_two_grants_of_one_environment_the_one_that_lasts_longer_holds() {
+    let config =
+        warehouse("", "on_unmatched = \"reject\"", "") + OPERATORS + "\n[users.new]\nauth_type = \"trust\"\n";
+    let pgusher = Pgusher::start(&config);
+    let mut operator = console(&pgusher, "operator");
+    done(&mut operator, "GRANT ENVIRONMENT prod ON warehouse TO new FOR '2h' REASON 'longer'");
+    done(&mut operator, "GRANT ENVIRONMENT prod TO new FOR '1h' REASON 'shorter'");
+    // They are one environment, and not two between which nobody can choose.
+    assert_eq!(land(&pgusher, "new", None).unwrap(), "prod");
+    let why = done(&mut operator, "EXPLAIN ROUTE FOR new ON warehouse");
+    assert!(why.iter().any(|m| m.tag == 'D' && m.columns()[0].contains("(longer)")), "{why:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod document;
 mod file;
 mod operate;
 mod page;
+mod secrets;
 
 use std::collections::BTreeMap;
 use std::net::TcpStream;

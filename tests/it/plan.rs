@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use super::house::{Pgusher, Random, eventually, pair, size, warehouse};
 use super::state::done;
 use super::tls::{certificates, with_tls};
-use super::wire::{Message, Raw, query, startup};
+use super::wire::{Message, Raw, bind, execute, parse, query, startup, sync};
 
 const OPERATOR: &str = "\n[users.operator]\nauth_type = \"trust\"\nconsole = \"admin\"\n";
 const USERS: usize = 6;
@@ -286,17 +286,34 @@ fn rollback_brings_the_earlier_configuration_back_and_drain_empties_an_environme
     let pgusher = Pgusher::start(&(warehouse("", "", "") + OPERATOR));
     let written = std::fs::read_to_string(pgusher.folder.join("pgusher.toml")).unwrap();
     let mut raw = console(&pgusher);
-    assert!(raw.ask(&query("ROLLBACK")).iter().any(|m| m.tag == 'E'), "nothing is there to go back to");
+    assert!(
+        raw.ask(&query("ROLLBACK CONFIG")).iter().any(|m| m.tag == 'E'),
+        "nothing is there to go back to"
+    );
     let start = written.find("[users.rawprod]").unwrap();
     let without = &written[..start];
     assert!(load(&pgusher, &mut raw, &format!("{without}{OPERATOR}")));
     assert!(log_in(&pgusher, "rawprod").is_err());
-    // A driver's own ROLLBACK is about its transaction.
-    for sql in ["BEGIN", "ROLLBACK"] {
-        done(&mut raw, sql);
+    // A driver's own ROLLBACK is about its transaction, and so is one of a pool that gives its connection back.
+    let warned = |raw: &mut Raw, sql: &str| {
+        let answer = done(raw, sql);
+        let warning =
+            answer.iter().find(|m| m.tag == 'N').map(|m| (m.field('S'), m.field('C'), m.field('M')));
+        warning.map_or_else(String::new, |(severity, code, text)| format!("{severity} {code} {text}"))
+    };
+    for (sql, warning) in [
+        ("BEGIN", ""),
+        ("BEGIN", "WARNING 25001 there is already a transaction in progress"),
+        ("ROLLBACK", ""),
+        ("ROLLBACK", "WARNING 25P01 there is no transaction in progress"),
+        ("ABORT", "WARNING 25P01 there is no transaction in progress"),
+        ("COMMIT", "WARNING 25P01 there is no transaction in progress"),
+    ] {
+        assert_eq!(warned(&mut raw, sql), warning, "{sql}");
     }
+    assert_eq!(raw.tags(&[parse("", "ROLLBACK"), bind("", "", &[]), execute(), sync()].concat()), "12NCZ");
     assert!(log_in(&pgusher, "rawprod").is_err());
-    done(&mut raw, "ROLLBACK");
+    done(&mut raw, "ROLLBACK CONFIG");
     let mut prod = log_in(&pgusher, "rawprod").unwrap();
     let mut dev = log_in(&pgusher, "raw").unwrap();
     let generations: Vec<_> = rows(&mut raw, "SHOW GENERATIONS").iter().map(|row| row[2].clone()).collect();
@@ -361,7 +378,10 @@ fn the_command_line_asks_the_running_process_what_a_file_would_change() {
         &["grant", "prod", "--to", "raw", "--for", "1h", "--reason", "it's INC-7"],
     );
     assert!(
-        granted.0 == Some(0) && granted.2.contains("raw may request environment prod until"),
+        granted.0 == Some(0)
+            && granted
+                .2
+                .contains("raw may request environment prod of every database that has it (warehouse) until"),
         "{granted:?}"
     );
     assert_eq!(operate(&pgusher, "operator", &["revoke", "prod", "--from", "raw"]).0, Some(0));

@@ -2,7 +2,7 @@
 //! pgusher's login to an upstream.
 
 use super::house::{Pgusher, pair, warehouse};
-use super::wire::{Message, Raw, query, startup};
+use super::wire::{Message, Raw, bind, execute, parse, query, startup, sync};
 
 const VERSION: u32 = 0x0003_0000;
 
@@ -176,5 +176,45 @@ fn a_request_that_is_not_known_is_refused_with_what_to_write() {
         let error = raw.until_ready().pop().unwrap();
         assert_eq!((error.tag, error.field('C').as_str()), ('E', "42704"), "{pair:?}");
         assert!(error.field('H').contains("pgusher.environment"), "{pair:?}");
+    }
+}
+
+/// What only a login decides cannot be set afterwards, and nobody is left in the belief that it was.
+#[test]
+fn setting_one_of_our_names_in_a_session_is_refused_with_what_to_do() {
+    let pgusher = server();
+    for user in ["raw", "sess"] {
+        let pairs = [("user", user), ("database", "warehouse")];
+        let mut raw = log_in(pgusher.address(), &pairs).unwrap();
+        let login = "parameter \"pgusher.environment\" cannot be changed after connection start";
+        let unknown = "unrecognized configuration parameter \"pgusher.enviroment\"";
+        for (sql, code, message) in [
+            ("SET pgusher.environment = 'prod'", "55P02", login),
+            ("set local PgUsher.Environment to 'prod'", "55P02", login),
+            ("RESET pgusher.environment", "55P02", login),
+            ("SELECT set_config('pgusher.environment', 'prod', false)", "55P02", login),
+            ("SET pgusher.enviroment = 'prod'", "42704", unknown),
+        ] {
+            let is_refused = |answer: &[Message]| {
+                let error =
+                    answer.iter().find(|m| m.tag == 'E').unwrap_or_else(|| panic!("{sql}: {answer:?}"));
+                assert_eq!((error.field('C').as_str(), error.field('M').as_str()), (code, message), "{sql}");
+                assert!(error.field('H').contains("options=-c pgusher.environment=NAME"), "{error:?}");
+                assert!(!answer.iter().any(|m| m.tag == 'C'), "{sql}: {answer:?}");
+            };
+            is_refused(&raw.ask(&query(sql)));
+            is_refused(&raw.ask(&[parse("", sql), bind("", "", &[]), execute(), sync()].concat()));
+            is_refused(&raw.ask(&[parse("named", sql), bind("", "named", &[]), execute(), sync()].concat()));
+            assert_eq!(raw.value("SHOW pgusher.environment"), "dev", "{sql}");
+            // A transaction in which it was tried has failed, and then says so.
+            assert!(!raw.ask(&query("BEGIN")).iter().any(|m| m.tag == 'E'));
+            is_refused(&raw.ask(&query(&format!("SELECT 1; {sql}"))));
+            assert!(raw.value(sql).starts_with("25P02"), "{sql}");
+            assert_eq!(raw.tags(&query("ROLLBACK")), "CZ");
+        }
+        if user == "raw" {
+            assert_eq!(raw.value("SHOW pgusher.pin"), "");
+        }
+        assert_eq!(raw.value("SET my.environment = 'x'; SHOW my.environment"), "x");
     }
 }

@@ -172,6 +172,8 @@ pub fn of_function(name: &[u8], language: &[u8], source: &[u8]) -> Effects {
     if name.starts_with(b"dblink") {
         effects.pin_for(Pin::Opaque);
     }
+    // Whoever calls it has not said that.
+    effects.sets_ours = None;
     effects
 }
 

@@ -88,8 +88,10 @@ fn who_may_call_what_is_written_down_and_complete() {
             let mut headers = vec![("content-type", "application/json")];
             headers.extend(authorization.map(|value| ("authorization", value)));
             let said = api.call(&method, &path, &headers, "{\"nothing\": 1}");
+            // What is documented is routed.
+            assert_ne!(said.status, 405, "{method} {path}");
             if said.status >= 400 {
-                said.detail();
+                assert!(!said.detail().starts_with("there is no such path"), "{method} {path}");
             }
             if said.status == 401 {
                 assert!(said.headers["www-authenticate"].starts_with("Bearer"));
@@ -217,6 +219,69 @@ fn a_token_may_be_kept_as_its_hash_or_in_a_file_and_changes_by_a_reload() {
     api.pgusher.reload(&(config + &section(port, MANY) + &tokens));
     assert_eq!((status("in-a-file-0123456789"), status("another-0123456789")), (401, 200));
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Whoever is out is out at once, also with the calls that he has begun.
+#[test]
+fn a_token_that_is_gone_or_has_lost_its_right_ends_with_its_calls() {
+    let port = free_port();
+    let refuse = "audit_file = \"audit.jsonl\"\naudit_failure = \"refuse\"";
+    let config = warehouse(refuse, "", "") + &section(port, MANY);
+    let old = |role: &str| {
+        format!("\n[management.tokens.old]\ntoken = \"old-0123456789abcdef\"\nrole = \"{role}\"\n")
+    };
+    let api = Managed::on(Pgusher::start(&(config.clone() + &old("admin"))), port);
+    let audit = || std::fs::read_to_string(api.pgusher.folder.join("audit.jsonl")).unwrap();
+    let begun = || audit().matches("\"status\":\"begun\"").count();
+    // Begun, so far as it is sent.
+    let send = |body: &str, is_whole: bool| {
+        let before = begun();
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
+        let sent = if is_whole { body } else { &body[..1] };
+        let head = format!(
+            "POST /api/v1/groups HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer old-0123456789abcdef\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{sent}",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        eventually("the call is let in", || begun() > before);
+        stream
+    };
+    let is_refused = |mut stream: TcpStream, status: &str| {
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        assert!(text.starts_with(&format!("HTTP/1.1 {status}")), "{text:?}");
+        assert!(audit().contains("\"token\":\"old\""), "{}", audit());
+    };
+    let body = "{\"name\":\"late\"}";
+    let waits = send(body, false);
+    api.pgusher.reload(&(config.clone() + &old("read")));
+    is_refused(waits, "403");
+    api.pgusher.reload(&(config.clone() + &old("admin")));
+    let waits = send(body, false);
+    api.pgusher.reload(&config);
+    is_refused(waits, "401");
+    // What waits for the file does not write it afterwards.
+    api.pgusher.reload(&(config.clone() + &old("admin")));
+    let mut lock = Command::new("flock")
+        .arg("--no-fork")
+        .arg(api.pgusher.folder.join("pgusher.toml.lock"))
+        .args(["sleep", "30"])
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let waits = send(body, true);
+    api.pgusher.reload(&config);
+    is_refused(waits, "401");
+    lock.kill().unwrap();
+    lock.wait().unwrap();
+    for _ in 0..20 {
+        assert!(!api.text().contains("late"), "{}", api.text());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    api.send("POST", "/groups", json!({ "name": "g" })).ok();
+    assert!(!api.text().contains("late"));
 }
 
 #[test]

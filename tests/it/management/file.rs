@@ -268,7 +268,7 @@ fn a_rollback_writes_the_file_and_an_earlier_password_is_still_there() {
     assert_eq!(api.send("POST", "/generations/1/rollback", json!({})).ok()["generation"], json!(5));
     assert_eq!(api.text(), original);
     // The console's goes back without the file; then the API wants the two to agree.
-    done(&mut crate::console::console(&api.pgusher, "operator"), "ROLLBACK");
+    done(&mut crate::console::console(&api.pgusher, "operator"), "ROLLBACK CONFIG");
     assert_eq!(api.send("POST", "/groups", json!({ "name": "g" })).status, 409);
     assert_eq!(api.send("POST", "/reload", json!({})).ok()["generation"], json!(7));
     api.send("POST", "/groups", json!({ "name": "g" })).ok();

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ADMIN, MANY, Managed, section};
 use crate::house::{Pgusher, eventually, free_port, temporary_folder, warehouse};
@@ -259,6 +259,24 @@ fn resolving_planning_sessions_and_grants() {
     ] {
         assert_eq!(api.send("POST", "/grants", body.clone()).status, status, "{body}");
     }
+    // Of one database: its own grant, beside the one for all.
+    let one = |database: Value| json!({ "user": "raw", "environment": "prod", "database": database, "duration": "1h", "reason": "x" });
+    let made = api.send("POST", "/grants", one(json!("warehouse"))).ok();
+    assert_eq!(
+        (&made["grant"]["database"], &made["grant"]["opens"]),
+        (&json!("warehouse"), &json!(["warehouse"]))
+    );
+    let other = api.send("POST", "/grants", one(Value::Null)).ok();
+    assert_eq!((&other["grant"]["database"], &other["data"]), (&Value::Null, &json!(grant)));
+    assert_eq!(api.get("/grants").ok()["grants"].as_array().unwrap().len(), 2);
+    assert_eq!(api.send("POST", "/grants", one(json!("nowhere"))).status, 404);
+    // What is left opens the same: nothing would change.
+    let planned = api.delete(&format!("/grants/{}?dry_run=true", made["data"].as_str().unwrap())).ok();
+    assert_eq!(planned["plan"], json!([]));
+    for id in [&made["data"], &other["data"]] {
+        api.delete(&format!("/grants/{}", id.as_str().unwrap())).ok();
+    }
+    assert_eq!(api.get("/grants").ok()["grants"], json!([]));
     // The audit can be searched.
     eventually("it is told", || {
         let found = api.get("/audit?event=grant&q=INC-7%20raw").ok();

@@ -1,0 +1,266 @@
+//! A password goes only where it was meant to go: whoever has a token of the API may set passwords, and not have those that
+//! are there sent to another host.
+
+use secrecy::{ExposeSecret, SecretString};
+use toml_edit::{DocumentMut, Item, TableLike};
+
+use super::answer::Problem;
+use super::edit;
+use crate::config::file::{ChannelBinding, SslMode};
+use crate::names::id_of;
+use crate::proxy::{Change, Proxy};
+
+/// Refuses a change by which a password would go to another host or port than until now, or less well guarded, unless the
+/// password came with the change. A reference (`{ file = … }`) stays bound to the host that it was written for: where its
+/// connection leads elsewhere, what came with the change is kept as a secret of its own.
+///
+/// # Errors
+/// 409, with what to do.
+pub fn check(proxy: &Proxy, change: &mut Change<'_>) -> Result<(), Problem> {
+    let before = known(proxy, change)?;
+    let mut own = Vec::new();
+    for (name, connection) in connections(&change.document) {
+        let Some(password) = connection.get("password") else { continue };
+        let is_bound = match change.goes_back {
+            // Mostly it is as it was: then nothing else needs to be looked at.
+            _ if is_as_it_was(&before[0], name, connection, password) => true,
+            false => leads_where_it_led(&before[..1], connection, password),
+            true => led_there_last(&before, name, connection, password),
+        };
+        match change.given.get(name) {
+            _ if is_bound => {}
+            Some(secret) if password.is_table_like() && names(&before[0], password) => {
+                own.push((name.to_owned(), secret.clone()));
+            }
+            Some(_) => {}
+            None => return Err(refused(name, change.goes_back)),
+        }
+    }
+    own.into_iter().try_for_each(|(name, secret)| keep_by_itself(change, &name, &secret))
+}
+
+fn refused(name: &str, goes_back: bool) -> Problem {
+    let what_to_do = match goes_back {
+        false => {
+            "send the password in the same call (passwordUnencrypted; in a whole configuration, password), or edit \
+             the file where pgusher runs"
+        }
+        true => {
+            "change this connection first, together with its password, or go back where pgusher runs (ROLLBACK \
+             CONFIG on the console, or the file)"
+        }
+    };
+    Problem::conflict(format!(
+        "connection {name}: its password was given for another host or port, or for stronger TLS: {what_to_do}"
+    ))
+}
+
+/// What is in force, and, for going back, what was before, the newest first.
+fn known(proxy: &Proxy, change: &Change<'_>) -> Result<Vec<DocumentMut>, Problem> {
+    let now = change.generation.config.source.clone();
+    let earlier = proxy.history().into_iter().rev().filter(|_| change.goes_back);
+    let earlier = earlier.filter_map(|known| proxy.source(known.number));
+    let sources = std::iter::once(now).chain(earlier);
+    let documents: Result<Vec<DocumentMut>, _> =
+        sources.map(|source| source.expose_secret().parse()).collect();
+    documents.map_err(|_| Problem::conflict("the configuration in force cannot be edited"))
+}
+
+fn connections(document: &DocumentMut) -> impl Iterator<Item = (&str, &dyn TableLike)> {
+    let tables = document.get("connections").and_then(Item::as_table_like);
+    let tables = tables.into_iter().flat_map(|tables| tables.iter());
+    tables.filter_map(|(name, item)| Some((name, item.as_table_like()?)))
+}
+
+/// Whether a connection has this password, as it is written.
+fn has(connection: &dyn TableLike, password: &Item) -> bool {
+    connection.get("password").is_some_and(|known| edit::meaning(known) == edit::meaning(password))
+}
+
+fn names(document: &DocumentMut, password: &Item) -> bool {
+    connections(document).any(|(_, connection)| has(connection, password))
+}
+
+fn is_as_it_was(document: &DocumentMut, name: &str, connection: &dyn TableLike, password: &Item) -> bool {
+    let known = document.get("connections").and_then(|tables| tables.get(name)).and_then(Item::as_table_like);
+    known.is_some_and(|known| has(known, password) && is_as_safe(connection, known))
+}
+
+/// The same password goes there already.
+fn leads_where_it_led(before: &[DocumentMut], connection: &dyn TableLike, password: &Item) -> bool {
+    newest(before, connection, |_, known| has(known, password)) == Some(true)
+}
+
+/// The last time that the password was in use it went there, and so did the last password of that connection.
+fn led_there_last(before: &[DocumentMut], name: &str, connection: &dyn TableLike, password: &Item) -> bool {
+    let of_password = newest(before, connection, |_, known| has(known, password));
+    let of_name = newest(before, connection, |other, known| other == name && known.contains_key("password"));
+    of_password == Some(true) && of_name != Some(false)
+}
+
+/// In the newest configuration that has such connections: whether one of them leads where this one does.
+fn newest(
+    before: &[DocumentMut],
+    connection: &dyn TableLike,
+    is_such: impl Fn(&str, &dyn TableLike) -> bool,
+) -> Option<bool> {
+    before.iter().find_map(|document| {
+        let mut such = connections(document).filter(|(name, known)| is_such(name, *known)).peekable();
+        such.peek()?;
+        Some(such.any(|(_, known)| is_as_safe(connection, known)))
+    })
+}
+
+/// Whether what is sent to one connection could as well be sent to the other: the same place, and no weaker guard.
+fn is_as_safe(connection: &dyn TableLike, known: &dyn TableLike) -> bool {
+    let [new, old] = [Guard::of(connection), Guard::of(known)];
+    let verifies = |guard: &Guard| guard.tls >= rank(SslMode::WORDS, "verify-ca");
+    new.place == old.place
+        && new.tls >= old.tls
+        && new.binding >= old.binding
+        && new.iterations >= old.iterations
+        && new.methods == old.methods
+        && (new.root == old.root || !verifies(&old) && old.root.is_null())
+        && (new.revoked == old.revoked || old.revoked.is_null())
+}
+
+/// Where a password goes, and what guards it on its way.
+struct Guard {
+    place: (serde_json::Value, i64),
+    tls: usize,
+    root: serde_json::Value,
+    revoked: serde_json::Value,
+    methods: serde_json::Value,
+    binding: usize,
+    iterations: i64,
+}
+
+impl Guard {
+    fn of(connection: &dyn TableLike) -> Self {
+        let said = |key: &str| connection.get(key).map_or(serde_json::Value::Null, edit::meaning);
+        let word = |key: &str, words: &[&str], default: &str| {
+            rank(words, connection.get(key).and_then(Item::as_str).unwrap_or(default))
+        };
+        let number = |key: &str, default| connection.get(key).and_then(Item::as_integer).unwrap_or(default);
+        Self {
+            place: (said("host"), number("port", 5432)),
+            tls: word("sslmode", SslMode::WORDS, "prefer"),
+            root: said("sslrootcert"),
+            revoked: said("sslcrl"),
+            methods: said("require_auth"),
+            binding: word("channel_binding", ChannelBinding::WORDS, "prefer"),
+            iterations: number("scram_min_iterations", 4096),
+        }
+    }
+}
+
+/// The weakest has 0; so has what is no word, which is refused later.
+fn rank(words: &[&str], word: &str) -> usize {
+    words.iter().position(|known| *known == word).unwrap_or(0)
+}
+
+fn keep_by_itself(change: &mut Change<'_>, name: &str, secret: &SecretString) -> Result<(), Problem> {
+    let value = change.secret(&id_of("connection", name).to_string(), secret).map_err(Problem::ours)?;
+    let connection = edit::needed(&mut change.document, "connections", name)?;
+    // It may be a table of its own, or dotted keys.
+    connection.remove("password");
+    edit::set(connection, "password", Some(value));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(password: &str, rest: &str) -> DocumentMut {
+        let text = format!("[connections.c]\nhost = \"db\"\nusername = \"u\"\npassword = {password}\n{rest}");
+        text.parse().unwrap()
+    }
+
+    fn only(document: &DocumentMut) -> (&dyn TableLike, &Item) {
+        let (_, connection) = connections(document).next().unwrap();
+        (connection, connection.get("password").unwrap())
+    }
+
+    #[test]
+    fn a_password_stays_where_it_is_and_as_well_guarded() {
+        let before = document("{ file = \"c.pw\" }", "sslmode = \"require\"\n");
+        let goes = |text: &str| {
+            let after: DocumentMut = text.parse().unwrap();
+            let (connection, password) = only(&after);
+            leads_where_it_led(std::slice::from_ref(&before), connection, password)
+        };
+        let same = "host = \"db\"\npassword.file = \"c.pw\"\n";
+        for (more, expected) in [
+            ("sslmode = \"require\"", true),
+            ("sslmode = \"require\"\nport = 5432\ndatabase = \"x\"\nusername = \"y\"", true),
+            ("sslmode = \"verify-full\"", true),
+            ("sslmode = \"verify-full\"\nsslrootcert = \"ca.pem\"\nsslcrl = \"crl.pem\"", true),
+            ("sslmode = \"require\"\nchannel_binding = \"require\"", true),
+            ("", false),
+            ("sslmode = \"disable\"", false),
+            ("sslmode = \"require\"\nport = 5433", false),
+            ("sslmode = \"require\"\nchannel_binding = \"disable\"", false),
+            ("sslmode = \"require\"\nscram_min_iterations = 1", false),
+            ("sslmode = \"require\"\nrequire_auth = \"password\"", false),
+        ] {
+            assert_eq!(goes(&format!("[connections.other]\n{same}{more}\n")), expected, "{more}");
+        }
+        let elsewhere =
+            "[connections.c]\nhost = \"evil\"\npassword = { file = \"c.pw\" }\nsslmode = \"require\"\n";
+        assert!(!goes(elsewhere));
+        // Another password of the same host, though it may be the same text.
+        assert!(!goes(
+            "[connections.c]\nhost = \"db\"\npassword = { file = \"d.pw\" }\nsslmode = \"require\"\n"
+        ));
+    }
+
+    #[test]
+    fn a_verified_certificate_is_not_traded_for_another_authority() {
+        let before = document(
+            "\"pw\"",
+            "sslmode = \"verify-full\"\nsslrootcert = \"ours.pem\"\nsslcrl = \"crl.pem\"\n",
+        );
+        for (rest, expected) in [
+            ("sslmode = \"verify-full\"\nsslrootcert = \"ours.pem\"\nsslcrl = \"crl.pem\"\n", true),
+            ("sslmode = \"verify-full\"\nsslrootcert = \"other.pem\"\nsslcrl = \"crl.pem\"\n", false),
+            ("sslmode = \"verify-full\"\nsslcrl = \"crl.pem\"\n", false),
+            ("sslmode = \"verify-full\"\nsslrootcert = \"ours.pem\"\n", false),
+            ("sslmode = \"verify-ca\"\nsslrootcert = \"ours.pem\"\nsslcrl = \"crl.pem\"\n", false),
+        ] {
+            let after = document("\"pw\"", rest);
+            let (connection, password) = only(&after);
+            let goes = leads_where_it_led(std::slice::from_ref(&before), connection, password);
+            assert_eq!(goes, expected, "{rest}");
+        }
+    }
+
+    #[test]
+    fn going_back_takes_a_password_only_where_it_was_last() {
+        let of =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<DocumentMut>>();
+        let (first, second) =
+            ("host = \"a\"\npassword = { file = \"1\" }\n", "host = \"b\"\npassword = { file = \"1\" }\n");
+        let rotated = "host = \"a\"\npassword = { file = \"2\" }\n";
+        let moved = "host = \"b\"\npassword = { file = \"2\" }\n";
+        let c = |text: &str| format!("[connections.c]\n{text}");
+        let d = |text: &str| format!("[connections.d]\n{text}");
+        let target: DocumentMut = c(first).parse().unwrap();
+        let (connection, password) = only(&target);
+        for (what, before, expected) in [
+            ("nothing has changed", vec![c(first)], true),
+            ("it was deleted", vec![String::new(), c(first)], true),
+            ("it was renamed", vec![d(first), c(first)], true),
+            ("its password was changed", vec![c(rotated), c(first)], true),
+            ("its host was changed", vec![c(second), c(first)], false),
+            ("its host, and it was deleted", vec![String::new(), c(second), c(first)], false),
+            ("its host, and it was renamed", vec![d(second), c(first)], false),
+            ("its host, and another has its name", vec![d(second) + &c(rotated), c(first)], false),
+            ("its host and its password", vec![c(moved), c(first)], false),
+            ("its host and its password, and both again", vec![c(rotated), c(moved), c(first)], true),
+        ] {
+            let before: Vec<_> = before.iter().map(String::as_str).collect();
+            assert_eq!(led_there_last(&of(&before), "c", connection, password), expected, "{what}");
+        }
+    }
+}
