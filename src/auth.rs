@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 
 use crate::config::file::AuthType;
 use crate::config::{Config, User};
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::Arrival;
 use crate::names::UserName;
 use crate::tls::ServerTls;
@@ -150,7 +150,11 @@ fn wrong(name: &str, method: AuthType) -> Refusal {
         AuthType::Trust => (SqlState::INVALID_AUTHORIZATION, "\"trust\""),
         _ => (SqlState::INVALID_PASSWORD, "password"),
     };
-    Refusal::new(Fault::Client, state, format!("{method} authentication failed for user \"{name}\""))
+    Refusal::new(
+        Fault::Client,
+        state,
+        format!("{method} authentication failed for user \"{}\"", Shown::name(name)),
+    )
 }
 
 fn no_random() -> Refusal {

@@ -13,10 +13,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::info;
 
-use crate::audit::{self, Event};
+use crate::audit::{self, Event, Refused};
 use crate::config::CONSOLE_DATABASES;
 use crate::config::file::{AuditFailure, Console as Right};
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::Arrival;
 use crate::names::UserName;
 use crate::proxy::{Generation, Proxy};
@@ -58,9 +58,8 @@ pub async fn serve(
                     Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message)
                 }
             };
-            info!(user, peer, sqlstate = refusal.sqlstate.0, cause = %refusal, "console login refused");
-            proxy.counters.refused(&refusal);
-            proxy.audit.record(|| Event::refusal(&refusal, &user, &arrival.startup.database, &peer));
+            let (what, database) = ("console login refused", &arrival.startup.database);
+            proxy.refused(Refused { what, refusal: &refusal, user: &user, database, peer: &peer });
             wire::error_response(&mut arrival.owed, Severity::Fatal, &refusal);
             let _ = timeout(LAST_WORDS, arrival.pay()).await;
             return;
@@ -439,7 +438,7 @@ fn broken() -> Refusal {
 }
 
 fn no_such(what: &str, name: &[u8]) -> Refusal {
-    let message = format!("{what} \"{}\" does not exist", String::from_utf8_lossy(name));
+    let message = format!("{what} \"{}\" does not exist", Shown::bytes(name));
     Refusal::new(Fault::Client, SqlState::INVALID_STATEMENT_NAME, message)
 }
 

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::file::SslMode;
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::stream::{Reader, Socket, Stream};
 use crate::tls::{ALPN, ServerTls, common_name};
 use crate::wire::startup::{self, CancelKey, FirstPacket, MAX_STARTUP_LENGTH, Startup};
@@ -143,7 +143,8 @@ fn arrival(
     if must && !reader.stream.is_tls() && is_tcp(&mut reader.stream) {
         let message = format!(
             "no encryption for user \"{}\", database \"{}\": TLS is required",
-            startup.user, startup.database
+            Shown::name(&startup.user),
+            Shown::name(&startup.database)
         );
         let refusal = Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message);
         return Err(HandshakeError::Refused(Box::new(reader.stream), refusal));

@@ -20,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::attribute;
-use crate::audit::{Audit, Event};
+use crate::audit::{Audit, Event, Refusals, Refused};
 use crate::auth::{Authenticator, Identity};
 use crate::cancel::{Keys, Slot};
 use crate::config::file::{self, PoolMode};
 use crate::config::{Checked, Config, Connection, Host, OnMove, Rejected, Server, Target};
 use crate::engine::{Order, Orders, Timeouts};
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::grants::{Grant, Grants};
 use crate::metrics::Counters;
 use crate::names::{ConnectionName, UserName};
@@ -261,6 +261,7 @@ pub struct Proxy {
     pub counters: Counters,
     /// What is told of it all.
     pub audit: Audit,
+    refusals: Refusals,
     /// Who may go where for a while.
     pub grants: Arc<Grants>,
     /// One for each listener that is open, and for each client that is not in yet.
@@ -306,6 +307,7 @@ impl Proxy {
             listening: AtomicBool::new(false),
             counters: Counters::default(),
             audit,
+            refusals: Refusals::default(),
             door: Arc::default(),
             grants,
             closing: CancellationToken::new(),
@@ -496,7 +498,11 @@ impl Proxy {
     pub fn check_grant(&self, grant: &Grant) -> Result<(), Refusal> {
         let config = &self.generation().config;
         let unknown = |what: &str, name: &str| {
-            Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, format!("there is no {what} \"{name}\""))
+            Refusal::new(
+                Fault::Client,
+                SqlState::UNDEFINED_OBJECT,
+                format!("there is no {what} \"{}\"", Shown::name(name)),
+            )
         };
         if !config.users.contains_key(&grant.user) {
             return Err(unknown("user", grant.user.as_str()));
@@ -631,6 +637,17 @@ impl Proxy {
             format!("too many connections for database \"{}\"", route.base()),
         )?;
         Ok(seat)
+    }
+
+    /// Somebody was not let in: counted, and told unless there are too many of them.
+    pub fn refused(&self, refused: Refused<'_>) {
+        self.counters.refused(refused.refusal);
+        self.refusals.tell(&self.audit, refused);
+    }
+
+    /// Tells what of that was only counted.
+    pub fn sum_up_refusals(&self) {
+        self.refusals.sum_up(&self.audit);
     }
 
     /// A number for a new session.
@@ -810,6 +827,7 @@ impl Proxy {
         let mut interval = tokio::time::interval(TEND_INTERVAL);
         loop {
             interval.tick().await;
+            self.refusals.tend(&self.audit);
             for pool in self.generation().pools.values() {
                 pool.tend();
             }

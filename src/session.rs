@@ -12,13 +12,13 @@ use tokio::time::{Duration, timeout};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
-use crate::audit::{self, Event};
+use crate::audit::{self, Refused};
 use crate::cancel::Slot;
 use crate::config::Config;
 use crate::config::file::{AuditFailure, PoolMode};
 use crate::console;
 use crate::engine::{Cause, End, Engine, Parts};
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
 use crate::pool::{Lease, Pool, Welcome, waited_too_long};
 use crate::proxy::{Asked, Generation, LiveSession, Proxy, Seat};
@@ -41,8 +41,8 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
         match tokio::time::timeout_at(deadline, handshake::open(socket, generation.tls.as_ref())).await {
             Ok(Ok(opened)) => opened,
             Ok(Err(HandshakeError::Refused(stream, refusal))) => {
-                proxy.audit.record(|| Event::refusal(&refusal, "-", "-", &peer));
-                return refuse(*stream, &[], &refusal, "-", "-", &peer).await;
+                proxy.refused(refused(&refusal, "-", "-", &peer));
+                return refuse(*stream, &[], &refusal).await;
             }
             Ok(Err(error)) => return debug!(peer, %error, "no login"),
             Err(_) => return debug!(peer, "client_login_timeout before a login"),
@@ -71,10 +71,8 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
         }
         Err(refusal) => {
             let startup = &arrival.startup;
-            proxy.counters.refused(&refusal);
-            let (user, database) = (startup.user.clone(), startup.database.clone());
-            proxy.audit.record(|| Event::refusal(&refusal, &user, &database, &peer));
-            refuse(arrival.reader.stream, &arrival.owed, &refusal, &user, &database, &peer).await;
+            proxy.refused(refused(&refusal, &startup.user, &startup.database, &peer));
+            refuse(arrival.reader.stream, &arrival.owed, &refusal).await;
         }
     }
 }
@@ -355,7 +353,7 @@ fn farewell(proxy: &Proxy, live: &LiveSession, end: &End, accepted: Instant) {
 /// It cannot be written, and `audit_failure = "refuse"`.
 async fn audit_login(proxy: &Proxy, config: &Config, live: &LiveSession) -> Result<(), Refusal> {
     let login = || {
-        let event = proxy.event("login", live).text("application_name", &live.application_name);
+        let event = proxy.event("login", live).text("application_name", Shown::name(&live.application_name));
         event.maybe("tls", live.tls.as_ref().map(|tls| tls.word()))
     };
     let route = || {
@@ -386,9 +384,13 @@ fn audit_end(proxy: &Proxy, live: &LiveSession, (transactions, bytes): (u64, (u6
     });
 }
 
-/// A client that does not get in is told why, once, behind what it is owed, and there is a line about it.
-async fn refuse(mut stream: Stream, owed: &[u8], refusal: &Refusal, user: &str, database: &str, peer: &str) {
-    info!(user, database, peer, fault = ?refusal.fault, sqlstate = refusal.sqlstate.0, cause = %refusal, "login refused");
+/// A login that did not lead to a session, as it is told.
+fn refused<'a>(refusal: &'a Refusal, user: &'a str, database: &'a str, peer: &'a str) -> Refused<'a> {
+    Refused { what: "login refused", refusal, user, database, peer }
+}
+
+/// A client that does not get in is told why, once, behind what it is owed.
+async fn refuse(mut stream: Stream, owed: &[u8], refusal: &Refusal) {
     let mut out = owed.to_vec();
     wire::error_response(&mut out, Severity::Fatal, refusal);
     let farewell = async {
