@@ -47,7 +47,7 @@ pub async fn serve(
     peer: String,
 ) {
     let user = arrival.startup.user.clone();
-    let logged_in = timeout_at(deadline, log_in(&proxy, &generation, &mut arrival)).await;
+    let logged_in = timeout_at(deadline, log_in(&proxy, &generation, &mut arrival, &peer)).await;
     let (name, right) = match logged_in {
         Ok(Ok(who)) => who,
         refused => {
@@ -97,9 +97,10 @@ async fn log_in(
     proxy: &Proxy,
     generation: &Generation,
     arrival: &mut Arrival,
+    peer: &str,
 ) -> Result<(UserName, Right), Refusal> {
     let config = &generation.config;
-    let identity = proxy.authenticator.authenticate(arrival, config, generation.tls.as_deref()).await?;
+    let identity = proxy.authenticator.authenticate(arrival, generation.terms(), peer).await?;
     let name = identity.user().clone();
     let right = config.users.get(&name).and_then(|user| user.console).ok_or_else(|| {
         let message = format!("user \"{name}\" may not use the console");

@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use crate::attribute;
 use crate::audit::{Audit, Event, Refusals, Refused};
-use crate::auth::{Authenticator, Identity};
+use crate::auth::{Authenticator, Identity, Logins, Terms};
 use crate::cancel::{Keys, Slot};
 use crate::config::file::{self, PoolMode};
 use crate::config::{Checked, Config, Connection, Host, OnMove, Rejected, Server, Target};
@@ -56,6 +56,8 @@ pub struct Generation {
     pub file: file::File,
     /// TLS towards clients.
     pub tls: Option<Arc<ServerTls>>,
+    /// What passwords are checked against.
+    pub logins: Logins,
     /// A pool for each connection.
     pub pools: BTreeMap<ConnectionName, Arc<Pool>>,
     /// Where sessions have gone: one allocation for all that asked the same.
@@ -88,6 +90,11 @@ pub struct Place {
 }
 
 impl Generation {
+    /// What logins are decided by.
+    pub fn terms(&self) -> Terms<'_> {
+        Terms { config: &self.config, logins: &self.logins, tls: self.tls.as_deref() }
+    }
+
     /// Why a session must leave, if it must.
     pub fn moved(&self, session: &LiveSession) -> Option<String> {
         moved(&self.config, &self.grants, self.number, session)
@@ -287,14 +294,16 @@ impl Proxy {
         let timeouts = Timeouts::default();
         timeouts.set(&checked.config.server);
         let grants = Arc::new(Grants::load(checked.config.grants_file()));
-        let generation = build(1, Prepared::of(checked)?, None, &runtimes, &hosts, &grants);
+        let authenticator = Authenticator::new(&checked.config.auth_key_file())?;
+        let logins = authenticator.prepare(&checked.config, None);
+        let generation = build(1, Prepared::of(checked)?, logins, None, &runtimes, &hosts, &grants);
         let history = Mutex::new([Known::in_force(&generation, "start".into())].into());
         Ok(Arc::new(Self {
             path,
             generation: ArcSwap::from_pointee(generation),
             timeouts: Arc::new(timeouts),
             runtimes,
-            authenticator: Authenticator::new()?,
+            authenticator,
             keys: Keys::default(),
             interner: Arc::new(Interner::new()?),
             sessions: DashMap::new(),
@@ -425,8 +434,9 @@ impl Proxy {
         let old = self.generation();
         let warnings = &prepared.checked.warnings;
         warnings.iter().for_each(|w| warn!("{}", warnings.line(w)));
-        let new =
-            Arc::new(build(old.number + 1, prepared, Some(&old), &self.runtimes, &self.hosts, &self.grants));
+        let logins = self.authenticator.prepare(&prepared.checked.config, Some((&old.config, &old.logins)));
+        let (runtimes, hosts, grants) = (&self.runtimes, &self.hosts, &self.grants);
+        let new = Arc::new(build(old.number + 1, prepared, logins, Some(&old), runtimes, hosts, grants));
         self.generation.store(new.clone());
         {
             let mut earlier = self.earlier.lock();
@@ -927,6 +937,7 @@ impl Prepared {
 fn build(
     number: u64,
     prepared: Prepared,
+    logins: Logins,
     old: Option<&Generation>,
     runtimes: &Runtimes,
     hosts: &Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
@@ -956,6 +967,7 @@ fn build(
         config,
         file: checked.file,
         tls: tls.map(Arc::new),
+        logins,
         pools,
         places: DashMap::new(),
         grants: grants.clone(),

@@ -97,7 +97,7 @@ async fn log_in(
 ) -> Result<LoggedIn, Refusal> {
     let config = &generation.config;
     negotiate_version(arrival);
-    let identity = proxy.authenticator.authenticate(arrival, config, generation.tls.as_deref()).await?;
+    let identity = proxy.authenticator.authenticate(arrival, generation.terms(), peer).await?;
     let startup = &arrival.startup;
     if startup.replication {
         return Err(Refusal::new(

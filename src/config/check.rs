@@ -441,7 +441,6 @@ fn users(file: &File, problems: &mut Problems) -> BTreeMap<UserName, Arc<User>> 
                 .unwrap_or(*file.server.max_user_client_connections),
             console: *u.console,
             disabled: *u.disabled,
-            derived: std::sync::OnceLock::new(),
         };
         users.insert(user.name.clone(), Arc::new(user));
     }
