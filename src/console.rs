@@ -20,6 +20,7 @@ use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::Arrival;
 use crate::names::UserName;
 use crate::proxy::{Generation, Proxy};
+use crate::strangers::{Stranger, no_place};
 use crate::stream::Reader;
 use crate::wire::{self, HEADER, Header, Severity, cstr};
 use act::Reply;
@@ -45,9 +46,14 @@ pub async fn serve(
     mut arrival: Box<Arrival>,
     deadline: Instant,
     peer: String,
+    stranger: Stranger,
 ) {
+    stranger.asks_for_console();
     let user = arrival.startup.user.clone();
-    let logged_in = timeout_at(deadline, log_in(&proxy, &generation, &mut arrival, &peer)).await;
+    let logged_in = tokio::select! {
+        logged_in = timeout_at(deadline, log_in(&proxy, &generation, &mut arrival, &peer, &stranger)) => logged_in,
+        () = stranger.must_leave() => Ok(Err(no_place())),
+    };
     let (name, right) = match logged_in {
         Ok(Ok(who)) => who,
         refused => {
@@ -98,6 +104,7 @@ async fn log_in(
     generation: &Generation,
     arrival: &mut Arrival,
     peer: &str,
+    stranger: &Stranger,
 ) -> Result<(UserName, Right), Refusal> {
     let config = &generation.config;
     let identity = proxy.authenticator.authenticate(arrival, generation.terms(), peer).await?;
@@ -107,6 +114,7 @@ async fn log_in(
         Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message)
             .hint("It takes console = \"admin\" or \"stats\" in [users.NAME].")
     })?;
+    stranger.is_operator()?;
     let out = &mut arrival.owed;
     wire::message(out, b'R', |out| out.extend([0; 4]));
     for (name, value) in [

@@ -34,6 +34,7 @@ use crate::plan::{Hit, Plan};
 use crate::pool::{Halt, HostCount, Pool, PoolSettings, Runtimes};
 use crate::relay::{Facts, Interner};
 use crate::route::{self, Route};
+use crate::strangers::Strangers;
 use crate::stream::Tls;
 use crate::tls::{self, ServerTls, TlsError};
 use crate::upstream::Dialer;
@@ -269,6 +270,8 @@ pub struct Proxy {
     /// What is told of it all.
     pub audit: Audit,
     refusals: Refusals,
+    /// Clients that have not proved yet who they are.
+    pub strangers: Arc<Strangers>,
     /// Who may go where for a while.
     pub grants: Arc<Grants>,
     /// One for each listener that is open, and for each client that is not in yet.
@@ -317,6 +320,7 @@ impl Proxy {
             counters: Counters::default(),
             audit,
             refusals: Refusals::default(),
+            strangers: Arc::default(),
             door: Arc::default(),
             grants,
             closing: CancellationToken::new(),

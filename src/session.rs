@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, timeout, timeout_at};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
@@ -24,6 +24,7 @@ use crate::pool::{Lease, Pool, Welcome, waited_too_long};
 use crate::proxy::{Asked, Generation, LiveSession, Proxy, Seat};
 use crate::relay::{Core, Facts, Parameters, SessionSettings};
 use crate::stats::Figure;
+use crate::strangers::{Stranger, no_place};
 use crate::stream::{Socket, Stream};
 use crate::wire::startup::{CancelKey, NEWEST_MINOR, Settings};
 use crate::wire::{self, Severity};
@@ -32,24 +33,27 @@ use crate::wire::{self, Severity};
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Serves one accepted socket until it is closed. Runs on the control runtime; the relay on the other.
-pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
+pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String, stranger: Stranger) {
     let accepted = Instant::now();
     let generation = proxy.generation();
     let limit = *generation.config.server.client_login_timeout;
     let deadline = tokio::time::Instant::from_std(accepted + limit);
-    let opened =
-        match tokio::time::timeout_at(deadline, handshake::open(socket, generation.tls.as_ref())).await {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(HandshakeError::Refused(stream, refusal))) => {
-                proxy.refused(refused(&refusal, "-", "-", &peer));
-                return refuse(*stream, &[], &refusal).await;
-            }
-            Ok(Err(error)) => return debug!(peer, %error, "no login"),
-            Err(_) => return debug!(peer, "client_login_timeout before a login"),
-        };
+    let opened = match timeout_at(deadline, handshake::open(socket, generation.tls.as_ref(), &stranger)).await
+    {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(HandshakeError::Refused(stream, refusal))) => {
+            proxy.refused(refused(&refusal, "-", "-", &peer));
+            return refuse(*stream, &[], &refusal).await;
+        }
+        Ok(Err(error)) => return debug!(peer, %error, "no login"),
+        Err(_) => return debug!(peer, "client_login_timeout before a login"),
+    };
     let mut arrival = match opened {
         Opened::Login(arrival) => arrival,
         Opened::Cancel(key, mut stream) => {
+            if stranger.is_known().is_err() {
+                return;
+            }
             proxy.counters.cancels.fetch_add(1, Ordering::Relaxed);
             let _ = timeout(limit, proxy.keys.cancel(&key)).await;
             let _ = stream.shutdown().await;
@@ -57,9 +61,12 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
         }
     };
     if console::is_database(&arrival.startup.database) {
-        return console::serve(proxy, generation, arrival, deadline, peer).await;
+        return console::serve(proxy, generation, arrival, deadline, peer, stranger).await;
     }
-    let logged_in = tokio::time::timeout_at(deadline, log_in(&proxy, &generation, &mut arrival, &peer)).await;
+    let logged_in = tokio::select! {
+        logged_in = timeout_at(deadline, log_in(&proxy, &generation, &mut arrival, &peer, &stranger)) => logged_in,
+        () = stranger.must_leave() => Ok(Err(no_place())),
+    };
     let logged_in = logged_in.unwrap_or_else(|_| {
         let message = "canceling authentication due to client_login_timeout";
         Err(Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message))
@@ -94,10 +101,12 @@ async fn log_in(
     generation: &Generation,
     arrival: &mut Arrival,
     peer: &str,
+    stranger: &Stranger,
 ) -> Result<LoggedIn, Refusal> {
     let config = &generation.config;
     negotiate_version(arrival);
     let identity = proxy.authenticator.authenticate(arrival, generation.terms(), peer).await?;
+    stranger.is_known()?;
     let startup = &arrival.startup;
     if startup.replication {
         return Err(Refusal::new(

@@ -555,7 +555,8 @@ options! {
         Reload tokens: Named<Token> = Named::default();
         /// How many requests a token has in a minute.
         Reload requests_per_minute: u32 = 60, 1 => 1_000_000;
-        /// How many requests without a right token one address has in a minute; then it is answered nothing else than to wait.
+        /// How many requests without a known token one address has in a minute; then each further one is only told to wait. A
+        /// request with a known token is let in all the same.
         Reload max_failed_requests: u32 = 10, 1 => 1_000_000;
         /// Where passwords are kept that come by the API.
         Reload secrets: SecretStore = SecretStore::File;
