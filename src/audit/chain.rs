@@ -117,6 +117,8 @@ pub(super) struct Chain {
     length: u64,
     /// How long it was when we left it, and which file that was.
     left: Option<(FileId, u64)>,
+    /// `FILE.head` was removed, or another one was put in its place.
+    lost_head: bool,
     /// What is found missing, until a line says so.
     gap: Option<Gap>,
     /// The last one that a line has said.
@@ -137,6 +139,7 @@ impl Chain {
             head: Head::default(),
             length: UNKNOWN,
             left: None,
+            lost_head: false,
             gap: None,
             told: None,
             first: 0,
@@ -168,11 +171,10 @@ impl Chain {
     /// Takes turns with other processes: by the file that `FILE.head` is now.
     fn lock(&mut self) -> io::Result<()> {
         let there = std::fs::metadata(beside(&self.path, ".head")).ok();
-        if there
-            .is_none_or(|there| file_id(&there) != self.head_file.metadata().map_or((0, 0), |m| file_id(&m)))
-        {
+        let ours = file_id(&self.head_file.metadata()?);
+        if there.is_none_or(|there| file_id(&there) != ours) {
             self.head_file = open_head(&self.path)?;
-            self.length = UNKNOWN;
+            (self.lost_head, self.length) = (true, UNKNOWN);
         }
         self.head_file.lock()
     }
@@ -189,6 +191,7 @@ impl Chain {
         let tail = self.catch_up()?;
         let mut lines = Vec::new();
         let mut head = self.head.clone();
+        let first = head.seq + 1;
         if tail != Tail::Whole {
             lines.push(b'\n');
         }
@@ -198,7 +201,6 @@ impl Chain {
         if let Some(gap) = &self.gap {
             push(&mut lines, &mut head, &gap.event());
         }
-        let first = head.seq + 1;
         events.into_iter().for_each(|event| push(&mut lines, &mut head, event));
         if lines.is_empty() {
             return Ok(false);
@@ -213,7 +215,7 @@ impl Chain {
             self.first = first;
         }
         self.length += lines.len() as u64;
-        self.left = Some((file_id(&self.file.metadata()?), self.length));
+        self.left = self.file.metadata().ok().map(|file| (file_id(&file), self.length));
         self.head = head;
         self.told = self.gap.take().or(self.told.take());
         // What is written is written: should this fail, the next one says more.
@@ -254,6 +256,7 @@ impl Chain {
             let found = last.as_ref().map_or(0, |last| last.seq);
             self.gap = Some(Gap { why, known: head.seq, found });
         }
+        self.lost_head = false;
         let follows = |link: &Link| link.seq == head.seq + 1 && link.prev == head.hash;
         let (head, tail) = match serde_json::from_slice::<Link>(&rest).ok().filter(follows) {
             // All but its newline was written.
@@ -291,17 +294,23 @@ impl Chain {
     fn missing(&self, said: Option<&Head>, last: Option<&Head>) -> Option<&'static str> {
         let ours = &self.head;
         match (said, last) {
-            (None, Some(_)) => Some(NO_HEAD),
-            (Some(said), Some(last)) if last.seq < said.seq => Some("lines are missing at the end"),
+            (None, _) if self.lost_head && ours.seq > 0 => return Some(NO_HEAD),
+            // At the start. Later it may be that the disk did not take it.
+            (None, Some(_)) if ours.seq == 0 => return Some(NO_HEAD),
+            (Some(said), Some(last)) if last.seq < said.seq => return Some("lines are missing at the end"),
             (Some(said), Some(last)) if last.seq == said.seq && last.hash != said.hash => {
+                return Some("the last line was changed");
+            }
+            _ => {}
+        }
+        let found = [last, said].into_iter().flatten().max_by_key(|head| head.seq);
+        match found {
+            Some(found) if found.seq == ours.seq && found.hash != ours.hash => {
                 Some("the last line was changed")
             }
-            (Some(said), _) if said.seq < ours.seq => Some("lines of this process are missing at the end"),
-            (Some(said), _) if said.seq == ours.seq && said.hash != ours.hash => {
-                Some("lines of this process were changed")
-            }
-            (None, None) if ours.seq > 0 => Some(NO_HEAD),
-            _ => None,
+            Some(found) if found.seq >= ours.seq => None,
+            _ if ours.seq == 0 => None,
+            _ => Some("lines of this process are missing at the end"),
         }
     }
 
@@ -352,7 +361,7 @@ impl Chain {
         std::fs::rename(&self.path, aside)?;
         self.file = open(&self.path)?;
         self.length = 0;
-        self.left = Some((file_id(&self.file.metadata()?), 0));
+        self.left = self.file.metadata().ok().map(|file| (file_id(&file), 0));
         Ok(())
     }
 }
