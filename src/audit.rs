@@ -3,13 +3,14 @@
 
 mod chain;
 mod read;
+mod refusals;
 mod who;
 
 use std::fmt::{Display, Write};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,14 +19,19 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, SqlState, escape_json};
 use chain::Chain;
 pub use chain::{Head, beside};
 pub use read::{Finding, Verified, files, verify};
+pub use refusals::{Refusals, Refused};
 pub use who::{Question, Visits, who};
 
-/// How many events may wait while the disk takes none; those that come then are counted, and lost.
+/// How many events may wait while the disk takes none, and how many bytes of them; those that come then are counted, and
+/// lost.
 const MAX_WAITING: usize = 65_536;
+const MAX_WAITING_BYTES: usize = 32 << 20;
+/// The longest text of an event, in bytes.
+const MAX_TEXT: usize = 1024;
 /// How many are written at once.
 const MAX_BATCH: usize = 4096;
 /// How long it takes at most until what was written is safe from a power failure, and between two attempts.
@@ -44,12 +50,6 @@ impl Event {
     /// Now.
     pub fn new(name: &'static str) -> Self {
         Self { at: SystemTime::now(), text: format!("\"event\":\"{name}\"") }
-    }
-
-    /// Somebody was not let in.
-    pub fn refusal(refusal: &Refusal, user: &str, database: &str, peer: &str) -> Self {
-        let event = Self::new("refusal").text("user", user).text("database", database).text("peer", peer);
-        event.text("sqlstate", refusal.sqlstate.0).text("why", refusal)
     }
 
     /// With a text.
@@ -90,8 +90,10 @@ impl Event {
     }
 }
 
+/// As JSON, in one line whatever reads it; of a text that is too long, its beginning.
 fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    let end = (0..=text.len().min(MAX_TEXT)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    escape_json(&serde_json::Value::from(&text[..end]).to_string()).into_owned()
 }
 
 /// What a client is told while the audit cannot be written, and `audit_failure = "refuse"`.
@@ -104,6 +106,29 @@ pub fn not_written() -> Refusal {
 struct Entry {
     event: Event,
     written: Option<oneshot::Sender<()>>,
+    _weight: Option<Weight>,
+}
+
+/// What an event weighs as long as it waits.
+struct Weight {
+    state: Arc<State>,
+    bytes: usize,
+}
+
+impl Weight {
+    /// `None` if too much waits already.
+    fn of(event: &Event, state: &Arc<State>) -> Option<Self> {
+        let bytes = event.text.capacity() + size_of::<Entry>();
+        let weight = Self { state: state.clone(), bytes };
+        let waiting = state.waiting.fetch_add(bytes, Ordering::AcqRel);
+        (waiting + bytes <= MAX_WAITING_BYTES).then_some(weight)
+    }
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.state.waiting.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
 }
 
 /// What can be seen of it.
@@ -116,6 +141,9 @@ struct State {
     failures: AtomicU64,
     written: AtomicU64,
     lost: AtomicU64,
+    tampered: AtomicU64,
+    /// Bytes of the events that wait.
+    waiting: AtomicUsize,
     head: Mutex<Head>,
 }
 
@@ -143,6 +171,8 @@ pub struct Seen {
     pub written: u64,
     /// Events that were lost, because too many waited for the disk.
     pub lost: u64,
+    /// How often lines were missing or changed that had been written.
+    pub tampered: u64,
     /// The last line.
     pub head: Head,
 }
@@ -160,6 +190,7 @@ impl Audit {
         let run = format!("{:08x}", u32::from_be_bytes(run));
         let state = Arc::new(State::default());
         *state.head.lock() = chain.head();
+        tell_gap(&mut chain, &state);
         let (sender, receiver) = sync_channel(MAX_WAITING);
         let writer = Writer { chain, state: state.clone(), dirty: torn, reminded: None, batch: Vec::new() };
         let writer = std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&receiver))?;
@@ -175,7 +206,7 @@ impl Audit {
     /// Takes an event, and does not wait for anything.
     pub fn record(&self, event: impl FnOnce() -> Event) {
         if let Some(open) = &self.0 {
-            open.send(Entry { event: event(), written: None });
+            open.send(event(), None);
         }
     }
 
@@ -186,7 +217,7 @@ impl Audit {
             return false;
         }
         let (sender, written) = oneshot::channel();
-        open.send(Entry { event: event(), written: Some(sender) }) && written.await.is_ok()
+        open.send(event(), Some(sender)) && written.await.is_ok()
     }
 
     /// Its figures, if it is on.
@@ -198,6 +229,7 @@ impl Audit {
             failures: get(&state.failures),
             written: get(&state.written),
             lost: get(&state.lost),
+            tampered: get(&state.tampered),
             head: state.head.lock().clone(),
         })
     }
@@ -215,12 +247,28 @@ impl Audit {
 }
 
 impl Open {
-    fn send(&self, entry: Entry) -> bool {
-        let sent = self.sender.lock().as_ref().is_some_and(|sender| sender.try_send(entry).is_ok());
+    fn send(&self, event: Event, written: Option<oneshot::Sender<()>>) -> bool {
+        let weight = Weight::of(&event, &self.state);
+        let sent = weight.is_some() && {
+            let entry = Entry { event, written, _weight: weight };
+            self.sender.lock().as_ref().is_some_and(|sender| sender.try_send(entry).is_ok())
+        };
         if !sent {
             self.state.lost.fetch_add(1, Ordering::Relaxed);
         }
         sent
+    }
+}
+
+/// Lines that were written are missing or changed: the chain says so, and goes on from what is known.
+fn tell_gap(chain: &mut Chain, state: &State) {
+    if let Some(gap) = chain.take_gap() {
+        state.tampered.fetch_add(1, Ordering::Relaxed);
+        let file = chain.path().display();
+        error!(
+            %file, why = gap.why, known = gap.known, found = gap.found,
+            "lines of the audit are missing or were changed: see who can write to its folder, and run pgusher audit verify"
+        );
     }
 }
 
@@ -244,7 +292,7 @@ impl Writer {
             let now = self.state.lost.load(Ordering::Relaxed);
             if now > lost && self.batch.len() < MAX_BATCH {
                 let event = Event::new("lost").number("events", now - lost);
-                self.batch.push(Entry { event, written: None });
+                self.batch.push(Entry { event, written: None, _weight: None });
                 lost = now;
             }
             let mut outcome = if self.batch.is_empty() { Ok(()) } else { self.write() };
@@ -292,6 +340,7 @@ impl Writer {
         self.dirty |= self.chain.append(self.batch.iter().map(|entry| &entry.event))?;
         self.state.written.fetch_add(self.batch.len() as u64, Ordering::Relaxed);
         *self.state.head.lock() = self.chain.head();
+        tell_gap(&mut self.chain, &self.state);
         for entry in self.batch.drain(..) {
             entry.written.map(|written| written.send(()));
         }
@@ -333,5 +382,32 @@ impl Writer {
         if !last {
             std::thread::sleep(SYNC);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_that_wait_are_bounded_in_bytes_and_what_is_written_makes_room() {
+        let state = Arc::new(State::default());
+        let event = Event::new("api").text("path", "x".repeat(100_000));
+        assert!(event.text.len() < 2 * MAX_TEXT, "a text is bounded, too");
+        let mut waiting = Vec::new();
+        while let Some(weight) = Weight::of(&event, &state) {
+            waiting.push(weight);
+        }
+        assert!(waiting.len() > 1_000 && waiting.len() * event.text.len() <= MAX_WAITING_BYTES);
+        waiting.pop();
+        assert!(Weight::of(&event, &state).is_some());
+        waiting.clear();
+        assert_eq!(state.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_text_is_one_line_whatever_it_holds() {
+        assert_eq!(quoted("a\n\u{7f}\u{9b}\u{2028}ä"), "\"a\\n\\u007f\\u009b\\u2028ä\"");
+        assert_eq!(quoted(&"ä".repeat(9_999)).len(), MAX_TEXT + 2);
     }
 }

@@ -1,22 +1,30 @@
 //! Proves who a client is, by the method that its user has, and makes the [`Identity`].
 
 mod exchange;
+mod guesses;
+mod key;
+mod logins;
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use aws_lc_rs::hmac;
 use pgwire::api::auth::sasl::scram::{ScramSecret, ScramServerAuth};
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
 use crate::config::file::AuthType;
 use crate::config::{Config, User};
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::Arrival;
 use crate::names::UserName;
+use crate::stream::Block;
 use crate::tls::ServerTls;
-use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier, Verifier, md5_hex, md5_response};
+use crate::verifier::{ScramVerifier, Verifier, md5_hex, md5_response};
 use exchange::Exchange;
+use guesses::Guesses;
+use key::Key;
+pub use logins::Logins;
 
 /// Somebody whose proof was good. Made only by [`Authenticator::authenticate`].
 #[derive(Debug, Clone)]
@@ -46,24 +54,43 @@ impl Identity {
     }
 }
 
-/// What all logins of a process share: the key that the salts of unknown users come from.
+/// What a login is decided by.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
+    /// Who there is.
+    pub config: &'a Config,
+    /// What their passwords are checked against.
+    pub logins: &'a Logins,
+    /// TLS towards clients.
+    pub tls: Option<&'a ServerTls>,
+}
+
+/// What all logins of a process share: the key that everything is made of which unknown users are shown, and who has
+/// guessed.
 pub struct Authenticator {
-    key: hmac::Key,
+    key: Key,
+    guesses: Guesses,
 }
 
 impl Authenticator {
-    /// With a fresh random key.
+    /// With the key of a file, which is made if it is not there.
     ///
     /// # Errors
     /// The system gives no random bytes.
-    pub fn new() -> Result<Self, getrandom::Error> {
-        let mut key = [0; 32];
-        getrandom::fill(&mut key)?;
-        Ok(Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key) })
+    pub fn new(key_file: &Path) -> Result<Self, getrandom::Error> {
+        Ok(Self { key: Key::of(key_file)?, guesses: Guesses::default() })
+    }
+
+    /// Makes what the logins of a configuration need; what has not changed is taken from the old one. Blocks.
+    pub fn prepare(&self, config: &Config, old: Option<(&Config, &Logins)>) -> Logins {
+        Logins::of(&self.key, config, old)
     }
 
     /// Runs the exchange of the user's method, up to but without `AuthenticationOk`: whoever routes next may
     /// still refuse.
+    ///
+    /// Among the users of one method a name that does not exist does the same work as one that does, and nothing that is
+    /// sent tells them apart (`docs/architecture.md`).
     ///
     /// Not cancel-safe: drop the client with it.
     ///
@@ -73,13 +100,14 @@ impl Authenticator {
     pub async fn authenticate(
         &self,
         arrival: &mut Arrival,
-        config: &Config,
-        tls: Option<&ServerTls>,
+        terms: Terms<'_>,
+        peer: &str,
     ) -> Result<Identity, Refusal> {
+        let Terms { config, logins, tls } = terms;
         let name = arrival.startup.user.clone();
         let user = config.users.get(name.as_str());
         let method = user.map_or(*config.server.auth_type, |u| u.auth_type);
-        let verifier = user.and_then(|u| Verifier::parse(&u.password.as_ref()?.value()).ok());
+        let verifier = logins.verifier(&name);
         let bound = if arrival.reader.stream.is_tls() { tls } else { None };
         let certified = arrival.certificate_name.as_deref() == Some(name.as_str());
         let mut exchange = Exchange::new(arrival);
@@ -87,68 +115,57 @@ impl Authenticator {
             AuthType::Trust => user.is_some(),
             AuthType::Cert => user.is_some() && certified,
             AuthType::Password => {
+                let mock = logins.clear_mock(&self.key, &name);
                 let given = exchange.cleartext().await?;
-                accepts(&name, verifier, given).await
+                accepts(&name, verifier.cloned(), mock, given).await
             }
             AuthType::Md5 => {
                 let mut salt = [0; 4];
                 getrandom::fill(&mut salt).map_err(|_| no_random())?;
                 let given = exchange.md5(salt).await?;
-                accepts_md5(&name, verifier, &given, salt)
+                accepts_md5(&self.key, &name, verifier, &given, salt)
             }
             AuthType::ScramSha256 => {
-                let secret = self.scram_secret(user, verifier).await;
-                let known = secret.is_some();
-                let secret = secret.unwrap_or_else(|| self.mock_secret(&name));
+                // Made for everybody, so that it takes everybody's time.
+                let mock = logins.scram_mock(&self.key, &name);
+                let (shown, is_known) = match verifier {
+                    Some(Verifier::Scram(known)) => (known, true),
+                    _ => (&mock, false),
+                };
                 let plain = ScramServerAuth::new();
                 let scram = bound.map_or(&plain, |tls| &tls.scram);
-                exchange.scram(scram, secret).await? && known
+                exchange.scram(scram, scram_secret(shown.clone())).await? && is_known
             }
         };
+        if !matches!(method, AuthType::Trust | AuthType::Cert) {
+            self.wait(&name, Block::of_peer(peer), config, proved).await;
+        }
         match user {
             Some(user) if proved => allow(user),
             _ => Err(wrong(&name, method)),
         }
     }
 
-    /// What to check a SCRAM proof against; `None` for unknown users and unusable secrets.
-    async fn scram_secret(
-        &self,
-        user: Option<&Arc<User>>,
-        verifier: Option<Verifier>,
-    ) -> Option<ScramSecret> {
-        let verifier = match verifier? {
-            Verifier::Scram(verifier) => verifier,
-            Verifier::Md5(_) => return None,
-            Verifier::Plain(password) => {
-                let user = user?.clone();
-                let salt = self.salt(user.name.as_str());
-                let derive = move || ScramVerifier::derive(password.expose_secret(), salt, SCRAM_ITERATIONS);
-                let work = move || user.derived.get_or_init(derive).clone();
-                tokio::task::spawn_blocking(work).await.ok()?
-            }
+    /// Whoever guesses waits for the answer, also for the right one; there is always some time left for it.
+    async fn wait(&self, name: &str, block: Block, config: &Config, proved: bool) {
+        let free = *config.server.max_failed_logins;
+        let wait = match proved {
+            true => self.guesses.right(name, block, free),
+            false => self.guesses.wrong(name, block, free),
         };
-        Some(ScramSecret::Verifier {
-            salt: verifier.salt,
-            iterations: verifier.iterations as usize,
-            stored_key: verifier.stored_key,
-            server_key: verifier.server_key,
-        })
-    }
-
-    /// The same for every login of this name: an unknown user looks like a known one.
-    fn salt(&self, name: &str) -> Vec<u8> {
-        hmac::sign(&self.key, name.as_bytes()).as_ref()[..16].to_vec()
-    }
-
-    fn mock_secret(&self, name: &str) -> ScramSecret {
-        let key = hmac::sign(&self.key, format!("{name}\0mock").as_bytes()).as_ref().to_vec();
-        ScramSecret::Verifier {
-            salt: self.salt(name),
-            iterations: SCRAM_ITERATIONS as usize,
-            stored_key: key.clone(),
-            server_key: key,
+        let wait = wait.min(*config.server.client_login_timeout / 4);
+        if wait > Duration::ZERO {
+            tokio::time::sleep(wait).await;
         }
+    }
+}
+
+fn scram_secret(verifier: ScramVerifier) -> ScramSecret {
+    ScramSecret::Verifier {
+        salt: verifier.salt,
+        iterations: verifier.iterations as usize,
+        stored_key: verifier.stored_key,
+        server_key: verifier.server_key,
     }
 }
 
@@ -167,37 +184,59 @@ fn wrong(name: &str, method: AuthType) -> Refusal {
         AuthType::Trust => (SqlState::INVALID_AUTHORIZATION, "\"trust\""),
         _ => (SqlState::INVALID_PASSWORD, "password"),
     };
-    Refusal::new(Fault::Client, state, format!("{method} authentication failed for user \"{name}\""))
+    Refusal::new(
+        Fault::Client,
+        state,
+        format!("{method} authentication failed for user \"{}\"", Shown::name(name)),
+    )
 }
 
 fn no_random() -> Refusal {
     Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes")
 }
 
-async fn accepts(name: &str, verifier: Option<Verifier>, given: SecretString) -> bool {
+/// Whether a password given in clear text is the user's. Whoever has no SCRAM verifier, or does not exist, is checked
+/// against a mock, too: it takes as long.
+async fn accepts(
+    name: &str,
+    verifier: Option<Verifier>,
+    mock: Option<ScramVerifier>,
+    given: SecretString,
+) -> bool {
     let name = name.to_owned();
-    let work = move || match verifier {
-        Some(Verifier::Scram(verifier)) => verifier.accepts(given.expose_secret()),
-        Some(Verifier::Md5(hex)) => {
-            equal(&md5_hex([given.expose_secret().as_bytes(), name.as_bytes()]), &hex)
+    let work = move || {
+        let given = given.expose_secret();
+        if let Some(Verifier::Scram(verifier)) = verifier {
+            return verifier.accepts(given);
         }
-        Some(Verifier::Plain(password)) => equal(password.expose_secret(), given.expose_secret()),
-        None => {
-            equal("", given.expose_secret());
-            false
+        if let Some(mock) = mock {
+            std::hint::black_box(mock.accepts(given));
+        }
+        let md5 = md5_hex([given.as_bytes(), name.as_bytes()]);
+        match verifier {
+            Some(Verifier::Md5(hex)) => equal(&md5, &hex),
+            Some(Verifier::Plain(password)) => equal(password.expose_secret(), given),
+            _ => false,
         }
     };
     tokio::task::spawn_blocking(work).await.unwrap_or(false)
 }
 
-/// The client sends `md5` and `md5(md5(password || user) || salt)` in hexadecimal.
-fn accepts_md5(name: &str, verifier: Option<Verifier>, given: &SecretString, salt: [u8; 4]) -> bool {
-    let inner = match verifier {
-        Some(Verifier::Md5(hex)) => hex,
-        Some(Verifier::Plain(password)) => md5_hex([password.expose_secret().as_bytes(), name.as_bytes()]),
-        Some(Verifier::Scram(_)) | None => return false,
+/// The client sends `md5` and `md5(md5(password || user) || salt)` in hexadecimal. Whoever has nothing that this can be
+/// checked against is checked against what nobody knows.
+fn accepts_md5(
+    key: &Key,
+    name: &str,
+    verifier: Option<&Verifier>,
+    given: &SecretString,
+    salt: [u8; 4],
+) -> bool {
+    let mock = md5_hex([&key.sign(&[b"md5", name.as_bytes()]), b""]);
+    let (stored, is_known) = match verifier {
+        Some(Verifier::Md5(hex)) => (hex, true),
+        _ => (&mock, false),
     };
-    equal(&md5_response(&inner, salt), given.expose_secret())
+    equal(&md5_response(stored, salt), given.expose_secret()) && is_known
 }
 
 /// In a time that does not tell where they differ.

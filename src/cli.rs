@@ -2,6 +2,7 @@
 
 mod apply;
 mod audit;
+mod log;
 mod operator;
 mod serve;
 mod service;

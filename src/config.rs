@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -19,7 +19,6 @@ use uuid::Uuid;
 use crate::files;
 use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
 use crate::secret::Secret;
-use crate::verifier::ScramVerifier;
 use file::{
     AuthType, ChannelBinding, Console, Isolation, OnUnmatched, PoolMode, Role, SecretStore, SslMode,
     SslNegotiation,
@@ -337,8 +336,6 @@ pub struct User {
     pub console: Option<Console>,
     /// May not log in.
     pub disabled: bool,
-    /// The SCRAM verifier of a plain password, derived at the first login that needs it.
-    pub derived: OnceLock<ScramVerifier>,
 }
 
 impl Config {
@@ -357,6 +354,22 @@ impl Config {
         match std::env::var_os("STATE_DIRECTORY") {
             Some(folder) => Path::new(&folder).join(&**self.server.grants_file),
             None => self.beside(&self.server.grants_file),
+        }
+    }
+
+    /// Where the key of logins is: by default `FILE.key`; a relative path is meant as that of the grants is.
+    pub fn auth_key_file(&self) -> PathBuf {
+        let name = self.server.auth_key_file.as_deref().map_or_else(
+            || {
+                let mut name = self.path.file_name().unwrap_or_default().to_owned();
+                name.push(".key");
+                PathBuf::from(name)
+            },
+            PathBuf::from,
+        );
+        match std::env::var_os("STATE_DIRECTORY") {
+            Some(folder) => Path::new(&folder).join(name),
+            None => self.path.parent().unwrap_or(Path::new("")).join(name),
         }
     }
 

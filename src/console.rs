@@ -13,13 +13,15 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::info;
 
-use crate::audit::{self, Event};
+use crate::audit::{self, Event, Refused};
+use crate::auth::Terms;
 use crate::config::CONSOLE_DATABASES;
 use crate::config::file::{AuditFailure, Console as Right};
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::Arrival;
 use crate::names::UserName;
 use crate::proxy::{Generation, Proxy};
+use crate::strangers::{Stranger, no_place};
 use crate::stream::Reader;
 use crate::wire::{self, HEADER, Header, Severity, cstr};
 use act::Reply;
@@ -45,9 +47,14 @@ pub async fn serve(
     mut arrival: Box<Arrival>,
     deadline: Instant,
     peer: String,
+    stranger: Stranger,
 ) {
+    stranger.asks_for_console();
     let user = arrival.startup.user.clone();
-    let logged_in = timeout_at(deadline, log_in(&proxy, &generation, &mut arrival)).await;
+    let logged_in = tokio::select! {
+        logged_in = timeout_at(deadline, log_in(&proxy, &generation, &mut arrival, &peer, &stranger)) => logged_in,
+        () = stranger.must_leave() => Ok(Err(no_place())),
+    };
     let (name, right) = match logged_in {
         Ok(Ok(who)) => who,
         refused => {
@@ -58,9 +65,8 @@ pub async fn serve(
                     Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message)
                 }
             };
-            info!(user, peer, sqlstate = refusal.sqlstate.0, cause = %refusal, "console login refused");
-            proxy.counters.refused(&refusal);
-            proxy.audit.record(|| Event::refusal(&refusal, &user, &arrival.startup.database, &peer));
+            let (what, database) = ("console login refused", &arrival.startup.database);
+            proxy.refused(Refused { what, refusal: &refusal, user: &user, database, peer: &peer });
             wire::error_response(&mut arrival.owed, Severity::Fatal, &refusal);
             let _ = timeout(LAST_WORDS, arrival.pay()).await;
             return;
@@ -98,10 +104,13 @@ async fn log_in(
     proxy: &Proxy,
     generation: &Generation,
     arrival: &mut Arrival,
+    peer: &str,
+    stranger: &Stranger,
 ) -> Result<(UserName, Right), Refusal> {
     let proved = proxy.generation();
-    let identity =
-        proxy.authenticator.authenticate(arrival, &proved.config, generation.tls.as_deref()).await?;
+    // TLS was made with what was in force when the socket was accepted.
+    let terms = Terms { tls: generation.tls.as_deref(), ..proved.terms() };
+    let identity = proxy.authenticator.authenticate(arrival, terms, peer).await?;
     let name = identity.user().clone();
     // By what is in force now: the proof may have taken long.
     let now = proxy.generation();
@@ -111,6 +120,7 @@ async fn log_in(
         Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message)
             .hint("It takes console = \"admin\" or \"stats\" in [users.NAME].")
     })?;
+    stranger.is_operator()?;
     let out = &mut arrival.owed;
     wire::message(out, b'R', |out| out.extend([0; 4]));
     for (name, value) in [
@@ -490,7 +500,7 @@ fn broken() -> Refusal {
 }
 
 fn no_such(what: &str, name: &[u8]) -> Refusal {
-    let message = format!("{what} \"{}\" does not exist", String::from_utf8_lossy(name));
+    let message = format!("{what} \"{}\" does not exist", Shown::bytes(name));
     Refusal::new(Fault::Client, SqlState::INVALID_STATEMENT_NAME, message)
 }
 

@@ -1,7 +1,7 @@
 //! What a client is told when pgusher refuses or loses it, and whose fault that is.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write};
 
 /// Whose fault a failure is: what the log says and the counters count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +67,85 @@ impl SqlState {
     pub const IDLE_IN_TRANSACTION_TIMEOUT: Self = Self("25P03");
     /// `internal_error`
     pub const INTERNAL: Self = Self("XX000");
+}
+
+/// The longest name that is shown, in bytes: PostgreSQL's `NAMEDATALEN - 1`.
+const MAX_NAME: usize = 63;
+/// The longest sentence that is shown, in bytes.
+const MAX_SENTENCE: usize = 512;
+
+/// A text that somebody else sent, as it may stand in a message, a log, an audit or a notice: short, and on one line.
+/// Whatever a terminal or a reader of lines would obey (control characters, line separators, marks that turn the
+/// direction of writing) is escaped as Rust escapes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown(String);
+
+impl Shown {
+    /// A name or a value: at most 63 bytes, as PostgreSQL cuts names.
+    pub fn name(text: &str) -> Self {
+        Self::within(text, MAX_NAME)
+    }
+
+    /// The same, of bytes that may not be UTF-8.
+    pub fn bytes(text: &[u8]) -> Self {
+        // No more is looked at than can be shown.
+        Self::name(&String::from_utf8_lossy(&text[..text.len().min(2 * MAX_NAME)]))
+    }
+
+    /// A whole sentence: at most 512 bytes.
+    pub fn sentence(text: &str) -> Self {
+        Self::within(text, MAX_SENTENCE)
+    }
+
+    /// At most so many bytes, cut where a character, or what stands for it, ends.
+    pub fn within(text: &str, limit: usize) -> Self {
+        let mut shown = String::with_capacity(text.len().min(limit));
+        for c in text.chars() {
+            let before = shown.len();
+            if is_obeyed(c) {
+                let _ = write!(shown, "{}", c.escape_default());
+            } else {
+                shown.push(c);
+            }
+            if shown.len() > limit {
+                shown.truncate(before);
+                break;
+            }
+        }
+        Self(shown)
+    }
+
+    /// As it is shown.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether a character does something in place of being seen.
+pub fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// A JSON text in which every character that would be obeyed is written as an escape: it means the same.
+pub fn escape_json(json: &str) -> Cow<'_, str> {
+    if !json.contains(is_obeyed) {
+        return json.into();
+    }
+    let escape = |mut out: String, c: char| {
+        match is_obeyed(c) {
+            true => drop(write!(out, "\\u{:04x}", u32::from(c))),
+            false => out.push(c),
+        }
+        out
+    };
+    json.chars().fold(String::with_capacity(json.len() + 16), escape).into()
 }
 
 /// What PostgreSQL says of a statement or a setting, and of nothing that is about the login itself.
@@ -147,3 +226,28 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_send_is_shown_short_and_on_one_line() {
+        for (text, shown) in [
+            ("alice", "alice"),
+            ("x\n2026-11-27T00:00:00.000000Z  INFO forged", "x\\n2026-11-27T00:00:00.000000Z  INFO forged"),
+            ("\u{1b}[2J\r\t\u{7f}\u{9b}", "\\u{1b}[2J\\r\\t\\u{7f}\\u{9b}"),
+            ("a\u{2028}b\u{202e}c", "a\\u{2028}b\\u{202e}c"),
+            ("käse 😀", "käse 😀"),
+        ] {
+            assert_eq!(Shown::name(text).as_str(), shown);
+        }
+        assert_eq!(Shown::name(&"n".repeat(10_000)).as_str(), "n".repeat(63));
+        assert_eq!(Shown::bytes(&[b'n'; 10_000]).as_str(), "n".repeat(63));
+        // Neither a character nor an escape is cut in two.
+        assert_eq!(Shown::name(&"ä".repeat(63)).as_str(), "ä".repeat(31));
+        assert_eq!(Shown::name(&"\u{1}".repeat(4_900)).as_str(), "\\u{1}".repeat(12));
+        assert_eq!(Shown::bytes(b"\xff\xfe\0").as_str(), "\u{fffd}\u{fffd}\\u{0}");
+        assert!(Shown::sentence(&"\u{7}".repeat(9_000)).as_str().len() <= MAX_SENTENCE);
+    }
+}

@@ -12,7 +12,8 @@ use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::file::SslMode;
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
+use crate::strangers::{Stranger, no_place};
 use crate::stream::{Reader, Socket, Stream};
 use crate::tls::{ALPN, ServerTls, common_name};
 use crate::wire::startup::{self, CancelKey, FirstPacket, MAX_STARTUP_LENGTH, Startup};
@@ -72,16 +73,21 @@ impl Arrival {
     }
 }
 
-/// Reads until the client has said what it wants. Without a deadline of its own: the caller has one.
+/// Reads until the client has said what it wants, or has to make room for others. Without a deadline of its own: the caller
+/// has one.
 ///
 /// Not cancel-safe: a dropped handshake has lost bytes; drop the socket too.
 ///
 /// # Errors
 /// See [`HandshakeError`].
-pub async fn open(socket: Socket, tls: Option<&Arc<ServerTls>>) -> Result<Opened, HandshakeError> {
+pub async fn open(
+    socket: Socket,
+    tls: Option<&Arc<ServerTls>>,
+    stranger: &Stranger,
+) -> Result<Opened, HandshakeError> {
     let mut reader = Reader::new(Stream::Plain(socket));
-    if tls.is_some() && reader.fill(1).await?.first() == Some(&TLS_HANDSHAKE) {
-        reader = accept_tls(reader, tls).await?;
+    if tls.is_some() && first_byte(&mut reader, stranger).await? == Some(TLS_HANDSHAKE) {
+        reader = accept_tls(reader, tls, stranger).await?;
         let Stream::Server(established) = &reader.stream else {
             return Err(HandshakeError::Silent("no TLS"));
         };
@@ -91,7 +97,10 @@ pub async fn open(socket: Socket, tls: Option<&Arc<ServerTls>>) -> Result<Opened
     }
     let (mut asked_ssl, mut asked_gss) = (reader.stream.is_tls(), reader.stream.is_tls());
     loop {
-        let packet = read_packet(&mut reader).await?;
+        let packet = tokio::select! {
+            packet = read_packet(&mut reader) => packet?,
+            () = stranger.must_leave() => return makes_room(reader),
+        };
         let parsed = match startup::parse(&packet) {
             Ok(parsed) => parsed,
             Err(refusal) => return Err(HandshakeError::Refused(Box::new(reader.stream), refusal)),
@@ -109,7 +118,7 @@ pub async fn open(socket: Socket, tls: Option<&Arc<ServerTls>>) -> Result<Opened
                 }
                 if answer == b"S" {
                     asked_gss = true;
-                    reader = accept_tls(reader, tls).await?;
+                    reader = accept_tls(reader, tls, stranger).await?;
                 }
             }
             FirstPacket::GssEnc if !asked_gss => {
@@ -143,7 +152,8 @@ fn arrival(
     if must && !reader.stream.is_tls() && is_tcp(&mut reader.stream) {
         let message = format!(
             "no encryption for user \"{}\", database \"{}\": TLS is required",
-            startup.user, startup.database
+            Shown::name(&startup.user),
+            Shown::name(&startup.database)
         );
         let refusal = Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message);
         return Err(HandshakeError::Refused(Box::new(reader.stream), refusal));
@@ -151,17 +161,37 @@ fn arrival(
     Ok(Opened::Login(Box::new(Arrival { reader, owed: Vec::new(), startup, certificate_name })))
 }
 
+/// One that is told to leave before it has said anything reads why, should it ever read.
+fn makes_room<T>(reader: Reader) -> Result<T, HandshakeError> {
+    Err(HandshakeError::Refused(Box::new(reader.stream), no_place()))
+}
+
+/// The first byte, which stays to be read. One that has to make room gets none, and is told when its packet is read.
+async fn first_byte(reader: &mut Reader, stranger: &Stranger) -> Result<Option<u8>, HandshakeError> {
+    tokio::select! {
+        bytes = reader.fill(1) => Ok(bytes?.first().copied()),
+        () = stranger.must_leave() => Ok(None),
+    }
+}
+
 fn is_tcp(stream: &mut Stream) -> bool {
     matches!(stream.socket_mut(), Socket::Tcp(_))
 }
 
 /// TLS; what was read ahead of it is its beginning.
-async fn accept_tls(reader: Reader, tls: Option<&Arc<ServerTls>>) -> Result<Reader, HandshakeError> {
+async fn accept_tls(
+    reader: Reader,
+    tls: Option<&Arc<ServerTls>>,
+    stranger: &Stranger,
+) -> Result<Reader, HandshakeError> {
     let (Some(tls), beginning, Stream::Plain(socket)) = (tls, reader.ahead().to_vec(), reader.stream) else {
         return Err(HandshakeError::Silent("TLS within TLS"));
     };
     let acceptor = TlsAcceptor::from(tls.config.clone());
-    let stream = acceptor.accept_with(socket, |session| feed(session, &beginning)).await?;
+    let stream = tokio::select! {
+        stream = acceptor.accept_with(socket, |session| feed(session, &beginning)) => stream?,
+        () = stranger.must_leave() => return Err(HandshakeError::Silent("made room during TLS")),
+    };
     Ok(Reader::new(Stream::Server(Box::new(stream))))
 }
 

@@ -15,6 +15,7 @@ pub mod wire;
 pub mod stream;
 pub mod tls;
 // ── the path of a client ──
+pub mod strangers;
 pub mod handshake;
 pub mod auth;
 pub mod audit;

@@ -1,10 +1,9 @@
 //! Binds, accepts, and starts a session for each client.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use listenfd::ListenFd;
@@ -12,10 +11,13 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::{info, warn};
 
+use crate::audit::Refused;
 use crate::config::{ListenAddress, Server};
 use crate::proxy::Proxy;
 use crate::session;
-use crate::stream::{self, Socket};
+use crate::strangers::{Places, no_place};
+use crate::stream::{self, Block, Socket};
+use crate::wire::{self, Severity, startup::MAX_STARTUP_LENGTH};
 
 const BACKLOG: i32 = 4096;
 /// How long accepting rests when the system has no more descriptors or memory.
@@ -140,14 +142,13 @@ fn keep_alive(socket: &SockRef<'_>, keepidle: Duration) {
 /// Accepts clients until the proxy closes. Who waits in the queue of a socket that is not ours, waits for the next process.
 pub async fn run(proxy: Arc<Proxy>, listener: Listener, is_ours: bool) {
     let _open = proxy.door.clone();
-    let open = Arc::new(AtomicUsize::new(0));
     let mut keepidle = *proxy.generation().config.server.tcp_keepidle;
     loop {
         let accepted = tokio::select! {
             biased;
             () = proxy.closing.cancelled() => {
                 if is_ours {
-                    last_ones(&proxy, listener, &open);
+                    last_ones(&proxy, listener);
                 }
                 return;
             }
@@ -163,12 +164,13 @@ pub async fn run(proxy: Arc<Proxy>, listener: Listener, is_ours: bool) {
                     keep_alive(&listener.into(), keepidle);
                     keep_alive(&tcp.into(), keepidle);
                 }
-                start(&proxy, socket, peer, &open);
+                start(&proxy, socket, peer);
             }
             Err(error) => {
                 // ECONNABORTED is about one client that has left; the others are about us.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     warn!(%error, "cannot accept clients for a moment");
+                    proxy.strangers.make_room();
                     tokio::time::sleep(REST).await;
                 }
             }
@@ -177,14 +179,14 @@ pub async fn run(proxy: Arc<Proxy>, listener: Listener, is_ours: bool) {
 }
 
 /// Those whose connections the system has already made: to close on them would reset them.
-fn last_ones(proxy: &Arc<Proxy>, listener: Listener, open: &Arc<AtomicUsize>) {
+fn last_ones(proxy: &Arc<Proxy>, listener: Listener) {
     // Asked of the system itself: the runtime may not have heard of them yet.
     match listener {
         Listener::Tcp(tcp) => {
             let Ok(tcp) = tcp.into_std() else { return };
             while let Ok((stream, peer)) = tcp.accept() {
                 if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                    start(proxy, Socket::Tcp(stream), peer.to_string(), open);
+                    start(proxy, Socket::Tcp(stream), peer.to_string());
                 }
             }
         }
@@ -192,7 +194,7 @@ fn last_ones(proxy: &Arc<Proxy>, listener: Listener, open: &Arc<AtomicUsize>) {
             let Ok(unix) = unix.into_std() else { return };
             while let Ok((stream, _)) = unix.accept() {
                 if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)) {
-                    start(proxy, Socket::Unix(stream), "unix".to_owned(), open);
+                    start(proxy, Socket::Unix(stream), "unix".to_owned());
                 }
             }
         }
@@ -212,21 +214,45 @@ async fn accept(listener: &Listener) -> io::Result<(Socket, String)> {
     }
 }
 
-fn start(proxy: &Arc<Proxy>, socket: Socket, peer: String, logging_in: &Arc<AtomicUsize>) {
-    let generation = proxy.generation();
-    let most = *generation.config.server.max_client_conn as usize + BEYOND;
-    if logging_in.fetch_add(1, Ordering::AcqRel) >= most {
-        logging_in.fetch_sub(1, Ordering::AcqRel);
-        return;
-    }
-    let (proxy, logging_in) = (proxy.clone(), logging_in.clone());
+fn start(proxy: &Arc<Proxy>, socket: Socket, peer: String) {
+    let server = &proxy.generation().config.server;
+    let places = Places {
+        all: *server.max_client_conn as usize + BEYOND,
+        reserved: *server.reserved_connections as usize,
+    };
+    let Some(stranger) = proxy.strangers.enter(Block::of_peer(&peer), places) else {
+        return turn_away(proxy, socket, &peer);
+    };
+    let proxy = proxy.clone();
     let tasks = proxy.runtimes.tasks.clone();
     let arriving = proxy.door.clone();
     tasks.spawn(async move {
         let _arriving = arriving;
-        session::serve(proxy, socket, peer).await;
-        logging_in.fetch_sub(1, Ordering::AcqRel);
+        session::serve(proxy, socket, peer, stranger).await;
     });
+}
+
+/// There is no place for it: it is told so at once, as far as the system takes that without waiting.
+fn turn_away(proxy: &Proxy, socket: Socket, peer: &str) {
+    let refusal = no_place();
+    proxy.refused(Refused { what: "login refused", refusal: &refusal, user: "-", database: "-", peer });
+    let mut answer = Vec::new();
+    wire::error_response(&mut answer, Severity::Fatal, &refusal);
+    // What it has sent is read: a close on unread bytes would take the answer away again.
+    let mut unread = [0; MAX_STARTUP_LENGTH];
+    match socket {
+        Socket::Tcp(tcp) => {
+            let Ok(mut tcp) = tcp.into_std() else { return };
+            let _ = tcp.read(&mut unread);
+            let _ = tcp.write(&answer);
+        }
+        Socket::Unix(unix) => {
+            let Ok(mut unix) = unix.into_std() else { return };
+            let _ = unix.read(&mut unread);
+            let _ = unix.write(&answer);
+        }
+        Socket::Moving(_) => {}
+    }
 }
 
 /// Says in the log where clients can come.

@@ -208,6 +208,12 @@ fn process(
         )?;
         family(encoder, "audit_lines", "Lines of the audit", one(Sample::Counter(audit.written)))?;
         family(encoder, "audit_lost", "Events that the audit has lost", one(Sample::Counter(audit.lost)))?;
+        family(
+            encoder,
+            "audit_tampered",
+            "How often lines of the audit were missing or changed that had been written",
+            one(Sample::Counter(audit.tampered)),
+        )?;
     }
     let refusals = counters.refusals.lock().clone();
     let refusals = refusals.into_iter().map(|((sqlstate, fault), count)| {

@@ -21,13 +21,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::attribute;
-use crate::audit::{Audit, Event};
-use crate::auth::{Authenticator, Identity};
+use crate::audit::{Audit, Event, Refusals, Refused};
+use crate::auth::{Authenticator, Identity, Logins, Terms};
 use crate::cancel::{Keys, Slot};
 use crate::config::file::{self, PoolMode};
 use crate::config::{Config, Connection, Host, OnMove, Outside, Rejected, Server, Target};
 use crate::engine::{Order, Orders, Timeouts};
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::grants::{Grant, Grants, Which};
 use crate::metrics::Counters;
 use crate::names::{ConnectionName, UserName};
@@ -36,6 +36,7 @@ use crate::pool::{HostCount, Pool, PoolSettings, Runtimes};
 use crate::prepare::{self, Prepared};
 use crate::relay::{Facts, Interner};
 use crate::route::{self, Route};
+use crate::strangers::Strangers;
 use crate::stream::Tls;
 use crate::tls::ServerTls;
 use crate::upstream::Dialer;
@@ -59,6 +60,8 @@ pub struct Generation {
     pub file: file::File,
     /// TLS towards clients.
     pub tls: Option<Arc<ServerTls>>,
+    /// What passwords are checked against.
+    pub logins: Logins,
     /// A pool for each connection.
     pub pools: BTreeMap<ConnectionName, Arc<Pool>>,
     /// Where sessions have gone: one allocation for all that asked the same.
@@ -91,6 +94,11 @@ pub struct Place {
 }
 
 impl Generation {
+    /// What logins are decided by.
+    pub fn terms(&self) -> Terms<'_> {
+        Terms { config: &self.config, logins: &self.logins, tls: self.tls.as_deref() }
+    }
+
     /// Why a session must leave, if it must.
     pub fn moved(&self, session: &LiveSession) -> Option<String> {
         moved(&self.config, &self.grants, self.number, session)
@@ -256,6 +264,9 @@ pub struct Proxy {
     pub counters: Counters,
     /// What is told of it all.
     pub audit: Audit,
+    refusals: Refusals,
+    /// Clients that have not proved yet who they are.
+    pub strangers: Arc<Strangers>,
     /// Who may go where for a while.
     pub grants: Arc<Grants>,
     /// One for each listener that is open, and for each client that is not in yet.
@@ -288,14 +299,16 @@ impl Proxy {
         let timeouts = Timeouts::default();
         timeouts.set(&config.server);
         let grants = Arc::new(Grants::load(config.grants_file()));
-        let generation = build(1, prepared, None, &runtimes, &hosts, &grants);
+        let authenticator = Authenticator::new(&config.auth_key_file())?;
+        let logins = authenticator.prepare(config, None);
+        let generation = build(1, prepared, logins, None, &runtimes, &hosts, &grants);
         let history = Mutex::new([Known::in_force(&generation, "start".into())].into());
         Ok(Arc::new(Self {
             path,
             generation: ArcSwap::from_pointee(generation),
             timeouts: Arc::new(timeouts),
             runtimes,
-            authenticator: Authenticator::new()?,
+            authenticator,
             keys: Keys::default(),
             interner: Arc::new(Interner::new()?),
             sessions: DashMap::new(),
@@ -308,6 +321,8 @@ impl Proxy {
             listening: AtomicBool::new(false),
             counters: Counters::default(),
             audit,
+            refusals: Refusals::default(),
+            strangers: Arc::default(),
             door: Arc::default(),
             grants,
             closing: CancellationToken::new(),
@@ -413,11 +428,12 @@ impl Proxy {
         let old = self.generation();
         let warnings = &prepared.checked.warnings;
         warnings.iter().for_each(|w| warn!("{}", warnings.line(w)));
+        let logins = self.authenticator.prepare(&prepared.checked.config, Some((&old.config, &old.logins)));
         let new = {
             // No order may fall between what is built and what is in force.
             let mut standing = self.standing.lock();
-            let new = build(old.number + 1, prepared, Some(&old), &self.runtimes, &self.hosts, &self.grants);
-            let new = Arc::new(new);
+            let (runtimes, hosts, grants) = (&self.runtimes, &self.hosts, &self.grants);
+            let new = Arc::new(build(old.number + 1, prepared, logins, Some(&old), runtimes, hosts, grants));
             standing.apply(&old, &new);
             self.generation.store(new.clone());
             new
@@ -498,7 +514,11 @@ impl Proxy {
     pub fn check_grant(&self, grant: &Grant) -> Result<(), Refusal> {
         let config = &self.generation().config;
         let unknown = |what: &str, name: &str| {
-            Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, format!("there is no {what} \"{name}\""))
+            Refusal::new(
+                Fault::Client,
+                SqlState::UNDEFINED_OBJECT,
+                format!("there is no {what} \"{}\"", Shown::name(name)),
+            )
         };
         if !config.users.contains_key(&grant.user) {
             return Err(unknown("user", grant.user.as_str()));
@@ -653,6 +673,17 @@ impl Proxy {
             format!("too many connections for database \"{}\"", route.base()),
         )?;
         Ok(seat)
+    }
+
+    /// Somebody was not let in: counted, and told unless there are too many of them.
+    pub fn refused(&self, refused: Refused<'_>) {
+        self.counters.refused(refused.refusal);
+        self.refusals.tell(&self.audit, refused);
+    }
+
+    /// Tells what of that was only counted.
+    pub fn sum_up_refusals(&self) {
+        self.refusals.sum_up(&self.audit);
     }
 
     /// A number for a new session.
@@ -837,6 +868,7 @@ impl Proxy {
         let mut interval = tokio::time::interval(TEND_INTERVAL);
         loop {
             interval.tick().await;
+            self.refusals.tend(&self.audit);
             for pool in self.generation().pools.values() {
                 pool.tend();
             }
@@ -919,6 +951,7 @@ fn moved(config: &Config, grants: &Grants, number: u64, session: &LiveSession) -
 fn build(
     number: u64,
     prepared: Prepared,
+    logins: Logins,
     old: Option<&Generation>,
     runtimes: &Runtimes,
     hosts: &Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
@@ -949,6 +982,7 @@ fn build(
         config,
         file: checked.file,
         tls: tls.map(Arc::new),
+        logins,
         pools,
         places: DashMap::new(),
         grants: grants.clone(),

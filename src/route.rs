@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::attribute::{self, Attributes, Origin};
 use crate::config::file::OnUnmatched;
 use crate::config::{Base, Checked, Config, Connection, Draft, Environment, Outside, Rejected};
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::grants::Grant;
 use crate::names::{AttributeName, ConnectionName, EnvironmentName, UserName};
 
@@ -167,7 +167,7 @@ pub fn resolve(
         return Err(Refusal::new(
             Fault::Client,
             SqlState::UNKNOWN_DATABASE,
-            format!("database \"{database}\" does not exist"),
+            format!("database \"{}\" does not exist", Shown::name(database)),
         ));
     };
     let question = Question { connection, base, user: attributes.user() };
@@ -317,8 +317,9 @@ impl<'a> Question<'a> {
             return Ok(*place);
         }
         let names: Vec<&str> = allowed.iter().map(|p| self.name(*p).as_str()).collect();
+        let shown = Shown::name(name);
         let refusal =
-            self.refusal(format!("environment \"{name}\" is not permitted for user \"{}\"", self.user));
+            self.refusal(format!("environment \"{shown}\" is not permitted for user \"{}\"", self.user));
         Err(if names.is_empty() {
             refusal.detail("This user may use no environment of this database.")
         } else {

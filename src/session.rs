@@ -9,24 +9,25 @@ use std::time::{Instant, SystemTime};
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, timeout, timeout_at};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
-use crate::audit::{self, Event};
-use crate::auth::Identity;
+use crate::audit::{self, Refused};
+use crate::auth::{Identity, Terms};
 use crate::cancel::Slot;
 use crate::config::Config;
 use crate::config::file::{AuditFailure, PoolMode};
 use crate::console;
 use crate::engine::{Cause, End, Engine, Parts};
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
 use crate::names::UserName;
 use crate::pool::{Lease, Pool, Welcome, waited_too_long};
 use crate::proxy::{Asked, Generation, LiveSession, Place, Proxy, Seat};
 use crate::relay::{Core, Facts, Parameters, SessionSettings};
 use crate::stats::Figure;
+use crate::strangers::{Stranger, no_place};
 use crate::stream::{Socket, Stream};
 use crate::wire::startup::{CancelKey, NEWEST_MINOR, Settings};
 use crate::wire::{self, Severity};
@@ -35,24 +36,27 @@ use crate::wire::{self, Severity};
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Serves one accepted socket until it is closed. Runs on the control runtime; the relay on the other.
-pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
+pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String, stranger: Stranger) {
     let accepted = Instant::now();
     let generation = proxy.generation();
     let limit = *generation.config.server.client_login_timeout;
     let deadline = tokio::time::Instant::from_std(accepted + limit);
-    let opened =
-        match tokio::time::timeout_at(deadline, handshake::open(socket, generation.tls.as_ref())).await {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(HandshakeError::Refused(stream, refusal))) => {
-                proxy.audit.record(|| Event::refusal(&refusal, "-", "-", &peer));
-                return refuse(*stream, &[], &refusal, "-", "-", &peer).await;
-            }
-            Ok(Err(error)) => return debug!(peer, %error, "no login"),
-            Err(_) => return debug!(peer, "client_login_timeout before a login"),
-        };
+    let opened = match timeout_at(deadline, handshake::open(socket, generation.tls.as_ref(), &stranger)).await
+    {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(HandshakeError::Refused(stream, refusal))) => {
+            proxy.refused(refused(&refusal, "-", "-", &peer));
+            return refuse(*stream, &[], &refusal).await;
+        }
+        Ok(Err(error)) => return debug!(peer, %error, "no login"),
+        Err(_) => return debug!(peer, "client_login_timeout before a login"),
+    };
     let mut arrival = match opened {
         Opened::Login(arrival) => arrival,
         Opened::Cancel(key, mut stream) => {
+            if stranger.is_known().is_err() {
+                return;
+            }
             proxy.counters.cancels.fetch_add(1, Ordering::Relaxed);
             let _ = timeout(limit, proxy.keys.cancel(&key)).await;
             let _ = stream.shutdown().await;
@@ -60,9 +64,12 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
         }
     };
     if console::is_database(&arrival.startup.database) {
-        return console::serve(proxy, generation, arrival, deadline, peer).await;
+        return console::serve(proxy, generation, arrival, deadline, peer, stranger).await;
     }
-    let logged_in = tokio::time::timeout_at(deadline, log_in(&proxy, &generation, &mut arrival, &peer)).await;
+    let logged_in = tokio::select! {
+        logged_in = timeout_at(deadline, log_in(&proxy, &generation, &mut arrival, &peer, &stranger)) => logged_in,
+        () = stranger.must_leave() => Ok(Err(no_place())),
+    };
     let logged_in = logged_in.unwrap_or_else(|_| {
         let message = "canceling authentication due to client_login_timeout";
         Err(Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message))
@@ -74,10 +81,8 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
         }
         Err(refusal) => {
             let startup = &arrival.startup;
-            proxy.counters.refused(&refusal);
-            let (user, database) = (startup.user.clone(), startup.database.clone());
-            proxy.audit.record(|| Event::refusal(&refusal, &user, &database, &peer));
-            refuse(arrival.reader.stream, &arrival.owed, &refusal, &user, &database, &peer).await;
+            proxy.refused(refused(&refusal, &startup.user, &startup.database, &peer));
+            refuse(arrival.reader.stream, &arrival.owed, &refusal).await;
         }
     }
 }
@@ -111,12 +116,14 @@ async fn log_in(
     accepted_by: &Generation,
     arrival: &mut Arrival,
     peer: &str,
+    stranger: &Stranger,
 ) -> Result<LoggedIn, Refusal> {
     negotiate_version(arrival);
     let proved = proxy.generation();
     // TLS was made with what was in force when the socket was accepted.
-    let tls = accepted_by.tls.as_deref();
-    let identity = proxy.authenticator.authenticate(arrival, &proved.config, tls).await?;
+    let terms = Terms { tls: accepted_by.tls.as_deref(), ..proved.terms() };
+    let identity = proxy.authenticator.authenticate(arrival, terms, peer).await?;
+    stranger.is_known()?;
     if arrival.startup.replication {
         return Err(Refusal::new(
             Fault::Client,
@@ -459,7 +466,7 @@ fn farewell(proxy: &Proxy, live: &LiveSession, end: &End, accepted: Instant) {
 /// It cannot be written, and `audit_failure = "refuse"`.
 async fn audit_login(proxy: &Proxy, config: &Config, live: &LiveSession) -> Result<(), Refusal> {
     let login = || {
-        let event = proxy.event("login", live).text("application_name", &live.application_name);
+        let event = proxy.event("login", live).text("application_name", Shown::name(&live.application_name));
         event.maybe("tls", live.tls.as_ref().map(|tls| tls.word()))
     };
     let route = || {
@@ -490,9 +497,13 @@ fn audit_end(proxy: &Proxy, live: &LiveSession, (transactions, bytes): (u64, (u6
     });
 }
 
-/// A client that does not get in is told why, once, behind what it is owed, and there is a line about it.
-async fn refuse(mut stream: Stream, owed: &[u8], refusal: &Refusal, user: &str, database: &str, peer: &str) {
-    info!(user, database, peer, fault = ?refusal.fault, sqlstate = refusal.sqlstate.0, cause = %refusal, "login refused");
+/// A login that did not lead to a session, as it is told.
+fn refused<'a>(refusal: &'a Refusal, user: &'a str, database: &'a str, peer: &'a str) -> Refused<'a> {
+    Refused { what: "login refused", refusal, user, database, peer }
+}
+
+/// A client that does not get in is told why, once, behind what it is owed.
+async fn refuse(mut stream: Stream, owed: &[u8], refusal: &Refusal) {
     let mut out = owed.to_vec();
     wire::error_response(&mut out, Severity::Fatal, refusal);
     let farewell = async {

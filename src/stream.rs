@@ -1,7 +1,8 @@
 //! A socket, plain or under TLS, of either side; it can move from one runtime to another.
 
+use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
@@ -41,6 +42,39 @@ pub enum Stream {
     Server(Box<server::TlsStream<Socket>>),
     /// TLS, ours being the client.
     Client(Box<client::TlsStream<Socket>>),
+}
+
+/// The addresses of one customer, as far as can be told from outside: one of IPv4, a /64 of IPv6, or all that come by a unix
+/// socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Block(Option<IpAddr>);
+
+impl Block {
+    /// Whoever comes by a unix socket.
+    pub const UNIX: Self = Self(None);
+
+    /// That of an address.
+    pub fn of_address(address: IpAddr) -> Self {
+        Self(Some(match address.to_canonical() {
+            IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX)).into(),
+            v4 => v4,
+        }))
+    }
+
+    /// That of a peer as sessions have it: an address with a port, or `unix`.
+    pub fn of_peer(peer: &str) -> Self {
+        peer.parse::<SocketAddr>().map_or(Self::UNIX, |address| Self::of_address(address.ip()))
+    }
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("unix"),
+            Some(IpAddr::V4(address)) => address.fmt(f),
+            Some(IpAddr::V6(address)) => write!(f, "{address}/64"),
+        }
+    }
 }
 
 /// A TCP socket that listens; `shared` with other processes that say so, too (`SO_REUSEPORT`). Of IPv6, it takes IPv4, too.

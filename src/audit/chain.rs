@@ -77,6 +77,33 @@ enum Tail {
     Torn(u64),
 }
 
+const NO_HEAD: &str = "FILE.head is missing, or holds something else";
+
+/// A file, whatever it is called: its device and its number there.
+type FileId = (u64, u64);
+
+fn file_id(file: &std::fs::Metadata) -> FileId {
+    (file.dev(), file.ino())
+}
+
+/// Lines that were there and are not, or are others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Gap {
+    /// What was seen.
+    pub why: &'static str,
+    /// The number of the last line that is known.
+    pub known: u64,
+    /// And of the last one that was found in the file.
+    pub found: u64,
+}
+
+impl Gap {
+    fn event(self) -> Event {
+        let event = Event::new("audit_gap").text("why", self.why);
+        event.number("known", self.known).number("found", self.found)
+    }
+}
+
 /// See the module. Several processes may write to one file: each locks `FILE.head` while it does.
 #[derive(Debug)]
 pub(super) struct Chain {
@@ -88,6 +115,14 @@ pub(super) struct Chain {
     head: Head,
     /// How long the file is, if it is as we left it.
     length: u64,
+    /// How long it was when we left it, and which file that was.
+    left: Option<(FileId, u64)>,
+    /// `FILE.head` was removed, or another one was put in its place.
+    lost_head: bool,
+    /// What is found missing, until a line says so.
+    gap: Option<Gap>,
+    /// The last one that a line has said.
+    told: Option<Gap>,
     /// The number of the file's first line.
     first: u64,
 }
@@ -96,8 +131,24 @@ impl Chain {
     pub fn open(path: &Path, max_size: u64) -> io::Result<Self> {
         let file = open(path)?;
         let head_file = open_head(path)?;
-        let length = UNKNOWN;
-        Ok(Self { path: path.to_owned(), max_size, file, head_file, head: Head::default(), length, first: 0 })
+        Ok(Self {
+            path: path.to_owned(),
+            max_size,
+            file,
+            head_file,
+            head: Head::default(),
+            length: UNKNOWN,
+            left: None,
+            lost_head: false,
+            gap: None,
+            told: None,
+            first: 0,
+        })
+    }
+
+    /// What was found missing since the last time.
+    pub fn take_gap(&mut self) -> Option<Gap> {
+        self.told.take()
     }
 
     pub fn path(&self) -> &Path {
@@ -117,9 +168,20 @@ impl Chain {
         synced
     }
 
+    /// Takes turns with other processes: by the file that `FILE.head` is now.
+    fn lock(&mut self) -> io::Result<()> {
+        let there = std::fs::metadata(beside(&self.path, ".head")).ok();
+        let ours = file_id(&self.head_file.metadata()?);
+        if there.is_none_or(|there| file_id(&there) != ours) {
+            self.head_file = open_head(&self.path)?;
+            (self.lost_head, self.length) = (true, UNKNOWN);
+        }
+        self.head_file.lock()
+    }
+
     /// Writes all of these or none; true if anything was written.
     pub fn append<'a>(&mut self, events: impl IntoIterator<Item = &'a Event>) -> io::Result<bool> {
-        self.head_file.lock()?;
+        self.lock()?;
         let appended = self.append_locked(events);
         self.head_file.unlock()?;
         appended
@@ -129,13 +191,16 @@ impl Chain {
         let tail = self.catch_up()?;
         let mut lines = Vec::new();
         let mut head = self.head.clone();
+        let first = head.seq + 1;
         if tail != Tail::Whole {
             lines.push(b'\n');
         }
         if let Tail::Torn(bytes) = tail {
             push(&mut lines, &mut head, &Event::new("recovered").number("torn", bytes));
         }
-        let first = head.seq + 1;
+        if let Some(gap) = &self.gap {
+            push(&mut lines, &mut head, &gap.event());
+        }
         events.into_iter().for_each(|event| push(&mut lines, &mut head, event));
         if lines.is_empty() {
             return Ok(false);
@@ -150,7 +215,9 @@ impl Chain {
             self.first = first;
         }
         self.length += lines.len() as u64;
+        self.left = self.file.metadata().ok().map(|file| (file_id(&file), self.length));
         self.head = head;
+        self.told = self.gap.take().or(self.told.take());
         // What is written is written: should this fail, the next one says more.
         let _ = self.write_head();
         Ok(true)
@@ -169,21 +236,27 @@ impl Chain {
             return Ok(Tail::Whole);
         }
         self.length = UNKNOWN;
+        let lost = self.lost(&here);
         if !same {
             self.file = open(&self.path)?;
         }
         let length = self.file.metadata()?.len();
         let (last, rest) = last_line(&mut self.file, length)?;
-        let last = match last {
-            Some(line) => Some(self.head_of(&line)?),
+        let written = last.map(|line| self.head_of(&line)).transpose()?;
+        let last = match &written {
+            Some(last) => Some(last.clone()),
             None => self.last_of_earlier()?,
         };
-        // The chain goes on from what was written last, also if that is not there any more: so it is seen.
-        let head = match (read_head(&self.head_file)?, last) {
-            (Some(head), Some(last)) if head.seq < last.seq => last,
-            (Some(head), _) => head,
-            (None, last) => last.unwrap_or_default(),
-        };
+        let said = read_head(&self.head_file)?;
+        // The chain goes on from what was written last, also if that is not there any more: so it is seen. What this
+        // process has written itself, nobody can talk it out of.
+        let all = [last.as_ref(), said.as_ref(), Some(&self.head)];
+        let head = all.into_iter().flatten().max_by_key(|head| head.seq).cloned().unwrap_or_default();
+        if let Some(why) = lost.or_else(|| self.missing(said.as_ref(), written.as_ref())) {
+            let found = last.as_ref().map_or(0, |last| last.seq);
+            self.gap = Some(Gap { why, known: head.seq, found });
+        }
+        self.lost_head = false;
         let follows = |link: &Link| link.seq == head.seq + 1 && link.prev == head.hash;
         let (head, tail) = match serde_json::from_slice::<Link>(&rest).ok().filter(follows) {
             // All but its newline was written.
@@ -195,8 +268,50 @@ impl Chain {
             Some(line) => serde_json::from_slice::<Link>(&line).map_or(head.seq, |link| link.seq),
             None => head.seq + 1,
         };
+        let is_known = tail == Tail::Whole && written.as_ref() == Some(&head);
+        self.left = if is_known { Some((file_id(&self.file.metadata()?), length)) } else { None };
         (self.head, self.length) = (head, length);
         Ok(tail)
+    }
+
+    /// What became of the file as this process left it, if that was nothing good.
+    fn lost(&self, here: &std::fs::Metadata) -> Option<&'static str> {
+        let (_, length) = self.left.filter(|(id, _)| *id == file_id(here))?;
+        if here.nlink() == 0 {
+            return Some("the file was removed");
+        }
+        if here.len() < length {
+            return Some("the file was cut");
+        }
+        if length == 0 {
+            return None;
+        }
+        let last = line_before(&self.file, length).ok()?;
+        (hash(&last) != self.head.hash).then_some("lines of this process were changed")
+    }
+
+    /// What is missing, by what `FILE.head` says, by the last line in the file, and by what this process has written.
+    fn missing(&self, said: Option<&Head>, last: Option<&Head>) -> Option<&'static str> {
+        let ours = &self.head;
+        match (said, last) {
+            (None, _) if self.lost_head && ours.seq > 0 => return Some(NO_HEAD),
+            // At the start. Later it may be that the disk did not take it.
+            (None, Some(_)) if ours.seq == 0 => return Some(NO_HEAD),
+            (Some(said), Some(last)) if last.seq < said.seq => return Some("lines are missing at the end"),
+            (Some(said), Some(last)) if last.seq == said.seq && last.hash != said.hash => {
+                return Some("the last line was changed");
+            }
+            _ => {}
+        }
+        let found = [last, said].into_iter().flatten().max_by_key(|head| head.seq);
+        match found {
+            Some(found) if found.seq == ours.seq && found.hash != ours.hash => {
+                Some("the last line was changed")
+            }
+            Some(found) if found.seq >= ours.seq => None,
+            _ if ours.seq == 0 => None,
+            _ => Some("lines of this process are missing at the end"),
+        }
     }
 
     fn head_of(&self, line: &[u8]) -> io::Result<Head> {
@@ -222,7 +337,7 @@ impl Chain {
         if self.length < self.max_size {
             return Ok(());
         }
-        self.head_file.lock()?;
+        self.lock()?;
         let rotated = self.rotate_locked();
         self.head_file.unlock()?;
         rotated
@@ -246,6 +361,7 @@ impl Chain {
         std::fs::rename(&self.path, aside)?;
         self.file = open(&self.path)?;
         self.length = 0;
+        self.left = self.file.metadata().ok().map(|file| (file_id(&file), 0));
         Ok(())
     }
 }
@@ -277,6 +393,23 @@ fn last_line(file: &mut File, length: u64) -> io::Result<(Option<Vec<u8>>, Vec<u
     let Some(end) = memchr::memrchr(b'\n', &tail) else { return Ok((None, tail)) };
     let start = memchr::memrchr(b'\n', &tail[..end]).map_or(0, |at| at + 1);
     Ok((Some(tail[start..end].to_vec()), tail.split_off(end + 1)))
+}
+
+/// The line that ends, with its newline, at this length of a file; empty at its beginning.
+fn line_before(file: &File, end: u64) -> io::Result<Vec<u8>> {
+    // Nearly every line is short.
+    for most in [64 << 10, MAX_LINE] {
+        let from = end.saturating_sub(most);
+        let mut tail = vec![0; usize::try_from(end - from).unwrap_or(0)];
+        file.read_exact_at(&mut tail, from)?;
+        tail.pop();
+        match memchr::memrchr(b'\n', &tail) {
+            Some(at) => return Ok(tail.split_off(at + 1)),
+            None if from == 0 => return Ok(tail),
+            None => {}
+        }
+    }
+    Ok(Vec::new())
 }
 
 fn first_line(file: &File) -> io::Result<Option<Vec<u8>>> {

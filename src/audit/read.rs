@@ -215,10 +215,11 @@ impl Look {
         match head {
             None => {
                 let what = format!(
-                    "{} is not here: changes of the last line and missing lines behind it cannot be seen",
+                    "{} is not here: lines may have been taken away at the end. Keep it with the file wherever that goes",
                     beside(path, ".head").display()
                 );
-                self.find(file, line, what, false);
+                // Beside a file without a line there is nothing to be said.
+                self.find(file, line, what, self.seen.lines > 0);
             }
             Some(head) if head.seq > last.seq => {
                 let what = format!("lines {} to {} are missing at the end", last.seq + 1, head.seq);

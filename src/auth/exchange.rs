@@ -5,7 +5,7 @@ use pgwire::error::PgWireError;
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::Arrival;
 use crate::wire;
 
@@ -148,7 +148,7 @@ fn initial_response(body: &[u8], offers_plus: bool) -> Result<&[u8], Refusal> {
 }
 
 fn malformed(error: &PgWireError) -> Refusal {
-    Refusal::protocol("malformed SCRAM message").detail(error.to_string())
+    Refusal::protocol("malformed SCRAM message").detail(Shown::sentence(&error.to_string()).to_string())
 }
 
 fn malformed_message(what: &str) -> Refusal {

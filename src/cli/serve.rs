@@ -1,4 +1,4 @@
-//! `pgusher serve`: the runtimes, the log, the signals.
+//! `pgusher serve`: the runtimes, the signals.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,12 +11,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_appender::non_blocking::ErrorCounter;
 
-use super::service;
+use super::{log, service};
 use crate::audit::{Audit, Event};
-use crate::config::{Checked, LogFormat, LogLevel, Outside, Server};
+use crate::config::{Checked, Outside, Server};
 use crate::http::{self, Security};
 use crate::listener;
 use crate::management;
@@ -27,9 +26,6 @@ use crate::proxy::{Proxy, Shutdown};
 /// What is left running when everything was told to end may take this long.
 const LAST_TASKS: Duration = Duration::from_secs(2);
 
-/// How many lines of the log may wait to be written.
-const MAX_LOG_LINES: usize = 10_000;
-
 /// Runs until a signal ends it.
 pub fn serve(file: &Path) -> ExitCode {
     let prepared = match super::prepared(file, Outside::Read) {
@@ -37,7 +33,7 @@ pub fn serve(file: &Path) -> ExitCode {
         Err(code) => return code,
     };
     let checked = &prepared.checked;
-    let (_writes, dropped) = start_log(&checked.config.server);
+    let (_writes, dropped) = log::start(&checked.config.server);
     set_limits();
     checked.warnings.iter().for_each(|w| warn!("{}", checked.warnings.line(w)));
     match runtimes(&checked.config.server) {
@@ -64,35 +60,6 @@ pub fn serve(file: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// The log goes to standard error by a thread of its own: whoever reads it slowly, or not at all, loses lines, which are
-/// counted, and holds up nobody. What is left is written when the guard is dropped.
-fn start_log(server: &Server) -> (WorkerGuard, ErrorCounter) {
-    let level = match *server.log_level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    let (writer, guard) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(MAX_LOG_LINES)
-        .thread_name("log")
-        .finish(std::io::stderr());
-    let dropped = writer.error_counter();
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(writer)
-        .with_target(false)
-        // A log that cannot be written (a full disk) would be complained about on standard error, and that would panic.
-        .log_internal_errors(false);
-    match *server.log_format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
-    (guard, dropped)
 }
 
 /// Each client and each upstream connection is a descriptor.
@@ -216,13 +183,14 @@ async fn run(
     proxy
         .audit
         .record(|| Event::new("start").text("version", env!("CARGO_PKG_VERSION")).number("pid", pid()));
-    signals.obey(&proxy).await;
+    signals.obey(&proxy, Successor::of(&proxy, is_ours)).await;
     for task in accepting {
         task.abort();
         let _ = task.await;
     }
     proxy.runtimes.tasks.close();
     let _ = tokio::time::timeout(LAST_TASKS, proxy.runtimes.tasks.wait()).await;
+    proxy.sum_up_refusals();
     Ok(proxy.audit.clone())
 }
 
@@ -243,11 +211,30 @@ fn open_audit(checked: &Checked) -> Result<Audit, String> {
     })
 }
 
-/// What an operator's signals ask for.
+/// Whether another process can take the place of this one at the same addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Successor {
+    /// It shares them (`so_reuseport`), or is handed them by whoever has opened them.
+    Possible,
+    /// They are this process's alone: once it has closed them, nobody would be let in any more.
+    Impossible,
+}
+
+impl Successor {
+    fn of(proxy: &Proxy, is_ours: bool) -> Self {
+        let shared = *proxy.generation().config.server.so_reuseport;
+        if shared || !is_ours { Self::Possible } else { Self::Impossible }
+    }
+}
+
+/// What an operator's signals ask for. Every signal that those of PgBouncer or PostgreSQL send is listened to: one that is
+/// not ends the process in the middle of all transactions, without a word.
 struct Signals {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
+    quit: Signal,
+    pause: Signal,
     hand_over: Signal,
 }
 
@@ -257,23 +244,33 @@ impl Signals {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            pause: signal(SignalKind::user_defined1())?,
             hand_over: signal(SignalKind::user_defined2())?,
         })
     }
 
-    /// `SIGHUP` reloads; `SIGUSR2` lets nobody in and ends after the last client; `SIGTERM` and `SIGINT` drain; another of
-    /// those ends at once.
-    async fn obey(mut self, proxy: &Arc<Proxy>) {
+    /// `SIGHUP` reloads; `SIGUSR2` lets nobody in and ends after the last client, where another process can take over;
+    /// `SIGTERM` and `SIGINT` drain; another of those, and `SIGQUIT` in any case, ends at once.
+    async fn obey(mut self, proxy: &Arc<Proxy>, successor: Successor) {
         let mut asked = std::pin::pin!(proxy.end_when_asked());
         loop {
             tokio::select! {
                 () = &mut asked => return service::stopping(),
-                _ = self.hand_over.recv() => proxy.ask_to_end(Shutdown::WaitForClients),
+                _ = self.pause.recv() => warn!(
+                    "SIGUSR1 does nothing here: PAUSE and RESUME are commands of the console, and the log needs no signal to \
+                     be rotated"
+                ),
+                _ = self.hand_over.recv() => hand_over(proxy, successor),
                 _ = self.hangup.recv() => {
                     service::reloading();
                     let proxy = proxy.clone();
                     let _ = tokio::task::spawn_blocking(move || drop(proxy.reload_and_log())).await;
                     service::ready();
+                }
+                _ = self.quit.recv() => {
+                    warn!("SIGQUIT: ending at once");
+                    return service::stopping();
                 }
                 _ = self.terminate.recv() => break,
                 _ = self.interrupt.recv() => break,
@@ -284,6 +281,18 @@ impl Signals {
             () = proxy.drain() => {}
             _ = self.terminate.recv() => warn!("second signal: ending at once"),
             _ = self.interrupt.recv() => warn!("second signal: ending at once"),
+            _ = self.quit.recv() => warn!("SIGQUIT: ending at once"),
         }
+    }
+}
+
+/// `SIGUSR2` to a process that has no successor would only shut everybody out, and there is no way back: refused.
+fn hand_over(proxy: &Proxy, successor: Successor) {
+    match successor {
+        Successor::Possible => proxy.ask_to_end(Shutdown::WaitForClients),
+        Successor::Impossible => warn!(
+            "SIGUSR2 refused: no other process can take over without so_reuseport = true; to stop, send SIGTERM; to resume \
+             what was paused, use RESUME on the console"
+        ),
     }
 }

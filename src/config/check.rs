@@ -442,7 +442,6 @@ fn users(file: &File, outside: Outside, problems: &mut Problems) -> BTreeMap<Use
                 .unwrap_or(*file.server.max_user_client_connections),
             console: *u.console,
             disabled: *u.disabled,
-            derived: std::sync::OnceLock::new(),
         };
         users.insert(user.name.clone(), Arc::new(user));
     }

@@ -243,7 +243,7 @@ words! {
 words! {
     /// What happens while the audit cannot be written.
     AuditFailure {
-        /// Nobody is refused; events wait, and beyond 65,536 of them are lost, which is counted and written later.
+        /// Nobody is refused; events wait, and beyond 65,536 of them, or 32 MiB, are lost, which is counted and written later.
         Continue = "continue",
         /// Logins and console commands are refused; a login is let in when its line is written.
         Refuse = "refuse",
@@ -330,8 +330,19 @@ options! {
         Restart threads: u32 = 0, 0 => 1024;
         /// How clients prove who they are, where the user does not say otherwise.
         Login auth_type: AuthType = AuthType::ScramSha256;
+        /// The file of the key that is behind the salts and iteration counts which users without a SCRAM verifier, and names
+        /// that do not exist, are shown: so nobody can tell who exists, also not by a restart. By default `FILE.key` for a
+        /// configuration `FILE`, in systemd's `StateDirectory`, where there is one, else beside it. It is made if it is not
+        /// there, readable by pgusher alone; instances behind one address need the same.
+        Restart auth_key_file: Option<String> = None;
+        /// How many wrong passwords of one user may come from one address (of IPv6, from one /64) in a minute before the answers
+        /// to that user from there come later: after 0.1 s, then twice that, up to 4 s. Nobody else waits.
+        Login max_failed_logins: u32 = 5, 0 => 1000;
         /// The most clients at a time.
         Login max_client_conn: u32 = 10_000, 1 => 1_000_000;
+        /// How many connections are kept for operators, beyond those that clients may have: for those that come by a unix
+        /// socket, and for logins to the console.
+        Login reserved_connections: u32 = 3, 0 => 1000;
         /// The most clients of one user at a time.
         Login max_user_client_connections: u32 = 0, 0 => 1_000_000;
         /// The time from accepting a client until it is logged in.
@@ -567,7 +578,8 @@ options! {
         Reload tokens: Named<Token> = Named::default();
         /// How many requests a token has in a minute.
         Reload requests_per_minute: u32 = 60, 1 => 1_000_000;
-        /// How many requests without a right token one address has in a minute; then it is answered nothing else than to wait.
+        /// How many requests without a known token one address has in a minute; then each further one is only told to wait. A
+        /// request with a known token is let in all the same.
         Reload max_failed_requests: u32 = 10, 1 => 1_000_000;
         /// Where passwords are kept that come by the API.
         Reload secrets: SecretStore = SecretStore::File;

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::command::Command;
 use super::show;
 use super::table::{Kind, Table};
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::grants::{Grant, Which};
 use crate::names::{ConnectionName, UserName};
 use crate::plan::Plan;
@@ -209,7 +209,7 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
             let known = proxy.generation().config.server.shown().iter().any(|(name, _)| name == key);
             let message = match known {
                 true => format!("\"{key}\" is set in the configuration file"),
-                false => format!("unknown setting \"{key}\""),
+                false => format!("unknown setting \"{}\"", Shown::name(key)),
             };
             let refusal = Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, message);
             Err(refusal
@@ -304,7 +304,7 @@ fn pool_of(proxy: &Proxy, name: &str) -> Result<Arc<Pool>, Refusal> {
         return Err(wrong_state(format!("{name} is the console itself")));
     }
     proxy.generation().pools.get(name).cloned().ok_or_else(|| {
-        let message = format!("no such database: {name}");
+        let message = format!("no such database: {}", Shown::name(name));
         Refusal::new(Fault::Client, SqlState::UNKNOWN_DATABASE, message)
             .hint("It is the name of a connection: see SHOW DATABASES.")
     })

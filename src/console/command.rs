@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::grants::LONGEST;
 use crate::proxy::Shutdown;
 
@@ -255,12 +255,10 @@ fn syntax(message: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
 }
 
 fn no_command(text: &str) -> Refusal {
-    let mut shown: String =
-        text.trim().chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if shown.len() < text.trim().len() {
-        shown.push('…');
-    }
-    syntax(format!("invalid command \"{shown}\"")).hint("SHOW HELP lists the commands.")
+    let text = text.trim();
+    let shown = Shown::name(text);
+    let dots = if shown.as_str().len() < text.len() { "…" } else { "" };
+    syntax(format!("invalid command \"{shown}{dots}\"")).hint("SHOW HELP lists the commands.")
 }
 
 /// The words of a command: what stands in quotes is one word, whatever is in it.

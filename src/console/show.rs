@@ -10,7 +10,7 @@ use crate::attribute;
 use crate::config::Host;
 use crate::config::file::Server;
 use crate::config::read::Applies;
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::names::ConnectionName;
 use crate::pool::{Halt, Pool};
 use crate::proxy::{LiveSession, Proxy};
@@ -107,7 +107,7 @@ pub fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
         _ => match PARAMETERS.iter().find(|(name, _)| *name == what) {
             Some((name, value)) => one(name, value),
             None => {
-                let message = format!("unsupported SHOW \"{}\"", what.chars().take(60).collect::<String>());
+                let message = format!("unsupported SHOW \"{}\"", Shown::name(what));
                 let refusal = Refusal::new(Fault::Client, SqlState::SYNTAX_ERROR, message);
                 return Err(refusal.hint("SHOW HELP lists the commands."));
             }
@@ -958,7 +958,7 @@ pub fn explain_route(
     let generation = proxy.generation();
     let config = &generation.config;
     let Some(known) = config.users.get(user) else {
-        let message = format!("there is no user \"{user}\"");
+        let message = format!("there is no user \"{}\"", Shown::name(user));
         return Err(Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message));
     };
     let route =

@@ -1,7 +1,6 @@
 //! Who may call the API, how often, and what is told of it.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,7 @@ use crate::audit::{self, Audit, Event};
 use crate::config::file::{AuditFailure, Role};
 use crate::config::{Config, Token};
 use crate::http::Peer;
+use crate::stream::Block;
 
 /// What may be had without a token: the page, the document, and the page of the document. None of them tells anything about
 /// this pgusher.
@@ -128,7 +128,7 @@ impl Left {
 /// The door.
 #[derive(Debug, Default)]
 pub struct Gate {
-    failed: Budget<IpAddr>,
+    failed: Budget<Block>,
     tokens: Budget<Arc<str>>,
 }
 
@@ -141,14 +141,6 @@ fn too_many(detail: &str, left: Left) -> Problem {
     let mut problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, format!("Too Many Requests: {detail}"));
     problem.retry_after = Some(left.reset.max(1));
     problem
-}
-
-/// One address of IPv4; of IPv6, what a customer gets as a whole.
-fn block(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX)).into(),
-        v4 => v4,
-    }
 }
 
 /// The token that is presented. Every known one is looked at, wholly, whichever it is.
@@ -178,14 +170,14 @@ impl Gate {
     fn admit(&self, api: &Api, request: &Request, peer: &Peer) -> Result<(Token, Left), Box<Refused>> {
         let generation = api.proxy.generation();
         let management = &generation.config.management;
-        let address = block(peer.address.ip());
+        let address = Block::of_address(peer.address.ip());
         let failed = |much| self.failed.take(address, management.max_failed_requests, much);
-        // Whoever has guessed too often learns nothing any more, also not whether this one is right.
-        let wait = "this address has had too many requests without a known token";
-        failed(0).map_err(|left| Box::new(Refused::unnamed(too_many(wait, left))))?;
+        // A token that is known is let in however many others there were from this address: it cannot be guessed, and
+        // whoever guesses must not be able to keep others out.
         let Some(token) = known(&management.tokens, request.headers()) else {
-            let last = failed(1).is_ok_and(|left| left.remaining == 0);
-            if last {
+            let wait = "this address has had too many requests without a known token";
+            let left = failed(1).map_err(|left| Box::new(Refused::unnamed(too_many(wait, left))))?;
+            if left.remaining == 0 {
                 warn!(%address, "too many requests without a known token: this address has to wait");
             }
             return Err(Box::new(Refused { is_told: true, ..Refused::unnamed(unknown()) }));

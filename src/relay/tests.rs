@@ -268,7 +268,8 @@ fn nothing_of_a_client_is_sent_before_the_server_has_reset_its_connection() {
     bench.core.reset(7, &mut up);
     assert_eq!(Bench::tags(&up), "QQ");
     assert!(up.is_ascii() && bench.core.holds_client() && bench.core.is_resetting());
-    let first = [m(b'S', b"TimeZone\0UTC\0"), m(b'C', b"DISCARD ALL\0"), m(b'A', b"\0\0\0\x01c\0p\0"), m(b'Z', b"I")];
+    let first =
+        [m(b'S', b"TimeZone\0UTC\0"), m(b'C', b"DISCARD ALL\0"), m(b'A', b"\0\0\0\x01c\0p\0"), m(b'Z', b"I")];
     assert_eq!(bench.upstream(&first.concat()), b"");
     assert!(bench.core.is_resetting() && bench.backend.is_foreign_to(bench.core.user()));
     let second = [m(b'T', b"\0\0"), m(b'D', b"\0\0"), m(b'C', b"SELECT 1\0"), m(b'Z', b"I")];
@@ -302,7 +303,9 @@ fn a_text_is_not_judged_before_it_is_known_how_it_is_read() {
     let behind = m(b'Q', b"select '\\', set_config('search_path', 'evil', false), ''\0");
     let (up, _, taken) = bench.client(&[change.clone(), behind.clone()].concat());
     assert_eq!((up, taken.consumed, taken.then), (change.clone(), change.len(), Then::Hold));
-    bench.upstream(&[m(b'S', b"standard_conforming_strings\0off\0"), m(b'C', b"SET\0"), m(b'Z', b"I")].concat());
+    bench.upstream(
+        &[m(b'S', b"standard_conforming_strings\0off\0"), m(b'C', b"SET\0"), m(b'Z', b"I")].concat(),
+    );
     bench.client(&behind);
     assert_eq!(bench.core.pin(), Some(Pin::Opaque));
 

@@ -7,7 +7,7 @@ use super::{
     BackendState, Copy, Core, GATHER, MAX_NAMED_PARSE, MAX_UNASKED, MAX_UNNAMED, Pin, Rest, Sink, Taken, Then,
 };
 use crate::config::file::PoolMode;
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::wire::{self, HEADER, Header, MAX_SMALL_LENGTH, cstr, identifier, literal};
 
 /// The number of a statement of pgusher's own that does nothing.
@@ -461,7 +461,7 @@ impl Core {
                 self.parse_again(&named, taken, names.after, backend, up.buffer());
                 return Ok(Step::Done);
             }
-            let shown = String::from_utf8_lossy(significant(name));
+            let shown = Shown::bytes(name);
             let message = format!("prepared statement \"{shown}\" already exists");
             let refusal = Refusal::new(Fault::Client, SqlState::DUPLICATE_STATEMENT, message);
             self.refuse_request(&refusal, up.buffer());
@@ -740,7 +740,7 @@ impl Core {
         }
         let Some(named) = self.named(name).cloned() else {
             if self.interner.is_reserved(name) {
-                let shown = String::from_utf8_lossy(significant(name));
+                let shown = Shown::bytes(name);
                 return self.refuse_reference(format!("prepared statement \"{shown}\" does not exist"), up);
             }
             // Perhaps of an SQL-level PREPARE; else the upstream says that there is none.

@@ -1,6 +1,6 @@
 //! The first packet of a client: what it asks for, and PostgreSQL's way of reading its `options`.
 
-use crate::error::{Fault, Refusal, SqlState};
+use crate::error::{Fault, Refusal, Shown, SqlState};
 
 /// The longest startup packet (`MAX_STARTUP_PACKET_LENGTH`), its length field included.
 pub const MAX_STARTUP_LENGTH: usize = 10_000;
@@ -124,12 +124,13 @@ fn check_name(name: &str) -> Result<(), Refusal> {
     if !name.is_empty() && !name.contains(['=', '-', '\0']) {
         return Ok(());
     }
+    let shown = Shown::name(name);
     if name.contains('.') {
-        let message = format!("invalid configuration parameter name \"{name}\"");
+        let message = format!("invalid configuration parameter name \"{shown}\"");
         return Err(Refusal::new(Fault::Client, SqlState("42602"), message)
             .detail("Custom parameter names must be two or more simple identifiers separated by dots."));
     }
-    let message = format!("unrecognized configuration parameter \"{name}\"");
+    let message = format!("unrecognized configuration parameter \"{shown}\"");
     Err(Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message))
 }
 
@@ -241,7 +242,7 @@ fn collect(minor: u16, pairs: Vec<(&str, &str)>) -> Result<Startup, Refusal> {
 
 /// A request is never ignored: whoever mistypes it would believe to be where he is not.
 fn unknown_request(name: &str) -> Refusal {
-    let message = format!("unrecognized configuration parameter \"{name}\"");
+    let message = format!("unrecognized configuration parameter \"{}\"", Shown::name(name));
     Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message).hint(
         "To request an environment, write pgusher.environment, as in options=-c pgusher.environment=NAME.",
     )
@@ -271,7 +272,7 @@ pub fn options(text: &str) -> Result<Vec<(String, String)>, Refusal> {
             return Err(Refusal::new(
                 Fault::Client,
                 SqlState("42601"),
-                format!("{switch}{setting} requires a value"),
+                format!("{switch}{} requires a value", Shown::name(&setting)),
             ));
         };
         settings.push((name.replace('-', "_"), value.to_owned()));
@@ -283,7 +284,7 @@ fn invalid(word: &str) -> Refusal {
     Refusal::new(
         Fault::Client,
         SqlState("42601"),
-        format!("invalid command-line argument for server process: {word}"),
+        format!("invalid command-line argument for server process: {}", Shown::name(word)),
     )
     .hint("In options, pgusher takes settings: -c name=value or --name=value.")
 }

@@ -286,6 +286,49 @@ fn hold_half_open_clients() {
     }
 }
 
+/// More silent clients of one address than there are places keep nobody else out.
+#[test]
+fn silent_clients_of_one_place_keep_nobody_else_out() {
+    let folder = temporary_folder("unix");
+    let server = "client_login_timeout = \"10s\"\nmax_client_conn = 10\n\
+                  listen = [\"127.0.0.1:@PORT@\", \"unix:@FOLDER@\"]";
+    let config = warehouse(server, "", "").replace("listen = [\"127.0.0.1:@PORT@\"]\n", "");
+    let config = config.replace("@FOLDER@", &folder.display().to_string()) + super::console::OPERATORS;
+    let pgusher = Pgusher::start(&config);
+    let descriptors = pgusher.descriptors();
+    // There are 1010 places; a process may hold 1024 descriptors.
+    let holders: Vec<_> = (0..2)
+        .map(|_| {
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "abuse::hold_half_open_clients", "--ignored"])
+                .env("HOLD_PORT", pgusher.port.to_string())
+                .env("HOLD_CLIENTS", "500")
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    eventually("nearly all places are taken", || pgusher.descriptors() >= descriptors + 1000);
+    let _more: Vec<_> = (0..30).map(|_| TcpStream::connect(pgusher.address()).unwrap()).collect();
+    for _ in 0..20 {
+        let mut raw = Raw::connect_from([127, 0, 0, 2], pgusher.address());
+        raw.send(&startup(VERSION, &[("user", "raw"), ("database", "warehouse")]));
+        assert_eq!(raw.until_ready().last().map(|m| m.tag), Some('Z'));
+        assert_eq!(raw.value("SELECT name FROM whoami"), "dev");
+    }
+    let target = format!("host={} port={} user=operator dbname=pgusher", folder.display(), pgusher.port);
+    let mut psql = Command::new("psql");
+    psql.args(["-XAtqc", "SHOW VERSION", &target]).env("PGPASSWORD", "operator");
+    assert!(run(&mut psql).stdout.starts_with(b"pgusher"));
+    assert!(pgusher.descriptors() >= descriptors + 900, "it was full all the time");
+    for mut holder in holders {
+        assert!(holder.wait().unwrap().success(), "not closed by client_login_timeout");
+    }
+    eventually("their places are free", || pgusher.descriptors() <= descriptors + 4);
+    still_serves(&pgusher);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 #[test]
 fn three_hundred_clients_that_come_at_once_are_all_let_in() {
     let pgusher = with_users("", "");
@@ -382,7 +425,7 @@ fn sasl_lengths_that_lie_are_refused() {
 fn passwords_of_any_length_are_refused_and_the_right_one_is_accepted() {
     let long = "ü".repeat(20_000);
     let pgusher = with_users(
-        "",
+        "max_failed_logins = 0",
         &format!("{METHODS}\n[users.long]\nauth_type = \"password\"\npassword = \"{long}\"\n"),
     );
     let offer = |user: &str, password: &[u8]| {
@@ -415,7 +458,7 @@ fn passwords_of_any_length_are_refused_and_the_right_one_is_accepted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_wrong_password_ever_gets_in() {
-    let pgusher = with_users("", METHODS);
+    let pgusher = with_users("max_failed_logins = 0", METHODS);
     let users = [
         ("dana", "dana"),
         ("pete", "pete"),
@@ -502,6 +545,104 @@ fn an_unknown_user_looks_like_a_known_one() {
         assert_eq!((shape, words), (&seen[0].0, &seen[0].1));
     }
     assert_ne!(seen[2].2, seen[3].2, "each unknown user has a salt of its own");
+}
+
+/// What PostgreSQL keeps in pg_control, pgusher keeps in a file.
+#[test]
+fn what_an_unknown_user_is_shown_stays_over_restarts_and_edits() {
+    let verifiers: String = [4096, 8192]
+        .iter()
+        .flat_map(|iterations| (0..4).map(move |n| (iterations, n)))
+        .map(|(iterations, n)| {
+            let verifier = pgusher::verifier::ScramVerifier::derive("x", vec![n; 16], *iterations);
+            format!("\n[users.v{iterations}_{n}]\npassword = \"{verifier}\"\n")
+        })
+        .collect();
+    let config = warehouse("", "", "") + &verifiers;
+    let mut pgusher = Pgusher::start(&config);
+    let ghosts: Vec<String> = (0..24).map(|n| format!("ghost{n}")).collect();
+    let shown = |pgusher: &Pgusher| {
+        let names = ghosts.iter().map(String::as_str).chain(["dana"]);
+        names
+            .map(|name| {
+                let first = scram(pgusher, name).0;
+                first.split_once(',').unwrap().1.to_owned()
+            })
+            .collect::<Vec<_>>()
+    };
+    let before = shown(&pgusher);
+    for iterations in ["i=4096", "i=8192"] {
+        assert!(before.iter().any(|parts| parts.ends_with(iterations)), "none has {iterations}: {before:?}");
+    }
+    pgusher.reload(&(config.clone() + "\n[users.another]\npassword = \"x\"\n"));
+    let edited = shown(&pgusher);
+    let changed = before.iter().zip(&edited).filter(|(one, other)| one != other).count();
+    assert!(changed <= 6, "one more user is hardly to be seen: {before:?} {edited:?}");
+    pgusher.signal("TERM");
+    assert!(pgusher.child.wait().unwrap().success());
+    pgusher.start_again(&config);
+    assert_eq!(shown(&pgusher), before);
+    let key = std::fs::metadata(pgusher.folder.join("pgusher.toml.key")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&key.permissions()) & 0o777, 0o600);
+}
+
+#[test]
+fn whoever_guesses_waits_for_the_answer_and_nobody_else_does() {
+    let pgusher = with_users("", METHODS);
+    let guess = |password: &str, from: [u8; 4]| {
+        let mut raw = Raw::connect_from(from, pgusher.address());
+        raw.send(&startup(VERSION, &[("user", "clear2"), ("database", "warehouse")]));
+        assert_eq!(raw.next().unwrap().body, 3u32.to_be_bytes());
+        raw.send(&message('p', format!("{password}\0").as_bytes()));
+        raw
+    };
+    let begun = Instant::now();
+    for _ in 0..8 {
+        assert_eq!(guess("wrong", [127, 0, 0, 1]).next().unwrap().field('C'), "28P01");
+    }
+    // 0.1, 0.2 and 0.4 s for the last three.
+    assert!(begun.elapsed() > Duration::from_millis(650), "{:?}", begun.elapsed());
+    // Many at once do not help.
+    let mut at_once: Vec<Raw> = (0..20).map(|_| guess("wrong", [127, 0, 0, 1])).collect();
+    let mut right = guess("second", [127, 0, 0, 2]);
+    assert_eq!(right.until_ready().last().map(|m| m.tag), Some('Z'));
+    let last = at_once.last_mut().unwrap();
+    last.stream.set_nonblocking(true).unwrap();
+    assert_eq!(last.stream.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    // The right one is let in from there, too, and no sooner than a wrong one is refused.
+    let begun = Instant::now();
+    assert_eq!(guess("second", [127, 0, 0, 1]).until_ready().last().map(|m| m.tag), Some('Z'));
+    assert!(begun.elapsed() > Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+/// Welch's t between a name that exists and one that does not, by each method whose time an answer could tell.
+#[test]
+#[ignore = "measures time: for a quiet machine"]
+fn the_time_of_a_refusal_does_not_tell_who_exists() {
+    let verifier = pgusher::verifier::ScramVerifier::derive("x", vec![7; 16], 4096);
+    let users = format!("\n[users.stored]\nauth_type = \"password\"\npassword = \"{verifier}\"\n");
+    let pgusher = with_users("max_failed_logins = 0\nauth_type = \"password\"", &users);
+    let time = |user: &str| {
+        let (mut raw, _) = begin(&pgusher, user);
+        let begun = Instant::now();
+        raw.send(&message('p', b"wrong\0"));
+        assert_eq!(raw.next().unwrap().field('C'), "28P01");
+        begun.elapsed().as_secs_f64()
+    };
+    let mut times = [const { Vec::new() }; 2];
+    for n in 0..2_000 {
+        times[0].push(time("stored"));
+        times[1].push(time(&format!("ghost{n}")));
+    }
+    let [(mean, error), (other, other_error)] = times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times.truncate(1_800);
+        let count = times.len() as f64;
+        let mean = times.iter().sum::<f64>() / count;
+        (mean, times.iter().map(|time| (time - mean).powi(2)).sum::<f64>() / (count - 1.0) / count)
+    });
+    let t = ((mean - other) / (error + other_error).sqrt()).abs();
+    assert!(t < 4.5, "{mean} s for one who exists, {other} s for one who does not: t = {t}");
 }
 
 #[test]

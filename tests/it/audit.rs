@@ -239,6 +239,79 @@ fn a_killed_process_loses_no_line_that_was_written_and_the_torn_one_is_told() {
     assert!(!whole && said.contains("are missing before this one"), "{said}");
 }
 
+/// What an attacker does who may write to both files: cuts lines off, and has `FILE.head` say that the rest is all.
+fn cut_the_tail(path: &Path, lines: usize) {
+    let text = std::fs::read_to_string(path).unwrap();
+    let kept: Vec<&str> = text.split_inclusive('\n').collect();
+    let kept = &kept[..kept.len() - lines];
+    std::fs::write(path, kept.concat()).unwrap();
+    let head = pgusher::audit::verify(path, None).unwrap().head;
+    std::fs::write(pgusher::audit::beside(path, ".head"), format!("{:020} {}\n", head.seq, head.hash))
+        .unwrap();
+    assert!(verify(path).0, "nobody could tell by the files alone");
+}
+
+#[test]
+fn a_running_process_notices_that_its_lines_are_gone() {
+    let pgusher = Pgusher::start(&config(""));
+    let path = file(&pgusher);
+    drop(Raw::login(pgusher.address(), "raw"));
+    eventually("the end is written", || of(&lines(&path), "end").len() == 1);
+    let before = lines(&path).len() as u64;
+    cut_the_tail(&path, 2);
+    drop(Raw::login(pgusher.address(), "raw"));
+    eventually("it goes on", || !of(&lines(&path), "end").is_empty());
+    let all = lines(&path);
+    let gap = of(&all, "audit_gap")[0];
+    assert_eq!((&gap["seq"], &gap["known"]), (&(before + 1).into(), &before.into()), "{gap}");
+    let (whole, said) = verify(&path);
+    assert!(!whole && said.contains(&format!("lines {} to {before} are missing", before - 1)), "{said}");
+    assert!(pgusher.log().contains("lines of the audit are missing or were changed"), "{}", pgusher.log());
+}
+
+#[test]
+fn a_running_process_notices_a_removed_file_a_removed_head_and_a_rewritten_line() {
+    let pgusher = Pgusher::start(&config(""));
+    let path = file(&pgusher);
+    let gaps = || of(&lines(&path), "audit_gap").len();
+    let ends = || of(&lines(&path), "end").len();
+    let one_more = |so_many: usize| {
+        drop(Raw::login(pgusher.address(), "raw"));
+        eventually("the end is written", || path.exists() && ends() == so_many);
+    };
+    one_more(1);
+    assert_eq!(gaps(), 0);
+    std::fs::remove_file(pgusher::audit::beside(&path, ".head")).unwrap();
+    one_more(2);
+    assert_eq!(gaps(), 1);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let at = text.rfind("the client left").unwrap();
+    let changed = format!("{}the client LEFT and more{}", &text[..at], &text[at + "the client left".len()..]);
+    std::fs::write(&path, changed).unwrap();
+    one_more(3);
+    assert_eq!(gaps(), 2);
+    std::fs::remove_file(&path).unwrap();
+    one_more(1);
+    assert_eq!(gaps(), 1, "in the new file");
+}
+
+#[test]
+fn a_file_without_its_head_is_not_whole() {
+    let config = config("");
+    let mut pgusher = Pgusher::start(&config);
+    let path = file(&pgusher);
+    drop(Raw::login(pgusher.address(), "raw"));
+    end(&mut pgusher);
+    assert!(verify(&path).0);
+    std::fs::remove_file(pgusher::audit::beside(&path, ".head")).unwrap();
+    let (whole, said) = verify(&path);
+    assert!(!whole && said.contains("audit.jsonl.head is not here"), "{said}");
+    // The next process makes another, and says that there was none.
+    pgusher.start_again(&config);
+    end(&mut pgusher);
+    assert_eq!(of(&lines(&path), "audit_gap").len(), 1);
+}
+
 /// A disk that is full, for whoever writes to this file: a limit on the length of files.
 fn limited(config: &str, blocks: u32) -> Pgusher {
     Pgusher::start_by(

@@ -26,6 +26,7 @@ mod doctor;
 mod faults;
 mod grants;
 mod listen;
+mod log;
 mod login;
 mod main_job;
 mod management;

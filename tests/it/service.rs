@@ -138,6 +138,22 @@ fn a_unix_socket_changes_hands_too() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+/// What those of PgBouncer, and scripts that rotate logs, send.
+#[test]
+fn signals_of_other_poolers_do_no_harm() {
+    let mut pgusher = Pgusher::start(&warehouse("", "", ""));
+    let mut raw = Raw::login(pgusher.address(), "raw");
+    pgusher.signal("USR1");
+    eventually("it says what to do", || pgusher.log().contains("SIGUSR1 does nothing here: PAUSE"));
+    pgusher.signal("USR2");
+    eventually("it is refused", || pgusher.log().contains("SIGUSR2 refused"));
+    assert_eq!(raw.value("SELECT 1"), "1");
+    assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT 1"), "1");
+    pgusher.signal("QUIT");
+    assert!(pgusher.child.wait().unwrap().success());
+    assert!(pgusher.log().contains("SIGQUIT: ending at once"));
+}
+
 #[test]
 fn as_process_1_it_obeys_signals_and_buries_orphans() {
     let unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];

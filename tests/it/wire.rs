@@ -106,6 +106,17 @@ impl Raw {
         Self { stream, key: (0, Vec::new()), parameters: Vec::new() }
     }
 
+    /// From another address of this machine (127.0.0.2, say).
+    pub fn connect_from(from: [u8; 4], address: SocketAddr) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+        socket.connect(&address.into()).unwrap();
+        let stream: TcpStream = socket.into();
+        stream.set_read_timeout(Some(super::house::PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, key: (0, Vec::new()), parameters: Vec::new() }
+    }
+
     /// A trusted user, logged in.
     pub fn login(address: SocketAddr, user: &str) -> Self {
         Self::login_with(address, 0x0003_0000, &[("user", user), ("database", "warehouse")])

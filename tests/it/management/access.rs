@@ -318,12 +318,10 @@ fn whoever_guesses_tokens_learns_nothing_after_a_few() {
         let said = api.call("GET", "/users", &[("authorization", &format!("Bearer guess-{guess}"))], "");
         assert_eq!(said.status, 429);
     }
-    // Also not that one of them is right.
-    let said = api.get("/users");
-    assert_eq!(said.status, 429);
+    let said = api.call("GET", "/users", &[("authorization", "Bearer guess")], "");
     let after: u64 = said.headers["retry-after"].parse().unwrap();
     assert!((1..=20).contains(&after), "{after}");
-    std::thread::sleep(Duration::from_secs(after));
+    // Whoever has a token is let in all the same: nobody keeps another out.
     assert_eq!(api.get("/users").status, 200);
     // A flood fills nothing.
     let lines = std::fs::read_to_string(api.pgusher.folder.join("audit.jsonl")).unwrap();

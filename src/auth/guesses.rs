@@ -1,0 +1,124 @@
+//! Passwords that were wrong, by user and where they came from: whoever goes on there gets his answers later. A right
+//! password from elsewhere is never late, so nobody can keep another out.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::stream::Block;
+
+/// The first wait, which doubles each time, and the longest.
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(4);
+/// How far beyond what is free anybody is counted: it is over in as many minutes.
+const BEYOND: f64 = 10.0;
+/// How many users and places are remembered.
+const MAX_KEPT: usize = 10_000;
+
+/// How many wrong passwords there were: it grows less by what is free in a minute.
+#[derive(Debug, Clone, Copy)]
+struct Level {
+    height: f64,
+    at: Instant,
+}
+
+impl Level {
+    fn now(self, free: f64, now: Instant) -> f64 {
+        (self.height - now.duration_since(self.at).as_secs_f64() * free / 60.0).max(0.0)
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Guesses {
+    /// Of names only a hash is kept: they may be of any length.
+    hasher: RandomState,
+    levels: Mutex<HashMap<(u64, Block), Level>>,
+}
+
+impl Guesses {
+    /// How long the answer to a right password waits. `free` is how many wrong ones in a minute cost nothing; 0 is all.
+    pub fn right(&self, user: &str, block: Block, free: u32) -> Duration {
+        let (key, free) = ((self.hasher.hash_one(user), block), f64::from(free));
+        let level = self.levels.lock().get(&key).map_or(0.0, |level| level.now(free, Instant::now()));
+        wait(level, free)
+    }
+
+    /// Counts a wrong one; how long its answer waits.
+    pub fn wrong(&self, user: &str, block: Block, free: u32) -> Duration {
+        if free == 0 {
+            return Duration::ZERO;
+        }
+        let (key, free) = ((self.hasher.hash_one(user), block), f64::from(free));
+        let (mut levels, now) = (self.levels.lock(), Instant::now());
+        if levels.len() >= MAX_KEPT && !levels.contains_key(&key) {
+            make_room(&mut levels, free, now);
+        }
+        let before = levels.get(&key).map_or(0.0, |level| level.now(free, now));
+        let height = (before + 1.0).min(free + BEYOND);
+        levels.insert(key, Level { height, at: now });
+        wait(height, free)
+    }
+}
+
+fn wait(level: f64, free: f64) -> Duration {
+    if free == 0.0 || level <= free {
+        return Duration::ZERO;
+    }
+    FIRST.mul_f64((level - free).ceil().min(BEYOND).exp2() / 2.0).min(LONGEST)
+}
+
+/// Forgets whoever has done the least.
+fn make_room(levels: &mut HashMap<(u64, Block), Level>, free: f64, now: Instant) {
+    let mut heights: Vec<f64> = levels.values().map(|level| level.now(free, now)).collect();
+    let middle = heights.len() / 2;
+    let (_, median, _) = heights.select_nth_unstable_by(middle, f64::total_cmp);
+    let median = *median;
+    levels.retain(|_, level| level.now(free, now) > median);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(n: u32) -> Block {
+        Block::of_address(std::net::Ipv4Addr::from(n).into())
+    }
+
+    #[test]
+    fn answers_come_later_and_later_to_whoever_guesses_and_to_nobody_else() {
+        let guesses = Guesses::default();
+        let waits: Vec<_> = (0..20).map(|_| guesses.wrong("alice", block(1), 5)).collect();
+        assert!(waits[..5].iter().all(Duration::is_zero), "{waits:?}");
+        assert!(waits[5] >= FIRST && waits.is_sorted(), "{waits:?}");
+        assert_eq!(waits[19], LONGEST);
+        assert_eq!(guesses.right("alice", block(1), 5), LONGEST, "or a quick answer would be a right one");
+        assert_eq!(guesses.right("alice", block(2), 5), Duration::ZERO);
+        assert_eq!(guesses.right("bob", block(1), 5), Duration::ZERO);
+        assert_eq!(guesses.wrong("alice", block(3), 0), Duration::ZERO, "off");
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_whoever_did_most_is_remembered_longest() {
+        let guesses = Guesses::default();
+        for _ in 0..20 {
+            guesses.wrong("alice", block(1), 5);
+        }
+        for n in 0..3 * MAX_KEPT as u32 {
+            guesses.wrong("bob", block(n), 5);
+        }
+        assert!(guesses.levels.lock().len() <= MAX_KEPT);
+        assert_eq!(guesses.right("alice", block(1), 5), LONGEST);
+    }
+
+    #[test]
+    fn a_minute_later_it_is_forgiven_bit_by_bit() {
+        let now = Instant::now();
+        let Some(at) = now.checked_sub(Duration::from_secs(60)) else { return };
+        assert!((Level { height: 12.0, at }.now(5.0, now) - 7.0).abs() < 0.01);
+        assert!(Level { height: 3.0, at }.now(5.0, now) < 0.01);
+    }
+}

@@ -1,0 +1,188 @@
+//! What passwords are checked against, made before a configuration takes effect: no login does any of it, so none is slower
+//! than another, be it the first of its user or of a user who does not exist.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use secrecy::ExposeSecret;
+
+use super::key::Key;
+use crate::config::file::AuthType;
+use crate::config::{Config, User};
+use crate::names::UserName;
+use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier, Verifier, md5_hex};
+
+/// The iteration counts of a method's users: how many have each.
+#[derive(Debug, Default)]
+struct Counts(BTreeMap<u32, u32>);
+
+impl Counts {
+    /// That of a name that has none: as likely the one or the other as the file has them, and the same at each login, also
+    /// when others come or go (weighted rendezvous hashing). `None` if the file has none at all.
+    fn draw(&self, key: &Key, name: &str) -> Option<u32> {
+        let score = |(iterations, users): (&u32, &u32)| {
+            let [a, b, c, d, ..] = key.sign(&[b"iterations", name.as_bytes(), &iterations.to_be_bytes()]);
+            let even = (f64::from(u32::from_be_bytes([a, b, c, d])) + 0.5) / (f64::from(u32::MAX) + 1.0);
+            (-f64::from(*users) / even.ln(), *iterations)
+        };
+        self.0
+            .iter()
+            .map(score)
+            .max_by(|one, other| one.0.total_cmp(&other.0))
+            .map(|(_, iterations)| iterations)
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Logins {
+    verifiers: HashMap<UserName, Verifier>,
+    scram: Counts,
+    clear: Counts,
+}
+
+impl Logins {
+    /// Those of a configuration; what has not changed since the old one is taken from there. Slow: a plain password under
+    /// SCRAM takes about a millisecond of one core.
+    pub(super) fn of(key: &Key, config: &Config, old: Option<(&Config, &Self)>) -> Self {
+        let mut logins = Self::default();
+        let mut plain = Vec::new();
+        for user in config.users.values() {
+            let Some(verifier) = parse(user) else { continue };
+            let counts = match user.auth_type {
+                AuthType::ScramSha256 => &mut logins.scram.0,
+                AuthType::Password => &mut logins.clear.0,
+                _ => &mut BTreeMap::new(),
+            };
+            match verifier {
+                Verifier::Scram(ref scram) => *counts.entry(scram.iterations).or_default() += 1,
+                Verifier::Plain(_) if user.auth_type == AuthType::ScramSha256 => {
+                    *counts.entry(SCRAM_ITERATIONS).or_default() += 1;
+                    match old.and_then(|(config, logins)| logins.unchanged(config, user)) {
+                        Some(known) => drop(logins.verifiers.insert(user.name.clone(), known)),
+                        None => plain.push(user.clone()),
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            logins.verifiers.insert(user.name.clone(), verifier);
+        }
+        logins.verifiers.extend(derive_all(key, &plain));
+        logins
+    }
+
+    /// What is known of a user whose password is what it was.
+    fn unchanged(&self, config: &Config, user: &User) -> Option<Verifier> {
+        let before = config.users.get(&user.name)?;
+        let is_same = before.auth_type == user.auth_type && before.password == user.password;
+        self.verifiers.get(&user.name).filter(|known| is_same && matches!(known, Verifier::Scram(_))).cloned()
+    }
+
+    /// What a password of this user is checked against.
+    pub(super) fn verifier(&self, name: &str) -> Option<&Verifier> {
+        self.verifiers.get(name)
+    }
+
+    /// What anybody under SCRAM is shown who has no verifier: nobody's password fits it.
+    pub(super) fn scram_mock(&self, key: &Key, name: &str) -> ScramVerifier {
+        mock(key, name, self.scram.draw(key, name).unwrap_or(SCRAM_ITERATIONS))
+    }
+
+    /// What a clear-text password of somebody without a SCRAM verifier is checked against, so that it takes as long;
+    /// `None` if nobody has one.
+    pub(super) fn clear_mock(&self, key: &Key, name: &str) -> Option<ScramVerifier> {
+        Some(mock(key, name, self.clear.draw(key, name)?))
+    }
+}
+
+/// A user's password setting; an MD5 of plain passwords where that is what will be compared.
+fn parse(user: &User) -> Option<Verifier> {
+    let verifier = Verifier::parse(&user.password.as_ref()?.value()).ok()?;
+    Some(match (user.auth_type, verifier) {
+        (AuthType::Md5, Verifier::Plain(password)) => {
+            Verifier::Md5(md5_hex([password.expose_secret().as_bytes(), user.name.as_str().as_bytes()]))
+        }
+        (_, verifier) => verifier,
+    })
+}
+
+/// The same at each login of this name.
+fn salt(key: &Key, name: &str) -> Vec<u8> {
+    key.sign(&[b"salt", name.as_bytes()])[..16].to_vec()
+}
+
+fn mock(key: &Key, name: &str, iterations: u32) -> ScramVerifier {
+    let nobodys = key.sign(&[b"mock", name.as_bytes()]).to_vec();
+    ScramVerifier { salt: salt(key, name), iterations, stored_key: nobodys.clone(), server_key: nobodys }
+}
+
+/// With as many threads as there are cores.
+fn derive_all(key: &Key, users: &[Arc<User>]) -> Vec<(UserName, Verifier)> {
+    let derive = |user: &Arc<User>| {
+        let password = user.password.as_ref()?.value();
+        let salt = salt(key, user.name.as_str());
+        let verifier = ScramVerifier::derive(password.expose_secret(), salt, SCRAM_ITERATIONS);
+        Some((user.name.clone(), Verifier::Scram(verifier)))
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let work = |part: &[Arc<User>]| part.iter().filter_map(derive).collect::<Vec<_>>();
+    std::thread::scope(|scope| {
+        let parts = users.chunks(users.len().div_ceil(cores).max(1));
+        let threads: Vec<_> = parts.map(|part| scope.spawn(|| work(part))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> Key {
+        let path = std::env::temp_dir().join(format!("pgusher-logins-{}.key", std::process::id()));
+        std::fs::write(&path, "0123456789abcdef0123456789abcdef").unwrap();
+        Key::of(&path).unwrap()
+    }
+
+    #[test]
+    fn iterations_of_unknown_names_are_spread_as_those_of_the_file_and_stay() {
+        let key = key();
+        let counts = Counts([(4096, 900), (10_000, 100)].into());
+        let names: Vec<String> = (0..2_000).map(|n| format!("ghost{n}")).collect();
+        let drawn = |counts: &Counts| names.iter().map(|name| counts.draw(&key, name)).collect::<Vec<_>>();
+        let one = drawn(&counts);
+        assert_eq!(one, drawn(&counts));
+        let many = one.iter().filter(|i| **i == Some(10_000)).count();
+        assert!((120..280).contains(&many), "{many} of 2000 have what 10 % of the file have");
+        // One more user changes hardly anything for anybody else.
+        let other = drawn(&Counts([(4096, 900), (10_000, 101)].into()));
+        assert!(one.iter().zip(&other).filter(|(one, other)| one != other).count() < 20);
+        assert_eq!(Counts::default().draw(&key, "ghost"), None);
+    }
+
+    #[test]
+    fn what_is_derived_is_taken_over_while_the_password_stays() {
+        let key = key();
+        let config = |password: &str| {
+            let text = format!(
+                "[connections.a]\nhost = \"h\"\nusername = \"u\"\n[users.alice]\npassword = \"{password}\"\n\
+                 [users.five]\nauth_type = \"md5\"\npassword = \"x\"\n"
+            );
+            Config::parse(std::path::Path::new("pgusher.toml"), &text).unwrap().config
+        };
+        let (one, same, other) = (config("first"), config("first"), config("second"));
+        let old = Logins::of(&key, &one, None);
+        let accepts = |logins: &Logins, password: &str| match logins.verifier("alice") {
+            Some(Verifier::Scram(scram)) => scram.accepts(password),
+            other => panic!("{other:?}"),
+        };
+        assert!(accepts(&old, "first"));
+        assert!(accepts(&Logins::of(&key, &same, Some((&one, &old))), "first"));
+        let new = Logins::of(&key, &other, Some((&one, &old)));
+        assert!(accepts(&new, "second") && !accepts(&new, "first"));
+        assert!(matches!(new.verifier("five"), Some(Verifier::Md5(_))));
+        // Before and after somebody gets a plain password, the salt is the same.
+        let Some(Verifier::Scram(alice)) = old.verifier("alice") else { panic!() };
+        assert_eq!(alice.salt, Logins::default().scram_mock(&key, "alice").salt);
+    }
+}
