@@ -34,6 +34,7 @@ use catalog::Known;
 pub use host::HostCount;
 use host::{HostPlace, Share};
 use isolation::Resettable;
+pub use isolation::prove as prove_resettable;
 pub use lease::{Lease, Pooled};
 use listener::Line;
 pub use listener::{Answer, Subscription};

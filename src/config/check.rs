@@ -43,6 +43,7 @@ pub fn check(path: &Path, file: &File, outside: Outside, problems: &mut Problems
     let connections = connections(file, outside, problems);
     check_ids(file, &connections, problems);
     targets::check(file, &connections, problems);
+    check_isolation(file, problems);
     Config {
         path: path.to_owned(),
         certificates: match outside {
@@ -57,6 +58,31 @@ pub fn check(path: &Path, file: &File, outside: Outside, problems: &mut Problems
         management: management::check(path, file, outside, problems),
         source: secrecy::SecretString::default(),
         server: file.server.clone().into_inner(),
+    }
+}
+
+/// Users of a connection that is shared without a reset should be as one.
+fn check_isolation(file: &File, problems: &mut Problems) {
+    let facts = |user: &file::User| {
+        let groups: Vec<&str> = user.groups.iter().map(|group| group.as_str()).collect();
+        let values = |(name, values): &(Setting<String>, Strings)| ((**name).clone(), plain(&values.0));
+        let mut attributes: Vec<_> = user.attributes.0.iter().map(values).collect();
+        attributes.sort();
+        (groups.join("\n"), attributes)
+    };
+    let mut all = file.users.0.iter().map(|(_, user)| facts(user));
+    let Some(first) = all.next() else { return };
+    if all.all(|other| other == first) {
+        return;
+    }
+    for (_, connection) in file.connections.0.iter().filter(|(_, c)| *c.isolation == file::Isolation::Shared)
+    {
+        problems
+            .warning(
+                connection.isolation.span(),
+                "users whose groups or attributes differ share these connections",
+            )
+            .help("with isolation = \"shared\" each may leave to the others what their statements mean");
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::{Known, Report};
 use crate::config::file::SslMode;
 use crate::config::{Config, Connection, Host, Server};
+use crate::pool::prove_resettable;
 use crate::stream::Stream;
 use crate::upstream::{Allowance, Dialer, UpstreamError, rows};
 use crate::wire::startup::Settings;
@@ -125,6 +126,13 @@ pub(super) async fn examine(
                 ),
             );
             rights(facts.rights, &target.username, report, subject);
+            if let Ok(Err(error)) = timeout(PATIENCE, prove_resettable(&mut backend)).await {
+                report.warn(
+                    subject,
+                    format!("its connections cannot be reset between users: {error}"),
+                    "Each serves one user until it is closed (isolation \"strict\"). Connect to the server itself.",
+                );
+            }
             for schema in &facts.missing_schemas {
                 report.wrong(
                     subject,

@@ -216,8 +216,12 @@ fn is_lost(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
-/// Whether it is one server process that answers, which forgets a setting and takes a seed.
-async fn prove(backend: &mut Backend) -> io::Result<()> {
+/// Whether it is one server process that answers, which forgets a setting and takes a seed: a connection that nobody uses
+/// yet is asked.
+///
+/// # Errors
+/// Why it cannot be reset between users, or that it is lost.
+pub async fn prove(backend: &mut Backend) -> io::Result<()> {
     let allowed = &mut Allowance::bytes(MAX_ANSWER);
     let set = format!("SELECT pg_catalog.set_config('{PROBE}','x',false)");
     let look =
