@@ -1072,7 +1072,7 @@ impl Engine {
         }
         let target = lease.target.clone();
         let fence = target.fence();
-        self.pool.control().spawn(async move {
+        self.pool.spawn(async move {
             let _ = target.cancel().await;
             drop(fence);
         });
@@ -1102,7 +1102,7 @@ impl Engine {
             Leasing::Held(lease) => {
                 let clean = self.core.is_cleanable() && self.to_upstream.is_empty() && !self.core.is_fatal();
                 if self.core.mode() == PoolMode::Session && clean {
-                    self.pool.control().spawn(lease.clean());
+                    self.pool.spawn(lease.clean());
                 } else {
                     lease.discard(!self.core.is_clients_turn() && !self.core.is_fatal());
                 }

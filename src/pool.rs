@@ -292,6 +292,11 @@ impl Pool {
         Some(Subscription::new(session, waker, line))
     }
 
+    /// Does something on the control runtime that drain waits for.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.runtimes.tasks.spawn_on(work, &self.runtimes.control);
+    }
+
     /// The runtime that does what is slow, and has a clock.
     pub fn control(&self) -> &Handle {
         &self.runtimes.control
@@ -478,11 +483,12 @@ impl Pool {
         let settings = self.settings.load_full();
         let task = {
             let (pool, settings, startup) = (self.clone(), settings.clone(), startup.clone());
-            self.runtimes.control.spawn(async move {
+            let dial = async move {
                 let mut backend = settings.1.dialer.dial(&startup).await?;
                 pool.prove_resettable(&mut backend).await?;
                 pool.ask_first(backend, &startup, &settings.1).await
-            })
+            };
+            self.runtimes.tasks.spawn_on(dial, &self.runtimes.control)
         };
         let backend = task.await.map_err(|_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "dial failed"))?;
         let connection = settings.1.connection();

@@ -70,7 +70,10 @@ impl Store {
         let folder = File::open(folder).map_err(failed)?;
         // A file of our own, which nobody else can open: whoever could lock another would hold us up.
         let mut options = OpenOptions::new();
-        options.create(true).truncate(false).write(true).mode(0o600);
+        // Nor is it somewhere else, where a link of somebody else's leads.
+        let no_link =
+            i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).map_err(|e| failed(io::Error::other(e)))?;
+        options.create(true).truncate(false).write(true).mode(0o600).custom_flags(no_link);
         let lock = options.open(beside(&path, ".lock")).map_err(failed)?;
         let deadline = Instant::now() + PATIENCE;
         while let Err(error) = lock.try_lock() {

@@ -15,6 +15,7 @@ mod house;
 mod wire;
 
 mod abuse;
+mod apart;
 mod audit;
 mod cancel;
 mod cells;
