@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench soak test-compose test-drivers \
+.PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench bench-isolation soak test-compose test-drivers \
 	test-tools advisories
 
 build:
@@ -47,6 +47,12 @@ bench:
 	@tests/prerequisites.sh bench
 	cargo build --release --locked
 	python3 bench/bench.py $(ARGS)
+
+# What it costs that a connection goes from one user to another.
+bench-isolation:
+	@tests/prerequisites.sh bench
+	cargo build --release --locked
+	python3 bench/isolation.py $(ARGS)
 
 # The tests in their full sizes: minutes to hours.
 soak: prerequisites
