@@ -79,6 +79,25 @@ impl Report {
         self.add(Grade::Error, subject, text).hint = Some(hint.to_owned());
     }
 
+    /// Whether the revocation lists of a file are still in force; that they cannot be read is said elsewhere.
+    fn revocations(&mut self, subject: &str, path: &Path) {
+        let Some(end) = tls::revocation_lists(path)
+            .ok()
+            .and_then(|lists| lists.iter().filter_map(tls::list_expiry).min())
+        else {
+            return;
+        };
+        let text = format!("revocation list, in force until {}", humantime::format_rfc3339_seconds(end));
+        match end < SystemTime::now() {
+            true => self.wrong(
+                subject,
+                format!("{}: {text}", path.display()),
+                "It has expired: certificates of its authority are refused until there is a new one.",
+            ),
+            false => self.ok(subject, text),
+        }
+    }
+
     /// Until when a chain of certificates holds: as long as the first of them to end.
     fn expiry(&mut self, subject: &str, chain: &[CertificateDer<'_>]) {
         let Some(end) = chain.iter().filter_map(tls::expiry).min() else { return };
@@ -159,8 +178,14 @@ fn own(config: &Config, report: &mut Report) {
     }
     if let Some(tls) = &*server.tls {
         let folder = config.beside("");
-        if let Err(error) = tls::server(tls, &folder) {
-            report.wrong("[server] tls", error.to_string(), "Clients could not use TLS.");
+        match tls::server(tls, &folder) {
+            Err(error) => report.wrong("[server] tls", error.to_string(), "Clients could not use TLS."),
+            Ok(ready) => ready.warning.into_iter().for_each(|warning| {
+                report.add(Grade::Warning, "[server] tls", warning);
+            }),
+        }
+        if let Some(list) = &*tls.client_crl {
+            report.revocations("[server] tls", &folder.join(list));
         }
         if let Ok(chain) = tls::certificates(&folder.join(&*tls.certificate)) {
             report.expiry("[server] tls", &chain);
