@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::config::{Checked, Config};
 use crate::tls;
+use crate::verifier::Verifier;
 use server::Facts;
 
 /// How long before its end a certificate is worth a warning.
@@ -174,6 +175,18 @@ fn own(config: &Config, report: &mut Report) {
                 format!("{}: {error}", file.display()),
                 "Its folder must be there, and pgusher's user must be able to write to it.",
             ),
+        }
+    }
+    for user in config.users.values() {
+        let verifier = user.password.as_ref().map(|password| Verifier::parse(&password.value()));
+        if let Some(Ok(verifier)) = verifier
+            && verifier.is_of_empty(user.name.as_str())
+        {
+            report.wrong(
+                &format!("user {}", user.name),
+                "its verifier is that of the empty password",
+                "Whoever sends no password gets in: make another (pgusher hash-password).",
+            );
         }
     }
     if let Some(tls) = &*server.tls {

@@ -335,15 +335,15 @@ impl Dialer {
         let direct = self.connection.tls.negotiation == SslNegotiation::Direct;
         if !direct {
             socket.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await?;
-            // One byte: what comes with it in the clear is none of the server's (CVE-2021-23222), and what comes later goes
-            // to the TLS handshake, and fails it.
+            // What comes with the answer in the clear is not the server's (CVE-2021-23222); what comes later goes to the TLS
+            // handshake, and fails it.
             let mut answer = [0; 2];
-            match socket.read(&mut answer).await? {
-                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                1 => {}
-                _ => return Err(UpstreamError::Protocol("bytes behind the answer to an SSLRequest".into())),
-            }
+            let read = socket.read(&mut answer).await?;
             match (answer[0], security) {
+                _ if read == 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                (b'S' | b'N', _) if read > 1 => {
+                    return Err(UpstreamError::Protocol("bytes behind the answer to an SSLRequest".into()));
+                }
                 (b'S', _) => {}
                 (b'N', Security::Either) => return Ok(Stream::Plain(socket)),
                 (b'N', _) => return Err(UpstreamError::NoTls(self.place())),

@@ -75,6 +75,17 @@ impl Verifier {
     }
 }
 
+impl Verifier {
+    /// True if it was made of the empty password, as earlier versions did of invisible characters. Slow on purpose, for SCRAM.
+    pub fn is_of_empty(&self, user: &str) -> bool {
+        match self {
+            Self::Scram(verifier) => verifier.accepts(""),
+            Self::Md5(hex) => *hex == md5_hex([b"", user.as_bytes()]),
+            Self::Plain(_) => false,
+        }
+    }
+}
+
 /// True if a password setting is not the password itself.
 pub fn is_verifier(secret: &SecretString) -> bool {
     matches!(Verifier::parse(secret), Ok(Verifier::Scram(_) | Verifier::Md5(_)))
@@ -188,6 +199,9 @@ mod tests {
         let soft_hyphen = ScramVerifier::derive("\u{ad}", vec![7; 16], 4096);
         assert!(soft_hyphen.accepts("\u{ad}"), "PostgreSQL takes the raw bytes");
         assert!(!soft_hyphen.accepts(""));
+        let empty = Verifier::Scram(ScramVerifier::derive("", vec![7; 16], 4096));
+        assert!(empty.is_of_empty("bob") && !Verifier::Scram(soft_hyphen).is_of_empty("bob"));
+        assert!(Verifier::Md5(md5_hex([b"", b"bob"])).is_of_empty("bob"));
     }
 
     #[test]

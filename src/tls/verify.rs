@@ -514,3 +514,50 @@ pub fn public_key(certificate: &CertificateDer<'_>) -> Option<SubjectPublicKeyIn
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     Some(parsed.tbs_certificate.subject_pki.raw.to_vec().into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_common_name_covers_its_host_and_one_label_by_a_star() {
+        for (common, host, expected) in [
+            ("db.example.com", "db.example.com", true),
+            ("DB.Example.Com", "db.example.com", true),
+            ("db.example.com", "db.example.org", false),
+            ("*.example.com", "db.example.com", true),
+            ("*.example.com", "example.com", false),
+            ("*.example.com", "a.db.example.com", false),
+            ("*.com", "example.com", false),
+            ("*", "localhost", false),
+            ("d*.example.com", "db.example.com", false),
+            ("", "localhost", false),
+            ("127.0.0.1", "127.0.0.1", true),
+            ("127.0.0.2", "127.0.0.1", false),
+            ("*.0.0.1", "127.0.0.1", false),
+            ("0:0:0:0:0:0:0:1", "::1", true),
+        ] {
+            let name = ServerName::try_from(host).unwrap();
+            assert_eq!(covers(common, &name), expected, "{common} {host}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_der_is_signed_by_nobody() {
+        for bytes in [
+            &b""[..],
+            b"x",
+            &[0x30, 0],
+            &[0x30, 2, 0x30, 0],
+            &[0x30, 0x84, 255, 255, 255, 255],
+            &[0x30, 0x80],
+        ] {
+            assert!(Signed::of(bytes).is_none(), "{bytes:?}");
+            for algorithm in
+                rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all
+            {
+                assert!(!verifies(*algorithm, bytes, b"message", b"signature"), "{bytes:?}");
+            }
+        }
+    }
+}

@@ -4,8 +4,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use super::fake::Fake;
 use super::house::{Pgusher, free_port, pair, run, temporary_folder, warehouse};
 use super::tls::certificates;
+use super::wire::message;
 
 /// Its exit status, and what it found.
 fn doctor(config: &str, arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
@@ -113,4 +115,19 @@ fn it_examines_beside_a_process_that_runs_and_for_people() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("\nok       connection warehouse: 127.0.0.1:"), "{text}");
     assert!(pgusher.psql("dana", "SELECT 1").is_ok());
+}
+
+#[test]
+fn an_upstream_that_asks_for_the_password_is_found_and_told_what_to_write() {
+    let fake = Fake::start(|peer| peer.send(&message('R', b"\0\0\0\x05salt")));
+    let config = fake.config("", &["old".to_owned()], "");
+    let (status, found) = doctor(&config, &[]);
+    assert_eq!(status, Some(1));
+    says(&found, "connection old", "asks for an MD5 hash of the password, which require_auth does not allow");
+    let hint = found.iter().find(|f| f["subject"] == "connection old" && f["grade"] == "error").unwrap();
+    assert!(hint["hint"].as_str().unwrap().contains("require_auth = \"md5\" there"), "{hint}");
+    let elsewhere =
+        config.replace("host = \"127.0.0.1\"", "host = \"192.0.2.1\"\nconnect_timeout = \"100ms\"");
+    let (_, found) = doctor(&elsewhere.replace("username", "require_auth = \"md5\"\nusername"), &[]);
+    says(&found, "connection old", "require_auth lets whoever answers at 192.0.2.1 have the password");
 }
