@@ -22,7 +22,7 @@ use crate::secret::Secret;
 use crate::verifier::ScramVerifier;
 use file::{
     AuthType, ChannelBinding, Console, Isolation, OnUnmatched, PoolMode, Role, SecretStore, SslMode,
-    SslNegotiation,
+    SslNegotiation, UpstreamMethod,
 };
 use read::Problems;
 
@@ -236,6 +236,8 @@ pub struct UpstreamTls {
     pub negotiation: SslNegotiation,
     /// The authorities, a PEM file; the system's if none.
     pub root_cert: Option<PathBuf>,
+    /// What they have revoked, a PEM file.
+    pub revoked: Option<PathBuf>,
     /// Our own certificate and key, PEM files.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
@@ -264,6 +266,8 @@ pub struct Connection {
     pub tls: UpstreamTls,
     /// SCRAM.
     pub scram: UpstreamScram,
+    /// The proofs that the upstream may ask for.
+    pub methods: Vec<UpstreamMethod>,
     /// The `search_path` of its sessions, quoted and ready, if `include_schemas` gives one.
     pub search_path: Option<String>,
     /// The longest a statement may run; zero is no limit.
@@ -339,6 +343,13 @@ pub struct User {
     pub disabled: bool,
     /// The SCRAM verifier of a plain password, derived at the first login that needs it.
     pub derived: OnceLock<ScramVerifier>,
+}
+
+impl UpstreamTls {
+    /// Whether the upstream has to prove that it is the one, or one of its authority.
+    pub fn verifies(&self) -> bool {
+        matches!(self.mode, SslMode::VerifyCa | SslMode::VerifyFull)
+    }
 }
 
 impl Config {

@@ -47,6 +47,7 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String) {
                 proxy.audit.record(|| Event::refusal(&refusal, "-", "-", &peer));
                 return refuse(*stream, &[], &refusal, "-", "-", &peer).await;
             }
+            Ok(Err(HandshakeError::Tls(cause))) => return info!(peer, cause, "TLS handshake failed"),
             Ok(Err(error)) => return debug!(peer, %error, "no login"),
             Err(_) => return debug!(peer, "client_login_timeout before a login"),
         };

@@ -18,6 +18,7 @@ mod abuse;
 mod audit;
 mod cancel;
 mod cells;
+mod certificates;
 mod check;
 mod console;
 mod change;
