@@ -4,6 +4,7 @@ mod apply;
 mod audit;
 mod log;
 mod operator;
+mod password;
 mod serve;
 mod service;
 
@@ -24,7 +25,6 @@ use crate::doctor;
 use crate::plan::Plan;
 use crate::prepare::{self, Prepared};
 use crate::route;
-use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier};
 
 /// Shows every PostgreSQL client to the right database.
 #[derive(Debug, Parser)]
@@ -186,7 +186,7 @@ pub fn run() -> ExitCode {
         }
         Command::Doctor { file, parity, json } => doctor(&file, parity, json),
         Command::Audit(command) => audit::run(&command),
-        Command::HashPassword => hash_password(),
+        Command::HashPassword => password::hash(),
         Command::HashToken => hash_token(),
         Command::Apply { file, target, dry_run, accept_fallback } => {
             apply::apply(&target, &file, apply::How { dry_run, accept_fallback })
@@ -378,24 +378,6 @@ fn doctor(file: &Path, parity: bool, json: bool) -> ExitCode {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     }
-}
-
-/// The password comes from standard input, one line: arguments can be seen by everybody on the machine.
-fn hash_password() -> ExitCode {
-    if std::io::stdin().is_terminal() {
-        eprint!("Password (it is shown as you type): ");
-        let _ = std::io::stderr().flush();
-    }
-    let mut line = zeroize::Zeroizing::new(String::new());
-    let read = std::io::stdin().lock().read_line(&mut line);
-    let password = line.trim_end_matches(['\r', '\n']);
-    let mut salt = vec![0; 16];
-    if read.is_err() || password.is_empty() || getrandom::fill(&mut salt).is_err() {
-        eprintln!("no password on standard input");
-        return ExitCode::FAILURE;
-    }
-    println!("{}", ScramVerifier::derive(password, salt, SCRAM_ITERATIONS));
-    ExitCode::SUCCESS
 }
 
 /// The hash of the token on standard input, or, where somebody sits there, of a new one.

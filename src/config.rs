@@ -21,7 +21,7 @@ use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName,
 use crate::secret::Secret;
 use file::{
     AuthType, ChannelBinding, Console, Isolation, OnUnmatched, PoolMode, Role, SecretStore, SslMode,
-    SslNegotiation,
+    SslNegotiation, UpstreamMethod,
 };
 use read::Problems;
 
@@ -235,6 +235,8 @@ pub struct UpstreamTls {
     pub negotiation: SslNegotiation,
     /// The authorities, a PEM file; the system's if none.
     pub root_cert: Option<PathBuf>,
+    /// What they have revoked, a PEM file.
+    pub revoked: Option<PathBuf>,
     /// Our own certificate and key, PEM files.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
@@ -263,6 +265,8 @@ pub struct Connection {
     pub tls: UpstreamTls,
     /// SCRAM.
     pub scram: UpstreamScram,
+    /// The proofs that the upstream may ask for.
+    pub methods: Vec<UpstreamMethod>,
     /// The `search_path` of its sessions, quoted and ready, if `include_schemas` gives one.
     pub search_path: Option<String>,
     /// The longest a statement may run; zero is no limit.
@@ -336,6 +340,13 @@ pub struct User {
     pub console: Option<Console>,
     /// May not log in.
     pub disabled: bool,
+}
+
+impl UpstreamTls {
+    /// Whether the upstream has to prove that it is the one, or one of its authority.
+    pub fn verifies(&self) -> bool {
+        matches!(self.mode, SslMode::VerifyCa | SslMode::VerifyFull)
+    }
 }
 
 impl Config {

@@ -15,6 +15,7 @@ use crate::config::read::{Problems, Severity};
 use crate::config::{Checked, Config};
 use crate::prepare;
 use crate::tls;
+use crate::verifier::Verifier;
 use server::Facts;
 
 /// How long before its end a certificate is worth a warning.
@@ -91,6 +92,25 @@ impl Report {
             let help = problem.help.as_deref().unwrap_or("Correct it: pgusher check shows the line.");
             self.add(grade, "configuration", problems.line_without_help(problem)).hint =
                 Some(help.to_owned());
+        }
+    }
+
+    /// Whether the revocation lists of a file are still in force; that they cannot be read is said elsewhere.
+    fn revocations(&mut self, subject: &str, path: &Path) {
+        let Some(end) = tls::revocation_lists(path)
+            .ok()
+            .and_then(|lists| lists.iter().filter_map(tls::list_expiry).min())
+        else {
+            return;
+        };
+        let text = format!("revocation list, in force until {}", humantime::format_rfc3339_seconds(end));
+        match end < SystemTime::now() {
+            true => self.wrong(
+                subject,
+                format!("{}: {text}", path.display()),
+                "It has expired: certificates of its authority are refused until there is a new one.",
+            ),
+            false => self.ok(subject, text),
         }
     }
 
@@ -172,7 +192,22 @@ fn own(config: &Config, report: &mut Report) {
             ),
         }
     }
+    for user in config.users.values() {
+        let verifier = user.password.as_ref().map(|password| Verifier::parse(&password.value()));
+        if let Some(Ok(verifier)) = verifier
+            && verifier.is_of_empty(user.name.as_str())
+        {
+            report.wrong(
+                &format!("user {}", user.name),
+                "its verifier is that of the empty password",
+                "Whoever sends no password gets in: make another (pgusher hash-password).",
+            );
+        }
+    }
     if let Some(tls) = &*server.tls {
+        if let Some(list) = &*tls.client_crl {
+            report.revocations("[server] tls", &config.beside(list));
+        }
         if let Ok(chain) = tls::certificates(&config.beside(&tls.certificate)) {
             report.expiry("[server] tls", &chain);
         }

@@ -15,7 +15,7 @@ use crate::config::file::SslMode;
 use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::strangers::{Stranger, no_place};
 use crate::stream::{Reader, Socket, Stream};
-use crate::tls::{ALPN, ServerTls, common_name};
+use crate::tls::{self, ALPN, ServerTls, common_name};
 use crate::wire::startup::{self, CancelKey, FirstPacket, MAX_STARTUP_LENGTH, Startup};
 
 /// The length and the code.
@@ -51,6 +51,9 @@ pub enum HandshakeError {
     /// It left, or its packet is none: closed without a word, as PostgreSQL does.
     #[error("{0}")]
     Silent(&'static str),
+    /// TLS failed: what it was is for the operator's log, as the client was sent no more than an alert.
+    #[error("{0}")]
+    Tls(String),
     /// The socket failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -158,6 +161,12 @@ fn arrival(
         let refusal = Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message);
         return Err(HandshakeError::Refused(Box::new(reader.stream), refusal));
     }
+    // Whatever the method of the user: the certificate is a proof of its own (PostgreSQL's `clientcert=verify-full`).
+    let is_of_user = certificate_name.as_deref() == Some(startup.user.as_str());
+    if mode == SslMode::VerifyFull && !is_of_user && is_tcp(&mut reader.stream) {
+        let refusal = certificate_refused(&startup.user);
+        return Err(HandshakeError::Refused(Box::new(reader.stream), refusal));
+    }
     Ok(Opened::Login(Box::new(Arrival { reader, owed: Vec::new(), startup, certificate_name })))
 }
 
@@ -174,6 +183,11 @@ async fn first_byte(reader: &mut Reader, stranger: &Stranger) -> Result<Option<u
     }
 }
 
+fn certificate_refused(user: &str) -> Refusal {
+    let message = format!("certificate authentication failed for user \"{}\"", Shown::name(user));
+    Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message)
+}
+
 fn is_tcp(stream: &mut Stream) -> bool {
     matches!(stream.socket_mut(), Socket::Tcp(_))
 }
@@ -181,17 +195,22 @@ fn is_tcp(stream: &mut Stream) -> bool {
 /// TLS; what was read ahead of it is its beginning.
 async fn accept_tls(
     reader: Reader,
-    tls: Option<&Arc<ServerTls>>,
+    ours: Option<&Arc<ServerTls>>,
     stranger: &Stranger,
 ) -> Result<Reader, HandshakeError> {
-    let (Some(tls), beginning, Stream::Plain(socket)) = (tls, reader.ahead().to_vec(), reader.stream) else {
+    let (Some(ours), beginning, Stream::Plain(socket)) = (ours, reader.ahead().to_vec(), reader.stream)
+    else {
         return Err(HandshakeError::Silent("TLS within TLS"));
     };
-    let acceptor = TlsAcceptor::from(tls.config.clone());
-    let stream = tokio::select! {
-        stream = acceptor.accept_with(socket, |session| feed(session, &beginning)) => stream?,
+    let acceptor = TlsAcceptor::from(ours.config.clone());
+    let accepted = tokio::select! {
+        accepted = acceptor.accept_with(socket, |session| feed(session, &beginning)) => accepted,
         () = stranger.must_leave() => return Err(HandshakeError::Silent("made room during TLS")),
     };
+    let stream = accepted.map_err(|error| match tls::reason(&error) {
+        Some(reason) => HandshakeError::Tls(reason),
+        None => HandshakeError::Io(error),
+    })?;
     Ok(Reader::new(Stream::Server(Box::new(stream))))
 }
 

@@ -189,9 +189,9 @@ impl Plan {
         let shown = |config: &Config| {
             let tls = config.server.tls.as_ref().map(file::ClientTls::shown).unwrap_or_default();
             let tls = |name: &str| tls.iter().find(|(n, _)| *n == name).map(|(_, value)| value.clone());
-            let of_tls =
-                ["mode", "certificate", "key", "client_ca"].map(|name| tls(name).unwrap_or_default());
-            let names = ["tls.mode", "tls.certificate", "tls.key", "tls.client_ca"];
+            let of_tls = ["mode", "certificate", "key", "client_ca", "client_crl"]
+                .map(|name| tls(name).unwrap_or_default());
+            let names = ["tls.mode", "tls.certificate", "tls.key", "tls.client_ca", "tls.client_crl"];
             let of_tls = names.into_iter().zip(of_tls).map(|(name, value)| (name.to_owned(), value));
             let server = config.server.shown().into_iter().map(|(name, value)| (name.to_owned(), value));
             server.chain(of_tls).chain(config.management.shown()).collect::<Vec<_>>()
@@ -319,6 +319,7 @@ fn differences(old: &Connection, new: &Connection) -> Vec<&'static str> {
     };
     differs("tls", old.tls != new.tls);
     differs("scram", old.scram != new.scram);
+    differs("require_auth", old.methods != new.methods);
     differs("include_schemas", old.search_path != new.search_path);
     differs("query_timeout", old.query_timeout != new.query_timeout);
     differs("connect_timeout", old.connect_timeout != new.connect_timeout);

@@ -162,6 +162,7 @@ enum Part {
     Chain,
     Key,
     Authorities,
+    Revoked,
 }
 
 /// Each file of its own, so that all that is wrong is said at once; false if something is.
@@ -172,6 +173,7 @@ fn parts<'p>(parts: impl IntoIterator<Item = (Part, &'p Path, Span)>, problems: 
             Part::Chain => tls::certificates(path).map(drop),
             Part::Key => tls::private_key(path).map(drop),
             Part::Authorities => tls::roots(path).map(drop),
+            Part::Revoked => tls::revocation_lists(path).map(drop),
         };
         match read {
             Err(error) => {
@@ -196,27 +198,36 @@ fn server_tls(config: &Config, written: &file::ClientTls, problems: &mut Problem
     let certificate = config.beside(&written.certificate);
     let key = config.beside(&written.key);
     let authorities = written.client_ca.as_ref().map(|path| config.beside(path));
+    let revoked = written.client_crl.as_ref().map(|path| config.beside(path));
     let known = [
         Some((Part::Chain, certificate.as_path(), written.certificate.span())),
         Some((Part::Key, key.as_path(), written.key.span())),
         authorities.as_deref().map(|path| (Part::Authorities, path, written.client_ca.span())),
+        revoked.as_deref().map(|path| (Part::Revoked, path, written.client_crl.span())),
     ];
     if !parts(known.into_iter().flatten(), problems) {
         return None;
     }
     match tls::server(written, &config.beside("")) {
-        Ok(tls) => Some(tls),
+        Ok(tls) => {
+            if let Some(warning) = &tls.warning {
+                problems.warning(written.certificate.span(), warning);
+            }
+            Some(tls)
+        }
         Err(error) => {
-            let at = match &error {
-                TlsError::Pem(path, _) | TlsError::Unusable(path, _) if *path == key => written.key.span(),
-                TlsError::Pem(path, _) | TlsError::Unusable(path, _)
-                    if Some(path) == authorities.as_ref() =>
-                {
-                    written.client_ca.span()
-                }
-                _ => written.certificate.span(),
+            let is_of = |file: Option<&Path>| file.is_some() && file == error.path();
+            let of_key = is_of(Some(&key));
+            let at = match () {
+                () if of_key => written.key.span(),
+                () if is_of(revoked.as_deref()) => written.client_crl.span(),
+                () if is_of(authorities.as_deref()) => written.client_ca.span(),
+                () => written.certificate.span(),
             };
-            problems.error(at, error.to_string()).help("does the key belong to the certificate?");
+            let problem = problems.error(at, error.to_string());
+            if of_key {
+                problem.help("does the key belong to the certificate?");
+            }
             None
         }
     }
@@ -249,12 +260,14 @@ fn dialer(
     if uses_tls && !tls::is_name(name) {
         return None;
     }
-    let verifies = matches!(wanted.mode, SslMode::VerifyCa | SslMode::VerifyFull);
+    let verifies = wanted.verifies();
     let path = |path: &'_ Setting<Option<String>>| path.span();
     let authorities = wanted.root_cert.as_deref().filter(|_| verifies);
+    let revoked = wanted.revoked.as_deref().filter(|_| verifies);
     let identity = wanted.identity.as_ref().filter(|_| uses_tls);
     let known = [
         authorities.map(|file| (Part::Authorities, file, path(&written.sslrootcert))),
+        revoked.map(|file| (Part::Revoked, file, path(&written.sslcrl))),
         identity.map(|(certificate, _)| (Part::Chain, certificate.as_path(), path(&written.sslcert))),
         identity.map(|(_, key)| (Part::Key, key.as_path(), path(&written.sslkey))),
     ];
@@ -266,6 +279,7 @@ fn dialer(
         Err(error) => {
             let at = match &error {
                 TlsError::NoSystemRoots => written.sslmode.span(),
+                _ if revoked.is_some() && error.path() == revoked => path(&written.sslcrl),
                 _ => path(&written.sslkey).or(path(&written.sslrootcert)).or(written.host.span()),
             };
             problems.error(at, error.to_string());

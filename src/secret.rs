@@ -21,7 +21,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Source {
     /// In the configuration itself.
     Plain(SecretString),
-    /// In a file; one trailing line end is not part of it.
+    /// In a file; a byte-order mark at its start and one trailing line end are not part of it.
     File(PathBuf),
     /// In an environment variable of the pgusher process.
     Env(String),
@@ -98,13 +98,21 @@ fn read(source: &Source) -> Result<SecretString, SecretError> {
         Source::File(path) => {
             let bytes =
                 files::read(path, files::MAX_SMALL).map_err(|e| SecretError::File(path.clone(), e))?;
-            bounded(bytes.as_slice()).map_err(|_| SecretError::Form)
+            bounded(bytes.as_slice()).map(without_mark).map_err(|_| SecretError::Form)
         }
         Source::Env(name) => {
             let value = std::env::var(name).map_err(|_| SecretError::Env(name.clone()))?;
             bounded(value.as_bytes()).map_err(|_| SecretError::Form)
         }
         Source::Command(words) => run(words),
+    }
+}
+
+/// Some editors begin a file with a byte-order mark.
+fn without_mark(text: SecretString) -> SecretString {
+    match text.expose_secret().strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned().into(),
+        None => text,
     }
 }
 
@@ -175,6 +183,19 @@ mod tests {
     fn a_failing_command_says_which() {
         let error = Secret::read(Source::Command(vec!["false".into()])).unwrap_err();
         assert!(error.to_string().contains("false"), "{error}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_at_the_start_of_a_file_is_not_part_of_the_secret() {
+        let path = std::env::temp_dir().join(format!("pgusher-mark-{}", std::process::id()));
+        for (text, expected) in
+            [("\u{feff}", ""), ("\u{feff}\r\n", ""), ("\u{feff}one\r\n", "one"), ("a\u{feff}\n", "a\u{feff}")]
+        {
+            std::fs::write(&path, text).unwrap();
+            let secret = Secret::read(Source::File(path.clone())).unwrap();
+            assert_eq!(secret.value().expose_secret(), expected, "{text:?}");
+        }
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]

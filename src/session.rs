@@ -48,6 +48,10 @@ pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String, stranger: St
             proxy.refused(refused(&refusal, "-", "-", &peer));
             return refuse(*stream, &[], &refusal).await;
         }
+        Ok(Err(HandshakeError::Tls(cause))) => {
+            let refusal = Refusal::protocol(format!("TLS handshake failed: {cause}"));
+            return proxy.refused(refused(&refusal, "-", "-", &peer));
+        }
         Ok(Err(error)) => return debug!(peer, %error, "no login"),
         Err(_) => return debug!(peer, "client_login_timeout before a login"),
     };

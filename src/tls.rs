@@ -1,26 +1,28 @@
 //! rustls configurations, ours as server and as client, and what channel binding needs of a certificate.
 
+mod verify;
+
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
 use pgwire::api::auth::sasl::scram::ScramServerAuth;
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs as provider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
-};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{CertificateError, ClientConfig, InconsistentKeys, OtherError, RootCertStore, ServerConfig};
 use thiserror::Error;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use crate::config::file::SslMode;
 use crate::config::{ClientTls, Host, UpstreamTls};
 use crate::files;
+use verify::{AnyCertificate, Authorities, KnownClient, KnownServer, Names, Presence};
 
 /// The ALPN name of PostgreSQL's protocol.
 pub const ALPN: &[u8] = b"postgresql";
@@ -42,6 +44,16 @@ pub enum TlsError {
     Name(String),
 }
 
+impl TlsError {
+    /// The file that it is about.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Pem(path, _) | Self::Unusable(path, _) => Some(path),
+            Self::NoSystemRoots | Self::Name(_) => None,
+        }
+    }
+}
+
 /// TLS towards clients, ready to use.
 pub struct ServerTls {
     /// For rustls.
@@ -50,8 +62,10 @@ pub struct ServerTls {
     pub http: Arc<ServerConfig>,
     /// How much of it clients must use.
     pub mode: SslMode,
-    /// SCRAM with channel binding to our certificate.
+    /// SCRAM with channel binding to our certificate, where that has a hash for it.
     pub scram: ScramServerAuth,
+    /// What an operator should know of the certificate, though it can be used.
+    pub warning: Option<String>,
 }
 
 impl std::fmt::Debug for ServerTls {
@@ -84,28 +98,26 @@ pub fn server(tls: &ClientTls, folder: &Path) -> Result<ServerTls, TlsError> {
     let certificate = folder.join(&**tls.certificate);
     let key_path = folder.join(&**tls.key);
     let chain = certificates(&certificate)?;
-    let key = private_key(&key_path)?;
-    let builder = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
+    let provider = Arc::new(provider::default_provider());
+    let own = certified(chain, &key_path, &provider)?;
+    let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|e| TlsError::Unusable(certificate.clone(), e.to_string()))?;
     let builder = match &*tls.client_ca {
         Some(ca) => {
-            let path = folder.join(ca);
-            let verifier = WebPkiClientVerifier::builder_with_provider(
-                Arc::new(roots(&path)?),
-                Arc::new(provider::default_provider()),
-            );
-            let verifier = match *tls.mode {
-                SslMode::VerifyCa | SslMode::VerifyFull => verifier,
-                _ => verifier.allow_unauthenticated(),
+            let (path, list) = (folder.join(ca), tls.client_crl.as_ref().map(|list| folder.join(list)));
+            let authorities = Authorities::load("client_ca", Some(&path), list.as_deref(), &provider)?;
+            let presence = match *tls.mode {
+                SslMode::VerifyCa | SslMode::VerifyFull => Presence::Required,
+                _ => Presence::Optional,
             };
-            let verifier = verifier.build().map_err(|e| TlsError::Unusable(path, e.to_string()))?;
-            builder.with_client_cert_verifier(verifier)
+            let verifier = KnownClient::new(authorities, presence, provider)
+                .map_err(|e| TlsError::Unusable(list.unwrap_or(path), e.to_string()))?;
+            builder.with_client_cert_verifier(Arc::new(verifier))
         }
         None => builder.with_no_client_auth(),
     };
-    let mut config =
-        builder.with_single_cert(chain, key).map_err(|e| TlsError::Unusable(key_path, e.to_string()))?;
+    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
     config.alpn_protocols = vec![ALPN.to_vec()];
     // PostgreSQL's clients resume no sessions; remembering them would cost memory for each client.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -114,8 +126,14 @@ pub fn server(tls: &ClientTls, folder: &Path) -> Result<ServerTls, TlsError> {
     http.alpn_protocols = vec![b"http/1.1".to_vec()];
     let mut scram = ScramServerAuth::new();
     let pem = read(&certificate)?;
-    scram.configure_certificate(&pem).map_err(|e| TlsError::Unusable(certificate, e.to_string()))?;
-    Ok(ServerTls { config: Arc::new(config), http: Arc::new(http), mode: *tls.mode, scram })
+    let warning = scram.configure_certificate(&pem).err().map(|_| {
+        format!(
+            "{}: this certificate's signature has no hash for channel binding, so SCRAM-SHA-256-PLUS is not offered: clients \
+             with channel_binding = require need one that is signed by RSA or ECDSA with SHA-256",
+            certificate.display()
+        )
+    });
+    Ok(ServerTls { config: Arc::new(config), http: Arc::new(http), mode: *tls.mode, scram, warning })
 }
 
 /// Whether a certificate can be for this host.
@@ -136,27 +154,25 @@ pub fn upstream(tls: &UpstreamTls, host: &Host) -> Result<Option<UpstreamClient>
     let crypto = Arc::new(provider::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match tls.mode {
         SslMode::VerifyCa | SslMode::VerifyFull => {
-            let roots = match &tls.root_cert {
-                Some(path) => roots(path)?,
-                None => system_roots()?,
-            };
-            let path = tls.root_cert.clone().unwrap_or_default();
-            let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), crypto.clone())
-                .build()
-                .map_err(|e| TlsError::Unusable(path, e.to_string()))?;
-            if tls.mode == SslMode::VerifyFull { inner } else { Arc::new(AnyName(inner)) }
+            let (roots, list) = (tls.root_cert.as_deref(), tls.revoked.as_deref());
+            let authorities = Authorities::load("sslrootcert", roots, list, &crypto)?;
+            let names = if tls.mode == SslMode::VerifyFull { Names::Checked } else { Names::Any };
+            let path = list.or(roots).unwrap_or(Path::new(""));
+            let unusable = |e: VerifierBuilderError| TlsError::Unusable(path.to_owned(), e.to_string());
+            Arc::new(KnownServer::new(authorities, names, crypto.clone()).map_err(unusable)?)
         }
-        _ => Arc::new(AnyCertificate(crypto.clone())),
+        _ => Arc::new(AnyCertificate(crypto.signature_verification_algorithms)),
     };
-    let builder = ClientConfig::builder_with_provider(crypto)
+    let builder = ClientConfig::builder_with_provider(crypto.clone())
         .with_safe_default_protocol_versions()
         .map_err(|e| TlsError::Unusable(PathBuf::new(), e.to_string()))?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut config = match &tls.identity {
-        Some((certificate, key)) => builder
-            .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
-            .map_err(|e| TlsError::Unusable(key.clone(), e.to_string()))?,
+        Some((certificate, key)) => {
+            let own = certified(certificates(certificate)?, key, &crypto)?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own)))
+        }
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
@@ -168,7 +184,7 @@ pub fn upstream(tls: &UpstreamTls, host: &Host) -> Result<Option<UpstreamClient>
 /// # Errors
 /// It cannot be read, or holds none.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = |e: rustls::pki_types::pem::Error| TlsError::Pem(path.to_owned(), e.to_string());
+    let pem = |e: pem::Error| TlsError::Pem(path.to_owned(), e.to_string());
     let chain: Vec<_> =
         CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<_, _>>().map_err(pem)?;
     if chain.is_empty() {
@@ -189,22 +205,78 @@ fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, TlsError> {
     files::read(path, files::MAX_SMALL).map_err(|e| TlsError::Pem(path.to_owned(), e.to_string()))
 }
 
-/// The authorities of a PEM file.
+/// The authorities of a PEM file: its certificates, and what webpki makes of them.
 ///
 /// # Errors
 /// It cannot be read, or holds none that can be used.
-pub fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
-    let mut store = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        store.add(certificate).map_err(|e| TlsError::Unusable(path.to_owned(), e.to_string()))?;
+pub fn roots(path: &Path) -> Result<(Vec<CertificateDer<'static>>, RootCertStore), TlsError> {
+    let (known, mut store) = (certificates(path)?, RootCertStore::empty());
+    for certificate in &known {
+        let added = store.add(certificate.clone());
+        added.map_err(|e| TlsError::Unusable(path.to_owned(), e.to_string()))?;
     }
-    Ok(store)
+    Ok((known, store))
 }
 
-fn system_roots() -> Result<RootCertStore, TlsError> {
-    let mut store = RootCertStore::empty();
-    store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if store.is_empty() { Err(TlsError::NoSystemRoots) } else { Ok(store) }
+/// The revocation lists of a PEM file.
+///
+/// # Errors
+/// It cannot be read, or holds none.
+pub fn revocation_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    let pem = |e: pem::Error| TlsError::Pem(path.to_owned(), e.to_string());
+    let lists: Vec<_> =
+        CertificateRevocationListDer::pem_slice_iter(&read(path)?).collect::<Result<_, _>>().map_err(pem)?;
+    if lists.is_empty() {
+        return Err(TlsError::Pem(path.to_owned(), "no revocation list (X509 CRL) in it".into()));
+    }
+    Ok(lists)
+}
+
+/// Until when a revocation list holds; `None` if it does not say.
+pub fn list_expiry(list: &CertificateRevocationListDer<'_>) -> Option<SystemTime> {
+    let (_, parsed) = CertificateRevocationList::from_der(list).ok()?;
+    let seconds = u64::try_from(parsed.next_update()?.timestamp()).unwrap_or(0);
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
+/// Our own certificate with its key, of any version of X.509: webpki reads no other than 3, PostgreSQL's manual makes 1.
+fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    key: &Path,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, TlsError> {
+    let pem = private_key(key)?;
+    let unusable = |e: rustls::Error| TlsError::Unusable(key.to_owned(), e.to_string());
+    let own = CertifiedKey::new(chain, provider.key_provider.load_private_key(pem).map_err(unusable)?);
+    let error = match own.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => return Ok(own),
+        Err(error) => error,
+    };
+    match (own.key.public_key(), own.cert.first().and_then(verify::public_key)) {
+        (Some(key), Some(of_certificate)) if key == of_certificate => Ok(own),
+        (Some(_), Some(_)) => {
+            Err(TlsError::Unusable(key.to_owned(), "this is not the key of the certificate".into()))
+        }
+        _ => Err(unusable(error)),
+    }
+}
+
+/// What TLS did not like, in words; `None` for a connection that was merely lost.
+pub fn reason(error: &io::Error) -> Option<String> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => {
+            Some(format!("invalid peer certificate: {why}"))
+        }
+        other => Some(other.to_string()),
+    }
+}
+
+/// The same error with its reason in words.
+pub fn explained(error: io::Error) -> io::Error {
+    match reason(&error) {
+        Some(reason) => io::Error::new(error.kind(), reason),
+        None => error,
+    }
 }
 
 /// The common name of a certificate's subject.
@@ -232,82 +304,4 @@ pub fn server_end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
         _ => return None,
     };
     Some(digest::digest(algorithm, certificate).as_ref().to_vec())
-}
-
-/// `require` and below: any certificate, but the peer must hold its key.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// `verify-ca`: a known authority, whatever the name.
-#[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
-
-impl ServerCertVerifier for AnyName {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        // The name is looked at last, after the chain was found good.
-        match self.0.verify_server_cert(certificate, intermediates, name, ocsp, now) {
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            other => other,
-        }
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signed)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signed)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
 }

@@ -17,6 +17,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tracing::warn;
 
 use crate::config::file::{SslMode, SslNegotiation};
 use crate::config::{Connection, Host, Server};
@@ -99,6 +100,14 @@ pub enum UpstreamError {
     /// It wants a proof that pgusher does not have or give.
     #[error("cannot log in: {0}")]
     Auth(String),
+    /// It asks for a proof that it may not have.
+    #[error("cannot log in: the server {asks}, which require_auth does not allow: {hint}")]
+    Method {
+        /// What it does: "asks for …".
+        asks: &'static str,
+        /// What to write in the file.
+        hint: String,
+    },
     /// It does not speak the protocol.
     #[error("unexpected answer from server: {0}")]
     Protocol(String),
@@ -124,6 +133,11 @@ impl UpstreamError {
                 )
                 .detail(format!("{message} ({sqlstate}).")),
             },
+            Self::Method { asks, hint } => {
+                let message = format!("cannot log in: the server {asks}, which require_auth does not allow");
+                let refusal = Refusal::new(Fault::Operator, SqlState::UNABLE_TO_CONNECT, message);
+                refusal.hint(format!("To whoever runs pgusher: {hint}."))
+            }
             Self::Certificate(_) | Self::Auth(_) => {
                 Refusal::new(Fault::Operator, SqlState::UNABLE_TO_CONNECT, self.to_string())
             }
@@ -227,6 +241,14 @@ impl Dialer {
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => (Security::Tls, None),
         };
         match (self.dial_once(first, settings, password).await, second) {
+            // As libpq's `prefer`: whoever could break the handshake could as well have said that there is no TLS.
+            (Err(error @ UpstreamError::Tls(..)), Some(second)) if first == Security::Either => {
+                warn!(connection = %self.connection.name, %error, "sslmode = \"prefer\" goes on without TLS");
+                match self.dial_once(second, settings, password).await {
+                    Err(UpstreamError::Refused { sqlstate, .. }) if sqlstate == "28000" => Err(error),
+                    other => other,
+                }
+            }
             // 28000: pg_hba.conf has no line for this kind of connection.
             (Err(UpstreamError::Refused { sqlstate, message }), Some(second)) if sqlstate == "28000" => {
                 let again = self.dial_once(second, settings, password).await;
@@ -325,10 +347,15 @@ impl Dialer {
         let direct = self.connection.tls.negotiation == SslNegotiation::Direct;
         if !direct {
             socket.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await?;
-            let mut answer = [0];
-            // Exactly one byte: whatever stands behind it in the clear goes to the TLS handshake, and fails it.
-            socket.read_exact(&mut answer).await?;
+            // What comes with the answer in the clear is not the server's (CVE-2021-23222); what comes later goes to the TLS
+            // handshake, and fails it.
+            let mut answer = [0; 2];
+            let read = socket.read(&mut answer).await?;
             match (answer[0], security) {
+                _ if read == 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                (b'S' | b'N', _) if read > 1 => {
+                    return Err(UpstreamError::Protocol("bytes behind the answer to an SSLRequest".into()));
+                }
                 (b'S', _) => {}
                 (b'N', Security::Either) => return Ok(Stream::Plain(socket)),
                 (b'N', _) => return Err(UpstreamError::NoTls(self.place())),
@@ -337,7 +364,7 @@ impl Dialer {
             }
         }
         let connector = TlsConnector::from(tls.config.clone());
-        let failed = |e| UpstreamError::Tls(self.place(), e);
+        let failed = |e| UpstreamError::Tls(self.place(), tls::explained(e));
         let stream = connector.connect(tls.name.clone(), socket).await.map_err(failed)?;
         if direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(failed(io::Error::other("direct TLS without ALPN")));

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::file::{self, AuditFailure, AuthType, File, OnUnmatched, SslMode};
+use super::file::{self, AuditFailure, AuthType, File, OnUnmatched, SslMode, UpstreamMethod};
 use super::read::{Named, Problems, Setting, Strings};
 use super::{
     Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Outside, Target, UpstreamScram,
@@ -28,7 +28,7 @@ use crate::names::{
     AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName, id_of,
 };
 use crate::secret::{Secret, Source};
-use crate::verifier::Verifier;
+use crate::verifier::{EMPTY, Verifier, is_empty};
 
 type Attributes = BTreeMap<AttributeName, Vec<String>>;
 
@@ -99,10 +99,13 @@ fn certificates(
         files.push(("key of [server] tls".to_owned(), folder.join(&*tls.key)));
         let ca = tls.client_ca.as_ref().map(|ca| folder.join(ca));
         files.extend(ca.map(|ca| ("client_ca of [server] tls".to_owned(), ca)));
+        let crl = tls.client_crl.as_ref().map(|crl| folder.join(crl));
+        files.extend(crl.map(|crl| ("client_crl of [server] tls".to_owned(), crl)));
     }
     for (name, connection) in connections {
         let tls = &connection.tls;
         files.extend(tls.root_cert.clone().map(|ca| (format!("sslrootcert of connection {name}"), ca)));
+        files.extend(tls.revoked.clone().map(|crl| (format!("sslcrl of connection {name}"), crl)));
         if let Some((certificate, key)) = tls.identity.clone() {
             files.push((format!("sslcert of connection {name}"), certificate));
             files.push((format!("sslkey of connection {name}"), key));
@@ -130,6 +133,11 @@ fn check_server(file: &File, problems: &mut Problems) {
     let verifies = matches!(*tls.mode, SslMode::VerifyCa | SslMode::VerifyFull);
     if verifies && tls.client_ca.is_none() {
         problems.error(tls.mode.span(), format!("mode {:?} needs `client_ca`", tls.mode.word()));
+    }
+    if tls.client_crl.is_some() && tls.client_ca.is_none() {
+        problems
+            .error(tls.client_crl.span(), "`client_crl` needs `client_ca`")
+            .help("set client_ca to the authorities whose list this is");
     }
 }
 
@@ -273,26 +281,34 @@ fn connection(
         problems.error(c.sslnegotiation.span(), message);
     }
     let server = &file.server;
+    let host = match c.host.starts_with('/') {
+        true => Host::Socket(PathBuf::from(c.host.as_str())),
+        false => Host::Name((*c.host).clone()),
+    };
+    let tls = UpstreamTls {
+        mode: *c.sslmode,
+        negotiation: *c.sslnegotiation,
+        root_cert: resolve(&c.sslrootcert),
+        revoked: resolve(&c.sslcrl),
+        identity,
+    };
+    if tls.revoked.is_some() && !tls.verifies() {
+        problems
+            .error(c.sslcrl.span(), "`sslcrl` is used only where the certificate is verified")
+            .help("set sslmode = \"verify-full\" or \"verify-ca\"");
+    }
     Some(Connection {
         name: name.into(),
         id: connection_id(name, c, problems),
+        methods: methods(c, &host, &tls),
         target: Target {
-            host: if c.host.starts_with('/') {
-                Host::Socket(PathBuf::from(c.host.as_str()))
-            } else {
-                Host::Name((*c.host).clone())
-            },
+            host,
             port: u16::try_from(*c.port).ok()?,
             database: (*c.database).clone().unwrap_or_else(|| name.to_owned()),
             username: (*c.username).clone(),
         },
-        password: read_secret(&c.password, outside, problems).unwrap_or(None).map(Arc::new),
-        tls: UpstreamTls {
-            mode: *c.sslmode,
-            negotiation: *c.sslnegotiation,
-            root_cert: resolve(&c.sslrootcert),
-            identity,
-        },
+        password: upstream_password(&c.password, outside, problems).map(Arc::new),
+        tls,
         scram: UpstreamScram { channel_binding: *c.channel_binding, min_iterations: *c.scram_min_iterations },
         search_path: search_path(&c.include_schemas),
         query_timeout: *c.query_timeout,
@@ -311,6 +327,19 @@ fn connection(
         environment: environment.map_or_else(|| base_environment(c).into(), EnvironmentName::from),
         base: environment.is_none().then(|| base(c)),
     })
+}
+
+/// The proofs that an upstream may ask for: without a word about it, those that give the password away only where nobody
+/// but the upstream can be asking.
+fn methods(c: &file::Connection, host: &Host, tls: &UpstreamTls) -> Vec<UpstreamMethod> {
+    if let Some(said) = &*c.require_auth {
+        return said.0.clone();
+    }
+    let mut methods = vec![UpstreamMethod::ScramSha256, UpstreamMethod::None];
+    if tls.verifies() || matches!(host, Host::Socket(_)) {
+        methods.extend([UpstreamMethod::Md5, UpstreamMethod::Password]);
+    }
+    methods
 }
 
 fn connection_id(name: &str, c: &file::Connection, problems: &mut Problems) -> Uuid {
@@ -374,6 +403,20 @@ fn read_secret(
             None
         }
     }
+}
+
+/// An upstream's password, which cannot be empty: libpq would not send it either.
+fn upstream_password(
+    source: &Setting<Option<Source>>,
+    outside: Outside,
+    problems: &mut Problems,
+) -> Option<Secret> {
+    let secret = read_secret(source, outside, problems)??;
+    if is_empty(secret.value().expose_secret()) {
+        problems.error(source.span(), EMPTY);
+        return None;
+    }
+    Some(secret)
 }
 
 /// The names that clients may ask for.
@@ -512,9 +555,6 @@ fn check_verifier(verifier: &Verifier, method: AuthType) -> Result<(), &'static 
         ),
         (AuthType::Md5, Verifier::Scram(_)) => {
             Err("a SCRAM verifier cannot serve md5: use auth_type = \"scram-sha-256\"")
-        }
-        (_, Verifier::Plain(text)) if text.expose_secret().is_empty() => {
-            Err("an empty password lets nobody in")
         }
         _ => Ok(()),
     }

@@ -180,6 +180,68 @@ words! {
 }
 
 words! {
+    /// A proof that an upstream may ask for (as in libpq's `require_auth`).
+    UpstreamMethod {
+        /// SCRAM-SHA-256, with channel binding or without: the server does not learn the password, and proves itself, too.
+        ScramSha256 = "scram-sha-256",
+        /// A salted MD5 hash, which serves whoever has it to log in elsewhere or to guess the password.
+        Md5 = "md5",
+        /// The password in clear text.
+        Password = "password",
+        /// None: the server trusts us, or our certificate is enough for it.
+        None = "none",
+    }
+}
+
+/// The proofs that an upstream may ask for: `"scram-sha-256, none"`, or a list of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequireAuth(pub Vec<UpstreamMethod>);
+
+impl Value for RequireAuth {
+    fn kind() -> String {
+        format!("a list, each {}, or a string of them with commas between", UpstreamMethod::kind())
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        if node.get_ref().as_str().is_none() {
+            let methods = Vec::<Setting<UpstreamMethod>>::read(node, problems)?;
+            return Self::of(methods.into_iter().map(Setting::into_inner).collect(), node, problems);
+        }
+        let text = String::read(node, problems)?;
+        let mut methods = Vec::new();
+        for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+            let Some(method) = UpstreamMethod::of_word(word) else {
+                problems
+                    .error(Some(node.span()), format!("unknown value `{word}`"))
+                    .nearest(word, UpstreamMethod::WORDS.iter().copied());
+                return None;
+            };
+            methods.push(method);
+        }
+        Self::of(methods, node, problems)
+    }
+    fn show(&self) -> String {
+        let words: Vec<_> = self.0.iter().map(|method| method.word()).collect();
+        format!("\"{}\"", words.join(", "))
+    }
+}
+
+impl RequireAuth {
+    fn of(
+        methods: Vec<UpstreamMethod>,
+        node: &Spanned<DeValue<'_>>,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        if methods.is_empty() {
+            problems
+                .error(Some(node.span()), "`require_auth` allows nothing")
+                .help("leave the key out, or write \"scram-sha-256\"");
+            return None;
+        }
+        Some(Self(methods))
+    }
+}
+
+words! {
     /// For how long a client keeps the upstream connection it is lent.
     PoolMode {
         /// For a transaction.
@@ -301,7 +363,8 @@ options! {
     ClientTls as "[server] tls" {
         /// As libpq's `sslmode`, seen from the server: `disable` refuses TLS; `allow` and `prefer` accept both;
         /// `require` refuses clients without it; `verify-ca` and `verify-full` also want a certificate of
-        /// `client_ca` (`verify-full`: one whose common name is the user's name).
+        /// `client_ca` (`verify-full`: one whose common name is the user's name, whatever the user's `auth_type`). Over a unix
+        /// socket there is no TLS, and `mode` does not apply.
         Reload mode: SslMode = SslMode::Prefer;
         /// The certificate chain, a PEM file.
         Reload certificate: String;
@@ -309,6 +372,9 @@ options! {
         Reload key: String;
         /// The authorities that client certificates come from, a PEM file. Needed for `auth_type = "cert"`.
         Reload client_ca: Option<String> = None;
+        /// The certificates that these authorities have revoked, a PEM file of one list (CRL) or more. Then each authority needs
+        /// a list that has not expired, as in PostgreSQL: without one, its certificates are refused.
+        Reload client_crl: Option<String> = None;
     }
 }
 
@@ -458,12 +524,15 @@ options! {
         Reload username: String;
         /// The password. Read again when the upstream refuses it.
         Reload password: Option<Source> = None;
-        /// Whether TLS is used, as libpq's `sslmode`.
+        /// Whether TLS is used, as libpq's `sslmode`. `prefer` goes on without TLS where its handshake fails, too.
         Reload sslmode: SslMode = SslMode::Prefer;
         /// How TLS is begun.
         Reload sslnegotiation: SslNegotiation = SslNegotiation::Postgres;
         /// The authorities of the upstream's certificate, a PEM file; by default the system's.
         Reload sslrootcert: Option<String> = None;
+        /// The certificates that these authorities have revoked, a PEM file of one list (CRL) or more, for `sslmode`
+        /// `verify-ca` and `verify-full`. Then each authority needs a list that has not expired, as in libpq.
+        Reload sslcrl: Option<String> = None;
         /// Our own certificate, a PEM file.
         Reload sslcert: Option<String> = None;
         /// Its private key, a PEM file.
@@ -473,6 +542,10 @@ options! {
         /// The lowest SCRAM iteration count that is accepted of the upstream: a lower one would let a false
         /// server guess the password cheaply. 1 accepts any.
         Reload scram_min_iterations: u32 = 4096, 1 => 100_000;
+        /// The proofs that the upstream may ask for, as libpq's `require_auth`; another one is refused. By default
+        /// `scram-sha-256` and `none`, and where the upstream is verified (`sslmode` `verify-ca` or `verify-full`) or reached by
+        /// a unix socket, `md5` and `password`, too: these give the password away to whoever answers there.
+        Reload require_auth: Option<RequireAuth> = None;
         /// Schemas that become the session's `search_path`, in order.
         Reload include_schemas: Vec<Setting<String>> = Vec::new();
         /// The longest a statement may run: the session's `statement_timeout`, and a cancel request from

@@ -1,5 +1,6 @@
 //! One upstream: whether it is reached and logged in to, what it is, and whether it holds our pools.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::{Known, Report};
-use crate::config::file::SslMode;
+use crate::config::file::UpstreamMethod;
 use crate::config::{Config, Connection, Host, Server};
 use crate::pool::prove_resettable;
 use crate::stream::Stream;
@@ -99,15 +100,16 @@ pub(super) async fn examine(
     subject: &str,
 ) -> Option<Facts> {
     security(connection, report, subject);
+    if let Some(list) = &connection.tls.revoked {
+        report.revocations(subject, list);
+    }
     let began = Instant::now();
-    let dialed = match Dialer::of(server, connection) {
-        Ok(dialer) => dialer.dial(&Settings::default()).await,
-        Err(error) => Err(error.into()),
-    };
-    let mut backend = match dialed {
+    // Where it cannot be made, `prepare` has said why.
+    let dialer = Dialer::of(server, connection).ok()?;
+    let mut backend = match dialer.dial(&Settings::default()).await {
         Ok(backend) => backend,
         Err(error) => {
-            report.wrong(subject, error.to_string(), hint(&error));
+            report.wrong(subject, error.to_string(), hint(&error).as_ref());
             return None;
         }
     };
@@ -168,17 +170,29 @@ fn security(connection: &Connection, report: &mut Report, subject: &str) {
     let Host::Name(host) = &connection.target.host else { return };
     let is_here = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
     let mode = connection.tls.mode;
-    if !is_here && !matches!(mode, SslMode::VerifyFull | SslMode::VerifyCa) {
+    if !is_here && !connection.tls.verifies() {
         report.warn(
             subject,
             format!("sslmode = \"{}\" does not find out whether {host} is who it says it is", mode.word()),
             "Set sslmode = \"verify-full\", and sslrootcert where its authority is not the system's.",
         );
     }
+    let gives = |method| connection.methods.contains(&method);
+    if !is_here
+        && !connection.tls.verifies()
+        && (gives(UpstreamMethod::Md5) || gives(UpstreamMethod::Password))
+    {
+        report.warn(
+            subject,
+            format!("require_auth lets whoever answers at {host} have the password"),
+            "Let the server ask for scram-sha-256 and leave require_auth out, or set sslmode = \"verify-full\".",
+        );
+    }
 }
 
-fn hint(error: &UpstreamError) -> &'static str {
-    match error {
+fn hint(error: &UpstreamError) -> Cow<'static, str> {
+    let hint = match error {
+        UpstreamError::Method { hint, .. } => return format!("To mend that, {hint}.").into(),
         UpstreamError::Resolve(..) => "Check `host`, and the name server of this machine.",
         UpstreamError::Connect(..) | UpstreamError::Timeout(_) => {
             "Check `host` and `port`, whether the server runs and listens there, and firewalls."
@@ -192,7 +206,8 @@ fn hint(error: &UpstreamError) -> &'static str {
         }
         UpstreamError::Auth(_) => "Check `password`.",
         UpstreamError::Protocol(_) | UpstreamError::Io(_) => "Is that a PostgreSQL server? See its log.",
-    }
+    };
+    hint.into()
 }
 
 async fn ask(stream: &mut Stream, connection: &Connection, parity: bool) -> io::Result<Facts> {

@@ -257,7 +257,7 @@ fn check_files(change: &Change<'_>, desired: &DocumentMut) -> Result<(), Problem
             .filter_map(|(name, item)| Some((edit::shown(name), item.as_table_like()?.get(key)?.as_str()?)))
             .collect()
     }
-    for key in ["sslrootcert", "sslcert", "sslkey"] {
+    for key in ["sslrootcert", "sslcrl", "sslcert", "sslkey"] {
         let known: BTreeSet<_> = said(&change.document, key).into_iter().map(|(_, path)| path).collect();
         if let Some((name, _)) = said(desired, key).into_iter().find(|(_, path)| !known.contains(path)) {
             let what = "a file that the configuration does not name yet: edit the file where pgusher runs";

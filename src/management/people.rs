@@ -22,7 +22,7 @@ use crate::config::file::{AuthType, Console};
 use crate::names::id_of;
 use crate::proxy::{Change, Written};
 use crate::secret::Secret;
-use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier, Verifier, is_verifier};
+use crate::verifier::{EMPTY, SCRAM_ITERATIONS, ScramVerifier, Verifier, is_empty, is_verifier};
 
 body! {
     /// What can be said about a user.
@@ -253,6 +253,9 @@ pub(super) fn password_value(
 ) -> Result<Value, Problem> {
     if is_verifier(secret) {
         return Ok(secret.expose_secret().into());
+    }
+    if is_empty(secret.expose_secret()) {
+        return Err(Problem::field("password", EMPTY));
     }
     let is_scram = auth_type == AuthType::ScramSha256;
     let known = change.generation.config.users.get(name).and_then(|user| user.password.as_ref());

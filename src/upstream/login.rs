@@ -7,12 +7,12 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{MAX_REPORTED, MAX_REPORTED_BYTES, Parameter, UpstreamError};
-use crate::config::file::ChannelBinding;
+use crate::config::file::{ChannelBinding, UpstreamMethod};
 use crate::config::{Connection, UpstreamScram};
 use crate::error::SqlState;
 use crate::stream::Stream;
 use crate::tls::server_end_point;
-use crate::verifier::{Verifier, md5_hex, md5_response};
+use crate::verifier::{EMPTY, Verifier, is_empty, md5_hex, md5_response};
 use crate::wire::startup::{MAX_CANCEL_KEY, MAX_STARTUP_LENGTH, Settings};
 use crate::wire::{self, Header, cstr};
 
@@ -148,9 +148,35 @@ fn broken(what: &str) -> UpstreamError {
 /// How far our proof has come.
 enum Proof {
     Nothing,
+    /// The password, as it is or hashed.
+    Given,
     ScramSent(ScramSha256),
     ScramAnswered(ScramSha256),
     Done,
+}
+
+/// Whether the upstream may have this proof: before any of it is sent.
+fn allowed(connection: &Connection, method: UpstreamMethod) -> Result<(), UpstreamError> {
+    if connection.methods.contains(&method) {
+        return Ok(());
+    }
+    let asks = match method {
+        UpstreamMethod::ScramSha256 => "asks for a SCRAM proof",
+        UpstreamMethod::Md5 => "asks for an MD5 hash of the password",
+        UpstreamMethod::Password => "asks for the password in clear text",
+        UpstreamMethod::None => "asks for no proof",
+    };
+    let (name, word) = (&connection.name, method.word());
+    let hint = match method {
+        UpstreamMethod::Md5 | UpstreamMethod::Password => format!(
+            "let the server ask for scram-sha-256, or set sslmode = \"verify-full\" in [connections.{name}]; or write \
+             require_auth = \"{word}\" there, if whoever answers at that address may have the password"
+        ),
+        UpstreamMethod::ScramSha256 | UpstreamMethod::None => {
+            format!("add \"{word}\" to require_auth in [connections.{name}], if that is meant")
+        }
+    };
+    Err(UpstreamError::Method { asks, hint })
 }
 
 /// Handles one `Authentication…` message; true at `AuthenticationOk`.
@@ -164,33 +190,44 @@ async fn authentication(
     let (code, data) = body.split_first_chunk::<4>().ok_or_else(|| broken("Authentication"))?;
     let user = &connection.target.username;
     let binding_required = connection.scram.channel_binding == ChannelBinding::Require;
-    let wanted =
-        || password.ok_or_else(|| UpstreamError::Auth("the server wants a password and none is set".into()));
+    let wanted = || match password {
+        None => Err(UpstreamError::Auth("the server wants a password and none is set".into())),
+        // It was not when the configuration was read: a file has changed since.
+        Some(password) if is_empty(password.expose_secret()) => Err(UpstreamError::Auth(EMPTY.into())),
+        Some(password) => Ok(password),
+    };
+    let may = |method| allowed(connection, method);
     match u32::from_be_bytes(*code) {
         0 => match proof {
             Proof::ScramSent(_) | Proof::ScramAnswered(_) => {
                 Err(UpstreamError::Auth("the server did not prove itself".into()))
             }
-            Proof::Nothing if binding_required => Err(UpstreamError::Auth(
+            Proof::Nothing | Proof::Given if binding_required => Err(UpstreamError::Auth(
                 "channel binding is required, but the server did not use SCRAM".into(),
             )),
-            Proof::Nothing | Proof::Done => Ok(true),
+            Proof::Nothing => may(UpstreamMethod::None).map(|()| true),
+            Proof::Given | Proof::Done => Ok(true),
         },
         3 | 5 if binding_required => {
             Err(UpstreamError::Auth("channel binding is required, but the server asks for a password".into()))
         }
         3 => {
+            may(UpstreamMethod::Password)?;
             let password = wanted()?;
+            *proof = Proof::Given;
             send(stream, |out| wire::push_cstr(out, password.expose_secret())).await?;
             Ok(false)
         }
         5 => {
             let salt: [u8; 4] = data.try_into().map_err(|_| broken("AuthenticationMD5Password"))?;
+            may(UpstreamMethod::Md5)?;
             let hash = md5_proof(user, wanted()?, salt);
+            *proof = Proof::Given;
             send(stream, |out| wire::push_cstr(out, &hash)).await?;
             Ok(false)
         }
         10 => {
+            may(UpstreamMethod::ScramSha256)?;
             let (mechanism, binding) = choose(stream, data, connection.scram)?;
             let scram = ScramSha256::new(wanted()?.expose_secret().as_bytes(), binding);
             let first = scram.message().to_vec();

@@ -55,6 +55,14 @@ fn refused() -> Vec<(String, String, &'static str)> {
         server(tls("server.crt", "dana.key", ""), "does the key belong to the certificate?"),
         server(tls("server.crt", "server.key", ", client_ca = \"missing.crt\""), "missing.crt: No such file"),
         server(tls("server.crt", "server.key", ", client_ca = \"server.key\""), "no certificate in it"),
+        server(
+            tls("server.crt", "server.key", ", client_ca = \"ca.crt\", client_crl = \"missing.crl\""),
+            "missing.crl: No such file",
+        ),
+        server(
+            tls("server.crt", "server.key", ", client_ca = \"ca.crt\", client_crl = \"ca.crt\""),
+            "ca.crt: no revocation list",
+        ),
         server("audit_file = \"nowhere/audit.jsonl\"".into(), "cannot write the audit"),
         server(
             format!("metrics_listen = \"127.0.0.1:7\"\n{MANAGEMENT}"),
@@ -62,6 +70,11 @@ fn refused() -> Vec<(String, String, &'static str)> {
         ),
         base(&format!("{verified}\nsslrootcert = \"missing.crt\""), "missing.crt: No such file"),
         base(&format!("{verified}\nsslrootcert = \"server.key\""), "no certificate in it"),
+        base(
+            &format!("{verified}\nsslrootcert = \"ca.crt\"\nsslcrl = \"missing.crl\""),
+            "missing.crl: No such file",
+        ),
+        base(&format!("{verified}\nsslrootcert = \"ca.crt\"\nsslcrl = \"ca.crt\""), "no revocation list"),
         base("sslcert = \"dana.crt\"\nsslkey = \"pete.key\"", "pgusher.toml:"),
         base("sslcert = \"missing.crt\"\nsslkey = \"pete.key\"", "missing.crt: No such file"),
         base("password = { file = \"missing.pw\" }", "missing.pw: No such file"),
@@ -111,7 +124,10 @@ fn what_check_refuses_is_refused_everywhere_and_with_its_place() {
         assert!(code == Some(1) && refusal.contains(why), "plan {what}: {refusal}");
         // Of itself it is right: a machine that has none of the files may check that much.
         let (code, alone) = said(&["check", "--no-secrets"], &file);
-        if ["No such file", "no certificate", "audit", "key belong"].iter().any(|of| why.contains(of)) {
+        if ["No such file", "no certificate", "no revocation", "audit", "key belong"]
+            .iter()
+            .any(|of| why.contains(of))
+        {
             assert_eq!(code, Some(0), "{what}: {alone}");
         }
         std::fs::remove_dir_all(folder).unwrap();

@@ -4,8 +4,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use super::fake::Fake;
 use super::house::{Pgusher, free_port, pair, run, temporary_folder, warehouse};
 use super::tls::certificates;
+use super::wire::message;
 
 /// Its exit status, and what it found.
 fn doctor(config: &str, arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
@@ -106,6 +108,23 @@ fn what_is_wrong_is_found_before_users_find_it() {
 }
 
 #[test]
+fn a_file_that_cannot_be_used_is_told_of_once_and_with_its_place() {
+    let (status, found) = doctor(
+        &warehouse(
+            "tls = { certificate = \"server.crt\", key = \"server.key\", client_ca = \"ca.crt\", client_crl = \"no.crl\" }",
+            "sslmode = \"verify-ca\"\nsslrootcert = \"ca.crt\"\nsslcrl = \"neither.crl\"",
+            "",
+        ),
+        &[],
+    );
+    assert_eq!(status, Some(1), "{found:#?}");
+    for file in ["/no.crl", "/neither.crl"] {
+        let told: Vec<_> = found.iter().filter(|f| f["text"].as_str().unwrap().contains(file)).collect();
+        assert!(told.len() == 1 && told[0]["text"].as_str().unwrap().contains("pgusher.toml:"), "{told:#?}");
+    }
+}
+
+#[test]
 fn it_examines_beside_a_process_that_runs_and_for_people() {
     let pgusher = Pgusher::start(&warehouse("max_client_conn = 100", "", ""));
     let file = pgusher.folder.join("pgusher.toml");
@@ -113,4 +132,19 @@ fn it_examines_beside_a_process_that_runs_and_for_people() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("\nok       connection warehouse: 127.0.0.1:"), "{text}");
     assert!(pgusher.psql("dana", "SELECT 1").is_ok());
+}
+
+#[test]
+fn an_upstream_that_asks_for_the_password_is_found_and_told_what_to_write() {
+    let fake = Fake::start(|peer| peer.send(&message('R', b"\0\0\0\x05salt")));
+    let config = fake.config("", &["old".to_owned()], "");
+    let (status, found) = doctor(&config, &[]);
+    assert_eq!(status, Some(1));
+    says(&found, "connection old", "asks for an MD5 hash of the password, which require_auth does not allow");
+    let hint = found.iter().find(|f| f["subject"] == "connection old" && f["grade"] == "error").unwrap();
+    assert!(hint["hint"].as_str().unwrap().contains("require_auth = \"md5\" there"), "{hint}");
+    let elsewhere =
+        config.replace("host = \"127.0.0.1\"", "host = \"192.0.2.1\"\nconnect_timeout = \"100ms\"");
+    let (_, found) = doctor(&elsewhere.replace("username", "require_auth = \"md5\"\nusername"), &[]);
+    says(&found, "connection old", "require_auth lets whoever answers at 192.0.2.1 have the password");
 }

@@ -218,6 +218,14 @@ impl Peer {
     }
 }
 
+/// Lets in whoever has sent a startup packet, and answers their queries.
+pub fn let_in(stream: &TcpStream) {
+    let stream = Arc::new(stream.try_clone().unwrap());
+    let mut peer = Peer { stream, number: 0, database: String::new() };
+    peer.welcome();
+    peer.serve(|_| None);
+}
+
 pub fn ready() -> Vec<u8> {
     message('Z', b"I")
 }

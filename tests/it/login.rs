@@ -1,15 +1,19 @@
 //! How clients prove who they are, and how pgusher proves itself to upstreams.
 
 use std::io::{Read, Write};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use pgusher::verifier::Verifier;
+
+use super::fake::{Fake, refused};
 use super::house::{
     Pgusher, Postgres, WAREHOUSE, eventually, free_port, pair, run, size, temporary_folder, warehouse,
 };
 use super::tls::certificates;
-use super::wire::{Raw, query, startup};
+use super::wire::{Raw, message, query, startup};
 
 #[test]
 fn every_method_takes_the_right_password_only() {
@@ -36,8 +40,8 @@ disabled = true
     let hashed = {
         let mut child = Command::new(env!("CARGO_BIN_EXE_pgusher"))
             .arg("hash-password")
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         child.stdin.take().unwrap().write_all(b"s3same\n").unwrap();
@@ -167,10 +171,17 @@ fn upstream_logins_use_every_method_and_every_sslmode() {
                 .to_owned(),
             "t",
         ),
-        ("username = \"m\"\npassword = \"m\"\nsslmode = \"allow\"".to_owned(), "f"),
+        ("username = \"m\"\npassword = \"m\"\nsslmode = \"allow\"\nrequire_auth = \"md5\"".to_owned(), "f"),
         (
-            "username = \"p\"\npassword = { command = [\"printf\", \"p\"] }\nsslmode = \"require\""
+            "username = \"p\"\npassword = { command = [\"printf\", \"p\"] }\nsslmode = \"require\"\n\
+             require_auth = [\"scram-sha-256\", \"password\"]"
                 .to_owned(),
+            "t",
+        ),
+        // Whoever is verified may ask for a password in any form.
+        (format!("username = \"m\"\npassword = \"m\"\nsslmode = \"verify-ca\"\nsslrootcert = \"{ca}\""), "t"),
+        (
+            format!("username = \"p\"\npassword = \"p\"\nsslmode = \"verify-full\"\nsslrootcert = \"{ca}\""),
             "t",
         ),
         ("username = \"tlsonly\"\nsslmode = \"allow\"".to_owned(), "t"),
@@ -185,6 +196,22 @@ fn upstream_logins_use_every_method_and_every_sslmode() {
         (format!("username = \"app\"\nsslmode = \"verify-ca\"\nsslrootcert = \"{other}\""), "UnknownIssuer"),
         ("username = \"s\"\npassword = \"wrong\"".to_owned(), "password authentication failed for user"),
         ("username = \"s\"".to_owned(), "wants a password and none is set"),
+        (
+            "username = \"m\"\npassword = \"m\"\nsslmode = \"require\"".to_owned(),
+            "asks for an MD5 hash of the password, which require_auth does not allow",
+        ),
+        (
+            "username = \"p\"\npassword = \"p\"\nsslmode = \"prefer\"".to_owned(),
+            "asks for the password in clear text, which require_auth does not allow",
+        ),
+        (
+            "username = \"s\"\npassword = \"s\"\nrequire_auth = \"md5, password\"".to_owned(),
+            "asks for a SCRAM proof, which require_auth does not allow",
+        ),
+        (
+            "username = \"tlsonly\"\nsslmode = \"require\"\nrequire_auth = \"scram-sha-256\"".to_owned(),
+            "asks for no proof, which require_auth does not allow",
+        ),
         ("username = \"tlsonly\"\nsslmode = \"disable\"".to_owned(), "pg_hba.conf"),
         (
             "username = \"m\"\npassword = \"m\"\nsslmode = \"require\"\nchannel_binding = \"require\""
@@ -209,6 +236,167 @@ fn upstream_logins_use_every_method_and_every_sslmode() {
         server.port
     );
     assert_eq!(Pgusher::start(&config).psql("dana", "SELECT inet_server_addr() IS NULL").unwrap(), "t");
+}
+
+#[test]
+fn a_password_goes_only_to_an_upstream_that_may_have_it() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let told = seen.clone();
+    // The name of the database says what it asks for.
+    let fake = Fake::start(move |peer| {
+        let code: u8 = if peer.database.starts_with("md5") { 5 } else { 3 };
+        let salt: &[u8] = if code == 5 { b"salt" } else { b"" };
+        peer.send(&message('R', &[&[0, 0, 0, code], salt].concat()));
+        let Some(answer) = peer.next() else { return };
+        told.lock().unwrap().push((peer.database.clone(), answer.body));
+        peer.welcome();
+        peer.serve(|_| None);
+    });
+    let names = ["md5_refused", "clear_refused"].map(str::to_owned);
+    for lines in ["", "require_auth = \"scram-sha-256, none\"", "sslmode = \"prefer\""] {
+        let pgusher = Pgusher::start(&fake.config("", &names, lines));
+        for (name, word) in [("md5_refused", "md5"), ("clear_refused", "password")] {
+            let error = refused(&pgusher, "raw", name);
+            assert_eq!(error.field('C'), "08001");
+            assert!(error.field('M').contains("which require_auth does not allow"), "{}", error.field('M'));
+            let hint = error.field('H');
+            assert!(hint.contains(&format!("require_auth = \"{word}\"")), "{hint}");
+            assert!(hint.contains(&format!("[connections.{name}]")), "{hint}");
+            // The log says it, too: that is where the operator looks.
+            assert!(pgusher.log().contains(&format!("[connections.{name}]")), "{}", pgusher.log());
+        }
+        assert!(seen.lock().unwrap().is_empty(), "{lines}: {:?}", seen.lock().unwrap());
+    }
+    let names = ["md5_given", "clear_given"].map(str::to_owned);
+    let pgusher = Pgusher::start(&fake.config("", &names, "require_auth = \"md5, password\""));
+    for name in &names {
+        drop(super::fake::login(&pgusher, name));
+    }
+    let seen = seen.lock().unwrap();
+    assert!(seen.iter().any(|(name, body)| name == "clear_given" && body == b"secret\0"), "{seen:?}");
+    assert!(seen.iter().any(|(name, body)| name == "md5_given" && body.starts_with(b"md5")), "{seen:?}");
+}
+
+/// What `pgusher check` says of this configuration, and whether it takes it.
+fn check(config: &str, files: &[(&str, &str)]) -> (bool, String) {
+    let folder = temporary_folder("check");
+    for (name, text) in files {
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+    let path = folder.join("pgusher.toml");
+    std::fs::write(&path, config.replace("@PORT@", "6432")).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_pgusher")).arg("check").arg(path).output().unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_password_that_is_empty_or_cannot_be_seen_is_refused_at_load() {
+    let files =
+        [("mark", "\u{feff}"), ("mark_and_line", "\u{feff}\r\n"), ("nothing", ""), ("good", "\u{feff}x\n")];
+    let user = |password: &str| warehouse("", "", "") + &format!("\n[users.bob]\npassword = {password}\n");
+    let connection = |password: &str| warehouse("", &format!("password = {password}"), "");
+    for password in [
+        "\"\"",
+        "\"\\u00ad\"",
+        "\"\\ufeff\"",
+        "{ file = \"mark\" }",
+        "{ file = \"mark_and_line\" }",
+        "{ file = \"nothing\" }",
+        "{ command = [\"printf\", \"\"] }",
+    ] {
+        for config in [user(password), connection(password)] {
+            let (taken, said) = check(&config, &files);
+            assert!(!taken && said.contains("the password is empty"), "{password}: {said}");
+            assert!(said.contains("pgusher.toml:"), "where: {said}");
+        }
+    }
+    for config in [user("{ file = \"good\" }"), connection("{ file = \"good\" }")] {
+        let (taken, said) = check(&config, &files);
+        assert!(taken, "{said}");
+    }
+    let (taken, said) = check(&connection("\"x\"\nrequire_auth = \"scram, none\""), &[]);
+    assert!(!taken && said.contains("scram-sha-256"), "{said}");
+    let (taken, said) = check(&connection("\"x\"\nsslcrl = \"list.pem\""), &[]);
+    assert!(!taken && said.contains("sslmode"), "{said}");
+}
+
+/// `pgusher hash-password` with this on its standard input.
+fn hash_password(input: &str) -> std::process::Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pgusher"))
+        .arg("hash-password")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn accepts(verifier: &[u8], password: &str) -> bool {
+    let text = String::from_utf8(verifier.to_vec()).unwrap().trim().to_owned();
+    match Verifier::parse(&text.into()) {
+        Ok(Verifier::Scram(verifier)) => verifier.accepts(password),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn hash_password_makes_no_verifier_of_an_empty_password() {
+    for input in ["", "\n", "\r\n", "\u{feff}\n", "\u{ad}\n"] {
+        let output = hash_password(input);
+        assert!(!output.status.success() && output.stdout.is_empty(), "{input:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("empty"), "{input:?}: {output:?}");
+    }
+    assert!(accepts(&hash_password("\u{feff}s3same\r\n").stdout, "s3same"));
+}
+
+#[test]
+fn what_is_typed_for_hash_password_is_not_shown() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    // What is typed, and whether a verifier comes of it.
+    for (typed, comes) in
+        [(["s3same\n", "s3same\n"], true), (["s3same\n", "s3sane\n"], false), (["s3same\u{3}", ""], false)]
+    {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+        let terminal = std::fs::File::options().read(true).write(true).open(name).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pgusher"))
+            .arg("hash-password")
+            .stdin(terminal.try_clone().unwrap())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut master = std::fs::File::from(master);
+        let mut prompts = child.stderr.take().unwrap();
+        for (prompt, line) in ["Password: ", "Again: "].into_iter().zip(typed) {
+            if line.is_empty() {
+                break;
+            }
+            let mut asked = vec![0; prompt.len()];
+            prompts.read_exact(&mut asked).unwrap();
+            assert_eq!(asked, prompt.as_bytes());
+            master.write_all(line.as_bytes()).unwrap();
+        }
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.success(), comes, "{typed:?}: {output:?}");
+        assert!(!comes || accepts(&output.stdout, "s3same"));
+        // The terminal shows again what is typed; before that, nothing was shown but line ends.
+        master.write_all(b"shown").unwrap();
+        let mut screen = Vec::new();
+        while !screen.ends_with(b"shown") {
+            let mut piece = [0; 64];
+            let read = master.read(&mut piece).unwrap();
+            screen.extend_from_slice(&piece[..read]);
+        }
+        let screen = String::from_utf8(screen).unwrap();
+        assert!(!screen.contains("s3sa"), "{screen:?}");
+        drop(terminal);
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod apart;
 mod audit;
 mod cancel;
 mod cells;
+mod certificates;
 mod check;
 mod console;
 mod change;

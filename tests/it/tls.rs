@@ -124,6 +124,55 @@ fn a_client_certificate_proves_its_user_and_nobody_else() {
     assert!(pgusher.select_with("dana", &[("PGSSLMODE", "require")]).is_err(), "no certificate");
 }
 
+#[test]
+fn verify_full_wants_the_users_own_certificate_whatever_its_method() {
+    for method in ["scram-sha-256", "md5", "password", "trust", "cert"] {
+        for mode in ["prefer", "require", "verify-ca", "verify-full"] {
+            let pgusher = with_tls(mode, &format!("auth_type = \"{method}\""), "");
+            let with = |certificate: &str| {
+                let mut environment = vec![("PGSSLMODE", "require")];
+                let files = ["crt", "key"].map(|end| pgusher.path(&format!("{certificate}.{end}")));
+                if !certificate.is_empty() {
+                    environment.extend([("PGSSLCERT", files[0].as_str()), ("PGSSLKEY", files[1].as_str())]);
+                }
+                pgusher.select_with("dana", &environment)
+            };
+            let (needs_one, what) = (mode.starts_with("verify"), format!("{method}, {mode}"));
+            assert_eq!(with("dana").as_deref(), Ok("dev"), "{what}");
+            assert_eq!(with("").is_ok(), !needs_one && method != "cert", "{what}, none");
+            let other = with("pete");
+            if mode == "verify-full" || method == "cert" {
+                let error = other.unwrap_err();
+                let expected = "certificate authentication failed for user \"dana\"";
+                assert!(error.contains(expected), "{what}: {error}");
+            } else {
+                assert_eq!(other.as_deref(), Ok("dev"), "{what}");
+            }
+            assert!(with("stranger").is_err(), "{what}: an authority that is not ours");
+        }
+    }
+}
+
+#[test]
+fn verify_full_holds_for_the_console_and_for_names_that_nobody_has() {
+    let users = "[users.ops]\nauth_type = \"trust\"\nconsole = \"admin\"\n";
+    let pgusher = with_tls("verify-full", "", users);
+    let (certificate, key) = (pgusher.path("pete.crt"), pgusher.path("pete.key"));
+    let environment = [("PGSSLMODE", "require"), ("PGSSLCERT", &certificate), ("PGSSLKEY", &key)];
+    for (user, database) in [("ops", "pgusher"), ("nobody", "warehouse"), ("nobody", "pgusher")] {
+        let target = format!("host=127.0.0.1 port={} user={user} dbname={database}", pgusher.port);
+        let output = Command::new("psql")
+            .args(["-XAtq", "-d", &target, "-c", "SHOW VERSION"])
+            .env("PGPASSWORD", user)
+            .envs(environment)
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        let expected = format!("certificate authentication failed for user \"{user}\"");
+        assert!(error.contains(&expected), "{user} {database}: {error}");
+    }
+}
+
 /// A client's side of TLS that trusts the authority of this pgusher, and offers these protocols.
 fn client_of(pgusher: &Pgusher, alpn: &[&[u8]]) -> ClientConnection {
     let mut roots = rustls::RootCertStore::empty();
