@@ -24,6 +24,7 @@ mod differential;
 mod doctor;
 mod faults;
 mod grants;
+mod hostile;
 mod listen;
 mod login;
 mod main_job;
