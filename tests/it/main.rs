@@ -25,6 +25,7 @@ mod doctor;
 mod faults;
 mod grants;
 mod hostile;
+mod isolation;
 mod lexer;
 mod listen;
 mod login;
