@@ -334,7 +334,7 @@ fn constant(kind: &str, name: &str) -> Option<String> {
 fn calls() -> Vec<String> {
     let all = server().sql(
         "isolation",
-        "SELECT p.prokind, p.proname, coalesce((SELECT string_agg(t.typtype || ':' || t.typname, ',' ORDER BY a.place) \
+        "SELECT p.prokind, p.proname, coalesce((SELECT string_agg(t.typtype::text || ':' || t.typname, ',' ORDER BY a.place) \
            FROM unnest(p.proargtypes) WITH ORDINALITY AS a (type, place) JOIN pg_type t ON t.oid = a.type), '') \
          FROM pg_proc p WHERE pronamespace = 'pg_catalog'::regnamespace \
            AND has_function_privilege('plain2', p.oid, 'EXECUTE') ORDER BY p.oid",
@@ -501,7 +501,7 @@ fn many_hand_overs(pool_size: usize) {
     let rounds = size(120, 50_000);
     std::thread::scope(|scope| {
         for thread in 0..pool_size {
-            let random = Random(0x150_1a7e + thread as u64 * 977 + pool_size as u64);
+            let random = Random(0x0150_1a7e + thread as u64 * 977 + pool_size as u64);
             scope.spawn(|| proof.go_round(rounds.div_ceil(pool_size), random));
         }
     });
