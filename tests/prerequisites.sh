@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing for `make demo`, `make test`, `make bench`, `make fuzz`, `make test-tools` or `make test-drivers` on Debian and Ubuntu, and
-# says what it does.
+# Installs what is missing for `make demo`, `make test`, `make bench`, `make fuzz`, `make test-tools` or `make test-drivers`
+# on Debian and Ubuntu, and says what it does.
 set -euo pipefail
 
 missing=()
