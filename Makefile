@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench bench-isolation soak test-compose test-drivers \
+.PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench bench-isolation soak fuzz test-compose test-drivers \
 	test-tools advisories
 
 build:
@@ -58,6 +58,18 @@ bench-isolation:
 soak: prerequisites
 	cargo build --release --locked
 	PGUSHER_SOAK=1 cargo test --release --locked --test it -- --nocapture $(ARGS)
+
+# Inputs by coverage, each target for this long; what is found is kept in fuzz/artifacts. RUSTC_BOOTSTRAP: the flags are
+# nightly's, the compiler need not be.
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= lexer startup relay catalog config
+fuzz:
+	@tests/prerequisites.sh fuzz
+	cd fuzz && for target in $(FUZZ_TARGETS); do \
+		mkdir -p corpus/$$target; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=66000 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1; \
+	done
 
 test-compose:
 	tests/compose.sh

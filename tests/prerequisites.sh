@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing for `make demo`, `make test`, `make bench`, `make test-tools` or `make test-drivers` on Debian and Ubuntu, and
-# says what it does.
+# Installs what is missing for `make demo`, `make test`, `make bench`, `make fuzz`, `make test-tools` or `make test-drivers`
+# on Debian and Ubuntu, and says what it does.
 set -euo pipefail
 
 missing=()
@@ -15,6 +15,9 @@ command -v ps >/dev/null || missing+=(procps)
 if [ "${1:-}" = test ]; then
   python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
   command -v chromedriver >/dev/null || missing+=(chromium chromium-driver)
+fi
+if [ "${1:-}" = fuzz ]; then
+  command -v c++ >/dev/null || missing+=(g++)
 fi
 if [ "${1:-}" = bench ]; then
   command -v haproxy >/dev/null || missing+=(haproxy)
@@ -62,6 +65,10 @@ command -v cargo >/dev/null || { echo "Please install Rust (https://rustup.rs), 
 if [ "${1:-}" = test ] && ! cargo deny --version >/dev/null 2>&1; then
   echo "Installing cargo-deny with cargo (some minutes)"
   cargo install --quiet --locked cargo-deny
+fi
+if [ "${1:-}" = fuzz ] && ! cargo fuzz --version >/dev/null 2>&1; then
+  echo "Installing cargo-fuzz with cargo (some minutes)"
+  cargo install --quiet --locked cargo-fuzz
 fi
 if [ "${1:-}" = test ] && ! target/schemathesis/bin/st --version >/dev/null 2>&1; then
   echo "Installing schemathesis below target/schemathesis (pip)"

@@ -1,0 +1,41 @@
+//! The configuration: any text is taken or refused, and no message about it holds a password.
+#![no_main]
+
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+use pgusher::config::Config;
+use pgusher::config::read::{Problems, Severity};
+
+/// Stands where an input has a line `password = @`, and nowhere else.
+const CANARY: &str = "canary-4b1d-sings";
+
+/// All that is said of it, as on a terminal and as in the log.
+fn shown(problems: &Problems) -> String {
+    let lines: Vec<String> = problems.iter().map(|problem| problems.line(problem)).collect();
+    problems.to_string() + &lines.join("\n")
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    // A secret's command would be run, and escapes could spell it.
+    if text.contains("command") || text.contains('\\') || text.contains(CANARY) {
+        return;
+    }
+    let canary = format!("password = \"{CANARY}\"");
+    let with_canary = |line: &str| if line == "password = @" { canary.clone() } else { line.to_owned() };
+    let text = text.split('\n').map(with_canary).collect::<Vec<_>>().join("\n");
+    // Within a text of several lines it would be no password.
+    let is_plain = !text.contains("'''") && !text.contains("\"\"\"");
+    let says = match Config::parse(Path::new("/nowhere/pgusher.toml"), &text) {
+        Err(rejected) => {
+            assert!(rejected.0.refuse());
+            shown(&rejected.0)
+        }
+        Ok(draft) => {
+            assert_eq!(draft.problems.count(Severity::Error), 0);
+            shown(&draft.problems) + &format!("{:?}", draft.config)
+        }
+    };
+    assert!(!is_plain || !says.contains(CANARY), "{says}");
+});

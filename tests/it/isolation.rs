@@ -1,0 +1,902 @@
+//! Isolation between users: whatever one of them does to a connection, the next one finds it as if it were fresh. Nothing here rests
+//! on what pgusher sees in a statement: most of it is hidden from whoever reads SQL.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::console::{OPERATORS, cell, console};
+use super::fake::{Fake, Peer, complete, error, ready, row, unharmed};
+use super::house::{PATIENCE, Pgusher, Postgres, Random, eventually, size};
+use super::state::done;
+use super::wire::{Message, Raw, bind, execute, message, parse, query, sync};
+
+const VERSION: u32 = 0x0003_0000;
+
+// ── the server ──
+
+/// The role owns a schema and is no superuser. What it may define there runs any text, called by something else than a function's
+/// name: an operator, a cast, a domain, an aggregate, a partition's key.
+const ROLES: &str = "CREATE ROLE plain2 LOGIN; CREATE ROLE helper2; GRANT helper2 TO plain2; \
+    CREATE SCHEMA plain2 AUTHORIZATION plain2";
+const DEFINITIONS: &str = "SET ROLE plain2; SET search_path = plain2;
+CREATE SEQUENCE numbers;
+CREATE FUNCTION run(command text) RETURNS int LANGUAGE plpgsql AS $$ BEGIN EXECUTE command; RETURN 1; END $$;
+CREATE FUNCTION run_beside(command text, other int) RETURNS int LANGUAGE plpgsql
+    AS $$ BEGIN RETURN plain2.run(command); END $$;
+CREATE OPERATOR @@@ (LEFTARG = text, RIGHTARG = int, FUNCTION = run_beside);
+CREATE VIEW viewed AS SELECT 'set my.viewed = ''of ann''' OPERATOR(plain2.@@@) 1 AS ran;
+CREATE TYPE boxed AS (command text);
+CREATE FUNCTION run_boxed(boxed) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN plain2.run(($1).command); END $$;
+CREATE CAST (boxed AS int) WITH FUNCTION run_boxed(boxed);
+CREATE DOMAIN checked AS text CHECK (plain2.run(VALUE) = 1);
+CREATE TABLE with_domain (command checked);
+CREATE FUNCTION run_next(state int, command text) RETURNS int LANGUAGE plpgsql
+    AS $$ BEGIN RETURN plain2.run(command); END $$;
+CREATE AGGREGATE aggregated(text) (SFUNC = run_next, STYPE = int, INITCOND = 0);
+CREATE FUNCTION key_of(command text) RETURNS int IMMUTABLE LANGUAGE plpgsql
+    AS $$ BEGIN EXECUTE command; RETURN 1; END $$;
+CREATE TABLE parted (command text) PARTITION BY LIST (plain2.key_of(command));
+CREATE TABLE parted_1 PARTITION OF parted DEFAULT;";
+
+/// A server for these tests alone: what its settings are is compared.
+fn server() -> &'static Postgres {
+    static SERVER: OnceLock<Postgres> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let server = Postgres::start("isolation");
+        server.sql("isolation", ROLES);
+        server.sql("isolation", DEFINITIONS);
+        server
+    })
+}
+
+/// Ann and Ben share a pool of this size.
+fn config(pool_size: usize, connection: &str) -> String {
+    let port = server().port;
+    format!(
+        "[server]\nlisten = [\"127.0.0.1:@PORT@\"]\nthreads = 2\nlog_level = \"debug\"\n\n\
+         [connections.warehouse]\nhost = \"127.0.0.1\"\nport = {port}\ndatabase = \"isolation\"\nusername = \"plain2\"\n\
+         query_timeout = \"5s\"\npool_size = {pool_size}\n{connection}\n{USERS}{OPERATORS}"
+    )
+}
+
+const USERS: &str = "\n[users.ann]\nauth_type = \"trust\"\n\n[users.ben]\nauth_type = \"trust\"\n";
+
+fn login(pgusher: &Pgusher, user: &str) -> Raw {
+    Raw::login(pgusher.address(), user)
+}
+
+fn direct() -> Raw {
+    let address: SocketAddr = ([127, 0, 0, 1], server().port).into();
+    Raw::login_with(address, VERSION, &[("user", "plain2"), ("database", "isolation")])
+}
+
+fn pid(raw: &mut Raw) -> String {
+    raw.value("SELECT pg_backend_pid()")
+}
+
+fn is_there(pid: &str) -> bool {
+    server().sql("isolation", &format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}")) == "1"
+}
+
+// ── what a connection shows of those who had it before ──
+
+/// What she seeds the random numbers with.
+const SEEDS: [&str; 2] = ["0.25", "1"];
+
+/// Each kind of state, and how all of it is asked for.
+const KINDS: [(&str, &str); 9] = [
+    (
+        "settings",
+        "(SELECT string_agg(name || ' = ' || coalesce(setting, ''), E'\\n' ORDER BY name COLLATE \"C\") \
+           FROM pg_settings)",
+    ),
+    (
+        "custom settings",
+        "concat_ws(' ', coalesce(current_setting('my.ann', true), ''), coalesce(current_setting('my.viewed', true), ''), \
+           coalesce(current_setting('plain2.x', true), ''), coalesce(current_setting('other.y', true), ''))",
+    ),
+    ("role", "concat_ws(' ', current_user, session_user, current_setting('role'))"),
+    ("search_path", "current_setting('search_path')"),
+    ("locks", "(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"),
+    ("cursors", "(SELECT string_agg(name, ',') FROM pg_cursors)"),
+    ("channels", "(SELECT string_agg(c, ',') FROM pg_listening_channels() AS c)"),
+    (
+        "temporary objects",
+        "(SELECT count(*) FROM pg_class WHERE relnamespace = pg_my_temp_schema()) \
+         + (SELECT count(*) FROM pg_proc WHERE pronamespace = pg_my_temp_schema()) \
+         + (SELECT count(*) FROM pg_type WHERE typnamespace = pg_my_temp_schema()) \
+         + (SELECT count(*) FROM pg_operator WHERE oprnamespace = pg_my_temp_schema())",
+    ),
+    ("statements", "(SELECT string_agg(statement, ',') FROM pg_prepared_statements)"),
+];
+
+/// All that is seen of a connection, kind by kind.
+#[derive(Debug, Clone)]
+struct Digest {
+    kinds: Vec<(&'static str, String)>,
+    pid: String,
+    random: String,
+}
+
+impl Digest {
+    /// Of the connection that somebody is lent now, in one transaction.
+    fn of(raw: &mut Raw) -> Self {
+        let expressions: Vec<&str> = KINDS.iter().map(|(_, expression)| *expression).collect();
+        let all = format!("SELECT {}, pg_backend_pid(), random()", expressions.join(", "));
+        // What Ann listens to would come in front of an answer, or behind one.
+        let asked = [query("BEGIN"), query(&all), query("SELECT lastval()"), query("ROLLBACK")].concat();
+        raw.send(&asked);
+        let answers: Vec<Vec<Message>> = (0..4).map(|_| raw.until_ready()).collect();
+        let row = answers[1].iter().find(|m| m.tag == 'D').unwrap_or_else(|| panic!("{answers:?}"));
+        let mut columns = row.columns();
+        let random = columns.pop().unwrap();
+        let pid = columns.pop().unwrap();
+        let mut kinds: Vec<_> = KINDS.iter().map(|(kind, _)| *kind).zip(columns).collect();
+        let last = answers[2].iter().find(|m| m.tag == 'D' || m.tag == 'E').unwrap();
+        kinds.push(("sequence", if last.tag == 'E' { last.field('C') } else { "a value".to_owned() }));
+        let heard = answers.iter().flatten().filter(|m| m.tag == 'A').count();
+        kinds.push(("notifications", heard.to_string()));
+        let foreseen = if foreseen().contains(&random) { "foreseen" } else { "" };
+        kinds.push(("random", foreseen.to_owned()));
+        Self { kinds, pid, random }
+    }
+
+    fn kind(&self, kind: &str) -> &str {
+        &self.kinds.iter().find(|(name, _)| *name == kind).unwrap_or_else(|| panic!("no {kind}")).1
+    }
+
+    /// What there is here and not in another: kind and lines.
+    fn differences(&self, clean: &Self) -> Vec<String> {
+        let mut all = Vec::new();
+        for (kind, value) in &self.kinds {
+            let expected: HashSet<&str> = clean.kind(kind).lines().collect();
+            if value != clean.kind(kind) {
+                let lines: Vec<&str> = value.lines().filter(|line| !expected.contains(line)).collect();
+                all.push(format!("{kind}: {:?}, clean {:?}", lines.join(" | "), expected.len()));
+            }
+        }
+        all
+    }
+}
+
+/// What `random()` says after the seeds that Ann takes.
+fn foreseen() -> &'static HashSet<String> {
+    static FORESEEN: OnceLock<HashSet<String>> = OnceLock::new();
+    FORESEEN.get_or_init(|| {
+        let mut raw = direct();
+        let mut all = HashSet::new();
+        for seed in SEEDS {
+            done(&mut raw, &format!("SELECT setseed({seed})"));
+            let answer = done(&mut raw, "SELECT random() FROM generate_series(1, 5000)");
+            all.extend(answer.iter().filter(|m| m.tag == 'D').map(|m| m.columns().remove(0)));
+        }
+        all
+    })
+}
+
+/// What a connection shows that nobody has had before.
+fn clean(pool_size: usize) -> Digest {
+    let pgusher = Pgusher::start(&config(pool_size, ""));
+    Digest::of(&mut login(&pgusher, "ben"))
+}
+
+// ── what leaves something ──
+
+/// Commands, each with the kind of state that it leaves.
+const LEAVES: [(&str, &str); 27] = [
+    ("settings", "set work_mem = '9MB'"),
+    ("settings", "set timezone = 'Asia/Tokyo'"),
+    ("settings", "set datestyle = 'German'"),
+    ("settings", "set client_encoding = 'LATIN1'"),
+    ("settings", "set statement_timeout = '4s'"),
+    ("settings", "set plan_cache_mode = force_generic_plan"),
+    ("settings", "set standard_conforming_strings = off"),
+    ("settings", "set session characteristics as transaction read only"),
+    ("settings", "select set_config('default_transaction_isolation', 'serializable', false)"),
+    ("search_path", "set search_path = evil, public"),
+    ("search_path", "select set_config('search_path', 'evil', false)"),
+    ("custom settings", "set my.ann = 'of ann'"),
+    (
+        "custom settings",
+        "select set_config('plain2.x', 'of ann', false), set_config('other.y', 'of ann', false)",
+    ),
+    ("role", "set role helper2"),
+    ("role", "select set_config('role', 'helper2', false)"),
+    ("locks", "select pg_advisory_lock_shared(41)"),
+    ("locks", "select pg_try_advisory_lock(42, 43)"),
+    ("cursors", "declare ann_cursor cursor with hold for select 'of ann'"),
+    ("channels", "listen ann_channel"),
+    ("temporary objects", "create temp table whoami as select 'of ann' as name"),
+    ("temporary objects", "create temp view ann_view as select 1 as a"),
+    ("temporary objects", "create function pg_temp.ann() returns int language sql as 'select 1'"),
+    ("temporary objects", "create temp sequence ann_sequence"),
+    ("temporary objects", "create type pg_temp.ann_type as (a int)"),
+    ("statements", "prepare ann_statement as select 'of ann'"),
+    ("sequence", "select nextval('plain2.numbers')"),
+    ("random", "select setseed(0.25)"),
+];
+
+/// Ways to run a command without saying so: any one, and (from the sixth on) one that begins with `select`.
+const WAYS: [&str; 9] = [
+    "SELECT '%' OPERATOR(plain2.@@@) 1",
+    "SELECT (ROW('%')::plain2.boxed)::int",
+    "SELECT '%'::plain2.checked",
+    "SELECT plain2.aggregated('%')",
+    "INSERT INTO plain2.with_domain VALUES ('%')",
+    "INSERT INTO plain2.parted VALUES ('%')",
+    "SELECT query_to_xml('%', true, false, '')",
+    "SELECT query_to_xml_and_xmlschema('%', true, false, '')",
+    "SELECT * FROM ts_stat('SELECT null::tsvector FROM (%) AS x')",
+];
+const ANY_COMMAND: usize = 5;
+
+fn by_way(way: &str, command: &str) -> String {
+    way.replace('%', &command.replace('\'', "''"))
+}
+
+/// Run by an operator.
+fn hidden(command: &str) -> String {
+    by_way(WAYS[0], command)
+}
+
+fn in_any_way(random: &mut Random, command: &str) -> String {
+    let ways = if command.starts_with("select") { WAYS.len() } else { ANY_COMMAND };
+    by_way(WAYS[random.below(ways)], command)
+}
+
+/// Most of these are not to be seen in the statement; some are, and then the session may keep its connection.
+fn something_left(random: &mut Random) -> String {
+    let (_, command) = random.of(&LEAVES);
+    match random.below(20) {
+        0 => command.to_owned(),
+        1 => format!("begin; {command}; commit"),
+        2 => format!("do $do$ begin execute '{}'; end $do$", command.replace('\'', "''")),
+        3 => "SELECT * FROM plain2.viewed".to_owned(),
+        _ => in_any_way(random, command),
+    }
+}
+
+// ── every function ──
+
+/// Functions that are not called, and why. A star stands for any end.
+const LEFT_OUT: [(&str, &str); 12] = [
+    ("pg_sleep*", "waits, and leaves nothing"),
+    ("pg_terminate_backend", "ends another connection of the role: its right, which no reset takes away"),
+    ("pg_cancel_backend", "the same for a statement"),
+    ("pg_advisory_lock*", "waits for another connection; what it takes is taken by name"),
+    ("pg_advisory_xact_lock*", "waits for another connection, and leaves nothing"),
+    ("lo_*", "makes objects of the database, not of a connection"),
+    ("pg_read_*", "files of the server, for superusers"),
+    ("pg_ls_*", "files of the server, for superusers"),
+    ("pg_stat_reset*", "counters of the server, for superusers"),
+    ("pg_promote", "of a standby, and waits"),
+    ("binary_upgrade_*", "of pg_upgrade alone"),
+    ("dblink*", "connections of its own outlive a reset, as the manual says"),
+];
+
+fn is_left_out(name: &str) -> bool {
+    LEFT_OUT.iter().any(|(pattern, _)| match pattern.strip_suffix('*') {
+        Some(begin) => name.starts_with(begin),
+        None => name == *pattern,
+    })
+}
+
+/// A constant of a type (its kind and name); `None` if SQL cannot write one.
+fn constant(kind: &str, name: &str) -> Option<String> {
+    let text = match name {
+        "bool" => "true",
+        "json" | "jsonb" => "{\"a\":1}",
+        "jsonpath" => "$.a",
+        "xml" => "<a/>",
+        "date" | "timestamp" | "timestamptz" => "2026-01-02",
+        "time" | "timetz" => "01:02",
+        "interval" => "1 s",
+        "point" => "(1,1)",
+        "lseg" | "path" => "[(1,1),(2,2)]",
+        "box" | "polygon" => "(1,1),(2,2)",
+        "line" => "{1,1,1}",
+        "circle" => "<(1,1),1>",
+        "inet" | "cidr" => "10.0.0.0/8",
+        "macaddr" => "08:00:2b:01:02:03",
+        "macaddr8" => "08:00:2b:01:02:03:04:05",
+        "uuid" => "00000000-0000-0000-0000-000000000001",
+        "pg_lsn" => "0/1",
+        "tid" => "(0,1)",
+        "pg_snapshot" | "txid_snapshot" => "1:2:",
+        "aclitem" => "=r/plain2",
+        "int4range" | "int8range" | "numrange" => "[1,2)",
+        "daterange" | "tsrange" | "tstzrange" => "[2026-01-01,2026-01-02)",
+        "anyelement" | "anynonarray" | "anycompatible" | "anycompatiblenonarray" | "any" => {
+            return Some("1".into());
+        }
+        "anyarray" | "anycompatiblearray" => return Some("'{1}'::int[]".into()),
+        "anyrange" | "anycompatiblerange" => return Some("'[1,2)'::int4range".into()),
+        "anymultirange" | "anycompatiblemultirange" => return Some("'{[1,2)}'::int4multirange".into()),
+        "record" => return Some("ROW(1)".into()),
+        "cstring" => return Some("'1'::cstring".into()),
+        _ if kind == "p" => return None,
+        _ if kind == "m" || name.starts_with('_') => "{}",
+        _ if ["text", "varchar", "bpchar", "name", "char", "refcursor", "tsvector", "tsquery", "bytea"]
+            .contains(&name) =>
+        {
+            "a"
+        }
+        // Numbers, and what is written as one: regclass and its like, bit, oidvector, xid.
+        _ => "1",
+    };
+    Some(format!("'{text}'::pg_catalog.\"{name}\""))
+}
+
+/// A call, with constants, of every function of PostgreSQL's that the role may execute.
+fn calls() -> Vec<String> {
+    let all = server().sql(
+        "isolation",
+        "SELECT p.prokind, p.proname, coalesce((SELECT string_agg(t.typtype::text || ':' || t.typname, ',' ORDER BY a.place) \
+           FROM unnest(p.proargtypes) WITH ORDINALITY AS a (type, place) JOIN pg_type t ON t.oid = a.type), '') \
+         FROM pg_proc p WHERE pronamespace = 'pg_catalog'::regnamespace \
+           AND has_function_privilege('plain2', p.oid, 'EXECUTE') ORDER BY p.oid",
+    );
+    let (mut calls, mut left_out, mut not_to_write) = (Vec::new(), 0, 0);
+    for line in all.lines() {
+        let mut parts = line.split('|');
+        let [kind, name, types] = [(); 3].map(|()| parts.next().unwrap());
+        if is_left_out(name) {
+            left_out += 1;
+            continue;
+        }
+        let each = types.split(',').filter(|text| !text.is_empty());
+        let arguments: Option<Vec<String>> =
+            each.map(|text| text.split_once(':').and_then(|(kind, name)| constant(kind, name))).collect();
+        let Some(arguments) = arguments else {
+            not_to_write += 1;
+            continue;
+        };
+        let call = format!("pg_catalog.\"{name}\"({})", arguments.join(", "));
+        calls.push(match kind {
+            "p" => format!("CALL {call}"),
+            "w" => format!("SELECT {call} OVER ()"),
+            _ => format!("SELECT {call}"),
+        });
+    }
+    println!(
+        "{} functions, {left_out} left out, {not_to_write} with arguments that SQL cannot write",
+        calls.len()
+    );
+    assert!(calls.len() > 2000 && left_out < 100, "{} {left_out}", calls.len());
+    calls
+}
+
+// ── many hand-overs ──
+
+/// What all threads of one proof share.
+struct Proof {
+    pgusher: Pgusher,
+    clean: Digest,
+    calls: Vec<String>,
+    next_call: AtomicUsize,
+    accepted: AtomicUsize,
+    /// Who had each connection last, by its process ID.
+    last: Mutex<HashMap<String, &'static str>>,
+    hand_overs: AtomicUsize,
+    seen: Mutex<HashSet<String>>,
+}
+
+impl Proof {
+    fn next_call(&self) -> String {
+        self.calls[self.next_call.fetch_add(1, Ordering::Relaxed) % self.calls.len()].clone()
+    }
+
+    /// Ann logs in, perhaps with settings of her own.
+    fn ann(&self, random: &mut Random) -> Raw {
+        let own = [
+            ("work_mem", "3MB"),
+            ("search_path", "evil"),
+            ("TimeZone", "Asia/Tokyo"),
+            ("my.ann", "at startup"),
+            ("application_name", "of ann"),
+            ("client_encoding", "LATIN1"),
+            ("options", "-c geqo=off"),
+        ];
+        let mut pairs = vec![("user", "ann"), ("database", "warehouse")];
+        pairs.extend(own.iter().filter(|_| random.chance(10)));
+        Raw::login_with(self.pgusher.address(), VERSION, &pairs)
+    }
+
+    /// She does a lot, one by one or at once, by both protocols; answers what.
+    fn is_busy(&self, ann: &mut Raw, random: &mut Random) -> Vec<String> {
+        let mut said: Vec<String> = (0..25).map(|_| self.next_call()).collect();
+        for _ in 0..1 + random.below(4) {
+            said.insert(random.below(said.len() + 1), something_left(random));
+        }
+        let at_once = random.chance(50);
+        let mut batch = Vec::new();
+        for (i, sql) in said.iter().enumerate() {
+            let bytes = match random.below(4) {
+                0 => [parse("", sql), bind("", "", &[]), execute(), sync()].concat(),
+                1 => {
+                    let name = format!("ann{i}");
+                    [parse(&name, sql), bind("", &name, &[]), execute(), sync()].concat()
+                }
+                _ => query(sql),
+            };
+            if at_once {
+                batch.push(bytes);
+            } else {
+                self.count(&ann_asks(ann, &bytes));
+            }
+        }
+        if at_once && send(ann, &batch.concat()) {
+            (0..said.len()).for_each(|_| self.count(&ann.until_ready()));
+        }
+        said
+    }
+
+    fn count(&self, answer: &[Message]) {
+        let accepted = !answer.is_empty() && !answer.iter().any(|m| m.tag == 'E');
+        self.accepted.fetch_add(usize::from(accepted), Ordering::Relaxed);
+    }
+
+    /// Ann, and behind her Ben, again and again.
+    fn go_round(&self, rounds: usize, mut random: Random) {
+        let mut ben = login(&self.pgusher, "ben");
+        let mut stays = None;
+        for round in 0..rounds {
+            let mut ann = stays.take().unwrap_or_else(|| self.ann(&mut random));
+            let said = self.is_busy(&mut ann, &mut random);
+            let her_last = value_of(&mut ann, "SELECT pg_catalog.pg_backend_pid()");
+            self.last.lock().unwrap().insert(her_last, "ann");
+            // A session that keeps its connection has to go.
+            if random.chance(50) && value_of(&mut ann, "SHOW pgusher.pin").is_empty() && is_answered(&mut ann)
+            {
+                stays = Some(ann);
+            } else if random.chance(50) {
+                send(&mut ann, &message('X', b""));
+            }
+            if random.chance(10) {
+                ben = login(&self.pgusher, "ben");
+            }
+            let digest = Digest::of(&mut ben);
+            let differences = digest.differences(&self.clean);
+            assert!(differences.is_empty(), "round {round}: {differences:#?}\nbehind: {said:#?}");
+            assert!(self.seen.lock().unwrap().insert(digest.random.clone()), "random() says the same again");
+            if self.last.lock().unwrap().insert(digest.pid, "ben") == Some("ann") {
+                self.hand_overs.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// She may have been shown the door.
+fn send(raw: &mut Raw, bytes: &[u8]) -> bool {
+    std::io::Write::write_all(&mut raw.stream, bytes).is_ok()
+}
+
+fn ann_asks(raw: &mut Raw, bytes: &[u8]) -> Vec<Message> {
+    if send(raw, bytes) { raw.until_ready() } else { Vec::new() }
+}
+
+fn value_of(raw: &mut Raw, sql: &str) -> String {
+    let answer = ann_asks(raw, &query(sql));
+    answer.iter().find(|m| m.tag == 'D').map(|m| m.columns().remove(0)).unwrap_or_default()
+}
+
+fn is_answered(raw: &mut Raw) -> bool {
+    value_of(raw, "SELECT 'here'") == "here"
+}
+
+fn many_hand_overs(pool_size: usize) {
+    let proof = Proof {
+        pgusher: Pgusher::start(&config(pool_size, "")),
+        clean: clean(pool_size),
+        calls: calls(),
+        next_call: AtomicUsize::new(pool_size * 700),
+        accepted: AtomicUsize::new(0),
+        last: Mutex::default(),
+        hand_overs: AtomicUsize::new(0),
+        seen: Mutex::default(),
+    };
+    let rounds = size(120, 50_000);
+    std::thread::scope(|scope| {
+        for thread in 0..pool_size {
+            let random = Random(0x0150_1a7e + thread as u64 * 977 + pool_size as u64);
+            scope.spawn(|| proof.go_round(rounds.div_ceil(pool_size), random));
+        }
+    });
+    let (hand_overs, accepted) =
+        (proof.hand_overs.load(Ordering::Relaxed), proof.accepted.load(Ordering::Relaxed));
+    println!(
+        "pool of {pool_size}: {hand_overs} hand-overs in {rounds} rounds, {accepted} of Ann's statements accepted"
+    );
+    assert!(accepted > rounds * 5, "{accepted}");
+    assert!(hand_overs > rounds / if pool_size == 1 { 6 } else { 20 }, "{hand_overs}");
+    unharmed(&proof.pgusher);
+}
+
+#[test]
+fn whatever_one_user_runs_the_next_finds_a_fresh_connection_in_a_pool_of_one() {
+    many_hand_overs(1);
+}
+
+#[test]
+fn whatever_one_user_runs_the_next_finds_a_fresh_connection_in_a_pool_of_two() {
+    many_hand_overs(2);
+}
+
+#[test]
+fn whatever_one_user_runs_the_next_finds_a_fresh_connection_in_a_pool_of_five() {
+    many_hand_overs(5);
+}
+
+// ── the digest finds what there is to find ──
+
+#[test]
+fn every_kind_of_state_that_is_planted_is_found() {
+    let clean = Digest::of(&mut direct());
+    let mut found = HashSet::new();
+    for (kind, command) in LEAVES {
+        for sql in [command.to_owned(), hidden(command)] {
+            let mut raw = direct();
+            done(&mut raw, &sql);
+            let differences = Digest::of(&mut raw).differences(&clean);
+            assert!(
+                differences.iter().any(|line| line.starts_with(&format!("{kind}: "))),
+                "{sql}: not found: {differences:?}"
+            );
+            found.insert(kind);
+        }
+    }
+    // A statement of the protocol, and a notification that nobody has read.
+    let mut raw = direct();
+    raw.ask(&[parse("n", "SELECT 'of ann'"), sync()].concat());
+    assert!(Digest::of(&mut raw).kind("statements").contains("of ann"));
+    done(&mut raw, "LISTEN ann_channel");
+    server().sql("isolation", "NOTIFY ann_channel");
+    let heard = (0..100).any(|_| Digest::of(&mut raw).kind("notifications") != "0");
+    assert!(heard, "the notification is not found");
+    found.insert("notifications");
+    let all: HashSet<&str> = clean.kinds.iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(found, all, "a kind that nothing was planted of");
+    assert!(Digest::of(&mut direct()).differences(&clean).is_empty(), "a fresh connection differs");
+    // Every way runs every command that it is said to run.
+    for (number, way) in WAYS.iter().enumerate() {
+        for (kind, command) in LEAVES {
+            if number < ANY_COMMAND || command == "select set_config('search_path', 'evil', false)" {
+                let mut raw = direct();
+                let sql = by_way(way, command);
+                done(&mut raw, &sql);
+                assert!(!Digest::of(&mut raw).differences(&clean).is_empty(), "{kind}, {sql}");
+            }
+        }
+    }
+}
+
+/// Each kind by itself: what Ann leaves is gone when Ben is lent the same connection.
+#[test]
+fn a_connection_is_reset_before_it_serves_another_user() {
+    let clean = clean(1);
+    let pgusher = Pgusher::start(&config(1, ""));
+    let mut same = 0;
+    for (kind, command) in LEAVES {
+        for way in &WAYS[..ANY_COMMAND] {
+            let sql = by_way(way, command);
+            let mut ann = login(&pgusher, "ann");
+            ann.ask(&query(&sql));
+            let hers = value_of(&mut ann, "SELECT pg_catalog.pg_backend_pid()");
+            drop(ann);
+            let digest = Digest::of(&mut login(&pgusher, "ben"));
+            assert!(digest.differences(&clean).is_empty(), "{kind}, {sql}: {:?}", digest.differences(&clean));
+            same += usize::from(digest.pid == hers);
+        }
+    }
+    println!("{same} of {} on the same connection", LEAVES.len() * ANY_COMMAND);
+    assert!(same > LEAVES.len() * ANY_COMMAND / 4, "{same}: they were not handed over");
+}
+
+// ── the three ways ──
+
+const PREPARED: &str = "SELECT count(*) FROM pg_prepared_statements";
+
+/// Whether what one has prepared is still there when another session comes at once, which is before the connection has been idle for a
+/// second: asked again if this machine was too slow.
+fn is_kept(one: &mut Raw, other: &mut Raw) -> bool {
+    for turn in 0..20 {
+        let began = Instant::now();
+        let name = format!("kept{turn}");
+        let answer = one.ask(&[parse(&name, &format!("SELECT 'of ann', {turn}")), sync()].concat());
+        assert_eq!(answer.last().unwrap().tag, 'Z');
+        let there = other.value(PREPARED) != "0";
+        if there || began.elapsed() < Duration::from_millis(900) {
+            return there;
+        }
+    }
+    panic!("this machine is too slow to say");
+}
+
+#[test]
+fn a_user_keeps_his_connection_as_it_is_and_another_does_not_see_it() {
+    let pgusher = Pgusher::start(&config(1, "isolation = \"user\""));
+    let (mut one, mut other, mut ben) =
+        (login(&pgusher, "ann"), login(&pgusher, "ann"), login(&pgusher, "ben"));
+    assert!(is_kept(&mut one, &mut other), "reset between two sessions of one user");
+    let hers = pid(&mut other);
+    assert_eq!(ben.value(PREPARED), "0");
+    assert_eq!(pid(&mut ben), hers, "it was closed where a reset is enough");
+    // What a session has prepared is prepared again, and is what it was.
+    assert_eq!(one.tags(&[parse("mine", "SELECT 'mine'"), sync()].concat()), "1Z");
+    for _ in 0..3 {
+        assert_eq!(ben.value(PREPARED), "0");
+        let answer = one.ask(&[bind("", "mine", &[]), execute(), sync()].concat());
+        assert!(answer.iter().any(|m| m.tag == 'D' && m.columns() == ["mine"]), "{answer:?}");
+    }
+}
+
+#[test]
+fn what_a_session_has_set_is_its_own_again_behind_another_user() {
+    let pgusher = Pgusher::start(&config(1, ""));
+    let (mut ann, mut ben) = (login(&pgusher, "ann"), login(&pgusher, "ben"));
+    done(&mut ann, "SET work_mem = '9MB'; SET my.ann = 'of ann'; SET timezone = 'Asia/Tokyo'");
+    done(&mut ben, "SET my.ann = 'of ben'");
+    for _ in 0..5 {
+        assert_eq!(
+            ben.value("SELECT concat_ws(' ', current_setting('work_mem'), current_setting('my.ann'))"),
+            "4MB of ben"
+        );
+        assert_eq!(
+            ann.value("SELECT concat_ws(' ', current_setting('work_mem'), current_setting('my.ann'))"),
+            "9MB of ann"
+        );
+        assert_eq!(ann.value("SHOW timezone"), "Asia/Tokyo");
+    }
+}
+
+#[test]
+fn strict_closes_a_connection_rather_than_let_it_serve_a_second_user() {
+    let pgusher = Pgusher::start(&config(1, "isolation = \"strict\""));
+    let (mut ann, mut another, mut ben) =
+        (login(&pgusher, "ann"), login(&pgusher, "ann"), login(&pgusher, "ben"));
+    let hers = pid(&mut ann);
+    assert_eq!(
+        (pid(&mut ann), pid(&mut another)),
+        (hers.clone(), hers.clone()),
+        "a user's own sessions share it"
+    );
+    let his = pid(&mut ben);
+    assert_ne!(hers, his);
+    eventually("hers is closed", || !is_there(&hers));
+    let third = pid(&mut ann);
+    assert!(third != hers && third != his, "{hers} {his} {third}");
+    eventually("his is closed", || !is_there(&his));
+    unharmed(&pgusher);
+}
+
+#[test]
+fn shared_hands_a_connection_over_as_it_is() {
+    let pgusher = Pgusher::start(&config(1, "isolation = \"shared\""));
+    let (mut ann, mut ben) = (login(&pgusher, "ann"), login(&pgusher, "ben"));
+    assert!(is_kept(&mut ann, &mut ben), "reset between users who share");
+    assert_eq!(pid(&mut ann), pid(&mut ben));
+    // So what is hidden in a statement is seen by the next: the operator was warned.
+    let clean = clean(1);
+    let mut operator = console(&pgusher, "operator");
+    let mut found = Vec::new();
+    for (kind, command) in LEAVES {
+        let mut ann = login(&pgusher, "ann");
+        ann.ask(&query(&hidden(command)));
+        let hers = value_of(&mut ann, "SELECT pg_catalog.pg_backend_pid()");
+        drop(ann);
+        let digest = Digest::of(&mut login(&pgusher, "ben"));
+        if digest.pid == hers && digest.differences(&clean).iter().any(|line| line.starts_with(kind)) {
+            found.push(command);
+        }
+        // Another connection for the next kind.
+        done(&mut operator, "RECONNECT");
+        eventually("the connection is closed", || !is_there(&digest.pid));
+    }
+    println!("seen by the next user where connections are shared: {found:#?}");
+    assert!(found.len() >= 3, "the digest finds nothing where nothing is reset: {found:?}");
+}
+
+// ── whose turn ──
+
+#[test]
+fn a_pool_lends_a_connection_to_the_user_who_had_it_last() {
+    let pgusher = Pgusher::start(&config(2, ""));
+    let (mut ann, mut ben) = (login(&pgusher, "ann"), login(&pgusher, "ben"));
+    // Two at the same time, so that each has one.
+    done(&mut ann, "BEGIN");
+    done(&mut ben, "BEGIN");
+    let (hers, his) = (pid(&mut ann), pid(&mut ben));
+    assert_ne!(hers, his);
+    done(&mut ann, "COMMIT");
+    done(&mut ben, "COMMIT");
+    let mut random = Random(0x1e4d);
+    let own = (0..200).filter(|_| match random.chance(50) {
+        true => pid(&mut ann) == hers,
+        false => pid(&mut ben) == his,
+    });
+    let own = own.count();
+    assert!(own >= 190, "{own} of 200");
+}
+
+#[test]
+fn who_had_a_connection_last_is_shown() {
+    let pgusher = Pgusher::start(&config(1, ""));
+    let (mut ann, mut ben) = (login(&pgusher, "ann"), login(&pgusher, "ben"));
+    let mut operator = console(&pgusher, "operator");
+    for (raw, user) in [(&mut ann, "ann"), (&mut ben, "ben")] {
+        let pid = pid(raw);
+        assert_eq!(cell(&mut operator, "SHOW SERVERS", ("remote_pid", &pid), "last_user"), user);
+    }
+}
+
+#[test]
+fn a_connection_that_nobody_uses_is_reset_after_a_second() {
+    let pgusher = Pgusher::start(&config(1, ""));
+    let mut ann = login(&pgusher, "ann");
+    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4141";
+    // By the check of a domain.
+    let take = by_way(WAYS[2], "select pg_advisory_lock(4141)");
+    let answer = ann.ask(&query(&format!("{take}; {held}; SELECT pg_backend_pid()")));
+    let rows: Vec<_> = answer.iter().filter(|m| m.tag == 'D').map(|m| m.columns().remove(0)).collect();
+    assert_eq!(rows[1], "1", "{answer:?}");
+    assert_eq!(ann.value("SHOW pgusher.pin"), "", "it was seen, and is not idle");
+    eventually("the lock is gone", || server().sql("isolation", held) == "0");
+    assert!(is_there(&rows[2]), "a reset is enough");
+    assert_eq!(pid(&mut ann), rows[2]);
+    // A channel and a held cursor as well. Nobody but pgusher says anything on it meanwhile.
+    for command in ["listen ann_channel", "declare ann_cursor cursor with hold for select 1"] {
+        done(&mut ann, &by_way(WAYS[2], command));
+    }
+    let said = format!("SELECT query FROM pg_stat_activity WHERE pid = {}", rows[2]);
+    eventually("it is reset again", || !server().sql("isolation", &said).contains("ann_cursor"));
+    let digest = Digest::of(&mut ann);
+    assert_eq!((digest.kind("channels"), digest.kind("cursors")), ("", ""), "{:?}", digest.pid);
+}
+
+// ── resets that fail ──
+
+/// What an upstream has been asked, and by which of its connections.
+#[derive(Default)]
+struct Heard {
+    all: Mutex<Vec<(usize, String)>>,
+    closed: Mutex<Vec<usize>>,
+    /// Something of the client's came while a reset was still to be answered.
+    early: Mutex<Vec<String>>,
+    /// On which connection a reset fails; one more than its number.
+    fails: AtomicUsize,
+}
+
+const ON_EACH: usize = usize::MAX;
+
+/// An upstream that answers with the number of the connection.
+fn upstream(heard: &Arc<Heard>) -> Fake {
+    let heard = heard.clone();
+    Fake::start(move |peer| {
+        peer.welcome();
+        while let Some(message) = peer.next() {
+            match message.tag {
+                'X' => break,
+                'S' => peer.send(&ready()),
+                'Q' => answer(peer, &String::from_utf8_lossy(&message.body), &heard),
+                _ => {}
+            }
+        }
+        heard.closed.lock().unwrap().push(peer.number);
+    })
+}
+
+fn answer(peer: &mut Peer, sql: &str, heard: &Heard) {
+    heard.all.lock().unwrap().push((peer.number, sql.to_owned()));
+    if sql.contains("DISCARD ALL") {
+        await_early(peer, heard);
+        let fails = heard.fails.load(Ordering::SeqCst);
+        let answer = match fails == ON_EACH || fails == peer.number + 1 {
+            true => {
+                error(&[('S', "ERROR"), ('V', "ERROR"), ('C', "0A000"), ('M', "there is no such thing here")])
+            }
+            false => complete("DISCARD ALL"),
+        };
+        return peer.send(&[answer, ready()].concat());
+    }
+    let answer = match sql {
+        _ if sql.contains("pg_proc") => complete("SELECT 0"),
+        _ if sql.starts_with("RESET") => complete("RESET"),
+        _ => row(&peer.number.to_string()),
+    };
+    peer.send(&[answer, ready()].concat());
+}
+
+/// Waits a moment before a reset is answered, and looks at what comes meanwhile.
+fn await_early(peer: &Peer, heard: &Heard) {
+    std::thread::sleep(Duration::from_millis(200));
+    let mut space = [0; 4096];
+    peer.stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+    let length = peer.stream.peek(&mut space).unwrap_or(0);
+    peer.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let text = String::from_utf8_lossy(&space[..length]);
+    if ["of ben", "7MB", "set_config"].iter().any(|word| text.contains(word)) {
+        heard.early.lock().unwrap().push(text.into_owned());
+    }
+}
+
+fn before(fake: &Fake) -> Pgusher {
+    let connection = "sslmode = \"disable\"\npool_size = 1";
+    Pgusher::start(&(fake.config("", &["k0".into()], connection) + USERS))
+}
+
+fn log_in(pgusher: &Pgusher, user: &str, settings: &[(&str, &str)]) -> Raw {
+    let pairs = [&[("user", user), ("database", "k0")], settings].concat();
+    Raw::login_with(pgusher.address(), VERSION, &pairs)
+}
+
+#[test]
+fn nothing_of_the_next_user_is_sent_before_the_reset_is_answered() {
+    let heard = Arc::new(Heard::default());
+    let fake = upstream(&heard);
+    let pgusher = before(&fake);
+    let mut ann = log_in(&pgusher, "ann", &[]);
+    let mut ben = log_in(&pgusher, "ben", &[("work_mem", "7MB")]);
+    let number = ann.value("SELECT 'of ann'");
+    ben.send(&[query("SELECT 'of ben'"), query("SELECT 'of ben again'")].concat());
+    for _ in 0..2 {
+        let answer = ben.until_ready();
+        assert!(answer.iter().any(|m| m.tag == 'D' && m.columns() == [number.as_str()]), "{answer:?}");
+    }
+    let all = heard.all.lock().unwrap().clone();
+    let at = |word: &str| {
+        all.iter().position(|(_, sql)| sql.contains(word)).unwrap_or_else(|| panic!("{word}: {all:?}"))
+    };
+    let hers = at("of ann");
+    let reset = hers + all[hers..].iter().position(|(_, sql)| sql.contains("DISCARD ALL")).expect("no reset");
+    assert!(reset < at("of ben") && all[reset..].iter().any(|(_, sql)| sql.contains("7MB")), "{all:?}");
+    // A new seed behind it, and nothing in that message but ASCII.
+    let seed = all[reset..].iter().position(|(_, sql)| sql.contains("setseed")).expect("no new seed");
+    assert!(reset + seed < at("of ben") && all[reset + seed].1.is_ascii(), "{all:?}");
+    assert_eq!(heard.early.lock().unwrap().as_slice(), [""; 0]);
+    unharmed(&pgusher);
+}
+
+#[test]
+fn a_connection_whose_reset_fails_is_closed_and_another_is_taken() {
+    let heard = Arc::new(Heard::default());
+    let fake = upstream(&heard);
+    let pgusher = before(&fake);
+    let (mut ann, mut ben) = (log_in(&pgusher, "ann", &[]), log_in(&pgusher, "ben", &[]));
+    let hers: usize = ann.value("SELECT 'of ann'").parse().unwrap();
+    heard.fails.store(hers + 1, Ordering::SeqCst);
+    let his: usize = ben.value("SELECT 'of ben'").parse().unwrap();
+    assert_ne!(his, hers);
+    eventually("hers is closed", || heard.closed.lock().unwrap().contains(&hers));
+    let of_ben = |(number, sql): &(usize, String)| *number == hers && sql.contains("of ben");
+    assert!(!heard.all.lock().unwrap().iter().any(of_ben), "sent on a connection that was not reset");
+    // And all goes on.
+    heard.fails.store(0, Ordering::SeqCst);
+    assert_eq!(ann.value("SELECT 'of ann'"), his.to_string());
+    unharmed(&pgusher);
+}
+
+#[test]
+fn an_upstream_that_cannot_be_reset_is_served_as_strict() {
+    let heard = Arc::new(Heard::default());
+    heard.fails.store(ON_EACH, Ordering::SeqCst);
+    let fake = upstream(&heard);
+    let pgusher = before(&fake);
+    let (mut ann, mut ben) = (log_in(&pgusher, "ann", &[]), log_in(&pgusher, "ben", &[]));
+    let hers = ann.value("SELECT 'of ann'");
+    let his = ben.value("SELECT 'of ben'");
+    assert!(hers.parse::<usize>().is_ok() && his.parse::<usize>().is_ok(), "{hers} {his}");
+    assert_ne!(hers, his);
+    assert_ne!(ann.value("SELECT 'of ann'"), his);
+    let mut owners: HashMap<usize, HashSet<&str>> = HashMap::new();
+    for (number, sql) in heard.all.lock().unwrap().iter() {
+        for user in ["of ann", "of ben"].into_iter().filter(|user| sql.contains(user)) {
+            owners.entry(*number).or_default().insert(user);
+        }
+    }
+    assert!(owners.values().all(|users| users.len() == 1), "{owners:?}");
+    assert!(pgusher.log().contains("strict"), "the operator is not told");
+    unharmed(&pgusher);
+}
