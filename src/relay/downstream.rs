@@ -375,6 +375,9 @@ impl Core {
     ) -> Result<Step, Broken> {
         let setup = self.is_setting_up();
         let pair = body.and_then(cstr).and_then(|(name, rest)| Some((name, cstr(rest)?.0)));
+        if body.is_none() {
+            return Err(Broken::Desync("a setting that is longer than a server reports".into()));
+        }
         let Some((name, value)) = pair else { return Ok(Step::Pass) };
         if !backend.settings.report(name, value) {
             return Err(Broken::Desync("more settings than a server reports".into()));

@@ -199,7 +199,7 @@ fn bytes_in_the_clear_behind_an_ssl_request_are_never_read_after_it() {
     let folder = temporary_folder("tls");
     let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     std::fs::write(folder.join("cert.pem"), certified.cert.pem()).unwrap();
-    std::fs::write(folder.join("key.pem"), certified.signing_key.serialize_pem()).unwrap();
+    super::house::write_private(&folder.join("key.pem"), &certified.signing_key.serialize_pem());
     let tls = "tls = { mode = \"prefer\", certificate = \"cert.pem\", key = \"key.pem\" }";
     let pgusher = Pgusher::start_in(folder, &warehouse(tls, "", ""));
     pair().dev.sql("dev", "CREATE TABLE canary (a int)");

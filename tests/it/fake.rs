@@ -251,6 +251,16 @@ pub fn row(value: &str) -> Vec<u8> {
     [description(), data(value), complete("SELECT 1")].concat()
 }
 
+/// What a server answers that can be reset: the process that has logged in, and nothing left of a setting.
+pub fn probed() -> Vec<u8> {
+    let pid = u32::from_be_bytes(FAKE_KEY[..4].try_into().unwrap()).to_string();
+    let mut body = vec![0, 2];
+    body.extend((pid.len() as u32).to_be_bytes());
+    body.extend(pid.as_bytes());
+    body.extend(0_u32.to_be_bytes());
+    [message('D', &body), complete("SELECT 1")].concat()
+}
+
 /// An `ErrorResponse` of these fields.
 pub fn error(fields: &[(char, &str)]) -> Vec<u8> {
     let mut body = Vec::new();

@@ -20,7 +20,7 @@ fn hr() -> String {
         "\n[connections.hr]\nhost = \"127.0.0.1\"\nport = {dev}\ndatabase = \"dev\"\nusername = \"app\"\naliases = [\"people\"]\n\
          user_attribute = \"environment\"\ndefault_values = [\"dev\"]\n\
          environments = [{{ connection = \"hr_prod\", name = \"prod\", values = [\"prod\"] }}]\n\
-         \n[connections.hr_prod]\nhost = \"127.0.0.1\"\nport = {prod}\ndatabase = \"prod\"\nusername = \"app\"\n"
+         \n[connections.hr_prod]\nhost = \"127.0.0.1\"\nport = {prod}\ndatabase = \"prod\"\nusername = \"app\"\nproduction = true\n"
     )
 }
 

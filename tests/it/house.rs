@@ -27,6 +27,12 @@ pub fn temporary_folder(name: &str) -> PathBuf {
     folder
 }
 
+/// Writes a file that only its owner may read: a private key must be one.
+pub fn write_private(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+}
+
 /// Waits for something to become true.
 pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::console::{OPERATORS, cell, console};
-use super::fake::{Fake, Peer, complete, error, ready, row, unharmed};
+use super::fake::{Fake, Peer, complete, error, probed, ready, row, unharmed};
 use super::house::{PATIENCE, Pgusher, Postgres, Random, eventually, size};
 use super::state::done;
 use super::wire::{Message, Raw, bind, execute, message, parse, query, sync};
@@ -86,12 +86,13 @@ fn is_there(pid: &str) -> bool {
 /// What she seeds the random numbers with.
 const SEEDS: [&str; 2] = ["0.25", "1"];
 
-/// Each kind of state, and how all of it is asked for.
+/// Each kind of state, and how all of it is asked for. (What a library that was loaded brings with it stays: its own settings,
+/// at their defaults.)
 const KINDS: [(&str, &str); 9] = [
     (
         "settings",
         "(SELECT string_agg(name || ' = ' || coalesce(setting, ''), E'\\n' ORDER BY name COLLATE \"C\") \
-           FROM pg_settings)",
+           FROM pg_settings WHERE name !~ '^plpgsql[.]')",
     ),
     (
         "custom settings",
@@ -803,6 +804,7 @@ fn answer(peer: &mut Peer, sql: &str, heard: &Heard) {
     }
     let answer = match sql {
         _ if sql.contains("pg_proc") => complete("SELECT 0"),
+        _ if sql.contains("isolation_probe") && sql.contains("pg_backend_pid") => probed(),
         _ if sql.starts_with("RESET") => complete("RESET"),
         _ => row(&peer.number.to_string()),
     };

@@ -1,5 +1,6 @@
 //! A login is decided by what is in force when it enters, and what an operator orders holds until it is taken back.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -233,11 +234,21 @@ fn orders_hold_logins_and_sessions_of_both_modes() {
     }
 }
 
+/// Another database on the server of prod, which is not production.
+fn elsewhere() -> u16 {
+    static MADE: std::sync::Once = std::sync::Once::new();
+    MADE.call_once(|| {
+        pair().prod.sql("postgres", "CREATE DATABASE moved");
+        pair().prod.sql("moved", "CREATE TABLE whoami AS SELECT 'moved'::text AS name");
+    });
+    pair().prod.port
+}
+
 #[test]
 fn orders_survive_reloads_that_change_where_a_database_is() {
     let before = config("", "", "");
     let dev = format!("port = {}\ndatabase = \"dev\"", pair().dev.port);
-    let moved = before.replace(&dev, &format!("port = {}\ndatabase = \"prod\"", pair().prod.port));
+    let moved = before.replace(&dev, &format!("port = {}\ndatabase = \"moved\"", elsewhere()));
     assert_ne!(before, moved);
     for (command, back, waits) in [
         ("PAUSE warehouse", "RESUME warehouse", true),
@@ -275,7 +286,7 @@ fn orders_survive_reloads_that_change_where_a_database_is() {
         assert_eq!(is_served(&pgusher, "raw").is_err(), waits, "{command}");
         order(&mut ops, back);
         for user in ["raw", "sess"] {
-            assert_eq!(is_served(&pgusher, user).ok().as_deref(), Some("prod"), "{back} {user}");
+            assert_eq!(is_served(&pgusher, user).ok().as_deref(), Some("moved"), "{back} {user}");
         }
     }
 }
@@ -285,12 +296,13 @@ fn orders_survive_reloads_that_change_where_a_database_is() {
 #[test]
 fn a_switch_over_with_writers_writes_to_one_server_and_then_to_the_other() {
     let (old, new) = (&pair().dev, &pair().prod);
-    for (server, database) in [(old, "dev"), (new, "prod")] {
+    elsewhere();
+    for (server, database) in [(old, "dev"), (new, "moved")] {
         server.sql(database, "CREATE TABLE switched (at int, n int)");
     }
     let before = config("", "", "");
     let dev = format!("port = {}\ndatabase = \"dev\"", old.port);
-    let after = before.replace(&dev, &format!("port = {}\ndatabase = \"prod\"", new.port));
+    let after = before.replace(&dev, &format!("port = {}\ndatabase = \"moved\"", new.port));
     let pgusher = Pgusher::start(&before);
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..8)
@@ -304,8 +316,12 @@ fn a_switch_over_with_writers_writes_to_one_server_and_then_to_the_other() {
                     // A session in session mode keeps its connection: it writes a while, and leaves.
                     for _ in 0..20 {
                         n += 1;
-                        let answer = raw.ask(&query(&format!("INSERT INTO switched VALUES ({at}, {n})")));
-                        match answer.last() {
+                        let insert = query(&format!("INSERT INTO switched VALUES ({at}, {n})"));
+                        // The other side may have ended the session meanwhile.
+                        if raw.stream.write_all(&insert).is_err() {
+                            break;
+                        }
+                        match raw.until_ready().last() {
                             Some(last) if last.tag == 'Z' => acknowledged.push(n),
                             _ => break,
                         }
@@ -321,15 +337,15 @@ fn a_switch_over_with_writers_writes_to_one_server_and_then_to_the_other() {
     assert_eq!(order(&mut ops, "PAUSE warehouse"), "PAUSE");
     let paused = count(old, "dev");
     pgusher.reload(&after);
-    assert_eq!(count(new, "prod"), "0", "written while it was paused");
+    assert_eq!(count(new, "moved"), "0", "written while it was paused");
     assert_eq!(order(&mut ops, "RESUME warehouse"), "RESUME");
-    eventually("they write to the new one", || count(new, "prod").parse::<u32>().unwrap() > 200);
+    eventually("they write to the new one", || count(new, "moved").parse::<u32>().unwrap() > 200);
     stop.store(true, Ordering::Relaxed);
     let mut all = 0;
     for writer in writers {
         let (at, acknowledged) = writer.join().unwrap();
         all += acknowledged.len();
-        for (server, database) in [(old, "dev"), (new, "prod")] {
+        for (server, database) in [(old, "dev"), (new, "moved")] {
             let doubled =
                 "SELECT count(*) FROM (SELECT FROM switched GROUP BY at, n HAVING count(*) > 1) AS d";
             assert_eq!(server.sql(database, doubled), "0");
@@ -338,7 +354,7 @@ fn a_switch_over_with_writers_writes_to_one_server_and_then_to_the_other() {
             let listed = server.sql(database, &format!("SELECT n FROM switched WHERE at = {at} ORDER BY n"));
             listed.lines().map(|n| n.parse::<i32>().unwrap()).collect::<Vec<_>>()
         };
-        let there = [rows(old, "dev"), rows(new, "prod")].concat();
+        let there = [rows(old, "dev"), rows(new, "moved")].concat();
         assert!(acknowledged.iter().all(|n| there.contains(n)), "an acknowledged write of {at} is lost");
     }
     assert_eq!(count(old, "dev"), paused, "written to the old server behind the pause");

@@ -448,25 +448,35 @@ fn an_unnamed_statement_that_comes_in_pieces_keeps_no_connection() {
 #[test]
 fn idle_connections_make_way_for_another_pool_of_the_same_host() {
     let dev = pair().dev.port;
-    let users = format!(
-        "[connections.second]\nhost = \"127.0.0.1\"\nport = {dev}\ndatabase = \"dev\"\nusername = \"app\"\n"
-    );
-    let pgusher = Pgusher::start(&(warehouse("max_host_connections = 2", "", "") + &users));
+    let others: String = ["second", "third"]
+        .iter()
+        .map(|name| {
+            format!(
+                "[connections.{name}]\nhost = \"127.0.0.1\"\nport = {dev}\ndatabase = \"dev\"\nusername = \"app\"\n"
+            )
+        })
+        .collect();
+    let pgusher = Pgusher::start(&(warehouse("max_host_connections = 3", "", "") + &others));
     let login = |database: &str| {
         Raw::login_with(pgusher.address(), 0x0003_0000, &[("user", "raw"), ("database", database)])
     };
     let mut first = [login("warehouse"), login("warehouse")];
     first.iter_mut().for_each(|raw| drop(done(raw, "BEGIN")));
     first.iter_mut().for_each(|raw| drop(done(raw, "COMMIT")));
-    // Both connections are idle in the first pool.
-    assert_eq!(login("second").value("SELECT 'made way'"), "made way");
-    // Both are used: the second pool's client has to wait, and comes before those of the first who came after it.
-    first.iter_mut().for_each(|raw| drop(done(raw, "BEGIN")));
+    assert_eq!(login("second").value("SELECT 'has its own'"), "has its own");
+    // All three are idle in the first two pools.
+    assert_eq!(login("third").value("SELECT 'made way'"), "made way");
+    // However long transactions of one pool are idle, another has a place.
+    assert_eq!(done(&mut first[0], "BEGIN"), "");
+    first[1].send(&query("BEGIN"));
     let mut second = login("second");
-    second.send(&query("SELECT 'waited'"));
-    std::thread::sleep(std::time::Duration::from_millis(50));
-    first.iter_mut().for_each(|raw| drop(done(raw, "COMMIT")));
-    assert!(second.until_ready().iter().any(|m| m.tag == 'D' && m.columns() == ["waited"]));
+    let mut third = login("third");
+    assert_eq!(done(&mut second, "BEGIN"), "");
+    assert_eq!(third.value("SELECT 'served'"), "served");
+    assert_eq!(done(&mut first[0], "COMMIT"), "");
+    assert_eq!(done(&mut second, "COMMIT"), "");
+    assert!(first[1].until_ready().iter().any(|m| m.tag == 'C'));
+    assert_eq!(done(&mut first[1], "COMMIT"), "");
     // A pool whose clients never leave it a connection gives up its share all the same.
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -303,7 +303,7 @@ fn the_api_speaks_tls_as_clients_do() {
     let folder = temporary_folder("api-tls");
     let key = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
     std::fs::write(folder.join("c.pem"), key.cert.pem()).unwrap();
-    std::fs::write(folder.join("k.pem"), key.signing_key.serialize_pem()).unwrap();
+    write_private(&folder.join("k.pem"), &key.signing_key.serialize_pem());
     let tls = |mode: &str| {
         format!(
             "tls = {{ mode = \"{mode}\", certificate = \"{f}/c.pem\", key = \"{f}/k.pem\" }}",
