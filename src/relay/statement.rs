@@ -1,7 +1,7 @@
 //! Prepared statements: one identity for every text, its name on the upstream connections, and what each side
 //! knows of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -188,7 +188,7 @@ impl Interner {
     /// A session has no names yet.
     pub fn names(&self) -> Names {
         self.statements.holders.fetch_add(1, Ordering::Relaxed);
-        Names { known: HashMap::new(), bytes: 0, all: self.statements.clone() }
+        Names { known: HashMap::new(), given: BTreeMap::new(), bytes: 0, all: self.statements.clone() }
     }
 
     /// What is counted of messages of which the rest is waited for.
@@ -288,7 +288,9 @@ impl Drop for LongText {
 /// The names of one session.
 #[derive(Debug)]
 pub struct Names {
-    known: HashMap<Box<[u8]>, Named>,
+    known: HashMap<Arc<[u8]>, Named>,
+    /// The same, by the requests that gave them.
+    given: BTreeMap<u64, Arc<[u8]>>,
     bytes: usize,
     all: Arc<Statements>,
 }
@@ -323,22 +325,26 @@ impl Names {
     /// Gives a name a statement, or takes it away; answers what it had.
     pub fn put(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
         self.bytes += named.as_ref().map_or(0, |named| named.statement.cost());
-        let before = match named {
-            Some(named) => self.known.insert(significant(name).into(), named),
-            None => self.known.remove(significant(name)),
-        };
+        let before = self.known.remove(significant(name));
         self.bytes -= before.as_ref().map_or(0, |named| named.statement.cost());
+        before.iter().for_each(|named| drop(self.given.remove(&named.request)));
+        if let Some(named) = named {
+            let name: Arc<[u8]> = significant(name).into();
+            self.given.insert(named.request, name.clone());
+            self.known.insert(name, named);
+        }
         before
     }
 
     /// The name that this request gave.
     pub fn given_by(&self, request: u64) -> Option<&[u8]> {
-        self.known.iter().find(|(_, named)| named.request == request).map(|(name, _)| &**name)
+        self.given.get(&request).map(|name| &**name)
     }
 
     /// Everything made before this request is gone.
     pub fn forget_before(&mut self, request: u64) {
         self.known.retain(|_, named| named.request > request);
+        self.given.retain(|given, _| *given > request);
         self.bytes = self.known.values().map(|named| named.statement.cost()).sum();
     }
 }
