@@ -6,7 +6,7 @@
 //! what comes before the marker was the lent connection's to deliver, what comes behind it is the listener's. So none
 //! is lost, and none comes twice.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Waker;
@@ -409,9 +409,11 @@ fn statements(verb: &str, channels: &[String]) -> String {
 struct Hub {
     members: HashMap<u64, Member>,
     /// Who is delivered what comes on a channel.
-    audience: HashMap<String, Vec<u64>>,
-    /// What the connection listens to.
-    listened: HashSet<String>,
+    audience: HashMap<String, BTreeSet<u64>>,
+    /// What the connection listens to, and how many members have it or ask for it.
+    listened: HashMap<String, usize>,
+    /// What nobody has or asks for any more.
+    forsaken: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -428,13 +430,27 @@ struct Member {
 impl Hub {
     /// A member asks to take over; answers what must be listened to, and is not yet.
     fn ask(&mut self, mailbox: Arc<Mailbox>, asked: Asked) -> Vec<String> {
-        let new: Vec<String> =
-            asked.channels.iter().filter(|channel| !self.listened.contains(*channel)).cloned().collect();
-        self.listened.extend(new.iter().cloned());
+        let is_new = |channel: &&String| !self.listened.contains_key(*channel);
+        let new: Vec<String> = asked.channels.iter().filter(is_new).cloned().collect();
+        asked.channels.iter().for_each(|channel| *self.listened.entry(channel.clone()).or_default() += 1);
         let id = mailbox.id;
         let member = || Member { mailbox, channels: Vec::new(), asked: None, recalled: 0, limbo: None };
-        self.members.entry(id).or_insert_with(member).asked = Some((asked, Instant::now()));
+        let member = self.members.entry(id).or_insert_with(member);
+        if let Some((before, _)) = member.asked.replace((asked, Instant::now())) {
+            self.let_go(&before.channels);
+        }
         new
+    }
+
+    /// One member less has these or asks for them.
+    fn let_go(&mut self, channels: &[String]) {
+        for channel in channels {
+            let Some(count) = self.listened.get_mut(channel) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                self.forsaken.push(channel.clone());
+            }
+        }
     }
 
     /// A marker has come, or a sign that a recall was committed.
@@ -455,7 +471,7 @@ impl Hub {
         let Some((asked, _)) = member.asked.take_if(|(asked, _)| asked.number == number) else { return };
         // What was recalled in a transaction that was rolled back is still here.
         let is_all = asked.recall == member.recalled || member.channels.is_empty();
-        let mut channels = asked.channels;
+        let mut channels = asked.channels.clone();
         if !is_all {
             channels.extend(member.channels.iter().cloned());
             channels.sort();
@@ -464,15 +480,18 @@ impl Hub {
         let before = std::mem::replace(&mut member.channels, channels.clone());
         before.iter().for_each(|channel| remove(&mut self.audience, channel, id));
         for channel in &channels {
-            self.audience.entry(channel.clone()).or_default().push(id);
+            self.audience.entry(channel.clone()).or_default().insert(id);
+            *self.listened.entry(channel.clone()).or_default() += 1;
         }
         for (channel, message) in member.limbo.take().unwrap_or_default() {
             member.mailbox.lets_go(held(&channel, &message));
-            if channels.contains(&channel) {
+            if self.audience.get(&channel).is_some_and(|audience| audience.contains(&id)) {
                 member.mailbox.deliver(&message);
             }
         }
         member.mailbox.answers(Answer::Settled(channels));
+        self.let_go(&asked.channels);
+        self.let_go(&before);
     }
 
     fn deliver(&mut self, channel: &[u8], message: &[u8]) {
@@ -495,19 +514,26 @@ impl Hub {
     fn leave(&mut self, id: u64) {
         let Some(member) = self.members.remove(&id) else { return };
         member.channels.iter().for_each(|channel| remove(&mut self.audience, channel, id));
+        self.let_go(&member.channels);
+        if let Some((asked, _)) = member.asked {
+            self.let_go(&asked.channels);
+        }
     }
 
-    /// What is listened to for nobody any more; it is forgotten here.
+    /// What is listened to for nobody any more; it is forgotten here. Looks at nothing else: with very many channels, each
+    /// session that comes or goes would cost all the others.
     fn forsaken(&mut self) -> Vec<String> {
-        if self.listened.len() <= self.audience.len() {
-            return Vec::new();
-        }
-        let asked: HashSet<&String> =
-            self.members.values().filter_map(|m| m.asked.as_ref()).flat_map(|(a, _)| &a.channels).collect();
-        let forsaken = |channel: &&String| !self.audience.contains_key(*channel) && !asked.contains(channel);
-        let forsaken: HashSet<String> = self.listened.iter().filter(forsaken).cloned().collect();
-        self.listened.retain(|channel| !forsaken.contains(channel));
-        forsaken.into_iter().collect()
+        let mut forsaken = std::mem::take(&mut self.forsaken);
+        // One may have been asked for again, or given up twice.
+        let listened = &mut self.listened;
+        forsaken.retain(|channel| {
+            let is_forsaken = listened.get(channel) == Some(&0);
+            if is_forsaken {
+                listened.remove(channel);
+            }
+            is_forsaken
+        });
+        forsaken
     }
 
     /// Gives up on markers that never came.
@@ -521,9 +547,9 @@ fn held(channel: &str, message: &[u8]) -> usize {
     channel.len() + message.len() + OVERHEAD
 }
 
-fn remove(audience: &mut HashMap<String, Vec<u64>>, channel: &str, id: u64) {
+fn remove(audience: &mut HashMap<String, BTreeSet<u64>>, channel: &str, id: u64) {
     if let Some(ids) = audience.get_mut(channel) {
-        ids.retain(|known| *known != id);
+        ids.remove(&id);
         if ids.is_empty() {
             audience.remove(channel);
         }
