@@ -7,6 +7,9 @@ pub const MAX_STARTUP_LENGTH: usize = 10_000;
 /// The longest cancel key of protocol 3.2, in bytes.
 pub const MAX_CANCEL_KEY: usize = 256;
 
+/// How many settings a client may have at startup: each is compared with those of connections at each checkout.
+pub const MAX_SETTINGS: usize = 256;
+
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 const CANCEL_REQUEST: u32 = 80_877_102;
@@ -73,8 +76,13 @@ impl Settings {
     /// Of a list in which every name is one that `options` can carry.
     ///
     /// # Errors
-    /// As PostgreSQL answers a name that it does not know (42704) or that cannot be one (42602).
+    /// As PostgreSQL answers a name that it does not know (42704) or that cannot be one (42602); 54000 if there are more
+    /// than [`MAX_SETTINGS`].
     pub fn new(list: Vec<(String, String)>) -> Result<Self, Refusal> {
+        if list.len() > MAX_SETTINGS {
+            let message = format!("more than {MAX_SETTINGS} settings at startup");
+            return Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message));
+        }
         list.iter().try_for_each(|(name, _)| check_name(name))?;
         Ok(Self(list))
     }
