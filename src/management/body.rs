@@ -30,6 +30,9 @@ const MAX_TEXT: usize = 4096;
 /// The most items of a list.
 const MAX_ITEMS: usize = 1000;
 
+/// How many unknown keys are named.
+const MAX_UNKNOWN: usize = 20;
+
 /// JSON in which a key that stands twice is an error.
 struct Strict(Value);
 
@@ -241,9 +244,9 @@ impl Fields {
     /// What nobody took is unknown.
     ///
     /// # Errors
-    /// 400 with everything that is wrong.
+    /// 400 with almost everything that is wrong.
     pub fn finish(mut self, known: &[&str]) -> Result<(), Problem> {
-        for name in self.map.keys() {
+        for name in self.map.keys().take(MAX_UNKNOWN) {
             let shown: String = name.chars().take(60).collect();
             let near = known.iter().map(|k| (strsim::damerau_levenshtein(k, &shown), *k)).min();
             self.problems.push(match near {
