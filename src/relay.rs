@@ -409,7 +409,10 @@ impl Core {
             if self.pin.is_none() {
                 self.recurring = None;
             }
-            self.found_channels(left.channels);
+            match left.channels {
+                Some(channels) => self.found_channels(channels),
+                None => self.keep_channels(),
+            }
         }
         self.settings.settled(&mut backend.settings);
         // It may have settings whose names nobody can list.
