@@ -837,4 +837,32 @@ mod tests {
         assert!(shown.contains(" --> f.toml:4:8\n  |\n4 | port = \"x\"\n  |        ^^^\n"), "{shown}");
         assert!(shown.contains("5 | x = ***\n  | ^\n"), "{shown}");
     }
+
+    #[test]
+    fn however_many_problems_there_are_so_many_are_shown_and_errors_before_warnings() {
+        let text = format!("a = {{ {} }}", "x = 1, ".repeat(50_000));
+        let mut problems = Problems::new(Path::new("x.toml"), &text);
+        (0..300).for_each(|at| drop(problems.warning(Some(at..at + 1), "odd").help.take()));
+        (0..100_000).for_each(|at| drop(problems.error(Some(at..at + 1), "wrong").help.take()));
+        assert_eq!((problems.count(Severity::Error), problems.count(Severity::Warning)), (100_000, 300));
+        assert_eq!(problems.iter().filter(|p| p.severity == Severity::Error).count(), MAX_PROBLEMS);
+        let shown = problems.to_string();
+        assert!(problems.refuse() && shown.ends_with("and 100100 more\n"), "{}", &shown[shown.len() - 100..]);
+        assert!(shown.len() < MAX_PROBLEMS * 1500, "{}", shown.len());
+    }
+
+    #[test]
+    fn a_long_line_is_shown_around_the_place_that_is_meant() {
+        let text = format!("{}here = 1 # {}", "[a] ".repeat(1000), "y".repeat(5000));
+        let at = text.find("here").unwrap();
+        let mut problems = Problems::new(Path::new("x.toml"), &text);
+        problems.publish(0..text.len());
+        problems.error(Some(at..at + 4), "not here");
+        let shown = problems.to_string();
+        let lines: Vec<&str> = shown.lines().collect();
+        let (line, marks) = (lines[3], lines[4]);
+        assert!(line.len() < 600, "{line}");
+        assert_eq!(line.find("here"), marks.find('^'), "{shown}");
+        assert_eq!(marks.matches('^').count(), 4);
+    }
 }

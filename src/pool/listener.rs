@@ -651,4 +651,84 @@ mod tests {
         assert_eq!(mail.end.as_ref().unwrap().sqlstate, SqlState::LIMIT_EXCEEDED);
         assert!(mail.messages.is_empty());
     }
+
+    #[test]
+    fn what_is_held_back_for_a_session_that_recalls_its_channels_is_bounded() {
+        let mut hub = Hub::default();
+        let all: Arc<Post> = Arc::default();
+        let one = Mailbox::new(1, Waker::noop().clone(), all.clone());
+        hub.ask(one.clone(), asked(&["a"], 0, 1));
+        hub.marked(b"1.m1");
+        settled(&one);
+        hub.marked(b"1.r2");
+        let message = vec![0; 8000];
+        let mut most = 0;
+        for _ in 0..3 * MAX_MAIL / 8000 {
+            hub.deliver(b"a", &message);
+            most = most.max(all.bytes.load(Ordering::Relaxed));
+        }
+        assert_eq!(one.mail.lock().end.as_ref().unwrap().sqlstate, SqlState::LIMIT_EXCEEDED);
+        assert!(most <= MAX_MAIL + 2 * 8000, "{most}");
+        let held: usize = hub.members[&1].limbo.iter().flatten().map(|(c, m)| held(c, m)).sum();
+        assert!(held <= MAX_MAIL + 2 * 8000, "{held}");
+        hub.leave(1);
+        drop(one);
+        assert_eq!((all.bytes.load(Ordering::Relaxed), all.mailboxes.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn over_the_total_those_with_more_than_their_share_are_ended() {
+        let all: Arc<Post> = Arc::default();
+        let many: Vec<_> = (0..32).map(|id| Mailbox::new(id, Waker::noop().clone(), all.clone())).collect();
+        let message: Arc<[u8]> = vec![0; 60_000].into();
+        many[0].deliver(&message);
+        for one in &many[1..] {
+            for _ in 0..MAX_MAIL / 60_100 {
+                one.deliver(&message);
+            }
+        }
+        assert!(all.bytes.load(Ordering::Relaxed) <= MAX_ALL_MAIL + MAX_ALL_MAIL / 32 + 60_100);
+        assert!(many[0].mail.lock().end.is_none(), "it has less than its share");
+        assert!(many.iter().any(|one| one.mail.lock().end.is_some()));
+    }
+
+    #[test]
+    fn a_channel_is_forgotten_with_the_last_who_has_it_or_asks_for_it() {
+        let mut hub = Hub::default();
+        let (one, two) = (mailbox(1), mailbox(2));
+        hub.ask(one.clone(), asked(&["a", "b"], 0, 1));
+        // It asks again before it was answered.
+        hub.ask(one.clone(), asked(&["b", "c"], 0, 2));
+        assert_eq!(hub.forsaken(), ["a"]);
+        assert_eq!(hub.ask(two.clone(), asked(&["c"], 0, 1)), [""; 0]);
+        hub.marked(b"1.m2");
+        assert_eq!(hub.forsaken(), [""; 0]);
+        // UNLISTEN b, committed.
+        hub.marked(b"1.r3");
+        hub.ask(one.clone(), asked(&["c"], 3, 4));
+        hub.marked(b"1.m4");
+        assert_eq!(hub.forsaken(), ["b"]);
+        hub.leave(1);
+        assert_eq!(hub.forsaken(), [""; 0], "the other asks for it");
+        hub.leave(2);
+        assert_eq!(hub.forsaken(), ["c"]);
+        assert!(hub.listened.is_empty() && hub.audience.is_empty() && hub.members.is_empty());
+    }
+
+    /// With however many channels of others, an event looks at its own alone.
+    #[test]
+    fn who_comes_and_goes_does_not_look_at_the_channels_of_others() {
+        let mut hub = Hub::default();
+        let own: Vec<String> = (0..1000).map(|i| format!("c{i}")).collect();
+        for id in 0..100 {
+            let channels = own.iter().map(|channel| format!("{id}{channel}")).collect();
+            hub.ask(mailbox(id), Asked { channels, recall: 0, number: 1 });
+            assert!(hub.forsaken.is_empty());
+            hub.marked(format!("{id}.m1").as_bytes());
+            assert!(hub.forsaken.is_empty());
+        }
+        hub.leave(7);
+        assert_eq!(hub.forsaken.len(), own.len());
+        assert_eq!((hub.forsaken().len(), hub.listened.len()), (1000, 99_000));
+    }
 }

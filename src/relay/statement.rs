@@ -518,4 +518,25 @@ mod tests {
         names.put(&long, Some(Named { statement, request: 1 }));
         assert!(names.get(&long[..63]).is_some() && names.get(&long[..62]).is_none());
     }
+
+    #[test]
+    fn the_name_that_a_request_gave_is_found_by_its_number() {
+        let interner = Interner::new().unwrap();
+        let statement = interner.intern(b"x\0\0\0", &Parameters::default());
+        let named = |request| Some(Named { statement: statement.clone(), request });
+        let mut names = interner.names();
+        names.put(b"a", named(1));
+        names.put(b"b", named(2));
+        assert_eq!((names.given_by(1), names.given_by(2)), (Some(&b"a"[..]), Some(&b"b"[..])));
+        // Given anew, and taken back again.
+        let before = names.put(b"a", named(3));
+        assert_eq!((names.given_by(1), names.given_by(3)), (None, Some(&b"a"[..])));
+        names.put(b"a", before);
+        assert_eq!((names.given_by(1), names.given_by(3)), (Some(&b"a"[..]), None));
+        assert_eq!((names.count(), names.bytes()), (2, 2 * statement.cost()));
+        names.forget_before(1);
+        assert_eq!((names.given_by(1), names.given_by(2)), (None, Some(&b"b"[..])));
+        names.put(b"b", None);
+        assert_eq!((names.count(), names.bytes(), names.given.len()), (0, 0, 0));
+    }
 }

@@ -443,4 +443,26 @@ mod tests {
         grease[..4].copy_from_slice(&0x0003_270fu32.to_be_bytes());
         assert!(matches!(parse(&grease), Ok(FirstPacket::Startup(s)) if s.minor == 9999));
     }
+
+    #[test]
+    fn more_settings_than_anybody_has_are_refused() {
+        let options = |count: usize| (0..count).map(|i| format!("-c a.x{i}= ")).collect::<String>();
+        assert_eq!(read(&[("user", "u"), ("options", &options(MAX_SETTINGS))]).settings.iter().count(), 256);
+        let refusal = parse(&packet(&[("user", "u"), ("options", &options(MAX_SETTINGS + 1))])).unwrap_err();
+        assert_eq!(refusal.sqlstate, SqlState::LIMIT_EXCEEDED);
+    }
+
+    /// What comes of a text is never more than the text, whatever is in it.
+    #[test]
+    fn words_are_never_more_than_the_text_that_they_are_read_from() {
+        for shape in ["\\", " ", "-c ", "-", "-c a=", "\\ ", "'", "a ", "-ca=b\\ "] {
+            for size in [1 << 10, MAX_STARTUP_LENGTH, 1 << 20] {
+                let text = shape.repeat(size / shape.len());
+                let words = split(&text);
+                assert!(words.iter().map(String::len).sum::<usize>() <= text.len(), "{shape:?}");
+                assert!(words.len() <= text.len());
+                let _ = options(&text);
+            }
+        }
+    }
 }
