@@ -16,6 +16,7 @@ mod wire;
 
 mod abuse;
 mod audit;
+mod bounds;
 mod cancel;
 mod cells;
 mod check;
