@@ -30,8 +30,12 @@ use table::{Table, Value};
 
 /// The longest message that is read.
 const MAX_MESSAGE: usize = 2 << 20;
-/// How many statements or portals one console session may keep.
+/// How many statements one console session may keep.
 const MAX_NAMED: usize = 1000;
+/// And how many portals, each of which may hold a whole table.
+const MAX_PORTALS: usize = 16;
+/// How many bytes of statements.
+const MAX_TEXTS: usize = 1 << 20;
 /// How long a client that is refused may take to read why.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -386,6 +390,10 @@ impl Session {
             return Err(broken());
         }
         Command::parse(&text)?;
+        if self.statements.values().map(String::len).sum::<usize>() + text.len() > MAX_TEXTS {
+            let message = "too many bytes of prepared statements";
+            return Err(Refusal::new(Fault::Client, SqlState::OUT_OF_MEMORY, message));
+        }
         self.statements.insert(name.to_vec(), text);
         wire::message(&mut self.out, b'1', |_| {});
         Ok(())
@@ -401,8 +409,12 @@ impl Session {
             return Err(Refusal::protocol("console commands take no parameters"));
         }
         let (formats, rest) = numbers(rest).ok_or_else(broken)?;
-        if !rest.is_empty() || self.portals.len() >= MAX_NAMED {
+        if !rest.is_empty() {
             return Err(broken());
+        }
+        if self.portals.len() >= MAX_PORTALS && !self.portals.contains_key(portal) {
+            let message = format!("more than {MAX_PORTALS} portals");
+            return Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message).hint("Close some."));
         }
         self.portals.insert(portal.to_vec(), Portal { text, formats, rest: None });
         wire::message(&mut self.out, b'2', |_| {});

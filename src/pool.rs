@@ -381,7 +381,12 @@ impl Pool {
 
     /// Leaves the queue; what was granted meanwhile goes back.
     pub fn abandon(self: &Arc<Self>, ticket: &Arc<Ticket>) {
-        self.state.lock().waiters.retain(|t| !Arc::ptr_eq(t, ticket));
+        {
+            // Those who have waited longest give up first: it is found at once.
+            let waiters = &mut self.state.lock().waiters;
+            let at = waiters.iter().position(|waiter| Arc::ptr_eq(waiter, ticket));
+            at.and_then(|at| waiters.remove(at));
+        }
         if let Some(lease) = ticket.abandon() {
             lease.release();
         }

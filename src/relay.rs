@@ -71,6 +71,11 @@ const MAX_UNASKED: usize = 1000;
 /// How many may be under way before no more are taken from the client.
 const MAX_REQUESTS: usize = 8 * MAX_UNASKED;
 
+/// How many bytes of pgusher's own (statements that are prepared again) may be sent on top of the client's, and how many may
+/// be remembered of requests under way (names that are taken back if they fail), before all that is answered.
+const MAX_ADDED: usize = 1 << 20;
+const MAX_NOTED: usize = 8 << 20;
+
 /// How often a connection may fail to say what is left on it before its session keeps it.
 const MAX_SURVEYS: u8 = 3;
 
@@ -207,6 +212,8 @@ pub struct Core {
     requests: Requests,
     /// At how many requests answers are asked for next.
     flush_at: usize,
+    /// Up to this request all must be answered before more is sent: much is under way.
+    ahead: u64,
     /// Of the last `ReadyForQuery`: `I`, `T` or `E`.
     status: u8,
     copy: Copy,
@@ -286,6 +293,7 @@ impl Core {
             settings,
             requests: Requests::default(),
             flush_at: MAX_UNASKED,
+            ahead: 0,
             status: b'I',
             copy: Copy::None,
             unsynced: false,
@@ -401,7 +409,10 @@ impl Core {
             if self.pin.is_none() {
                 self.recurring = None;
             }
-            self.found_channels(left.channels);
+            match left.channels {
+                Some(channels) => self.found_channels(channels),
+                None => self.keep_channels(),
+            }
         }
         self.settings.settled(&mut backend.settings);
         // It may have settings whose names nobody can list.

@@ -292,4 +292,18 @@ mod tests {
     fn a_literal_is_ascii_whatever_goes_in() {
         assert_eq!(literal(b"it's \\ \xe4\n"), "E'it''s \\\\ \\xe4\\x0a'");
     }
+
+    #[test]
+    fn a_row_that_claims_more_columns_than_it_has_is_none() {
+        for claimed in [1_u16, 6, 7, 8, 100, u16::MAX] {
+            let row = [&claimed.to_be_bytes()[..], &[0xff; 4 * 7]].concat();
+            assert_eq!(columns(&row).is_some(), claimed == 7, "{claimed}");
+        }
+        let row = [&[0, 2][..], &[0, 0, 0, 1, b'x'], &[0x7f, 0xff, 0xff, 0xff]].concat();
+        assert_eq!(columns(&row), None);
+        assert_eq!(
+            columns(&[&u16::MAX.to_be_bytes()[..], &[0xff; 4 * 65_535]].concat()).unwrap().len(),
+            65_535
+        );
+    }
 }

@@ -66,12 +66,26 @@ pub struct Problem {
     pub is_conflict: bool,
 }
 
+/// How many problems are kept, errors before warnings; the others are counted. Each shows a line of the file, and a file may
+/// have as many as it has bytes.
+const MAX_PROBLEMS: usize = 200;
+/// How many characters of a line are shown, before the place that is meant and from there on.
+const SHOWN_BEFORE: usize = 200;
+const SHOWN_BEHIND: usize = 300;
+/// How many names are compared with one that is unknown, and how long that may be.
+const MAX_NEAR: usize = 1000;
+const MAX_NEAR_LENGTH: usize = 255;
+
 /// All that is wrong with one file, rendered with line, column and the line itself.
 #[derive(Debug)]
 pub struct Problems {
     path: PathBuf,
     text: String,
     list: Vec<Problem>,
+    /// The last one that was not kept.
+    beyond: Option<Problem>,
+    errors: usize,
+    warnings: usize,
     /// Where keys stand, and values that by the schema are no secrets: by their first bytes, with their ends. Nothing else
     /// of a line is shown.
     public: BTreeMap<usize, usize>,
@@ -80,7 +94,9 @@ pub struct Problems {
 impl Problems {
     /// Nothing wrong yet with this text.
     pub fn new(path: &Path, text: &str) -> Self {
-        Self { path: path.to_owned(), text: text.to_owned(), list: Vec::new(), public: BTreeMap::new() }
+        let (path, text) = (path.to_owned(), text.to_owned());
+        let (list, beyond, public) = (Vec::new(), None, BTreeMap::new());
+        Self { path, text, list, beyond, errors: 0, warnings: 0, public }
     }
 
     /// The folder that relative paths are relative to.
@@ -111,24 +127,39 @@ impl Problems {
     }
 
     fn push(&mut self, severity: Severity, span: Option<Range<usize>>, message: String) -> &mut Problem {
+        match severity {
+            Severity::Error => self.errors += 1,
+            Severity::Warning => self.warnings += 1,
+        }
+        let problem = Problem { severity, span, message, help: None, is_conflict: false };
+        if self.list.len() >= MAX_PROBLEMS {
+            let warning = self.list.iter().rposition(|known| known.severity == Severity::Warning);
+            match warning.filter(|_| severity == Severity::Error) {
+                Some(at) => drop(self.list.remove(at)),
+                None => return self.beyond.insert(problem),
+            }
+        }
         let index = self.list.len();
-        self.list.push(Problem { severity, span, message, help: None, is_conflict: false });
+        self.list.push(problem);
         &mut self.list[index]
     }
 
     /// True if any of them refuses the file.
     pub fn refuse(&self) -> bool {
-        self.list.iter().any(|p| p.severity == Severity::Error)
+        self.errors > 0
     }
 
-    /// Every problem, in the order of the file.
+    /// Every problem that is kept, in the order in which they were found.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.list.iter()
     }
 
     /// How many there are of a severity.
     pub fn count(&self, severity: Severity) -> usize {
-        self.list.iter().filter(|p| p.severity == severity).count()
+        match severity {
+            Severity::Error => self.errors,
+            Severity::Warning => self.warnings,
+        }
     }
 
     /// `file:line:column: message (help)` of one problem, on one line, for the log.
@@ -172,7 +203,9 @@ impl Problem {
     /// Names the nearest of the valid names, if one is near; otherwise lists them, if they are few.
     pub fn nearest<'a>(&mut self, name: &str, valid: impl IntoIterator<Item = &'a str>) {
         let valid: Vec<&str> = valid.into_iter().collect();
-        let near = valid.iter().map(|v| (strsim::damerau_levenshtein(v, name), *v)).min();
+        let is_bounded = name.len() <= MAX_NEAR_LENGTH && valid.len() <= MAX_NEAR;
+        let compared = valid.iter().filter(|_| is_bounded);
+        let near = compared.map(|v| (strsim::damerau_levenshtein(v, name), *v)).min();
         match near {
             Some((distance, v)) if distance <= 1 + v.len() / 3 => self.help(format!("did you mean `{v}`?")),
             _ if !valid.is_empty() && valid.len() <= 8 => self.help(format!("valid: {}", valid.join(", "))),
@@ -200,7 +233,10 @@ impl fmt::Display for Problems {
             }
             writeln!(f)?;
         }
-        Ok(())
+        match (self.errors + self.warnings).saturating_sub(self.list.len()) {
+            0 => Ok(()),
+            more => writeln!(f, "and {more} more"),
+        }
     }
 }
 
@@ -210,6 +246,8 @@ impl Problems {
         let start = self.text.get(..span.start).and_then(|before| before.rfind('\n')).map_or(0, |at| at + 1);
         let text = self.text.get(start..).and_then(|rest| rest.lines().next()).unwrap_or("");
         let shown = self.without_secrets(start, text);
+        let at = shown.iter().position(|(at, _)| *at >= span.start).unwrap_or(shown.len());
+        let shown = &shown[at.saturating_sub(SHOWN_BEFORE)..shown.len().min(at + SHOWN_BEHIND)];
         let gutter = line.to_string().len();
         let before = shown.iter().filter(|(at, _)| *at < span.start).count();
         let marked = shown.iter().filter(|(at, _)| span.contains(at)).count().max(1);
@@ -223,17 +261,20 @@ impl Problems {
     /// that it stands for. A secret may be under any key but those of the schema, and go over several lines.
     fn without_secrets(&self, start: usize, line: &str) -> Vec<(usize, char)> {
         let end = start + line.len();
-        let mut public: Vec<_> = self.public.range(start..=end).map(|(from, to)| *from..*to).collect();
-        // One that began on a line before.
-        public.extend(self.public.range(..start).next_back().map(|(from, to)| *from..*to));
+        // Where what is public here ends: of one that began on a line before, and then of each that begins.
+        let mut until = self.public.range(..start).next_back().map_or(0, |(_, end)| *end);
         if self.public.is_empty() {
-            public.push(start..start + beginning(line));
+            until = start + beginning(line);
         }
+        let mut public = self.public.range(start..=end).peekable();
         let stars = |at: usize| "***".chars().map(move |star| (at, star));
         let mut shown = Vec::new();
         let mut hidden = None;
         for (at, c) in line.char_indices().map(|(at, c)| (start + at, c)) {
-            let is_public = public.iter().any(|span| span.contains(&at));
+            while let Some((_, end)) = public.next_if(|(from, _)| **from <= at) {
+                until = until.max(*end);
+            }
+            let is_public = at < until;
             if is_public || (hidden.is_none() && "[]{}=,. \t".contains(c)) {
                 shown.extend(hidden.take().into_iter().flat_map(stars));
                 shown.push((at, c));
@@ -590,8 +631,9 @@ impl<'a, 'i> TableReader<'a, 'i> {
             problems.publish(key.span());
             let name = key.get_ref().as_ref();
             if !self.known.contains(&name) {
+                let shown: String = name.chars().take(MAX_NEAR_LENGTH).collect();
                 let problem =
-                    problems.error(Some(key.span()), format!("unknown key `{name}` in {}", self.name));
+                    problems.error(Some(key.span()), format!("unknown key `{shown}` in {}", self.name));
                 problem.nearest(name, self.known.iter().copied());
             }
         }
@@ -794,5 +836,33 @@ mod tests {
         let shown = problems.to_string();
         assert!(shown.contains(" --> f.toml:4:8\n  |\n4 | port = \"x\"\n  |        ^^^\n"), "{shown}");
         assert!(shown.contains("5 | x = ***\n  | ^\n"), "{shown}");
+    }
+
+    #[test]
+    fn however_many_problems_there_are_so_many_are_shown_and_errors_before_warnings() {
+        let text = format!("a = {{ {} }}", "x = 1, ".repeat(50_000));
+        let mut problems = Problems::new(Path::new("x.toml"), &text);
+        (0..300).for_each(|at| drop(problems.warning(Some(at..at + 1), "odd").help.take()));
+        (0..100_000).for_each(|at| drop(problems.error(Some(at..at + 1), "wrong").help.take()));
+        assert_eq!((problems.count(Severity::Error), problems.count(Severity::Warning)), (100_000, 300));
+        assert_eq!(problems.iter().filter(|p| p.severity == Severity::Error).count(), MAX_PROBLEMS);
+        let shown = problems.to_string();
+        assert!(problems.refuse() && shown.ends_with("and 100100 more\n"), "{}", &shown[shown.len() - 100..]);
+        assert!(shown.len() < MAX_PROBLEMS * 1500, "{}", shown.len());
+    }
+
+    #[test]
+    fn a_long_line_is_shown_around_the_place_that_is_meant() {
+        let text = format!("{}here = 1 # {}", "[a] ".repeat(1000), "y".repeat(5000));
+        let at = text.find("here").unwrap();
+        let mut problems = Problems::new(Path::new("x.toml"), &text);
+        problems.publish(0..text.len());
+        problems.error(Some(at..at + 4), "not here");
+        let shown = problems.to_string();
+        let lines: Vec<&str> = shown.lines().collect();
+        let (line, marks) = (lines[3], lines[4]);
+        assert!(line.len() < 600, "{line}");
+        assert_eq!(line.find("here"), marks.find('^'), "{shown}");
+        assert_eq!(marks.matches('^').count(), 4);
     }
 }

@@ -30,6 +30,9 @@ const MAX_TEXT: usize = 4096;
 /// The most items of a list.
 const MAX_ITEMS: usize = 1000;
 
+/// How many unknown keys are named.
+const MAX_UNKNOWN: usize = 20;
+
 /// JSON in which a key that stands twice is an error.
 struct Strict(Value);
 
@@ -241,9 +244,9 @@ impl Fields {
     /// What nobody took is unknown.
     ///
     /// # Errors
-    /// 400 with everything that is wrong.
+    /// 400 with almost everything that is wrong.
     pub fn finish(mut self, known: &[&str]) -> Result<(), Problem> {
-        for name in self.map.keys() {
+        for name in self.map.keys().take(MAX_UNKNOWN) {
             let shown: String = name.chars().take(60).collect();
             let near = known.iter().map(|k| (strsim::damerau_levenshtein(k, &shown), *k)).min();
             self.problems.push(match near {
@@ -658,5 +661,33 @@ impl Field for Picker {
             Some(key) => Err(format!("{}: Unrecognized key", key.chars().take(60).collect::<String>())),
             None => Ok(Self { attribute, values }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_that_is_deep_wide_or_cut_off_is_refused_or_read_once() {
+        for size in [1 << 10, 64 << 10, MAX_BODY] {
+            for open in ["[", "{\"a\":", "[[{\"a\":["] {
+                assert!(json(open.repeat(size / open.len()).as_bytes()).is_err(), "{open}");
+            }
+            let wide: String = (0..size / 16).map(|i| format!("\"{i:010}\":1,")).collect();
+            let value = json(format!("{{{wide}\"x\":1}}").as_bytes()).unwrap();
+            assert_eq!(value.as_object().unwrap().len(), size / 16 + 1);
+            assert!(json(format!("{{{wide}").as_bytes()).is_err());
+            assert!(json(format!("\"{}", "x".repeat(size)).as_bytes()).is_err());
+        }
+    }
+
+    #[test]
+    fn of_many_unknown_keys_some_are_named() {
+        let map: Map<String, Value> =
+            (0..50_000).map(|i| (format!("k{i}{}", "x".repeat(99)), 1.into())).collect();
+        let fields = Fields { map, creates: false, problems: Vec::new() };
+        let problem = format!("{:?}", fields.finish(&["name"]).unwrap_err());
+        assert!(problem.matches("Unrecognized").count() <= MAX_UNKNOWN, "{problem}");
     }
 }

@@ -6,7 +6,7 @@
 //! what comes before the marker was the lent connection's to deliver, what comes behind it is the listener's. So none
 //! is lost, and none comes twice.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Waker;
@@ -409,9 +409,11 @@ fn statements(verb: &str, channels: &[String]) -> String {
 struct Hub {
     members: HashMap<u64, Member>,
     /// Who is delivered what comes on a channel.
-    audience: HashMap<String, Vec<u64>>,
-    /// What the connection listens to.
-    listened: HashSet<String>,
+    audience: HashMap<String, BTreeSet<u64>>,
+    /// What the connection listens to, and how many members have it or ask for it.
+    listened: HashMap<String, usize>,
+    /// What nobody has or asks for any more.
+    forsaken: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -428,13 +430,27 @@ struct Member {
 impl Hub {
     /// A member asks to take over; answers what must be listened to, and is not yet.
     fn ask(&mut self, mailbox: Arc<Mailbox>, asked: Asked) -> Vec<String> {
-        let new: Vec<String> =
-            asked.channels.iter().filter(|channel| !self.listened.contains(*channel)).cloned().collect();
-        self.listened.extend(new.iter().cloned());
+        let is_new = |channel: &&String| !self.listened.contains_key(*channel);
+        let new: Vec<String> = asked.channels.iter().filter(is_new).cloned().collect();
+        asked.channels.iter().for_each(|channel| *self.listened.entry(channel.clone()).or_default() += 1);
         let id = mailbox.id;
         let member = || Member { mailbox, channels: Vec::new(), asked: None, recalled: 0, limbo: None };
-        self.members.entry(id).or_insert_with(member).asked = Some((asked, Instant::now()));
+        let member = self.members.entry(id).or_insert_with(member);
+        if let Some((before, _)) = member.asked.replace((asked, Instant::now())) {
+            self.let_go(&before.channels);
+        }
         new
+    }
+
+    /// One member less has these or asks for them.
+    fn let_go(&mut self, channels: &[String]) {
+        for channel in channels {
+            let Some(count) = self.listened.get_mut(channel) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                self.forsaken.push(channel.clone());
+            }
+        }
     }
 
     /// A marker has come, or a sign that a recall was committed.
@@ -455,7 +471,7 @@ impl Hub {
         let Some((asked, _)) = member.asked.take_if(|(asked, _)| asked.number == number) else { return };
         // What was recalled in a transaction that was rolled back is still here.
         let is_all = asked.recall == member.recalled || member.channels.is_empty();
-        let mut channels = asked.channels;
+        let mut channels = asked.channels.clone();
         if !is_all {
             channels.extend(member.channels.iter().cloned());
             channels.sort();
@@ -464,15 +480,18 @@ impl Hub {
         let before = std::mem::replace(&mut member.channels, channels.clone());
         before.iter().for_each(|channel| remove(&mut self.audience, channel, id));
         for channel in &channels {
-            self.audience.entry(channel.clone()).or_default().push(id);
+            self.audience.entry(channel.clone()).or_default().insert(id);
+            *self.listened.entry(channel.clone()).or_default() += 1;
         }
         for (channel, message) in member.limbo.take().unwrap_or_default() {
             member.mailbox.lets_go(held(&channel, &message));
-            if channels.contains(&channel) {
+            if self.audience.get(&channel).is_some_and(|audience| audience.contains(&id)) {
                 member.mailbox.deliver(&message);
             }
         }
         member.mailbox.answers(Answer::Settled(channels));
+        self.let_go(&asked.channels);
+        self.let_go(&before);
     }
 
     fn deliver(&mut self, channel: &[u8], message: &[u8]) {
@@ -495,19 +514,26 @@ impl Hub {
     fn leave(&mut self, id: u64) {
         let Some(member) = self.members.remove(&id) else { return };
         member.channels.iter().for_each(|channel| remove(&mut self.audience, channel, id));
+        self.let_go(&member.channels);
+        if let Some((asked, _)) = member.asked {
+            self.let_go(&asked.channels);
+        }
     }
 
-    /// What is listened to for nobody any more; it is forgotten here.
+    /// What is listened to for nobody any more; it is forgotten here. Looks at nothing else: with very many channels, each
+    /// session that comes or goes would cost all the others.
     fn forsaken(&mut self) -> Vec<String> {
-        if self.listened.len() <= self.audience.len() {
-            return Vec::new();
-        }
-        let asked: HashSet<&String> =
-            self.members.values().filter_map(|m| m.asked.as_ref()).flat_map(|(a, _)| &a.channels).collect();
-        let forsaken = |channel: &&String| !self.audience.contains_key(*channel) && !asked.contains(channel);
-        let forsaken: HashSet<String> = self.listened.iter().filter(forsaken).cloned().collect();
-        self.listened.retain(|channel| !forsaken.contains(channel));
-        forsaken.into_iter().collect()
+        let mut forsaken = std::mem::take(&mut self.forsaken);
+        // One may have been asked for again, or given up twice.
+        let listened = &mut self.listened;
+        forsaken.retain(|channel| {
+            let is_forsaken = listened.get(channel) == Some(&0);
+            if is_forsaken {
+                listened.remove(channel);
+            }
+            is_forsaken
+        });
+        forsaken
     }
 
     /// Gives up on markers that never came.
@@ -521,9 +547,9 @@ fn held(channel: &str, message: &[u8]) -> usize {
     channel.len() + message.len() + OVERHEAD
 }
 
-fn remove(audience: &mut HashMap<String, Vec<u64>>, channel: &str, id: u64) {
+fn remove(audience: &mut HashMap<String, BTreeSet<u64>>, channel: &str, id: u64) {
     if let Some(ids) = audience.get_mut(channel) {
-        ids.retain(|known| *known != id);
+        ids.remove(&id);
         if ids.is_empty() {
             audience.remove(channel);
         }
@@ -624,5 +650,85 @@ mod tests {
         let mail = one.mail.lock();
         assert_eq!(mail.end.as_ref().unwrap().sqlstate, SqlState::LIMIT_EXCEEDED);
         assert!(mail.messages.is_empty());
+    }
+
+    #[test]
+    fn what_is_held_back_for_a_session_that_recalls_its_channels_is_bounded() {
+        let mut hub = Hub::default();
+        let all: Arc<Post> = Arc::default();
+        let one = Mailbox::new(1, Waker::noop().clone(), all.clone());
+        hub.ask(one.clone(), asked(&["a"], 0, 1));
+        hub.marked(b"1.m1");
+        settled(&one);
+        hub.marked(b"1.r2");
+        let message = vec![0; 8000];
+        let mut most = 0;
+        for _ in 0..3 * MAX_MAIL / 8000 {
+            hub.deliver(b"a", &message);
+            most = most.max(all.bytes.load(Ordering::Relaxed));
+        }
+        assert_eq!(one.mail.lock().end.as_ref().unwrap().sqlstate, SqlState::LIMIT_EXCEEDED);
+        assert!(most <= MAX_MAIL + 2 * 8000, "{most}");
+        let held: usize = hub.members[&1].limbo.iter().flatten().map(|(c, m)| held(c, m)).sum();
+        assert!(held <= MAX_MAIL + 2 * 8000, "{held}");
+        hub.leave(1);
+        drop(one);
+        assert_eq!((all.bytes.load(Ordering::Relaxed), all.mailboxes.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn over_the_total_those_with_more_than_their_share_are_ended() {
+        let all: Arc<Post> = Arc::default();
+        let many: Vec<_> = (0..32).map(|id| Mailbox::new(id, Waker::noop().clone(), all.clone())).collect();
+        let message: Arc<[u8]> = vec![0; 60_000].into();
+        many[0].deliver(&message);
+        for one in &many[1..] {
+            for _ in 0..MAX_MAIL / 60_100 {
+                one.deliver(&message);
+            }
+        }
+        assert!(all.bytes.load(Ordering::Relaxed) <= MAX_ALL_MAIL + MAX_ALL_MAIL / 32 + 60_100);
+        assert!(many[0].mail.lock().end.is_none(), "it has less than its share");
+        assert!(many.iter().any(|one| one.mail.lock().end.is_some()));
+    }
+
+    #[test]
+    fn a_channel_is_forgotten_with_the_last_who_has_it_or_asks_for_it() {
+        let mut hub = Hub::default();
+        let (one, two) = (mailbox(1), mailbox(2));
+        hub.ask(one.clone(), asked(&["a", "b"], 0, 1));
+        // It asks again before it was answered.
+        hub.ask(one.clone(), asked(&["b", "c"], 0, 2));
+        assert_eq!(hub.forsaken(), ["a"]);
+        assert_eq!(hub.ask(two.clone(), asked(&["c"], 0, 1)), [""; 0]);
+        hub.marked(b"1.m2");
+        assert_eq!(hub.forsaken(), [""; 0]);
+        // UNLISTEN b, committed.
+        hub.marked(b"1.r3");
+        hub.ask(one.clone(), asked(&["c"], 3, 4));
+        hub.marked(b"1.m4");
+        assert_eq!(hub.forsaken(), ["b"]);
+        hub.leave(1);
+        assert_eq!(hub.forsaken(), [""; 0], "the other asks for it");
+        hub.leave(2);
+        assert_eq!(hub.forsaken(), ["c"]);
+        assert!(hub.listened.is_empty() && hub.audience.is_empty() && hub.members.is_empty());
+    }
+
+    /// With however many channels of others, an event looks at its own alone.
+    #[test]
+    fn who_comes_and_goes_does_not_look_at_the_channels_of_others() {
+        let mut hub = Hub::default();
+        let own: Vec<String> = (0..1000).map(|i| format!("c{i}")).collect();
+        for id in 0..100 {
+            let channels = own.iter().map(|channel| format!("{id}{channel}")).collect();
+            hub.ask(mailbox(id), Asked { channels, recall: 0, number: 1 });
+            assert!(hub.forsaken.is_empty());
+            hub.marked(format!("{id}.m1").as_bytes());
+            assert!(hub.forsaken.is_empty());
+        }
+        hub.leave(7);
+        assert_eq!(hub.forsaken.len(), own.len());
+        assert_eq!((hub.forsaken().len(), hub.listened.len()), (1000, 99_000));
     }
 }

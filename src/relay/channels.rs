@@ -9,6 +9,10 @@ use super::{BackendState, Core, Lasting, Pin};
 use crate::config::file::PoolMode;
 use crate::wire::{self, identifier, unicode_identifier};
 
+/// How many channels of a session are handed over: each statement that may notify its session brings them all back. One with
+/// more keeps its connection.
+const MAX_CHANNELS: usize = 1000;
+
 /// How a session is known to the listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
@@ -52,7 +56,7 @@ pub struct Asked {
 /// The channels of one session.
 #[derive(Debug, Default)]
 pub struct Channels {
-    /// What the listener delivers. Never empty without a mark.
+    /// What the listener delivers, in order. Never empty without a mark.
     carried: Vec<String>,
     mark: Option<Mark>,
     /// Of the last marker or recall.
@@ -119,6 +123,9 @@ impl Core {
         if found.is_empty() && !self.has_recalled() {
             return;
         }
+        if found.len() > MAX_CHANNELS {
+            return self.keep_channels();
+        }
         let channels = self.channels.get_or_insert_default();
         if let Some(mark) = &channels.mark {
             found.retain(|channel| **channel != *mark.channel);
@@ -170,7 +177,8 @@ impl Core {
     }
 
     /// The listener delivers what comes on these.
-    pub fn carry_channels(&mut self, carried: Vec<String>) {
+    pub fn carry_channels(&mut self, mut carried: Vec<String>) {
+        carried.sort_unstable();
         self.channels = match self.channels.take() {
             Some(mut channels) if !carried.is_empty() => {
                 (channels.carried, channels.stage) = (carried, Stage::Still);
@@ -248,7 +256,10 @@ impl Core {
         }
         match &channels.stage {
             Stage::Marking { seen: true } | Stage::Marked | Stage::Unlistening => false,
-            _ => channels.paused || !channels.carried.iter().any(|carried| carried.as_bytes() == channel),
+            _ => {
+                let carried = channels.carried.binary_search_by(|carried| carried.as_bytes().cmp(channel));
+                channels.paused || carried.is_err()
+            }
         }
     }
 

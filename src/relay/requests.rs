@@ -77,6 +77,20 @@ pub enum Note {
     Refused(Vec<u8>),
 }
 
+impl Note {
+    /// How many bytes are kept for it.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Named { name, previous, .. } => {
+                name.len() + previous.as_ref().map_or(0, |named| named.statement.cost())
+            }
+            Self::Unnamed(previous) => previous.text.text().map_or(0, <[u8]>::len),
+            Self::Refused(error) => error.len(),
+            Self::Prepared(_) | Self::Closed(_) => 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Requests {
     queue: VecDeque<Request>,
@@ -84,6 +98,8 @@ pub struct Requests {
     /// How many of them end a query, and how many have a note: mostly none, and then nothing is in doubt.
     ends: usize,
     noted: usize,
+    /// Of all notes.
+    bytes: usize,
     /// The last one that ended a query.
     last_end: u64,
 }
@@ -91,7 +107,7 @@ pub struct Requests {
 impl Default for Requests {
     /// With room for what most clients need, who send one query at a time: idle clients keep it.
     fn default() -> Self {
-        Self { queue: VecDeque::with_capacity(1), last: 0, ends: 0, noted: 0, last_end: 0 }
+        Self { queue: VecDeque::with_capacity(1), last: 0, ends: 0, noted: 0, bytes: 0, last_end: 0 }
     }
 }
 
@@ -112,6 +128,7 @@ impl Requests {
         self.last += 1;
         let request = Request { kind, hidden, number: self.last, uses: 0, note };
         self.noted += usize::from(request.note.is_some());
+        self.bytes += request.note.as_ref().map_or(0, |note| note.bytes());
         if request.is_an_end() {
             self.ends += 1;
             self.last_end = self.last;
@@ -122,6 +139,7 @@ impl Requests {
     /// It is not under way any more.
     fn leaves(&mut self, request: &Request) {
         self.noted -= usize::from(request.note.is_some());
+        self.bytes -= request.note.as_ref().map_or(0, |note| note.bytes());
         self.ends -= usize::from(request.is_an_end());
     }
 
@@ -172,6 +190,7 @@ impl Requests {
     pub fn take_front_note(&mut self) -> Option<Box<Note>> {
         let note = self.queue.front_mut().and_then(|r| r.note.take());
         self.noted -= usize::from(note.is_some());
+        self.bytes -= note.as_ref().map_or(0, |note| note.bytes());
         note
     }
 
@@ -241,12 +260,17 @@ impl Requests {
     /// Forgets all.
     pub fn clear(&mut self) {
         self.queue.clear();
-        (self.ends, self.noted) = (0, 0);
+        (self.ends, self.noted, self.bytes) = (0, 0, 0);
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
         self.queue.len()
+    }
+
+    /// How many bytes are kept to take back what they did, or to say why they failed.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub fn is_empty(&self) -> bool {

@@ -1,7 +1,7 @@
 //! Prepared statements: one identity for every text, its name on the upstream connections, and what each side
 //! knows of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -188,7 +188,7 @@ impl Interner {
     /// A session has no names yet.
     pub fn names(&self) -> Names {
         self.statements.holders.fetch_add(1, Ordering::Relaxed);
-        Names { known: HashMap::new(), bytes: 0, all: self.statements.clone() }
+        Names { known: HashMap::new(), given: BTreeMap::new(), bytes: 0, all: self.statements.clone() }
     }
 
     /// What is counted of messages of which the rest is waited for.
@@ -288,7 +288,9 @@ impl Drop for LongText {
 /// The names of one session.
 #[derive(Debug)]
 pub struct Names {
-    known: HashMap<Box<[u8]>, Named>,
+    known: HashMap<Arc<[u8]>, Named>,
+    /// The same, by the requests that gave them.
+    given: BTreeMap<u64, Arc<[u8]>>,
     bytes: usize,
     all: Arc<Statements>,
 }
@@ -323,22 +325,26 @@ impl Names {
     /// Gives a name a statement, or takes it away; answers what it had.
     pub fn put(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
         self.bytes += named.as_ref().map_or(0, |named| named.statement.cost());
-        let before = match named {
-            Some(named) => self.known.insert(significant(name).into(), named),
-            None => self.known.remove(significant(name)),
-        };
+        let before = self.known.remove(significant(name));
         self.bytes -= before.as_ref().map_or(0, |named| named.statement.cost());
+        before.iter().for_each(|named| drop(self.given.remove(&named.request)));
+        if let Some(named) = named {
+            let name: Arc<[u8]> = significant(name).into();
+            self.given.insert(named.request, name.clone());
+            self.known.insert(name, named);
+        }
         before
     }
 
     /// The name that this request gave.
     pub fn given_by(&self, request: u64) -> Option<&[u8]> {
-        self.known.iter().find(|(_, named)| named.request == request).map(|(name, _)| &**name)
+        self.given.get(&request).map(|name| &**name)
     }
 
     /// Everything made before this request is gone.
     pub fn forget_before(&mut self, request: u64) {
         self.known.retain(|_, named| named.request > request);
+        self.given.retain(|given, _| *given > request);
         self.bytes = self.known.values().map(|named| named.statement.cost()).sum();
     }
 }
@@ -511,5 +517,26 @@ mod tests {
         let long = [b'a'; 70];
         names.put(&long, Some(Named { statement, request: 1 }));
         assert!(names.get(&long[..63]).is_some() && names.get(&long[..62]).is_none());
+    }
+
+    #[test]
+    fn the_name_that_a_request_gave_is_found_by_its_number() {
+        let interner = Interner::new().unwrap();
+        let statement = interner.intern(b"x\0\0\0", &Parameters::default());
+        let named = |request| Some(Named { statement: statement.clone(), request });
+        let mut names = interner.names();
+        names.put(b"a", named(1));
+        names.put(b"b", named(2));
+        assert_eq!((names.given_by(1), names.given_by(2)), (Some(&b"a"[..]), Some(&b"b"[..])));
+        // Given anew, and taken back again.
+        let before = names.put(b"a", named(3));
+        assert_eq!((names.given_by(1), names.given_by(3)), (None, Some(&b"a"[..])));
+        names.put(b"a", before);
+        assert_eq!((names.given_by(1), names.given_by(3)), (Some(&b"a"[..]), None));
+        assert_eq!((names.count(), names.bytes()), (2, 2 * statement.cost()));
+        names.forget_before(1);
+        assert_eq!((names.given_by(1), names.given_by(2)), (None, Some(&b"b"[..])));
+        names.put(b"b", None);
+        assert_eq!((names.count(), names.bytes(), names.given.len()), (0, 0, 0));
     }
 }

@@ -59,8 +59,8 @@ pub struct Left {
     pub settings: Vec<(String, Option<Box<[u8]>>)>,
     /// What keeps the session on the connection, if anything was asked for that could.
     pub pin: Option<Pin>,
-    /// The channels that it listens to, if that was asked for.
-    pub channels: Vec<String>,
+    /// The channels that it listens to, if that was asked for; `None` if there are more than are listed.
+    pub channels: Option<Vec<String>>,
 }
 
 /// What there may be beside settings, and how to find it. At an idle point the locks that are left are session-level
@@ -81,9 +81,11 @@ const OBJECTS: [(Pin, &str); 4] = [
     (Pin::Prepare, "pg_catalog.pg_prepared_statements AS p WHERE p.from_sql"),
 ];
 
-/// In UTF-8, because a client's encoding can be any.
-const CHANNELS: &str = "(SELECT pg_catalog.string_agg(pg_catalog.encode(\
-    pg_catalog.convert_to(c,'UTF8'),'hex'),',') FROM pg_catalog.pg_listening_channels() AS c)";
+/// In UTF-8, because a client's encoding can be any; a list that is longer than [`MAX_LISTED`] is cut, and then more than that.
+const CHANNELS: &str = "(SELECT pg_catalog.substr(pg_catalog.string_agg(pg_catalog.encode(\
+    pg_catalog.convert_to(c,'UTF8'),'hex'),','),1,32769) FROM pg_catalog.pg_listening_channels() AS c)";
+/// The longest list of channels, in bytes: a session with more keeps its connection.
+const MAX_LISTED: usize = 32_768;
 
 /// Every setting that the session has set, with its value. (Of an application's own settings there is no list.)
 const CHANGED: &str = "(SELECT pg_catalog.string_agg(pg_catalog.concat(\
@@ -141,7 +143,7 @@ pub fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
             }
         }
     }
-    let (mut pin, mut channels) = (None, Vec::new());
+    let (mut pin, mut channels) = (None, Some(Vec::new()));
     if touched.objects {
         for (reason, _) in OBJECTS {
             if columns.next()? == Some(b"t") {
@@ -150,7 +152,10 @@ pub fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
         }
         if let Some(listed) = columns.next()? {
             let name = |digits| String::from_utf8(unhex(digits).into_vec()).ok();
-            channels = listed.split(|b| *b == b',').map(name).collect::<Option<_>>()?;
+            channels = match listed.len() {
+                0..=MAX_LISTED => Some(listed.split(|b| *b == b',').map(name).collect::<Option<_>>()?),
+                _ => None,
+            };
         }
     }
     columns.next().is_none().then_some(Left { settings, pin, channels })
@@ -205,10 +210,22 @@ mod tests {
         assert_eq!(set, ["work_mem", "my.x"]);
         assert_eq!(left.settings[0].1.as_deref(), Some(&b"8MB"[..]));
         assert_eq!(left.pin, Some(Pin::HoldCursor));
-        assert_eq!(left.channels, ["a", "b/c"]);
+        assert_eq!(left.channels.unwrap(), ["a", "b/c"]);
         for end in 0..answered.len() {
             assert_eq!(answer(&touched, &answered[..end]), None, "{end}");
         }
         assert_eq!(question(&touched).matches("EXISTS").count(), 4);
+    }
+
+    #[test]
+    fn more_channels_than_are_listed_are_too_many() {
+        let touched = Touched { objects: true, ..Touched::default() };
+        let none = [Some("f"); 4];
+        for (length, listed) in [(MAX_LISTED, true), (MAX_LISTED + 1, false)] {
+            let list = "61,".repeat(MAX_LISTED)[..length].to_owned();
+            let left = answer(&touched, &row(&[&none[..], &[Some(&list)]].concat())).unwrap();
+            assert_eq!(left.channels.is_some(), listed);
+        }
+        assert!(question(&touched).contains(&format!(",1,{})", MAX_LISTED + 1)));
     }
 }

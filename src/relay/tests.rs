@@ -383,3 +383,114 @@ fn setting_one_of_ours_is_refused_and_nothing_of_it_is_run() {
         }
     }
 }
+
+/// Each `Bind` behind a `DEALLOCATE ALL` has its statement prepared again: what a few bytes become is sent bit by bit, as the
+/// upstream answers.
+#[test]
+fn a_few_bytes_that_become_many_wait_for_the_upstream() {
+    let mut bench = Bench::new();
+    let length = MAX_ADDED / 2;
+    bench.client(&[parse("a", &format!("SELECT '{}'", "x".repeat(length))), m(b'S', b"")].concat());
+    bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+    let binds = [m(b'Q', b"DEALLOCATE ALL\0"), bind("a").repeat(3000)].concat();
+    let (up, down, taken) = bench.client(&binds);
+    let tags = Bench::tags(&up);
+    assert_eq!((taken.then, down.len()), (Then::Hold, 0));
+    assert!(tags.starts_with("QCPB") && tags.ends_with("BH"), "{tags}");
+    assert!(up.len() < MAX_ADDED + 2 * length, "{} bytes for {}", up.len(), taken.consumed);
+    // Not before all of it is answered.
+    let rest = &binds[taken.consumed..];
+    bench.upstream(&[m(b'C', b"DEALLOCATE ALL\0"), m(b'Z', b"I")].concat());
+    assert_eq!(bench.client(rest).2, Taken { consumed: 0, then: Then::Hold });
+    for _ in 0..tags.matches('B').count() {
+        assert_eq!(bench.client(rest).2.then, Then::Hold);
+        bench.upstream(&[m(b'3', b""), m(b'1', b""), m(b'2', b"")].concat());
+    }
+    assert_eq!(bench.client(rest).2, Taken { consumed: rest.len(), then: Then::More });
+}
+
+/// During a COPY the upstream answers nothing: whoever sends such a thing then is ended.
+#[test]
+fn many_bytes_during_a_copy_end_the_session() {
+    let mut bench = Bench::new();
+    bench.client(&[parse("a", &format!("SELECT '{}'", "x".repeat(MAX_ADDED))), m(b'S', b"")].concat());
+    bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+    bench.client(&m(b'Q', b"COPY t FROM STDIN\0"));
+    bench.upstream(&m(b'G', b"\0\0\0"));
+    bench.core.distrust = true;
+    let input = bind("a").repeat(3000);
+    let (mut copy, mut down) = (Vec::new(), Vec::new());
+    let mut up = Sink::new(&input, &mut copy);
+    let refusal = bench.core.from_client(&input, Some(&mut bench.backend), &mut up, &mut down).unwrap_err();
+    assert_eq!(refusal.sqlstate, SqlState::LIMIT_EXCEEDED);
+    assert!(up.bytes().len() < 3 * MAX_ADDED);
+}
+
+#[test]
+fn what_is_remembered_of_a_pipeline_is_bounded_in_bytes() {
+    let mut bench = Bench::new();
+    let text = format!("SELECT '{}'", "x".repeat(MAX_UNNAMED - 100));
+    let input = parse("", &text).repeat(3 * MAX_NOTED / MAX_UNNAMED);
+    let (up, _, taken) = bench.client(&input);
+    assert_eq!(taken.then, Then::Hold);
+    assert!(bench.core.requests.bytes() < MAX_NOTED + MAX_UNNAMED, "{}", bench.core.requests.bytes());
+    let tags = Bench::tags(&up);
+    assert!(tags.ends_with("PH"), "{tags}");
+    bench.upstream(&m(b'1', b"").repeat(tags.len() - 1));
+    assert_eq!(bench.core.requests.bytes(), 0);
+    assert!(bench.client(&input[taken.consumed..]).2.consumed > MAX_NOTED / 2);
+}
+
+/// The text of a statement is kept as long as the request that took its name away may fail.
+#[test]
+fn statements_that_lost_their_names_count_until_that_is_answered() {
+    let mut bench = Bench::new();
+    let long = |name: &str| parse(name, &format!("SELECT '{name}{}'", "x".repeat(MAX_NOTED)));
+    let close = m(b'C', b"Sa\0");
+    let (up, _, taken) = bench.client(&[long("a"), close.clone(), long("a")].concat());
+    assert_eq!((Bench::tags(&up).as_str(), taken.then), ("PH", Then::Hold));
+    assert_eq!(taken.consumed, long("a").len() + close.len());
+    assert_eq!(Bench::tags(&bench.upstream(&m(b'1', b""))), "13");
+    assert_eq!(bench.core.requests.bytes(), 0);
+}
+
+#[test]
+fn references_to_reserved_names_cost_bounded_memory() {
+    let mut bench = Bench::new();
+    bench.client(&m(b'Q', b"SELECT pg_sleep(10)\0"));
+    let name = format!("{}zz{}", bench.core.interner.name(7), "x".repeat(9_000));
+    for _ in 0..MAX_REQUESTS {
+        bench.client(&bind(&name));
+    }
+    assert!(bench.core.requests.bytes() < 4 << 20, "{}", bench.core.requests.bytes());
+    bench.client(&bind(&name));
+    assert!(bench.core.is_full());
+}
+
+#[test]
+fn a_session_with_very_many_channels_keeps_its_connection() {
+    let channels = |count: usize| (0..count).map(|i| format!("c{i}")).collect::<Vec<_>>();
+    let mut bench = Bench::new();
+    bench.core.found_channels(channels(1000));
+    assert!(bench.core.is_handing_over() && bench.core.pin().is_none());
+    let mut bench = Bench::new();
+    bench.core.found_channels(channels(1001));
+    assert!(!bench.core.is_handing_over() && !bench.core.has_channels());
+    assert_eq!(bench.core.pin(), Some(Pin::Listen));
+}
+
+/// A pipeline in which everything is taken in, whatever its messages say, keeps no more requests than the core says.
+#[test]
+fn no_more_requests_are_kept_than_are_read() {
+    for message in
+        [m(b'Q', b"SELECT 1\0"), m(b'S', b""), bind("none"), m(b'E', b"\0\0\0\0\0"), m(b'F', b"\0\0\0\0")]
+    {
+        let mut bench = Bench::new();
+        let mut sent = 0;
+        while !bench.core.is_full() && sent < 2 * MAX_REQUESTS {
+            bench.client(&message.repeat(100));
+            sent += 100;
+        }
+        assert!(bench.core.requests.len() <= MAX_REQUESTS + 100, "{message:?}");
+    }
+}

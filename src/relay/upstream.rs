@@ -4,7 +4,8 @@ use super::requests::{Kind, Note};
 use super::sql::Effects;
 use super::statement::{Held, Named, Unnamed, UnnamedText, significant};
 use super::{
-    BackendState, Copy, Core, GATHER, MAX_NAMED_PARSE, MAX_UNASKED, MAX_UNNAMED, Pin, Rest, Sink, Taken, Then,
+    BackendState, Copy, Core, GATHER, MAX_ADDED, MAX_NAMED_PARSE, MAX_NOTED, MAX_UNASKED, MAX_UNNAMED, Pin,
+    Rest, Sink, Taken, Then,
 };
 use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, Shown, SqlState};
@@ -110,6 +111,10 @@ impl Core {
             if self.requests.len() >= self.flush_at {
                 self.flush_requests(up, down);
             }
+            let is_much = up.bytes().len() > at + MAX_ADDED || self.requests.bytes() > MAX_NOTED;
+            if is_much && self.client_rest.0 == 0 {
+                self.wait_for_answers(up, down)?;
+            }
         }
     }
 
@@ -123,6 +128,29 @@ impl Core {
             wire::message(up.buffer(), b'H', |_| {});
         }
         self.flush_at = self.requests.len() + MAX_UNASKED;
+    }
+
+    /// A few of the client's bytes have become many, or many are remembered: what is under way must be answered first, or
+    /// one piece of a pipeline could take all memory.
+    fn wait_for_answers(&mut self, up: &mut Sink<'_>, down: &mut Vec<u8>) -> Result<(), Refusal> {
+        if self.requests.only_fakes() {
+            if self.between_messages() {
+                self.send_fakes(down);
+            }
+            return Ok(());
+        }
+        if !self.may_hold() {
+            let message = "too many statements during a COPY";
+            return Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message));
+        }
+        wire::message(up.buffer(), b'H', |_| {});
+        self.ahead = self.requests.next_number() - 1;
+        Ok(())
+    }
+
+    /// True while what must be answered first is not.
+    fn is_ahead(&self) -> bool {
+        self.requests.front().is_some_and(|front| front.number <= self.ahead)
     }
 
     /// There is no connection for the request at the front of `input`, which waits for one: it gets this error.
@@ -181,7 +209,8 @@ impl Core {
         if self.skipping && header.tag != b'S' {
             return Ok(Step::Streams(Rest::Pass));
         }
-        if (self.must_settle_first() || self.must_know_how_to_read(header.tag)) && self.may_hold() {
+        let waits = self.must_settle_first() || self.must_know_how_to_read(header.tag) || self.is_ahead();
+        if waits && self.may_hold() {
             return Ok(Step::Hold);
         }
         match header.tag {
@@ -478,7 +507,8 @@ impl Core {
             // It may be bound in the same batch, and then a transaction has begun.
             self.foresee_extended(&effects, backend, up.buffer());
         }
-        let own = self.names.as_ref().map_or(0, |names| names.bytes());
+        // With those that have lost their names in requests that are not answered.
+        let own = self.names.as_ref().map_or(0, |names| names.bytes()) + self.requests.bytes();
         if !self.interner.may_add(own, names.after.len()) {
             let message = "this session, or all of them together, have too many bytes of prepared statements";
             let refusal = Refusal::new(Fault::Client, SqlState::OUT_OF_MEMORY, message)

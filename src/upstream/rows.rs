@@ -64,3 +64,46 @@ pub async fn rows(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::Socket;
+
+    /// Asks a peer that answers with this without end, and is allowed so much.
+    async fn asked(answer: Vec<u8>, allowed: usize) -> (io::Result<()>, usize) {
+        let (near, mut far) = tokio::net::UnixStream::pair().unwrap();
+        let endless = async move { while far.write_all(&answer).await.is_ok() {} };
+        tokio::spawn(endless);
+        let (mut stream, mut seen) = (Stream::Plain(Socket::Unix(near)), 0);
+        let count = |row: &[Option<&[u8]>]| {
+            seen += row.iter().flatten().map(|value| value.len()).sum::<usize>();
+            Some(())
+        };
+        let outcome = rows(&mut stream, "SELECT", &mut Allowance::bytes(allowed), count).await;
+        (outcome, seen)
+    }
+
+    #[tokio::test]
+    async fn answers_are_read_as_far_as_they_are_allowed() {
+        let mut row = Vec::new();
+        wire::message(&mut row, b'D', |out| {
+            out.extend([0, 1]);
+            out.extend(1000_u32.to_be_bytes());
+            out.extend([b'x'; 1000]);
+        });
+        for allowed in [1 << 10, 64 << 10, 1 << 20] {
+            let (outcome, seen) = asked(row.clone(), allowed).await;
+            assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
+            assert!(seen <= allowed, "{seen} of {allowed}");
+            // Messages that are no rows count as well.
+            let mut notice = Vec::new();
+            wire::notice_response(&mut notice, "endless");
+            assert_eq!(asked(notice, allowed).await.0.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
+        }
+        let huge = [&b"D"[..], &(1_u32 << 29).to_be_bytes()].concat();
+        assert_eq!(asked(huge, usize::MAX).await.0.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
+        let broken = [&b"D\0\0\0\x06"[..], &[0xff; 2]].concat();
+        assert_eq!(asked(broken, 1 << 20).await.0.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}

@@ -7,6 +7,9 @@ pub const MAX_STARTUP_LENGTH: usize = 10_000;
 /// The longest cancel key of protocol 3.2, in bytes.
 pub const MAX_CANCEL_KEY: usize = 256;
 
+/// How many settings a client may have at startup: each is compared with those of connections at each checkout.
+pub const MAX_SETTINGS: usize = 256;
+
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 const CANCEL_REQUEST: u32 = 80_877_102;
@@ -73,8 +76,13 @@ impl Settings {
     /// Of a list in which every name is one that `options` can carry.
     ///
     /// # Errors
-    /// As PostgreSQL answers a name that it does not know (42704) or that cannot be one (42602).
+    /// As PostgreSQL answers a name that it does not know (42704) or that cannot be one (42602); 54000 if there are more
+    /// than [`MAX_SETTINGS`].
     pub fn new(list: Vec<(String, String)>) -> Result<Self, Refusal> {
+        if list.len() > MAX_SETTINGS {
+            let message = format!("more than {MAX_SETTINGS} settings at startup");
+            return Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message));
+        }
         list.iter().try_for_each(|(name, _)| check_name(name))?;
         Ok(Self(list))
     }
@@ -434,5 +442,27 @@ mod tests {
         let mut grease = packet(&[("user", "u")]);
         grease[..4].copy_from_slice(&0x0003_270fu32.to_be_bytes());
         assert!(matches!(parse(&grease), Ok(FirstPacket::Startup(s)) if s.minor == 9999));
+    }
+
+    #[test]
+    fn more_settings_than_anybody_has_are_refused() {
+        let options = |count: usize| (0..count).map(|i| format!("-c a.x{i}= ")).collect::<String>();
+        assert_eq!(read(&[("user", "u"), ("options", &options(MAX_SETTINGS))]).settings.iter().count(), 256);
+        let refusal = parse(&packet(&[("user", "u"), ("options", &options(MAX_SETTINGS + 1))])).unwrap_err();
+        assert_eq!(refusal.sqlstate, SqlState::LIMIT_EXCEEDED);
+    }
+
+    /// What comes of a text is never more than the text, whatever is in it.
+    #[test]
+    fn words_are_never_more_than_the_text_that_they_are_read_from() {
+        for shape in ["\\", " ", "-c ", "-", "-c a=", "\\ ", "'", "a ", "-ca=b\\ "] {
+            for size in [1 << 10, MAX_STARTUP_LENGTH, 1 << 20] {
+                let text = shape.repeat(size / shape.len());
+                let words = split(&text);
+                assert!(words.iter().map(String::len).sum::<usize>() <= text.len(), "{shape:?}");
+                assert!(words.len() <= text.len());
+                let _ = options(&text);
+            }
+        }
     }
 }

@@ -17,6 +17,7 @@ mod wire;
 mod abuse;
 mod apart;
 mod audit;
+mod bounds;
 mod cancel;
 mod cells;
 mod certificates;

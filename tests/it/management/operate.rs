@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::{ADMIN, MANY, Managed, section};
-use crate::house::{Pgusher, eventually, free_port, temporary_folder, warehouse};
+use crate::house::{Pgusher, eventually, free_port, temporary_folder, warehouse, write_private};
 use crate::wire::Raw;
 
 /// What a write answers is what is read afterwards, of every kind and by every way.
