@@ -34,6 +34,8 @@ const MAX_WAITING_BYTES: usize = 32 << 20;
 const MAX_TEXT: usize = 1024;
 /// How many are written at once.
 const MAX_BATCH: usize = 4096;
+/// The bytes of a short event.
+const EVENT: u64 = 256;
 /// How long it takes at most until what was written is safe from a power failure, and between two attempts.
 const SYNC: Duration = Duration::from_secs(1);
 /// How often the log says that the disk takes nothing.
@@ -290,7 +292,7 @@ impl Writer {
         loop {
             let ended = self.gather(events);
             let now = self.state.lost.load(Ordering::Relaxed);
-            if now > lost && self.batch.len() < MAX_BATCH {
+            if now > lost && self.batch.len() < self.most() {
                 let event = Event::new("lost").number("events", now - lost);
                 self.batch.push(Entry { event, written: None, _weight: None });
                 lost = now;
@@ -316,9 +318,15 @@ impl Writer {
         }
     }
 
+    /// How many events are written at once: not many more than one file holds, so that files keep to their size however
+    /// much has come meanwhile.
+    fn most(&self) -> usize {
+        usize::try_from(self.chain.max_size() / EVENT).unwrap_or(MAX_BATCH).clamp(1, MAX_BATCH)
+    }
+
     /// Takes what there is, or waits for something; true if nothing will come any more.
     fn gather(&mut self, events: &Receiver<Entry>) -> bool {
-        match if self.batch.len() < MAX_BATCH {
+        match if self.batch.len() < self.most() {
             events.recv_timeout(SYNC)
         } else {
             Err(RecvTimeoutError::Timeout)
@@ -327,7 +335,7 @@ impl Writer {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return true,
         }
-        while self.batch.len() < MAX_BATCH {
+        while self.batch.len() < self.most() {
             match events.try_recv() {
                 Ok(entry) => self.batch.push(entry),
                 Err(_) => break,

@@ -588,7 +588,7 @@ impl Core {
     fn effects(&self, text: &[u8]) -> Option<Box<Effects>> {
         let own = match sql::is_suspicious(text) {
             false => None,
-            true if !self.can_lex() => Some(Box::new(Effects::opaque())),
+            true if !self.can_lex() && !sql::reads_alike(text) => Some(Box::new(Effects::opaque())),
             true => sql::suspected(text),
         };
         self.with_catalog(own, || self.catalog.mentioned(text))

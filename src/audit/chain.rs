@@ -128,6 +128,11 @@ pub(super) struct Chain {
 }
 
 impl Chain {
+    /// How long a file becomes before another is begun, in bytes.
+    pub fn max_size(&self) -> u64 {
+        self.max_size
+    }
+
     pub fn open(path: &Path, max_size: u64) -> io::Result<Self> {
         let file = open(path)?;
         let head_file = open_head(path)?;

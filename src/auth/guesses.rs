@@ -107,7 +107,7 @@ mod tests {
         for _ in 0..20 {
             guesses.wrong("alice", block(1), 5);
         }
-        for n in 0..3 * MAX_KEPT as u32 {
+        for n in 0..3 * u32::try_from(MAX_KEPT).unwrap() {
             guesses.wrong("bob", block(n), 5);
         }
         assert!(guesses.levels.lock().len() <= MAX_KEPT);

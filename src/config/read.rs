@@ -77,7 +77,6 @@ const MAX_NEAR: usize = 1000;
 const MAX_NEAR_LENGTH: usize = 255;
 
 /// All that is wrong with one file, rendered with line, column and the line itself.
-#[derive(Debug)]
 pub struct Problems {
     path: PathBuf,
     text: String,
@@ -89,6 +88,13 @@ pub struct Problems {
     /// Where keys stand, and values that by the schema are no secrets: by their first bytes, with their ends. Nothing else
     /// of a line is shown.
     public: BTreeMap<usize, usize>,
+}
+
+impl fmt::Debug for Problems {
+    /// Without the text, which may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Problems").field("path", &self.path).field("list", &self.list).finish_non_exhaustive()
+    }
 }
 
 impl Problems {

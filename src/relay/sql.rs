@@ -228,6 +228,12 @@ pub fn effects(text: &[u8]) -> Option<Box<Effects>> {
     if is_suspicious(text) { suspected(text) } else { None }
 }
 
+/// Whether a text means the same whatever `standard_conforming_strings` and `client_encoding` are: it has neither strings nor
+/// characters of more than a byte.
+pub fn reads_alike(text: &[u8]) -> bool {
+    text.is_ascii() && memchr::memchr2(b'\'', b'\\', text).is_none()
+}
+
 /// The same of a text that was found suspicious.
 pub fn suspected(text: &[u8]) -> Option<Box<Effects>> {
     if text.len() > MAX_LEXED {
@@ -814,6 +820,16 @@ mod tests {
             ["set work_mem = 1", "set datestyle = iso", "reset work_mem", "listen x", "set local a.b = 1"]
         {
             assert!(!of(text).may_reread(), "{text}");
+        }
+    }
+
+    #[test]
+    fn texts_without_strings_read_alike_in_every_encoding() {
+        for text in ["set work_mem = 1", "show pgusher.pin", "select $$x$$, \"a\""] {
+            assert!(reads_alike(text.as_bytes()), "{text}");
+        }
+        for text in ["select 'x'", "select \\", "set my.é = 1"] {
+            assert!(!reads_alike(text.as_bytes()), "{text}");
         }
     }
 

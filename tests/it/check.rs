@@ -213,7 +213,7 @@ fn what_is_not_a_regular_file_is_refused_and_nobody_waits_for_it() {
         assert!(answer[0].field('D').contains("it is not a regular file"), "{path}: {answer:?}");
     }
     // One that never ends, or is too long, is not a secret either.
-    std::fs::write(&fifo.with_file_name("long"), vec![b'x'; 2 << 20]).unwrap();
+    std::fs::write(fifo.with_file_name("long"), vec![b'x'; 2 << 20]).unwrap();
     std::fs::write(&file, config("", "password = { file = \"long\" }").replace("@PORT@", "0")).unwrap();
     let (code, said) = said(&["check"], &file);
     assert!(code == Some(1) && said.contains("longer than 1048576 bytes"), "{said}");

@@ -453,8 +453,11 @@ impl Proof {
             if random.chance(50) && value_of(&mut ann, "SHOW pgusher.pin").is_empty() && is_answered(&mut ann)
             {
                 stays = Some(ann);
-            } else if random.chance(50) {
-                send(&mut ann, &message('X', b""));
+            } else {
+                if random.chance(50) {
+                    send(&mut ann, &message('X', b""));
+                }
+                drop(ann);
             }
             if random.chance(10) {
                 ben = login(&self.pgusher, "ben");

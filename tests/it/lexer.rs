@@ -47,7 +47,7 @@ fn is_seen(ran: Ran, effects: Option<&Effects>) -> bool {
 }
 
 /// Those of the texts of which it was not, judged by the effects that `of` gives.
-fn missed<'a>(ran: &'a [(Vec<u8>, Ran)], of: impl Fn(&[u8]) -> Option<Box<Effects>>) -> Vec<&'a [u8]> {
+fn missed(ran: &[(Vec<u8>, Ran)], of: impl Fn(&[u8]) -> Option<Box<Effects>>) -> Vec<&[u8]> {
     let missed = ran.iter().filter(|(text, ran)| !is_seen(*ran, of(text).as_deref()));
     missed.map(|(text, _)| text.as_slice()).collect()
 }

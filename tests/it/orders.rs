@@ -280,7 +280,7 @@ fn orders_survive_reloads_that_change_where_a_database_is() {
         // Once more, and back: it still holds.
         pgusher.reload(&format!("{moved}# again\n"));
         if command == "PAUSE warehouse" {
-            assert_eq!(order(&mut ops, "ROLLBACK CONFIG"), "ROLLBACK");
+            assert_eq!(order(&mut ops, "ROLLBACK CONFIG"), "ROLLBACK CONFIG");
             pgusher.reload(&moved);
         }
         assert_eq!(is_served(&pgusher, "raw").is_err(), waits, "{command}");
