@@ -210,7 +210,7 @@ impl Plan {
         }
     }
 
-    /// Its lines for the audit, without those of sessions, which are told of themselves; at most [`MAX_SUMMARY`] of them.
+    /// Its lines for the audit, without those of sessions, which are told of themselves; at most 200 of them.
     pub fn summary(&self) -> Vec<String> {
         let rows: Vec<_> = self.rows().into_iter().filter(|row| row[0] != "session").collect();
         let line = |[change, subject, from, to, note]: &[String; 5]| {
