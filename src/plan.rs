@@ -324,6 +324,7 @@ fn differences(old: &Connection, new: &Connection) -> Vec<&'static str> {
     differs("query_timeout", old.query_timeout != new.query_timeout);
     differs("connect_timeout", old.connect_timeout != new.connect_timeout);
     differs("pool_mode", old.pool_mode != new.pool_mode);
+    differs("isolation", old.isolation != new.isolation);
     differs("pool_size", old.pool_size != new.pool_size);
     differs("min_pool_size", old.min_pool_size != new.min_pool_size);
     differs("reserve_pool_size", old.reserve_pool_size != new.reserve_pool_size);

@@ -311,9 +311,8 @@ impl Pool {
             && before.query_timeout == after.query_timeout
             && before.tls == after.tls;
         let epoch = if same { old.0 } else { old.0 + 1 };
-        if !same {
-            self.startups.lock().clear();
-        }
+        // What clients are told at login is asked again: the database's defaults may be others than they were.
+        self.startups.lock().clear();
         let isolation = self.isolation_of(after.isolation);
         self.state.lock().take(epoch, &settings, isolation);
         self.settings.store(Arc::new((epoch, settings)));

@@ -108,6 +108,7 @@ impl BackendState {
     /// `DISCARD ALL` was run on it by us, and it has a new seed.
     pub fn discarded(&mut self) {
         self.clean = true;
+        self.session = 0;
         self.prepared = Prepared::default();
         self.unnamed = None;
         self.foreign_sequences = false;

@@ -30,12 +30,16 @@ struct Counts {
 }
 
 impl Counts {
-    /// Whether a pool may have one more. Each pool that has none is kept a place, as long as that is not more than half of
-    /// them all: who holds many, perhaps idle within transactions, keeps nobody out.
+    /// Whether a pool may have one more. Each pool that has none is kept a place, or, where there are more pools than places,
+    /// half of the places are: who holds many, perhaps idle within transactions, keeps nobody out.
     fn has_room_for(&self, pool: u64, limit: usize) -> bool {
         let own = self.of.get(&pool).copied().unwrap_or(0);
         let without = self.of.iter().filter(|(other, open)| **other != pool && **open == 0).count();
-        let kept = if own == 0 { 0 } else { without.min(limit / 2) };
+        let kept = match own {
+            0 => 0,
+            _ if self.of.len() <= limit => without,
+            _ => without.min(limit / 2),
+        };
         limit == 0 || self.open + kept < limit
     }
 }

@@ -114,6 +114,7 @@ impl Pool {
     /// Every connection there is, is replaced when it comes back.
     pub fn reconnect(self: &Arc<Self>) {
         self.settings.rcu(|settings| (settings.0 + 1, settings.1.clone()));
+        self.startups.lock().clear();
         self.state.lock().epoch += 1;
         self.close_outworn();
         self.open_more();

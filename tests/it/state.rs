@@ -448,35 +448,40 @@ fn an_unnamed_statement_that_comes_in_pieces_keeps_no_connection() {
 #[test]
 fn idle_connections_make_way_for_another_pool_of_the_same_host() {
     let dev = pair().dev.port;
-    let others: String = ["second", "third"]
-        .iter()
-        .map(|name| {
-            format!(
-                "[connections.{name}]\nhost = \"127.0.0.1\"\nport = {dev}\ndatabase = \"dev\"\nusername = \"app\"\n"
-            )
-        })
-        .collect();
-    let pgusher = Pgusher::start(&(warehouse("max_host_connections = 3", "", "") + &others));
-    let login = |database: &str| {
+    let second = format!(
+        "[connections.second]\nhost = \"127.0.0.1\"\nport = {dev}\ndatabase = \"dev\"\nusername = \"app\"\n"
+    );
+    let start = |limit: u32| {
+        Pgusher::start(&(warehouse(&format!("max_host_connections = {limit}"), "", "") + &second))
+    };
+    let log_in = |pgusher: &Pgusher, database: &str| {
         Raw::login_with(pgusher.address(), 0x0003_0000, &[("user", "raw"), ("database", database)])
     };
-    let mut first = [login("warehouse"), login("warehouse")];
+    let pgusher = start(4);
+    let mut first: Vec<Raw> = (0..3).map(|_| log_in(&pgusher, "warehouse")).collect();
     first.iter_mut().for_each(|raw| drop(done(raw, "BEGIN")));
     first.iter_mut().for_each(|raw| drop(done(raw, "COMMIT")));
-    assert_eq!(login("second").value("SELECT 'has its own'"), "has its own");
-    // All three are idle in the first two pools.
-    assert_eq!(login("third").value("SELECT 'made way'"), "made way");
+    // Three connections are idle in the first pool: the fourth was kept for the second, and then one makes way.
+    let mut others = [log_in(&pgusher, "second"), log_in(&pgusher, "second")];
+    others.iter_mut().for_each(|raw| drop(done(raw, "BEGIN")));
+    assert_eq!(others[1].value("SELECT 'made way'"), "made way");
+    // All four are used: a client of the first pool has to wait until one is free.
+    first[..2].iter_mut().for_each(|raw| drop(done(raw, "BEGIN")));
+    first[2].send(&query("SELECT 'waited'"));
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    others.iter_mut().for_each(|raw| drop(done(raw, "COMMIT")));
+    assert!(first[2].until_ready().iter().any(|m| m.tag == 'D' && m.columns() == ["waited"]));
     // However long transactions of one pool are idle, another has a place.
+    let pgusher = start(2);
+    let mut first = [log_in(&pgusher, "warehouse"), log_in(&pgusher, "warehouse")];
     drop(done(&mut first[0], "BEGIN"));
     first[1].send(&query("BEGIN"));
-    let mut second = login("second");
-    let mut third = login("third");
-    drop(done(&mut second, "BEGIN"));
-    assert_eq!(third.value("SELECT 'served'"), "served");
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(log_in(&pgusher, "second").value("SELECT 'served'"), "served");
     drop(done(&mut first[0], "COMMIT"));
-    drop(done(&mut second, "COMMIT"));
     assert!(first[1].until_ready().iter().any(|m| m.tag == 'C'));
-    drop(done(&mut first[1], "COMMIT"));
+    drop(first);
+    let login = |database: &str| log_in(&pgusher, database);
     // A pool whose clients never leave it a connection gives up its share all the same.
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -628,4 +633,33 @@ fn last_values_of_sequences_are_ones_own_in_both_protocols() {
     assert_eq!(answer.iter().map(|m| m.tag).collect::<String>(), "12DC12DCZ", "{answer:?}");
     assert_eq!(answer[6].columns(), ["t"]);
     pair().dev.sql("dev", "DROP SEQUENCE own_seq");
+}
+
+/// What the first client of a pool was told at login is not what later ones are told when the database has other defaults,
+/// and least of all is it set for them.
+#[test]
+fn later_logins_have_the_databases_defaults_of_then() {
+    let dev = &pair().dev;
+    dev.sql("postgres", "CREATE DATABASE defaults");
+    let base = format!(
+        "[connections.defaults]\nhost = \"127.0.0.1\"\nport = {}\nusername = \"app\"\n[users.ops]\nauth_type = \"trust\"\nconsole = \"admin\"\n",
+        dev.port
+    );
+    let pgusher = Pgusher::start(&(warehouse("", "", "") + &base));
+    let login = |user: &str, database: &str| {
+        Raw::login_with(pgusher.address(), 0x0003_0000, &[("user", user), ("database", database)])
+    };
+    let mut first = login("raw", "defaults");
+    assert_eq!(first.value("SHOW TimeZone"), dev.sql("defaults", "SHOW TimeZone"));
+    assert_eq!(first.value("SHOW default_transaction_read_only"), "off");
+    drop(first);
+    dev.sql("postgres", "ALTER DATABASE defaults SET timezone = 'Europe/Lisbon'");
+    dev.sql("postgres", "ALTER DATABASE defaults SET default_transaction_read_only = on");
+    let mut ops = login("ops", "pgusher");
+    assert_eq!(ops.tags(&query("RECONNECT defaults")), "CZ");
+    let mut later = login("raw", "defaults");
+    let told = later.parameters.iter().find(|(name, _)| name == "TimeZone").map(|(_, value)| value.clone());
+    assert_eq!(told.as_deref(), Some("Europe/Lisbon"));
+    assert_eq!(later.value("SHOW TimeZone"), "Europe/Lisbon");
+    assert_eq!(later.value("CREATE TABLE x ()").split(' ').next(), Some("25006"));
 }

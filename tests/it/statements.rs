@@ -287,3 +287,48 @@ fn names_of_any_length_and_evictions_anywhere_answer_as_postgresql_does() {
         }
     }
 }
+
+/// What PostgreSQL makes of a text when it parses it depends on settings that it reports: who shares a text does not share
+/// their meaning.
+#[test]
+fn a_shared_statement_means_what_it_means_in_its_own_session() {
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 1", "", ""));
+    let text = "SELECT '2026-03-01 00:00'::timestamptz = '2026-02-28 15:00Z', '05/06/2026'::date = '2026-06-05', \
+                length('a\\nb'), '\\x41'::bytea::text";
+    for at_login in [false, true] {
+        let settings = [
+            [
+                ("TimeZone", "Asia/Tokyo"),
+                ("DateStyle", "ISO,DMY"),
+                ("bytea_output", "escape"),
+                ("standard_conforming_strings", "off"),
+            ],
+            [
+                ("TimeZone", "UTC"),
+                ("DateStyle", "ISO,MDY"),
+                ("bytea_output", "hex"),
+                ("standard_conforming_strings", "on"),
+            ],
+        ];
+        let mut sessions = settings.map(|settings| {
+            let mut pairs = vec![("user", "raw"), ("database", "warehouse")];
+            if at_login {
+                pairs.extend(settings);
+            }
+            let mut raw = Raw::login_with(pgusher.address(), 0x0003_0000, &pairs);
+            for (name, value) in settings.iter().filter(|_| !at_login) {
+                assert_eq!(raw.tags(&query(&format!("SET {name} = '{value}'"))).replace('S', ""), "CZ");
+            }
+            raw
+        });
+        for round in 0..3 {
+            for (raw, expected) in sessions.iter_mut().zip([["t", "t", "3", "A"], ["f", "f", "4", "\\x41"]]) {
+                let mut bytes = if round == 0 { parse("shared", text) } else { Vec::new() };
+                bytes.extend([bind("", "shared", &[]), execute(), sync()].concat());
+                let answer = raw.ask(&bytes);
+                let row = answer.iter().find(|m| m.tag == 'D').unwrap_or_else(|| panic!("{answer:?}"));
+                assert_eq!(row.columns(), expected, "at login: {at_login}, round {round}");
+            }
+        }
+    }
+}

@@ -29,7 +29,12 @@ fn schemathesis_finds_no_answer_that_the_document_does_not_have() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     let summary = said.split("SUMMARY").nth(1).unwrap_or_default();
-    assert!(summary.contains("Tested: 40") && !summary.contains(" failed"), "{said}");
+    // "3 generated, 2 passed, 1 failed": a warning may say that an authentication failed, as it should.
+    let cases = summary.lines().find(|line| line.contains(" generated, ")).unwrap_or_default();
+    assert!(
+        summary.contains("Tested: 40") && cases.contains(" passed") && !cases.contains(" failed"),
+        "{said}"
+    );
     println!("{summary}");
     let log = api.pgusher.log();
     assert!(!log.contains("panicked"), "{log}");

@@ -322,7 +322,8 @@ fn the_api_speaks_tls_as_clients_do() {
                 .unwrap();
             String::from_utf8(output.stdout).unwrap()
         };
-        assert!(curl(format!("https://localhost:{port}/api/v1/users")).contains("\"pete\""), "{mode}");
+        // It listens a moment later than for clients.
+        eventually(mode, || curl(format!("https://localhost:{port}/api/v1/users")).contains("\"pete\""));
         assert_eq!(
             curl(format!("http://localhost:{port}/api/v1/users")).contains("\"pete\""),
             plain,
