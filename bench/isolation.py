@@ -16,13 +16,13 @@ import sys
 import tempfile
 
 import crowd
-from stage import DATABASE, UPSTREAM_USER, Process, Stage, Unavailable, free_port, wait_until_it_answers
+from stage import DATABASE, UPSTREAM_USER, USER, Process, Stage, Unavailable, free_port, wait_until_it_answers
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 WORKS = {
-    "prepared select": ("SELECT abalance FROM pgbench_accounts WHERE aid = 1 + floor(random() * 100000)::int;", "prepared"),
-    "insert with a foreign key": ("INSERT INTO child SELECT 1 + floor(random() * 100)::int;", "prepared"),
-    "PL/pgSQL": ("SELECT work(1 + floor(random() * 100)::int);", "prepared"),
+    "prepared select": ("\\set n random(1, 100000)\nSELECT abalance FROM pgbench_accounts WHERE aid = :n;", "prepared"),
+    "insert with a foreign key": ("\\set n random(1, 100)\nINSERT INTO child VALUES (:n);", "prepared"),
+    "PL/pgSQL": ("\\set n random(1, 100)\nSELECT work(:n);", "prepared"),
 }
 TABLES = [
     "CREATE UNLOGGED TABLE parent (id int PRIMARY KEY)",
@@ -37,7 +37,7 @@ def configuration(stage, port, isolation):
     option = f'isolation = "{isolation}"\n' if isolation else ""
     return (f'[server]\nlisten = ["127.0.0.1:{port}"]\nthreads = 1\nauth_type = "trust"\n'
             f'[connections.{DATABASE}]\nhost = "127.0.0.1"\nport = {stage.port}\nusername = "{UPSTREAM_USER}"\npool_size = 1\n{option}'
-            '[users.ann]\nauth_type = "trust"\n[users.ben]\nauth_type = "trust"\n')
+            f'[users.{USER}]\nauth_type = "trust"\n[users.ann]\nauth_type = "trust"\n[users.ben]\nauth_type = "trust"\n')
 
 
 def server_cpu(stage):
@@ -99,14 +99,14 @@ def main():
                 file = stage.write(f"{isolation}.toml", configuration(stage, port, isolation))
                 process = Process([binary, "serve", file], stage.folder / f"{isolation}.log", stage.account)
                 try:
-                    wait_until_it_answers("pgusher", process, port, "ann")
+                    wait_until_it_answers("pgusher", process, port, USER)
                 except Unavailable:
                     process.stop()
                     if isolation == "shared":
                         continue
                     file = stage.write(f"{isolation}.toml", configuration(stage, port, None))
                     process = Process([binary, "serve", file], stage.folder / f"{isolation}.log", stage.account)
-                    wait_until_it_answers("pgusher", process, port, "ann")
+                    wait_until_it_answers("pgusher", process, port, USER)
                 running.append(process)
                 targets[isolation] = (process, port)
             cases = {

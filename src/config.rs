@@ -343,9 +343,20 @@ pub struct User {
 }
 
 impl UpstreamTls {
-    /// Whether the upstream has to prove that it is the one, or one of its authority.
+    /// Whether the upstream has to prove that it is the one, or one of its authority. With a file of authorities, `require`
+    /// does as `verify-ca` does (libpq's `sslmode`).
     pub fn verifies(&self) -> bool {
-        matches!(self.mode, SslMode::VerifyCa | SslMode::VerifyFull)
+        match self.mode {
+            SslMode::VerifyCa | SslMode::VerifyFull => true,
+            SslMode::Require => self.root_cert.is_some(),
+            SslMode::Disable | SslMode::Allow | SslMode::Prefer => false,
+        }
+    }
+
+    /// Whether nobody else can pass for the upstream: by its name, or by an authority of one's own. Of the system's
+    /// authorities anybody has a certificate.
+    pub fn is_certain(&self) -> bool {
+        self.mode == SslMode::VerifyFull || self.verifies() && self.root_cert.is_some()
     }
 }
 

@@ -63,9 +63,20 @@ pub struct Orders {
     pub watch: Watch,
 }
 
+/// Whose an order is: what one has ordered, another does not take back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrderedBy {
+    /// The configuration: its user does not go there any more.
+    Route,
+    /// An operator, or the end of the process.
+    Operator,
+}
+
 /// An order to end.
 #[derive(Debug, Clone)]
 pub struct Order {
+    /// Whose it is.
+    pub by: OrderedBy,
     /// Now, or at the next idle point.
     pub now: bool,
     /// What the client is told.
@@ -73,11 +84,14 @@ pub struct Order {
 }
 
 impl Orders {
-    /// Gives an order; a later one replaces it, but "now" stays "now".
+    /// Gives an order; a later one replaces it, but "now" stays "now", and an operator's is not replaced by the configuration's.
     pub fn give(&self, order: Order) {
         let mut slot = self.order.lock();
         let now = order.now || slot.as_ref().is_some_and(|o| o.now);
-        *slot = Some(Box::new(Order { now, ..order }));
+        match &mut *slot {
+            Some(known) if known.by == OrderedBy::Operator && order.by == OrderedBy::Route => known.now = now,
+            _ => *slot = Some(Box::new(Order { now, ..order })),
+        }
         drop(slot);
         self.pending.store(true, Ordering::Release);
         if let Some(waker) = self.waker.get() {
@@ -85,10 +99,13 @@ impl Orders {
         }
     }
 
-    /// Takes an order back: the reason for it is gone.
+    /// Takes back what the configuration has ordered: the reason for it is gone. What an operator has ordered stays.
     pub fn take_back(&self) {
-        *self.order.lock() = None;
-        self.pending.store(false, Ordering::Release);
+        let mut slot = self.order.lock();
+        if slot.as_ref().is_some_and(|order| order.by == OrderedBy::Route) {
+            *slot = None;
+            self.pending.store(false, Ordering::Release);
+        }
     }
 
     fn is_pending(&self) -> bool {
@@ -781,6 +798,7 @@ impl Engine {
     }
 
     fn count_reset(&mut self) {
+        self.timer.progress();
         if let Some(since) = self.reset_since.take() {
             self.pool.stats().isolated.reset(Duration::from_micros(Moment::now().micros_since(since)));
         }
@@ -808,11 +826,13 @@ impl Engine {
                 None => self.upstream_lost(None),
             });
         }
+        // The next one has its own time.
+        self.timer.progress();
         self.core.abandon_setup();
         self.upstream_tail = Vec::new();
         self.to_upstream = Backlog::default();
         if let Leasing::Held(lease) = std::mem::replace(&mut self.leasing, Leasing::None) {
-            lease.discard(false);
+            lease.discard(resetting);
         }
         self.take_in_tail(cx, scratch)
     }
@@ -1100,7 +1120,10 @@ impl Engine {
             Leasing::None => {}
             Leasing::Waiting(ticket) => self.pool.abandon(&ticket),
             Leasing::Held(lease) => {
-                let clean = self.core.is_cleanable() && self.to_upstream.is_empty() && !self.core.is_fatal();
+                let clean = self.core.is_cleanable()
+                    && self.to_upstream.is_empty()
+                    && self.upstream_tail.is_empty()
+                    && !self.core.is_fatal();
                 if self.core.mode() == PoolMode::Session && clean {
                     self.pool.spawn(lease.clean());
                 } else {

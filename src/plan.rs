@@ -149,6 +149,8 @@ pub struct Plan {
     pub secrets: Vec<String>,
     /// Settings of the process.
     pub settings: Vec<(String, String, String)>,
+    /// What users may do otherwise: whose, from, to.
+    pub rights: Vec<(String, String, String)>,
 }
 
 impl Plan {
@@ -207,6 +209,7 @@ impl Plan {
             changed: changed.collect(),
             secrets: secrets(old, new),
             settings: settings.map(|((name, old), (_, new))| (name, old, new)).collect(),
+            rights: rights(old, new),
         }
     }
 
@@ -287,6 +290,9 @@ impl Plan {
         for secret in &self.secrets {
             rows.push(row("secret", secret.clone(), String::new(), String::new(), "changes"));
         }
+        for (name, from, to) in &self.rights {
+            rows.push(row("user", name.clone(), from.clone(), to.clone(), ""));
+        }
         for (name, from, to) in &self.settings {
             rows.push(row("setting", name.clone(), from.clone(), to.clone(), ""));
         }
@@ -307,6 +313,31 @@ fn place(target: &Target) -> Place {
 fn production(old: &Config, new: &Config) -> Places {
     let both = old.connections.values().chain(new.connections.values());
     both.filter(|connection| connection.production).map(|connection| place(&connection.target)).collect()
+}
+
+/// What users may do otherwise than before, beside where they go; of one that is new or gone, what it has or had.
+fn rights(old: &Config, new: &Config) -> Vec<(String, String, String)> {
+    let facts = |config: &Config, user: &UserName| {
+        let user = config.users.get(user);
+        let word = |word: Option<&'static str>| word.unwrap_or("none").to_owned();
+        [
+            ("console", word(user.and_then(|u| u.console).map(file::Console::word))),
+            ("auth_type", word(user.map(|u| u.auth_type.word()))),
+            ("pool_mode", word(user.and_then(|u| u.pool_mode).map(file::PoolMode::word))),
+            ("max_client_connections", user.map_or(0, |u| u.max_client_connections).to_string()),
+        ]
+    };
+    let mut all = Vec::new();
+    for user in old.users.keys().chain(new.users.keys()).collect::<BTreeSet<_>>() {
+        // Whoever comes or goes is seen by the routes; of the console there is no route.
+        let is_in_both = old.users.contains_key(user) && new.users.contains_key(user);
+        for ((name, from), (_, to)) in facts(old, user).into_iter().zip(facts(new, user)) {
+            if from != to && (is_in_both || name == "console") {
+                all.push((format!("{user} {name}"), from, to));
+            }
+        }
+    }
+    all
 }
 
 /// What is different about a connection that leads to the same database.

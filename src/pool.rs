@@ -205,6 +205,13 @@ impl State {
         self.open > size && (self.waiters.is_empty() || self.open > size + self.reserve)
     }
 
+    /// Whoever was refused, or has left, is not in the queue any more.
+    fn forget_those_who_left(&mut self) {
+        while self.waiters.front().is_some_and(|ticket| !ticket.waits()) {
+            self.waiters.pop_front();
+        }
+    }
+
     fn one_less(&mut self) {
         self.open = self.open.saturating_sub(1);
         self.successors = self.successors.min(self.open.saturating_sub(self.size));
@@ -309,6 +316,7 @@ impl Pool {
         let (before, after) = (old.1.connection(), settings.connection());
         let same = before.search_path == after.search_path
             && before.query_timeout == after.query_timeout
+            && before.isolation == after.isolation
             && before.tls == after.tls;
         let epoch = if same { old.0 } else { old.0 + 1 };
         // What clients are told at login is asked again: the database's defaults may be others than they were.
@@ -415,8 +423,9 @@ impl Pool {
     async fn acquire_fit(self: &Arc<Self>, user: &UserName) -> Result<Lease, Refusal> {
         for _ in 0..self.most_resets() {
             let mut lease = self.acquire(user).await?;
-            if lease.make_fit_for(user).await.is_ok() {
-                return Ok(lease);
+            match lease.make_fit_for(user).await {
+                Ok(()) => return Ok(lease),
+                Err(_) => lease.discard(true),
             }
         }
         Err(not_reset())
@@ -449,8 +458,9 @@ impl Pool {
             None => {
                 let mut lease = self.acquire_fit(user).await?;
                 let welcome = lease.welcome(startup).await?;
+                // A setting that the server refuses has changed nothing there.
                 lease.release();
-                welcome
+                welcome?
             }
         };
         let mut startups = self.startups.lock();
@@ -479,8 +489,9 @@ impl Pool {
         user: &UserName,
     ) -> Result<Lease, Refusal> {
         while let Some(mut lease) = self.lend_kept(startup, user) {
-            if lease.make_fit_for(user).await.is_ok() {
-                return Ok(lease);
+            match lease.make_fit_for(user).await {
+                Ok(()) => return Ok(lease),
+                Err(_) => lease.discard(true),
             }
         }
         let slot = self.acquire_slot(user).await?;
@@ -713,13 +724,26 @@ impl Pool {
         self.runtimes.tasks.spawn_on(again, &self.runtimes.control);
     }
 
-    /// A connection is free: the oldest waiter gets it, else it is idle. Unless it is to be closed.
+    /// A connection is free: the oldest waiter gets it, else it is idle. Unless it is to be closed. Who gives up at this very
+    /// moment gives it back: then it is the next one's.
     fn put(self: &Arc<Self>, mut pooled: Box<Pooled>) {
+        while let Some((ticket, next)) = self.place(pooled) {
+            let given_back = ticket.grant(Lease { pooled: Some(next), pool: self.clone() });
+            match given_back.and_then(|mut lease| lease.pooled.take()) {
+                Some(again) => pooled = again,
+                None => return,
+            }
+        }
+    }
+
+    /// Who gets a connection that is free; nobody, if it is idle or closed now.
+    fn place(self: &Arc<Self>, mut pooled: Box<Pooled>) -> Option<(Arc<Ticket>, Box<Pooled>)> {
         pooled.idle_since = None;
         let share = self.share.fair_share();
         let grows_old;
         let ticket = {
             let mut state = self.state.lock();
+            state.forget_those_who_left();
             grows_old = state.is_ageing(&pooled);
             let succeeded = grows_old && state.successors > 0;
             state.successors -= usize::from(succeeded);
@@ -741,7 +765,8 @@ impl Pool {
             {
                 state.one_less();
                 drop(state);
-                return self.see_off(pooled);
+                self.see_off(pooled);
+                return None;
             }
             let next = if state.halted.is_some() { None } else { state.waiters.pop_front() };
             match next {
@@ -755,16 +780,14 @@ impl Pool {
                     if grows_old {
                         self.open_successor();
                     }
-                    return;
+                    return None;
                 }
             }
         };
         if grows_old {
             self.open_successor();
         }
-        if let Some(lease) = ticket.grant(Lease { pooled: Some(pooled), pool: self.clone() }) {
-            lease.release();
-        }
+        Some((ticket, pooled))
     }
 
     /// Hands idle connections to those who wait, the oldest first.
@@ -772,13 +795,14 @@ impl Pool {
         loop {
             let (ticket, pooled, isolation) = {
                 let mut state = self.state.lock();
+                state.forget_those_who_left();
                 if state.waiters.is_empty() || state.halted.is_some() {
                     return;
                 }
                 let next = state.waiters.front().map(|ticket| ticket.user.clone());
                 let Some(pooled) = state.take_idle(next.as_ref()) else {
-                    // What is idle is not for the one whose turn it is; with the pool full, one must make way.
-                    let full = state.open + state.dialing >= state.size;
+                    // What is idle is not for the one whose turn it is; where no other can be opened, one must make way.
+                    let full = state.open + state.dialing >= state.size || !self.share.has_room();
                     let unfit = if full { state.idle.pop() } else { None };
                     unfit.iter().for_each(|_| state.one_less());
                     drop(state);

@@ -26,7 +26,7 @@ use crate::auth::{Authenticator, Identity, Logins, Terms};
 use crate::cancel::{Keys, Slot};
 use crate::config::file::{self, PoolMode};
 use crate::config::{Config, Connection, Host, OnMove, Outside, Rejected, Server, Target};
-use crate::engine::{Order, Orders, Timeouts};
+use crate::engine::{Order, OrderedBy, Orders, Timeouts};
 use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::grants::{Grant, Grants, Which};
 use crate::metrics::Counters;
@@ -615,7 +615,11 @@ impl Proxy {
                     self.audit.record(|| self.event("move", session).text("why", &detail));
                 }
                 let refusal = Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail(detail);
-                session.orders.give(Order { now: on_move == OnMove::Terminate, refusal });
+                session.orders.give(Order {
+                    by: OrderedBy::Route,
+                    now: on_move == OnMove::Terminate,
+                    refusal,
+                });
             }
             Some(_) => {}
             // An earlier reload may have moved it away, and this one back.
@@ -703,7 +707,7 @@ impl Proxy {
         if !matches!(entered, Ok(true)) {
             self.leave(session.id);
         } else if self.is_draining() {
-            session.orders.give(Order { now: false, refusal: shutdown() });
+            session.orders.give(Order { by: OrderedBy::Operator, now: false, refusal: shutdown() });
         }
         entered
     }
@@ -784,7 +788,7 @@ impl Proxy {
 
     fn order_all(&self, now: bool) {
         for session in self.sessions.iter() {
-            session.orders.give(Order { now, refusal: shutdown() });
+            session.orders.give(Order { by: OrderedBy::Operator, now, refusal: shutdown() });
         }
     }
 
@@ -835,7 +839,7 @@ impl Proxy {
     pub fn kill_client(&self, id: u64) -> bool {
         let session = self.sessions.get(&id).map(|session| session.clone());
         let Some(session) = session else { return false };
-        session.orders.give(Order { now: true, refusal: killed() });
+        session.orders.give(Order { by: OrderedBy::Operator, now: true, refusal: killed() });
         true
     }
 

@@ -153,7 +153,8 @@ pub fn upstream(tls: &UpstreamTls, host: &Host) -> Result<Option<UpstreamClient>
     let name = ServerName::try_from(host.clone()).map_err(|_| TlsError::Name(host.clone()))?;
     let crypto = Arc::new(provider::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match tls.mode {
-        SslMode::VerifyCa | SslMode::VerifyFull => {
+        // With a root file, `require` verifies as `verify-ca` does (libpq's sslmode).
+        _ if tls.verifies() => {
             let (roots, list) = (tls.root_cert.as_deref(), tls.revoked.as_deref());
             let authorities = Authorities::load("sslrootcert", roots, list, &crypto)?;
             let names = if tls.mode == SslMode::VerifyFull { Names::Checked } else { Names::Any };

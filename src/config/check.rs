@@ -336,7 +336,7 @@ fn methods(c: &file::Connection, host: &Host, tls: &UpstreamTls) -> Vec<Upstream
         return said.0.clone();
     }
     let mut methods = vec![UpstreamMethod::ScramSha256, UpstreamMethod::None];
-    if tls.verifies() || matches!(host, Host::Socket(_)) {
+    if tls.is_certain() || matches!(host, Host::Socket(_)) {
         methods.extend([UpstreamMethod::Md5, UpstreamMethod::Password]);
     }
     methods

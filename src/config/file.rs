@@ -528,10 +528,11 @@ options! {
         Reload sslmode: SslMode = SslMode::Prefer;
         /// How TLS is begun.
         Reload sslnegotiation: SslNegotiation = SslNegotiation::Postgres;
-        /// The authorities of the upstream's certificate, a PEM file; by default the system's.
+        /// The authorities of the upstream's certificate, a PEM file; by default the system's. With it, `sslmode = "require"` verifies
+        /// as `verify-ca` does, as in libpq.
         Reload sslrootcert: Option<String> = None;
-        /// The certificates that these authorities have revoked, a PEM file of one list (CRL) or more, for `sslmode`
-        /// `verify-ca` and `verify-full`. Then each authority needs a list that has not expired, as in libpq.
+        /// The certificates that these authorities have revoked, a PEM file of one list (CRL) or more, where the upstream's
+        /// certificate is verified. Then each authority needs a list that has not expired, as in libpq.
         Reload sslcrl: Option<String> = None;
         /// Our own certificate, a PEM file.
         Reload sslcert: Option<String> = None;
@@ -543,8 +544,8 @@ options! {
         /// server guess the password cheaply. 1 accepts any.
         Reload scram_min_iterations: u32 = 4096, 1 => 100_000;
         /// The proofs that the upstream may ask for, as libpq's `require_auth`; another one is refused. By default
-        /// `scram-sha-256` and `none`, and where the upstream is verified (`sslmode` `verify-ca` or `verify-full`) or reached by
-        /// a unix socket, `md5` and `password`, too: these give the password away to whoever answers there.
+        /// `scram-sha-256` and `none`, and where nobody but the upstream can answer (`sslmode = "verify-full"`, or `verify-ca` with
+        /// authorities of its own in `sslrootcert`, or a unix socket), `md5` and `password`, too: these give the password away.
         Reload require_auth: Option<RequireAuth> = None;
         /// Schemas that become the session's `search_path`, in order.
         Reload include_schemas: Vec<Setting<String>> = Vec::new();

@@ -1,6 +1,6 @@
 //! How many connections are open to one host and port, over all pools, and whose turn it is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -27,6 +27,8 @@ pub struct HostCount {
 struct Counts {
     open: usize,
     of: HashMap<u64, usize>,
+    /// Pools for which no place is kept when they have none.
+    retired: HashSet<u64>,
 }
 
 impl Counts {
@@ -70,11 +72,20 @@ impl Share {
         may
     }
 
+    /// Whether there may be one more.
+    pub(super) fn has_room(&self) -> bool {
+        let limit = self.host.limit.load(Ordering::Relaxed);
+        self.host.counts.lock().has_room_for(self.number, limit)
+    }
+
     pub(super) fn give_back(&self) {
         let mut counts = self.host.counts.lock();
         counts.open = counts.open.saturating_sub(1);
         let own = counts.of.entry(self.number).or_default();
         *own = own.saturating_sub(1);
+        if *own == 0 && counts.retired.contains(&self.number) {
+            counts.of.remove(&self.number);
+        }
     }
 
     pub(super) fn join(&self, pool: &Arc<Pool>) {
@@ -86,6 +97,7 @@ impl Share {
     /// No place is kept for it any more.
     pub(super) fn retire(&self) {
         let mut counts = self.host.counts.lock();
+        counts.retired.insert(self.number);
         if counts.of.get(&self.number) == Some(&0) {
             counts.of.remove(&self.number);
         }
@@ -123,6 +135,7 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         let mut counts = self.host.counts.lock();
+        counts.retired.remove(&self.number);
         let own = counts.of.remove(&self.number).unwrap_or(0);
         counts.open = counts.open.saturating_sub(own);
     }

@@ -53,13 +53,14 @@ impl State {
     /// The idle connection that this user used last; else one that nobody has, or the one used last of all: it is the
     /// warmest, and the others can grow old. Not one that was opened with the settings of a client in session mode.
     pub(super) fn take_idle(&mut self, user: Option<&UserName>) -> Option<Box<Pooled>> {
-        let fits = |p: &Pooled| p.startup.is_none();
+        let isolation = self.isolation;
+        let fits = |p: &Pooled| p.startup.is_none() && p.may_serve(user, isolation);
         if self.idle.last().is_some_and(|last| fits(last) && last.is_for(user)) {
             return self.idle.pop();
         }
         let own = |p: &Pooled| fits(p) && p.is_for(user);
-        let any = |p: &Pooled| fits(p) && p.may_serve(user, self.isolation);
-        let at = self.idle.iter().rposition(|p| own(p)).or_else(|| self.idle.iter().rposition(|p| any(p)))?;
+        let at =
+            self.idle.iter().rposition(|p| own(p)).or_else(|| self.idle.iter().rposition(|p| fits(p)))?;
         Some(self.idle.remove(at))
     }
 
@@ -110,8 +111,10 @@ impl Pool {
         let proved = tokio::time::timeout(PATIENCE, prove(backend)).await;
         let reason = match proved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(()) => None,
-            Err(error) if is_lost(&error) => return Err(error.into()),
-            Err(error) => Some(error.to_string()),
+            // It has answered, and said no.
+            Err(error) if error.kind() == io::ErrorKind::Other => Some(error.to_string()),
+            // Answers may still come: nobody else may have this connection, and the next one is asked again.
+            Err(error) => return Err(error.into()),
         };
         if let Some(reason) = self.resettable.0.get_or_init(|| reason) {
             let connection = self.connection();
@@ -143,9 +146,9 @@ impl Pool {
         for pooled in dirty {
             let mut lease = Lease { pooled: Some(pooled), pool: self.clone() };
             let reset = async move {
-                // One that could not be is closed: the lease is dropped.
-                if lease.reset().await.is_ok() {
-                    lease.release();
+                match lease.reset().await {
+                    Ok(()) => lease.release(),
+                    Err(_) => lease.discard(true),
                 }
             };
             self.runtimes.tasks.spawn_on(reset, &self.runtimes.control);
@@ -211,16 +214,11 @@ impl Lease {
     }
 }
 
-fn is_lost(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
-}
-
 /// Whether it is one server process that answers, which forgets a setting and takes a seed: a connection that nobody uses
 /// yet is asked.
 ///
 /// # Errors
-/// Why it cannot be reset between users, or that it is lost.
+/// Why it cannot be reset between users (`Other`); anything else, and it cannot be used any further.
 pub async fn prove(backend: &mut Backend) -> io::Result<()> {
     let allowed = &mut Allowance::bytes(MAX_ANSWER);
     let set = format!("SELECT pg_catalog.set_config('{PROBE}','x',false)");

@@ -7,6 +7,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::timeout;
+use tracing::warn;
 
 use super::{Pool, Welcome, refusal_of};
 use crate::config::file::Isolation;
@@ -16,6 +18,10 @@ use crate::stream::Stream;
 use crate::upstream::CancelTarget;
 use crate::wire::startup::Settings;
 use crate::wire::{self, HEADER, Header};
+
+/// How often a statement is cancelled whose session has gone, and how long is waited for its end each time.
+const MAX_CANCELLED: u32 = 12;
+const CANCELLED_AGAIN: Duration = Duration::from_secs(5);
 
 /// One upstream connection with what is known of it.
 #[derive(Debug)]
@@ -133,8 +139,10 @@ impl Lease {
         self.pool.runtimes.tasks.spawn_on(wait, &self.pool.runtimes.control);
     }
 
-    /// Closes it because its session ended in the middle of something; a query that still runs is cancelled.
-    pub fn discard(self, running: bool) {
+    /// Closes it because its session ended in the middle of something; a query that still runs is cancelled. Its place is
+    /// taken until the server has ended it, too: otherwise whoever starts statements that do not heed a cancel and leaves
+    /// would have as many server processes as he likes.
+    pub fn discard(mut self, running: bool) {
         if !running {
             return;
         }
@@ -143,24 +151,50 @@ impl Lease {
         let end = async move {
             let _ = target.cancel().await;
             drop(fence);
+            if !self.ends().await {
+                let connection = self.pool.connection();
+                warn!(connection = %connection.name, pid = target.pid(), "an upstream process goes on though it was cancelled and left");
+            }
             drop(self);
         };
         runtimes.tasks.spawn_on(end, &runtimes.control);
     }
 
+    /// Ends our side of it, and waits until the server has ended its own; false if it does not.
+    async fn ends(&mut self) -> bool {
+        let Some(pooled) = &mut self.pooled else { return true };
+        let target = pooled.target.clone();
+        let mut space = [0; 4096];
+        for _ in 0..MAX_CANCELLED {
+            let end = async {
+                let _ = pooled.stream.shutdown().await;
+                while matches!(pooled.stream.read(&mut space).await, Ok(1..)) {}
+            };
+            if timeout(CANCELLED_AGAIN, end).await.is_ok() {
+                return true;
+            }
+            let _ = target.cancel().await;
+        }
+        false
+    }
+
     /// After a client in session mode: reset, then back.
     pub async fn clean(mut self) {
-        if self.reset().await.is_ok() {
-            self.release();
+        match self.reset().await {
+            Ok(()) => self.release(),
+            Err(_) => self.discard(true),
         }
     }
 
-    /// Applies startup settings and answers what the upstream reports then.
-    pub(super) async fn welcome(&mut self, startup: &Settings) -> Result<Welcome, Refusal> {
+    /// Applies startup settings and answers what the upstream reports then, or why it refuses one of them.
+    ///
+    /// # Errors
+    /// The connection cannot be used any further.
+    pub(super) async fn welcome(&mut self, startup: &Settings) -> Result<Result<Welcome, Refusal>, Refusal> {
         let refused = startup.iter().any(|(name, _)| name.eq_ignore_ascii_case("session_authorization"));
         if refused {
             let message = "session_authorization cannot be set at startup in transaction mode";
-            return Err(Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, message));
+            return Ok(Err(Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, message)));
         }
         let mut extra = Parameters::default();
         for (name, value) in startup.iter() {
@@ -187,9 +221,9 @@ impl Lease {
         match answer {
             Ok(()) => {
                 self.state.settings.extra_is(extra.clone());
-                Ok(Welcome { reported: self.state.settings.reported().clone(), extra })
+                Ok(Ok(Welcome { reported: self.state.settings.reported().clone(), extra }))
             }
-            Err(body) => Err(refusal_of(&body)),
+            Err(body) => Ok(Err(refusal_of(&body))),
         }
     }
 

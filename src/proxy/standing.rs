@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Generation, Proxy, killed};
-use crate::engine::Order;
+use crate::engine::{Order, OrderedBy};
 use crate::names::{ConnectionName, EnvironmentName};
 use crate::pool::{Halt, Pool};
 
@@ -101,7 +101,7 @@ impl Proxy {
     pub fn kill(&self, pool: &Arc<Pool>) {
         self.pause(pool);
         for session in self.live_sessions().iter().filter(|session| Arc::ptr_eq(&session.pool, pool)) {
-            session.orders.give(Order { now: true, refusal: killed() });
+            session.orders.give(Order { by: OrderedBy::Operator, now: true, refusal: killed() });
         }
     }
 
@@ -122,7 +122,7 @@ impl Proxy {
             for session in self.live_sessions().iter().filter(|s| !resume && Arc::ptr_eq(&s.pool, pool)) {
                 let refusal =
                     killed().detail(format!("Environment \"{environment}\" is drained by an operator."));
-                session.orders.give(Order { now: false, refusal });
+                session.orders.give(Order { by: OrderedBy::Operator, now: false, refusal });
             }
         }
         pools.into_iter().map(|(_, pool)| pool).collect()

@@ -79,6 +79,11 @@ pub struct Authorities {
 }
 
 impl Authorities {
+    /// Whether any of them may only vouch for some names.
+    fn constrain_names(&self) -> bool {
+        self.roots.roots.iter().any(|root| root.name_constraints.is_some())
+    }
+
     /// Those of a PEM file, or, without one, the system's; `setting` is where the file is named.
     ///
     /// # Errors
@@ -245,6 +250,12 @@ fn verifies(
         && algorithm.verify_signature(key, message, signature).is_ok()
 }
 
+/// Whether an authority says which names it may vouch for (RFC 5280 section 4.2.1.10), or cannot be read.
+fn constrains_names(certificate: &CertificateDer<'_>) -> bool {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return true };
+    !matches!(parsed.name_constraints(), Ok(None))
+}
+
 /// `require` and below: any certificate, but the peer must hold its key.
 #[derive(Debug)]
 pub struct AnyCertificate(pub WebPkiSupportedAlgorithms);
@@ -317,9 +328,17 @@ impl ServerCertVerifier for KnownServer {
         match self.webpki.verify_server_cert(certificate, intermediates, name, ocsp, now) {
             Ok(verified) => return Ok(verified),
             // The name is looked at last, after the chain was found good.
-            Err(Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => {}
+            Err(
+                refused @ Error::InvalidCertificate(
+                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+                ),
+            ) => {
+                // Constraints of names are not looked at for a common name: then that does not count.
+                let constrained = intermediates.iter().any(|issuer| constrains_names(issuer));
+                if self.names == Names::Checked && (constrained || self.authorities.constrain_names()) {
+                    return Err(refused);
+                }
+            }
             Err(refused) => self.authorities.besides(certificate, Purpose::Server, now, refused)?,
         }
         if self.names == Names::Checked {

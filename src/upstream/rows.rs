@@ -25,7 +25,7 @@ impl Allowance {
 /// understood is an error.
 ///
 /// # Errors
-/// The query failed (`InvalidData`, in the server's words), the answer is longer than allowed (`QuotaExceeded`), or the
+/// The query failed (`Other`, in the server's words), the answer is broken (`InvalidData`) or longer than allowed (`QuotaExceeded`), or the
 /// connection is lost. But for the first, the connection cannot be used any further.
 pub async fn rows(
     stream: &mut Stream,
@@ -51,7 +51,7 @@ pub async fn rows(
         body.resize(header.total - HEADER, 0);
         stream.read_exact(&mut body).await?;
         match header.tag {
-            b'Z' => return failed.map_or(Ok(()), |message| Err(invalid(message))),
+            b'Z' => return failed.map_or(Ok(()), |message: String| Err(io::Error::other(message))),
             b'E' => {
                 let message = wire::error_field(&body, b'M').unwrap_or_default();
                 failed = Some(String::from_utf8_lossy(message).into_owned());

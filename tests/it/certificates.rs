@@ -197,7 +197,7 @@ fn server(
 fn towards(
     folder: &Path,
     mode: SslMode,
-    root: &str,
+    root: Option<&str>,
     list: Option<&str>,
     identity: Option<&str>,
 ) -> UpstreamTls {
@@ -205,7 +205,7 @@ fn towards(
     UpstreamTls {
         mode,
         negotiation: SslNegotiation::Postgres,
-        root_cert: Some(file(&format!("{root}.crt"))),
+        root_cert: root.map(|name| file(&format!("{name}.crt"))),
         revoked: list.map(file),
         identity: identity.map(|name| (file(&format!("{name}.crt")), file(&format!("{name}.key")))),
     }
@@ -240,8 +240,8 @@ fn shake(client: &tls::UpstreamClient, server: Arc<ServerConfig>) -> Result<(), 
     Ok(())
 }
 
-/// What is expected of `require`, `verify-ca` and `verify-full`: good, or a part of the reason.
-type Expected = [Result<(), &'static str>; 3];
+/// What is expected of `verify-ca` and `verify-full`: good, or a part of the reason.
+type Expected = [Result<(), &'static str>; 2];
 
 fn compare(what: &str, outcome: &Result<(), String>, expected: Result<(), &str>) {
     match (outcome, expected) {
@@ -254,9 +254,9 @@ fn compare(what: &str, outcome: &Result<(), String>, expected: Result<(), &str>)
 #[test]
 fn an_upstreams_certificate_is_taken_where_libpq_takes_it() {
     let folder = made("upstream-certificates");
-    let all: Expected = [Ok(()); 3];
-    let no_name: Expected = [Ok(()), Ok(()), Err("not valid for")];
-    let never = |why: &'static str| -> Expected { [Ok(()), Err(why), Err(why)] };
+    let all: Expected = [Ok(()); 2];
+    let no_name: Expected = [Ok(()), Err("not valid for")];
+    let never = |why: &'static str| -> Expected { [Err(why); 2] };
     for (certificate, root, host, expected) in [
         ("v3", "ca", "localhost", all),
         ("v3", "ca", "127.0.0.1", all),
@@ -264,8 +264,8 @@ fn an_upstreams_certificate_is_taken_where_libpq_takes_it() {
         ("v3", "other", "localhost", never("UnknownIssuer")),
         ("v1", "ca", "localhost", all),
         ("v1", "ca", "LOCALHOST", all),
-        ("v1", "ca", "elsewhere", [Ok(()), Ok(()), Err("NotValidForName")]),
-        ("v1_elsewhere", "ca", "localhost", [Ok(()), Ok(()), Err("NotValidForName")]),
+        ("v1", "ca", "elsewhere", [Ok(()), Err("NotValidForName")]),
+        ("v1_elsewhere", "ca", "localhost", [Ok(()), Err("NotValidForName")]),
         ("v1", "other", "localhost", never("X.509 version 1, and no authority of sslrootcert")),
         ("v1_other", "ca", "localhost", never("X.509 version 1, and no authority of sslrootcert")),
         ("v1_forged", "ca", "localhost", never("X.509 version 1, and no authority of sslrootcert")),
@@ -279,9 +279,14 @@ fn an_upstreams_certificate_is_taken_where_libpq_takes_it() {
         ("cn_and_san", "ca", "localhost", no_name),
     ] {
         for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
-            let modes = [SslMode::Require, SslMode::VerifyCa, SslMode::VerifyFull];
-            for (mode, expected) in modes.into_iter().zip(expected) {
-                let what = format!("{certificate} of {root} for {host}, {}, {version:?}", mode.word());
+            // With authorities of its own, `require` verifies as `verify-ca` does; without, it takes anything.
+            for (mode, root, expected) in [
+                (SslMode::Require, None, Ok(())),
+                (SslMode::Require, Some(root), expected[0]),
+                (SslMode::VerifyCa, Some(root), expected[0]),
+                (SslMode::VerifyFull, Some(root), expected[1]),
+            ] {
+                let what = format!("{certificate} of {root:?} for {host}, {}, {version:?}", mode.word());
                 let tls = towards(&folder, mode, root, None, None);
                 let client = tls::upstream(&tls, &Host::Name(host.to_owned())).unwrap().unwrap();
                 let outcome = shake(&client, server(&folder, certificate, certificate, version));
@@ -298,7 +303,7 @@ fn whoever_shows_a_certificate_must_have_its_key_in_every_mode() {
     for (certificate, root) in [("v1", "ca"), ("v3", "ca"), ("self", "self")] {
         for mode in [SslMode::Prefer, SslMode::Require, SslMode::VerifyCa, SslMode::VerifyFull] {
             for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
-                let tls = towards(&folder, mode, root, None, None);
+                let tls = towards(&folder, mode, Some(root), None, None);
                 let client = tls::upstream(&tls, &Host::Name("localhost".into())).unwrap().unwrap();
                 let outcome = shake(&client, server(&folder, certificate, "cn", version));
                 let what = format!("{certificate}, {}, {version:?}", mode.word());
@@ -325,13 +330,13 @@ fn a_revoked_certificate_of_an_upstream_is_refused() {
         ("self", "self", "other.crl", Err("UnknownRevocationStatus")),
     ] {
         for mode in [SslMode::VerifyCa, SslMode::VerifyFull] {
-            let tls = towards(&folder, mode, root, Some(list), None);
+            let tls = towards(&folder, mode, Some(root), Some(list), None);
             let client = tls::upstream(&tls, &Host::Name("localhost".into())).unwrap().unwrap();
             let outcome = shake(&client, server(&folder, certificate, certificate, &rustls::version::TLS13));
             compare(&format!("{certificate} by {list}, {}", mode.word()), &outcome, expected);
         }
     }
-    let nothing = towards(&folder, SslMode::VerifyFull, "ca", Some("ca.crt"), None);
+    let nothing = towards(&folder, SslMode::VerifyFull, Some("ca"), Some("ca.crt"), None);
     let error = tls::upstream(&nothing, &Host::Name("localhost".into())).unwrap_err().to_string();
     assert!(error.contains("no revocation list"), "{error}");
     std::fs::remove_dir_all(folder).unwrap();
@@ -367,7 +372,7 @@ fn a_clients_certificate_is_taken_where_postgresql_takes_it() {
     ] {
         for mode in [SslMode::Prefer, SslMode::Require, SslMode::VerifyCa, SslMode::VerifyFull] {
             let ours = tls::server(&for_clients(mode, "v1", authority, list), &folder).unwrap();
-            let upstream = towards(&folder, SslMode::VerifyFull, "ca", None, Some(certificate));
+            let upstream = towards(&folder, SslMode::VerifyFull, Some("ca"), None, Some(certificate));
             let client = tls::upstream(&upstream, &Host::Name("localhost".into())).unwrap().unwrap();
             let what = format!("{certificate} of {authority}, {list:?}, {}", mode.word());
             compare(&what, &shake(&client, ours.config.clone()), expected);
