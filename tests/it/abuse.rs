@@ -290,7 +290,7 @@ fn hold_half_open_clients() {
 #[test]
 fn silent_clients_of_one_place_keep_nobody_else_out() {
     let folder = temporary_folder("unix");
-    let server = "client_login_timeout = \"20s\"\nmax_client_conn = 10\n\
+    let server = "client_login_timeout = \"15s\"\nmax_client_conn = 10\n\
                   listen = [\"127.0.0.1:@PORT@\", \"unix:@FOLDER@\"]";
     let config = warehouse(server, "", "").replace("listen = [\"127.0.0.1:@PORT@\"]\n", "");
     let config = config.replace("@FOLDER@", &folder.display().to_string()) + super::console::OPERATORS;

@@ -11,7 +11,7 @@ use super::console::{OPERATORS, cell, console};
 use super::fake::{Fake, Peer, complete, error, probed, ready, row, unharmed};
 use super::house::{PATIENCE, Pgusher, Postgres, Random, eventually, size};
 use super::state::done;
-use super::wire::{Message, Raw, bind, execute, message, parse, query, sync};
+use super::wire::{Message, Raw, bind, execute, message, parse, query, startup, sync};
 
 const VERSION: u32 = 0x0003_0000;
 
@@ -673,6 +673,91 @@ fn strict_closes_a_connection_rather_than_let_it_serve_a_second_user() {
     let third = pid(&mut ann);
     assert!(third != hers && third != his, "{hers} {his} {third}");
     eventually("his is closed", || !is_there(&his));
+    unharmed(&pgusher);
+}
+
+/// Also where it has been reset meanwhile because nobody used it, and where another would have to be closed first.
+#[test]
+fn strict_serves_no_second_user_from_what_was_idle() {
+    let pgusher = Pgusher::start(&config(2, "isolation = \"strict\""));
+    let mut ann = login(&pgusher, "ann");
+    let hers = pid(&mut ann);
+    let said = format!("SELECT query FROM pg_stat_activity WHERE pid = {hers}");
+    let is_reset = || !server().sql("isolation", &said).contains("pg_backend_pid");
+    eventually("hers is reset", is_reset);
+    assert_eq!(pid(&mut ann), hers, "her own was closed");
+    eventually("hers is reset again", is_reset);
+    let mut ben = login(&pgusher, "ben");
+    assert_ne!(pid(&mut ben), hers, "a connection of hers, which a reset has not made his");
+
+    // The host has no room for a third.
+    let full =
+        config(4, "isolation = \"strict\"").replace("threads = 2", "threads = 2\nmax_host_connections = 2");
+    let pgusher = Pgusher::start(&full);
+    let (mut one, mut other) = (login(&pgusher, "ann"), login(&pgusher, "ann"));
+    for raw in [&mut one, &mut other] {
+        done(raw, "BEGIN");
+    }
+    let hers = [pid(&mut one), pid(&mut other)];
+    for raw in [&mut one, &mut other] {
+        done(raw, "COMMIT");
+    }
+    let his = pid(&mut login(&pgusher, "ben"));
+    assert!(!hers.contains(&his), "{hers:?} {his}");
+    assert_eq!(hers.iter().filter(|pid| is_there(pid)).count(), 1, "one of hers made way");
+    unharmed(&pgusher);
+}
+
+#[test]
+fn users_who_shared_a_connection_are_isolated_from_the_reload_that_says_so() {
+    let pgusher = Pgusher::start(&config(1, "isolation = \"shared\""));
+    let (mut ann, mut ben) = (login(&pgusher, "ann"), login(&pgusher, "ben"));
+    assert!(is_kept(&mut ann, &mut ben), "reset between users who share");
+    let before = pid(&mut ann);
+    pgusher.reload(&config(1, "isolation = \"user\""));
+    assert_eq!(ben.value(PREPARED), "0");
+    assert_ne!(pid(&mut ben), before, "what others have left on it before the reload is still there");
+}
+
+/// It has changed nothing, so nothing is to be closed.
+#[test]
+fn a_startup_setting_that_the_server_refuses_costs_no_connection() {
+    let pgusher = Pgusher::start(&config(1, ""));
+    let before = pid(&mut login(&pgusher, "ann"));
+    for turn in 0..20 {
+        let mut raw = Raw::connect(pgusher.address());
+        let value = format!("{turn}MBB");
+        raw.send(&startup(VERSION, &[("user", "ann"), ("database", "warehouse"), ("work_mem", &value)]));
+        let answer = raw.until_ready();
+        assert_eq!(answer.last().unwrap().tag, 'E', "{answer:?}");
+    }
+    assert_eq!(pid(&mut login(&pgusher, "ann")), before);
+}
+
+/// A statement that no cancel request ends keeps its place in the pool until the server is through with it: else whoever comes
+/// and leaves opens more connections than `pool_size`.
+#[test]
+fn who_leaves_a_statement_behind_keeps_its_place_until_the_server_has_ended_it() {
+    const STUBBORN: &str = "CREATE OR REPLACE FUNCTION plain2.stubborn(ends timestamptz) RETURNS int LANGUAGE plpgsql AS $$ \
+        BEGIN LOOP BEGIN PERFORM pg_sleep(0.05); EXIT WHEN clock_timestamp() > ends; \
+        EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; RETURN 1; END $$";
+    server().sql("isolation", STUBBORN);
+    let long = config(2, "").replace("query_timeout = \"5s\"\n", "");
+    let pgusher = Pgusher::start(&format!("{long}\n[users.stubborn]\nauth_type = \"trust\"\n"));
+    let count =
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%stubborn%' AND pid <> pg_backend_pid()";
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        let mut raw = login(&pgusher, "stubborn");
+        raw.send(&query("SELECT plain2.stubborn(now() + interval '4 s')"));
+        std::thread::sleep(Duration::from_millis(200));
+        raw.send(b"X\0\0\0\x04");
+        drop(raw);
+        held.push(server().sql("isolation", count).parse::<usize>().unwrap());
+    }
+    assert!(held.iter().all(|&open| open <= 2), "{held:?}");
+    assert!(held.contains(&2), "they were cancelled after all: {held:?}");
+    eventually("they are over, and others are served", || pid(&mut login(&pgusher, "ann")) != "");
     unharmed(&pgusher);
 }
 

@@ -249,6 +249,20 @@ fn a_plan_between_two_files_says_by_its_status_whether_anything_changes() {
     assert_eq!(json[0]["change"], "secret");
     assert_eq!(json[0]["subject"], "password of user pete");
     assert!(!String::from_utf8_lossy(&changes.stdout).contains("the new one"));
+    // What a user may do, and whether users are isolated, are changes, too.
+    let stronger = old.replacen("[users.dana]\n", "[users.dana]\nconsole = \"admin\"\n", 1).replacen(
+        "\n[connections.warehouse]\n",
+        "\n[connections.warehouse]\nisolation = \"shared\"\n",
+        1,
+    );
+    let changes = between(&old, &stronger, &["--json"]);
+    let json: Vec<serde_json::Value> = serde_json::from_slice(&changes.stdout).unwrap();
+    let rows = ["dana console", "warehouse"].map(|subject| {
+        let row = json.iter().find(|row| row["subject"] == subject);
+        row.unwrap_or_else(|| panic!("{subject}: {json:#?}")).clone()
+    });
+    assert_eq!((&rows[0]["from"], &rows[0]["to"]), (&"none".into(), &"admin".into()));
+    assert!(rows[1].to_string().contains("isolation"), "{}", rows[1]);
     // A database that was production is so in the plan, also where the same edit takes the label away.
     let (dev, prod) = (pair().dev.port, pair().prod.port);
     let pointed = old
