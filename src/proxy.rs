@@ -25,6 +25,7 @@ use crate::audit::{Audit, Event, Refusals, Refused};
 use crate::auth::{Authenticator, Identity, Logins, Terms};
 use crate::cancel::{Keys, Slot};
 use crate::config::file::{self, PoolMode};
+use crate::config::read::Severity;
 use crate::config::{Config, Connection, Host, OnMove, Outside, Rejected, Server, Target};
 use crate::engine::{Order, OrderedBy, Orders, Timeouts};
 use crate::error::{Fault, Refusal, Shown, SqlState};
@@ -363,7 +364,12 @@ impl Proxy {
             Err(_) => self.counters.refused_reloads.fetch_add(1, Ordering::Relaxed),
         };
         if let Err(error) = &applied {
-            let error = error.to_string().lines().next().unwrap_or_default().to_owned();
+            let reason = match error {
+                LoadError::Rejected(rejected) => rejected.0.reason(),
+                _ => None,
+            };
+            let first_line = || error.to_string().lines().next().unwrap_or_default().to_owned();
+            let error = reason.unwrap_or_else(first_line);
             self.audit.record(|| {
                 Event::new("reload_refused")
                     .number("generation", self.generation().number)
@@ -486,7 +492,11 @@ impl Proxy {
             Ok(_) => {}
             Err(LoadError::Rejected(rejected)) => {
                 for problem in rejected.0.iter() {
-                    error!("{}", rejected.0.line(problem));
+                    let line = rejected.0.line(problem);
+                    match problem.severity {
+                        Severity::Error => error!("{line}"),
+                        Severity::Warning => warn!("{line}"),
+                    }
                 }
                 error!(
                     generation = self.generation().number,

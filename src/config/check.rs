@@ -80,9 +80,9 @@ fn check_isolation(file: &File, problems: &mut Problems) {
         problems
             .warning(
                 connection.isolation.span(),
-                "users whose groups or attributes differ share these connections",
+                "users whose groups or attributes differ share these connections as they are",
             )
-            .help("with isolation = \"shared\" each may leave to the others what their statements mean");
+            .help("each may change what the others' statements mean; the default, isolation = \"user\", resets a connection in between");
     }
 }
 

@@ -160,6 +160,12 @@ impl Problems {
         self.list.iter()
     }
 
+    /// What refuses the file, on one line; of several, what was found first.
+    pub fn reason(&self) -> Option<String> {
+        let first = self.iter().find(|problem| problem.severity == Severity::Error);
+        first.map(|problem| self.line_without_help(problem))
+    }
+
     /// How many there are of a severity.
     pub fn count(&self, severity: Severity) -> usize {
         match severity {
@@ -855,6 +861,15 @@ mod tests {
         let shown = problems.to_string();
         assert!(problems.refuse() && shown.ends_with("and 100100 more\n"), "{}", &shown[shown.len() - 100..]);
         assert!(shown.len() < MAX_PROBLEMS * 1500, "{}", shown.len());
+    }
+
+    #[test]
+    fn the_reason_of_a_refusal_is_an_error_and_no_warning() {
+        let mut problems = Problems::new(Path::new("x.toml"), "a = 1\nb = 2\n");
+        problems.warning(Some(0..1), "odd");
+        assert_eq!(problems.reason(), None);
+        problems.error(Some(6..7), "wrong");
+        assert_eq!(problems.reason().as_deref(), Some("x.toml:2:1: wrong"));
     }
 
     #[test]
