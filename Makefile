@@ -68,7 +68,7 @@ fuzz:
 	cd fuzz && for target in $(FUZZ_TARGETS); do \
 		mkdir -p corpus/$$target; \
 		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- \
-			-max_total_time=$(FUZZ_SECONDS) -max_len=66000 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1; \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=66000 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 || exit 1; \
 	done
 
 test-compose:

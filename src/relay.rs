@@ -724,6 +724,7 @@ impl Core {
     }
 
     /// An error of pgusher's own for the present request.
+    #[cold]
     fn refuse_request(&mut self, refusal: &Refusal, up: &mut Vec<u8>) {
         let mut error = Vec::new();
         crate::wire::error_response(&mut error, crate::wire::Severity::Error, refusal);
@@ -736,6 +737,7 @@ impl Core {
     }
 
     /// The same of a simple query, none of which is run: the upstream must fail there, too, so that a transaction does.
+    #[cold]
     fn refuse_query(&mut self, refusal: &Refusal, up: &mut Vec<u8>) {
         let mut error = Vec::new();
         crate::wire::error_response(&mut error, crate::wire::Severity::Error, refusal);

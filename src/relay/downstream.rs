@@ -307,17 +307,7 @@ impl Core {
                 backend.foreign_sequences = true;
                 return Ok(if self.fatal { Step::Pass } else { Step::Drop });
             }
-            Some(Kind::Query) => {
-                // In a transaction that has failed before, that is what PostgreSQL says.
-                let has_failed = body.and_then(|b| wire::error_field(b, b'C')) == Some(b"25P02");
-                return Ok(match self.take_back_query(backend) {
-                    Some(error) if !self.fatal && !has_failed => {
-                        down.buffer().extend_from_slice(&error);
-                        Step::Drop
-                    }
-                    _ => Step::Pass,
-                });
-            }
+            Some(Kind::Query) => return Ok(self.failed_query(body, down, backend)),
             Some(_) => self.requests.skip_to_sync(),
         };
         self.skipping |= !found;
@@ -350,6 +340,20 @@ impl Core {
         let given = self.names.as_ref().and_then(|names| names.given_by(giver));
         let of_client = given.or_else(|| self.requests.name_taken(giver))?;
         Some([&body[..at.start], of_client, &body[at.end..]].concat())
+    }
+
+    /// What the client hears of a simple query that has failed.
+    #[cold]
+    fn failed_query(&mut self, body: Option<&[u8]>, down: &mut Sink<'_>, backend: &mut BackendState) -> Step {
+        // In a transaction that has failed before, that is what PostgreSQL says.
+        let has_failed = body.and_then(|b| wire::error_field(b, b'C')) == Some(b"25P02");
+        match self.take_back_query(backend) {
+            Some(error) if !self.fatal && !has_failed => {
+                down.buffer().extend_from_slice(&error);
+                Step::Drop
+            }
+            _ => Step::Pass,
+        }
     }
 
     /// A simple query failed; if it was a `DEALLOCATE` of ours, the name is still there. If it was there to fail, what is to

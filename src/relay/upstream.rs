@@ -132,6 +132,7 @@ impl Core {
 
     /// A few of the client's bytes have become many, or many are remembered: what is under way must be answered first, or
     /// one piece of a pipeline could take all memory.
+    #[cold]
     fn wait_for_answers(&mut self, up: &mut Sink<'_>, down: &mut Vec<u8>) -> Result<(), Refusal> {
         if self.requests.only_fakes() {
             if self.between_messages() {

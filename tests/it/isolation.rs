@@ -757,7 +757,7 @@ fn who_leaves_a_statement_behind_keeps_its_place_until_the_server_has_ended_it()
     }
     assert!(held.iter().all(|&open| open <= 2), "{held:?}");
     assert!(held.contains(&2), "they were cancelled after all: {held:?}");
-    eventually("they are over, and others are served", || pid(&mut login(&pgusher, "ann")) != "");
+    eventually("they are over, and others are served", || !pid(&mut login(&pgusher, "ann")).is_empty());
     unharmed(&pgusher);
 }
 
