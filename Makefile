@@ -52,7 +52,7 @@ bench:
 bench-isolation:
 	@tests/prerequisites.sh bench
 	cargo build --release --locked
-	python3 bench/isolation.py $(ARGS)
+	python3 bench/isolation.py --out docs/benchmarks.md $(ARGS)
 
 # The tests in their full sizes: minutes to hours.
 soak: prerequisites

@@ -462,7 +462,7 @@ def main():
     if str(options.out) == "-":
         print(text)
     else:
-        pathlib.Path(options.out).write_text(text + "\n")
+        report.write(pathlib.Path(options.out), text)
         progress(f"wrote {options.out}")
 
 

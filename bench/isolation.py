@@ -3,11 +3,12 @@
 
 Two pgbench clients on a pool of one connection: both of one user, or of two (each transaction then goes behind a reset of the
 connection by the server). Rounds are interleaved. CPU seconds are pgusher's and the server processes' own, from /proc; latencies
-from pgbench's log. Prints a Markdown table; asserts nothing about time. `PGUSHER=path` takes another binary; one that does not
-know `isolation` is measured without it, for comparison.
+from pgbench's log. Prints a Markdown table, and writes it to docs/benchmarks.md with `--out`; asserts nothing about time. `PGUSHER=path` takes
+another binary; one that does not know `isolation` is measured without it, for comparison.
 """
 
 import argparse
+import datetime
 import os
 import pathlib
 import statistics
@@ -16,6 +17,7 @@ import sys
 import tempfile
 
 import crowd
+import report
 from stage import DATABASE, UPSTREAM_USER, USER, Process, Stage, Unavailable, free_port, wait_until_it_answers
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -24,6 +26,9 @@ WORKS = {
     "insert with a foreign key": ("\\set n random(1, 100)\nINSERT INTO child VALUES (:n);", "prepared"),
     "PL/pgSQL": ("\\set n random(1, 100)\nSELECT work(:n);", "prepared"),
 }
+ABOUT = """Two pgbench clients on a pool of one connection, of one user or of two: then each transaction goes behind a reset of the
+connection by the server, and the session's statements are prepared again. `make bench-isolation`, {date}; medians of {rounds} interleaved
+rounds of {seconds} s; CPU of one transaction."""
 TABLES = [
     "CREATE UNLOGGED TABLE parent (id int PRIMARY KEY)",
     "INSERT INTO parent SELECT generate_series(1, 100)",
@@ -80,6 +85,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--out", type=pathlib.Path, metavar="PATH", help="docs/benchmarks.md, whose last section it is to be")
     arguments = parser.parse_args()
     binary = os.environ.get("PGUSHER", REPOSITORY / "target/release/pgusher")
     with tempfile.TemporaryDirectory(prefix="pgusher-bench-") as name:
@@ -122,11 +128,18 @@ def main():
                             process, port = targets[isolation]
                             sample = measure(stage, process, port, users, work, arguments.seconds)
                             samples.setdefault((work, case), []).append(sample)
-            print("| work | on one connection | pgusher µs CPU | server µs CPU | p50 ms | p99 ms | transactions/s |")
-            print("|---|---|---|---|---|---|---|")
+            lines = [
+                "| work | on one connection | pgusher µs CPU | server µs CPU | p50 ms | p99 ms | transactions/s |",
+                "|---|---|---|---|---|---|---|",
+            ]
             for (work, case), rounds in samples.items():
-                median = [statistics.median(column) for column in zip(*rounds)]
-                print(f"| {work} | {case} | {median[0]:.1f} | {median[1]:.1f} | {median[2]:.2f} | {median[3]:.2f} | {median[4]:,.0f} |")
+                m = [statistics.median(column) for column in zip(*rounds)]
+                lines.append(f"| {work} | {case} | {m[0]:.1f} | {m[1]:.1f} | {m[2]:.2f} | {m[3]:.2f} | {m[4]:,.0f} |")
+            table = "\n".join(lines)
+            print(table)
+            if arguments.out:
+                about = ABOUT.format(date=datetime.date.today(), rounds=arguments.rounds, seconds=arguments.seconds)
+                report.write_hand_overs(arguments.out, about + "\n\n" + table)
         finally:
             for process in reversed(running):
                 process.stop()

@@ -192,3 +192,21 @@ def render(machine_facts, options, targets, works, samples, notes):
     if notes:
         sections.append("## Not measured\n\n" + "\n".join(f"- {anonymous(note)}" for note in notes))
     return "\n\n".join(sections)
+
+
+# What bench/isolation.py measures stands at the end of the same file.
+HAND_OVERS = "## Hand-overs between users"
+
+
+def write(path, text):
+    """All but the hand-overs, which stay as they are."""
+    old = path.read_text() if path.exists() else ""
+    kept = old[old.index(HAND_OVERS):] if HAND_OVERS in old else ""
+    path.write_text(text.rstrip() + "\n" + ("\n" + kept if kept else ""))
+
+
+def write_hand_overs(path, text):
+    """The hand-overs alone."""
+    old = path.read_text()
+    rest = old[:old.index(HAND_OVERS)] if HAND_OVERS in old else old
+    path.write_text(f"{rest.rstrip()}\n\n{HAND_OVERS}\n\n{text.rstrip()}\n")

@@ -320,7 +320,8 @@ impl Listener {
                     hub.lose_patience();
                     idle_since = hub.members.is_empty().then(|| idle_since.unwrap_or_else(Instant::now));
                     if idle_since.is_some_and(|since| since.elapsed() > LINGER) {
-                        let _ = self.stream.write_all(&[b'X', 0, 0, 0, 4]).await;
+                        let bye = self.stream.write_all(&[b'X', 0, 0, 0, 4]);
+                        let _ = tokio::time::timeout(Duration::from_secs(1), bye).await;
                         return Ok(());
                     }
                 }
@@ -348,8 +349,15 @@ impl Listener {
         let mut out = Vec::new();
         wire::query(&mut out, sql);
         self.asked.push_back((waiting, Instant::now()));
-        self.stream.write_all(&out).await.map_err(|error| error.to_string())?;
-        self.stream.flush().await.map_err(|error| error.to_string())
+        // A server that reads nothing must not keep all the others of this database waiting.
+        let written = async {
+            self.stream.write_all(&out).await?;
+            self.stream.flush().await
+        };
+        match tokio::time::timeout(PATIENCE, written).await {
+            Ok(written) => written.map_err(|error| error.to_string()),
+            Err(_) => Err("it takes no statements".into()),
+        }
     }
 
     fn tell(&self, hub: &Hub, id: u64) {
