@@ -308,7 +308,8 @@ fn silent_clients_of_one_place_keep_nobody_else_out() {
                 .unwrap()
         })
         .collect();
-    eventually("nearly all places are taken", || pgusher.descriptors() >= descriptors + 1000);
+    // (One of those that were open before may have been of a connection that is closed since.)
+    eventually("nearly all places are taken", || pgusher.descriptors() >= descriptors + 990);
     let _more: Vec<_> = (0..30).map(|_| TcpStream::connect(pgusher.address()).unwrap()).collect();
     for _ in 0..20 {
         let mut raw = Raw::connect_from([127, 0, 0, 2], pgusher.address());
