@@ -185,13 +185,17 @@ pub fn upstream(tls: &UpstreamTls, host: &Host) -> Result<Option<UpstreamClient>
 /// # Errors
 /// It cannot be read, or holds none.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    several(path, "no certificate in it")
+}
+
+/// All of one kind that a PEM file holds.
+fn several<T: PemObject>(path: &Path, none: &str) -> Result<Vec<T>, TlsError> {
     let pem = |e: pem::Error| TlsError::Pem(path.to_owned(), e.to_string());
-    let chain: Vec<_> =
-        CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<_, _>>().map_err(pem)?;
-    if chain.is_empty() {
-        return Err(TlsError::Pem(path.to_owned(), "no certificate in it".into()));
+    let all: Vec<_> = T::pem_slice_iter(&read(path)?).collect::<Result<_, _>>().map_err(pem)?;
+    if all.is_empty() {
+        return Err(TlsError::Pem(path.to_owned(), none.into()));
     }
-    Ok(chain)
+    Ok(all)
 }
 
 /// The private key of a PEM file.
@@ -224,13 +228,7 @@ pub fn roots(path: &Path) -> Result<(Vec<CertificateDer<'static>>, RootCertStore
 /// # Errors
 /// It cannot be read, or holds none.
 pub fn revocation_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
-    let pem = |e: pem::Error| TlsError::Pem(path.to_owned(), e.to_string());
-    let lists: Vec<_> =
-        CertificateRevocationListDer::pem_slice_iter(&read(path)?).collect::<Result<_, _>>().map_err(pem)?;
-    if lists.is_empty() {
-        return Err(TlsError::Pem(path.to_owned(), "no revocation list (X509 CRL) in it".into()));
-    }
-    Ok(lists)
+    several(path, "no revocation list (X509 CRL) in it")
 }
 
 /// Until when a revocation list holds; `None` if it does not say.
