@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 
+use super::console::cell;
 use super::house::{Pgusher, Postgres, eventually, pair, warehouse};
 use super::wire::{Raw, message, query, startup};
 
@@ -111,6 +112,11 @@ fn a_login_under_way_ends_by_the_configuration_that_is_in_force_then() {
     }
 }
 
+/// Waits until one client waits for a connection of `warehouse_prod`.
+fn somebody_waits(ops: &mut Raw) {
+    eventually("it waits", || cell(ops, "SHOW POOLS", ("database", "warehouse_prod"), "cl_waiting") == "1");
+}
+
 #[test]
 fn a_login_that_waits_for_a_connection_is_decided_anew_when_its_route_changes() {
     let before = config("on_move = \"keep\"", "", "pool_size = 1\nmax_pinned = 1");
@@ -122,13 +128,7 @@ fn a_login_that_waits_for_a_connection_is_decided_anew_when_its_route_changes() 
     let pairs = [("user", "rawprod"), ("database", "warehouse"), ("my.own", "1")];
     waiting.send(&startup(VERSION, &pairs));
     let mut ops = console(&pgusher);
-    eventually("it waits", || {
-        let pools = ops.ask(&query("SHOW POOLS"));
-        pools
-            .iter()
-            .filter(|m| m.tag == 'D')
-            .any(|m| m.columns()[0] == "warehouse_prod" && m.columns()[3] == "1")
-    });
+    somebody_waits(&mut ops);
     let moved = "[users.rawprod]\nauth_type = \"trust\"\nattributes = { environment = \"prod\" }";
     let after = before.replace(moved, &moved.replace("prod\" }", "dev\" }"));
     assert_ne!(before, after);
@@ -151,13 +151,7 @@ fn a_statement_that_waits_does_not_run_when_its_user_is_gone_or_moved() {
         assert_eq!(holder.tags(&query("BEGIN; SELECT 1")), "CTDCZ");
         late.send(&query(&format!("INSERT INTO waited VALUES ('{what}')")));
         let mut ops = console(&pgusher);
-        eventually("it waits", || {
-            let pools = ops.ask(&query("SHOW POOLS"));
-            pools
-                .iter()
-                .filter(|m| m.tag == 'D')
-                .any(|m| m.columns()[0] == "warehouse_prod" && m.columns()[3] == "1")
-        });
+        somebody_waits(&mut ops);
         pgusher.reload(&format!("{common}{now}"));
         let answer = late.until_ready();
         assert_eq!(answer.last().unwrap().field('C'), "57P01", "{what}: {answer:?}");
