@@ -422,10 +422,8 @@ impl Pool {
     /// There is none.
     async fn acquire_fit(self: &Arc<Self>, user: &UserName) -> Result<Lease, Refusal> {
         for _ in 0..self.most_resets() {
-            let mut lease = self.acquire(user).await?;
-            match lease.make_fit_for(user).await {
-                Ok(()) => return Ok(lease),
-                Err(_) => lease.discard(true),
+            if let Some(lease) = self.acquire(user).await?.make_fit_for(user).await {
+                return Ok(lease);
             }
         }
         Err(not_reset())
@@ -488,10 +486,9 @@ impl Pool {
         startup: &Arc<Settings>,
         user: &UserName,
     ) -> Result<Lease, Refusal> {
-        while let Some(mut lease) = self.lend_kept(startup, user) {
-            match lease.make_fit_for(user).await {
-                Ok(()) => return Ok(lease),
-                Err(_) => lease.discard(true),
+        while let Some(lease) = self.lend_kept(startup, user) {
+            if let Some(lease) = lease.make_fit_for(user).await {
+                return Ok(lease);
             }
         }
         let slot = self.acquire_slot(user).await?;

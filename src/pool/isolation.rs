@@ -144,14 +144,8 @@ impl Pool {
             state.take_dirty(Instant::now())
         };
         for pooled in dirty {
-            let mut lease = Lease { pooled: Some(pooled), pool: self.clone() };
-            let reset = async move {
-                match lease.reset().await {
-                    Ok(()) => lease.release(),
-                    Err(_) => lease.discard(true),
-                }
-            };
-            self.runtimes.tasks.spawn_on(reset, &self.runtimes.control);
+            let lease = Lease { pooled: Some(pooled), pool: self.clone() };
+            self.runtimes.tasks.spawn_on(lease.clean(), &self.runtimes.control);
         }
     }
 }
@@ -163,7 +157,7 @@ impl Lease {
     ///
     /// # Errors
     /// The server refuses, does not answer in time, or has gone.
-    pub async fn reset(&mut self) -> io::Result<()> {
+    async fn reset(&mut self) -> io::Result<()> {
         let begun = Instant::now();
         let reset = async {
             let seed = new_seed(getrandom::u64().map_err(io::Error::other)?);
@@ -188,17 +182,26 @@ impl Lease {
         done
     }
 
-    /// Makes it fit for this user, before anything of the user's is sent on it.
-    ///
-    /// # Errors
-    /// As of [`Lease::reset`].
-    pub(super) async fn make_fit_for(&mut self, user: &UserName) -> io::Result<()> {
-        if self.must_reset_for(user) {
-            self.pool.stats.isolated.hand_overs.fetch_add(1, Ordering::Relaxed);
-            self.reset().await?;
+    /// As [`Lease::reset`]; `None` if it fails: then it is closed.
+    pub(super) async fn reset_or_discard(mut self) -> Option<Self> {
+        match self.reset().await {
+            Ok(()) => Some(self),
+            Err(_) => {
+                self.discard(true);
+                None
+            }
         }
-        self.serve(user);
-        Ok(())
+    }
+
+    /// Makes it fit for this user, before anything of the user's is sent on it; `None` if it cannot be: then it is closed.
+    pub(super) async fn make_fit_for(self, user: &UserName) -> Option<Self> {
+        let mut lease = self;
+        if lease.must_reset_for(user) {
+            lease.pool.stats.isolated.hand_overs.fetch_add(1, Ordering::Relaxed);
+            lease = lease.reset_or_discard().await?;
+        }
+        lease.serve(user);
+        Some(lease)
     }
 
     /// True if the server must reset it before this user may use it.

@@ -178,11 +178,10 @@ impl Lease {
         false
     }
 
-    /// After a client in session mode: reset, then back.
-    pub async fn clean(mut self) {
-        match self.reset().await {
-            Ok(()) => self.release(),
-            Err(_) => self.discard(true),
+    /// Reset, then back; closed, if that fails.
+    pub async fn clean(self) {
+        if let Some(lease) = self.reset_or_discard().await {
+            lease.release();
         }
     }
 
