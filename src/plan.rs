@@ -7,6 +7,7 @@ use std::fmt;
 use secrecy::ExposeSecret;
 
 use crate::attribute;
+use crate::config::read::Applies;
 use crate::config::{Config, Connection, OnMove, Target, file};
 use crate::names::{ConnectionName, UserName};
 use crate::route::{self, Reason};
@@ -294,10 +295,24 @@ impl Plan {
             rows.push(row("user", name.clone(), from.clone(), to.clone(), ""));
         }
         for (name, from, to) in &self.settings {
-            rows.push(row("setting", name.clone(), from.clone(), to.clone(), ""));
+            let note = if waits_for_a_restart(name) { "in force after a restart" } else { "" };
+            rows.push(row("setting", name.clone(), from.clone(), to.clone(), note));
         }
         rows
     }
+
+    /// The settings that change in the file, and in the process only when it starts again.
+    pub fn waiting(&self) -> impl Iterator<Item = &str> {
+        self.settings.iter().map(|(name, ..)| name.as_str()).filter(|name| waits_for_a_restart(name))
+    }
+}
+
+fn waits_for_a_restart(setting: &str) -> bool {
+    let (options, name) = match setting.strip_prefix("management.") {
+        Some(name) => (file::Management::manual().2, name),
+        None => (file::Server::manual().2, setting),
+    };
+    options.iter().any(|option| option.name == name && option.applies == Applies::Restart)
 }
 
 /// A database, whoever logs in to it.

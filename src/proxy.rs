@@ -453,6 +453,9 @@ impl Proxy {
         }
         self.timeouts.set(&new.config.server);
         let (connections, users) = (new.config.connections.len(), new.config.users.len());
+        for setting in plan.waiting() {
+            warn!(setting, "the new value is in force after a restart");
+        }
         self.audit.record(|| {
             let event = Event::new("reload").number("generation", new.number).text("by", by);
             let event = event.number("connections", connections as u64).number("users", users as u64);

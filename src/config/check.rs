@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::file::{self, AuditFailure, AuthType, File, OnUnmatched, SslMode, UpstreamMethod};
+use super::file::{self, AuditFailure, AuthType, File, ListenAddress, OnUnmatched, SslMode, UpstreamMethod};
 use super::read::{Named, Problems, Setting, Strings};
 use super::{
     Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Outside, Target, UpstreamScram,
@@ -544,6 +544,16 @@ fn check_auth(
     if auth_type == AuthType::Cert && !has_client_ca {
         let span = u.auth_type.span().or(name.span());
         problems.error(span, "auth_type \"cert\" needs `client_ca` in [server] tls");
+    }
+    let is_reached = |address: &Setting<ListenAddress>| matches!(&**address, ListenAddress::Tcp(a) if !a.ip().is_loopback());
+    if auth_type == AuthType::Trust && file.server.listen.iter().any(is_reached) {
+        let span = u.auth_type.span().or(file.server.auth_type.span()).or(name.span());
+        problems
+            .warning(
+                span,
+                format!("whoever reaches this address may log in as `{}`, without a proof", **name),
+            )
+            .help("listen on 127.0.0.1 or a unix socket only, or set another auth_type");
     }
 }
 

@@ -178,6 +178,7 @@ fn audit(proxy: &Proxy) -> Table {
         ("lines", Long),
         ("failures", Long),
         ("lost", Long),
+        ("tampered", Long),
         ("last_line", Long),
         ("sha256", Text),
     ]);
@@ -189,6 +190,7 @@ fn audit(proxy: &Proxy) -> Table {
             seen.written.into(),
             seen.failures.into(),
             seen.lost.into(),
+            seen.tampered.into(),
             seen.head.seq.into(),
             seen.head.hash.into(),
         ]);

@@ -267,6 +267,8 @@ fn a_running_process_notices_that_its_lines_are_gone() {
     let (whole, said) = verify(&path);
     assert!(!whole && said.contains(&format!("lines {} to {before} are missing", before - 1)), "{said}");
     assert!(pgusher.log().contains("lines of the audit are missing or were changed"), "{}", pgusher.log());
+    let tampered = cell(&mut console(&pgusher, "watcher"), "SHOW AUDIT", ("lost", "0"), "tampered");
+    assert_eq!(tampered.parse::<u64>().map(|n| n > 0), Ok(true), "{tampered}");
 }
 
 #[test]

@@ -11,8 +11,9 @@ use pgusher::config::read::Setting;
 use pgusher::config::{ClientTls, Host, UpstreamTls};
 use pgusher::tls;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, IsCa,
-    Issuer, KeyIdMethod, KeyPair, PublicKeyData, RevokedCertParams, SerialNumber, SigningKey, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, DnValue,
+    GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair, NameConstraints, PublicKeyData, RevokedCertParams,
+    SerialNumber, SigningKey, date_time_ymd,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -53,6 +54,33 @@ impl Authority {
         write(&folder.join(format!("{name}.crt")), &parameters.self_signed(&key).unwrap().pem());
         write(&folder.join(format!("{name}.key")), &key.serialize_pem());
         Self { folder: folder.to_owned(), parameters, key }
+    }
+
+    /// One that another vouches for; it may do so itself for these names only.
+    fn under(&self, name: &str, names: Option<&str>) -> Self {
+        let mut parameters = parameters(name, &[]);
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.name_constraints = names.map(|names| NameConstraints {
+            permitted_subtrees: vec![GeneralSubtree::DnsName(names.to_owned())],
+            excluded_subtrees: Vec::new(),
+        });
+        let key = KeyPair::generate().unwrap();
+        let certificate = parameters.signed_by(&key, &self.issuer()).unwrap();
+        write(&self.folder.join(format!("{name}.crt")), &certificate.pem());
+        Self { folder: self.folder.clone(), parameters, key }
+    }
+
+    /// As `sign`, with the certificate of this authority behind it in the file.
+    fn sign_and_show(&self, file: &str, name: &str, hosts: &[&str]) {
+        self.sign(file, name, hosts, 1);
+        let path = self.folder.join(format!("{file}.crt"));
+        let DnValue::Utf8String(own) = self.parameters.distinguished_name.get(&DnType::CommonName).unwrap()
+        else {
+            panic!("no name")
+        };
+        let both =
+            [&path, &self.folder.join(format!("{own}.crt"))].map(|p| std::fs::read_to_string(p).unwrap());
+        write(&path, &both.concat());
     }
 
     fn issuer(&self) -> Issuer<'_, &KeyPair> {
@@ -152,6 +180,11 @@ fn made(name: &str) -> PathBuf {
     ca.sign("cn", "localhost", &[], 3);
     ca.sign("cn_address", "127.0.0.1", &[], 4);
     ca.sign("cn_and_san", "localhost", &["elsewhere"], 5);
+    let (free, bound) = (ca.under("free", None), ca.under("bound", Some("elsewhere")));
+    free.sign_and_show("cn_of_free", "localhost", &[]);
+    bound.sign_and_show("cn_of_bound", "localhost", &[]);
+    bound.sign_and_show("cn_elsewhere_of_bound", "elsewhere", &[]);
+    bound.sign_and_show("san_of_bound", "bound", &["elsewhere"]);
     ca.sign_plain("v1", "localhost", 11, LATER);
     ca.sign_plain("v1_revoked", "localhost", 12, LATER);
     ca.sign_plain("v1_elsewhere", "elsewhere", 13, LATER);
@@ -183,7 +216,8 @@ fn server(
     version: &'static SupportedProtocolVersion,
 ) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let chain = vec![CertificateDer::from_pem_file(folder.join(format!("{certificate}.crt"))).unwrap()];
+    let path = folder.join(format!("{certificate}.crt"));
+    let chain = CertificateDer::pem_file_iter(path).unwrap().collect::<Result<_, _>>().unwrap();
     let key = PrivateKeyDer::from_pem_file(folder.join(format!("{key}.key"))).unwrap();
     let own = CertifiedKey::new(chain, provider.key_provider.load_private_key(key).unwrap());
     let config = ServerConfig::builder_with_provider(provider)
@@ -277,6 +311,12 @@ fn an_upstreams_certificate_is_taken_where_libpq_takes_it() {
         ("cn", "ca", "elsewhere", no_name),
         ("cn_address", "ca", "127.0.0.1", all),
         ("cn_and_san", "ca", "localhost", no_name),
+        ("cn_of_free", "ca", "localhost", all),
+        // What an authority may vouch for is not known of a common name: where it is constrained, that does not count.
+        ("cn_of_bound", "ca", "localhost", no_name),
+        ("cn_of_bound", "bound", "localhost", no_name),
+        ("cn_elsewhere_of_bound", "ca", "elsewhere", no_name),
+        ("san_of_bound", "ca", "elsewhere", all),
     ] {
         for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
             // With authorities of its own, `require` verifies as `verify-ca` does; without, it takes anything.

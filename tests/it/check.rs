@@ -266,6 +266,20 @@ fn names_that_differ_from_the_databases_are_warned_of() {
 }
 
 #[test]
+fn trust_on_an_address_that_others_reach_is_warned_of() {
+    let said = |listen: &str| {
+        let text = warehouse("", "", "").replacen("127.0.0.1:@PORT@", listen, 1);
+        assert!(text.contains(listen) && text.contains("trust"), "{text}");
+        check(&text).1
+    };
+    const WARNING: &str = "without a proof";
+    assert!(!said("127.0.0.1:6432").contains(WARNING) && !said("[::1]:6432").contains(WARNING));
+    for listen in ["0.0.0.0:6432", "[::]:6432", "192.0.2.1:6432"] {
+        assert!(said(listen).contains(WARNING), "{listen}");
+    }
+}
+
+#[test]
 fn files_that_others_may_read_or_write_are_warned_of_and_keys_refused() {
     let text = config(
         "tls = { certificate = \"server.crt\", key = \"server.key\" }",

@@ -263,6 +263,11 @@ fn a_plan_between_two_files_says_by_its_status_whether_anything_changes() {
     });
     assert_eq!((&rows[0]["from"], &rows[0]["to"]), (&"none".into(), &"admin".into()));
     assert!(rows[1].to_string().contains("isolation"), "{}", rows[1]);
+    // What waits for a restart is said to.
+    let other = old.replacen("threads = 2\n", "threads = 3\nmax_client_conn = 77\n", 1);
+    let text = String::from_utf8_lossy(&between(&old, &other, &[]).stdout).into_owned();
+    let note = |name: &str| text.lines().find(|l| l.contains(name)).map(|l| l.contains("after a restart"));
+    assert_eq!((note("threads"), note("max_client_conn")), (Some(true), Some(false)), "{text}");
     // A database that was production is so in the plan, also where the same edit takes the label away.
     let (dev, prod) = (pair().dev.port, pair().prod.port);
     let pointed = old
