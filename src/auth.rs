@@ -13,6 +13,7 @@ use pgwire::api::auth::sasl::scram::{ScramSecret, ScramServerAuth};
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
+use crate::aside::Aside;
 use crate::config::file::AuthType;
 use crate::config::{Config, User};
 use crate::error::{Fault, Refusal, Shown, SqlState};
@@ -70,6 +71,7 @@ pub struct Terms<'a> {
 pub struct Authenticator {
     key: Key,
     guesses: Guesses,
+    aside: Aside,
 }
 
 impl Authenticator {
@@ -78,7 +80,8 @@ impl Authenticator {
     /// # Errors
     /// The system gives no random bytes.
     pub fn new(key_file: &Path) -> Result<Self, getrandom::Error> {
-        Ok(Self { key: Key::of(key_file)?, guesses: Guesses::default() })
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self { key: Key::of(key_file)?, guesses: Guesses::default(), aside: Aside::new(cores) })
     }
 
     /// Makes what the logins of a configuration need; what has not changed is taken from the old one. Blocks.
@@ -117,7 +120,8 @@ impl Authenticator {
             AuthType::Password => {
                 let mock = logins.clear_mock(&self.key, &name);
                 let given = exchange.cleartext().await?;
-                accepts(&name, verifier.cloned(), mock, given).await
+                let work = accepts(name.clone(), verifier.cloned(), mock, given);
+                self.aside.run(work).await.unwrap_or(false)
             }
             AuthType::Md5 => {
                 let mut salt = [0; 4];
@@ -197,14 +201,13 @@ fn no_random() -> Refusal {
 
 /// Whether a password given in clear text is the user's. Whoever has no SCRAM verifier, or does not exist, is checked
 /// against a mock, too: it takes as long.
-async fn accepts(
-    name: &str,
+fn accepts(
+    name: String,
     verifier: Option<Verifier>,
     mock: Option<ScramVerifier>,
     given: SecretString,
-) -> bool {
-    let name = name.to_owned();
-    let work = move || {
+) -> impl FnOnce() -> bool + Send + 'static {
+    move || {
         let given = given.expose_secret();
         if let Some(Verifier::Scram(verifier)) = verifier {
             return verifier.accepts(given);
@@ -218,8 +221,7 @@ async fn accepts(
             Some(Verifier::Plain(password)) => equal(password.expose_secret(), given),
             _ => false,
         }
-    };
-    tokio::task::spawn_blocking(work).await.unwrap_or(false)
+    }
 }
 
 /// The client sends `md5` and `md5(md5(password || user) || salt)` in hexadecimal. Whoever has nothing that this can be

@@ -12,6 +12,7 @@ pub mod verifier;
 pub mod config;
 // ── bytes ──
 pub mod wire;
+pub mod aside;
 pub mod stream;
 pub mod tls;
 // ── the path of a client ──

@@ -4,7 +4,7 @@ mod login;
 mod rows;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tracing::warn;
 
+use crate::aside::Aside;
 use crate::config::file::{SslMode, SslNegotiation};
 use crate::config::{Connection, Host, Server};
 use crate::error::{Fault, Refusal, SqlState};
@@ -28,6 +29,8 @@ use crate::tls::{self, ALPN, TlsError, UpstreamClient};
 use crate::wire::startup::Settings;
 pub use rows::{Allowance, rows};
 
+/// How many of its slow things may be done at once: names looked up, passwords read again, proofs made.
+const MAX_ASIDE: usize = 4;
 /// How many cancel requests may be under way to one connection's server.
 const MAX_CANCELS: usize = 64;
 
@@ -66,6 +69,8 @@ pub struct Dialer {
     /// Places for the cancel requests that are under way to this connection's server: the others wait, within their time,
     /// and nobody who cancels elsewhere waits with them.
     pub cancels: Arc<Semaphore>,
+    /// Where its slow things are done.
+    pub aside: Aside,
 }
 
 /// Why there is no connection.
@@ -193,6 +198,7 @@ impl Dialer {
             user_timeout: *server.tcp_user_timeout,
             cancel_timeout: *server.cancel_wait_timeout,
             cancels: Arc::new(Semaphore::new(MAX_CANCELS)),
+            aside: Aside::new(MAX_ASIDE),
         })
     }
 
@@ -219,8 +225,7 @@ impl Dialer {
         let (Some(secret), Some(used)) = (self.connection.password.clone(), password) else {
             return Err(refused);
         };
-        let again = tokio::task::spawn_blocking(move || secret.reread().map(|_| secret.value()));
-        match again.await {
+        match self.aside.run(move || secret.reread().map(|_| secret.value())).await {
             Ok(Ok(new)) if !login::same(&new, &used) => self.dial_modes(settings, Some(&new)).await,
             Ok(Err(error)) => Err(UpstreamError::Auth(error.to_string())),
             _ => Err(refused),
@@ -270,7 +275,7 @@ impl Dialer {
             Socket::Unix(_) | Socket::Moving(_) => None,
         };
         let mut stream = self.secure(socket, security).await?;
-        let login = login::log_in(&mut stream, &self.connection, settings, password).await?;
+        let login = login::log_in(&mut stream, self, settings, password).await?;
         let target = CancelTarget {
             dialer: self.clone(),
             address,
@@ -303,10 +308,8 @@ impl Dialer {
             }
             Host::Name(name) => name,
         };
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), target.port))
-            .await
-            .map_err(|e| UpstreamError::Resolve(name.clone(), e))?
-            .collect();
+        let addresses = self.addresses(name, target.port).await;
+        let addresses = addresses.map_err(|e| UpstreamError::Resolve(name.clone(), e))?;
         let deadline = Instant::now() + self.connection.connect_timeout;
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for (i, address) in addresses.iter().enumerate() {
@@ -320,6 +323,14 @@ impl Dialer {
             }
         }
         Err(UpstreamError::Connect(self.place(), last))
+    }
+
+    async fn addresses(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(ip) = name.parse::<IpAddr>() {
+            return Ok(vec![(ip, port).into()]);
+        }
+        let name = name.to_owned();
+        self.aside.run(move || Ok((name, port).to_socket_addrs()?.collect())).await?
     }
 
     async fn connect_to(&self, address: &Address) -> io::Result<Socket> {

@@ -6,7 +6,7 @@ use postgres_protocol::authentication::sasl::{
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{MAX_REPORTED, MAX_REPORTED_BYTES, Parameter, UpstreamError};
+use super::{Dialer, MAX_REPORTED, MAX_REPORTED_BYTES, Parameter, UpstreamError};
 use crate::config::file::{ChannelBinding, UpstreamMethod};
 use crate::config::{Connection, UpstreamScram};
 use crate::error::SqlState;
@@ -37,10 +37,11 @@ pub fn same(one: &SecretString, other: &SecretString) -> bool {
 /// Logs in and reads up to the first `ReadyForQuery`.
 pub async fn log_in(
     stream: &mut Stream,
-    connection: &Connection,
+    dialer: &Dialer,
     settings: &Settings,
     password: Option<&SecretString>,
 ) -> Result<Login, UpstreamError> {
+    let connection = &*dialer.connection;
     stream.write_all(&startup_packet(connection, settings)?).await?;
     stream.flush().await?;
     let mut proof = Proof::Nothing;
@@ -50,7 +51,7 @@ pub async fn log_in(
         let (tag, body) = read_message(stream).await?;
         match tag {
             b'R' if !authenticated => {
-                authenticated = authentication(stream, connection, password, &mut proof, &body).await?;
+                authenticated = authentication(stream, dialer, password, &mut proof, &body).await?;
             }
             b'E' => return Err(refused(&body)),
             b'N' => {}
@@ -182,12 +183,13 @@ fn allowed(connection: &Connection, method: UpstreamMethod) -> Result<(), Upstre
 /// Handles one `Authentication…` message; true at `AuthenticationOk`.
 async fn authentication(
     stream: &mut Stream,
-    connection: &Connection,
+    dialer: &Dialer,
     password: Option<&SecretString>,
     proof: &mut Proof,
     body: &[u8],
 ) -> Result<bool, UpstreamError> {
     let (code, data) = body.split_first_chunk::<4>().ok_or_else(|| broken("Authentication"))?;
+    let connection = &*dialer.connection;
     let user = &connection.target.username;
     let binding_required = connection.scram.channel_binding == ChannelBinding::Require;
     let wanted = || match password {
@@ -244,7 +246,7 @@ async fn authentication(
             let Proof::ScramSent(scram) = std::mem::replace(proof, Proof::Nothing) else {
                 return Err(broken("AuthenticationSASLContinue"));
             };
-            let scram = answer(scram, data.to_vec(), connection.scram.min_iterations).await?;
+            let scram = answer(scram, data.to_vec(), dialer).await?;
             let last = scram.message().to_vec();
             *proof = Proof::ScramAnswered(scram);
             send(stream, |out| out.extend_from_slice(&last)).await?;
@@ -289,7 +291,12 @@ fn choose(
 }
 
 /// Answers the server's first message, away from the runtime: its iterations are work.
-async fn answer(mut scram: ScramSha256, data: Vec<u8>, floor: u32) -> Result<ScramSha256, UpstreamError> {
+async fn answer(
+    mut scram: ScramSha256,
+    data: Vec<u8>,
+    dialer: &Dialer,
+) -> Result<ScramSha256, UpstreamError> {
+    let floor = dialer.connection.scram.min_iterations;
     let failed = |why: String| UpstreamError::Auth(format!("SCRAM: {why}"));
     let text = std::str::from_utf8(&data).map_err(|e| failed(e.to_string()))?;
     let iterations =
@@ -301,10 +308,8 @@ async fn answer(mut scram: ScramSha256, data: Vec<u8>, floor: u32) -> Result<Scr
         }
         None => return Err(failed("no iteration count".into())),
     }
-    tokio::task::spawn_blocking(move || scram.update(&data).map(|()| scram))
-        .await
-        .map_err(|e| failed(e.to_string()))?
-        .map_err(|e| failed(e.to_string()))
+    let proved = dialer.aside.run(move || scram.update(&data).map(|()| scram)).await;
+    proved.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))
 }
 
 async fn send(stream: &mut Stream, body: impl FnOnce(&mut Vec<u8>)) -> Result<(), UpstreamError> {
