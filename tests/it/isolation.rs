@@ -4,12 +4,12 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::console::{OPERATORS, cell, console};
-use super::fake::{Fake, Peer, complete, error, probed, ready, row, unharmed};
-use super::house::{PATIENCE, Pgusher, Postgres, Random, eventually, size};
+use super::fake::unharmed;
+use super::house::{Pgusher, Postgres, Random, eventually, size};
 use super::state::done;
 use super::wire::{Message, Raw, bind, execute, message, parse, query, startup, sync};
 
@@ -62,7 +62,7 @@ fn config(pool_size: usize, connection: &str) -> String {
     )
 }
 
-const USERS: &str = "\n[users.ann]\nauth_type = \"trust\"\n\n[users.ben]\nauth_type = \"trust\"\n";
+pub const USERS: &str = "\n[users.ann]\nauth_type = \"trust\"\n\n[users.ben]\nauth_type = \"trust\"\n";
 
 fn login(pgusher: &Pgusher, user: &str) -> Raw {
     Raw::login(pgusher.address(), user)
@@ -843,150 +843,4 @@ fn a_connection_that_nobody_uses_is_reset_after_a_second() {
     eventually("it is reset again", || !server().sql("isolation", &said).contains("ann_cursor"));
     let digest = Digest::of(&mut ann);
     assert_eq!((digest.kind("channels"), digest.kind("cursors")), ("", ""), "{:?}", digest.pid);
-}
-
-// ── resets that fail ──
-
-/// What an upstream has been asked, and by which of its connections.
-#[derive(Default)]
-struct Heard {
-    all: Mutex<Vec<(usize, String)>>,
-    closed: Mutex<Vec<usize>>,
-    /// Something of the client's came while a reset was still to be answered.
-    early: Mutex<Vec<String>>,
-    /// On which connection a reset fails; one more than its number.
-    fails: AtomicUsize,
-}
-
-const ON_EACH: usize = usize::MAX;
-
-/// An upstream that answers with the number of the connection.
-fn upstream(heard: &Arc<Heard>) -> Fake {
-    let heard = heard.clone();
-    Fake::start(move |peer| {
-        peer.welcome();
-        while let Some(message) = peer.next() {
-            match message.tag {
-                'X' => break,
-                'S' => peer.send(&ready()),
-                'Q' => answer(peer, &String::from_utf8_lossy(&message.body), &heard),
-                _ => {}
-            }
-        }
-        heard.closed.lock().unwrap().push(peer.number);
-    })
-}
-
-fn answer(peer: &mut Peer, sql: &str, heard: &Heard) {
-    heard.all.lock().unwrap().push((peer.number, sql.to_owned()));
-    if sql.contains("DISCARD ALL") {
-        await_early(peer, heard);
-        let fails = heard.fails.load(Ordering::SeqCst);
-        let answer = match fails == ON_EACH || fails == peer.number + 1 {
-            true => {
-                error(&[('S', "ERROR"), ('V', "ERROR"), ('C', "0A000"), ('M', "there is no such thing here")])
-            }
-            false => complete("DISCARD ALL"),
-        };
-        return peer.send(&[answer, ready()].concat());
-    }
-    let answer = match sql {
-        _ if sql.contains("pg_proc") => complete("SELECT 0"),
-        _ if sql.contains("isolation_probe") && sql.contains("pg_backend_pid") => probed(),
-        _ if sql.starts_with("RESET") => complete("RESET"),
-        _ => row(&peer.number.to_string()),
-    };
-    peer.send(&[answer, ready()].concat());
-}
-
-/// Waits a moment before a reset is answered, and looks at what comes meanwhile.
-fn await_early(peer: &Peer, heard: &Heard) {
-    std::thread::sleep(Duration::from_millis(200));
-    let mut space = [0; 4096];
-    peer.stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
-    let length = peer.stream.peek(&mut space).unwrap_or(0);
-    peer.stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let text = String::from_utf8_lossy(&space[..length]);
-    if ["of ben", "7MB", "set_config"].iter().any(|word| text.contains(word)) {
-        heard.early.lock().unwrap().push(text.into_owned());
-    }
-}
-
-fn before(fake: &Fake) -> Pgusher {
-    let connection = "sslmode = \"disable\"\npool_size = 1";
-    Pgusher::start(&(fake.config("", &["k0".into()], connection) + USERS))
-}
-
-fn log_in(pgusher: &Pgusher, user: &str, settings: &[(&str, &str)]) -> Raw {
-    let pairs = [&[("user", user), ("database", "k0")], settings].concat();
-    Raw::login_with(pgusher.address(), VERSION, &pairs)
-}
-
-#[test]
-fn nothing_of_the_next_user_is_sent_before_the_reset_is_answered() {
-    let heard = Arc::new(Heard::default());
-    let fake = upstream(&heard);
-    let pgusher = before(&fake);
-    let mut ann = log_in(&pgusher, "ann", &[]);
-    let mut ben = log_in(&pgusher, "ben", &[("work_mem", "7MB")]);
-    let number = ann.value("SELECT 'of ann'");
-    ben.send(&[query("SELECT 'of ben'"), query("SELECT 'of ben again'")].concat());
-    for _ in 0..2 {
-        let answer = ben.until_ready();
-        assert!(answer.iter().any(|m| m.tag == 'D' && m.columns() == [number.as_str()]), "{answer:?}");
-    }
-    let all = heard.all.lock().unwrap().clone();
-    let at = |word: &str| {
-        all.iter().position(|(_, sql)| sql.contains(word)).unwrap_or_else(|| panic!("{word}: {all:?}"))
-    };
-    let hers = at("of ann");
-    let reset = hers + all[hers..].iter().position(|(_, sql)| sql.contains("DISCARD ALL")).expect("no reset");
-    assert!(reset < at("of ben") && all[reset..].iter().any(|(_, sql)| sql.contains("7MB")), "{all:?}");
-    // A new seed behind it, and nothing in that message but ASCII.
-    let seed = all[reset..].iter().position(|(_, sql)| sql.contains("setseed")).expect("no new seed");
-    assert!(reset + seed < at("of ben") && all[reset + seed].1.is_ascii(), "{all:?}");
-    assert_eq!(heard.early.lock().unwrap().as_slice(), [""; 0]);
-    unharmed(&pgusher);
-}
-
-#[test]
-fn a_connection_whose_reset_fails_is_closed_and_another_is_taken() {
-    let heard = Arc::new(Heard::default());
-    let fake = upstream(&heard);
-    let pgusher = before(&fake);
-    let (mut ann, mut ben) = (log_in(&pgusher, "ann", &[]), log_in(&pgusher, "ben", &[]));
-    let hers: usize = ann.value("SELECT 'of ann'").parse().unwrap();
-    heard.fails.store(hers + 1, Ordering::SeqCst);
-    let his: usize = ben.value("SELECT 'of ben'").parse().unwrap();
-    assert_ne!(his, hers);
-    eventually("hers is closed", || heard.closed.lock().unwrap().contains(&hers));
-    let of_ben = |(number, sql): &(usize, String)| *number == hers && sql.contains("of ben");
-    assert!(!heard.all.lock().unwrap().iter().any(of_ben), "sent on a connection that was not reset");
-    // And all goes on.
-    heard.fails.store(0, Ordering::SeqCst);
-    assert_eq!(ann.value("SELECT 'of ann'"), his.to_string());
-    unharmed(&pgusher);
-}
-
-#[test]
-fn an_upstream_that_cannot_be_reset_is_served_as_strict() {
-    let heard = Arc::new(Heard::default());
-    heard.fails.store(ON_EACH, Ordering::SeqCst);
-    let fake = upstream(&heard);
-    let pgusher = before(&fake);
-    let (mut ann, mut ben) = (log_in(&pgusher, "ann", &[]), log_in(&pgusher, "ben", &[]));
-    let hers = ann.value("SELECT 'of ann'");
-    let his = ben.value("SELECT 'of ben'");
-    assert!(hers.parse::<usize>().is_ok() && his.parse::<usize>().is_ok(), "{hers} {his}");
-    assert_ne!(hers, his);
-    assert_ne!(ann.value("SELECT 'of ann'"), his);
-    let mut owners: HashMap<usize, HashSet<&str>> = HashMap::new();
-    for (number, sql) in heard.all.lock().unwrap().iter() {
-        for user in ["of ann", "of ben"].into_iter().filter(|user| sql.contains(user)) {
-            owners.entry(*number).or_default().insert(user);
-        }
-    }
-    assert!(owners.values().all(|users| users.len() == 1), "{owners:?}");
-    assert!(pgusher.log().contains("strict"), "the operator is not told");
-    unharmed(&pgusher);
 }

@@ -41,6 +41,7 @@ mod oracle;
 mod orders;
 mod plan;
 mod relay;
+mod resets;
 mod routing;
 mod service;
 mod soak;
