@@ -1231,3 +1231,34 @@ impl Drop for Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(by: OrderedBy, now: bool) -> Order {
+        Order { by, now, refusal: no_random() }
+    }
+
+    fn held(orders: &Orders) -> Option<(OrderedBy, bool)> {
+        assert_eq!(orders.is_pending(), orders.order.lock().is_some());
+        orders.order.lock().as_ref().map(|order| (order.by, order.now))
+    }
+
+    #[test]
+    fn what_an_operator_has_ordered_the_configuration_does_not_take_back() {
+        use OrderedBy::{Operator, Route};
+        let orders = Orders::default();
+        orders.give(order(Route, false));
+        orders.take_back();
+        assert_eq!(held(&orders), None);
+        // In whichever order they come, and "now" stays.
+        for (first, second) in [(Route, Operator), (Operator, Route)] {
+            let orders = Orders::default();
+            orders.give(order(first, true));
+            orders.give(order(second, false));
+            orders.take_back();
+            assert_eq!(held(&orders), Some((Operator, true)), "{first:?}, then {second:?}");
+        }
+    }
+}

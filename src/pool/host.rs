@@ -183,6 +183,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_pool_that_has_retired_is_kept_no_place() {
+        let host = Arc::new(HostCount::default());
+        host.set_limit(3);
+        let [dev, idle, busy] = [0; 3].map(|_| Share::of(&host));
+        assert!(busy.take());
+        assert_eq!((0..9).filter(|_| dev.take()).count(), 1, "one is kept for the idle one");
+        idle.retire();
+        busy.retire();
+        assert_eq!((0..9).filter(|_| dev.take()).count(), 1);
+        busy.give_back();
+        assert_eq!((0..9).filter(|_| dev.take()).count(), 1);
+        assert!(!busy.take());
+    }
+
+    #[test]
     fn a_pool_without_a_connection_is_kept_a_place_and_no_more_than_half_of_all() {
         let host = Arc::new(HostCount::default());
         host.set_limit(6);

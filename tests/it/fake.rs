@@ -60,28 +60,39 @@ impl Drop for Acceptor {
 /// An upstream that follows a script.
 pub struct Fake {
     acceptor: Acceptor,
+    /// Connections that were no login.
+    others: Arc<AtomicUsize>,
 }
 
 impl Fake {
     /// Every connection that is no cancel is shown to the script, its startup packet already read.
     pub fn start(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
+        let others = Arc::new(AtomicUsize::new(0));
+        let count = others.clone();
         let acceptor = Acceptor::start(move |number, stream| {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let mut peer = Peer { stream, number, database: String::new() };
             if peer.begin() {
                 script(&mut peer);
+            } else {
+                count.fetch_add(1, Ordering::SeqCst);
             }
         });
-        Self { acceptor }
+        Self { acceptor, others }
     }
 
     /// The same, before anything was read.
     pub fn start_raw(script: impl Fn(&TcpStream) + Send + Sync + 'static) -> Self {
-        Self { acceptor: Acceptor::start(move |_, stream| script(&stream)) }
+        Self { acceptor: Acceptor::start(move |_, stream| script(&stream)), others: Arc::default() }
     }
 
     pub fn port(&self) -> u16 {
         self.acceptor.port
+    }
+
+    /// How many cancel requests have come, and others who did not log in.
+    pub fn others(&self) -> usize {
+        self.others.load(Ordering::SeqCst)
     }
 
     /// A configuration with one base connection for each name, all of them to this fake.

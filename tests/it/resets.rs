@@ -1,14 +1,15 @@
 //! The reset between two users of a connection, in front of an upstream that hears all and answers as it likes.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::fake::{Fake, Peer, complete, error, probed, ready, row, unharmed};
 use super::house::{PATIENCE, Pgusher, eventually};
 use super::isolation::USERS;
-use super::wire::{Raw, query};
+use super::wire::{Raw, query, startup};
 
 const VERSION: u32 = 0x0003_0000;
 
@@ -21,9 +22,23 @@ struct Heard {
     early: Mutex<Vec<String>>,
     /// On which connection a reset fails; one more than its number.
     fails: AtomicUsize,
+    /// On which one it is cut off.
+    cuts: AtomicUsize,
+    /// Resets and statements take long.
+    slow: AtomicBool,
 }
 
 const ON_EACH: usize = usize::MAX;
+
+fn is_on(which: &AtomicUsize, number: usize) -> bool {
+    [ON_EACH, number + 1].contains(&which.load(Ordering::SeqCst))
+}
+
+/// The beginning of a notice, of which the end never comes.
+const HALF_A_NOTICE: &[u8] = b"N\0\0\x01\0SNOTICE\0";
+/// How long what is slow takes, with a limit of `SLOW_LIMIT` and a second on it: twice that is too long.
+const SLOW: Duration = Duration::from_millis(2500);
+const SLOW_LIMIT: &str = "query_timeout = \"3s\"";
 
 /// An upstream that answers with the number of the connection.
 fn upstream(heard: &Arc<Heard>) -> Fake {
@@ -44,10 +59,18 @@ fn upstream(heard: &Arc<Heard>) -> Fake {
 
 fn answer(peer: &mut Peer, sql: &str, heard: &Heard) {
     heard.all.lock().unwrap().push((peer.number, sql.to_owned()));
+    let is_slow =
+        heard.slow.load(Ordering::SeqCst) && (sql.contains("DISCARD ALL") || sql.contains("'of ben'"));
+    if is_slow {
+        std::thread::sleep(SLOW);
+    }
     if sql.contains("DISCARD ALL") {
         await_early(peer, heard);
-        let fails = heard.fails.load(Ordering::SeqCst);
-        let answer = match fails == ON_EACH || fails == peer.number + 1 {
+        if is_on(&heard.cuts, peer.number) {
+            let _ = peer.stream.shutdown(Shutdown::Both);
+            return;
+        }
+        let answer = match is_on(&heard.fails, peer.number) {
             true => {
                 error(&[('S', "ERROR"), ('V', "ERROR"), ('C', "0A000"), ('M', "there is no such thing here")])
             }
@@ -61,7 +84,8 @@ fn answer(peer: &mut Peer, sql: &str, heard: &Heard) {
         _ if sql.starts_with("RESET") => complete("RESET"),
         _ => row(&peer.number.to_string()),
     };
-    peer.send(&[answer, ready()].concat());
+    let more: &[u8] = if sql.contains("and half a notice") { HALF_A_NOTICE } else { &[] };
+    peer.send(&[&answer, &ready(), more].concat());
 }
 
 /// Waits a moment before a reset is answered, and looks at what comes meanwhile.
@@ -78,8 +102,12 @@ fn await_early(peer: &Peer, heard: &Heard) {
 }
 
 fn before(fake: &Fake) -> Pgusher {
-    let connection = "sslmode = \"disable\"\npool_size = 1";
-    Pgusher::start(&(fake.config("", &["k0".into()], connection) + USERS))
+    before_with(fake, "")
+}
+
+fn before_with(fake: &Fake, connection: &str) -> Pgusher {
+    let connection = format!("sslmode = \"disable\"\npool_size = 1\n{connection}");
+    Pgusher::start(&(fake.config("", &["k0".into()], &connection) + USERS))
 }
 
 fn log_in(pgusher: &Pgusher, user: &str, settings: &[(&str, &str)]) -> Raw {
@@ -153,5 +181,57 @@ fn an_upstream_that_cannot_be_reset_is_served_as_strict() {
     }
     assert!(owners.values().all(|users| users.len() == 1), "{owners:?}");
     assert!(pgusher.log().contains("strict"), "the operator is not told");
+    unharmed(&pgusher);
+}
+
+/// A connection that ends while it is asked says nothing about the others.
+#[test]
+fn an_upstream_is_asked_again_whether_it_can_be_reset_when_its_answer_was_cut_off() {
+    let heard = Arc::new(Heard::default());
+    heard.cuts.store(1, Ordering::SeqCst);
+    let fake = upstream(&heard);
+    let pgusher = before(&fake);
+    let mut first = Raw::connect(pgusher.address());
+    first.send(&startup(VERSION, &[("user", "ann"), ("database", "k0")]));
+    let told = first.until_ready();
+    assert_eq!(told.last().map(|m| m.tag), Some('E'), "{told:?}");
+    assert!(heard.closed.lock().unwrap().contains(&0), "the first connection was not cut off");
+    let (mut ann, mut ben) = (log_in(&pgusher, "ann", &[]), log_in(&pgusher, "ben", &[]));
+    let hers = ann.value("SELECT 'of ann'");
+    assert_eq!(ben.value("SELECT 'of ben'"), hers, "served as strict for good");
+    assert!(!pgusher.log().contains("strict"), "{}", pgusher.log());
+    unharmed(&pgusher);
+}
+
+/// A reset has its own time, and so has the statement behind it.
+#[test]
+fn a_slow_reset_takes_no_time_from_the_statement_behind_it() {
+    let heard = Arc::new(Heard::default());
+    let fake = upstream(&heard);
+    let pgusher = before_with(&fake, SLOW_LIMIT);
+    let (mut ann, mut ben) = (log_in(&pgusher, "ann", &[]), log_in(&pgusher, "ben", &[]));
+    let hers = ann.value("SELECT 'of ann'");
+    heard.slow.store(true, Ordering::SeqCst);
+    assert_eq!(ben.value("SELECT 'of ben'"), hers);
+    assert_eq!(fake.others(), 0, "it was cancelled");
+    unharmed(&pgusher);
+}
+
+/// What the server had begun to say is not over: its end would be taken for an answer to the reset.
+#[test]
+fn a_session_that_leaves_in_the_middle_of_a_message_leaves_no_connection() {
+    let heard = Arc::new(Heard::default());
+    let fake = upstream(&heard);
+    let pgusher = before_with(&fake, "pool_mode = \"session\"");
+    let mut ann = log_in(&pgusher, "ann", &[]);
+    let hers: usize = ann.value("SELECT 'of ann', 'and half a notice'").parse().unwrap();
+    ann.send(b"X\0\0\0\x04");
+    drop(ann);
+    eventually("hers is closed", || heard.closed.lock().unwrap().contains(&hers));
+    let all = heard.all.lock().unwrap().clone();
+    let left = all.iter().position(|(_, sql)| sql.contains("half a notice")).unwrap();
+    let behind = |(number, sql): &&(usize, String)| *number == hers && sql.contains("DISCARD");
+    assert_eq!(all[left..].iter().find(behind), None);
+    assert_ne!(log_in(&pgusher, "ben", &[]).value("SELECT 'of ben'"), hers.to_string());
     unharmed(&pgusher);
 }
