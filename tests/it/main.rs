@@ -40,6 +40,7 @@ mod metrics;
 mod oracle;
 mod orders;
 mod plan;
+mod pool;
 mod relay;
 mod resets;
 mod routing;
