@@ -23,6 +23,7 @@ use crate::error::{Fault, Refusal, SqlState};
 use crate::pool::{
     Answer, Lease, Outcome, Pinned, Pool, Subscription, Ticket, not_reset, refusal_of, waited_too_long,
 };
+use crate::relay::reset::Proof;
 use crate::relay::{self, Broken, Core, Sink, Then};
 use crate::stats::Figure;
 use crate::stream::{Reader, Stream};
@@ -451,8 +452,8 @@ impl Engine {
         let Leasing::Held(lease) = &mut self.leasing else { return Ok(false) };
         let mut setup = Vec::new();
         if self.core.mode() == PoolMode::Transaction && lease.must_reset_for(self.core.user()) {
-            let random = getrandom::u64().map_err(|_| Cause::Refused(no_random()))?;
-            self.core.reset(random, &mut setup);
+            let random = || getrandom::u64().map_err(|_| Cause::Refused(no_random()));
+            self.core.reset(random()?, Proof::new(random()?), &mut setup);
             self.pool.stats().isolated.hand_overs.fetch_add(1, Ordering::Relaxed);
             self.reset_since = Some(Moment::now());
         } else {
@@ -1127,7 +1128,7 @@ impl Engine {
                 if self.core.mode() == PoolMode::Session && clean {
                     self.pool.spawn(lease.clean());
                 } else {
-                    lease.discard(!self.core.is_clients_turn() && !self.core.is_fatal());
+                    lease.discard(self.core.may_be_busy() && !self.core.is_fatal());
                 }
             }
         }

@@ -252,7 +252,7 @@ pub struct Core {
     strays: bool,
     /// What the upstream reports next are defaults of its own, to which a `RESET` went.
     resetting: bool,
-    /// In session mode: it may have left what `DISCARD ALL` does not take away.
+    /// It may have left what `DISCARD ALL` does not take away, or has lost count of what the upstream owes.
     stained: bool,
     /// A request that may deallocate every statement is under way.
     distrust: bool,
@@ -510,6 +510,11 @@ impl Core {
         self.requests.is_empty() && self.upstream_rest.0 == 0
     }
 
+    /// True if something of the session's may still run on its connection.
+    pub fn may_be_busy(&self) -> bool {
+        !self.is_clients_turn() || self.stained
+    }
+
     /// True if so much is under way that no more should be read from the client.
     pub fn is_full(&self) -> bool {
         self.requests.len() > MAX_REQUESTS
@@ -718,7 +723,7 @@ impl Core {
                 _ if request.kind == Kind::ParseUnnamed && self.unnamed.stamp == request.number => {
                     self.unnamed.text = UnnamedText::None;
                 }
-                Some(Note::Unnamed(_) | Note::Refused(_)) | None => {}
+                Some(Note::Unnamed(_) | Note::Refused(_) | Note::Proof(_)) | None => {}
             }
         }
     }

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::{Lease, Pool, Pooled, State};
 use crate::config::file::Isolation;
 use crate::names::UserName;
-use crate::relay::reset::{DISCARD, new_seed};
+use crate::relay::reset::{DISCARD, Proof};
 use crate::upstream::{Allowance, Backend, UpstreamError, rows};
 
 /// For how long a connection may hold what its last user has left, while nobody uses it.
@@ -160,11 +160,14 @@ impl Lease {
     async fn reset(&mut self) -> io::Result<()> {
         let begun = Instant::now();
         let reset = async {
-            let seed = new_seed(getrandom::u64().map_err(io::Error::other)?);
-            for sql in [DISCARD, &seed] {
-                self.simple(sql).await?.map_err(|_| io::Error::other("the server refuses to reset it"))?;
+            let (seed, proof) = seed_and_proof()?;
+            let refused = |_| io::Error::other("the server refuses to reset it");
+            self.simple(DISCARD).await?.map_err(refused)?;
+            let row = self.simple(&proof.new_seed(seed)).await?.map_err(refused)?;
+            match row.is_some_and(|row| proof.is_in(&row)) {
+                true => Ok(()),
+                false => Err(io::Error::other("what answers is not the answer to the reset")),
             }
-            Ok(())
         };
         let done = tokio::time::timeout(PATIENCE, reset).await;
         let done = done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
@@ -217,6 +220,11 @@ impl Lease {
     }
 }
 
+fn seed_and_proof() -> io::Result<(u64, Proof)> {
+    let random = || getrandom::u64().map_err(io::Error::other);
+    Ok((random()?, Proof::new(random()?)))
+}
+
 /// Whether it is one server process that answers, which forgets a setting and takes a seed: a connection that nobody uses
 /// yet is asked.
 ///
@@ -227,7 +235,8 @@ pub async fn prove(backend: &mut Backend) -> io::Result<()> {
     let set = format!("SELECT pg_catalog.set_config('{PROBE}','x',false)");
     let look =
         format!("SELECT pg_catalog.pg_backend_pid(),COALESCE(pg_catalog.current_setting('{PROBE}',true),'')");
-    let seed = new_seed(getrandom::u64().map_err(io::Error::other)?);
+    let (seed, proof) = seed_and_proof()?;
+    let seed = proof.new_seed(seed);
     let (mut pid, mut left) = (None, None);
     for sql in [&set, DISCARD, &seed, &look] {
         rows(&mut backend.stream, sql, allowed, |row| {

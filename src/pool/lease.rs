@@ -218,7 +218,7 @@ impl Lease {
         })?;
         let extra = Arc::new(extra);
         match answer {
-            Ok(()) => {
+            Ok(_) => {
                 self.state.settings.extra_is(extra.clone());
                 Ok(Ok(Welcome { reported: self.state.settings.reported().clone(), extra }))
             }
@@ -226,16 +226,17 @@ impl Lease {
         }
     }
 
-    /// Runs a statement of our own. The inner error is the upstream's `ErrorResponse` body.
+    /// Runs a statement of our own, and answers the body of its last row. The inner error is the upstream's `ErrorResponse`
+    /// body.
     ///
     /// Not cancel-safe: dropped, the connection must not be used again (and is not: the lease goes with it).
-    pub(super) async fn simple(&mut self, sql: &str) -> io::Result<Result<(), Vec<u8>>> {
+    pub(super) async fn simple(&mut self, sql: &str) -> io::Result<Result<Option<Vec<u8>>, Vec<u8>>> {
         let mut out = Vec::new();
         wire::query(&mut out, sql);
         self.stream.write_all(&out).await?;
         self.stream.flush().await?;
         self.state.forget_unnamed();
-        let mut failed = None;
+        let (mut failed, mut row) = (None, None);
         loop {
             let mut header = [0; HEADER];
             self.stream.read_exact(&mut header).await?;
@@ -246,9 +247,10 @@ impl Lease {
             let mut body = vec![0; header.total - HEADER];
             self.stream.read_exact(&mut body).await?;
             match header.tag {
-                b'Z' if body == b"I" => return Ok(failed.map_or(Ok(()), Err)),
+                b'Z' if body == b"I" => return Ok(failed.map_or(Ok(row), Err)),
                 b'Z' => return Err(io::ErrorKind::InvalidData.into()),
                 b'E' => failed = Some(body),
+                b'D' => row = Some(body),
                 b'S' if !self.reported(&body) => return Err(io::ErrorKind::InvalidData.into()),
                 _ => {}
             }

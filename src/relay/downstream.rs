@@ -67,10 +67,24 @@ impl Core {
     fn data(&mut self, header: Header, input: &[u8]) -> Result<Step, Broken> {
         match self.requests.front_kind() {
             Some(Kind::Query | Kind::Execute) => Ok(Step::Pass),
-            Some(Kind::Reset | Kind::Setup | Kind::HandOver) => Ok(Step::Drop),
+            Some(Kind::Reset) => self.proved(header, input),
+            Some(Kind::Setup | Kind::HandOver) => Ok(Step::Drop),
             Some(Kind::Survey) => Ok(self.answered(header, input)),
             front => Err(Broken::Desync(format!("data in answer to {front:?}"))),
         }
+    }
+
+    /// The row that answers a reset is our own, or what comes on this connection answers something else.
+    fn proved(&mut self, header: Header, input: &[u8]) -> Result<Step, Broken> {
+        let Some(proof) = self.requests.front_proof().filter(|_| header.total <= GATHER) else {
+            return Err(Broken::Reset(Vec::new()));
+        };
+        let Some(row) = input.get(HEADER..header.total) else { return Ok(Step::Wait) };
+        if !proof.is_in(row) {
+            return Err(Broken::Reset(Vec::new()));
+        }
+        self.requests.take_front_note();
+        Ok(Step::Drop)
     }
 
     /// The row that answers a survey; one that is too long is no answer.
@@ -169,8 +183,8 @@ impl Core {
             | (b'V', Some(Kind::FunctionCall))
             | (b'H' | b'c', Some(Kind::Query | Kind::Execute)) => return Ok(Step::Pass),
             (b'G', Some(Kind::Query | Kind::Execute)) => {
-                let ended = self.requests.begin_copy();
-                self.copy = if ended { Copy::Ending { stray: false } } else { Copy::In { stray: false } };
+                let (ended, stray) = self.requests.begin_copy();
+                self.copy = if ended { Copy::Ending { stray } } else { Copy::In { stray } };
                 return Ok(Step::Pass);
             }
             _ => {
@@ -198,6 +212,10 @@ impl Core {
         if !front.is_some_and(ends) {
             return Err(Broken::Desync(format!("ReadyForQuery in answer to {front:?}")));
         }
+        if front == Some(Kind::Reset) && (status != b'I' || self.requests.front_proof().is_some()) {
+            // A transaction is open, or this answers something else.
+            return Err(Broken::Reset(Vec::new()));
+        }
         let hidden = self.requests.pop().is_some_and(|request| request.hidden);
         self.copy = Copy::None;
         self.resetting = false;
@@ -207,9 +225,6 @@ impl Core {
             self.flush_at = super::MAX_UNASKED;
         }
         if front == Some(Kind::Reset) {
-            if status != b'I' {
-                return Err(Broken::Desync("a transaction is open behind a DISCARD ALL".into()));
-            }
             if self.requests.is_empty() {
                 backend.discarded();
             }
@@ -289,8 +304,10 @@ impl Core {
         let severity = body.and_then(|b| wire::error_field(b, b'V').or_else(|| wire::error_field(b, b'S')));
         self.fatal |= matches!(severity, Some(b"FATAL" | b"PANIC"));
         if let Copy::In { stray: true } | Copy::Ending { stray: true } = self.copy {
-            // Whether the upstream ignored that Sync or answers it depends on when it failed.
+            // Whether the upstream ignored that Sync or answers it depends on when it failed. So nobody knows how many
+            // answers are still to come: nobody else may have this connection, ever.
             self.pin_for(Pin::Copy);
+            self.stained = true;
         }
         self.copy = Copy::None;
         let (skipped, found) = match self.requests.front_kind() {

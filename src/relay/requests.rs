@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::reset::Proof;
 use super::statement::{Named, Unnamed, significant};
 
 /// One request. Requests are numbered from 1 within a session.
@@ -71,6 +72,8 @@ pub enum Note {
     Prepared(u64),
     /// The upstream closes one.
     Closed(u64),
+    /// What the row must hold that answers it.
+    Proof(Proof),
     /// It changed the unnamed statement, which was this one.
     Unnamed(Unnamed),
     /// The `ErrorResponse` to send in place of the upstream's.
@@ -86,7 +89,7 @@ impl Note {
             }
             Self::Unnamed(previous) => previous.text.text().map_or(0, <[u8]>::len),
             Self::Refused(error) => error.len(),
-            Self::Prepared(_) | Self::Closed(_) => 0,
+            Self::Prepared(_) | Self::Closed(_) | Self::Proof(_) => 0,
         }
     }
 }
@@ -185,6 +188,14 @@ impl Requests {
 
     pub fn front_kind(&self) -> Option<Kind> {
         self.queue.front().map(|r| r.kind)
+    }
+
+    /// What the first one's answer must hold, if anything.
+    pub fn front_proof(&self) -> Option<Proof> {
+        match self.queue.front()?.note.as_deref() {
+            Some(Note::Proof(proof)) => Some(*proof),
+            _ => None,
+        }
     }
 
     pub fn take_front_note(&mut self) -> Option<Box<Note>> {
@@ -292,19 +303,22 @@ impl Requests {
     }
 
     /// The front has turned out to be a COPY: the upstream reads and ignores the `Sync`s behind it, up to the end
-    /// of the data. True if that end was sent already.
-    pub fn begin_copy(&mut self) -> bool {
+    /// of the data. Whether that end was sent already, and whether there are such `Sync`s: if the COPY fails before it
+    /// has read them, they are answered after all.
+    pub fn begin_copy(&mut self) -> (bool, bool) {
+        let mut stray = false;
         loop {
             match self.queue.get(1).map(|r| r.kind) {
                 Some(Kind::Sync) => {
                     let ignored = self.queue.remove(1);
                     ignored.iter().for_each(|request| self.leaves(request));
+                    stray = true;
                 }
                 Some(Kind::CopyEnd) => {
                     self.queue.remove(1);
-                    return true;
+                    return (true, stray);
                 }
-                _ => return false,
+                _ => return (false, stray),
             }
         }
     }

@@ -1,9 +1,10 @@
 //! What is asked of the server between two users of one connection, so that nothing of the one meets the other.
 //!
 //! It rests on PostgreSQL and not on what was read of statements: `DISCARD ALL`, which must be a message of its own, and a
-//! new seed, which it leaves alone. Both are answered without an error before anything of the next user's is sent.
+//! new seed, which it leaves alone. Both are answered without an error, the second with a row that nobody else can make, before
+//! anything of the next user's is sent: should answers of the last user's still be under way, they are not taken for these.
 
-use super::requests::Kind;
+use super::requests::{Kind, Note};
 use super::{BackendState, Core};
 use crate::names::UserName;
 use crate::wire;
@@ -11,10 +12,31 @@ use crate::wire;
 /// Takes away all that PostgreSQL can take away from a session.
 pub const DISCARD: &str = "DISCARD ALL";
 
-/// The statement that gives `random()` a seed nobody knows; `random` are random bits.
-pub fn new_seed(random: u64) -> String {
-    // Qualified, in ASCII, and with digits alone: it means the same on every connection.
-    format!("SELECT pg_catalog.setseed('0.{:015}'::pg_catalog.float8)", random % 1_000_000_000_000_000)
+/// What nobody can know who has used the connection before: whatever answers a reset with it answers that reset, and not
+/// something that was still under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proof(u64);
+
+impl Proof {
+    /// Of random bits.
+    pub fn new(random: u64) -> Self {
+        Self(random)
+    }
+
+    /// The statement that gives `random()` a seed nobody knows, and answers with the proof behind it.
+    pub fn new_seed(self, random: u64) -> String {
+        // Qualified, in ASCII, and with digits alone: it means the same on every connection.
+        format!(
+            "SELECT pg_catalog.setseed('0.{:015}'::pg_catalog.float8),'{:016x}'::pg_catalog.text",
+            random % 1_000_000_000_000_000,
+            self.0
+        )
+    }
+
+    /// Whether the body of a `DataRow` ends with it.
+    pub fn is_in(self, row: &[u8]) -> bool {
+        row.ends_with(format!("{:016x}", self.0).as_bytes())
+    }
 }
 
 impl BackendState {
@@ -47,11 +69,11 @@ impl BackendState {
 impl Core {
     /// Asks the server to take away what another user has left on it; nothing of this one's may be sent before that is
     /// done: see [`Core::is_setting_up`].
-    pub fn reset(&mut self, random: u64, up: &mut Vec<u8>) {
+    pub fn reset(&mut self, seed: u64, proof: Proof, up: &mut Vec<u8>) {
         wire::query(up, DISCARD);
-        wire::query(up, &new_seed(random));
+        wire::query(up, &proof.new_seed(seed));
         self.requests.push(Kind::Reset);
-        self.requests.push(Kind::Reset);
+        self.requests.push_noted(Kind::Reset, Note::Proof(proof));
     }
 
     /// True while that is not done.

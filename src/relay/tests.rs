@@ -1,3 +1,4 @@
+use super::reset::Proof;
 use super::*;
 use crate::wire::{cstr, message};
 
@@ -27,13 +28,21 @@ impl Bench {
     }
 
     fn with(interner: &Arc<Interner>, id: u64) -> Self {
+        Self::of(PoolMode::Transaction, interner, id)
+    }
+
+    fn of_mode(mode: PoolMode) -> Self {
+        Self::of(mode, &Arc::new(Interner::new().unwrap()), 1)
+    }
+
+    fn of(mode: PoolMode, interner: &Arc<Interner>, id: u64) -> Self {
         let facts = ["dev", "warehouse", "dana", "because"].map(str::to_owned);
         let [environment, connection, user, route] = facts;
         let facts = Arc::new(Facts { environment, connection, user: user.into(), route });
         let reported: Arc<Parameters> = Arc::default();
         let settings = SessionSettings::new(reported.clone(), Arc::default(), None);
         Self {
-            core: Core::new(id, PoolMode::Transaction, interner.clone(), facts, settings),
+            core: Core::new(id, mode, interner.clone(), facts, settings),
             backend: BackendState::new(reported, 100),
         }
     }
@@ -265,28 +274,37 @@ fn nothing_of_a_client_is_sent_before_the_server_has_reset_its_connection() {
     bench.backend.serve(&"somebody else".into());
     assert!(bench.backend.is_foreign_to(bench.core.user()));
     let mut up = Vec::new();
-    bench.core.reset(7, &mut up);
+    bench.core.reset(7, Proof::new(8), &mut up);
     assert_eq!(Bench::tags(&up), "QQ");
     assert!(up.is_ascii() && bench.core.holds_client() && bench.core.is_resetting());
     let first =
         [m(b'S', b"TimeZone\0UTC\0"), m(b'C', b"DISCARD ALL\0"), m(b'A', b"\0\0\0\x01c\0p\0"), m(b'Z', b"I")];
     assert_eq!(bench.upstream(&first.concat()), b"");
     assert!(bench.core.is_resetting() && bench.backend.is_foreign_to(bench.core.user()));
-    let second = [m(b'T', b"\0\0"), m(b'D', b"\0\0"), m(b'C', b"SELECT 1\0"), m(b'Z', b"I")];
+    let second = [m(b'T', b"\0\0"), m(b'D', PROOF_8), m(b'C', b"SELECT 1\0"), m(b'Z', b"I")];
     assert_eq!(bench.upstream(&second.concat()), b"");
     assert!(!bench.core.is_setting_up() && bench.backend.is_clean());
 }
 
+const PROOF_8: &[u8] = b"\0\x02\0\0\0\0\0\0\0\x100000000000000008";
+
 #[test]
 fn a_reset_that_fails_or_leaves_a_transaction_open_is_the_end_of_the_connection() {
+    let discarded = || [m(b'C', b"DISCARD ALL\0"), m(b'Z', b"I")].concat();
+    let selected = || [m(b'C', b"SELECT 1\0"), m(b'Z', b"I")].concat();
     for answer in [
         m(b'E', b"SERROR\0C57014\0Mcanceled\0\0"),
         [m(b'C', b"DISCARD ALL\0"), m(b'Z', b"T")].concat(),
         [m(b'C', b"DISCARD ALL\0"), m(b'Z', b"E")].concat(),
+        // Answers to what somebody else has asked before: without the row, with another, with one too early.
+        [discarded(), selected()].concat(),
+        m(b'Z', b"I").repeat(2),
+        [discarded(), m(b'D', b"\0\x01\0\0\0\x100000000000000009"), selected()].concat(),
+        [m(b'D', PROOF_8), discarded(), selected()].concat(),
     ] {
         let mut bench = Bench::new();
         bench.backend.serve(&"somebody else".into());
-        bench.core.reset(7, &mut Vec::new());
+        bench.core.reset(7, Proof::new(8), &mut Vec::new());
         let mut copy = Vec::new();
         let mut down = Sink::new(&answer, &mut copy);
         assert!(bench.core.from_upstream(&answer, &mut bench.backend, &mut down).is_err());
@@ -492,5 +510,23 @@ fn no_more_requests_are_kept_than_are_read() {
             sent += 100;
         }
         assert!(bench.core.requests.len() <= MAX_REQUESTS + 100, "{message:?}");
+    }
+}
+
+/// Whether a COPY that fails has read the `Sync`s that were sent behind it, nobody can tell.
+#[test]
+fn a_connection_of_a_copy_that_failed_with_syncs_behind_it_is_nobody_elses() {
+    for syncs in 0..4 {
+        for mode in [PoolMode::Transaction, PoolMode::Session] {
+            let mut bench = Bench::of_mode(mode);
+            let asked =
+                [m(b'Q', b"copy t from stdin\0"), m(b'd', b"abc\n"), m(b'S', b"").repeat(syncs)].concat();
+            bench.client(&asked);
+            let failed =
+                [m(b'G', b"\0\0\x01\0\0"), m(b'E', b"SERROR\0C22P02\0Mno\0\0"), m(b'Z', b"I")].concat();
+            bench.upstream(&failed);
+            let free = bench.core.may_release() || bench.core.is_cleanable();
+            assert_eq!(free, syncs == 0, "{syncs} in {mode:?}");
+        }
     }
 }

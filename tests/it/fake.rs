@@ -213,7 +213,10 @@ impl Peer {
                     let sql = String::from_utf8_lossy(&message.body).trim_end_matches('\0').to_owned();
                     let usual = || match sql.contains("pg_proc") {
                         true => [complete("SELECT 0"), ready()].concat(),
-                        false => [row(&self.number.to_string()), ready()].concat(),
+                        false => {
+                            let answer = seeded(&sql).unwrap_or_else(|| row(&self.number.to_string()));
+                            [answer, ready()].concat()
+                        }
                     };
                     if sql.starts_with("RESET ALL") {
                         [complete("RESET"), ready()].concat()
@@ -270,6 +273,15 @@ pub fn probed() -> Vec<u8> {
     body.extend(pid.as_bytes());
     body.extend(0_u32.to_be_bytes());
     [message('D', &body), complete("SELECT 1")].concat()
+}
+
+/// What the second statement of a reset is answered with, which asks for a new seed and a word of its own.
+pub fn seeded(sql: &str) -> Option<Vec<u8>> {
+    let word = sql.contains("setseed").then(|| sql.rsplit('\'').nth(1))??;
+    let mut body = vec![0, 2, 0, 0, 0, 0];
+    body.extend((word.len() as u32).to_be_bytes());
+    body.extend(word.as_bytes());
+    Some([message('D', &body), complete("SELECT 1")].concat())
 }
 
 /// An `ErrorResponse` of these fields.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::fake::{Fake, Peer, complete, error, probed, ready, row, unharmed};
+use super::fake::{Fake, Peer, complete, error, probed, ready, row, seeded, unharmed};
 use super::house::{PATIENCE, Pgusher, eventually};
 use super::isolation::USERS;
 use super::wire::{Raw, query, startup};
@@ -82,7 +82,7 @@ fn answer(peer: &mut Peer, sql: &str, heard: &Heard) {
         _ if sql.contains("pg_proc") => complete("SELECT 0"),
         _ if sql.contains("isolation_probe") && sql.contains("pg_backend_pid") => probed(),
         _ if sql.starts_with("RESET") => complete("RESET"),
-        _ => row(&peer.number.to_string()),
+        _ => seeded(sql).unwrap_or_else(|| row(&peer.number.to_string())),
     };
     let more: &[u8] = if sql.contains("and half a notice") { HALF_A_NOTICE } else { &[] };
     peer.send(&[&answer, &ready(), more].concat());
