@@ -43,6 +43,7 @@ impl Identity {
     /// # Errors
     /// As of [`Authenticator::authenticate`]: `28P01` or `28000`.
     pub fn is_still(&self, proved: &Config, now: &Config) -> Result<(), Refusal> {
+        may_stay(proved, now)?;
         let name = self.0.as_str();
         let (Some(then), Some(user)) = (proved.users.get(name), now.users.get(name)) else {
             return Err(wrong(name, *now.server.auth_type));
@@ -53,6 +54,25 @@ impl Identity {
         }
         allow(user).map(|_| ())
     }
+}
+
+/// A client that came before the rules of TLS towards clients were changed has shown what those before asked for.
+///
+/// # Errors
+/// `57P03`: it may come again.
+pub fn may_stay(then: &Config, now: &Config) -> Result<(), Refusal> {
+    let rules = |config: &Config| {
+        let certificates = config.certificates.iter().filter(|(what, _)| what.starts_with("client_c"));
+        let certificates: Vec<_> =
+            certificates.map(|(what, digest)| (what.clone(), digest.clone())).collect();
+        let tls = config.server.tls.as_ref();
+        (tls.map(|tls| (*tls.mode, (*tls.client_ca).clone(), (*tls.client_crl).clone())), certificates)
+    };
+    if std::ptr::eq(then, now) || rules(then) == rules(now) {
+        return Ok(());
+    }
+    let message = "the rules for TLS were changed while this login ran";
+    Err(Refusal::new(Fault::Operator, SqlState::CANNOT_CONNECT_NOW, message).hint("Connect again."))
 }
 
 /// What a login is decided by.
@@ -159,7 +179,7 @@ impl Authenticator {
         };
         let wait = wait.min(*config.server.client_login_timeout / 4);
         if wait > Duration::ZERO {
-            tokio::time::sleep(wait).await;
+            self.guesses.wait(name, block, wait).await;
         }
     }
 }

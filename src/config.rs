@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
 use crate::files;
 use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
-use crate::secret::Secret;
+use crate::secret::{Secret, Source};
 use file::{
     AuthType, ChannelBinding, Console, Isolation, OnUnmatched, PoolMode, Role, SecretStore, SslMode,
     SslNegotiation, UpstreamMethod,
@@ -71,6 +71,8 @@ pub struct Management {
     pub secrets: SecretStore,
     /// And in which folder.
     pub secrets_folder: PathBuf,
+    /// The same, as it is written; without, it is named after the configuration's file.
+    pub said_folder: Option<String>,
 }
 
 /// `[management.tokens.NAME]`
@@ -95,6 +97,7 @@ impl Management {
             ("requests_per_minute", self.requests_per_minute.to_string()),
             ("max_failed_requests", self.max_failed_requests.to_string()),
             ("secrets", self.secrets.word().to_owned()),
+            ("secrets_folder", self.said_folder.clone().unwrap_or_default()),
         ];
         settings.map(|(name, value)| (format!("management.{name}"), value)).to_vec()
     }
@@ -116,6 +119,43 @@ pub enum Outside {
     Read,
     /// Nothing: the machine that checks has none of them.
     Leave,
+}
+
+/// What a check may look at, and, if that is not its own business to decide, which commands it may run: nobody makes pgusher
+/// run another by naming a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reach<'a> {
+    outside: Outside,
+    commands: Option<&'a [Vec<String>]>,
+}
+
+impl Reach<'_> {
+    fn reads_outside(self) -> bool {
+        self.outside == Outside::Read
+    }
+
+    /// Whether this secret may be read.
+    fn reads(self, source: &Source) -> bool {
+        match source {
+            Source::Plain(_) => true,
+            Source::Command(words) => {
+                self.reads_outside() && self.commands.is_none_or(|known| known.contains(words))
+            }
+            Source::File(_) | Source::Env(_) => self.reads_outside(),
+        }
+    }
+}
+
+/// The commands that a file names.
+fn commands_of(file: &file::File) -> Vec<Vec<String>> {
+    let of_connections = file.connections.0.iter().filter_map(|(_, c)| c.password.as_ref());
+    let of_users = file.users.0.iter().filter_map(|(_, user)| user.password.as_ref());
+    let of_tokens = file.management.tokens.0.iter().map(|(_, token)| &*token.token);
+    let all = of_connections.chain(of_users).chain(of_tokens).map(|source| match source {
+        Source::Command(words) => Some(words.clone()),
+        _ => None,
+    });
+    all.flatten().collect()
 }
 
 /// A file that could be read as a whole; its routes are still to be reviewed (`route::review`).
@@ -217,12 +257,31 @@ impl Target {
     }
 }
 
+/// The forms of an IPv4 address that `inet_aton` takes, and the resolver with it: fewer parts, octal and hexadecimal ones.
+fn short_address(name: &str) -> Option<IpAddr> {
+    let number = |part: &str| match part.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None if part.len() > 1 && part.starts_with('0') => u32::from_str_radix(part, 8).ok(),
+        None => part.parse().ok(),
+    };
+    let parts: Vec<u32> = name.split('.').map(number).collect::<Option<_>>()?;
+    let (last, first) = parts.split_last()?;
+    let room = 32_u32.checked_sub(8 * u32::try_from(first.len()).ok()?).filter(|room| *room > 0)?;
+    if first.iter().any(|part| *part > 255) || u64::from(*last) >= 1_u64 << room {
+        return None;
+    }
+    let high = first.iter().enumerate().map(|(i, part)| part << (24 - 8 * i)).sum::<u32>();
+    Some(std::net::Ipv4Addr::from(high | last).into())
+}
+
 fn one_spelling(name: &str) -> String {
     let name = name.trim_end_matches('.').to_lowercase();
-    match name.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
-        Ok(ip) if ip.is_loopback() => "localhost".into(),
-        Ok(ip) => ip.to_string(),
-        Err(_) => name,
+    let address = name.parse().ok().or_else(|| short_address(&name));
+    match address.map(|ip: IpAddr| ip.to_canonical()) {
+        // Whoever connects to no address in particular reaches this machine.
+        Some(ip) if ip.is_loopback() || ip.is_unspecified() => "localhost".into(),
+        Some(ip) => ip.to_string(),
+        None => name,
     }
 }
 
@@ -289,6 +348,8 @@ pub struct Connection {
     pub max_client_connections: u32,
     /// Whether it is a production database.
     pub production: bool,
+    /// Its users may get to a production database by falling back, or by another name.
+    pub allow_production_fallback: bool,
     /// What it is called among the environments of its base: its own name if it is one.
     pub environment: EnvironmentName,
     /// Set if clients can ask for it.
@@ -400,12 +461,28 @@ impl Config {
     /// # Errors
     /// It cannot be read as a whole; what else is wrong is in the draft.
     pub fn load(path: &Path, outside: Outside) -> Result<Draft, Rejected> {
+        Self::load_within(path, Reach { outside, commands: None })
+    }
+
+    /// The same for a file that somebody has named who may not run commands: of those it runs only what this configuration
+    /// does already; other secrets of commands are left alone, with a warning.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_beside(&self, path: &Path) -> Result<Draft, Rejected> {
+        let source = self.source.expose_secret();
+        let commands = file::File::parse(source, &mut Problems::new(&self.path, source));
+        let commands = commands.as_ref().map(commands_of).unwrap_or_default();
+        Self::load_within(path, Reach { outside: Outside::Read, commands: Some(&commands) })
+    }
+
+    fn load_within(path: &Path, reach: Reach<'_>) -> Result<Draft, Rejected> {
         let bytes = match files::read(path, MAX_FILE) {
             Ok(bytes) => bytes,
             Err(error) => return Err(rejected(path, "", None, format!("cannot read the file: {error}"))),
         };
         match std::str::from_utf8(&bytes) {
-            Ok(text) => Self::draft(path, text, outside),
+            Ok(text) => Self::draft_within(path, text, reach),
             Err(error) => {
                 let at = error.valid_up_to();
                 let text = String::from_utf8_lossy(&bytes);
@@ -427,6 +504,10 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn draft(path: &Path, text: &str, outside: Outside) -> Result<Draft, Rejected> {
+        Self::draft_within(path, text, Reach { outside, commands: None })
+    }
+
+    fn draft_within(path: &Path, text: &str, reach: Reach<'_>) -> Result<Draft, Rejected> {
         let mut problems = Problems::new(path, text);
         if text.trim().is_empty() {
             // Half-written by an editor, most likely: taking it would end every session.
@@ -434,9 +515,9 @@ impl Config {
         }
         match file::File::parse(text, &mut problems) {
             Some(file) => {
-                let mut config = check::check(path, &file, outside, &mut problems);
+                let mut config = check::check(path, &file, reach, &mut problems);
                 config.source = text.to_owned().into();
-                Ok(Draft { config, file, problems, outside })
+                Ok(Draft { config, file, problems, outside: reach.outside })
             }
             None => Err(Rejected(Box::new(problems))),
         }
@@ -455,9 +536,81 @@ fn rejected(path: &Path, text: &str, span: Option<std::ops::Range<usize>>, messa
     Rejected(Box::new(problems))
 }
 
-/// True if two values differ only by case, by surrounding spaces or by one edit: probably a slip.
+/// The longest value that is looked at for a slip.
+const MAX_NEAR: usize = 255;
+
+/// True if two values differ only by case, by surrounding spaces or by one edit: probably a slip. Of long ones nothing is
+/// said. Each byte is looked at a few times.
 pub fn near_miss(value: &str, known: &str) -> bool {
     value != known
-        && (value.trim().to_lowercase() == known.trim().to_lowercase()
-            || strsim::damerau_levenshtein(value, known) == 1)
+        && value.len().max(known.len()) <= MAX_NEAR
+        && (value.trim().to_lowercase() == known.trim().to_lowercase() || is_one_edit_apart(value, known))
+}
+
+/// One character more, less, or another, or two exchanged.
+fn is_one_edit_apart(one: &str, other: &str) -> bool {
+    let same = |(a, b): &(char, char)| a == b;
+    let [one, other] = [one, other].map(|text| text.chars().collect::<Vec<_>>());
+    let begin = one.iter().copied().zip(other.iter().copied()).take_while(same).count();
+    let (one, other) = (&one[begin..], &other[begin..]);
+    let end = one.iter().rev().copied().zip(other.iter().rev().copied()).take_while(same).count();
+    match (&one[..one.len() - end], &other[..other.len() - end]) {
+        ([_], []) | ([], [_]) | ([_], [_]) => true,
+        ([a, b], [c, d]) => a == d && b == c,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_is_one_edit_another_case_or_a_space_and_long_values_are_none() {
+        for (value, known, expected) in [
+            ("prod", "prod", false),
+            ("Prod", "prod", true),
+            (" prod", "prod", true),
+            ("prd", "prod", true),
+            ("prood", "prod", true),
+            ("pord", "prod", true),
+            ("prad", "prod", true),
+            ("", "x", true),
+            ("porrd", "prod", false),
+            ("dorp", "prod", false),
+            ("stage", "prod", false),
+            ("aab", "aba", true),
+        ] {
+            assert_eq!(near_miss(value, known), expected, "{value:?} {known:?}");
+            assert_eq!(near_miss(known, value), expected, "{known:?} {value:?}");
+        }
+        let long = "x".repeat(60_000);
+        assert!(!near_miss(&long, &long[1..]));
+    }
+
+    #[test]
+    fn a_server_is_the_same_in_every_spelling_of_its_address() {
+        for name in [
+            "localhost",
+            "LOCALHOST.",
+            "127.0.0.1",
+            "127.1",
+            "0",
+            "0.0.0.0",
+            "0x7f.1",
+            "017700000001",
+            "::1",
+            "::",
+        ] {
+            assert_eq!(one_spelling(name), "localhost", "{name}");
+        }
+        for (name, expected) in [
+            ("10.1", "10.0.0.1"),
+            ("db.example", "db.example"),
+            ("256.1", "256.1"),
+            ("1.2.3.4.5", "1.2.3.4.5"),
+        ] {
+            assert_eq!(one_spelling(name), expected);
+        }
+    }
 }

@@ -10,11 +10,12 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::info;
 
 use crate::audit::{self, Event, Refused};
-use crate::auth::Terms;
+use crate::auth::{Terms, may_stay};
 use crate::config::CONSOLE_DATABASES;
 use crate::config::file::{AuditFailure, Console as Right};
 use crate::error::{Fault, Refusal, Shown, SqlState};
@@ -32,10 +33,13 @@ use table::{Table, Value};
 const MAX_MESSAGE: usize = 2 << 20;
 /// How many statements one console session may keep.
 const MAX_NAMED: usize = 1000;
-/// And how many portals, each of which may hold a whole table.
+/// And how many portals, of which one may be suspended, with the rest of a table.
 const MAX_PORTALS: usize = 16;
 /// How many bytes of statements.
 const MAX_TEXTS: usize = 1 << 20;
+/// How much is sent at a time, and how long a client may take nothing of it where no limit is set.
+const WRITTEN: usize = 64 << 10;
+const LONGEST_WRITE: std::time::Duration = std::time::Duration::from_secs(300);
 /// How long a client that is refused may take to read why.
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -89,6 +93,8 @@ pub async fn serve(
         portals: HashMap::new(),
         in_transaction: false,
         skipping: false,
+        described: None,
+        held: Vec::new(),
     };
     let mut reader = arrival.reader;
     let served = session.run(&mut reader).await;
@@ -112,6 +118,7 @@ async fn log_in(
     stranger: &Stranger,
 ) -> Result<(UserName, Right), Refusal> {
     let proved = proxy.generation();
+    may_stay(&generation.config, &proved.config)?;
     // TLS was made with what was in force when the socket was accepted.
     let terms = Terms { tls: generation.tls.as_deref(), ..proved.terms() };
     let identity = proxy.authenticator.authenticate(arrival, terms, peer).await?;
@@ -171,11 +178,18 @@ struct Portal {
     rest: Option<Rest>,
 }
 
+impl Portal {
+    fn is_suspended(&self) -> bool {
+        self.rest.as_ref().is_some_and(|rest| !rest.rows.is_empty())
+    }
+}
+
 /// What is left of an answer.
 struct Rest {
     table: Table,
     rows: VecDeque<Vec<Value>>,
     tag: &'static str,
+    held: Option<OwnedSemaphorePermit>,
 }
 
 struct Session {
@@ -189,6 +203,10 @@ struct Session {
     in_transaction: bool,
     /// An extended message failed: all is ignored up to the next `Sync`.
     skipping: bool,
+    /// What was described last, and its columns.
+    described: Option<(Command, Option<Table>)>,
+    /// Room for what is about to be sent.
+    held: Vec<OwnedSemaphorePermit>,
 }
 
 type Outcome = Result<(), Refusal>;
@@ -237,11 +255,32 @@ impl Session {
                 Err(refusal) => return self.end_with(&refusal, reader).await,
             }
             if !self.out.is_empty() {
-                reader.stream.write_all(&self.out).await?;
-                reader.stream.flush().await?;
-                self.out.clear();
+                self.send(reader).await?;
             }
         }
+    }
+
+    /// Sends what there is to be sent, to a client that takes it.
+    async fn send(&mut self, reader: &mut Reader) -> io::Result<()> {
+        let out = std::mem::take(&mut self.out);
+        let limit = *self.proxy.generation().config.server.client_write_timeout;
+        let limit = if limit.is_zero() { LONGEST_WRITE } else { limit };
+        for piece in out.chunks(WRITTEN) {
+            timeout(limit, reader.stream.write_all(piece)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        }
+        timeout(limit, reader.stream.flush()).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        self.held.clear();
+        Ok(())
+    }
+
+    /// Room for an answer, as a table and as bytes.
+    fn room_for(&self, table: &Table) -> Result<OwnedSemaphorePermit, Refusal> {
+        let kib = u32::try_from(2 * table.bytes() / 1024 + 1).unwrap_or(u32::MAX);
+        self.proxy.answers.clone().try_acquire_many_owned(kib).map_err(|_| {
+            let message = "the answers of the console hold too much memory";
+            Refusal::new(Fault::Client, SqlState::OUT_OF_MEMORY, message)
+                .hint("Read them to their ends, or close their portals, in all sessions.")
+        })
     }
 
     async fn end_with(&mut self, refusal: &Refusal, reader: &mut Reader) -> io::Result<Ended> {
@@ -280,7 +319,7 @@ impl Session {
             b'H' | b'd' | b'c' | b'f' => Ok(()),
             b'P' => self.parse(body),
             b'B' => self.bind(body),
-            b'D' => self.describe(body),
+            b'D' => self.describe(body).await,
             b'E' => self.execute(body).await,
             b'C' => self.close(body),
             b'F' => {
@@ -322,7 +361,9 @@ impl Session {
             return act::act(&self.proxy, &self.user, command).await;
         }
         if let Err(refusal) = self.permit(command) {
-            self.proxy.audit.record(|| self.event(command).text("outcome", refusal.sqlstate.0));
+            if self.proxy.is_refusal_told(&self.peer, &refusal) {
+                self.proxy.audit.record(|| self.event(command).text("outcome", refusal.sqlstate.0));
+            }
             return Err(refusal);
         }
         info!(user = %self.user, ?command, "console command");
@@ -365,6 +406,8 @@ impl Session {
         }
         let reply = self.act(&command).await?;
         if let Some(table) = &reply.table {
+            let room = self.room_for(table)?;
+            self.held.push(room);
             table.describe(&[], &mut self.out);
             table.rows.iter().for_each(|row| table.row(row, &[], &mut self.out));
         }
@@ -421,25 +464,30 @@ impl Session {
         Ok(())
     }
 
-    fn describe(&mut self, body: &[u8]) -> Outcome {
+    async fn describe(&mut self, body: &[u8]) -> Outcome {
         let (kind, rest) = body.split_first().ok_or_else(broken)?;
         let (name, _) = cstr(rest).ok_or_else(broken)?;
         let (text, formats) = match kind {
             b'S' => {
                 let text = self.statements.get(name).ok_or_else(|| no_such("prepared statement", name))?;
                 wire::message(&mut self.out, b't', |out| out.extend([0; 2]));
-                (text, &[][..])
+                (text.clone(), Vec::new())
             }
             b'P' => {
                 let portal = self.portals.get(name).ok_or_else(|| no_such("portal", name))?;
-                (&portal.text, &portal.formats[..])
+                (portal.text.clone(), portal.formats.clone())
             }
             _ => return Err(broken()),
         };
-        let command = Command::parse(text)?;
+        let command = Command::parse(&text)?;
         self.permit(&command)?;
-        match act::columns(&self.proxy, &command)? {
-            Some(table) => table.describe(formats, &mut self.out),
+        if self.described.as_ref().is_none_or(|(known, _)| *known != command) {
+            let mut table = act::table(&self.proxy, &command).await?;
+            table.iter_mut().for_each(|table| table.rows = Vec::new());
+            self.described = Some((command, table));
+        }
+        match self.described.as_ref().and_then(|(_, table)| table.as_ref()) {
+            Some(table) => table.describe(&formats, &mut self.out),
             None => wire::message(&mut self.out, b'n', |_| {}),
         }
         Ok(())
@@ -455,25 +503,32 @@ impl Session {
                 wire::message(&mut self.out, b'I', |_| {});
                 return Ok(());
             }
+            if self.portals.iter().any(|(other, portal)| other != name && portal.is_suspended()) {
+                let message = "another portal is suspended";
+                return Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message)
+                    .hint("Fetch the rest of it, or close it."));
+            }
             let mut reply = self.act(&command).await?;
             let Some(mut table) = reply.table.take() else {
                 self.complete(&reply);
                 return Ok(());
             };
+            let held = Some(self.room_for(&table)?);
             let rows = std::mem::take(&mut table.rows).into();
             if let Some(portal) = self.portals.get_mut(name) {
-                portal.rest = Some(Rest { table, rows, tag: reply.tag });
+                portal.rest = Some(Rest { table, rows, tag: reply.tag, held });
             }
         }
         let Some(Portal { rest: Some(rest), formats, .. }) = self.portals.get_mut(name) else {
             return Ok(());
         };
-        let Rest { table, rows, tag } = rest;
+        let Rest { table, rows, tag, held } = rest;
         let now = if most == 0 { rows.len() } else { most.min(rows.len()) };
         rows.drain(..now).for_each(|row| table.row(&row, formats, &mut self.out));
         if most > 0 && !rows.is_empty() {
             wire::message(&mut self.out, b's', |_| {});
         } else {
+            self.held.extend(held.take());
             wire::message(&mut self.out, b'C', |out| wire::push_cstr(out, tag));
         }
         Ok(())

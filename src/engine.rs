@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::pool::{
     Answer, Lease, Outcome, Pinned, Pool, Subscription, Ticket, not_reset, refusal_of, waited_too_long,
 };
 use crate::relay::reset::Proof;
-use crate::relay::{self, Broken, Core, Sink, Then};
+use crate::relay::{self, Broken, Core, Gathered, Sink, Then};
 use crate::stats::Figure;
 use crate::stream::{Reader, Stream};
 use crate::wire::{self, Severity};
@@ -267,31 +267,6 @@ pub struct Engine {
     gathered: Option<Box<Gathered>>,
 }
 
-/// How many bytes of long messages that are not there whole may be kept of all sessions: over that, those who have more
-/// than a hundredth of it are refused.
-const MAX_GATHERED: usize = 512 << 20;
-
-/// Bytes that wait for others, counted as long as they do.
-struct Gathered {
-    own: usize,
-    all: Arc<AtomicUsize>,
-}
-
-impl Gathered {
-    /// So many more; false if that is too much.
-    fn add(&mut self, bytes: usize) -> bool {
-        self.own += bytes;
-        let all = self.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        all <= MAX_GATHERED || self.own <= MAX_GATHERED / 100
-    }
-}
-
-impl Drop for Gathered {
-    fn drop(&mut self) {
-        self.all.fetch_sub(self.own, Ordering::Relaxed);
-    }
-}
-
 /// Whether a step got anywhere.
 type Progress = Result<bool, Cause>;
 
@@ -472,6 +447,10 @@ impl Engine {
     fn take_in_tail(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Cause> {
         let tail = std::mem::take(&mut self.client_tail);
         self.take_in(&tail, cx, &mut scratch.up, &mut scratch.down)?;
+        if self.client_tail.len() <= CHUNK {
+            // It was kept until now, also while it had to wait for a connection.
+            self.gathered = None;
+        }
         self.count();
         Ok(())
     }
@@ -522,13 +501,11 @@ impl Engine {
         self.bytes.0 += buffer.filled().len() as u64;
         self.client_tail.extend_from_slice(buffer.filled());
         let all = self.core.gathered();
-        let gathered = self.gathered.get_or_insert_with(|| Box::new(Gathered { own: 0, all: all.clone() }));
-        if !gathered.add(buffer.filled().len()) {
+        if !self.gathered.get_or_insert_with(|| Box::new(all.enter())).add(buffer.filled().len()) {
             let message = "out of memory for messages that are not there whole";
             return Err(Cause::Refused(Refusal::new(Fault::Client, SqlState::OUT_OF_MEMORY, message)));
         }
         if self.client_tail.len() >= self.need {
-            self.gathered = None;
             self.take_in_tail(cx, scratch)?;
         }
         Ok(true)
@@ -762,7 +739,8 @@ impl Engine {
                 return Ok(());
             }
         }
-        if std::mem::take(&mut self.held) {
+        if self.held && self.core.may_go_on() {
+            self.held = false;
             self.take_in_tail(cx, scratch)?;
         }
         self.settle_lease(cx)

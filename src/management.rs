@@ -25,10 +25,11 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
 use axum::{Router, routing};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use utoipa::OpenApi;
 use uuid::Uuid;
 
+use crate::aside::Aside;
 use crate::config::{Config, file};
 use crate::proxy::{Change, Generation, Proxy, Written};
 use access::{Caller, Gate};
@@ -37,6 +38,8 @@ use overview::History;
 
 /// How long a request waits for those before it.
 const TURN: Duration = Duration::from_secs(30);
+/// How many requests that grow with the configuration are dealt with at once.
+const MAX_ASIDE: usize = 4;
 
 /// What the handlers share.
 pub struct Api {
@@ -45,10 +48,12 @@ pub struct Api {
     tags: Tags,
     history: History,
     /// Writes wait here, and not on threads; grants by themselves.
-    writes: Mutex<()>,
-    grants: Mutex<()>,
+    writes: Arc<Mutex<()>>,
+    grants: Arc<Mutex<()>>,
     /// One search at a time.
-    searches: Mutex<()>,
+    searches: Arc<Mutex<()>>,
+    /// Where requests are dealt with that grow with the configuration.
+    aside: Aside,
 }
 
 /// A configuration, as it is checked and as it is written.
@@ -165,12 +170,12 @@ impl FromRequestParts<Arc<Api>> for Number {
     }
 }
 
-/// Waits for one's turn.
+/// Waits for one's turn, which is to go with the work: whoever leaves does not let another one begin beside it.
 ///
 /// # Errors
 /// 503: somebody takes too long.
-async fn turn(mutex: &Mutex<()>) -> Result<MutexGuard<'_, ()>, Problem> {
-    let turn = tokio::time::timeout(TURN, mutex.lock()).await;
+async fn turn(mutex: &Arc<Mutex<()>>) -> Result<OwnedMutexGuard<()>, Problem> {
+    let turn = tokio::time::timeout(TURN, mutex.clone().lock_owned()).await;
     turn.map_err(|_| Problem::ours("others are still being served: try again"))
 }
 
@@ -184,9 +189,10 @@ impl Api {
         asked: &Asked,
         edit: impl FnOnce(&Self, &mut Change<'_>) -> Result<T, Problem> + Send + 'static,
     ) -> Result<(Written, T), Problem> {
-        let _turn = turn(&self.writes).await?;
+        let turn = turn(&self.writes).await?;
         let (api, caller, by, is_dry) = (self.clone(), asked.by.clone(), asked.by.name(), asked.is_dry);
         let wrote = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
             let mut made = None;
             let written = api.proxy.write(&by, is_dry, |change| {
                 caller.may_still(&change.generation.config)?;
@@ -207,7 +213,7 @@ impl Api {
         what: impl FnOnce(&Self) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
         let api = self.clone();
-        let done = tokio::task::spawn_blocking(move || what(&api)).await;
+        let done = self.aside.run(move || what(&api)).await;
         done.unwrap_or_else(|_| Err(Problem::ours("the request was lost")))
     }
 }
@@ -286,9 +292,10 @@ pub fn router(proxy: Arc<Proxy>) -> Result<Router, getrandom::Error> {
         gate: Gate::default(),
         tags: Tags::new()?,
         history: History::default(),
-        writes: Mutex::default(),
-        grants: Mutex::default(),
-        searches: Mutex::default(),
+        writes: Arc::default(),
+        grants: Arc::default(),
+        searches: Arc::default(),
+        aside: Aside::new(MAX_ASIDE),
     });
     overview::remember(&api);
     let mut document = document::head();

@@ -9,6 +9,7 @@ use secrecy::ExposeSecret;
 use crate::attribute;
 use crate::config::read::Applies;
 use crate::config::{Config, Connection, OnMove, Target, file};
+use crate::grants::Grant;
 use crate::names::{ConnectionName, UserName};
 use crate::route::{self, Reason};
 use crate::secret::Secret;
@@ -43,13 +44,26 @@ pub enum Outcome {
 
 impl Outcome {
     fn of(config: &Config, production: &Places, user: &UserName, database: &str) -> Self {
+        Self::with(config, production, user, database, None)
+    }
+
+    /// By asking for what is granted, if that is said.
+    fn with(
+        config: &Config,
+        production: &Places,
+        user: &UserName,
+        database: &str,
+        grant: Option<&Grant>,
+    ) -> Self {
         match config.users.get(user) {
             None => return Self::NoUser,
             Some(user) if user.disabled => return Self::Disabled,
             Some(_) => {}
         }
-        let attributes = attribute::of_user(config, user.as_str());
-        let route = match route::resolve(config, &attributes, database, None) {
+        let granted = grant.cloned().into_iter().collect();
+        let attributes = attribute::of_user(config, user.as_str()).granted_only(granted);
+        let request = grant.map(|grant| grant.environment.as_str());
+        let route = match route::resolve(config, &attributes, database, request) {
             Ok(route) => route,
             Err(refusal) => return Self::Refused(refusal.sqlstate.0),
         };
@@ -185,9 +199,13 @@ impl Plan {
             let differences = differences(old.connections.get(&connection.name)?, connection);
             (!differences.is_empty()).then(|| (connection.name.clone(), differences))
         });
+        // By the database, and not by the name that it had or gets.
+        let (was, is) = (places_of(old), places_of(new));
         let labels = new.connections.values().filter_map(|connection| {
-            let before = old.connections.get(&connection.name)?.production;
-            (before != connection.production).then(|| (connection.name.clone(), connection.production))
+            let place = place(&connection.target);
+            let was_there = old.connections.values().any(|known| self::place(&known.target) == place);
+            let changes = was.contains(&place) != is.contains(&place);
+            (changes && was_there).then(|| (connection.name.clone(), is.contains(&place)))
         });
         let shown = |config: &Config| {
             let tls = config.server.tls.as_ref().map(file::ClientTls::shown).unwrap_or_default();
@@ -214,6 +232,23 @@ impl Plan {
         }
     }
 
+    /// What those get who are granted an environment, by asking for it: a grant is of a name, and the name may come to stand
+    /// for another database.
+    pub fn add_granted(&mut self, old: &Config, new: &Config, grants: &[Grant]) {
+        let production = production(old, new);
+        for grant in grants {
+            for database in old.databases.keys().chain(new.databases.keys()).collect::<BTreeSet<_>>() {
+                let of =
+                    |config| Outcome::with(config, &production, &grant.user, database.as_str(), Some(grant));
+                let (from, to) = (of(old), of(new));
+                if from != to {
+                    let database = format!("{database} (granted {})", grant.environment);
+                    self.routes.push(Moved { user: grant.user.clone(), database, from, to });
+                }
+            }
+        }
+    }
+
     /// Its lines for the audit, without those of sessions, which are told of themselves; at most 200 of them.
     pub fn summary(&self) -> Vec<String> {
         let rows: Vec<_> = self.rows().into_iter().filter(|row| row[0] != "session").collect();
@@ -228,6 +263,12 @@ impl Plan {
             lines.push(format!("and {more} more"));
         }
         lines
+    }
+
+    /// Passwords that are taken for others, whether they are or not.
+    pub fn also_secrets(&mut self, rows: impl IntoIterator<Item = String>) {
+        let more: Vec<_> = rows.into_iter().filter(|row| !self.secrets.contains(row)).collect();
+        self.secrets.extend(more);
     }
 
     /// The kind of a change by which users lose their environment and fall back to the base: that must be wanted.
@@ -324,10 +365,15 @@ fn place(target: &Target) -> Place {
     (host, port, database.to_owned())
 }
 
-/// The databases that either configuration labels `production`: a label that is dropped in the same edit hides nothing.
+/// The databases that a configuration labels `production`.
+fn places_of(config: &Config) -> Places {
+    let labelled = config.connections.values().filter(|connection| connection.production);
+    labelled.map(|connection| place(&connection.target)).collect()
+}
+
+/// The databases that either configuration labels so: a label that is dropped in the same edit hides nothing.
 fn production(old: &Config, new: &Config) -> Places {
-    let both = old.connections.values().chain(new.connections.values());
-    both.filter(|connection| connection.production).map(|connection| place(&connection.target)).collect()
+    places_of(old).union(&places_of(new)).cloned().collect()
 }
 
 /// What users may do otherwise than before, beside where they go; of one that is new or gone, what it has or had.
@@ -363,6 +409,7 @@ fn differences(old: &Connection, new: &Connection) -> Vec<&'static str> {
             differences.push(name);
         }
     };
+    differs("allow_production_fallback", old.allow_production_fallback != new.allow_production_fallback);
     differs("tls", old.tls != new.tls);
     differs("scram", old.scram != new.scram);
     differs("require_auth", old.methods != new.methods);
@@ -381,6 +428,11 @@ fn differences(old: &Connection, new: &Connection) -> Vec<&'static str> {
     differences
 }
 
+/// What a plan calls a password: of which kind of thing, and of which one.
+pub fn password_of(kind: &str, name: &str) -> String {
+    format!("password of {kind} {name}")
+}
+
 fn secrets(old: &Config, new: &Config) -> Vec<String> {
     let same = |one: Option<&Secret>, other: Option<&Secret>| match (one, other) {
         (None, None) => true,
@@ -392,14 +444,14 @@ fn secrets(old: &Config, new: &Config) -> Vec<String> {
         if let Some(before) = old.connections.get(name)
             && !same(before.password.as_deref(), connection.password.as_deref())
         {
-            changed.push(format!("password of connection {name}"));
+            changed.push(password_of("connection", name.as_str()));
         }
     }
     for (name, user) in &new.users {
         if let Some(before) = old.users.get(name)
             && (!same(before.password.as_ref(), user.password.as_ref()) || before.auth_type != user.auth_type)
         {
-            changed.push(format!("password of user {name}"));
+            changed.push(password_of("user", name.as_str()));
         }
     }
     let digest_in = |config: &Config, name: &str| {

@@ -100,6 +100,8 @@ pub struct Welcome {
 #[derive(Debug)]
 pub struct Pool {
     settings: ArcSwap<(u64, PoolSettings)>,
+    /// Held while settings and epoch change: what is dialled and what is outworn are told apart by the same number.
+    changing: Mutex<()>,
     state: Mutex<State>,
     runtimes: Runtimes,
     share: Share,
@@ -237,6 +239,7 @@ impl Pool {
         let state = State::sized(&settings);
         let pool = Arc::new(Self {
             settings: ArcSwap::from_pointee((1, settings)),
+            changing: Mutex::default(),
             generation,
             state: Mutex::new(state),
             runtimes,
@@ -312,6 +315,7 @@ impl Pool {
     /// Takes new settings. Where they change what a session sees (`search_path`, `statement_timeout`) or how
     /// safe the way is (TLS), the connections there are will be replaced as they come back.
     pub fn update(self: &Arc<Self>, settings: PoolSettings) {
+        let _one_at_a_time = self.changing.lock();
         let old = self.settings.load_full();
         let (before, after) = (old.1.connection(), settings.connection());
         let same = before.search_path == after.search_path
@@ -496,13 +500,20 @@ impl Pool {
         let task = {
             let (pool, settings, startup) = (self.clone(), settings.clone(), startup.clone());
             let dial = async move {
-                let mut backend = settings.1.dialer.dial(&startup).await?;
-                pool.prove_resettable(&mut backend).await?;
+                if !pool.is_proved() {
+                    // On one that no client has made slow or strange by its settings; it is done before the other begins.
+                    let mut plain = settings.1.dialer.dial(&Settings::default()).await?;
+                    pool.prove_resettable(&mut plain).await?;
+                }
+                let backend = settings.1.dialer.dial(&startup).await?;
                 pool.ask_first(backend, &startup, &settings.1).await
             };
+            // The place is taken as long as it is dialled, also for a client that has left.
+            let dial = async move { (dial.await, slot) };
             self.runtimes.tasks.spawn_on(dial, &self.runtimes.control)
         };
-        let backend = task.await.map_err(|_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "dial failed"))?;
+        let (backend, slot) =
+            task.await.map_err(|_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "dial failed"))?;
         let connection = settings.1.connection();
         let backend = backend.map_err(|e| own_words(&e).unwrap_or_else(|| e.refusal(connection)))?;
         let mut lease = slot.fill(self.pooled(backend, &settings, Some(startup.clone())))?;
@@ -571,10 +582,11 @@ impl Pool {
     ) -> Box<Pooled> {
         let now = Instant::now();
         let reported = Arc::new(Parameters::new(backend.parameters));
+        let pid = Some(backend.target.pid()).filter(|_| self.is_resettable());
         self.servers.lock().push((settings.0, Arc::downgrade(&backend.target)));
         Box::new(Pooled {
             stream: backend.stream,
-            state: BackendState::new(reported, settings.1.max_prepared_statements as usize),
+            state: BackendState::new(reported, settings.1.max_prepared_statements as usize, pid),
             target: backend.target,
             born: now,
             idle_since: None,

@@ -36,6 +36,14 @@ pub fn load(path: &Path, outside: Outside) -> Result<Prepared, Rejected> {
     of(Config::load(path, outside)?)
 }
 
+/// The same for a file that somebody has named, beside what is in force: see [`Config::load_beside`].
+///
+/// # Errors
+/// As [`load`].
+pub fn load_beside(in_force: &Config, path: &Path) -> Result<Prepared, Rejected> {
+    of(in_force.load_beside(path)?)
+}
+
 /// The same with a text, as if it stood in this file.
 ///
 /// # Errors

@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::aside::Aside;
 use crate::attribute;
 use crate::audit::{Audit, Event, Refusals, Refused};
 use crate::auth::{Authenticator, Identity, Logins, Terms};
@@ -45,6 +46,10 @@ use standing::Standing;
 
 /// How many configurations can be gone back to.
 const EARLIER: usize = 10;
+/// How many tables of the console are made at once.
+const MAX_TABLES: usize = 2;
+/// What answers of the console may hold in all, in KiB.
+const MAX_ANSWERS: usize = 256 << 10;
 /// How many configurations are remembered.
 const HISTORY: usize = 50;
 /// How often idle connections are looked after.
@@ -275,8 +280,13 @@ pub struct Proxy {
     /// Set when no more clients are to be accepted.
     pub closing: CancellationToken,
     reloading: Mutex<()>,
+    password_guesses: write::PasswordGuesses,
     /// Who asks for a plan reads files and runs commands: one at a time, so that they fill up no threads.
     pub planning: Semaphore,
+    /// Where the console's tables are made.
+    pub tables: Aside,
+    /// What the answers of the console may hold in all, in KiB.
+    pub answers: Arc<Semaphore>,
     history: Mutex<VecDeque<Known>>,
     /// The texts of the configurations that were in force before, and their numbers; the last one last.
     earlier: Mutex<Vec<(u64, SecretString)>>,
@@ -328,7 +338,10 @@ impl Proxy {
             grants,
             closing: CancellationToken::new(),
             reloading: Mutex::default(),
+            password_guesses: write::PasswordGuesses::default(),
             planning: Semaphore::new(1),
+            tables: Aside::new(MAX_TABLES),
+            answers: Arc::new(Semaphore::new(MAX_ANSWERS)),
             history,
             earlier: Mutex::default(),
             standing: Mutex::default(),
@@ -380,13 +393,17 @@ impl Proxy {
         applied
     }
 
-    /// What a file would change if it took effect now. Blocks while it reads.
+    /// What a file would change if it took effect now; another file than the configuration's runs no commands of its own.
+    /// Blocks while it reads.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn plan(&self, path: Option<&Path>) -> Result<Plan, LoadError> {
-        let path = path.unwrap_or(&self.path);
-        let new = prepare::load(path, Outside::Read).map_err(LoadError::Rejected)?;
+        let new = match path.filter(|path| *path != self.path) {
+            None => prepare::load(&self.path, Outside::Read),
+            Some(path) => prepare::load_beside(&self.generation().config, path),
+        };
+        let new = new.map_err(LoadError::Rejected)?;
         Ok(self.plan_of(&new.checked.config))
     }
 
@@ -394,6 +411,7 @@ impl Proxy {
     fn plan_of(&self, new: &Config) -> Plan {
         let generation = self.generation();
         let mut plan = Plan::between(&generation.config, new);
+        plan.add_granted(&generation.config, new, &self.grants.all());
         for session in self.live_sessions() {
             if let Some(why) = moved(new, &self.grants, generation.number + 1, &session) {
                 let (id, user) = (session.id, session.identity.user().clone());
@@ -414,7 +432,9 @@ impl Proxy {
         let Some((_, source)) = self.earlier.lock().last().cloned() else {
             return Err(LoadError::NothingEarlier);
         };
-        let prepared = self.prepare(source.expose_secret())?;
+        let mut prepared = self.prepare(source.expose_secret())?;
+        // A token that was taken away stays away.
+        prepared.checked.config.management.tokens = self.generation().config.management.tokens.clone();
         let plan = self.plan_of(&prepared.checked.config);
         let applied = self.apply(prepared, "rollback", &plan);
         // What was in force until now is no earlier one of it.
@@ -690,6 +710,11 @@ impl Proxy {
             format!("too many connections for database \"{}\"", route.base()),
         )?;
         Ok(seat)
+    }
+
+    /// Counts what somebody was refused who is in; whether that is told by itself, and not only how many there were.
+    pub fn is_refusal_told(&self, peer: &str, refusal: &Refusal) -> bool {
+        self.refusals.count(peer, refusal)
     }
 
     /// Somebody was not let in: counted, and told unless there are too many of them.

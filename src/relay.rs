@@ -23,11 +23,11 @@ mod upstream;
 use std::sync::{Arc, LazyLock};
 
 pub use catalog::{Catalog, Function, Relations};
-pub use channels::{Asked, Mark};
+pub use channels::{Asked, Mark, Seal};
 pub use settings::{BackendSettings, Parameters, SessionSettings};
 pub use sink::Sink;
 pub use sql::{Effects, Pin};
-pub use statement::Interner;
+pub use statement::{Gathered, Gathering, Interner};
 
 use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, SqlState};
@@ -50,6 +50,8 @@ const MAX_UNNAMED: usize = 64 << 10;
 /// The part of an upstream connection that the core knows: what was done on it.
 #[derive(Debug)]
 pub struct BackendState {
+    /// Of the process that answers, if it is the one that has logged us in.
+    pid: Option<u32>,
     /// Its settings.
     pub settings: BackendSettings,
     prepared: Prepared,
@@ -85,9 +87,10 @@ static NO_CATALOG: LazyLock<Arc<Catalog>> = LazyLock::new(Arc::default);
 type UnnamedStamp = (u64, u64);
 
 impl BackendState {
-    /// Of a connection that has just logged in and reported these.
-    pub fn new(reported: Arc<Parameters>, max_prepared: usize) -> Self {
+    /// Of a connection that has just logged in and reported these; `pid` is of the process that answers, if it is known.
+    pub fn new(reported: Arc<Parameters>, max_prepared: usize, pid: Option<u32>) -> Self {
         Self {
+            pid,
             settings: BackendSettings::new(reported),
             prepared: Prepared::default(),
             max_prepared,
@@ -259,9 +262,22 @@ pub struct Core {
     /// A request is under way that may change how texts are read (`standard_conforming_strings`, `client_encoding`).
     rereading: bool,
     replay: Replay,
+    /// What is held waits for the answer to this request, at the most.
+    held_until: u64,
+    /// What the unnamed statement may do, once it was looked at.
+    seen: Option<Box<Seen>>,
     fatal: bool,
     transactions: u64,
     counts: Counts,
+}
+
+/// What an unnamed statement may do, as far as it was known how to read it and what the database has.
+#[derive(Debug)]
+struct Seen {
+    stamp: u64,
+    lexable: bool,
+    catalog: Arc<Catalog>,
+    effects: Option<Box<Effects>>,
 }
 
 /// What is counted until it is taken.
@@ -320,6 +336,8 @@ impl Core {
             distrust: false,
             rereading: false,
             replay: Replay::None,
+            held_until: 0,
+            seen: None,
             fatal: false,
             transactions: 0,
             counts: Counts::default(),
@@ -428,8 +446,15 @@ impl Core {
         self.upstream_rest = (0, false);
     }
 
+    /// True if what was held may be looked at again: what it waits for may have been answered. It may be long, so that is not
+    /// done at each piece of an answer.
+    pub fn may_go_on(&self) -> bool {
+        let is_over = self.requests.front().is_none_or(|front| front.number > self.held_until);
+        is_over || matches!(self.copy, Copy::In { .. })
+    }
+
     /// What is counted of messages of which the rest is waited for, in all sessions.
-    pub fn gathered(&self) -> &Arc<std::sync::atomic::AtomicUsize> {
+    pub fn gathered(&self) -> &Arc<Gathering> {
         self.interner.gathered()
     }
 

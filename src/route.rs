@@ -146,6 +146,9 @@ struct Question<'a> {
     user: &'a UserName,
 }
 
+/// How many of a user's values are looked at for slips, at a login.
+const MAX_NEAR_MISSES: usize = 16;
+
 /// The user's values for a base's attribute, and the distinct places that they lead to.
 struct Values<'a> {
     values: &'a [String],
@@ -385,7 +388,7 @@ impl<'a> Question<'a> {
             let meant = self.base.near_miss(value)?;
             Some(format!("the value {value:?} leads nowhere; did the operator mean {meant:?}?"))
         };
-        found.values.iter().filter_map(near).collect()
+        found.values.iter().take(MAX_NEAR_MISSES).filter_map(near).collect()
     }
 
     fn refusal(&self, message: String) -> Refusal {

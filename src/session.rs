@@ -14,7 +14,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
 use crate::audit::{self, Refused};
-use crate::auth::{Identity, Terms};
+use crate::auth::{Identity, Terms, may_stay};
 use crate::cancel::Slot;
 use crate::config::Config;
 use crate::config::file::{AuditFailure, PoolMode};
@@ -124,6 +124,7 @@ async fn log_in(
 ) -> Result<LoggedIn, Refusal> {
     negotiate_version(arrival);
     let proved = proxy.generation();
+    may_stay(&accepted_by.config, &proved.config)?;
     // TLS was made with what was in force when the socket was accepted.
     let terms = Terms { tls: accepted_by.tls.as_deref(), ..proved.terms() };
     let identity = proxy.authenticator.authenticate(arrival, terms, peer).await?;

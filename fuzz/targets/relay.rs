@@ -40,7 +40,7 @@ impl Session {
         let settings = SessionSettings::new(reported.clone(), Arc::default(), None);
         Self {
             core: Core::new(1, mode, interner, Arc::new(facts), settings),
-            backend: BackendState::new(reported, 3),
+            backend: BackendState::new(reported, 3, Some(7)),
             lent: mode == PoolMode::Session,
             from_client: Vec::new(),
             from_upstream: Vec::new(),

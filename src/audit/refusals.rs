@@ -113,11 +113,15 @@ impl Default for Refusals {
 impl Refusals {
     /// Tells the log and the audit, or counts.
     pub fn tell(&self, audit: &Audit, refused: Refused<'_>) {
-        let is_told = self.0.lock().count(Block::of_peer(refused.peer), refused.refusal.sqlstate.0);
-        if is_told {
+        if self.count(refused.peer, refused.refusal) {
             refused.log();
             audit.record(|| refused.event());
         }
+    }
+
+    /// Counts one; whether it is told by itself.
+    pub fn count(&self, peer: &str, refusal: &Refusal) -> bool {
+        self.0.lock().count(Block::of_peer(peer), refusal.sqlstate.0)
     }
 
     /// Once a second or so: what was only counted is told when its minute is over.

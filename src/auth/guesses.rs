@@ -4,9 +4,11 @@
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::stream::Block;
 
@@ -15,6 +17,8 @@ const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(4);
 /// How far beyond what is free anybody is counted: it is over in as many minutes.
 const BEYOND: f64 = 10.0;
+/// How many answers that are late wait at the same time, of one user and place; the others wait for them.
+const AT_ONCE: usize = 8;
 /// How many users and places are remembered.
 const MAX_KEPT: usize = 10_000;
 
@@ -37,6 +41,25 @@ pub struct Guesses {
     /// Of names only a hash is kept: they may be of any length.
     hasher: RandomState,
     levels: Mutex<HashMap<(u64, Block), Level>>,
+    /// Where answers are late, they come one after the other, however many are asked for at once.
+    lines: Mutex<HashMap<(u64, Block), Arc<Semaphore>>>,
+}
+
+/// A place in one of those lines; the line is forgotten with the last.
+struct Standing<'a> {
+    guesses: &'a Guesses,
+    key: (u64, Block),
+    line: Arc<Semaphore>,
+}
+
+impl Drop for Standing<'_> {
+    fn drop(&mut self) {
+        let mut lines = self.guesses.lines.lock();
+        // The map's, and this one.
+        if Arc::strong_count(&self.line) <= 2 {
+            lines.remove(&self.key);
+        }
+    }
 }
 
 impl Guesses {
@@ -45,6 +68,16 @@ impl Guesses {
         let (key, free) = ((self.hasher.hash_one(user), block), f64::from(free));
         let level = self.levels.lock().get(&key).map_or(0.0, |level| level.now(free, Instant::now()));
         wait(level, free)
+    }
+
+    /// Waits, in turn with the others who guess there.
+    pub async fn wait(&self, user: &str, block: Block, wait: Duration) {
+        let key = (self.hasher.hash_one(user), block);
+        let line = self.lines.lock().entry(key).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone();
+        let standing = Standing { guesses: self, key, line };
+        let turn = standing.line.acquire().await;
+        tokio::time::sleep(wait).await;
+        drop(turn);
     }
 
     /// Counts a wrong one; how long its answer waits.
@@ -99,6 +132,30 @@ mod tests {
         assert_eq!(guesses.right("alice", block(2), 5), Duration::ZERO);
         assert_eq!(guesses.right("bob", block(1), 5), Duration::ZERO);
         assert_eq!(guesses.wrong("alice", block(3), 0), Duration::ZERO, "off");
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_many_answers_at_once_gets_them_one_after_the_other() {
+        let guesses = Guesses::default();
+        let wait = Duration::from_millis(20);
+        let began = Instant::now();
+        let all = (0..5 * AT_ONCE).map(|_| guesses.wait("alice", block(1), wait));
+        let many = async { futures_join(all.collect()).await };
+        tokio::join!(many, async {
+            guesses.wait("bob", block(1), wait).await;
+            assert!(began.elapsed() < wait * 4, "nobody else stands in that line");
+        });
+        assert!(began.elapsed() >= wait * 5, "{:?}", began.elapsed());
+        assert!(guesses.lines.lock().is_empty());
+    }
+
+    async fn futures_join(all: Vec<impl Future<Output = ()>>) {
+        let mut all: Vec<_> = all.into_iter().map(Box::pin).collect();
+        std::future::poll_fn(|cx| {
+            all.retain_mut(|one| one.as_mut().poll(cx).is_pending());
+            if all.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
     }
 
     #[test]

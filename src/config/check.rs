@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::file::{self, AuditFailure, AuthType, File, ListenAddress, OnUnmatched, SslMode, UpstreamMethod};
 use super::read::{Named, Problems, Setting, Strings};
 use super::{
-    Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Outside, Target, UpstreamScram,
+    Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Reach, Target, UpstreamScram,
     UpstreamTls, User, near_miss,
 };
 use secrecy::ExposeSecret;
@@ -33,29 +33,29 @@ use crate::verifier::{EMPTY, Verifier, is_empty};
 type Attributes = BTreeMap<AttributeName, Vec<String>>;
 
 /// Checks what one setting alone cannot show. The result is to be used only if no error was recorded.
-pub fn check(path: &Path, file: &File, outside: Outside, problems: &mut Problems) -> Config {
-    if outside == Outside::Read {
+pub(super) fn check(path: &Path, file: &File, reach: Reach<'_>, problems: &mut Problems) -> Config {
+    if reach.reads_outside() {
         permissions::check(path, file, problems);
     }
     check_server(file, problems);
     check_environments(file, problems);
     check_attribute_names(file, problems);
-    let connections = connections(file, outside, problems);
+    let connections = connections(file, reach, problems);
     check_ids(file, &connections, problems);
     targets::check(file, &connections, problems);
     check_isolation(file, problems);
     Config {
         path: path.to_owned(),
-        certificates: match outside {
-            Outside::Read => certificates(path, file, &connections),
-            Outside::Leave => BTreeMap::new(),
+        certificates: match reach.reads_outside() {
+            true => certificates(path, file, &connections),
+            false => BTreeMap::new(),
         },
         connections,
         databases: databases(file, problems),
         attribute_defaults: attribute_defaults(file, problems),
         groups: groups(file, problems),
-        users: users(file, outside, problems),
-        management: management::check(path, file, outside, problems),
+        users: users(file, reach, problems),
+        management: management::check(path, file, reach, problems),
         source: secrecy::SecretString::default(),
         server: file.server.clone().into_inner(),
     }
@@ -238,7 +238,7 @@ fn check_attribute_names(file: &File, problems: &mut Problems) {
 
 fn connections(
     file: &File,
-    outside: Outside,
+    reach: Reach<'_>,
     problems: &mut Problems,
 ) -> BTreeMap<ConnectionName, Arc<Connection>> {
     let mut environment_of = BTreeMap::new();
@@ -251,7 +251,7 @@ fn connections(
         let environment = environment_of.get(name.as_str()).copied();
         Some((
             ConnectionName::from(name.as_str()),
-            Arc::new(connection(name, c, environment, (file, outside), problems)?),
+            Arc::new(connection(name, c, environment, (file, reach), problems)?),
         ))
     };
     file.connections.0.iter().filter_map(build).collect()
@@ -261,7 +261,7 @@ fn connection(
     name: &str,
     c: &file::Connection,
     environment: Option<&str>,
-    (file, outside): (&File, Outside),
+    (file, reach): (&File, Reach<'_>),
     problems: &mut Problems,
 ) -> Option<Connection> {
     let folder = problems.folder().to_owned();
@@ -307,7 +307,7 @@ fn connection(
             database: (*c.database).clone().unwrap_or_else(|| name.to_owned()),
             username: (*c.username).clone(),
         },
-        password: upstream_password(&c.password, outside, problems).map(Arc::new),
+        password: upstream_password(&c.password, reach, problems).map(Arc::new),
         tls,
         scram: UpstreamScram { channel_binding: *c.channel_binding, min_iterations: *c.scram_min_iterations },
         search_path: search_path(&c.include_schemas),
@@ -324,6 +324,7 @@ fn connection(
         max_pinned: c.max_pinned.unwrap_or(*server.max_pinned),
         max_client_connections: *c.max_client_connections,
         production: *c.production,
+        allow_production_fallback: *c.allow_production_fallback,
         environment: environment.map_or_else(|| base_environment(c).into(), EnvironmentName::from),
         base: environment.is_none().then(|| base(c)),
     })
@@ -389,11 +390,16 @@ fn search_path(schemas: &[Setting<String>]) -> Option<String> {
 /// `Some(None)` if there is none, or it is left alone; `None` if it cannot be read, which is then a problem.
 fn read_secret(
     source: &Setting<Option<Source>>,
-    outside: Outside,
+    reach: Reach<'_>,
     problems: &mut Problems,
 ) -> Option<Option<Secret>> {
     let Some(inner) = &**source else { return Some(None) };
-    if outside == Outside::Leave && !matches!(inner, Source::Plain(_)) {
+    if !reach.reads(inner) {
+        if reach.reads_outside() {
+            problems
+                .warning(source.span(), "this command is not in force, so it was not run")
+                .help("`pgusher check` runs it where you are");
+        }
         return Some(None);
     }
     match Secret::read(inner.clone()) {
@@ -408,10 +414,10 @@ fn read_secret(
 /// An upstream's password, which cannot be empty: libpq would not send it either.
 fn upstream_password(
     source: &Setting<Option<Source>>,
-    outside: Outside,
+    reach: Reach<'_>,
     problems: &mut Problems,
 ) -> Option<Secret> {
-    let secret = read_secret(source, outside, problems)??;
+    let secret = read_secret(source, reach, problems)??;
     if is_empty(secret.value().expose_secret()) {
         problems.error(source.span(), EMPTY);
         return None;
@@ -488,7 +494,7 @@ fn groups(file: &File, problems: &mut Problems) -> BTreeMap<GroupName, Attribute
     groups.map(|(name, g)| (GroupName::from(name.as_str()), attributes(&g.attributes, problems))).collect()
 }
 
-fn users(file: &File, outside: Outside, problems: &mut Problems) -> BTreeMap<UserName, Arc<User>> {
+fn users(file: &File, reach: Reach<'_>, problems: &mut Problems) -> BTreeMap<UserName, Arc<User>> {
     let mut users = BTreeMap::new();
     for (name, u) in &file.users.0 {
         let known = |group: &str| file.groups.find(group).is_some();
@@ -496,7 +502,7 @@ fn users(file: &File, outside: Outside, problems: &mut Problems) -> BTreeMap<Use
             let problem = problems.error(group.span(), format!("there is no group `{}`", **group));
             problem.nearest(group, file.groups.names());
         }
-        let password = read_secret(&u.password, outside, problems).unwrap_or(None);
+        let password = read_secret(&u.password, reach, problems).unwrap_or(None);
         let auth_type = u.auth_type.unwrap_or(*file.server.auth_type);
         check_auth(name, u, auth_type, password.as_ref(), file, problems);
         let user = User {

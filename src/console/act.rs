@@ -20,6 +20,8 @@ use crate::route;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long `WAIT SETTLED` waits where nothing is said.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest that it waits.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// The answer to a command.
 #[derive(Debug)]
@@ -38,11 +40,19 @@ impl Reply {
     }
 }
 
-/// The columns that a command's answer has, without doing anything.
+/// The table that a command only looks at. Its work grows with users and sessions: not on the thread that accepts, and few at
+/// a time.
 ///
 /// # Errors
 /// As [`act`].
-pub fn columns(proxy: &Proxy, command: &Command) -> Result<Option<Table>, Refusal> {
+pub async fn table(proxy: &Arc<Proxy>, command: &Command) -> Result<Option<Table>, Refusal> {
+    let (looked_at, command) = (proxy.clone(), command.clone());
+    let table = proxy.tables.run(move || columns(&looked_at, &command)).await;
+    table.unwrap_or_else(|_| Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the command was lost")))
+}
+
+/// The columns that a command's answer has, and its rows, if it only looks, without doing anything. Blocks.
+fn columns(proxy: &Proxy, command: &Command) -> Result<Option<Table>, Refusal> {
     match command {
         Command::Show(what) if what == "help" => Ok(None),
         Command::Show(what) => show::show(proxy, what).map(Some),
@@ -71,17 +81,15 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
             Ok(Reply { table: None, notice, tag: "SHOW" })
         }
         Command::Show(_) => {
-            // Its work grows with the sessions: not on the thread that accepts.
-            let command = command.clone();
-            let table = blocking(proxy, move |proxy| columns(proxy, &command)).await?;
+            let table = table(proxy, command).await?;
             Ok(Reply { table, notice: None, tag: "SHOW" })
         }
         Command::ExplainRoute { .. } => {
-            let table = columns(proxy, command)?;
+            let table = table(proxy, command).await?;
             Ok(Reply { table, notice: None, tag: "EXPLAIN" })
         }
         Command::Ping(_) => {
-            let table = columns(proxy, command)?;
+            let table = table(proxy, command).await?;
             Ok(Reply { table, notice: None, tag: "SELECT 1" })
         }
         Command::Empty => Ok(Reply::done("")),
@@ -154,7 +162,7 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
             let _turn = proxy.planning.acquire().await;
             let planned =
                 blocking(proxy, move |proxy| proxy.plan(path.as_deref()).map_err(|error| not_loaded(&error)));
-            let mut table = columns(proxy, command)?;
+            let mut table = table(proxy, command).await?;
             for row in planned.await?.rows() {
                 table.iter_mut().for_each(|table| table.push(row.clone().map(Into::into).to_vec()));
             }
@@ -199,7 +207,7 @@ pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result
             blocking(proxy, move |proxy| proxy.revoke(&from, &of, &which, &by)).await?;
             Ok(Reply { table: None, notice: still_granted(proxy, environment, user), tag: "REVOKE" })
         }
-        Command::WaitSettled(time) => wait_settled(proxy, time.unwrap_or(PATIENCE)).await,
+        Command::WaitSettled(time) => wait_settled(proxy, time.unwrap_or(PATIENCE).min(LONGEST)).await,
         Command::Shutdown(how) => {
             proxy.ask_to_end(*how);
             Ok(Reply::done("SHUTDOWN"))

@@ -106,6 +106,15 @@ pub struct Table {
 }
 
 impl Table {
+    /// About how many bytes it holds.
+    pub fn bytes(&self) -> usize {
+        let of_value = |value: &Value| match value {
+            Value::Text(text) => size_of::<Value>() + text.len(),
+            Value::Null | Value::Number(_) => size_of::<Value>(),
+        };
+        self.rows.iter().map(|row| size_of::<Vec<Value>>() + row.iter().map(of_value).sum::<usize>()).sum()
+    }
+
     /// Without rows.
     pub fn new(columns: &[Column]) -> Self {
         Self { columns: columns.to_vec(), rows: Vec::new() }

@@ -44,10 +44,13 @@ pub struct Desired {
 #[utoipa::path(get, path = "/api/v1/config", tag = "configuration", operation_id = "readConfig",
     responses((status = 200, description = "Its text.", body = Source)))]
 pub async fn read(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, Problem> {
-    let generation = api.proxy.generation();
-    let source = generation.config.source.expose_secret();
-    let body = Source { generation: generation.number, toml: redact::config(source) };
-    Ok(tagged(&headers, StatusCode::OK, &api.tags.of(&"", source), body))
+    let read = api.blocking(move |api| {
+        let generation = api.proxy.generation();
+        let source = generation.config.source.expose_secret();
+        let body = Source { generation: generation.number, toml: redact::config(source) };
+        Ok(tagged(&headers, StatusCode::OK, &api.tags.of(&"", source), body))
+    });
+    read.await
 }
 
 /// Says what a configuration would change, and changes nothing.

@@ -115,12 +115,15 @@ fn newest(
 fn is_as_safe(connection: &dyn TableLike, known: &dyn TableLike) -> bool {
     let [new, old] = [Guard::of(connection), Guard::of(known)];
     let verifies = |guard: &Guard| guard.tls >= rank(SslMode::WORDS, "verify-ca");
+    // Whom an authority vouches for may ask for the password itself, where the file does not say otherwise: so whoever
+    // names one says who may have it.
+    let widens = new.methods.is_null() && new.tls >= rank(SslMode::WORDS, "require");
     new.place == old.place
         && new.tls >= old.tls
         && new.binding >= old.binding
         && new.iterations >= old.iterations
         && new.methods == old.methods
-        && (new.root == old.root || !verifies(&old) && old.root.is_null())
+        && (new.root == old.root || !verifies(&old) && old.root.is_null() && !widens)
         && (new.revoked == old.revoked || old.revoked.is_null())
 }
 
@@ -195,9 +198,11 @@ mod tests {
             ("sslmode = \"require\"", true),
             ("sslmode = \"require\"\nport = 5432\ndatabase = \"x\"\nusername = \"y\"", true),
             ("sslmode = \"verify-full\"", true),
-            ("sslmode = \"verify-full\"\nsslrootcert = \"ca.pem\"\nsslcrl = \"crl.pem\"", true),
+            ("sslmode = \"verify-full\"\nsslrootcert = \"ca.pem\"\nsslcrl = \"crl.pem\"", false),
             ("sslmode = \"require\"\nchannel_binding = \"require\"", true),
             ("", false),
+            ("sslmode = \"verify-ca\"\nsslrootcert = \"theirs.pem\"", false),
+            ("sslmode = \"require\"\nsslrootcert = \"theirs.pem\"", false),
             ("sslmode = \"disable\"", false),
             ("sslmode = \"require\"\nport = 5433", false),
             ("sslmode = \"require\"\nchannel_binding = \"disable\"", false),

@@ -21,6 +21,7 @@ use super::{Api, Asked, Id, View, edit};
 use crate::config::file::{OnUnmatched, PoolMode, SslMode};
 use crate::config::{self, file};
 use crate::names::{ConnectionName, id_of};
+use crate::plan;
 use crate::proxy::Change;
 
 /// What a connection speaks: `postgres`.
@@ -269,7 +270,11 @@ fn all(view: View<'_>) -> Connections {
         ("sortDirection" = inline(Option<SortDirection>), Query, description = "`asc` (the default) or `desc`.")),
     responses((status = 200, description = "The connections.", body = Connections)))]
 pub async fn list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
-    let pairs = super::query(&parts, &["name", "database", "dialect", "sortField", "sortDirection"])?;
+    api.blocking(move |api| listed(api, &parts)).await
+}
+
+fn listed(api: &Api, parts: &Parts) -> Result<Response, Problem> {
+    let pairs = super::query(parts, &["name", "database", "dialect", "sortField", "sortDirection"])?;
     let parameter = |name| super::parameter(&pairs, name);
     let generation = api.proxy.generation();
     let mut list = all(View::of(&generation));
@@ -473,8 +478,11 @@ pub(super) fn password_value(
     secret: &SecretString,
 ) -> Result<toml_edit::Value, Problem> {
     change.given.insert(name.to_owned(), secret.clone());
-    let known = change.generation.config.connections.get(name).and_then(|c| c.password.as_ref());
-    if known.is_some_and(|known| known.value().expose_secret() == secret.expose_secret())
+    let known = change.generation.config.connections.get(name).and_then(|c| c.password.clone());
+    let is_same =
+        || known.as_ref().is_some_and(|known| known.value().expose_secret() == secret.expose_secret());
+    if known.is_some()
+        && change.is_same_password(plan::password_of("connection", name), is_same)
         && let Some(kept) = edit::value(&mut change.document, "connections", name, "password")
     {
         return Ok(kept);

@@ -165,9 +165,10 @@ pub struct Reloaded {
     params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is in force, or would be.", body = Reloaded)))]
 pub async fn reload(State(api): State<Arc<Api>>, asked: Asked) -> Result<Json<Reloaded>, Problem> {
-    let _turn = super::turn(&api.writes).await?;
+    let turn = super::turn(&api.writes).await?;
     let is_dry = asked.is_dry;
     let done = api.blocking(move |api| {
+        let _turn = turn;
         let now = api.proxy.generation();
         asked.by.may_still(&now.config)?;
         let source = now.config.source.expose_secret();
@@ -259,9 +260,12 @@ pub struct Source {
     params(("number" = u64, Path, description = "Which.")),
     responses((status = 200, description = "Its text, without its secrets.", body = Source)))]
 pub async fn generation(State(api): State<Arc<Api>>, number: Number) -> Result<Json<Source>, Problem> {
-    let source = api.proxy.source(number.0);
-    let source = source.ok_or_else(|| Problem::missing("Generation", number.0))?;
-    Ok(Json(Source { generation: number.0, toml: redact::config(source.expose_secret()) }))
+    let read = api.blocking(move |api| {
+        let source = api.proxy.source(number.0);
+        let source = source.ok_or_else(|| Problem::missing("Generation", number.0))?;
+        Ok(Source { generation: number.0, toml: redact::config(source.expose_secret()) })
+    });
+    read.await.map(Json)
 }
 
 /// Goes back to a configuration: what it says of connections, attributes, groups and users is written to the file, and in

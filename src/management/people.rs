@@ -20,6 +20,7 @@ use super::{Api, Asked, Id, View, edit};
 use crate::config::Config;
 use crate::config::file::{AuthType, Console};
 use crate::names::id_of;
+use crate::plan;
 use crate::proxy::{Change, Written};
 use crate::secret::Secret;
 use crate::verifier::{EMPTY, SCRAM_ITERATIONS, ScramVerifier, Verifier, is_empty, is_verifier};
@@ -259,12 +260,18 @@ pub(super) fn password_value(
     }
     let is_scram = auth_type == AuthType::ScramSha256;
     let known = change.generation.config.users.get(name).and_then(|user| user.password.as_ref());
-    let is_same = known.map(Secret::value).is_some_and(|known| match Verifier::parse(&known) {
-        Ok(Verifier::Scram(verifier)) => is_scram && verifier.accepts(secret.expose_secret()),
-        Ok(Verifier::Plain(text)) => !is_scram && text.expose_secret() == secret.expose_secret(),
-        _ => false,
-    });
-    if is_same && let Some(kept) = edit::value(&mut change.document, "users", name, "password") {
+    let known = known.map(Secret::value);
+    let is_same = || {
+        known.as_ref().is_some_and(|known| match Verifier::parse(known) {
+            Ok(Verifier::Scram(verifier)) => is_scram && verifier.accepts(secret.expose_secret()),
+            Ok(Verifier::Plain(text)) => !is_scram && text.expose_secret() == secret.expose_secret(),
+            _ => false,
+        })
+    };
+    if known.is_some()
+        && change.is_same_password(plan::password_of("user", name), is_same)
+        && let Some(kept) = edit::value(&mut change.document, "users", name, "password")
+    {
         return Ok(kept);
     }
     if !is_scram {
@@ -509,7 +516,7 @@ macro_rules! calls {
                     params(("name" = Option<String>, Query, description = "Only the one of this name.")),
                     responses((status = 200, description = "All of them.", body = $Listed)))]
         pub async fn $list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
-            list::<$Thing>(&api, &parts)
+            api.blocking(move |api| list::<$Thing>(api, &parts)).await
         }
 
         /// Makes one.
@@ -534,7 +541,7 @@ macro_rules! calls {
             id: Id,
             headers: HeaderMap,
         ) -> Result<Response, Problem> {
-            read::<$Thing>(&api, id.0, &headers)
+            api.blocking(move |api| read::<$Thing>(api, id.0, &headers)).await
         }
 
         /// Changes one: what is not named stays, `null` takes away.

@@ -99,6 +99,16 @@ impl Pool {
         }
     }
 
+    /// Whether it is known.
+    pub(super) fn is_proved(&self) -> bool {
+        self.resettable.0.get().is_some()
+    }
+
+    /// Whether it can be: the process that has logged us in is the one that answers.
+    pub(super) fn is_resettable(&self) -> bool {
+        matches!(self.resettable.0.get(), Some(None))
+    }
+
     /// The first connection is asked whether it can be reset: another pooler between us and the server, or a server that
     /// only looks like PostgreSQL, would say that it was. Such a one serves one user for all its life.
     ///
@@ -117,6 +127,8 @@ impl Pool {
             Err(error) => return Err(error.into()),
         };
         if let Some(reason) = self.resettable.0.get_or_init(|| reason) {
+            // With what is configured now, and not with what was before a reload.
+            let _one_at_a_time = self.changing.lock();
             let connection = self.connection();
             warn!(
                 connection = %connection.name, %reason,

@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tracing::{debug, warn};
 
 use crate::error::{Fault, Refusal, SqlState};
-use crate::relay::{Asked, Mark};
+use crate::relay::{Asked, Mark, Seal};
 use crate::stream::Stream;
 use crate::upstream::Dialer;
 use crate::wire::startup::Settings;
@@ -273,6 +273,7 @@ pub(super) async fn run(dialer: Dialer, mut commands: UnboundedReceiver<Command>
 struct Listener {
     stream: Stream,
     channel: Arc<str>,
+    seal: Seal,
     /// The queries that are under way, oldest first: who is told when they are done, and since when.
     asked: VecDeque<(Vec<u64>, Instant)>,
 }
@@ -284,7 +285,9 @@ impl Listener {
         let number = getrandom::u64().map_err(|error| error.to_string())?;
         let channel = format!("_pgusher_{number:016x}").into();
         debug!(connection = %dialer.connection.name, pid = backend.target.pid(), "listening connection opened");
-        Ok(Self { stream: backend.stream, channel, asked: VecDeque::new() })
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).map_err(|error| error.to_string())?;
+        Ok(Self { stream: backend.stream, channel, seal: Seal::new(random), asked: VecDeque::new() })
     }
 
     async fn listen(
@@ -362,7 +365,7 @@ impl Listener {
 
     fn tell(&self, hub: &Hub, id: u64) {
         if let Some(member) = hub.members.get(&id) {
-            let mark = Mark { id, channel: self.channel.clone() };
+            let mark = Mark { id, channel: self.channel.clone(), seal: self.seal };
             member.mailbox.answers(Answer::Listening(mark));
         }
     }
@@ -396,10 +399,12 @@ impl Listener {
     }
 
     fn notified(&self, message: &[u8], hub: &mut Hub) -> Result<(), String> {
-        let (channel, payload) =
-            wire::notification(&message[HEADER..]).ok_or("a broken NotificationResponse")?;
+        let body = &message[HEADER..];
+        let (channel, _) = wire::notification(body).ok_or("a broken NotificationResponse")?;
         if channel == self.channel.as_bytes() {
-            hub.marked(payload);
+            if let Some((id, what, number)) = self.seal.read(body) {
+                hub.marked(id, what, number);
+            }
         } else {
             hub.deliver(channel, message);
         }
@@ -431,6 +436,8 @@ struct Member {
     asked: Option<(Asked, Instant)>,
     /// The last recall that was committed.
     recalled: u64,
+    /// The last marker.
+    settled: u64,
     /// What came since then, on channels that it may have left meanwhile.
     limbo: Option<Vec<(String, Arc<[u8]>)>>,
 }
@@ -442,7 +449,8 @@ impl Hub {
         let new: Vec<String> = asked.channels.iter().filter(is_new).cloned().collect();
         asked.channels.iter().for_each(|channel| *self.listened.entry(channel.clone()).or_default() += 1);
         let id = mailbox.id;
-        let member = || Member { mailbox, channels: Vec::new(), asked: None, recalled: 0, limbo: None };
+        let member =
+            || Member { mailbox, channels: Vec::new(), asked: None, recalled: 0, settled: 0, limbo: None };
         let member = self.members.entry(id).or_insert_with(member);
         if let Some((before, _)) = member.asked.replace((asked, Instant::now())) {
             self.let_go(&before.channels);
@@ -462,10 +470,13 @@ impl Hub {
     }
 
     /// A marker has come, or a sign that a recall was committed.
-    fn marked(&mut self, payload: &[u8]) {
-        let Some((id, what, number)) = Mark::read(payload) else { return };
+    fn marked(&mut self, id: u64, what: u8, number: u64) {
         let Some(member) = self.members.get_mut(&id) else { return };
         if what != Mark::MARKER {
+            if number <= member.settled {
+                // Somebody says again what was said before.
+                return;
+            }
             member.recalled = number;
             match what {
                 Mark::PAUSE => {
@@ -477,6 +488,7 @@ impl Hub {
             return;
         }
         let Some((asked, _)) = member.asked.take_if(|(asked, _)| asked.number == number) else { return };
+        member.settled = number;
         // What was recalled in a transaction that was rolled back is still here.
         let is_all = asked.recall == member.recalled || member.channels.is_empty();
         let mut channels = asked.channels.clone();
@@ -583,6 +595,12 @@ mod tests {
         }
     }
 
+    /// What a payload says without its seal.
+    fn mark(hub: &mut Hub, words: &[u8]) {
+        let (id, rest) = str::from_utf8(words).unwrap().split_once('.').unwrap();
+        hub.marked(id.parse().unwrap(), rest.as_bytes()[0], rest[1..].parse().unwrap());
+    }
+
     #[test]
     fn what_comes_behind_the_marker_is_delivered_and_nothing_before() {
         let mut hub = Hub::default();
@@ -590,11 +608,11 @@ mod tests {
         assert_eq!(hub.ask(one.clone(), asked(&["a", "b"], 0, 1)), ["a", "b"]);
         hub.deliver(b"a", b"early");
         assert!(one.mail.lock().messages.is_empty());
-        hub.marked(b"1.m1");
+        mark(&mut hub, b"1.m1");
         assert_eq!(settled(&one), ["a", "b"]);
         assert_eq!(hub.ask(two.clone(), asked(&["a"], 0, 1)), [""; 0]);
         hub.deliver(b"a", b"news");
-        hub.marked(b"2.m1");
+        mark(&mut hub, b"2.m1");
         hub.deliver(b"a", b"more");
         hub.deliver(b"c", b"other");
         let texts = |m: &Mailbox| m.mail.lock().messages.iter().map(|m| m.to_vec()).collect::<Vec<_>>();
@@ -613,36 +631,35 @@ mod tests {
         let mut hub = Hub::default();
         let one = mailbox(1);
         hub.ask(one.clone(), asked(&["a"], 0, 1));
-        hub.marked(b"1.m1");
+        mark(&mut hub, b"1.m1");
         settled(&one);
         // UNLISTEN a, rolled back: the connection listens to nothing, and no recall was seen.
         hub.ask(one.clone(), asked(&[], 2, 3));
-        hub.marked(b"1.m3");
+        mark(&mut hub, b"1.m3");
         assert_eq!(settled(&one), ["a"]);
         // LISTEN b, in a transaction behind one that was rolled back.
         hub.ask(one.clone(), asked(&["b"], 4, 5));
-        hub.marked(b"1.m5");
+        mark(&mut hub, b"1.m5");
         assert_eq!(settled(&one), ["a", "b"]);
         // UNLISTEN a, committed: what comes behind that is not for it.
-        hub.marked(b"1.r6");
+        mark(&mut hub, b"1.r6");
         hub.deliver(b"a", b"too late");
         hub.deliver(b"b", b"kept");
         hub.ask(one.clone(), asked(&["b"], 6, 7));
-        hub.marked(b"1.m7");
+        mark(&mut hub, b"1.m7");
         assert_eq!(settled(&one), ["b"]);
         assert_eq!(std::mem::take(&mut one.mail.lock().messages), [Arc::from(&b"kept"[..])]);
         // A marker of an older question says nothing.
         hub.ask(one.clone(), asked(&[], 8, 9));
-        hub.marked(b"1.m7");
-        hub.marked(b"nonsense");
+        mark(&mut hub, b"1.m7");
         assert_eq!(settled(&one), ["None"]);
-        hub.marked(b"1.m9");
+        mark(&mut hub, b"1.m9");
         assert_eq!(settled(&one), ["b"]);
         // While the lent connection delivers, the listener does not.
-        hub.marked(b"1.p10");
+        mark(&mut hub, b"1.p10");
         hub.deliver(b"b", b"twice?");
         hub.ask(one.clone(), asked(&["b"], 10, 11));
-        hub.marked(b"1.m11");
+        mark(&mut hub, b"1.m11");
         hub.deliver(b"b", b"once");
         assert_eq!(settled(&one), ["b"]);
         assert_eq!(one.mail.lock().messages, [Arc::from(&b"once"[..])]);
@@ -666,9 +683,9 @@ mod tests {
         let all: Arc<Post> = Arc::default();
         let one = Mailbox::new(1, Waker::noop().clone(), all.clone());
         hub.ask(one.clone(), asked(&["a"], 0, 1));
-        hub.marked(b"1.m1");
+        mark(&mut hub, b"1.m1");
         settled(&one);
-        hub.marked(b"1.r2");
+        mark(&mut hub, b"1.r2");
         let message = vec![0; 8000];
         let mut most = 0;
         for _ in 0..3 * MAX_MAIL / 8000 {
@@ -709,12 +726,12 @@ mod tests {
         hub.ask(one.clone(), asked(&["b", "c"], 0, 2));
         assert_eq!(hub.forsaken(), ["a"]);
         assert_eq!(hub.ask(two.clone(), asked(&["c"], 0, 1)), [""; 0]);
-        hub.marked(b"1.m2");
+        mark(&mut hub, b"1.m2");
         assert_eq!(hub.forsaken(), [""; 0]);
         // UNLISTEN b, committed.
-        hub.marked(b"1.r3");
+        mark(&mut hub, b"1.r3");
         hub.ask(one.clone(), asked(&["c"], 3, 4));
-        hub.marked(b"1.m4");
+        mark(&mut hub, b"1.m4");
         assert_eq!(hub.forsaken(), ["b"]);
         hub.leave(1);
         assert_eq!(hub.forsaken(), [""; 0], "the other asks for it");
@@ -732,7 +749,7 @@ mod tests {
             let channels = own.iter().map(|channel| format!("{id}{channel}")).collect();
             hub.ask(mailbox(id), Asked { channels, recall: 0, number: 1 });
             assert!(hub.forsaken.is_empty());
-            hub.marked(format!("{id}.m1").as_bytes());
+            mark(&mut hub, format!("{id}.m1").as_bytes());
             assert!(hub.forsaken.is_empty());
         }
         hub.leave(7);

@@ -113,9 +113,13 @@ impl Pool {
 
     /// Every connection there is, is replaced when it comes back.
     pub fn reconnect(self: &Arc<Self>) {
-        self.settings.rcu(|settings| (settings.0 + 1, settings.1.clone()));
-        self.startups.lock().clear();
-        self.state.lock().epoch += 1;
+        {
+            let _one_at_a_time = self.changing.lock();
+            let epoch = self.settings.load().0 + 1;
+            self.settings.rcu(|settings| (epoch, settings.1.clone()));
+            self.startups.lock().clear();
+            self.state.lock().epoch = epoch;
+        }
         self.close_outworn();
         self.open_more();
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Generation, Proxy, killed};
+use crate::config::Connection;
 use crate::engine::{Order, OrderedBy};
 use crate::names::{ConnectionName, EnvironmentName};
 use crate::pool::{Halt, Pool};
@@ -22,11 +23,16 @@ impl Standing {
     /// what was ordered of it.
     pub(super) fn apply(&mut self, old: &Generation, new: &Generation) {
         for (name, pool) in &new.pools {
-            let target = &pool.connection().target;
+            let connection = pool.connection();
+            let is_it = |old: &Connection| old.id == connection.id || old.target == connection.target;
             let renamed = old
                 .pools
                 .iter()
-                .find(|(before, old)| !new.pools.contains_key(*before) && old.connection().target == *target);
+                .find(|(before, old)| !new.pools.contains_key(*before) && is_it(&old.connection()));
+            let before = old.pools.get(name).or(renamed.map(|(_, pool)| pool));
+            if let Some(before) = before {
+                self.follow(old, &before.connection().environment, &connection);
+            }
             if let (Some((before, _)), false) = (renamed, old.pools.contains_key(name)) {
                 if let Some(halt) = self.halted.remove(before) {
                     self.halted.insert(name.clone(), halt);
@@ -39,6 +45,19 @@ impl Standing {
                 pool.halt(halt);
             }
             self.let_in(name, pool);
+        }
+    }
+
+    /// A connection's environment has another name now: it stays drained, and so does the environment, if nothing else is of
+    /// that name.
+    fn follow(&mut self, old: &Generation, before: &EnvironmentName, connection: &Connection) {
+        if *before == connection.environment || !self.drained.contains(before) {
+            return;
+        }
+        let is_new = !old.pools.values().any(|pool| pool.connection().environment == connection.environment);
+        match is_new {
+            true => drop(self.drained.insert(connection.environment.clone())),
+            false => drop(self.disabled.insert(connection.name.clone())),
         }
     }
 

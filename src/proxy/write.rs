@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 use toml_edit::{DocumentMut, InlineTable, Value};
@@ -18,6 +20,9 @@ use crate::names::id_of;
 use crate::plan::Plan;
 use crate::store::{self, Store, StoreError};
 
+const MINUTE: Duration = Duration::from_secs(60);
+/// How many wrong passwords are told from the right one in a minute.
+const MAX_GUESSES: u32 = 20;
 /// How the files of secrets that we have written end.
 const SUFFIX: &str = ".secret";
 
@@ -33,11 +38,50 @@ pub struct Change<'a> {
     pub goes_back: bool,
     /// The passwords that came with it, by their connections' names: whoever says one may say where it goes.
     pub given: BTreeMap<String, SecretString>,
+    /// Rows of the plan: passwords that are another, as far as whoever says them is told.
+    said: BTreeSet<String>,
+    guesses: &'a PasswordGuesses,
     is_dry: bool,
     secrets: Vec<(PathBuf, SecretString)>,
 }
 
+/// How many passwords were said in this minute that are not the ones that are there.
+#[derive(Debug)]
+pub(super) struct PasswordGuesses(Mutex<(Instant, u32)>);
+
+impl Default for PasswordGuesses {
+    fn default() -> Self {
+        Self(Mutex::new((Instant::now(), 0)))
+    }
+}
+
+impl PasswordGuesses {
+    /// Whether another may be compared.
+    fn is_free(&self) -> bool {
+        let mut minute = self.0.lock();
+        if minute.0.elapsed() >= MINUTE {
+            *minute = (Instant::now(), 0);
+        }
+        minute.1 < MAX_GUESSES
+    }
+
+    fn count(&self) {
+        self.0.lock().1 += 1;
+    }
+}
+
 impl Change<'_> {
+    /// Whether a password that is said is the one that is there, which then stays as it is written. Too many that are not are
+    /// not compared any more, but taken for others: a look is no way to find out a password.
+    pub fn is_same_password(&mut self, row: String, compare: impl FnOnce() -> bool) -> bool {
+        let is_same = self.guesses.is_free() && compare();
+        if !is_same {
+            self.guesses.count();
+            self.said.insert(row);
+        }
+        is_same
+    }
+
     /// How a secret is to stand in the file. Unless it shall stand there itself, it goes to a file of its own.
     ///
     /// # Errors
@@ -136,6 +180,8 @@ impl Proxy {
             keeps_production: false,
             goes_back: false,
             given: BTreeMap::new(),
+            said: BTreeSet::new(),
+            guesses: &self.password_guesses,
             is_dry,
             secrets: Vec::new(),
         };
@@ -149,7 +195,8 @@ impl Proxy {
             Ok(_) => WriteError::Load(error),
             Err(error) => WriteError::Broken(error),
         })?;
-        let plan = self.plan_of(&prepared.checked.config);
+        let mut plan = self.plan_of(&prepared.checked.config);
+        plan.also_secrets(change.said);
         let reaching = plan.routes.iter().find(|moved| moved.reaches_production());
         if let Some(moved) = reaching.filter(|_| change.keeps_production) {
             return Err(WriteError::Production(format!("{} on {}", moved.user, moved.database)));

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use aws_lc_rs::hmac;
+
 use super::requests::Kind;
 use super::sql::Effects;
 use super::{BackendState, Core, Lasting, Pin};
@@ -20,7 +22,53 @@ pub struct Mark {
     pub id: u64,
     /// The channel of pgusher's own.
     pub channel: Arc<str>,
+    /// What nobody else can seal with.
+    pub seal: Seal,
 }
+
+/// A secret with which pgusher seals what it says on its own channel: whoever shares the upstream's role can read the channel's
+/// name, and what was said there, in `pg_stat_activity`. A seal is of the server process that says it, so it is of no use on
+/// another connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Seal([u8; 32]);
+
+impl std::fmt::Debug for Seal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Seal(***)")
+    }
+}
+
+impl Seal {
+    /// Of random bytes.
+    pub fn new(random: [u8; 32]) -> Self {
+        Self(random)
+    }
+
+    fn of(self, pid: u32, words: &str) -> u64 {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.0);
+        let tag = hmac::sign(&key, format!("{pid} {words}").as_bytes());
+        tag.as_ref().first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
+    }
+
+    /// What the body of a notification on pgusher's own channel says: of which session, what, and its number. `None` if it
+    /// was not said by pgusher, on the connection of that process.
+    pub fn read(self, body: &[u8]) -> Option<(u64, u8, u64)> {
+        let pid = u32::from_be_bytes(*body.first_chunk()?);
+        let (_, payload) = wire::notification(body)?;
+        let (words, tag) = str::from_utf8(payload).ok()?.rsplit_once('.')?;
+        let tag = u64::from_str_radix(tag, 16).ok()?;
+        // Where another process answers than the one that has logged us in, its number is not known.
+        if tag != self.of(pid, words) && tag != self.of(UNKNOWN, words) {
+            return None;
+        }
+        let (id, rest) = words.split_once('.')?;
+        let what = *rest.as_bytes().first()?;
+        Some((id.parse().ok()?, what, rest.get(1..)?.parse().ok()?))
+    }
+}
+
+/// The number of no process.
+const UNKNOWN: u32 = 0;
 
 impl Mark {
     /// Up to here the lent connection delivers.
@@ -30,15 +78,9 @@ impl Mark {
     /// So they were, and from here on the lent connection delivers.
     pub const PAUSE: u8 = b'p';
 
-    fn payload(&self, what: u8, number: u64) -> String {
-        format!("'{}.{}{number}'", self.id, what as char)
-    }
-
-    /// A payload's session, meaning and number.
-    pub fn read(payload: &[u8]) -> Option<(u64, u8, u64)> {
-        let (id, rest) = str::from_utf8(payload).ok()?.split_once('.')?;
-        let what = *rest.as_bytes().first()?;
-        Some((id.parse().ok()?, what, rest.get(1..)?.parse().ok()?))
+    pub(super) fn payload(&self, what: u8, number: u64, backend: &BackendState) -> String {
+        let words = format!("{}.{}{number}", self.id, what as char);
+        format!("'{words}.{:016x}'", self.seal.of(backend.pid.unwrap_or(UNKNOWN), &words))
     }
 }
 
@@ -156,7 +198,7 @@ impl Core {
             return false;
         };
         let channel = identifier(&mark.channel);
-        let payload = mark.payload(Mark::MARKER, channels.number);
+        let payload = mark.payload(Mark::MARKER, channels.number, backend);
         wire::query(up, &format!("LISTEN {channel};NOTIFY {channel},{payload}"));
         backend.unnamed = None;
         self.requests.push(Kind::HandOver);
@@ -243,9 +285,9 @@ impl Core {
     /// Whether a notification is this connection's to deliver.
     pub(super) fn delivers(&mut self, body: &[u8]) -> bool {
         let Some(channels) = &mut self.channels else { return true };
-        let Some((channel, payload)) = wire::notification(body) else { return true };
+        let Some((channel, _)) = wire::notification(body) else { return true };
         if let Some(mark) = channels.mark.as_ref().filter(|mark| mark.channel.as_bytes() == channel) {
-            let said = Mark::read(payload);
+            let said = mark.seal.read(body);
             if said == Some((mark.id, Mark::PAUSE, channels.recall)) {
                 (channels.paused, channels.pausing) = (true, true);
             }
@@ -297,7 +339,7 @@ impl Core {
         if channels.pauses {
             statements.push(format!("LISTEN {own}"));
         }
-        statements.push(format!("NOTIFY {own},{}", mark.payload(what, channels.recall)));
+        statements.push(format!("NOTIFY {own},{}", mark.payload(what, channels.recall, backend)));
         backend.unnamed = None;
         // LISTEN takes effect when its transaction ends: where none has begun, it has one of its own.
         if in_query || self.status == b'I' && !self.unsynced {

@@ -1,7 +1,7 @@
 //! From the upstream to the client.
 
 use super::replay::Replay;
-use super::requests::{Kind, Note, Request};
+use super::requests::{Kind, NOTHING, Note, Request};
 use super::{BackendState, Broken, Copy, Core, GATHER, Pin, Sink, survey};
 use crate::config::file::PoolMode;
 use crate::wire::{self, HEADER, Header, cstr};
@@ -103,7 +103,13 @@ impl Core {
     pub(super) fn send_fakes(&mut self, down: &mut Vec<u8>) {
         while let Some(Kind::Fake(tag)) = self.requests.front_kind() {
             self.requests.pop();
-            wire::message(down, tag, |_| {});
+            match tag {
+                NOTHING => {
+                    wire::message(down, b't', |out| out.extend([0; 2]));
+                    wire::message(down, b'n', |_| {});
+                }
+                tag => wire::message(down, tag, |_| {}),
+            }
         }
     }
 
@@ -303,7 +309,8 @@ impl Core {
     ) -> Result<Step, Broken> {
         let severity = body.and_then(|b| wire::error_field(b, b'V').or_else(|| wire::error_field(b, b'S')));
         self.fatal |= matches!(severity, Some(b"FATAL" | b"PANIC"));
-        if let Copy::In { stray: true } | Copy::Ending { stray: true } = self.copy {
+        let is_stray = matches!(self.copy, Copy::In { stray: true } | Copy::Ending { stray: true });
+        if is_stray && !self.has_read_the_end(body) {
             // Whether the upstream ignored that Sync or answers it depends on when it failed. So nobody knows how many
             // answers are still to come: nobody else may have this connection, ever.
             self.pin_for(Pin::Copy);
@@ -348,6 +355,15 @@ impl Core {
             _ if unseen || healed => Ok(Step::Drop),
             _ => Ok(Step::Pass),
         }
+    }
+
+    /// Whether a COPY has failed because the client has said so (`CopyFail`): then all that came before that was read. By the
+    /// place in the server's source, which no `RAISE` can give.
+    fn has_read_the_end(&self, body: Option<&[u8]>) -> bool {
+        let field = |code| body.and_then(|body| wire::error_field(body, code));
+        matches!(self.copy, Copy::Ending { .. })
+            && field(b'C') == Some(b"57014")
+            && field(b'R') == Some(b"CopyGetData")
     }
 
     /// An error that speaks of a statement by the name that it has on the connection, with the client's name for it.

@@ -24,6 +24,9 @@ impl Request {
     }
 }
 
+/// A [`Kind::Fake`] that describes a statement without parameters and columns.
+pub const NOTHING: u8 = b't';
+
 /// What it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -48,7 +51,7 @@ pub enum Kind {
     Execute,
     Close,
     Sync,
-    /// Was not sent; answered by this message without a body (`CloseComplete`) when its turn comes.
+    /// Was not sent; answered by this message without a body (`CloseComplete`), or by [`NOTHING`], when its turn comes.
     Fake(u8),
     /// `CopyDone` or `CopyFail` for a COPY that has not begun yet, as far as we know. Gets no answer.
     CopyEnd,
@@ -251,6 +254,11 @@ impl Requests {
     /// Whether a `Sync` or a `Query` came behind this request.
     pub fn is_of_earlier_batch(&self, number: u64) -> bool {
         number <= self.last_end
+    }
+
+    /// The number of the last one that ended a query.
+    pub fn last_end(&self) -> u64 {
+        self.last_end
     }
 
     /// True if something is under way of which the transaction's status depends.

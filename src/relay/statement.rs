@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
@@ -37,6 +37,8 @@ pub struct Statement {
     key: Arc<[u8]>,
     length: usize,
     effects: Option<Box<Effects>>,
+    /// Whether it may mean something else where texts are read otherwise than usual: looked at once, as texts are long.
+    strange: OnceLock<bool>,
     /// What it names in the catalog that it was last looked up in.
     mentions: Mutex<Mentions>,
     name: Box<str>,
@@ -83,8 +85,35 @@ impl Statement {
         self.effects.as_deref()
     }
 
-    /// What it may do by what it names that is in a catalog.
+    /// The same where texts are not read as usual.
+    pub fn effects_unread(&self) -> Option<Box<Effects>> {
+        let look = || sql::is_suspicious(self.body()) && !sql::reads_alike(self.body());
+        match *self.strange.get_or_init(look) {
+            true => Some(Box::new(Effects::opaque())),
+            false => self.effects.clone(),
+        }
+    }
+
+    /// Whether it surely has neither parameters nor columns: PostgreSQL describes it so in a failed transaction, too.
+    pub fn answers_nothing(&self) -> bool {
+        let Some((text, types)) = crate::wire::cstr(self.body()) else { return false };
+        if types != [0; 2] || text.contains(&b'$') {
+            return false;
+        }
+        let text = text.trim_ascii().to_ascii_lowercase();
+        let word = text.split(|byte| !byte.is_ascii_alphabetic()).next().unwrap_or_default();
+        let is_written = matches!(word, b"insert" | b"update" | b"delete");
+        text.is_empty()
+            || is_written && memchr::memmem::find(&text, b"returning").is_none()
+            || WITHOUT_COLUMNS.iter().any(|known| known.as_bytes() == word)
+    }
+
+    /// What it may do by what it names that is in a catalog. A very long one is not looked through, as a catalog may change
+    /// often: it may name anything.
     pub fn mentions(&self, catalog: &Arc<Catalog>) -> Option<Box<Effects>> {
+        if self.length > MAX_MENTIONING {
+            return Some(Box::new(Effects::opaque()));
+        }
         let mut known = self.mentions.lock();
         match &*known {
             Some((of, effects)) if Arc::ptr_eq(of, catalog) => effects.clone(),
@@ -122,10 +151,88 @@ pub struct Interner {
     /// Of all long unnamed statements together.
     long: Arc<AtomicUsize>,
     /// Of all messages that sessions wait for the rest of.
-    gathered: Arc<AtomicUsize>,
+    gathered: Arc<Gathering>,
     prefix: String,
 }
 
+/// The first words of statements that never have columns.
+const WITHOUT_COLUMNS: [&str; 33] = [
+    "abort",
+    "alter",
+    "analyze",
+    "begin",
+    "checkpoint",
+    "close",
+    "cluster",
+    "comment",
+    "commit",
+    "copy",
+    "create",
+    "deallocate",
+    "declare",
+    "discard",
+    "do",
+    "drop",
+    "end",
+    "grant",
+    "listen",
+    "load",
+    "lock",
+    "move",
+    "notify",
+    "prepare",
+    "refresh",
+    "reindex",
+    "release",
+    "reset",
+    "revoke",
+    "rollback",
+    "savepoint",
+    "set",
+    "truncate",
+];
+/// The longest statement that is looked through again for what it names whenever the catalog is another.
+pub(super) const MAX_MENTIONING: usize = 256 << 10;
+/// Messages of clients that are kept because they cannot go on yet, or are not there whole: of all sessions.
+#[derive(Debug, Default)]
+pub struct Gathering {
+    bytes: AtomicUsize,
+    sessions: AtomicUsize,
+}
+
+/// What one session has of them, counted as long as this lives.
+#[derive(Debug)]
+pub struct Gathered {
+    own: usize,
+    all: Arc<Gathering>,
+}
+
+impl Gathering {
+    /// One session more that keeps some.
+    pub fn enter(self: &Arc<Self>) -> Gathered {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+        Gathered { own: 0, all: self.clone() }
+    }
+}
+
+impl Gathered {
+    /// So many more; false if that is too much, and more than this session's share.
+    pub fn add(&mut self, bytes: usize) -> bool {
+        self.own += bytes;
+        let all = self.all.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        all <= MAX_GATHERED || self.own <= MAX_GATHERED / self.all.sessions.load(Ordering::Relaxed).max(1)
+    }
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        self.all.bytes.fetch_sub(self.own, Ordering::Relaxed);
+        self.all.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How many bytes of those may be kept of all sessions: over that, those who have more than their share are refused.
+const MAX_GATHERED: usize = 512 << 20;
 const LENGTH: usize = size_of::<usize>();
 
 impl Interner {
@@ -167,6 +274,7 @@ impl Interner {
             key,
             length: body.len(),
             effects,
+            strange: OnceLock::new(),
             mentions: Mutex::default(),
             name: self.name(id).into(),
             outdated,
@@ -192,7 +300,7 @@ impl Interner {
     }
 
     /// What is counted of messages of which the rest is waited for.
-    pub fn gathered(&self) -> &Arc<AtomicUsize> {
+    pub fn gathered(&self) -> &Arc<Gathering> {
         &self.gathered
     }
 
@@ -446,6 +554,20 @@ impl Prepared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each of many may keep its share, and no more, however small what each has is beside the whole.
+    #[test]
+    fn over_the_total_of_long_messages_those_with_more_than_their_share_are_refused() {
+        let all: Arc<Gathering> = Arc::default();
+        let mut many: Vec<Gathered> = (0..200).map(|_| all.enter()).collect();
+        let each = 5 << 20;
+        let kept = many.iter_mut().filter_map(|one| one.add(each).then_some(())).count();
+        assert!(kept * each <= MAX_GATHERED && kept * each > MAX_GATHERED - each, "{kept}");
+        let mut little = all.enter();
+        assert!(little.add(1 << 20));
+        drop((many, little));
+        assert!(all.enter().add(MAX_GATHERED));
+    }
 
     #[test]
     fn equal_texts_are_one_statement_and_scopes_part_them() {

@@ -43,7 +43,7 @@ impl Bench {
         let settings = SessionSettings::new(reported.clone(), Arc::default(), None);
         Self {
             core: Core::new(id, mode, interner.clone(), facts, settings),
-            backend: BackendState::new(reported, 100),
+            backend: BackendState::new(reported, 100, Some(7)),
         }
     }
 
@@ -529,4 +529,60 @@ fn a_connection_of_a_copy_that_failed_with_syncs_behind_it_is_nobody_elses() {
             assert_eq!(free, syncs == 0, "{syncs} in {mode:?}");
         }
     }
+}
+
+/// In a failed transaction nothing can be prepared, but what has neither parameters nor columns is described all the same.
+#[test]
+fn in_a_failed_transaction_a_statement_that_another_connection_has_is_described() {
+    let interner = Arc::new(Interner::new().unwrap());
+    for (sql, expected) in [
+        ("CREATE TABLE t (a int)", "tnZ"),
+        ("insert into t values (1)", "tnZ"),
+        ("", "tnZ"),
+        ("SELECT 1", "EZ"),
+        ("insert into t values (1) returning a", "EZ"),
+        ("insert into t values ($1)", "EZ"),
+    ] {
+        let mut bench = Bench::with(&interner, 1);
+        bench.client(&[parse("a", sql), m(b'S', b"")].concat());
+        bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+        // Another connection, and a transaction that fails, of which the answer is still to come.
+        bench.backend = BackendState::new(Arc::default(), 100, Some(8));
+        let describe = [m(b'D', b"Sa\0"), m(b'S', b"")].concat();
+        let asked = [m(b'Q', b"BEGIN\0"), m(b'Q', b"SELECT 1/0\0"), describe.clone()].concat();
+        let (_, _, taken) = bench.client(&asked);
+        assert_eq!((taken.then, asked.len() - taken.consumed), (Then::Hold, describe.len()), "{sql}");
+        assert!(!bench.core.may_go_on());
+        bench.upstream(&[m(b'C', b"BEGIN\0"), m(b'Z', b"T")].concat());
+        assert!(!bench.core.may_go_on(), "half of it");
+        bench.upstream(&[m(b'E', b"SERROR\0C22012\0Mno\0\0"), m(b'Z', b"E")].concat());
+        assert!(bench.core.may_go_on());
+        let (up, mut down, _) = bench.client(&describe);
+        let answer = match Bench::tags(&up).as_str() {
+            "S" => m(b'Z', b"E"),
+            "PDS" => [m(b'E', b"SERROR\0C25P02\0Maborted\0\0"), m(b'Z', b"E")].concat(),
+            other => panic!("{sql}: {other}"),
+        };
+        down.extend(bench.upstream(&answer));
+        assert_eq!(Bench::tags(&down), expected, "{sql}");
+    }
+}
+
+/// Whoever shares the upstream's role can read what was said on the channel of pgusher's own, and say it again.
+#[test]
+fn what_others_say_on_our_own_channel_is_not_heard() {
+    let mark = Mark { id: 7, channel: "c".into(), seal: Seal::new([1; 32]) };
+    let said = |pid: u32, payload: &str| {
+        [&pid.to_be_bytes()[..], b"c\0", payload.trim_matches('\'').as_bytes(), b"\0"].concat()
+    };
+    let of = |pid| BackendState::new(Arc::default(), 1, pid);
+    let payload = mark.payload(Mark::RECALL, 3, &of(Some(42)));
+    assert_eq!(mark.seal.read(&said(42, &payload)), Some((7, Mark::RECALL, 3)));
+    assert_eq!(mark.seal.read(&said(43, &payload)), None, "copied");
+    assert_eq!(mark.seal.read(&said(42, &payload.replacen('3', "4", 1))), None, "changed");
+    assert_eq!(mark.seal.read(&said(42, "7.r3")), None, "without a seal");
+    assert_eq!(mark.seal.read(&said(42, "7.r3.0000000000000000")), None);
+    assert_eq!(Seal::new([2; 32]).read(&said(42, &payload)), None, "of another listener");
+    let unknown = mark.payload(Mark::PAUSE, 3, &of(None));
+    assert_eq!(mark.seal.read(&said(44, &unknown)), Some((7, Mark::PAUSE, 3)));
 }

@@ -1,11 +1,13 @@
 //! From the client to the upstream.
 
-use super::requests::{Kind, Note};
+use std::sync::Arc;
+
+use super::requests::{Kind, NOTHING, Note};
 use super::sql::Effects;
-use super::statement::{Held, Named, Unnamed, UnnamedText, significant};
+use super::statement::{Held, MAX_MENTIONING, Named, Unnamed, UnnamedText, significant};
 use super::{
     BackendState, Copy, Core, GATHER, MAX_ADDED, MAX_NAMED_PARSE, MAX_NOTED, MAX_UNASKED, MAX_UNNAMED, Pin,
-    Rest, Sink, Taken, Then,
+    Rest, Seen, Sink, Taken, Then,
 };
 use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, Shown, SqlState};
@@ -102,7 +104,10 @@ impl Core {
                             self.client_rest = (header.total - here, how);
                         }
                         Step::Need(length) => return Ok(Taken { consumed: at, then: Then::Need(length) }),
-                        Step::Hold => return Ok(Taken { consumed: at, then: Then::Hold }),
+                        Step::Hold => {
+                            self.held_until = self.requests.last_end();
+                            return Ok(Taken { consumed: at, then: Then::Hold });
+                        }
                     }
                 }
                 (tag, _) => return Err(Refusal::protocol(format!("invalid frontend message type {tag}"))),
@@ -704,16 +709,36 @@ impl Core {
         self.shield_sequences(effects, backend, up);
     }
 
+    /// Whether it is known what the unnamed statement may do: it may be long, and be bound often.
+    fn has_seen_unnamed(&self) -> bool {
+        let is_it = |seen: &Seen| {
+            seen.stamp == self.unnamed.stamp
+                && seen.lexable == self.can_lex()
+                && Arc::ptr_eq(&seen.catalog, &self.catalog)
+        };
+        self.seen.as_deref().is_some_and(is_it)
+    }
+
     /// The unnamed statement is bound: what it may do was foreseen when it was parsed, unless that was in another batch.
     fn foresee_unnamed(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
         if !self.requests.is_of_earlier_batch(self.unnamed.stamp) {
             return;
         }
-        let Some(text) = self.unnamed.text.text() else { return };
-        let text = cstr(text).map_or(text, |(text, _)| text);
-        if let Some(effects) = self.effects(text) {
-            self.foresee_extended(&effects, backend, up);
+        if !self.has_seen_unnamed() {
+            let Some(text) = self.unnamed.text.text() else { return };
+            let text = cstr(text).map_or(text, |(text, _)| text);
+            let effects = match text.len() > MAX_MENTIONING {
+                true => Some(Box::new(Effects::opaque())),
+                false => self.effects(text),
+            };
+            let (stamp, lexable) = (self.unnamed.stamp, self.can_lex());
+            self.seen = Some(Box::new(Seen { stamp, lexable, catalog: self.catalog.clone(), effects }));
         }
+        let seen = self.seen.take();
+        if let Some(effects) = seen.as_ref().and_then(|seen| seen.effects.as_ref()) {
+            self.foresee_extended(effects, backend, up);
+        }
+        self.seen = seen;
     }
 
     /// The statement to come asks for last values of sequences: the connection is to know none of another session's.
@@ -784,13 +809,24 @@ impl Core {
                 let own = statement.effects().map(|effects| Box::new(effects.clone()));
                 self.with_catalog(own, || statement.mentions(&self.catalog))
             } else {
-                self.effects(statement.body())
+                self.with_catalog(statement.effects_unread(), || statement.mentions(&self.catalog))
             };
             if let Some(effects) = effects {
                 self.foresee_extended(&effects, backend, up.buffer());
             }
         }
-        match backend.prepared.hold(&named.statement) {
+        let held = backend.prepared.hold(&named.statement);
+        if kind == Kind::Describe && held != Held::Yes {
+            // In a failed transaction nothing can be prepared. What is still to be answered may make it fail.
+            if self.requests.has_an_end() && self.may_hold() {
+                return Step::Hold;
+            }
+            if self.status == b'E' && named.statement.answers_nothing() {
+                self.requests.push(Kind::Fake(NOTHING));
+                return Step::Streams(Rest::Drop);
+            }
+        }
+        match held {
             Held::Yes if !self.distrust => {}
             Held::No => self.prepare(&named, backend, up.buffer()),
             Held::Yes | Held::Outdated => {

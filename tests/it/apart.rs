@@ -149,7 +149,10 @@ fn prod_works_while_all_that_can_go_wrong_with_dev_does() {
     let evil = Postgres::start("evil");
     let relay = Relay::to(evil.port);
     let hole = Fake::start_raw(|_| std::thread::sleep(Duration::from_secs(3600)));
-    let pgusher = Pgusher::start(&config(relay.port(), hole.port()));
+    // A command that is in force: another would not be run.
+    let config = config(relay.port(), hole.port())
+        + "[users.slow]\npassword = { command = [\"sh\", \"-c\", \"sleep 3; echo x\"] }\n";
+    let pgusher = Pgusher::start(&config);
     let rounds = size(100, 1000);
     tell("quiet", &work(&pgusher, rounds));
 
@@ -161,8 +164,7 @@ fn prod_works_while_all_that_can_go_wrong_with_dev_does() {
     sleeper.send(&query("SELECT pg_sleep(3600)"));
     let key = sleeper.key.clone();
     let slow = pgusher.folder.join("slow.toml");
-    let plan = config(relay.port(), hole.port()).replace("@PORT@", &pgusher.port.to_string())
-        + "[users.slow]\npassword = { command = [\"sleep\", \"3\"] }\n";
+    let plan = config.replace("@PORT@", &pgusher.port.to_string());
     std::fs::write(&slow, plan).unwrap();
     let cancelled = Arc::new(AtomicUsize::new(0));
     let mut parts: Vec<Box<dyn Fn() + Send>> = Vec::new();

@@ -665,3 +665,44 @@ fn random_commands_are_answered_and_no_secret_is_ever_shown() {
     assert!(cores.split_whitespace().nth(4) == Some("0"), "{cores}");
     super::fake::unharmed(&pgusher);
 }
+
+/// What one session of the console holds is one table, and what it may wait for is a day.
+#[test]
+fn a_console_session_holds_one_table_and_its_refusals_fill_no_audit() {
+    let text = warehouse("audit_file = \"audit.jsonl\"", "", "")
+        + OPERATORS
+        + "\n[users.stats]\nauth_type = \"trust\"\nconsole = \"stats\"\n";
+    let pgusher = Pgusher::start(&text);
+    let mut raw = console(&pgusher, "stats");
+    let some = |portal: &str| [portal.as_bytes(), &[0, 0, 0, 0, 1]].concat();
+    let asked = [
+        parse("s", "SHOW ROUTES"),
+        bind("p", "s", &[]),
+        bind("q", "s", &[]),
+        message('E', &some("p")),
+        message('E', &some("q")),
+        sync(),
+    ];
+    let answer = raw.ask(&asked.concat());
+    assert_eq!(answer.iter().map(|m| m.tag).collect::<String>(), "122DsEZ", "{answer:?}");
+    let error = answer.iter().find(|m| m.tag == 'E').unwrap();
+    assert_eq!(error.field('C'), "54000");
+    // Closed, it makes room; and the rest of the other can be fetched.
+    let asked = [
+        message('C', b"Pp\0"),
+        message('E', &some("q")),
+        message('E', &[b"q\0".as_slice(), &[0; 4]].concat()),
+        sync(),
+    ];
+    let answer = raw.ask(&asked.concat());
+    assert!(answer.iter().map(|m| m.tag).collect::<String>().starts_with("3DsD"), "{answer:?}");
+    let mut operator = console(&pgusher, "operator");
+    assert!(operator.tags(&query("WAIT SETTLED '300000000000y'")).ends_with("CZ"));
+    for _ in 0..300 {
+        assert!(raw.tags(&query("PAUSE")).starts_with('E'));
+    }
+    let audit = std::fs::read_to_string(pgusher.folder.join("audit.jsonl")).unwrap();
+    let told = audit.lines().filter(|line| line.contains("42501")).count();
+    assert!((1..=20).contains(&told), "{told} of 300 are told one by one");
+    super::fake::unharmed(&pgusher);
+}

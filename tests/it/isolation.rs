@@ -882,3 +882,19 @@ fn answers_that_are_still_under_way_are_never_taken_for_those_of_the_next_user()
         unharmed(&pgusher);
     }
 }
+
+/// Whether connections can be reset is asked on one that no client has made slow.
+#[test]
+fn a_client_does_not_decide_by_its_settings_whether_connections_can_be_reset() {
+    let pgusher = Pgusher::start(&config(1, "pool_mode = \"session\""));
+    let options =
+        "-c statement_timeout=1 -c jit_above_cost=0 -c jit_inline_above_cost=0 -c jit_optimize_above_cost=0";
+    let pairs = [("user", "ann"), ("database", "warehouse"), ("options", options)];
+    let mut raw = Raw::connect(pgusher.address());
+    raw.send(&startup(VERSION, &pairs));
+    raw.until_ready();
+    drop(raw);
+    assert_eq!(login(&pgusher, "ben").value("SELECT 'here'"), "here");
+    assert!(!pgusher.log().contains("cannot be reset"), "{}", pgusher.log());
+    unharmed(&pgusher);
+}

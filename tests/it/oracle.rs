@@ -481,8 +481,9 @@ fn nobody_ever_sees_what_another_session_has_done() {
         "dev",
         &format!("CREATE FUNCTION oracle_run(command text) RETURNS void LANGUAGE plpgsql AS $${body}$$"),
     );
-    let server =
-        format!("default_pool_size = {CONNECTIONS}\nmax_prepared_statements = 20\nmax_pinned = {SESSIONS}");
+    let server = format!(
+        "default_pool_size = {CONNECTIONS}\nmax_prepared_statements = 20\nmax_pinned = {SESSIONS}\nquery_wait_notify = \"0s\""
+    );
     let pgusher = Pgusher::start(&warehouse(&server, "", ""));
     for number in 0..SESSIONS {
         let sequence = format!(

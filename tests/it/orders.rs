@@ -392,3 +392,32 @@ fn a_console_session_has_the_rights_that_are_in_force_now() {
     }
     assert_eq!(order(&mut busy, "RESUME warehouse"), "RESUME");
 }
+
+/// An order is of a database and not of its name.
+#[test]
+fn an_order_holds_when_what_it_was_given_for_has_another_name() {
+    let id = "id = \"7f3c9d2e-1111-4222-8333-444455556666\"";
+    let text = config("", "", id);
+    let pgusher = Pgusher::start(&text);
+    let mut ops = console(&pgusher);
+    let refused = |what: &str| {
+        let error = super::fake::refused(&pgusher, "rawprod", "warehouse");
+        assert_eq!(error.field('C'), "57P03", "{what}: {error:?}");
+    };
+    assert_eq!(order(&mut ops, "DRAIN ENVIRONMENT prod"), "DRAIN");
+    refused("drained");
+    let renamed = text.replacen("name = \"prod\"", "name = \"production\"", 1);
+    pgusher.reload(&renamed);
+    refused("the environment has another name");
+    assert_eq!(order(&mut ops, "RESUME ENVIRONMENT production"), "RESUME");
+    assert_eq!(order(&mut ops, "DISABLE warehouse_prod"), "DISABLE");
+    refused("disabled");
+    // Another name and another login, and the same id.
+    let again = renamed
+        .replace("warehouse_prod", "wp3")
+        .replace("database = \"prod\"\nusername = \"app\"", "database = \"prod\"\nusername = \"postgres\"");
+    assert_ne!(again, renamed);
+    pgusher.reload(&again);
+    refused("the connection has another name");
+    assert_eq!(order(&mut ops, "ENABLE wp3"), "ENABLE");
+}

@@ -407,3 +407,66 @@ fn the_command_line_asks_the_running_process_what_a_file_would_change() {
     let again = operate(&pgusher, "operator", &["revoke", "prod", "--from", "raw"]);
     assert!(again.0 == Some(1) && again.2.contains("SHOW GRANTS"), "{again:?}");
 }
+
+/// Whoever may name a file makes pgusher run nothing that it does not run anyway.
+#[test]
+fn a_plan_of_a_file_runs_no_command_that_is_not_in_force() {
+    let known = "\n[users.known]\npassword = { command = [\"echo\", \"of the command\"] }\n";
+    let pgusher = Pgusher::start(&(warehouse("", "", "") + OPERATOR + known));
+    let mut raw = console(&pgusher);
+    let written = std::fs::read_to_string(pgusher.folder.join("pgusher.toml")).unwrap();
+    let flag = pgusher.folder.join("ran");
+    let foreign = format!(
+        "{written}\n[users.x]\npassword = {{ command = [\"sh\", \"-c\", \"touch {0}; echo x\"] }}\n\
+         [management.tokens.t]\ntoken = {{ command = [\"touch\", \"{0}\"] }}\nrole = \"admin\"\n",
+        flag.display()
+    );
+    let file = pgusher.folder.join("foreign.toml");
+    std::fs::write(&file, &foreign).unwrap();
+    let rows = plan(&pgusher, &mut raw, &foreign).expect("it can be planned");
+    assert!(rows.iter().any(|row| row[1].starts_with("x on ")), "{rows:?}");
+    assert!(
+        !rows.iter().any(|row| row.join(" ").contains("known")),
+        "a command in force is another: {rows:?}"
+    );
+    assert!(!flag.exists(), "the file's command was run");
+}
+
+#[test]
+fn what_concerns_production_is_planned_whatever_the_names() {
+    let old = warehouse("", "", "").replace("@PORT@", "6432");
+    let lines = |new: &str| {
+        let output = between(&old, new, &[]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let renamed = old.replace("warehouse_prod", "wp2").replace("production = true\n", "");
+    let text = lines(&renamed);
+    assert!(text.lines().any(|l| l.starts_with("production") && l.contains("connection wp2")), "{text}");
+    let text = lines(&old.replacen(
+        "production = true\n",
+        "production = true\nallow_production_fallback = true\n",
+        1,
+    ));
+    assert!(text.contains("allow_production_fallback"), "{text}");
+    let text = lines(&format!("{old}\n[management]\nsecrets_folder = \"elsewhere\"\n"));
+    assert!(text.contains("management.secrets_folder"), "{text}");
+}
+
+#[test]
+fn a_grant_whose_environment_becomes_another_database_is_planned() {
+    let pgusher = Pgusher::start(&(warehouse("", "", "") + OPERATOR));
+    let mut raw = console(&pgusher);
+    let written = std::fs::read_to_string(pgusher.folder.join("pgusher.toml")).unwrap();
+    let stage = written.replacen("name = \"prod\"", "name = \"stage\"", 1);
+    assert!(load(&pgusher, &mut raw, &stage));
+    done(&mut raw, "GRANT ENVIRONMENT dev TO pete FOR '1h' REASON 'x'");
+    // What is called dev is now what was called stage, and the other way round.
+    let swapped = stage.replacen("name = \"stage\"", "name = \"dev\"", 1).replacen(
+        "default_values = [\"dev\"]",
+        "default_values = [\"dev\"]\nenvironment_name = \"stage\"",
+        1,
+    );
+    let rows = plan(&pgusher, &mut raw, &swapped).expect("it can be planned");
+    let granted = rows.iter().find(|row| row[1].contains("pete on warehouse (granted dev)"));
+    assert!(granted.is_some_and(|row| row[0] == "production"), "{rows:#?}");
+}

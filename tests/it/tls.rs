@@ -408,3 +408,21 @@ async fn an_upstream_is_reached_by_direct_tls_with_a_client_certificate_and_so_i
         }
     });
 }
+
+/// A socket that was opened under weaker rules does not get in under them.
+#[test]
+fn a_login_that_began_before_the_rules_of_tls_were_changed_begins_again() {
+    let pgusher = with_tls("prefer", "", "\n[users.ops]\nauth_type = \"trust\"\nconsole = \"admin\"\n");
+    let early: Vec<Raw> = (0..3).map(|_| Raw::connect(pgusher.address())).collect();
+    std::thread::sleep(Duration::from_millis(200));
+    let written = std::fs::read_to_string(pgusher.path("pgusher.toml")).unwrap();
+    pgusher.reload(&written.replacen("mode = \"prefer\"", "mode = \"require\"", 1));
+    for (mut raw, (user, database)) in
+        early.into_iter().zip([("raw", "warehouse"), ("rawprod", "warehouse"), ("ops", "pgusher")])
+    {
+        raw.send(&startup(0x0003_0000, &[("user", user), ("database", database)]));
+        let error = raw.next().expect("a word");
+        assert_eq!((error.tag, error.field('C').as_str()), ('E', "57P03"), "{user}: {error:?}");
+    }
+    unharmed(&pgusher);
+}

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 
 use super::super::file::{File, Token as Written};
 use super::super::read::{Problems, Setting};
-use super::super::{Management, Outside, Token};
+use super::super::{Management, Reach, Token};
 use super::{Secret, Source};
 
 /// The shortest token: a shorter one can be guessed.
@@ -16,11 +16,11 @@ pub const MIN_TOKEN: usize = 16;
 pub const HASHED: &str = "sha256:";
 
 /// What `[management]` says.
-pub fn check(path: &Path, file: &File, outside: Outside, problems: &mut Problems) -> Management {
+pub fn check(path: &Path, file: &File, reach: Reach<'_>, problems: &mut Problems) -> Management {
     let management = &file.management;
     let mut tokens: Vec<Token> = Vec::new();
     for (name, written) in &management.tokens.0 {
-        if outside == Outside::Leave && !matches!(&*written.token, Source::Plain(_)) {
+        if !reach.reads(&written.token) {
             continue;
         }
         let Some(digest) = read(written, problems) else { continue };
@@ -57,6 +57,7 @@ pub fn check(path: &Path, file: &File, outside: Outside, problems: &mut Problems
         max_failed_requests: *management.max_failed_requests,
         secrets: *management.secrets,
         secrets_folder: folder(path, management.secrets_folder.as_deref()),
+        said_folder: (*management.secrets_folder).clone(),
     }
 }
 

@@ -198,3 +198,19 @@ fn the_file_is_free() {
     std::fs::write(api.file(), edited.replace("host = \"127.0.0.1\"", "host = \"localhost\"")).unwrap();
     assert_eq!(api.send("POST", "/reload", json!({})).ok()["generation"], json!(2));
 }
+
+/// Whoever says a password is told whether it is the one that is there, but not for long.
+#[test]
+fn a_look_is_no_way_to_find_out_a_password() {
+    let api = start();
+    let prod = api.id("connections", "warehouse_prod");
+    let look = |password: &str| {
+        let path = format!("/connections/{prod}?dry_run=true");
+        let said = api.send("PATCH", &path, json!({ "passwordUnencrypted": password })).ok();
+        said["plan"].as_array().unwrap().iter().any(|row| row.to_string().contains("password of connection"))
+    };
+    assert!(!look("canary-prod"), "it is the same");
+    let told: Vec<bool> = (0..40).map(|n| look(&format!("guess {n}"))).collect();
+    assert!(told.iter().all(|changes| *changes));
+    assert!(look("canary-prod"), "the right one is told from forty wrong ones");
+}
