@@ -29,9 +29,11 @@ impl Standing {
                 .pools
                 .iter()
                 .find(|(before, old)| !new.pools.contains_key(*before) && is_it(&old.connection()));
-            let before = old.pools.get(name).or(renamed.map(|(_, pool)| pool));
+            // As the configuration had it: a pool that goes on has the new settings already.
+            let known = &old.config.connections;
+            let before = known.get(name).or_else(|| known.get(renamed.map(|(before, _)| before)?));
             if let Some(before) = before {
-                self.follow(old, &before.connection().environment, &connection);
+                self.follow(old, &before.environment, &connection);
             }
             if let (Some((before, _)), false) = (renamed, old.pools.contains_key(name)) {
                 if let Some(halt) = self.halted.remove(before) {
@@ -54,7 +56,8 @@ impl Standing {
         if *before == connection.environment || !self.drained.contains(before) {
             return;
         }
-        let is_new = !old.pools.values().any(|pool| pool.connection().environment == connection.environment);
+        let is_new =
+            !old.config.connections.values().any(|known| known.environment == connection.environment);
         match is_new {
             true => drop(self.drained.insert(connection.environment.clone())),
             false => drop(self.disabled.insert(connection.name.clone())),
