@@ -73,7 +73,7 @@ fn new_settings_and_orders_to_reconnect_at_the_same_time_leave_a_pool_that_serve
     std::thread::scope(|scope| {
         scope.spawn(|| (0..2_000).for_each(|_| pool.reconnect()));
         scope.spawn(|| {
-            (0..1_000).for_each(|_| [&other, &settings].into_iter().for_each(|s| pool.update(s.clone())))
+            (0..1_000).for_each(|_| [&other, &settings].into_iter().for_each(|s| pool.update(s.clone())));
         });
     });
     let user = UserName::from("ann");
