@@ -97,7 +97,12 @@ impl Proxy {
     /// A database lends nothing, until [`Proxy::resume`].
     pub fn pause(&self, pool: &Arc<Pool>) {
         let mut standing = self.standing.lock();
-        standing.halted.insert(pool.connection().name.clone(), Halt::Paused);
+        let name = pool.connection().name.clone();
+        // A reload may have put another pool in its place since it was looked up.
+        if let Some(now) = self.generation().pools.get(&name) {
+            now.halt(Halt::Paused);
+        }
+        standing.halted.insert(name, Halt::Paused);
         pool.halt(Halt::Paused);
     }
 
@@ -117,6 +122,9 @@ impl Proxy {
             standing.disabled.remove(&name);
         }
         standing.let_in(&name, pool);
+        if let Some(now) = self.generation().pools.get(&name) {
+            standing.let_in(&name, now);
+        }
     }
 
     /// Ends the sessions of a pool, and lends nothing of it until it is resumed.
