@@ -214,3 +214,22 @@ fn a_look_is_no_way_to_find_out_a_password() {
     assert!(told.iter().all(|changes| *changes));
     assert!(look("canary-prod"), "the right one is told from forty wrong ones");
 }
+
+/// The console goes back to what a configuration says, but not to its tokens.
+#[test]
+fn a_token_that_was_taken_away_stays_away() {
+    let api = start();
+    let without = api.text();
+    let token = "[management.tokens.extra]\ntoken = \"a-token-to-be-taken-away\"\nrole = \"read\"\n";
+    api.pgusher.reload(&format!("{without}\n{token}"));
+    let status = || {
+        let headers = [("authorization", "Bearer a-token-to-be-taken-away")];
+        api.call("GET", "/config", &headers, "").status
+    };
+    assert_eq!(status(), 200);
+    api.pgusher.reload(&without);
+    assert_eq!(status(), 401);
+    done(&mut console(&api.pgusher, "operator"), "ROLLBACK CONFIG");
+    assert_eq!(status(), 401);
+    api.get("/config").ok();
+}
