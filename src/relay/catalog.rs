@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::sql::budget::{MAX_LEXED, MAX_MENTIONS};
+use super::sql::budget::{MAX_LEXED, MAX_MENTIONS, goes_through};
 use super::sql::{self, Effects, Pin, scan::WORD};
 
 /// How many ways from one function or relation to another are followed; a database that has more is not seen through.
@@ -230,6 +230,7 @@ impl Catalog {
     /// What a text may do by what it names.
     pub fn mentioned(&self, text: &[u8]) -> Option<Box<Effects>> {
         let mut found = Found { effects: self.doubt.clone(), left: MAX_MENTIONS };
+        goes_through(text.len());
         let mut words = Words::default();
         words.feed(text, |word| self.look_up(word, &mut found));
         words.end(|word| self.look_up(word, &mut found));

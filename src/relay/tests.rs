@@ -586,3 +586,30 @@ fn what_others_say_on_our_own_channel_is_not_heard() {
     let unknown = mark.payload(Mark::PAUSE, 3, &of(None));
     assert_eq!(mark.seal.read(&said(44, &unknown)), Some((7, Mark::PAUSE, 3)));
 }
+
+/// However often a statement is bound or waits, it is gone through a few times.
+#[test]
+fn a_long_statement_is_gone_through_once_and_not_at_each_use() {
+    use super::sql::budget::GONE_THROUGH;
+    let text = format!("SELECT 1 /* {} */", "set ".repeat(50_000));
+    let gone_through = |bench: &mut Bench, messages: &[u8]| {
+        let before = GONE_THROUGH.get();
+        bench.client(messages);
+        GONE_THROUGH.get() - before
+    };
+    // Bound a thousand times in a later batch: the unnamed one, and a named one where texts are read otherwise.
+    for (name, settings) in [("", "on"), ("a", "off"), ("a", "on")] {
+        let mut bench = Bench::new();
+        let setting = format!("standard_conforming_strings\0{settings}\0");
+        bench.client(&m(b'Q', b"select 1\0"));
+        bench.upstream(&[m(b'S', setting.as_bytes()), m(b'C', b"SELECT 1\0"), m(b'Z', b"I")].concat());
+        let once = gone_through(&mut bench, &[parse(name, &text), m(b'S', b"")].concat());
+        bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+        let times = gone_through(&mut bench, &bind(name).repeat(1000));
+        assert!(
+            once + times <= 6 * text.len(),
+            "{name:?}, {settings}: {once}, then {times} of {}",
+            text.len()
+        );
+    }
+}

@@ -162,6 +162,7 @@ fn matters_first(word: u64) -> bool {
 /// The same for a text that is there whole, in a fifth of the instructions: it looks at the beginnings of words
 /// only, and so suspects all that [`Scan`] does and a little more.
 pub fn is_suspicious(text: &[u8]) -> bool {
+    super::budget::goes_through(text.len());
     let mut at_start = true;
     let mut at = 0;
     while at < text.len() {
