@@ -17,8 +17,9 @@ const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(4);
 /// How far beyond what is free anybody is counted: it is over in as many minutes.
 const BEYOND: f64 = 10.0;
-/// How many answers that are late wait at the same time, of one user and place; the others wait for them.
-const AT_ONCE: usize = 8;
+/// How many answers that are late wait at the same time, of one user and place; the others wait for them. So many that it takes
+/// very many connections from the user's own place to keep the user himself waiting.
+const AT_ONCE: usize = 50;
 /// How many users and places are remembered.
 const MAX_KEPT: usize = 10_000;
 
@@ -49,14 +50,14 @@ pub struct Guesses {
 struct Standing<'a> {
     guesses: &'a Guesses,
     key: (u64, Block),
-    line: Arc<Semaphore>,
+    line: Option<Arc<Semaphore>>,
 }
 
 impl Drop for Standing<'_> {
     fn drop(&mut self) {
         let mut lines = self.guesses.lines.lock();
-        // The map's, and this one.
-        if Arc::strong_count(&self.line) <= 2 {
+        self.line = None;
+        if lines.get(&self.key).is_some_and(|line| Arc::strong_count(line) == 1) {
             lines.remove(&self.key);
         }
     }
@@ -74,8 +75,11 @@ impl Guesses {
     pub async fn wait(&self, user: &str, block: Block, wait: Duration) {
         let key = (self.hasher.hash_one(user), block);
         let line = self.lines.lock().entry(key).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone();
-        let standing = Standing { guesses: self, key, line };
-        let turn = standing.line.acquire().await;
+        let standing = Standing { guesses: self, key, line: Some(line) };
+        let turn = match &standing.line {
+            Some(line) => line.acquire().await.ok(),
+            None => None,
+        };
         tokio::time::sleep(wait).await;
         drop(turn);
     }

@@ -109,7 +109,9 @@ impl Proxy {
     /// It lends again; false if it did so already.
     pub fn resume(&self, pool: &Arc<Pool>) -> bool {
         let mut standing = self.standing.lock();
-        standing.halted.remove(&pool.connection().name).is_some() | pool.resume()
+        let name = pool.connection().name.clone();
+        let now = self.generation().pools.get(&name).is_some_and(Pool::resume);
+        standing.halted.remove(&name).is_some() | pool.resume() | now
     }
 
     /// Nobody logs in to a database, or those who may do again. A drained environment stays closed.

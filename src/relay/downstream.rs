@@ -275,6 +275,10 @@ impl Core {
             }
             _ => {}
         }
+        if matches!(self.copy, Copy::In { .. }) {
+            // It cannot be over, as the client has not ended it: what is owed is not what was counted.
+            self.lose_count();
+        }
         self.copy = Copy::None;
         self.resetting = match tag {
             b"RESET" | b"DISCARD ALL" => self.mode == PoolMode::Transaction,
@@ -300,6 +304,12 @@ impl Core {
         }
     }
 
+    /// Nobody knows how many answers are still to come: nobody else may have this connection, ever.
+    fn lose_count(&mut self) {
+        self.pin_for(Pin::Copy);
+        self.stained = true;
+    }
+
     /// `ErrorResponse`
     fn failed(
         &mut self,
@@ -313,8 +323,7 @@ impl Core {
         if is_stray && !self.has_read_the_end(body) {
             // Whether the upstream ignored that Sync or answers it depends on when it failed. So nobody knows how many
             // answers are still to come: nobody else may have this connection, ever.
-            self.pin_for(Pin::Copy);
-            self.stained = true;
+            self.lose_count();
         }
         self.copy = Copy::None;
         let (skipped, found) = match self.requests.front_kind() {
@@ -324,6 +333,8 @@ impl Core {
             Some(Kind::Survey | Kind::HandOver) => {
                 return Ok(if self.fatal { Step::Pass } else { Step::Drop });
             }
+            // A server that owes nothing says only why it leaves: nobody knows any more what it owes.
+            None if !self.fatal => return Err(Broken::Desync("an error that answers nothing".into())),
             None => return Ok(Step::Pass),
             Some(Kind::Sync | Kind::FunctionCall) => return Ok(Step::Pass),
             // It failed with the transaction: what it was to prepare fails as well.

@@ -314,16 +314,18 @@ impl Requests {
     /// of the data. Whether that end was sent already, and whether there are such `Sync`s: if the COPY fails before it
     /// has read them, they are answered after all.
     pub fn begin_copy(&mut self) -> (bool, bool) {
-        let mut stray = false;
+        let (mut stray, mut at) = (false, 1);
         loop {
-            match self.queue.get(1).map(|r| r.kind) {
+            match self.queue.get(at).map(|r| r.kind) {
+                // It was never sent.
+                Some(Kind::Fake(_)) => at += 1,
                 Some(Kind::Sync) => {
-                    let ignored = self.queue.remove(1);
+                    let ignored = self.queue.remove(at);
                     ignored.iter().for_each(|request| self.leaves(request));
                     stray = true;
                 }
                 Some(Kind::CopyEnd) => {
-                    self.queue.remove(1);
+                    self.queue.remove(at);
                     return (true, stray);
                 }
                 _ => return (false, stray),

@@ -613,3 +613,43 @@ fn a_long_statement_is_gone_through_once_and_not_at_each_use() {
         );
     }
 }
+
+/// What was never sent upstream stands in no COPY's way: behind it the server has read its end already.
+#[test]
+fn what_is_answered_here_does_not_hide_the_end_of_a_copy() {
+    let mut bench = Bench::new();
+    bench.client(&[parse("n", "SELECT 1"), m(b'S', b"")].concat());
+    bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+    let asked = [m(b'Q', b"copy t from stdin\0"), m(b'C', b"Sn\0"), m(b'd', b"1\n"), m(b'c', b"")].concat();
+    bench.client(&asked);
+    bench.upstream(&m(b'G', b"\0\0\x01\0\0"));
+    // This one is answered.
+    bench.client(&m(b'S', b""));
+    bench.upstream(&[m(b'C', b"COPY 1\0"), m(b'Z', b"I")].concat());
+    assert!(!bench.core.may_release(), "an answer is owed");
+    bench.upstream(&m(b'Z', b"I"));
+    assert!(bench.core.may_release());
+}
+
+#[test]
+fn a_copy_that_is_over_before_the_client_has_ended_it_costs_the_connection() {
+    let mut bench = Bench::new();
+    bench.client(&m(b'Q', b"copy t from stdin\0"));
+    bench.upstream(&[m(b'G', b"\0\0\x01\0\0"), m(b'C', b"COPY 0\0"), m(b'Z', b"I")].concat());
+    assert!(!bench.core.may_release() && !bench.core.is_cleanable());
+}
+
+#[test]
+fn an_error_that_answers_nothing_is_the_end_of_the_connection() {
+    let mut bench = Bench::new();
+    let error = m(b'E', b"SERROR\0VERROR\0C08P01\0Mno\0\0");
+    let mut copy = Vec::new();
+    let mut down = Sink::new(&error, &mut copy);
+    assert!(bench.core.from_upstream(&error, &mut bench.backend, &mut down).is_err());
+    // And the message that would bring one about is refused.
+    let mut bench = Bench::new();
+    let (mut copy, mut down, flush) = (Vec::new(), Vec::new(), m(b'H', b"x"));
+    let mut up = Sink::new(&flush, &mut copy);
+    assert!(bench.core.from_client(&flush, Some(&mut bench.backend), &mut up, &mut down).is_err());
+    assert_eq!(up.bytes(), b"");
+}

@@ -223,6 +223,8 @@ impl Core {
             b'd' => return Ok(Step::Streams(Rest::Pass)),
             b'Q' => return self.query(header, input, at, backend, up),
             b'S' => self.sync(),
+            // The server would answer an error, which answers nothing, and ignore what comes up to a `Sync`.
+            b'H' if header.total != HEADER => return Err(Refusal::protocol("invalid message format")),
             b'H' => {
                 if self.requests.only_fakes() && self.between_messages() {
                     self.send_fakes(down);
