@@ -334,8 +334,12 @@ impl Core {
                 return Ok(if self.fatal { Step::Pass } else { Step::Drop });
             }
             // A server that owes nothing says only why it leaves: nobody knows any more what it owes.
-            None if !self.fatal => return Err(Broken::Desync("an error that answers nothing".into())),
-            None => return Ok(Step::Pass),
+            None => {
+                if !self.fatal {
+                    self.lose_count();
+                }
+                return Ok(Step::Pass);
+            }
             Some(Kind::Sync | Kind::FunctionCall) => return Ok(Step::Pass),
             // It failed with the transaction: what it was to prepare fails as well.
             Some(Kind::Query) if self.requests.front().is_some_and(|r| r.hidden) => {

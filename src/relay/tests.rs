@@ -640,12 +640,10 @@ fn a_copy_that_is_over_before_the_client_has_ended_it_costs_the_connection() {
 }
 
 #[test]
-fn an_error_that_answers_nothing_is_the_end_of_the_connection() {
+fn an_error_that_answers_nothing_costs_the_connection() {
     let mut bench = Bench::new();
-    let error = m(b'E', b"SERROR\0VERROR\0C08P01\0Mno\0\0");
-    let mut copy = Vec::new();
-    let mut down = Sink::new(&error, &mut copy);
-    assert!(bench.core.from_upstream(&error, &mut bench.backend, &mut down).is_err());
+    bench.upstream(&m(b'E', b"SERROR\0VERROR\0C08P01\0Mno\0\0"));
+    assert!(!bench.core.may_release() && !bench.core.is_cleanable());
     // And the message that would bring one about is refused.
     let mut bench = Bench::new();
     let (mut copy, mut down, flush) = (Vec::new(), Vec::new(), m(b'H', b"x"));
