@@ -402,7 +402,8 @@ options! {
         /// there, readable by pgusher alone; instances behind one address need the same.
         Restart auth_key_file: Option<String> = None;
         /// How many wrong passwords of one user may come from one address (of IPv6, from one /64) in a minute before the answers
-        /// to that user from there come later: after 0.1 s, then twice that, up to 4 s. Nobody else waits.
+        /// to that user from there come later: after 0.1 s, then twice that, up to 4 s. At most 50 of them wait at the same time, and
+        /// the others wait for those. Nobody else waits.
         Login max_failed_logins: u32 = 5, 0 => 1000;
         /// The most clients at a time.
         Login max_client_conn: u32 = 10_000, 1 => 1_000_000;

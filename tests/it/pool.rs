@@ -13,6 +13,14 @@ use tokio_util::task::TaskTracker;
 
 use super::fake::{Fake, probed, ready};
 
+/// It can be reset, as far as it says.
+fn upstream() -> Fake {
+    Fake::start(|peer| {
+        peer.welcome();
+        peer.serve(|sql| sql.contains("pg_backend_pid").then(|| [probed(), ready()].concat()));
+    })
+}
+
 fn settings_of(fake: &Fake, more: &str) -> PoolSettings {
     let text = fake.config("", &["k0".into()], &format!("sslmode = \"disable\"\npool_size = 1\n{more}"));
     let config = Config::parse(Path::new("pgusher.toml"), &text.replace("@PORT@", "1")).unwrap().config;
@@ -40,10 +48,7 @@ fn pool(fake: &Fake) -> (tokio::runtime::Runtime, Arc<Pool>, PoolSettings) {
 /// Few bytes of stack are enough for any number of them.
 #[test]
 fn a_connection_passes_over_however_many_have_left_while_they_waited() {
-    let fake = Fake::start(|peer| {
-        peer.welcome();
-        peer.serve(|sql| sql.contains("pg_backend_pid").then(|| [probed(), ready()].concat()));
-    });
+    let fake = upstream();
     let (runtime, pool, _) = pool(&fake);
     let user = UserName::from("ann");
     let lease = runtime.block_on(pool.acquire(&user)).unwrap();
@@ -64,10 +69,7 @@ fn a_connection_passes_over_however_many_have_left_while_they_waited() {
 /// when they are opened.
 #[test]
 fn new_settings_and_orders_to_reconnect_at_the_same_time_leave_a_pool_that_serves() {
-    let fake = Fake::start(|peer| {
-        peer.welcome();
-        peer.serve(|sql| sql.contains("pg_backend_pid").then(|| [probed(), ready()].concat()));
-    });
+    let fake = upstream();
     let (runtime, pool, settings) = pool(&fake);
     let other = settings_of(&fake, "include_schemas = [\"elsewhere\"]");
     std::thread::scope(|scope| {
