@@ -837,7 +837,8 @@ impl Engine {
             self.release();
         } else if self.core.wants_survey() {
             let mut survey = Vec::new();
-            self.core.survey(&mut lease.state, &mut survey);
+            let random = getrandom::u64().map_err(|_| Cause::Refused(no_random()))?;
+            self.core.survey(Proof::new(random), &mut lease.state, &mut survey);
             // Nothing of the client's runs: there is nothing to cancel.
             self.slot.has_nothing();
             self.send_to_upstream(&survey, cx)?;

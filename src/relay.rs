@@ -36,6 +36,7 @@ use catalog::Words;
 use channels::Channels;
 use replay::{Batch, Replay};
 use requests::{Kind, Note, Request, Requests};
+use reset::Proof;
 use sql::Scan;
 use statement::{Named, Names, Prepared, Unnamed, UnnamedText};
 use survey::{Left, Touched};
@@ -247,7 +248,7 @@ pub struct Core {
     /// of `PREPARE`, a temporary view.
     recurring: Option<Box<Touched>>,
     /// What it is being asked, and what it has answered.
-    asked: Option<Box<(Touched, Option<Left>)>>,
+    asked: Option<Box<(Touched, Proof, Option<Left>)>>,
     surveys_failed: u8,
     /// Only sessions that listen have any.
     channels: Option<Box<Channels>>,
@@ -257,6 +258,8 @@ pub struct Core {
     resetting: bool,
     /// It may have left what `DISCARD ALL` does not take away, or has lost count of what the upstream owes.
     stained: bool,
+    /// What the upstream owes may be another number of answers than was counted: a survey will tell.
+    miscounted: bool,
     /// A request that may deallocate every statement is under way.
     distrust: bool,
     /// A request is under way that may change how texts are read (`standard_conforming_strings`, `client_encoding`).
@@ -333,6 +336,7 @@ impl Core {
             strays: false,
             resetting: false,
             stained: false,
+            miscounted: false,
             distrust: false,
             rereading: false,
             replay: Replay::None,
@@ -370,7 +374,7 @@ impl Core {
     }
 
     /// Asks it; to be called when [`Core::wants_survey`] says so.
-    pub fn survey(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
+    pub fn survey(&mut self, proof: Proof, backend: &mut BackendState, up: &mut Vec<u8>) {
         let Some(mut touched) = self.touched.take() else { return };
         touched.objects |= self.pin.is_some();
         if let Some(recurring) = &self.recurring {
@@ -382,16 +386,16 @@ impl Core {
         if touched.everything {
             touched.add_settings(self.settings.carried_names().chain(["role"]));
         }
-        crate::wire::query(up, &survey::question(&touched));
+        crate::wire::query(up, &survey::question(&touched, proof));
         // A simple query destroys the unnamed statement.
         backend.unnamed = None;
         self.requests.push(Kind::Survey);
-        self.asked = Some(Box::new((*touched, None)));
+        self.asked = Some(Box::new((*touched, proof, None)));
     }
 
     /// The connection has answered, or could not.
     fn surveyed(&mut self, backend: &mut BackendState) -> Result<(), Broken> {
-        let Some((touched, left)) = self.asked.take().map(|asked| *asked) else { return Ok(()) };
+        let Some((touched, _, left)) = self.asked.take().map(|asked| *asked) else { return Ok(()) };
         let Some(left) = left else {
             self.surveys_failed += 1;
             if self.surveys_failed < MAX_SURVEYS {
@@ -406,6 +410,7 @@ impl Core {
             return Ok(());
         };
         self.surveys_failed = 0;
+        self.miscounted = false;
         for (name, value) in &left.settings {
             let name = name.as_bytes();
             match value {
@@ -519,7 +524,7 @@ impl Core {
 
     /// True if a `DISCARD ALL` leaves nothing of the session: no library that it loaded, no seed, no remote connection.
     pub fn is_cleanable(&self) -> bool {
-        self.is_idle() && !self.stained
+        self.is_idle() && !self.stained && !self.miscounted
     }
 
     /// A statement that may do this is about to run in session mode.
@@ -537,7 +542,7 @@ impl Core {
 
     /// True if something of the session's may still run on its connection.
     pub fn may_be_busy(&self) -> bool {
-        !self.is_clients_turn() || self.stained
+        !self.is_clients_turn() || self.stained || self.miscounted
     }
 
     /// True if so much is under way that no more should be read from the client.

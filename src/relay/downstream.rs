@@ -69,7 +69,7 @@ impl Core {
             Some(Kind::Query | Kind::Execute) => Ok(Step::Pass),
             Some(Kind::Reset) => self.proved(header, input),
             Some(Kind::Setup | Kind::HandOver) => Ok(Step::Drop),
-            Some(Kind::Survey) => Ok(self.answered(header, input)),
+            Some(Kind::Survey) => self.answered(header, input),
             front => Err(Broken::Desync(format!("data in answer to {front:?}"))),
         }
     }
@@ -88,15 +88,19 @@ impl Core {
     }
 
     /// The row that answers a survey; one that is too long is no answer.
-    fn answered(&mut self, header: Header, input: &[u8]) -> Step {
+    fn answered(&mut self, header: Header, input: &[u8]) -> Result<Step, Broken> {
         if header.total > MAX_ANSWER {
-            return Step::Drop;
+            return Ok(Step::Drop);
         }
-        let Some(row) = input.get(HEADER..header.total) else { return Step::Wait };
+        let Some(row) = input.get(HEADER..header.total) else { return Ok(Step::Wait) };
         if let Some(asked) = &mut self.asked {
-            asked.1 = survey::answer(&asked.0, row);
+            let (touched, proof, left) = &mut **asked;
+            if !proof.is_in(row) {
+                return Err(Broken::Desync("a row that answers something else than what was asked".into()));
+            }
+            *left = survey::answer(touched, row);
         }
-        Step::Drop
+        Ok(Step::Drop)
     }
 
     /// Sends the fakes whose turn has come, with a `Flush` from the client.
@@ -304,6 +308,13 @@ impl Core {
         }
     }
 
+    /// Perhaps other answers are still to come than were counted: nobody else may have this connection before a survey has got
+    /// its own.
+    fn doubt_count(&mut self) {
+        self.miscounted = true;
+        self.touched.get_or_insert_default();
+    }
+
     /// Nobody knows how many answers are still to come: nobody else may have this connection, ever.
     fn lose_count(&mut self) {
         self.pin_for(Pin::Copy);
@@ -321,9 +332,8 @@ impl Core {
         self.fatal |= matches!(severity, Some(b"FATAL" | b"PANIC"));
         let is_stray = matches!(self.copy, Copy::In { stray: true } | Copy::Ending { stray: true });
         if is_stray && !self.has_read_the_end(body) {
-            // Whether the upstream ignored that Sync or answers it depends on when it failed. So nobody knows how many
-            // answers are still to come: nobody else may have this connection, ever.
-            self.lose_count();
+            // Whether the upstream ignored that Sync or answers it depends on when it failed.
+            self.doubt_count();
         }
         self.copy = Copy::None;
         let (skipped, found) = match self.requests.front_kind() {

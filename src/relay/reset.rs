@@ -12,8 +12,8 @@ use crate::wire;
 /// Takes away all that PostgreSQL can take away from a session.
 pub const DISCARD: &str = "DISCARD ALL";
 
-/// What nobody can know who has used the connection before: whatever answers a reset with it answers that reset, and not
-/// something that was still under way.
+/// What nobody can know who has used the connection before: whatever answers a reset or a survey with it answers just that,
+/// and not something that was still under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Proof(u64);
 
@@ -27,10 +27,15 @@ impl Proof {
     pub fn new_seed(self, random: u64) -> String {
         // Qualified, in ASCII, and with digits alone: it means the same on every connection.
         format!(
-            "SELECT pg_catalog.setseed('0.{:015}'::pg_catalog.float8),'{:016x}'::pg_catalog.text",
+            "SELECT pg_catalog.setseed('0.{:015}'::pg_catalog.float8),{}",
             random % 1_000_000_000_000_000,
-            self.0
+            self.column()
         )
+    }
+
+    /// What a query selects last so that its row holds the proof.
+    pub(super) fn column(self) -> String {
+        format!("'{:016x}'::pg_catalog.text", self.0)
     }
 
     /// Whether the body of a `DataRow` ends with it.

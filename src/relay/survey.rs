@@ -4,6 +4,7 @@
 //! been rolled back, a block may have failed in the middle. So the connection is asked, once, when it could go back.
 
 use super::Pin;
+use super::reset::Proof;
 use crate::wire::{columns, literal};
 
 /// How many settings are asked for one by one: a session that has touched more keeps its connection.
@@ -95,8 +96,8 @@ const CHANGED: &str = "(SELECT pg_catalog.string_agg(pg_catalog.concat(\
     WHERE s.source OPERATOR(pg_catalog.=) 'session' AND s.name OPERATOR(pg_catalog.!~~) 'transaction_%')";
 
 /// The query whose one row [`answer`] reads. Values come as hexadecimal digits of the server's encoding, which is what
-/// they are set in again, whatever the client's is.
-pub fn question(touched: &Touched) -> String {
+/// they are set in again, whatever the client's is. The last one is the proof.
+pub fn question(touched: &Touched, proof: Proof) -> String {
     let mut columns = Vec::new();
     for name in &touched.settings {
         let name = literal(name.as_bytes());
@@ -116,10 +117,11 @@ pub fn question(touched: &Touched) -> String {
         columns.extend(OBJECTS.iter().map(|(_, rows)| format!("EXISTS(SELECT FROM {rows})")));
         columns.push(CHANNELS.to_owned());
     }
+    columns.push(proof.column());
     format!("SELECT {}", columns.join(","))
 }
 
-/// Reads the `DataRow` (without its header) that answers [`question`]; `None` if it is none.
+/// Reads the `DataRow` (without its header) that answers [`question`] and holds its proof; `None` if it is none.
 pub fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
     let mut columns = columns(row)?.into_iter();
     let mut settings = Vec::new();
@@ -158,6 +160,7 @@ pub fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
             };
         }
     }
+    let _proof = columns.next()?;
     columns.next().is_none().then_some(Left { settings, pin, channels })
 }
 
@@ -203,6 +206,7 @@ mod tests {
             Some("t"),
             Some("f"),
             Some("61,622f63"),
+            Some("proof"),
         ]);
         let left = answer(&touched, &answered).unwrap();
         let set: Vec<_> =
@@ -214,7 +218,7 @@ mod tests {
         for end in 0..answered.len() {
             assert_eq!(answer(&touched, &answered[..end]), None, "{end}");
         }
-        assert_eq!(question(&touched).matches("EXISTS").count(), 4);
+        assert_eq!(question(&touched, Proof::new(1)).matches("EXISTS").count(), 4);
     }
 
     #[test]
@@ -223,9 +227,9 @@ mod tests {
         let none = [Some("f"); 4];
         for (length, listed) in [(MAX_LISTED, true), (MAX_LISTED + 1, false)] {
             let list = "61,".repeat(MAX_LISTED)[..length].to_owned();
-            let left = answer(&touched, &row(&[&none[..], &[Some(&list)]].concat())).unwrap();
+            let left = answer(&touched, &row(&[&none[..], &[Some(&list), Some("proof")]].concat())).unwrap();
             assert_eq!(left.channels.is_some(), listed);
         }
-        assert!(question(&touched).contains(&format!(",1,{})", MAX_LISTED + 1)));
+        assert!(question(&touched, Proof::new(1)).contains(&format!(",1,{})", MAX_LISTED + 1)));
     }
 }

@@ -56,11 +56,15 @@ impl Bench {
     }
 
     fn upstream(&mut self, input: &[u8]) -> Vec<u8> {
+        self.try_upstream(input).unwrap()
+    }
+
+    fn try_upstream(&mut self, input: &[u8]) -> Result<Vec<u8>, Broken> {
         let mut copy = Vec::new();
         let mut down = Sink::new(input, &mut copy);
-        let consumed = self.core.from_upstream(input, &mut self.backend, &mut down).unwrap();
+        let consumed = self.core.from_upstream(input, &mut self.backend, &mut down)?;
         assert_eq!(consumed, input.len());
-        down.bytes().to_vec()
+        Ok(down.bytes().to_vec())
     }
 
     fn tags(bytes: &[u8]) -> String {
@@ -528,6 +532,48 @@ fn a_connection_of_a_copy_that_failed_with_syncs_behind_it_is_nobody_elses() {
             let free = bench.core.may_release() || bench.core.is_cleanable();
             assert_eq!(free, syncs == 0, "{syncs} in {mode:?}");
         }
+    }
+}
+
+/// Not before it has answered a survey with its own row: then nothing else is under way.
+#[test]
+fn a_connection_whose_answers_may_have_been_miscounted_is_asked_before_it_goes_back() {
+    let row = |word: &str| {
+        let length = u32::try_from(word.len()).unwrap().to_be_bytes();
+        m(b'D', &[&[0, 1][..], &length, word.as_bytes()].concat())
+    };
+    let whole = |row: &[u8]| [&m(b'T', b"\0\0"), row, &m(b'C', b"SELECT 1\0"), &m(b'Z', b"I")].concat();
+    let failed = || {
+        let mut bench = Bench::new();
+        bench.client(&[m(b'Q', b"copy t from stdin\0"), m(b'd', b"abc\n"), m(b'S', b"")].concat());
+        bench.upstream(
+            &[m(b'G', b"\0\0\x01\0\0"), m(b'E', b"SERROR\0C22P02\0Mno\0\0"), m(b'Z', b"I")].concat(),
+        );
+        assert!(bench.core.wants_survey() && !bench.core.may_release() && bench.core.may_be_busy());
+        bench
+    };
+    let ask = |bench: &mut Bench, number| {
+        let mut asked = Vec::new();
+        bench.core.survey(Proof::new(number), &mut bench.backend, &mut asked);
+        assert!(asked.ends_with(b"::pg_catalog.text\0") && !bench.core.wants_survey());
+    };
+    let own = whole(&row("0000000000000001"));
+    let mut bench = failed();
+    ask(&mut bench, 1);
+    assert_eq!(bench.upstream(&own), b"");
+    assert!(bench.core.may_release() && !bench.core.may_be_busy(), "it was counted right");
+    // What was still under way ends the connection: a row at once, a bare ending with the row behind it.
+    let ended = [m(b'C', b"COPY 1\0"), m(b'Z', b"I")].concat();
+    for late in [whole(&row("forged")), whole(&row("0000000000000002")), m(b'Z', b"I"), ended] {
+        let mut bench = failed();
+        ask(&mut bench, 1);
+        let mut is_broken = bench.try_upstream(&late).is_err();
+        if !is_broken {
+            assert!(bench.core.wants_survey() && !bench.core.may_release());
+            ask(&mut bench, 2);
+            is_broken = bench.try_upstream(&own).is_err();
+        }
+        assert!(is_broken, "{late:?}");
     }
 }
 

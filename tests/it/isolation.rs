@@ -883,6 +883,30 @@ fn answers_that_are_still_under_way_are_never_taken_for_those_of_the_next_user()
     }
 }
 
+/// What an honest driver sends (tokio-postgres: the `Sync` in front of the data) costs nobody a connection, when it fails.
+#[test]
+fn a_copy_that_fails_gives_its_connection_back_when_that_has_proved_itself() {
+    server().sql("isolation", "CREATE TABLE IF NOT EXISTS plain2.numbers_honest (n int)");
+    server().sql("isolation", "GRANT ALL ON plain2.numbers_honest TO plain2");
+    let pgusher = Pgusher::start(&config(1, ""));
+    let mut ann = login(&pgusher, "ann");
+    let pid = ann.value("SELECT pg_backend_pid()");
+    let copy = parse("", "COPY plain2.numbers_honest FROM STDIN");
+    for turn in 0..3 {
+        ann.send(&[&copy[..], &bind("", "", &[]), &execute(), &sync()].concat());
+        let begun: Vec<char> = (0..3).map(|_| ann.next().unwrap().tag).collect();
+        assert_eq!(begun, ['1', '2', 'G']);
+        ann.send(&[message('d', b"abc\n"), message('c', b""), sync()].concat());
+        let failed: Vec<char> = ann.until_ready().iter().map(|m| m.tag).collect();
+        assert_eq!(failed, ['E', 'Z']);
+        // She stays, and there is but one connection.
+        let mut other = login(&pgusher, "ann");
+        assert_eq!(other.value("SELECT pg_backend_pid()"), pid, "{turn}: it was closed");
+        assert_eq!(ann.value("SHOW pgusher.pin"), "");
+    }
+    unharmed(&pgusher);
+}
+
 /// Whether connections can be reset is asked on one that no client has made slow.
 #[test]
 fn a_client_does_not_decide_by_its_settings_whether_connections_can_be_reset() {
