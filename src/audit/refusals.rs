@@ -136,7 +136,7 @@ impl Refusals {
         let minute = std::mem::replace(&mut *self.0.lock(), Minute::new());
         for ((block, sqlstate), more) in minute.untold() {
             let from = block.map_or_else(|| "others".to_owned(), |block| block.to_string());
-            info!(from, sqlstate, more, "logins refused: these are the ones that were not told one by one");
+            info!(from, sqlstate, more, "refused: these are the ones that were not told one by one");
             audit.record(|| {
                 Event::new("refusals").text("from", &from).text("sqlstate", sqlstate).number("more", more)
             });

@@ -1,6 +1,6 @@
 //! Changes of the configuration that come by the API: written to its file and in force, or neither.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::plan::Plan;
 use crate::store::{self, Store, StoreError};
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// How many wrong passwords are told from the right one in a minute.
+/// How many wrong passwords of one caller are told from the right one in a minute.
 const MAX_GUESSES: u32 = 20;
 /// How the files of secrets that we have written end.
 const SUFFIX: &str = ".secret";
@@ -40,33 +40,27 @@ pub struct Change<'a> {
     pub given: BTreeMap<String, SecretString>,
     /// Rows of the plan: passwords that are another, as far as whoever says them is told.
     said: BTreeSet<String>,
+    by: &'a str,
     guesses: &'a PasswordGuesses,
     is_dry: bool,
     secrets: Vec<(PathBuf, SecretString)>,
 }
 
-/// How many passwords were said in this minute that are not the ones that are there.
-#[derive(Debug)]
-pub(super) struct PasswordGuesses(Mutex<(Instant, u32)>);
-
-impl Default for PasswordGuesses {
-    fn default() -> Self {
-        Self(Mutex::new((Instant::now(), 0)))
-    }
-}
+/// How many passwords each caller has said in his last minute that are not the ones that are there. Callers are tokens of the
+/// configuration.
+#[derive(Debug, Default)]
+pub(super) struct PasswordGuesses(Mutex<HashMap<String, (Instant, u32)>>);
 
 impl PasswordGuesses {
-    /// Whether another may be compared.
-    fn is_free(&self) -> bool {
-        let mut minute = self.0.lock();
-        if minute.0.elapsed() >= MINUTE {
-            *minute = (Instant::now(), 0);
-        }
-        minute.1 < MAX_GUESSES
+    /// Whether another of this caller's may be compared.
+    fn is_free(&self, by: &str) -> bool {
+        let mut minutes = self.0.lock();
+        minutes.retain(|_, (began, _)| began.elapsed() < MINUTE);
+        minutes.get(by).is_none_or(|(_, wrong)| *wrong < MAX_GUESSES)
     }
 
-    fn count(&self) {
-        self.0.lock().1 += 1;
+    fn count(&self, by: &str) {
+        self.0.lock().entry(by.to_owned()).or_insert_with(|| (Instant::now(), 0)).1 += 1;
     }
 }
 
@@ -74,9 +68,9 @@ impl Change<'_> {
     /// Whether a password that is said is the one that is there, which then stays as it is written. Too many that are not are
     /// not compared any more, but taken for others: a look is no way to find out a password.
     pub fn is_same_password(&mut self, row: String, compare: impl FnOnce() -> bool) -> bool {
-        let is_same = self.guesses.is_free() && compare();
+        let is_same = self.guesses.is_free(self.by) && compare();
         if !is_same {
-            self.guesses.count();
+            self.guesses.count(self.by);
             self.said.insert(row);
         }
         is_same
@@ -132,7 +126,7 @@ pub enum WriteError<E> {
     #[error("{0}")]
     Store(StoreError),
     /// The file cannot be edited.
-    #[error("{0}")]
+    #[error("the file cannot be edited: {}", .0.message())]
     Toml(toml_edit::TomlError),
     /// The configuration would be wrong.
     #[error("{0}")]
@@ -181,6 +175,7 @@ impl Proxy {
             goes_back: false,
             given: BTreeMap::new(),
             said: BTreeSet::new(),
+            by,
             guesses: &self.password_guesses,
             is_dry,
             secrets: Vec::new(),
