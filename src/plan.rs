@@ -14,8 +14,11 @@ use crate::names::{ConnectionName, UserName};
 use crate::route::{self, Reason};
 use crate::secret::Secret;
 
-/// How many lines a summary has, and how long each is, in characters.
+/// How many changes of routes a plan keeps of each kind: there may be as many as users times databases.
+const MAX_ROUTES: usize = 5000;
+/// How many ordinary lines a summary has, how many there are in one event of the audit, and how long each is, in characters.
 const MAX_SUMMARY: usize = 200;
+const MAX_EVENT: usize = 200;
 const MAX_LINE: usize = 500;
 
 /// Where a user gets to by a database name.
@@ -123,12 +126,41 @@ impl Moved {
         self.to.is_production() && self.from.place() != self.to.place()
     }
 
+    fn kind(&self) -> Kind {
+        match () {
+            () if self.reaches_production() => Kind::Production,
+            () if self.falls_back() => Kind::Fallback,
+            () => Kind::Route,
+        }
+    }
+
     /// Whether the user loses an environment and falls back to the base.
     pub fn falls_back(&self) -> bool {
         let fell = matches!(self.from, Outcome::Goes { falls_back: true, .. });
         !fell
             && matches!(self.from, Outcome::Goes { .. })
             && matches!(self.to, Outcome::Goes { falls_back: true, .. })
+    }
+}
+
+/// What a change of a route is to be known for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Production,
+    Fallback,
+    Route,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Production, Self::Fallback, Self::Route];
+
+    /// As the plan calls it, and what it says of it.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Production => ("production", "newly reaches a production database"),
+            Self::Fallback => (Plan::FALLBACK, "loses the environment, and falls back to the base"),
+            Self::Route => ("route", ""),
+        }
     }
 }
 
@@ -146,8 +178,10 @@ pub struct Hit {
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Users by database names.
+    /// Users by database names: some thousands of each kind.
     pub routes: Vec<Moved>,
+    /// How many there are of each kind.
+    counts: [usize; 3],
     /// Sessions.
     pub sessions: Vec<Hit>,
     /// What becomes of those.
@@ -177,16 +211,6 @@ impl Plan {
         let production = production(old, new);
         let users: BTreeSet<_> = old.users.keys().chain(new.users.keys()).collect();
         let databases: BTreeSet<_> = old.databases.keys().chain(new.databases.keys()).collect();
-        let mut routes = Vec::new();
-        for user in users {
-            for database in &databases {
-                let from = Outcome::of(old, &production, user, database.as_str());
-                let to = Outcome::of(new, &production, user, database.as_str());
-                if from != to {
-                    routes.push(Moved { user: user.clone(), database: database.to_string(), from, to });
-                }
-            }
-        }
         let same = |name: &ConnectionName, of: &Config, other: &Config| {
             let target = |config: &Config| config.connections.get(name).map(|c| c.target.clone());
             target(of) == target(other)
@@ -201,11 +225,11 @@ impl Plan {
         });
         // By the database, and not by the name that it had or gets.
         let (was, is) = (places_of(old), places_of(new));
+        let known: Places = old.connections.values().map(|known| place(&known.target)).collect();
         let labels = new.connections.values().filter_map(|connection| {
             let place = place(&connection.target);
-            let was_there = old.connections.values().any(|known| self::place(&known.target) == place);
             let changes = was.contains(&place) != is.contains(&place);
-            (changes && was_there).then(|| (connection.name.clone(), is.contains(&place)))
+            (changes && known.contains(&place)).then(|| (connection.name.clone(), is.contains(&place)))
         });
         let shown = |config: &Config| {
             let tls = config.server.tls.as_ref().map(file::ClientTls::shown).unwrap_or_default();
@@ -218,8 +242,9 @@ impl Plan {
             server.chain(of_tls).chain(config.management.shown()).collect::<Vec<_>>()
         };
         let settings = shown(old).into_iter().zip(shown(new)).filter(|(old, new)| old != new);
-        Self {
-            routes,
+        let mut plan = Self {
+            routes: Vec::new(),
+            counts: [0; 3],
             sessions: Vec::new(),
             on_move: *new.server.on_move,
             opened: only_in(new, old),
@@ -229,6 +254,26 @@ impl Plan {
             secrets: secrets(old, new),
             settings: settings.map(|((name, old), (_, new))| (name, old, new)).collect(),
             rights: rights(old, new),
+        };
+        for user in users {
+            for database in &databases {
+                let from = Outcome::of(old, &production, user, database.as_str());
+                let to = Outcome::of(new, &production, user, database.as_str());
+                plan.add(user, from, to, || database.to_string());
+            }
+        }
+        plan
+    }
+
+    fn add(&mut self, user: &UserName, from: Outcome, to: Outcome, database: impl FnOnce() -> String) {
+        if from == to {
+            return;
+        }
+        let moved = Moved { user: user.clone(), database: database(), from, to };
+        let count = &mut self.counts[moved.kind() as usize];
+        *count += 1;
+        if *count <= MAX_ROUTES {
+            self.routes.push(moved);
         }
     }
 
@@ -241,28 +286,33 @@ impl Plan {
                 let of =
                     |config| Outcome::with(config, &production, &grant.user, database.as_str(), Some(grant));
                 let (from, to) = (of(old), of(new));
-                if from != to {
-                    let database = format!("{database} (granted {})", grant.environment);
-                    self.routes.push(Moved { user: grant.user.clone(), database, from, to });
-                }
+                self.add(&grant.user, from, to, || format!("{database} (granted {})", grant.environment));
             }
         }
     }
 
-    /// Its lines for the audit, without those of sessions, which are told of themselves; at most 200 of them.
-    pub fn summary(&self) -> Vec<String> {
-        let rows: Vec<_> = self.rows().into_iter().filter(|row| row[0] != "session").collect();
+    /// Its lines for the audit, for one event after the other, without those of sessions, which are told of themselves. Who
+    /// reaches production and what users may do is told first, in 5,000 lines; of all else, 200.
+    pub fn summary(&self) -> Vec<Vec<String>> {
+        let (first, rest): (Vec<_>, Vec<_>) = self
+            .rows()
+            .into_iter()
+            .filter(|row| row[0] != "session")
+            .partition(|row| matches!(&*row[0], "production" | "user"));
         let line = |[change, subject, from, to, note]: &[String; 5]| {
             let way =
                 if from.is_empty() && to.is_empty() { String::new() } else { format!(": {from} -> {to}") };
             let note = if note.is_empty() { String::new() } else { format!(" ({note})") };
             format!("{change} {subject}{way}{note}").chars().take(MAX_LINE).collect::<String>()
         };
-        let mut lines: Vec<_> = rows.iter().take(MAX_SUMMARY).map(line).collect();
-        if let Some(more) = rows.len().checked_sub(MAX_SUMMARY).filter(|more| *more > 0) {
-            lines.push(format!("and {more} more"));
+        let mut lines = Vec::new();
+        for (rows, most) in [(first, MAX_ROUTES), (rest, MAX_SUMMARY)] {
+            lines.extend(rows.iter().take(most).map(line));
+            if let Some(more) = rows.len().checked_sub(most).filter(|more| *more > 0) {
+                lines.push(format!("and {more} more"));
+            }
         }
-        lines
+        lines.chunks(MAX_EVENT).map(<[_]>::to_vec).collect()
     }
 
     /// Passwords that are taken for others, whether they are or not.
@@ -282,14 +332,14 @@ impl Plan {
         let mut rows = Vec::new();
         for moved in &self.routes {
             let subject = format!("{} on {}", moved.user, moved.database);
-            let (kind, note) = match () {
-                () if moved.reaches_production() => ("production", "newly reaches a production database"),
-                () if moved.falls_back() => {
-                    (Self::FALLBACK, "loses the environment, and falls back to the base")
-                }
-                () => ("route", ""),
-            };
+            let (kind, note) = moved.kind().words();
             rows.push(row(kind, subject, moved.from.to_string(), moved.to.to_string(), note));
+        }
+        for (kind, count) in Kind::ALL.into_iter().zip(self.counts) {
+            if let Some(more) = count.checked_sub(MAX_ROUTES).filter(|more| *more > 0) {
+                let (kind, note) = kind.words();
+                rows.push(row(kind, format!("and {more} more"), String::new(), String::new(), note));
+            }
         }
         for (name, is) in &self.labels {
             let label = |is: bool| format!("production: {is}");
@@ -468,4 +518,43 @@ fn secrets(old: &Config, new: &Config) -> Vec<String> {
         .filter_map(|(what, before)| Some((what, before, new.certificates.get(what)?)));
     changed.extend(both.filter(|(_, before, after)| before != after).map(|(what, _, _)| what.clone()));
     changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(users: &[String]) -> Config {
+        let mut text = "[connections.w]\nhost = \"dev\"\nusername = \"u\"\n\
+             user_attribute = \"environment\"\ndefault_values = [\"dev\"]\n\
+             environments = [{ connection = \"p\", name = \"prod\", values = [\"prod\"] }]\n\
+             [connections.p]\nhost = \"prod\"\nusername = \"u\"\nproduction = true\n\
+             [attributes.environment]\n"
+            .to_owned();
+        for user in users {
+            text += &format!("[users.{user}]\npassword = \"x\"\nattributes = {{ environment = \"prod\" }}\n");
+        }
+        match Config::parse(std::path::Path::new("pgusher.toml"), &text) {
+            Ok(checked) => checked.config,
+            Err(problems) => panic!("{problems:?}"),
+        }
+    }
+
+    /// However many others there are, in whatever order.
+    #[test]
+    fn who_reaches_production_is_told_first_and_a_plan_keeps_some_thousands_of_lines() {
+        let none = config(&[]);
+        let decoys: Vec<String> = (0..220).map(|n| format!("aa{n:03}")).collect();
+        let with_one = config(&[&decoys[..], &["zed".to_owned()]].concat());
+        let told = |plan: &Plan| plan.summary().concat().iter().filter(|l| l.contains("zed")).count();
+        assert!(told(&Plan::between(&none, &with_one)) > 0);
+        assert!(told(&Plan::between(&config(&decoys), &with_one)) > 0);
+        assert!(Plan::between(&none, &with_one).summary().iter().all(|lines| lines.len() <= MAX_EVENT));
+        let many = config(&(0..MAX_ROUTES + 7).map(|n| format!("u{n}")).collect::<Vec<_>>());
+        let plan = Plan::between(&none, &many);
+        assert_eq!(plan.routes.len(), MAX_ROUTES);
+        let rows = plan.rows();
+        assert!(rows.len() <= MAX_ROUTES + 10, "{}", rows.len());
+        assert!(rows.iter().any(|row| row[0] == "production" && row[1] == "and 7 more"));
+    }
 }

@@ -476,11 +476,17 @@ impl Proxy {
         for setting in plan.waiting() {
             warn!(setting, "the new value is in force after a restart");
         }
+        let mut summary = plan.summary().into_iter();
         self.audit.record(|| {
             let event = Event::new("reload").number("generation", new.number).text("by", by);
             let event = event.number("connections", connections as u64).number("users", users as u64);
-            event.texts("changes", plan.summary())
+            event.texts("changes", summary.next().unwrap_or_default())
         });
+        for changes in summary {
+            let event =
+                || Event::new("reload_more").number("generation", new.number).texts("changes", changes);
+            self.audit.record(event);
+        }
         for (name, pool) in &old.pools {
             let kept = new.pools.get(name).is_some_and(|p| Arc::ptr_eq(p, pool));
             if !kept {

@@ -1,6 +1,8 @@
 //! A password goes only where it was meant to go: whoever has a token of the API may set passwords, and not have those that
 //! are there sent to another host.
 
+use std::collections::{HashMap, HashSet};
+
 use secrecy::{ExposeSecret, SecretString};
 use toml_edit::{DocumentMut, Item, TableLike};
 
@@ -21,15 +23,16 @@ pub fn check(proxy: &Proxy, change: &mut Change<'_>) -> Result<(), Problem> {
     let mut own = Vec::new();
     for (name, connection) in connections(&change.document) {
         let Some(password) = connection.get("password") else { continue };
+        let (said, guard) = (meaning(password), Guard::of(connection));
         let is_bound = match change.goes_back {
             // Mostly it is as it was: then nothing else needs to be looked at.
-            _ if is_as_it_was(&before[0], name, connection, password) => true,
-            false => leads_where_it_led(&before[..1], connection, password),
-            true => led_there_last(&before, name, connection, password),
+            _ if before[0].is_as_it_was(name, &said, &guard) => true,
+            false => leads_where_it_led(&before[..1], &said, &guard),
+            true => led_there_last(&before, name, &said, &guard),
         };
         match change.given.get(name) {
             _ if is_bound => {}
-            Some(secret) if password.is_table_like() && names(&before[0], password) => {
+            Some(secret) if password.is_table_like() && before[0].passwords.contains_key(&said) => {
                 own.push((name.to_owned(), secret.clone()));
             }
             Some(_) => {}
@@ -56,13 +59,13 @@ fn refused(name: &str, goes_back: bool) -> Problem {
 }
 
 /// What is in force, and, for going back, what was before, the newest first.
-fn known(proxy: &Proxy, change: &Change<'_>) -> Result<Vec<DocumentMut>, Problem> {
+fn known(proxy: &Proxy, change: &Change<'_>) -> Result<Vec<Before>, Problem> {
     let now = change.generation.config.source.clone();
     let earlier = proxy.history().into_iter().rev().filter(|_| change.goes_back);
     let earlier = earlier.filter_map(|known| proxy.source(known.number));
     let sources = std::iter::once(now).chain(earlier);
-    let documents: Result<Vec<DocumentMut>, _> =
-        sources.map(|source| source.expose_secret().parse()).collect();
+    let documents: Result<Vec<Before>, toml_edit::TomlError> =
+        sources.map(|source| Ok(Before::of(&source.expose_secret().parse()?))).collect();
     documents.map_err(|_| Problem::conflict("the configuration in force cannot be edited"))
 }
 
@@ -72,75 +75,68 @@ fn connections(document: &DocumentMut) -> impl Iterator<Item = (&str, &dyn Table
     tables.filter_map(|(name, item)| Some((name, item.as_table_like()?)))
 }
 
-/// Whether a connection has this password, as it is written.
-fn has(connection: &dyn TableLike, password: &Item) -> bool {
-    connection.get("password").is_some_and(|known| edit::meaning(known) == edit::meaning(password))
+/// What a value says, however it is written.
+fn meaning(item: &Item) -> String {
+    edit::meaning(item).to_string()
 }
 
-fn names(document: &DocumentMut, password: &Item) -> bool {
-    connections(document).any(|(_, connection)| has(connection, password))
+/// A configuration that is or was in force, with what is asked of it at hand: it may have thousands of connections.
+struct Before {
+    /// The password and the guard of each connection that has one.
+    names: HashMap<String, (String, Guard)>,
+    /// Where each password leads.
+    passwords: HashMap<String, HashSet<Guard>>,
 }
 
-fn is_as_it_was(document: &DocumentMut, name: &str, connection: &dyn TableLike, password: &Item) -> bool {
-    let known = document.get("connections").and_then(|tables| tables.get(name)).and_then(Item::as_table_like);
-    known.is_some_and(|known| has(known, password) && is_as_safe(connection, known))
+impl Before {
+    fn of(document: &DocumentMut) -> Self {
+        let mut before = Self { names: HashMap::new(), passwords: HashMap::new() };
+        for (name, connection) in connections(document) {
+            let Some(password) = connection.get("password") else { continue };
+            let (said, guard) = (meaning(password), Guard::of(connection));
+            before.passwords.entry(said.clone()).or_default().insert(guard.clone());
+            before.names.insert(name.to_owned(), (said, guard));
+        }
+        before
+    }
+
+    fn is_as_it_was(&self, name: &str, password: &str, guard: &Guard) -> bool {
+        self.names.get(name).is_some_and(|(known, old)| known == password && guard.is_as_safe_as(old))
+    }
+
+    /// Whether this password is sent there already; `None` if it is not known.
+    fn leads_there(&self, password: &str, guard: &Guard) -> Option<bool> {
+        let known = self.passwords.get(password)?;
+        Some(known.contains(guard) || known.iter().any(|old| guard.is_as_safe_as(old)))
+    }
 }
 
 /// The same password goes there already.
-fn leads_where_it_led(before: &[DocumentMut], connection: &dyn TableLike, password: &Item) -> bool {
-    newest(before, connection, |_, known| has(known, password)) == Some(true)
+fn leads_where_it_led(before: &[Before], password: &str, guard: &Guard) -> bool {
+    before.iter().find_map(|known| known.leads_there(password, guard)) == Some(true)
 }
 
 /// The last time that the password was in use it went there, and so did the last password of that connection.
-fn led_there_last(before: &[DocumentMut], name: &str, connection: &dyn TableLike, password: &Item) -> bool {
-    let of_password = newest(before, connection, |_, known| has(known, password));
-    let of_name = newest(before, connection, |other, known| other == name && known.contains_key("password"));
-    of_password == Some(true) && of_name != Some(false)
-}
-
-/// In the newest configuration that has such connections: whether one of them leads where this one does.
-fn newest(
-    before: &[DocumentMut],
-    connection: &dyn TableLike,
-    is_such: impl Fn(&str, &dyn TableLike) -> bool,
-) -> Option<bool> {
-    before.iter().find_map(|document| {
-        let mut such = connections(document).filter(|(name, known)| is_such(name, *known)).peekable();
-        such.peek()?;
-        Some(such.any(|(_, known)| is_as_safe(connection, known)))
-    })
-}
-
-/// Whether what is sent to one connection could as well be sent to the other: the same place, and no weaker guard.
-fn is_as_safe(connection: &dyn TableLike, known: &dyn TableLike) -> bool {
-    let [new, old] = [Guard::of(connection), Guard::of(known)];
-    let verifies = |guard: &Guard| guard.tls >= rank(SslMode::WORDS, "verify-ca");
-    // Whom an authority vouches for may ask for the password itself, where the file does not say otherwise: so whoever
-    // names one says who may have it.
-    let widens = new.methods.is_null() && new.tls >= rank(SslMode::WORDS, "require");
-    new.place == old.place
-        && new.tls >= old.tls
-        && new.binding >= old.binding
-        && new.iterations >= old.iterations
-        && new.methods == old.methods
-        && (new.root == old.root || !verifies(&old) && old.root.is_null() && !widens)
-        && (new.revoked == old.revoked || old.revoked.is_null())
+fn led_there_last(before: &[Before], name: &str, password: &str, guard: &Guard) -> bool {
+    let of_name = before.iter().find_map(|known| Some(guard.is_as_safe_as(&known.names.get(name)?.1)));
+    leads_where_it_led(before, password, guard) && of_name != Some(false)
 }
 
 /// Where a password goes, and what guards it on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Guard {
-    place: (serde_json::Value, i64),
+    place: (String, i64),
     tls: usize,
-    root: serde_json::Value,
-    revoked: serde_json::Value,
-    methods: serde_json::Value,
+    root: String,
+    revoked: String,
+    methods: String,
     binding: usize,
     iterations: i64,
 }
 
 impl Guard {
     fn of(connection: &dyn TableLike) -> Self {
-        let said = |key: &str| connection.get(key).map_or(serde_json::Value::Null, edit::meaning);
+        let said = |key: &str| connection.get(key).map(meaning).unwrap_or_default();
         let word = |key: &str, words: &[&str], default: &str| {
             rank(words, connection.get(key).and_then(Item::as_str).unwrap_or(default))
         };
@@ -154,6 +150,19 @@ impl Guard {
             binding: word("channel_binding", ChannelBinding::WORDS, "prefer"),
             iterations: number("scram_min_iterations", 4096),
         }
+    }
+
+    /// Whether what is sent to the other could as well be sent here: the same place, and no weaker guard. Whom an authority
+    /// vouches for may ask for the password itself, where the file does not say otherwise: so whoever names one, also one
+    /// that is not asked yet, says who may have it.
+    fn is_as_safe_as(&self, old: &Self) -> bool {
+        self.place == old.place
+            && self.tls >= old.tls
+            && self.binding >= old.binding
+            && self.iterations >= old.iterations
+            && self.methods == old.methods
+            && self.root == old.root
+            && (self.revoked == old.revoked || old.revoked.is_empty())
     }
 }
 
@@ -180,9 +189,9 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn only(document: &DocumentMut) -> (&dyn TableLike, &Item) {
+    fn only(document: &DocumentMut) -> (String, Guard) {
         let (_, connection) = connections(document).next().unwrap();
-        (connection, connection.get("password").unwrap())
+        (meaning(connection.get("password").unwrap()), Guard::of(connection))
     }
 
     #[test]
@@ -190,8 +199,8 @@ mod tests {
         let before = document("{ file = \"c.pw\" }", "sslmode = \"require\"\n");
         let goes = |text: &str| {
             let after: DocumentMut = text.parse().unwrap();
-            let (connection, password) = only(&after);
-            leads_where_it_led(std::slice::from_ref(&before), connection, password)
+            let (password, guard) = only(&after);
+            leads_where_it_led(&[Before::of(&before)], &password, &guard)
         };
         let same = "host = \"db\"\npassword.file = \"c.pw\"\n";
         for (more, expected) in [
@@ -203,6 +212,7 @@ mod tests {
             ("", false),
             ("sslmode = \"verify-ca\"\nsslrootcert = \"theirs.pem\"", false),
             ("sslmode = \"require\"\nsslrootcert = \"theirs.pem\"", false),
+            ("sslmode = \"prefer\"\nsslrootcert = \"theirs.pem\"", false),
             ("sslmode = \"disable\"", false),
             ("sslmode = \"require\"\nport = 5433", false),
             ("sslmode = \"require\"\nchannel_binding = \"disable\"", false),
@@ -220,6 +230,15 @@ mod tests {
         ));
     }
 
+    /// Also where nothing is verified yet: the next step would be to verify.
+    #[test]
+    fn an_authority_is_not_named_before_it_is_asked() {
+        let before = document("\"pw\"", "sslmode = \"prefer\"\n");
+        let (password, guard) =
+            only(&document("\"pw\"", "sslmode = \"prefer\"\nsslrootcert = \"theirs.pem\"\n"));
+        assert!(!leads_where_it_led(&[Before::of(&before)], &password, &guard));
+    }
+
     #[test]
     fn a_verified_certificate_is_not_traded_for_another_authority() {
         let before = document(
@@ -234,8 +253,8 @@ mod tests {
             ("sslmode = \"verify-ca\"\nsslrootcert = \"ours.pem\"\nsslcrl = \"crl.pem\"\n", false),
         ] {
             let after = document("\"pw\"", rest);
-            let (connection, password) = only(&after);
-            let goes = leads_where_it_led(std::slice::from_ref(&before), connection, password);
+            let (password, guard) = only(&after);
+            let goes = leads_where_it_led(&[Before::of(&before)], &password, &guard);
             assert_eq!(goes, expected, "{rest}");
         }
     }
@@ -243,7 +262,7 @@ mod tests {
     #[test]
     fn going_back_takes_a_password_only_where_it_was_last() {
         let of =
-            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<DocumentMut>>();
+            |texts: &[&str]| texts.iter().map(|text| Before::of(&text.parse().unwrap())).collect::<Vec<_>>();
         let (first, second) =
             ("host = \"a\"\npassword = { file = \"1\" }\n", "host = \"b\"\npassword = { file = \"1\" }\n");
         let rotated = "host = \"a\"\npassword = { file = \"2\" }\n";
@@ -251,7 +270,7 @@ mod tests {
         let c = |text: &str| format!("[connections.c]\n{text}");
         let d = |text: &str| format!("[connections.d]\n{text}");
         let target: DocumentMut = c(first).parse().unwrap();
-        let (connection, password) = only(&target);
+        let (password, guard) = only(&target);
         for (what, before, expected) in [
             ("nothing has changed", vec![c(first)], true),
             ("it was deleted", vec![String::new(), c(first)], true),
@@ -265,7 +284,7 @@ mod tests {
             ("its host and its password, and both again", vec![c(rotated), c(moved), c(first)], true),
         ] {
             let before: Vec<_> = before.iter().map(String::as_str).collect();
-            assert_eq!(led_there_last(&of(&before), "c", connection, password), expected, "{what}");
+            assert_eq!(led_there_last(&of(&before), "c", &password, &guard), expected, "{what}");
         }
     }
 }
