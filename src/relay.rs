@@ -79,6 +79,9 @@ const MAX_REQUESTS: usize = 8 * MAX_UNASKED;
 const MAX_ADDED: usize = 1 << 20;
 const MAX_NOTED: usize = 8 << 20;
 
+/// How many bytes of statements that are bound may be gone through before answers are waited for.
+const MAX_WORK: usize = 512 << 10;
+
 /// How often a connection may fail to say what is left on it before its session keeps it.
 const MAX_SURVEYS: u8 = 3;
 
@@ -267,6 +270,8 @@ pub struct Core {
     replay: Replay,
     /// What is held waits for the answer to this request, at the most.
     held_until: u64,
+    /// How many bytes of bound statements were gone through since answers were waited for.
+    work: usize,
     /// What the unnamed statement may do, once it was looked at.
     seen: Option<Box<Seen>>,
     fatal: bool,
@@ -341,6 +346,7 @@ impl Core {
             rereading: false,
             replay: Replay::None,
             held_until: 0,
+            work: 0,
             seen: None,
             fatal: false,
             transactions: 0,
@@ -675,7 +681,10 @@ impl Core {
         let all = self.defines.get_or_insert_default();
         defined.into_iter().for_each(|defined| all.add(defined));
         let doubted = self.catalog.doubted(all);
-        self.catalog = Arc::new(doubted);
+        // What is known of statements by it goes on to be known.
+        if !doubted.doubts_as(&self.catalog) {
+            self.catalog = Arc::new(doubted);
+        }
     }
 
     /// What was defined since this was last asked, if anything: then the database is to be asked again.

@@ -103,10 +103,8 @@ impl Pool {
         {
             let mut asked = self.catalog.state.lock();
             asked.outdated = true;
-            // Nobody else is kept for good for the sake of an instant.
-            let defined = &Effects { pin: None, ..defined.clone() };
             asked.defined.get_or_insert_default().add(defined);
-            self.catalog.now.store(Arc::new(self.catalog.now.load().doubted(defined)));
+            self.catalog.now.store(Arc::new(self.catalog.now.load().doubted(defined).without_pin()));
         }
         self.refresh_catalog();
     }
@@ -188,7 +186,7 @@ impl Pool {
                 debug!(connection = %connection.name, names = catalog.count(), "functions of the database known");
                 // What was defined meanwhile may be missing.
                 let catalog = match &asked.defined {
-                    Some(defined) => catalog.doubted(defined),
+                    Some(defined) => catalog.doubted(defined).without_pin(),
                     None => catalog,
                 };
                 self.catalog.now.store(Arc::new(catalog));

@@ -13,6 +13,7 @@ use tracing::warn;
 use super::{Pool, Welcome, refusal_of};
 use crate::config::file::Isolation;
 use crate::error::{Fault, Refusal, SqlState};
+use crate::relay::reset::Proof;
 use crate::relay::{BackendState, Parameters};
 use crate::stream::Stream;
 use crate::upstream::CancelTarget;
@@ -208,7 +209,13 @@ impl Lease {
         let sql =
             if calls.is_empty() { resets.to_owned() } else { format!("{resets};SELECT {}", calls.join(",")) };
         let connection = self.pool.connection();
-        let answer = self.simple(&sql).await.map_err(|e| {
+        let answer = self.simple(&sql).await;
+        // All logins with these settings will be told what is reported here: it must be the answer to this.
+        let proved = match answer {
+            Ok(answer) => self.prove().await.map(|()| answer),
+            Err(error) => Err(error),
+        };
+        let answer = proved.map_err(|e| {
             Refusal::new(
                 Fault::Upstream,
                 SqlState::CONNECTION_FAILURE,
@@ -223,6 +230,15 @@ impl Lease {
                 Ok(Ok(Welcome { reported: self.state.settings.reported().clone(), extra }))
             }
             Err(body) => Ok(Err(refusal_of(&body))),
+        }
+    }
+
+    /// Makes sure that nothing is under way on the connection but what we ask.
+    async fn prove(&mut self) -> io::Result<()> {
+        let proof = Proof::new(getrandom::u64().map_err(io::Error::other)?);
+        match self.simple(&proof.question()).await? {
+            Ok(Some(row)) if proof.is_in(&row) => Ok(()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 

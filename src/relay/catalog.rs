@@ -212,6 +212,18 @@ impl Catalog {
         Self { names, filter, is_known: self.is_known, doubt: Some(doubt) }
     }
 
+    /// Whether no more and no less is in doubt than in another that is the same otherwise.
+    pub fn doubts_as(&self, other: &Self) -> bool {
+        self.doubt == other.doubt
+    }
+
+    /// The same, where nobody is kept on his connection for good for the sake of what is in doubt for an instant.
+    #[must_use]
+    pub fn without_pin(mut self) -> Self {
+        self.doubt.iter_mut().for_each(|doubt| doubt.pin = None);
+        self
+    }
+
     /// True if no name matters and nothing is in doubt.
     pub fn is_plain(&self) -> bool {
         self.names.is_empty() && self.doubt.is_none()

@@ -147,7 +147,7 @@ impl Core {
         match header.tag {
             b'Z' => self.ready(body.and_then(|b| b.first().copied()), header, backend),
             b'C' => {
-                self.complete(body.unwrap_or_default(), backend);
+                self.complete(body.unwrap_or_default(), backend)?;
                 Ok(if ours { Step::Drop } else { Step::Pass })
             }
             b'E' => {
@@ -194,6 +194,8 @@ impl Core {
             | (b'H' | b'c', Some(Kind::Query | Kind::Execute)) => return Ok(Step::Pass),
             (b'G', Some(Kind::Query | Kind::Execute)) => {
                 let (ended, stray) = self.requests.begin_copy();
+                // A `Sync` that the COPY has swallowed ends nothing.
+                self.unsynced |= stray && front == Some(Kind::Execute) && !self.requests.has_a_sync();
                 self.copy = if ended { Copy::Ending { stray } } else { Copy::In { stray } };
                 return Ok(Step::Pass);
             }
@@ -267,17 +269,16 @@ impl Core {
     }
 
     /// `CommandComplete`
-    fn complete(&mut self, tag: &[u8], backend: &mut BackendState) {
+    fn complete(&mut self, tag: &[u8], backend: &mut BackendState) -> Result<(), Broken> {
         let front = self.requests.front();
         let number = front.map_or(0, |r| r.number);
         let tag = cstr(tag).map_or(tag, |(tag, _)| tag);
         match self.requests.front_kind() {
-            Some(Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver) => return,
-            Some(Kind::Query) if front.is_some_and(|r| r.hidden) => return,
-            Some(Kind::Execute) => {
-                self.requests.pop();
-            }
-            _ => {}
+            Some(Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver) => return Ok(()),
+            Some(Kind::Query) if front.is_some_and(|r| r.hidden) => return Ok(()),
+            Some(Kind::Query) => {}
+            Some(Kind::Execute) => drop(self.requests.pop()),
+            front => return Err(Broken::Desync(format!("an end of a command in answer to {front:?}"))),
         }
         if matches!(self.copy, Copy::In { .. }) {
             // It cannot be over, as the client has not ended it: what is owed is not what was counted.
@@ -306,11 +307,12 @@ impl Core {
             }
             _ => {}
         }
+        Ok(())
     }
 
     /// Perhaps other answers are still to come than were counted: nobody else may have this connection before a survey has got
     /// its own.
-    fn doubt_count(&mut self) {
+    pub(super) fn doubt_count(&mut self) {
         self.miscounted = true;
         self.touched.get_or_insert_default();
     }

@@ -12,6 +12,10 @@ use super::{BackendState, Core, GATHER};
 use crate::config::file::PoolMode;
 use crate::wire;
 
+/// Where PostgreSQL says that there is no such prepared statement: of the protocol's names, and of the unnamed one.
+const WHERE_STATEMENTS_ARE_MISSED: [&[u8]; 3] =
+    [b"FetchPreparedStatement", b"exec_bind_message", b"exec_describe_statement_message"];
+
 /// What the client sent since its last idle point, as long as the first request of it, which uses a statement that the
 /// connection is believed to have, is not answered. It belongs to the connection, so that idle clients cost nothing.
 #[derive(Debug, Default)]
@@ -82,9 +86,12 @@ impl Core {
         backend: &mut BackendState,
     ) -> bool {
         let Some(first) = refused.first() else { return false };
-        let lost = wire::error_field(error, b'C') == Some(b"26000");
-        let changed = wire::error_field(error, b'C') == Some(b"0A000")
-            && wire::error_field(error, b'R') == Some(b"RevalidateCachedQuery");
+        // By the place in the server's source: a function may raise the same codes, and another place is given then.
+        let place = wire::error_field(error, b'R');
+        let lost = wire::error_field(error, b'C') == Some(b"26000")
+            && place.is_none_or(|place| WHERE_STATEMENTS_ARE_MISSED.contains(&place));
+        let changed =
+            wire::error_field(error, b'C') == Some(b"0A000") && place == Some(b"RevalidateCachedQuery");
         if !(lost || changed) {
             return false;
         }

@@ -301,6 +301,11 @@ impl Requests {
         self.queue.iter().all(|r| matches!(r.kind, Kind::Fake(_)))
     }
 
+    /// Whether a `Sync` is among them.
+    pub fn has_a_sync(&self) -> bool {
+        self.queue.iter().any(|request| request.kind == Kind::Sync)
+    }
+
     /// Takes everything before the next `Sync`; false if there is none.
     pub fn skip_to_sync(&mut self) -> (Vec<Request>, bool) {
         let sync = self.queue.iter().position(|r| r.kind == Kind::Sync);

@@ -33,6 +33,11 @@ impl Proof {
         )
     }
 
+    /// A query that does nothing else than to answer with it.
+    pub fn question(self) -> String {
+        format!("SELECT {}", self.column())
+    }
+
     /// What a query selects last so that its row holds the proof.
     pub(super) fn column(self) -> String {
         format!("'{:016x}'::pg_catalog.text", self.0)

@@ -164,6 +164,13 @@ impl Effects {
         self.rereads || self.asks_all || self.calls || self.pin == Some(Pin::Opaque)
     }
 
+    /// How many bytes are compared, at the most, when it is foreseen.
+    pub fn cost(&self) -> usize {
+        let bytes: usize = self.settings.iter().map(String::len).sum();
+        let defined = self.defined.as_deref().map_or(0, Self::cost);
+        bytes * self.settings.len() + defined
+    }
+
     /// Whether there is anything that a session does beside its statements' ordinary work.
     pub fn matter(&self) -> bool {
         let nothing = Self { foreseen: self.foreseen, relates: self.relates, ..Self::default() };

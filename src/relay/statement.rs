@@ -33,7 +33,7 @@ const OVERHEAD: usize = 512;
 pub struct Statement {
     id: u64,
     /// The length of the body; the body: the query, NUL, the types, which is the rest of a `Parse` message behind its name;
-    /// the settings.
+    /// the connection; the settings.
     key: Arc<[u8]>,
     length: usize,
     effects: Option<Box<Effects>>,
@@ -109,8 +109,8 @@ impl Statement {
     }
 
     /// What it may do by what it names that is in a catalog. A very long one is not looked through, as a catalog may change
-    /// often: it may name anything.
-    pub fn mentions(&self, catalog: &Arc<Catalog>) -> Option<Box<Effects>> {
+    /// often: it may name anything. How many bytes were gone through is added.
+    pub fn mentions(&self, catalog: &Arc<Catalog>, gone_through: &mut usize) -> Option<Box<Effects>> {
         if self.length > MAX_MENTIONING {
             return Some(Box::new(Effects::opaque()));
         }
@@ -118,6 +118,7 @@ impl Statement {
         match &*known {
             Some((of, effects)) if Arc::ptr_eq(of, catalog) => effects.clone(),
             _ => {
+                *gone_through += self.body().len();
                 let effects = catalog.mentioned(self.body());
                 *known = Some((catalog.clone(), effects.clone()));
                 effects
@@ -250,11 +251,13 @@ impl Interner {
         })
     }
 
-    /// The one statement of this text. `scope` are the session's settings that belong to what it means.
-    pub fn intern(&self, body: &[u8], scope: &Parameters) -> Arc<Statement> {
+    /// The one statement of this text on this connection of the configuration: no environment has to do with what is known of
+    /// another's. `scope` are the session's settings that belong to what it means.
+    pub fn intern(&self, body: &[u8], connection: &str, scope: &Parameters) -> Arc<Statement> {
         // The length first: where the body ends and the scope begins must not be a matter of reading.
         let mut key = body.len().to_be_bytes().to_vec();
         key.extend_from_slice(body);
+        key.extend_from_slice(connection.as_bytes());
         for (name, value) in scope.iter() {
             key.push(0);
             key.extend_from_slice(name);
@@ -574,10 +577,10 @@ mod tests {
         let interner = Interner::new().unwrap();
         let none = Parameters::default();
         let scope = none.with(b"search_path", b"x");
-        let one = interner.intern(b"select 1\0\0\0", &none);
-        assert!(Arc::ptr_eq(&one, &interner.intern(b"select 1\0\0\0", &none)));
-        assert!(!Arc::ptr_eq(&one, &interner.intern(b"select 1\0\0\0", &scope)));
-        assert!(!Arc::ptr_eq(&one, &interner.intern(b"select 2\0\0\0", &none)));
+        let one = interner.intern(b"select 1\0\0\0", "c", &none);
+        assert!(Arc::ptr_eq(&one, &interner.intern(b"select 1\0\0\0", "c", &none)));
+        assert!(!Arc::ptr_eq(&one, &interner.intern(b"select 1\0\0\0", "c", &scope)));
+        assert!(!Arc::ptr_eq(&one, &interner.intern(b"select 2\0\0\0", "c", &none)));
     }
 
     #[test]
@@ -585,9 +588,9 @@ mod tests {
         let interner = Interner::new().unwrap();
         let none = Parameters::default();
         for i in 0..5000 {
-            interner.intern(format!("select {i}\0\0\0").as_bytes(), &none);
+            interner.intern(format!("select {i}\0\0\0").as_bytes(), "c", &none);
         }
-        let (one, other) = (interner.intern(b"x\0\0\0", &none), interner.intern(b"x\0\0\0", &none));
+        let (one, other) = (interner.intern(b"x\0\0\0", "c", &none), interner.intern(b"x\0\0\0", "c", &none));
         drop(one);
         assert_eq!(interner.statements.known.len(), 1);
         assert_eq!(interner.statements.bytes.load(Ordering::Relaxed), other.cost());
@@ -622,7 +625,7 @@ mod tests {
     #[test]
     fn an_outdated_statement_is_held_no_longer() {
         let interner = Interner::new().unwrap();
-        let statement = interner.intern(b"x\0\0\0", &Parameters::default());
+        let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
         let mut prepared = Prepared::default();
         assert_eq!(prepared.hold(&statement), Held::No);
         prepared.insert(statement.id(), statement.edition(), 1, 2);
@@ -634,7 +637,7 @@ mod tests {
     #[test]
     fn names_differ_in_their_first_63_bytes() {
         let interner = Interner::new().unwrap();
-        let statement = interner.intern(b"x\0\0\0", &Parameters::default());
+        let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
         let mut names = interner.names();
         let long = [b'a'; 70];
         names.put(&long, Some(Named { statement, request: 1 }));
@@ -644,7 +647,7 @@ mod tests {
     #[test]
     fn the_name_that_a_request_gave_is_found_by_its_number() {
         let interner = Interner::new().unwrap();
-        let statement = interner.intern(b"x\0\0\0", &Parameters::default());
+        let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
         let named = |request| Some(Named { statement: statement.clone(), request });
         let mut names = interner.names();
         names.put(b"a", named(1));

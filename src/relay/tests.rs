@@ -530,7 +530,8 @@ fn a_connection_of_a_copy_that_failed_with_syncs_behind_it_is_nobody_elses() {
                 [m(b'G', b"\0\0\x01\0\0"), m(b'E', b"SERROR\0C22P02\0Mno\0\0"), m(b'Z', b"I")].concat();
             bench.upstream(&failed);
             let free = bench.core.may_release() || bench.core.is_cleanable();
-            assert_eq!(free, syncs == 0, "{syncs} in {mode:?}");
+            // Data that comes before the server asks for it is in doubt by itself.
+            assert_eq!(free, syncs == 0 && mode == PoolMode::Session, "{syncs} in {mode:?}");
         }
     }
 }
@@ -672,9 +673,104 @@ fn what_is_answered_here_does_not_hide_the_end_of_a_copy() {
     // This one is answered.
     bench.client(&m(b'S', b""));
     bench.upstream(&[m(b'C', b"COPY 1\0"), m(b'Z', b"I")].concat());
-    assert!(!bench.core.may_release(), "an answer is owed");
+    assert!(!bench.core.is_idle(), "an answer is owed");
     bench.upstream(&m(b'Z', b"I"));
-    assert!(bench.core.may_release());
+    assert!(bench.core.is_idle());
+}
+
+/// A `Sync` in front of the data is swallowed by the COPY: the transaction ends with the one behind it.
+#[test]
+fn a_copy_goes_on_until_a_sync_that_is_answered() {
+    let begin = [parse("", "copy t from stdin"), bind(""), m(b'E', b"\0\0\0\0\0"), m(b'S', b"")].concat();
+    let begun = [m(b'1', b""), m(b'2', b""), m(b'G', b"\0\0\x01\0\0")].concat();
+    for late in [false, true] {
+        let mut bench = Bench::new();
+        match late {
+            // The `Sync` comes when the COPY has begun, or before.
+            true => {
+                bench.client(&begin[..begin.len() - 5]);
+                bench.upstream(&begun);
+                bench.client(&m(b'S', b""));
+            }
+            false => {
+                bench.client(&begin);
+                bench.upstream(&begun);
+            }
+        }
+        bench.client(&[m(b'd', b"1\n"), m(b'c', b""), m(b'H', b"")].concat());
+        bench.upstream(&m(b'C', b"COPY 1\0"));
+        assert!(!bench.core.is_idle() && bench.core.awaits_client(), "nothing is committed yet");
+        let (up, down, _) = bench.client(&m(b'S', b""));
+        assert_eq!((Bench::tags(&up).as_str(), down.len()), ("S", 0));
+        bench.upstream(&m(b'Z', b"I"));
+        assert!(bench.core.may_release());
+    }
+}
+
+/// PostgreSQL answers data that it does not wait for if its time is over just then.
+#[test]
+fn data_that_nobody_waits_for_puts_in_doubt_what_is_answered() {
+    for data in [m(b'd', b"1\n"), m(b'c', b""), m(b'f', b"no\0")] {
+        let mut bench = Bench::new();
+        bench.client(&[parse("", "select 1"), bind(""), m(b'H', b"")].concat());
+        bench.upstream(&[m(b'1', b""), m(b'2', b"")].concat());
+        bench.client(&[data, m(b'S', b""), m(b'Q', b"select 1\0")].concat());
+        let timed_out = [m(b'E', b"SERROR\0C57014\0Mtimeout\0\0"), m(b'Z', b"I"), m(b'Z', b"I")].concat();
+        bench.upstream(&timed_out);
+        assert!(bench.core.is_idle() && bench.core.wants_survey() && !bench.core.may_release());
+    }
+}
+
+/// What only a server that has lost its place says.
+#[test]
+fn an_end_of_a_command_that_nothing_has_begun_breaks_the_connection() {
+    let mut bench = Bench::new();
+    bench.client(&[parse("", "select 1"), m(b'S', b"")].concat());
+    assert!(bench.try_upstream(&[m(b'1', b""), m(b'C', b"SELECT 1\0")].concat()).is_err());
+}
+
+/// Statements that define something are bound a thousand times over: each may be long.
+#[test]
+fn what_is_gone_through_of_bound_statements_is_bounded_until_the_server_has_answered() {
+    use super::sql::budget::GONE_THROUGH;
+    let text =
+        format!("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'select 1' /* {} */", "x ".repeat(25_000));
+    for name in ["", "a"] {
+        let mut bench = Bench::new();
+        bench.client(&[parse(name, &text), m(b'S', b"")].concat());
+        bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+        let before = GONE_THROUGH.get();
+        let binds = bind(name).repeat(4000);
+        bench.client(&binds);
+        let after = GONE_THROUGH.get() - before;
+        assert!(after <= 2 * MAX_WORK, "{name:?}: {after}");
+    }
+}
+
+/// However many settings it may change, a pool's doubt keeps nobody on his connection for good.
+#[test]
+fn what_is_in_doubt_for_a_pool_pins_nobody() {
+    let mut many = Effects { defines: true, ..Effects::default() };
+    for n in 0..100 {
+        many.add(&Effects { settings: vec![format!("my.s{n}")], ..Effects::default() });
+    }
+    assert_eq!(many.pin, Some(Pin::Setting));
+    let catalog = Catalog::default().doubted(&many).without_pin();
+    assert_eq!(catalog.mentioned(b"select 1").and_then(|effects| effects.pin), None);
+}
+
+/// A function may raise the very code that says that a statement is not there.
+#[test]
+fn a_statement_is_prepared_again_only_if_the_server_itself_misses_it() {
+    for (place, again) in [("FetchPreparedStatement", true), ("exec_stmt_raise", false)] {
+        let mut bench = Bench::new();
+        bench.client(&[parse("a", "select f()"), m(b'S', b"")].concat());
+        bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+        bench.client(&[bind("a"), m(b'E', b"\0\0\0\0\0"), m(b'S', b"")].concat());
+        let error = format!("SERROR\0C26000\0Mgone\0R{place}\0\0");
+        let answer = bench.upstream(&[m(b'E', error.as_bytes()), m(b'Z', b"I")].concat());
+        assert_eq!(answer.is_empty(), again, "{place}");
+    }
 }
 
 #[test]

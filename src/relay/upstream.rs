@@ -6,8 +6,8 @@ use super::requests::{Kind, NOTHING, Note};
 use super::sql::Effects;
 use super::statement::{Held, MAX_MENTIONING, Named, Unnamed, UnnamedText, significant};
 use super::{
-    BackendState, Copy, Core, GATHER, MAX_ADDED, MAX_NAMED_PARSE, MAX_NOTED, MAX_UNASKED, MAX_UNNAMED, Pin,
-    Rest, Seen, Sink, Taken, Then,
+    BackendState, Copy, Core, GATHER, MAX_ADDED, MAX_NAMED_PARSE, MAX_NOTED, MAX_UNASKED, MAX_UNNAMED,
+    MAX_WORK, Pin, Rest, Seen, Sink, Taken, Then,
 };
 use crate::config::file::PoolMode;
 use crate::error::{Fault, Refusal, Shown, SqlState};
@@ -114,7 +114,7 @@ impl Core {
             }
             at += self.go_on(input, at, up);
             if self.requests.len() >= self.flush_at {
-                self.flush_requests(up, down);
+                self.flush_requests(up, down)?;
             }
             let is_much = up.bytes().len() > at + MAX_ADDED || self.requests.bytes() > MAX_NOTED;
             if is_much && self.client_rest.0 == 0 {
@@ -124,8 +124,11 @@ impl Core {
     }
 
     /// A pipeline without end: what it has earned is asked for, so that it costs bounded memory.
-    fn flush_requests(&mut self, up: &mut Sink<'_>, down: &mut Vec<u8>) {
-        if self.requests.only_fakes() {
+    fn flush_requests(&mut self, up: &mut Sink<'_>, down: &mut Vec<u8>) -> Result<(), Refusal> {
+        if self.work > MAX_WORK && self.client_rest.0 == 0 {
+            self.work = 0;
+            self.wait_for_answers(up, down)?;
+        } else if self.requests.only_fakes() {
             if self.between_messages() {
                 self.send_fakes(down);
             }
@@ -133,6 +136,16 @@ impl Core {
             wire::message(up.buffer(), b'H', |_| {});
         }
         self.flush_at = self.requests.len() + MAX_UNASKED;
+        Ok(())
+    }
+
+    /// So many bytes were gone through that did not come with the message at hand: a statement that is bound may be long. Now
+    /// and then it is waited for an answer, so that the others of this thread have their turns.
+    fn worked(&mut self, bytes: usize) {
+        self.work += bytes;
+        if self.work > MAX_WORK {
+            self.flush_at = 0;
+        }
     }
 
     /// A few of the client's bytes have become many, or many are remembered: what is under way must be answered first, or
@@ -220,7 +233,10 @@ impl Core {
             return Ok(Step::Hold);
         }
         match header.tag {
-            b'd' => return Ok(Step::Streams(Rest::Pass)),
+            b'd' => {
+                self.copies();
+                return Ok(Step::Streams(Rest::Pass));
+            }
             b'Q' => return self.query(header, input, at, backend, up),
             b'S' => self.sync(),
             // The server would answer an error, which answers nothing, and ignore what comes up to a `Sync`.
@@ -231,6 +247,7 @@ impl Core {
                 }
             }
             b'c' | b'f' => {
+                self.copies();
                 match self.copy {
                     Copy::In { stray } => self.copy = Copy::Ending { stray },
                     // Perhaps of a COPY whose beginning we have still to see.
@@ -270,13 +287,21 @@ impl Core {
         Ok(Step::Streams(Rest::Pass))
     }
 
+    /// Data of a COPY, or its end. A server that waits for none ignores them, unless its time is over just then: it answers
+    /// with the error of that, and nobody knows to what.
+    fn copies(&mut self) {
+        if self.mode == PoolMode::Transaction && !matches!(self.copy, Copy::In { .. }) {
+            self.doubt_count();
+        }
+    }
+
     fn sync(&mut self) {
-        self.unsynced = false;
-        self.skipping = false;
         if let Copy::In { stray } = &mut self.copy {
             *stray = true;
             return;
         }
+        self.unsynced = false;
+        self.skipping = false;
         self.requests.push(Kind::Sync);
     }
 
@@ -524,8 +549,8 @@ impl Core {
             self.refuse_request(&refusal, up.buffer());
             return Ok(Step::Done);
         }
-        let statement =
-            self.interner.intern(shown.as_deref().unwrap_or(names.after), &self.settings.meaning());
+        let body = shown.as_deref().unwrap_or(names.after);
+        let statement = self.interner.intern(body, &self.facts.connection, &self.settings.meaning());
         if self.requests.is_preparation_in_doubt(statement.id()) && self.may_hold() {
             return Ok(Step::Hold);
         }
@@ -706,6 +731,7 @@ impl Core {
         if effects.deallocates.as_deref().is_some_and(of_protocol) {
             self.pin_for(Pin::Prepare);
         }
+        self.worked(effects.cost());
         self.foresee(effects);
         self.recall_channels(effects, false, backend, up);
         self.shield_sequences(effects, backend, up);
@@ -733,7 +759,8 @@ impl Core {
                 true => Some(Box::new(Effects::opaque())),
                 false => self.effects(text),
             };
-            let (stamp, lexable) = (self.unnamed.stamp, self.can_lex());
+            let (stamp, lexable, length) = (self.unnamed.stamp, self.can_lex(), text.len());
+            self.worked(length);
             self.seen = Some(Box::new(Seen { stamp, lexable, catalog: self.catalog.clone(), effects }));
         }
         let seen = self.seen.take();
@@ -806,13 +833,13 @@ impl Core {
             return Step::Streams(Rest::Pass);
         };
         if kind == Kind::Bind {
-            let statement = &named.statement;
-            let effects = if self.can_lex() {
-                let own = statement.effects().map(|effects| Box::new(effects.clone()));
-                self.with_catalog(own, || statement.mentions(&self.catalog))
-            } else {
-                self.with_catalog(statement.effects_unread(), || statement.mentions(&self.catalog))
+            let (statement, mut gone_through) = (&named.statement, 0);
+            let own = match self.can_lex() {
+                true => statement.effects().map(|effects| Box::new(effects.clone())),
+                false => statement.effects_unread(),
             };
+            let effects = self.with_catalog(own, || statement.mentions(&self.catalog, &mut gone_through));
+            self.worked(gone_through);
             if let Some(effects) = effects {
                 self.foresee_extended(&effects, backend, up.buffer());
             }
