@@ -907,6 +907,64 @@ fn a_copy_that_fails_gives_its_connection_back_when_that_has_proved_itself() {
     unharmed(&pgusher);
 }
 
+/// What a COPY has said to be done is committed by the `Sync` behind it, and by nobody else: no other session gets the
+/// connection in between.
+#[test]
+fn a_copy_is_committed_by_its_own_sync() {
+    server().sql("isolation", "CREATE TABLE IF NOT EXISTS plain2.numbers_flushed (n int)");
+    server()
+        .sql("isolation", "TRUNCATE plain2.numbers_flushed; GRANT ALL ON plain2.numbers_flushed TO plain2");
+    let pgusher = Pgusher::start(&config(1, ""));
+    let mut ann = login(&pgusher, "ann");
+    let copy = parse("", "COPY plain2.numbers_flushed FROM STDIN");
+    ann.send(&[&copy[..], &bind("", "", &[]), &execute(), &sync()].concat());
+    let begun: Vec<char> = (0..3).map(|_| ann.next().unwrap().tag).collect();
+    assert_eq!(begun, ['1', '2', 'G']);
+    ann.send(&[message('d', b"1\n2\n"), message('c', b""), message('H', b"")].concat());
+    assert_eq!(ann.next().unwrap().tag, 'C');
+    // Another session waits for the only connection, and does not get it inside this transaction.
+    let mut other = login(&pgusher, "ann");
+    other.send(&query("SELECT 1/0"));
+    let busy = server().sql("isolation", "SELECT count(*) FROM plain2.numbers_flushed");
+    assert_eq!(busy, "0");
+    ann.send(&sync());
+    assert_eq!(ann.until_ready().last().unwrap().tag, 'Z');
+    assert_eq!(server().sql("isolation", "SELECT count(*) FROM plain2.numbers_flushed"), "2");
+    assert!(other.until_ready().iter().any(|m| m.tag == 'E' && m.field('C') == "22012"));
+    unharmed(&pgusher);
+}
+
+/// A server answers data that it waits for nobody to send if its time is over just then. Whoever makes the proxy lose count so
+/// has nobody else told his answers, and no later login told his settings.
+#[test]
+fn a_timeout_that_meets_data_shifts_nobodys_answers() {
+    let pgusher = Pgusher::start(&config(1, ""));
+    for turn in 0..3 {
+        let mut ann = login(&pgusher, "ann");
+        ann.ask(&query("SET statement_timeout = '300ms'"));
+        ann.ask(&query("SET standard_conforming_strings = off"));
+        ann.send(&[&parse("", "SELECT 1")[..], &bind("", "", &[]), &message('H', b"")].concat());
+        let begun: Vec<char> = (0..2).map(|_| ann.next().unwrap().tag).collect();
+        assert_eq!(begun, ['1', '2']);
+        std::thread::sleep(Duration::from_millis(500));
+        let late = query("SELECT 'of ann', pg_sleep(0.2)");
+        ann.send(&[&message('d', b"")[..], &sync(), &late].concat());
+        ann.until_ready();
+        ann.until_ready();
+        // Settings that nobody has logged in with yet are asked for on a connection of this user's.
+        let options = format!("-c work_mem={}MB", turn + 5);
+        let mut later = Raw::connect(pgusher.address());
+        let pairs = [("user", "ann"), ("database", "warehouse"), ("options", options.as_str())];
+        later.send(&startup(VERSION, &pairs));
+        let told = later.until_ready();
+        let strings =
+            told.iter().find(|m| m.tag == 'S' && m.body.starts_with(b"standard_conforming_strings"));
+        assert!(strings.is_none_or(|m| m.body.ends_with(b"on\0")), "{strings:?}");
+        assert_eq!(later.value("SELECT 'own'"), "own");
+    }
+    unharmed(&pgusher);
+}
+
 /// Whether connections can be reset is asked on one that no client has made slow.
 #[test]
 fn a_client_does_not_decide_by_its_settings_whether_connections_can_be_reset() {
