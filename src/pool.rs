@@ -420,14 +420,14 @@ impl Pool {
         .await
     }
 
-    /// A connection that is this user's: nothing of anybody else's is on it.
+    /// A connection that is this user's: nothing of anybody else's is on it. And whether the user has used it before.
     ///
     /// # Errors
     /// There is none.
-    async fn acquire_fit(self: &Arc<Self>, user: &UserName) -> Result<Lease, Refusal> {
+    async fn acquire_fit(self: &Arc<Self>, user: &UserName) -> Result<(Lease, bool), Refusal> {
         for _ in 0..self.most_resets() {
-            if let Some(lease) = self.acquire(user).await?.make_fit_for(user).await {
-                return Ok(lease);
+            if let Some(fit) = self.acquire(user).await?.make_fit_for(user).await {
+                return Ok(fit);
             }
         }
         Err(not_reset())
@@ -458,8 +458,8 @@ impl Pool {
         let welcome = match known {
             Some(known) => known.named(name),
             None => {
-                let mut lease = self.acquire_fit(user).await?;
-                let welcome = lease.welcome(startup).await?;
+                let (mut lease, was_used) = self.acquire_fit(user).await?;
+                let welcome = lease.welcome(startup, was_used).await?;
                 // A setting that the server refuses has changed nothing there.
                 lease.release();
                 welcome?
@@ -491,7 +491,7 @@ impl Pool {
         user: &UserName,
     ) -> Result<Lease, Refusal> {
         while let Some(lease) = self.lend_kept(startup, user) {
-            if let Some(lease) = lease.make_fit_for(user).await {
+            if let Some((lease, _)) = lease.make_fit_for(user).await {
                 return Ok(lease);
             }
         }

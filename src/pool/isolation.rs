@@ -208,15 +208,17 @@ impl Lease {
         }
     }
 
-    /// Makes it fit for this user, before anything of the user's is sent on it; `None` if it cannot be: then it is closed.
-    pub(super) async fn make_fit_for(self, user: &UserName) -> Option<Self> {
+    /// Makes it fit for this user, before anything of the user's is sent on it, and says whether the user has used it before;
+    /// `None` if it cannot be: then it is closed.
+    pub(super) async fn make_fit_for(self, user: &UserName) -> Option<(Self, bool)> {
         let mut lease = self;
+        let was_used = !lease.state.is_clean() && !lease.must_reset_for(user);
         if lease.must_reset_for(user) {
             lease.pool.stats.isolated.hand_overs.fetch_add(1, Ordering::Relaxed);
             lease = lease.reset_or_discard().await?;
         }
         lease.serve(user);
-        Some(lease)
+        Some((lease, was_used))
     }
 
     /// True if the server must reset it before this user may use it.

@@ -186,11 +186,16 @@ impl Lease {
         }
     }
 
-    /// Applies startup settings and answers what the upstream reports then, or why it refuses one of them.
+    /// Applies startup settings and answers what the upstream reports then, or why it refuses one of them. What a connection
+    /// answers that was used before must be proved to be the answer: all logins with these settings will be told the same.
     ///
     /// # Errors
     /// The connection cannot be used any further.
-    pub(super) async fn welcome(&mut self, startup: &Settings) -> Result<Result<Welcome, Refusal>, Refusal> {
+    pub(super) async fn welcome(
+        &mut self,
+        startup: &Settings,
+        was_used: bool,
+    ) -> Result<Result<Welcome, Refusal>, Refusal> {
         let refused = startup.iter().any(|(name, _)| name.eq_ignore_ascii_case("session_authorization"));
         if refused {
             let message = "session_authorization cannot be set at startup in transaction mode";
@@ -210,10 +215,9 @@ impl Lease {
             if calls.is_empty() { resets.to_owned() } else { format!("{resets};SELECT {}", calls.join(",")) };
         let connection = self.pool.connection();
         let answer = self.simple(&sql).await;
-        // All logins with these settings will be told what is reported here: it must be the answer to this.
         let proved = match answer {
-            Ok(answer) => self.prove().await.map(|()| answer),
-            Err(error) => Err(error),
+            Ok(answer) if was_used => self.prove().await.map(|()| answer),
+            answer => answer,
         };
         let answer = proved.map_err(|e| {
             Refusal::new(
