@@ -147,7 +147,10 @@ impl Core {
         match header.tag {
             b'Z' => self.ready(body.and_then(|b| b.first().copied()), header, backend),
             b'C' => {
-                self.complete(body.unwrap_or_default(), backend)?;
+                if !self.complete(body.unwrap_or_default(), backend) {
+                    let front = self.requests.front_kind();
+                    return Err(Broken::Desync(format!("an end of a command in answer to {front:?}")));
+                }
                 Ok(if ours { Step::Drop } else { Step::Pass })
             }
             b'E' => {
@@ -268,17 +271,17 @@ impl Core {
         Ok(Step::Pass)
     }
 
-    /// `CommandComplete`
-    fn complete(&mut self, tag: &[u8], backend: &mut BackendState) -> Result<(), Broken> {
+    /// `CommandComplete`; false if nothing was asked that ends so.
+    fn complete(&mut self, tag: &[u8], backend: &mut BackendState) -> bool {
         let front = self.requests.front();
         let number = front.map_or(0, |r| r.number);
         let tag = cstr(tag).map_or(tag, |(tag, _)| tag);
         match self.requests.front_kind() {
-            Some(Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver) => return Ok(()),
-            Some(Kind::Query) if front.is_some_and(|r| r.hidden) => return Ok(()),
+            Some(Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver) => return true,
+            Some(Kind::Query) if front.is_some_and(|r| r.hidden) => return true,
             Some(Kind::Query) => {}
             Some(Kind::Execute) => drop(self.requests.pop()),
-            front => return Err(Broken::Desync(format!("an end of a command in answer to {front:?}"))),
+            _ => return false,
         }
         if matches!(self.copy, Copy::In { .. }) {
             // It cannot be over, as the client has not ended it: what is owed is not what was counted.
@@ -307,7 +310,7 @@ impl Core {
             }
             _ => {}
         }
-        Ok(())
+        true
     }
 
     /// Perhaps other answers are still to come than were counted: nobody else may have this connection before a survey has got
