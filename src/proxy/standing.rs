@@ -1,6 +1,6 @@
 //! What operators have ordered of databases: it holds until it is taken back, whatever is put in force meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Generation, Proxy, killed};
@@ -22,24 +22,33 @@ impl Standing {
     /// Gives them to the pools of a generation that is about to be in force. A connection that has another name now keeps
     /// what was ordered of it.
     pub(super) fn apply(&mut self, old: &Generation, new: &Generation) {
+        // As the configuration had them: a pool that goes on has the new settings already.
+        let known = &old.config.connections;
+        let (mut by_id, mut by_target) = (HashMap::new(), HashMap::<_, Vec<_>>::new());
+        let gone = |name: &ConnectionName| old.pools.contains_key(name) && !new.pools.contains_key(name);
+        for before in known.values().filter(|before| gone(&before.name)) {
+            by_id.insert(before.id, before);
+            by_target.entry(&before.target).or_default().push(before);
+        }
+        let (halted, disabled) = (self.halted.clone(), self.disabled.clone());
+        let mut moved = BTreeSet::new();
         for (name, pool) in &new.pools {
             let connection = pool.connection();
-            let is_it = |old: &Connection| old.id == connection.id || old.target == connection.target;
-            let renamed = old
-                .pools
-                .iter()
-                .find(|(before, old)| !new.pools.contains_key(*before) && is_it(&old.connection()));
-            // As the configuration had it: a pool that goes on has the new settings already.
-            let known = &old.config.connections;
-            let before = known.get(name).or_else(|| known.get(renamed.map(|(before, _)| before)?));
-            if let Some(before) = before {
+            // Where several that led to one database have other names now, nobody knows which is which: each has the orders
+            // of all.
+            let renamed = match by_id.get(&connection.id) {
+                Some(before) => vec![*before],
+                None => by_target.get(&connection.target).cloned().unwrap_or_default(),
+            };
+            if let Some(before) = known.get(name).or_else(|| renamed.first().copied()) {
                 self.follow(old, &before.environment, &connection);
             }
-            if let (Some((before, _)), false) = (renamed, old.pools.contains_key(name)) {
-                if let Some(halt) = self.halted.remove(before) {
-                    self.halted.insert(name.clone(), halt);
+            for before in renamed.iter().filter(|_| !old.pools.contains_key(name)) {
+                moved.insert(&before.name);
+                if let Some(halt) = halted.get(&before.name) {
+                    self.halted.insert(name.clone(), *halt);
                 }
-                if self.disabled.remove(before) {
+                if disabled.contains(&before.name) {
                     self.disabled.insert(name.clone());
                 }
             }
@@ -47,6 +56,10 @@ impl Standing {
                 pool.halt(halt);
             }
             self.let_in(name, pool);
+        }
+        for name in moved {
+            self.halted.remove(name);
+            self.disabled.remove(name);
         }
     }
 
