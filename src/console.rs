@@ -21,7 +21,7 @@ use crate::config::file::{AuditFailure, Console as Right};
 use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::Arrival;
 use crate::names::UserName;
-use crate::proxy::{Generation, Proxy};
+use crate::proxy::{Generation, Proxy, Seat};
 use crate::strangers::{Stranger, no_place};
 use crate::stream::Reader;
 use crate::wire::{self, HEADER, Header, Severity, cstr};
@@ -63,7 +63,7 @@ pub async fn serve(
         logged_in = timeout_at(deadline, log_in(&proxy, &generation, &mut arrival, &peer, &stranger)) => logged_in,
         () = stranger.must_leave() => Ok(Err(no_place())),
     };
-    let (name, right) = match logged_in {
+    let (name, right, _seat) = match logged_in {
         Ok(Ok(who)) => who,
         refused => {
             let refusal = match refused {
@@ -116,7 +116,7 @@ async fn log_in(
     arrival: &mut Arrival,
     peer: &str,
     stranger: &Stranger,
-) -> Result<(UserName, Right), Refusal> {
+) -> Result<(UserName, Right, Seat), Refusal> {
     let proved = proxy.generation();
     may_stay(&generation.config, &proved.config)?;
     // TLS was made with what was in force when the socket was accepted.
@@ -131,7 +131,12 @@ async fn log_in(
         Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message)
             .hint("It takes console = \"admin\" or \"stats\" in [users.NAME].")
     })?;
-    stranger.is_operator()?;
+    let seat = proxy.console_seat(&now, &name, right)?;
+    // The places that are kept are for those who can set things right.
+    match right {
+        Right::Admin => stranger.is_operator()?,
+        Right::Stats => stranger.is_known()?,
+    }
     let out = &mut arrival.owed;
     wire::message(out, b'R', |out| out.extend([0; 4]));
     for (name, value) in [
@@ -149,7 +154,7 @@ async fn log_in(
     wire::ready_for_query(out, b'I');
     let left = |_| Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left");
     arrival.pay().await.map_err(left)?;
-    Ok((name, right))
+    Ok((name, right, seat))
 }
 
 /// What a user may do on the console by this generation.

@@ -46,6 +46,8 @@ use standing::Standing;
 
 /// How many configurations can be gone back to.
 const EARLIER: usize = 10;
+/// How many sessions of the console may be there that only look.
+const MAX_LOOKERS: u32 = 100;
 /// How many tables of the console are made at once.
 const MAX_TABLES: usize = 2;
 /// What answers of the console may hold in all, in KiB.
@@ -233,8 +235,22 @@ pub struct LiveSession {
 }
 
 /// A place among the clients that are counted: of all, of a user, of a connection.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Seat([Option<Arc<AtomicUsize>>; 3]);
+
+impl Seat {
+    /// One more of these. 0 is no limit.
+    fn take(&mut self, count: Arc<AtomicUsize>, limit: u32, message: String) -> Result<(), Refusal> {
+        let taken = count.fetch_add(1, Ordering::AcqRel);
+        if let Some(place) = self.0.iter_mut().find(|place| place.is_none()) {
+            *place = Some(count);
+        }
+        if limit > 0 && taken >= limit as usize {
+            return Err(Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, message));
+        }
+        Ok(())
+    }
+}
 
 impl Drop for Seat {
     fn drop(&mut self) {
@@ -263,6 +279,8 @@ pub struct Proxy {
     hosts: Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
     clients: Arc<AtomicUsize>,
     user_clients: DashMap<UserName, Arc<AtomicUsize>>,
+    /// Sessions of the console that may only look.
+    lookers: Arc<AtomicUsize>,
     connection_clients: DashMap<ConnectionName, Arc<AtomicUsize>>,
     draining: AtomicBool,
     listening: AtomicBool,
@@ -327,6 +345,7 @@ impl Proxy {
             hosts,
             clients: Arc::default(),
             user_clients: DashMap::new(),
+            lookers: Arc::default(),
             connection_clients: DashMap::new(),
             draining: AtomicBool::new(false),
             listening: AtomicBool::new(false),
@@ -692,28 +711,45 @@ impl Proxy {
         let config = &generation.config;
         let user = config.users.get(identity.user());
         let connection = config.connections.get(route.connection());
-        let mut seat = Seat([const { None }; 3]);
-        let mut free = seat.0.iter_mut();
-        let mut take = |count: Arc<AtomicUsize>, limit: u32, message: String| {
-            let taken = count.fetch_add(1, Ordering::AcqRel);
-            if let Some(place) = free.next() {
-                *place = Some(count);
-            }
-            if limit > 0 && taken >= limit as usize {
-                return Err(Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, message));
-            }
-            Ok(())
-        };
-        take(self.clients.clone(), *config.server.max_client_conn, "sorry, too many clients already".into())?;
-        take(
+        let mut seat = Seat::default();
+        seat.take(
+            self.clients.clone(),
+            *config.server.max_client_conn,
+            "sorry, too many clients already".into(),
+        )?;
+        seat.take(
             self.user_clients.entry(identity.user().clone()).or_default().clone(),
             user.map_or(0, |u| u.max_client_connections),
             format!("too many connections for role \"{}\"", identity.user()),
         )?;
-        take(
+        seat.take(
             self.connection_clients.entry(route.connection().clone()).or_default().clone(),
             connection.map_or(0, |c| c.max_client_connections),
             format!("too many connections for database \"{}\"", route.base()),
+        )?;
+        Ok(seat)
+    }
+
+    /// A place for a session of the console. Those who may only look have some among all of them, and keep nobody else out.
+    ///
+    /// # Errors
+    /// `53300`
+    pub fn console_seat(
+        &self,
+        generation: &Generation,
+        user: &UserName,
+        right: file::Console,
+    ) -> Result<Seat, Refusal> {
+        let mut seat = Seat::default();
+        if right == file::Console::Stats {
+            let message =
+                format!("too many sessions of the console for users with console = \"{}\"", right.word());
+            seat.take(self.lookers.clone(), MAX_LOOKERS, message)?;
+        }
+        seat.take(
+            self.user_clients.entry(user.clone()).or_default().clone(),
+            generation.config.users.get(user).map_or(0, |u| u.max_client_connections),
+            format!("too many connections for role \"{user}\""),
         )?;
         Ok(seat)
     }
