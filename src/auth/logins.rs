@@ -12,24 +12,31 @@ use crate::config::{Config, User};
 use crate::names::UserName;
 use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier, Verifier, md5_hex};
 
-/// The iteration counts of a method's users: how many have each.
+/// What can be seen of a SCRAM verifier before a proof: its iteration count, and how many bytes its salt has.
+type Shape = (u32, usize);
+
+/// The shapes of a method's users: how many have each.
 #[derive(Debug, Default)]
-struct Counts(BTreeMap<u32, u32>);
+struct Counts(BTreeMap<Shape, u32>);
+
+const SALT: usize = 16;
+/// That of the verifiers that are made here.
+const OURS: Shape = (SCRAM_ITERATIONS, SALT);
 
 impl Counts {
     /// That of a name that has none: as likely the one or the other as the file has them, and the same at each login, also
     /// when others come or go (weighted rendezvous hashing). `None` if the file has none at all.
-    fn draw(&self, key: &Key, name: &str) -> Option<u32> {
-        let score = |(iterations, users): (&u32, &u32)| {
-            let [a, b, c, d, ..] = key.sign(&[b"iterations", name.as_bytes(), &iterations.to_be_bytes()]);
+    fn draw(&self, key: &Key, name: &str) -> Option<Shape> {
+        let score = |(shape, users): (&Shape, &u32)| {
+            let (iterations, salt) = (shape.0.to_be_bytes(), shape.1.to_be_bytes());
+            // What salts of the usual length draw is what it was before there were others.
+            let parts = [b"iterations", name.as_bytes(), &iterations, &salt];
+            let parts = if shape.1 == SALT { &parts[..3] } else { &parts[..] };
+            let [a, b, c, d, ..] = key.sign(parts);
             let even = (f64::from(u32::from_be_bytes([a, b, c, d])) + 0.5) / (f64::from(u32::MAX) + 1.0);
-            (-f64::from(*users) / even.ln(), *iterations)
+            (-f64::from(*users) / even.ln(), *shape)
         };
-        self.0
-            .iter()
-            .map(score)
-            .max_by(|one, other| one.0.total_cmp(&other.0))
-            .map(|(_, iterations)| iterations)
+        self.0.iter().map(score).max_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, shape)| shape)
     }
 }
 
@@ -55,9 +62,11 @@ impl Logins {
                 _ => &mut BTreeMap::new(),
             };
             match verifier {
-                Verifier::Scram(ref scram) => *counts.entry(scram.iterations).or_default() += 1,
+                Verifier::Scram(ref scram) => {
+                    *counts.entry((scram.iterations, scram.salt.len())).or_default() += 1;
+                }
                 Verifier::Plain(_) if user.auth_type == AuthType::ScramSha256 => {
-                    *counts.entry(SCRAM_ITERATIONS).or_default() += 1;
+                    *counts.entry(OURS).or_default() += 1;
                     match old.and_then(|(config, logins)| logins.unchanged(config, user)) {
                         Some(known) => drop(logins.verifiers.insert(user.name.clone(), known)),
                         None => plain.push(user.clone()),
@@ -86,7 +95,7 @@ impl Logins {
 
     /// What anybody under SCRAM is shown who has no verifier: nobody's password fits it.
     pub(super) fn scram_mock(&self, key: &Key, name: &str) -> ScramVerifier {
-        mock(key, name, self.scram.draw(key, name).unwrap_or(SCRAM_ITERATIONS))
+        mock(key, name, self.scram.draw(key, name).unwrap_or(OURS))
     }
 
     /// What a clear-text password of somebody without a SCRAM verifier is checked against, so that it takes as long;
@@ -108,20 +117,27 @@ fn parse(user: &User) -> Option<Verifier> {
 }
 
 /// The same at each login of this name.
-fn salt(key: &Key, name: &str) -> Vec<u8> {
-    key.sign(&[b"salt", name.as_bytes()])[..16].to_vec()
+fn salt(key: &Key, name: &str, length: usize) -> Vec<u8> {
+    let first = key.sign(&[b"salt", name.as_bytes()]);
+    let more = (1_u32..).flat_map(|n| key.sign(&[b"salt", name.as_bytes(), &n.to_be_bytes()]));
+    first.into_iter().chain(more).take(length).collect()
 }
 
-fn mock(key: &Key, name: &str, iterations: u32) -> ScramVerifier {
+fn mock(key: &Key, name: &str, (iterations, length): Shape) -> ScramVerifier {
     let nobodys = key.sign(&[b"mock", name.as_bytes()]).to_vec();
-    ScramVerifier { salt: salt(key, name), iterations, stored_key: nobodys.clone(), server_key: nobodys }
+    ScramVerifier {
+        salt: salt(key, name, length),
+        iterations,
+        stored_key: nobodys.clone(),
+        server_key: nobodys,
+    }
 }
 
 /// With as many threads as there are cores.
 fn derive_all(key: &Key, users: &[Arc<User>]) -> Vec<(UserName, Verifier)> {
     let derive = |user: &Arc<User>| {
         let password = user.password.as_ref()?.value();
-        let salt = salt(key, user.name.as_str());
+        let salt = salt(key, user.name.as_str(), SALT);
         let verifier = ScramVerifier::derive(password.expose_secret(), salt, SCRAM_ITERATIONS);
         Some((user.name.clone(), Verifier::Scram(verifier)))
     };
@@ -147,17 +163,20 @@ mod tests {
     #[test]
     fn iterations_of_unknown_names_are_spread_as_those_of_the_file_and_stay() {
         let key = key();
-        let counts = Counts([(4096, 900), (10_000, 100)].into());
+        let counts = Counts([((4096, 16), 900), ((10_000, 12), 100)].into());
         let names: Vec<String> = (0..2_000).map(|n| format!("ghost{n}")).collect();
         let drawn = |counts: &Counts| names.iter().map(|name| counts.draw(&key, name)).collect::<Vec<_>>();
         let one = drawn(&counts);
         assert_eq!(one, drawn(&counts));
-        let many = one.iter().filter(|i| **i == Some(10_000)).count();
+        let many = one.iter().filter(|i| **i == Some((10_000, 12))).count();
         assert!((120..280).contains(&many), "{many} of 2000 have what 10 % of the file have");
         // One more user changes hardly anything for anybody else.
-        let other = drawn(&Counts([(4096, 900), (10_000, 101)].into()));
+        let other = drawn(&Counts([((4096, 16), 900), ((10_000, 12), 101)].into()));
         assert!(one.iter().zip(&other).filter(|(one, other)| one != other).count() < 20);
         assert_eq!(Counts::default().draw(&key, "ghost"), None);
+        // And a salt is as long as those who have that count have theirs.
+        assert_eq!(mock(&key, "ghost", (10_000, 12)).salt.len(), 12);
+        assert_eq!(mock(&key, "ghost", (10_000, 70)).salt.len(), 70);
     }
 
     #[test]
