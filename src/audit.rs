@@ -179,6 +179,14 @@ pub struct Seen {
     pub head: Head,
 }
 
+/// Whether a file could be gone on with as an audit, if it is there. Nothing is written.
+///
+/// # Errors
+/// It is something else, or cannot be read.
+pub fn expect_audit(path: &Path) -> io::Result<()> {
+    chain::expect(path)
+}
+
 impl Audit {
     /// Goes on with this file, or begins it. A line that a killed process has left unfinished is closed, and said.
     ///

@@ -1,9 +1,10 @@
 //! Files that others may have put there: read within a bound, and never waited for.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
@@ -16,8 +17,7 @@ pub const MAX_SMALL: u64 = 1 << 20;
 /// # Errors
 /// The system's; `InvalidInput` for what is not a regular file, `FileTooLarge` for one that is too long.
 pub fn read(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
-    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking()?).open(path)?;
     bounded(&file, most)
 }
 
@@ -35,6 +35,58 @@ fn bounded(file: &File, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     }
 }
 
+/// The same of a file that this process has written, or one before it: what it says is believed.
+///
+/// # Errors
+/// `PermissionDenied` also for one that belongs to somebody else than this user or root, or is a link.
+pub fn read_own(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    let file = OpenOptions::new().read(true).custom_flags(no_link()? | nonblocking()?).open(path)?;
+    expect_own(&file)?;
+    bounded(&file, most)
+}
+
+/// Opens a file that only this process, and those of its user, write to; it is made if it is not there.
+///
+/// # Errors
+/// It belongs to somebody else, or is a link: in a folder in which others may write, they may have put it there.
+pub fn open_own(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let file = options.mode(0o600).custom_flags(no_link()? | nonblocking()?).open(path)?;
+    expect_own(&file)?;
+    Ok(file)
+}
+
+fn no_link() -> io::Result<i32> {
+    i32::try_from(OFlags::NOFOLLOW.bits()).map_err(io::Error::other)
+}
+
+fn nonblocking() -> io::Result<i32> {
+    i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)
+}
+
+fn expect_own(file: &File) -> io::Result<()> {
+    let owner = file.metadata()?.uid();
+    match owner == 0 || owner == rustix::process::geteuid().as_raw() {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to somebody else")),
+    }
+}
+
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Locks a file, for which it waits no longer than this: a process that stands still may hold it.
+///
+/// # Errors
+/// The system's; `WouldBlock` if another process has it all the time.
+pub fn lock(file: &File, patience: Duration) -> Result<(), TryLockError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            done => return done,
+        }
+    }
+}
+
 /// Whether nobody but its owner may read a file (or root's group one of root's, as PostgreSQL allows for keys). One that
 /// is not there is nobody's.
 pub fn is_private(path: &Path) -> bool {
@@ -42,18 +94,33 @@ pub fn is_private(path: &Path) -> bool {
     std::fs::metadata(path).map_or(0, others) == 0
 }
 
-/// Whether others than its owner may write a file, or put another one in the place of those in a folder.
+/// Whether others than its owner may write a file, or put files in a folder: a sticky one keeps those that are there, and not
+/// those that are looked for and not there yet.
 pub fn is_open_to_others(path: &Path) -> bool {
-    const STICKY: u32 = 0o1000;
-    let open = |about: std::fs::Metadata| {
-        about.mode() & 0o022 != 0 && !(about.is_dir() && about.mode() & STICKY != 0)
-    };
-    std::fs::metadata(path).is_ok_and(open)
+    std::fs::metadata(path).is_ok_and(|about| about.mode() & 0o022 != 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// In a folder of everybody's, another may have put it there.
+    #[test]
+    fn what_somebody_else_has_put_there_is_not_believed() {
+        let folder = std::env::temp_dir().join(format!("pgusher-own-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (own, link) = (folder.join("own"), folder.join("link"));
+        std::fs::write(&own, "x").unwrap();
+        std::os::unix::fs::symlink(&own, &link).unwrap();
+        assert_eq!(&**read_own(&own, 10).unwrap(), b"x");
+        assert!(read_own(&link, 10).is_err());
+        assert!(open_own(OpenOptions::new().write(true), &link).is_err());
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&own, Some(65_534), None).unwrap();
+            assert_eq!(read_own(&own, 10).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 
     #[test]
     fn what_is_no_file_or_too_long_is_refused_at_once() {

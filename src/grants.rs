@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,6 +18,8 @@ use crate::names::{ConnectionName, EnvironmentName, UserName};
 
 /// The longest file of grants, in bytes.
 const MAX_FILE: u64 = 16 << 20;
+/// How long another process may write it: whose time is over is out, whoever holds the file.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The longest that an environment is granted for.
 pub const LONGEST: Duration = Duration::from_secs(366 * 86_400);
@@ -204,8 +206,10 @@ impl Grants {
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Grant>)) -> io::Result<()> {
-        let lock = private().write(true).open(beside(&self.path, ".lock"))?;
-        lock.lock()?;
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true);
+        let lock = files::open_own(&mut options, &beside(&self.path, ".lock"))?;
+        files::lock(&lock, PATIENCE)?;
         self.read_again()?;
         let mut grants = Vec::clone(&self.now.load());
         change(&mut grants);
@@ -221,7 +225,7 @@ impl Grants {
 
     fn read_again(&self) -> io::Result<()> {
         let read = edition(&self.path);
-        let grants = match files::read(&self.path, MAX_FILE) {
+        let grants = match files::read_own(&self.path, MAX_FILE) {
             Ok(text) => understand(&text).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
@@ -235,7 +239,9 @@ impl Grants {
     fn write(&self, grants: &[Grant]) -> io::Result<()> {
         let written: Vec<_> = grants.iter().map(Grant::written).collect();
         let aside = beside(&self.path, ".new");
-        let mut file = private().write(true).truncate(true).open(&aside)?;
+        // What is there was left by a process that was killed, or put there by somebody.
+        let _ = std::fs::remove_file(&aside);
+        let mut file = files::open_own(OpenOptions::new().write(true).create_new(true), &aside)?;
         serde_json::to_writer_pretty(&mut file, &written)?;
         file.write_all(b"\n")?;
         file.sync_all()?;
@@ -243,13 +249,6 @@ impl Grants {
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
         File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     }
-}
-
-/// Nobody else's business.
-fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.create(true).mode(0o600);
-    options
 }
 
 /// What tells one edition of a file from another; `None` if there is none.
@@ -300,6 +299,22 @@ mod tests {
         assert!(!std::fs::read_to_string(&path).unwrap().contains("database"));
         grants.add(grant("prod", Some("warehouse"))).unwrap();
         assert_eq!(Grants::load(path.clone()).all().len(), 2);
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+
+    /// A process that stands still may hold the lock for as long as it likes.
+    #[test]
+    fn a_grant_ends_in_time_whoever_holds_its_file() {
+        let path = file("held");
+        let grants = Grants::load(path.clone());
+        let over = Grant { until: SystemTime::UNIX_EPOCH, ..grant("prod", None) };
+        grants.add(over.clone()).unwrap();
+        grants.add(grant("stage", None)).unwrap();
+        let holder = File::open(beside(&path, ".lock")).unwrap();
+        holder.lock().unwrap();
+        assert_eq!(grants.expire(), [over]);
+        assert_eq!(grants.all().len(), 1);
+        assert!(grants.add(grant("test", None)).is_err());
         std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
     }
 

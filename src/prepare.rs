@@ -92,7 +92,9 @@ fn make(
 fn addresses(file: &file::File, problems: &mut Problems) {
     let server = &file.server;
     let mut known: Vec<(SocketAddr, &str)> = Vec::new();
-    let mut sockets: Vec<&PathBuf> = Vec::new();
+    // However they are spelled.
+    let real = |folder: &Path| folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let mut sockets: Vec<PathBuf> = Vec::new();
     let mut tcp = |address: SocketAddr, what: &'static str, span: Span, problems: &mut Problems| {
         let taken = known.iter().find(|(other, _)| collide(*other, address, *server.so_reuseport));
         if let Some((other, by)) = taken {
@@ -107,11 +109,20 @@ fn addresses(file: &file::File, problems: &mut Problems) {
     for address in server.listen.iter() {
         match &**address {
             ListenAddress::Tcp(tcp_address) => tcp(*tcp_address, "listen", address.span(), problems),
-            ListenAddress::Unix(folder) if sockets.contains(&folder) => {
+            ListenAddress::Unix(folder) if sockets.contains(&real(folder)) => {
                 let message = format!("unix:{} is listened on already (listen)", folder.display());
                 problems.error(address.span(), message).help("leave one of them out");
             }
-            ListenAddress::Unix(folder) => sockets.push(folder),
+            ListenAddress::Unix(folder) => {
+                sockets.push(real(folder));
+                // The longest name that it has while it is made: with the port and a process's number.
+                let path = folder.join(".s.PGSQL.65535.4194304");
+                if std::os::unix::net::SocketAddr::from_pathname(&path).is_err() {
+                    let message =
+                        format!("the path of unix:{} is too long for a socket in it", folder.display());
+                    problems.error(address.span(), message).help("at most 85 bytes");
+                }
+            }
         }
     }
     if let Some(address) = *server.metrics_listen {
@@ -160,6 +171,9 @@ fn folders(config: &Config, file: &file::File, problems: &mut Problems) {
         _ if std::fs::metadata(&audit).is_ok_and(|about| !about.is_file()) => {
             problems
                 .error(span, format!("cannot write the audit: {} is not a regular file", audit.display()));
+        }
+        _ if let Err(error) = crate::audit::expect_audit(&audit) => {
+            problems.error(span, format!("cannot write the audit {}: {error}", audit.display()));
         }
         _ => {}
     }

@@ -4,13 +4,14 @@ use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, CWD, RenameFlags};
 use thiserror::Error;
 use tracing::warn;
 
 use crate::audit::beside;
+use crate::files;
 
 /// Why a file stays as it is.
 #[derive(Debug, Error)]
@@ -48,7 +49,6 @@ pub struct Store {
 
 /// How long another process may write.
 const PATIENCE: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 impl Store {
     /// Waits a little until no other process writes. A symbolic link stays one: what it leads to is written.
@@ -70,19 +70,12 @@ impl Store {
         let folder = File::open(folder).map_err(failed)?;
         // A file of our own, which nobody else can open: whoever could lock another would hold us up.
         let mut options = OpenOptions::new();
-        // Nor is it somewhere else, where a link of somebody else's leads.
-        let no_link =
-            i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).map_err(|e| failed(io::Error::other(e)))?;
-        options.create(true).truncate(false).write(true).mode(0o600).custom_flags(no_link);
-        let lock = options.open(beside(&path, ".lock")).map_err(failed)?;
-        let deadline = Instant::now() + PATIENCE;
-        while let Err(error) = lock.try_lock() {
-            match error {
-                TryLockError::WouldBlock if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
-                TryLockError::WouldBlock => return Err(StoreError::Busy(path)),
-                TryLockError::Error(error) => return Err(failed(error)),
-            }
-        }
+        options.create(true).truncate(false).write(true);
+        let lock = files::open_own(&mut options, &beside(&path, ".lock")).map_err(failed)?;
+        files::lock(&lock, PATIENCE).map_err(|error| match error {
+            TryLockError::WouldBlock => StoreError::Busy(path.clone()),
+            TryLockError::Error(error) => failed(error),
+        })?;
         Ok(Self { path: path.clone(), folder, _lock: lock })
     }
 

@@ -320,11 +320,7 @@ impl Chain {
     }
 
     fn head_of(&self, line: &[u8]) -> io::Result<Head> {
-        let link: Link = serde_json::from_slice(line).map_err(|_| {
-            let message = format!("{} does not end with a line of an audit", self.path.display());
-            io::Error::new(io::ErrorKind::InvalidData, message)
-        })?;
-        Ok(Head { seq: link.seq, hash: hash(line) })
+        head_of(&self.path, line)
     }
 
     /// The last line of the newest of the files that were put away.
@@ -387,6 +383,27 @@ fn open(path: &Path) -> io::Result<File> {
 fn open_head(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600).open(beside(path, ".head"))
+}
+
+fn head_of(path: &Path, line: &[u8]) -> io::Result<Head> {
+    let link: Link = serde_json::from_slice(line).map_err(|_| {
+        let message = format!("{} does not end with a line of an audit", path.display());
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })?;
+    Ok(Head { seq: link.seq, hash: hash(line) })
+}
+
+/// Whether lines could be appended to what there is, if there is anything.
+pub(super) fn expect(path: &Path) -> io::Result<()> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    let length = file.metadata()?.len();
+    match last_line(&mut file, length)? {
+        (Some(line), _) => head_of(path, &line).map(drop),
+        (None, _) => Ok(()),
+    }
 }
 
 /// The last whole line, and what stands behind it.

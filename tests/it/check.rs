@@ -168,6 +168,38 @@ fn everything_that_is_wrong_is_said_at_once() {
     }
 }
 
+/// What `serve` would stumble over, of files that are there.
+#[test]
+fn what_pgusher_writes_is_a_file_of_its_own_that_it_can_go_on_with() {
+    let folder = temporary_folder("check-files");
+    let (other, long) = (folder.join("other.jsonl"), folder.join("x".repeat(90)));
+    std::fs::write(&other, "hello\n").unwrap();
+    std::fs::create_dir_all(&long).unwrap();
+    let (other, long, folder) = (other.display(), long.display(), folder.display());
+    for (server, what) in [
+        ("grants_file = \"pgusher.toml\"".to_owned(), "`grants_file` is this file itself"),
+        ("audit_file = \"g.json\"\ngrants_file = \"./g.json\"".to_owned(), "`audit_file` is grants_file"),
+        (format!("audit_file = \"{other}\""), "does not end with a line of an audit"),
+        (format!("listen = [\"127.0.0.1:0\", \"unix:{long}\"]"), "is too long for a socket"),
+        (
+            format!("listen = [\"unix:{folder}\", \"unix:{folder}/../{}\"]", name_of(&folder.to_string())),
+            "listened on already",
+        ),
+    ] {
+        let text = config(&server, "");
+        let text = match server.contains("listen") {
+            true => text.replace("listen = [\"127.0.0.1:@PORT@\"]\n", ""),
+            false => text,
+        };
+        let (code, said) = check(&text);
+        assert!(code == Some(1) && said.contains(what), "{server}: {said}");
+    }
+}
+
+fn name_of(folder: &str) -> &str {
+    folder.rsplit('/').next().unwrap()
+}
+
 #[test]
 fn a_check_without_secrets_reads_the_file_alone() {
     let text = config(

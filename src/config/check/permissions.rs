@@ -1,7 +1,9 @@
 //! Who else on this machine may read secrets, or change the configuration.
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::super::file::File;
 use super::super::read::{Problems, Setting};
@@ -18,11 +20,55 @@ pub fn check(path: &Path, file: &File, problems: &mut Problems) {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    for (what, place) in [("this file", path), ("the folder of this file", folder)] {
-        if files::is_open_to_others(place) {
+    let folder_of = |name: &str| {
+        let path = folder.join(name);
+        path.parent().map_or_else(|| folder.to_owned(), Path::to_owned)
+    };
+    let server = &file.server;
+    let mut places = vec![
+        ("this file", path.to_owned()),
+        ("the folder of this file", folder.to_owned()),
+        ("the folder of the grants", folder_of(&server.grants_file)),
+    ];
+    places.extend(server.auth_key_file.as_ref().map(|key| ("the folder of the key", folder_of(key))));
+    places.extend(
+        file.management.secrets_folder.as_ref().map(|name| ("the secrets_folder", folder.join(name))),
+    );
+    let mut told = BTreeSet::new();
+    for (what, place) in places {
+        if files::is_open_to_others(&place) && told.insert(place.clone()) {
             let message =
                 format!("others than its owner may write to {what}: who does decides who may do what");
             problems.warning(None, message).help(format!("chmod go-w {}", place.display()));
+        }
+    }
+    one_file_each(path, file, problems);
+}
+
+/// What pgusher writes is no other file that it knows.
+fn one_file_each(path: &Path, file: &File, problems: &mut Problems) {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let server = &file.server;
+    // Also of one that is not there yet.
+    let real = |path: PathBuf| {
+        let name = path.file_name().map(ToOwned::to_owned);
+        let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+        let aside = folder.zip(name).map(|(folder, name)| folder.join(name));
+        path.canonicalize().ok().or(aside).unwrap_or(path)
+    };
+    let mut known = BTreeMap::from([(real(path.to_owned()), "this file itself")]);
+    let mut written = vec![("grants_file", Some(&**server.grants_file), server.grants_file.span())];
+    written.push(("audit_file", server.audit_file.as_deref(), server.audit_file.span()));
+    written.push(("auth_key_file", server.auth_key_file.as_deref(), server.auth_key_file.span()));
+    for (name, place, span) in written {
+        let Some(place) = place else { continue };
+        match known.entry(real(folder.join(place))) {
+            Entry::Occupied(other) => {
+                problems
+                    .error(span, format!("`{name}` is {}", other.get()))
+                    .help("give it a file of its own");
+            }
+            Entry::Vacant(free) => drop(free.insert(name)),
         }
     }
 }
