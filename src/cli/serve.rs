@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle as Task;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -254,6 +255,8 @@ impl Signals {
     /// `SIGTERM` and `SIGINT` drain; another of those, and `SIGQUIT` in any case, ends at once.
     async fn obey(mut self, proxy: &Arc<Proxy>, successor: Successor) {
         let mut asked = std::pin::pin!(proxy.end_when_asked());
+        // A reload may take long: an end is not waited for it, and another reload comes behind it.
+        let mut reload: Option<Task<()>> = None;
         loop {
             tokio::select! {
                 () = &mut asked => return service::stopping(),
@@ -262,10 +265,13 @@ impl Signals {
                      be rotated"
                 ),
                 _ = self.hand_over.recv() => hand_over(proxy, successor),
-                _ = self.hangup.recv() => {
+                _ = self.hangup.recv(), if reload.is_none() => {
                     service::reloading();
                     let proxy = proxy.clone();
-                    let _ = tokio::task::spawn_blocking(move || drop(proxy.reload_and_log())).await;
+                    reload = Some(tokio::task::spawn_blocking(move || drop(proxy.reload_and_log())));
+                }
+                () = ended(&mut reload) => {
+                    reload = None;
                     service::ready();
                 }
                 _ = self.quit.recv() => {
@@ -283,6 +289,14 @@ impl Signals {
             _ = self.interrupt.recv() => warn!("second signal: ending at once"),
             _ = self.quit.recv() => warn!("SIGQUIT: ending at once"),
         }
+    }
+}
+
+/// Returns when what was begun has ended, if anything was.
+async fn ended(begun: &mut Option<Task<()>>) {
+    match begun {
+        Some(begun) => drop(begun.await),
+        None => std::future::pending().await,
     }
 }
 

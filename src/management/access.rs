@@ -19,6 +19,7 @@ use super::answer::Problem;
 use crate::audit::{self, Audit, Event};
 use crate::config::file::{AuditFailure, Role};
 use crate::config::{Config, Token};
+use crate::error::{Fault, Refusal, SqlState};
 use crate::http::Peer;
 use crate::stream::Block;
 
@@ -93,7 +94,12 @@ impl<K: std::hash::Hash + Eq> Budget<K> {
         if kept.len() >= MAX_KEPT && !kept.contains_key(&key) {
             kept.retain(|_, entry| filled(entry) < limit_f);
             if kept.len() >= MAX_KEPT {
-                kept.clear();
+                // Whoever has used the most is remembered.
+                let mut lefts: Vec<f64> = kept.values().map(filled).collect();
+                let middle = lefts.len() / 2;
+                let (_, median, _) = lefts.select_nth_unstable_by(middle, f64::total_cmp);
+                let median = *median;
+                kept.retain(|_, entry| filled(entry) < median);
             }
         }
         let left = kept.get(&key).map_or(limit_f, filled);
@@ -180,7 +186,10 @@ impl Gate {
             if left.remaining == 0 {
                 warn!(%address, "too many requests without a known token: this address has to wait");
             }
-            return Err(Box::new(Refused { is_told: true, ..Refused::unnamed(unknown()) }));
+            // As of logins: each of the first, and of those who go on only how many there were.
+            let why = Refusal::new(Fault::Client, SqlState::INVALID_PASSWORD, "no known token");
+            let is_told = api.proxy.is_refusal_told(&peer.address.to_string(), &why);
+            return Err(Box::new(Refused { is_told, ..Refused::unnamed(unknown()) }));
         };
         let named =
             |problem, left| Box::new(Refused { problem, token: Some(token.clone()), left, is_told: true });
@@ -334,6 +343,7 @@ mod tests {
             let _ = budget.take(Box::leak(format!("{i}").into_boxed_str()), 60, 1);
         }
         assert!(budget.0.lock().len() <= MAX_KEPT);
+        assert!(budget.take("a", 60, 30).is_err(), "whoever has used his up is remembered");
     }
 
     /// T-34, as dudect has it: Welch's t between two kinds of wrong tokens, one of which begins as the right one does.

@@ -81,14 +81,15 @@ pub(super) fn tag(api: &Api, written: &Written) -> String {
 async fn make_so(api: &Arc<Api>, asked: &Asked, request: Request) -> Result<Response, Problem> {
     let kind = body::content_type(&request)?;
     let bytes = body::bytes(request.into_body()).await?;
-    let desired = match kind.as_str() {
-        "application/json" => from_json(&bytes)?,
-        "application/toml" | "text/toml" | "text/plain" => from_toml(&bytes)?,
+    let read = move |_: &Api| match kind.as_str() {
+        "application/json" => from_json(&bytes),
+        "application/toml" | "text/toml" | "text/plain" => from_toml(&bytes),
         _ => {
             let detail = "Content-Type must be application/json or application/toml";
-            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+            Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
         }
     };
+    let desired = api.blocking(read).await?;
     let if_match = asked.if_match.clone();
     let (written, ()) = api
         .write(asked, move |api, change| {

@@ -440,7 +440,7 @@ fn done(
     let (connection, tag) = tagged_connection(api, View::after(written), name)?;
     let outcome = Outcome::of(written, asked.is_dry);
     let body = ConnectionWritten { outcome, data: connection.id, connection };
-    Ok(tagged(&HeaderMap::new(), status, &tag, body))
+    Ok(answer::wrote(asked.is_dry, status, &tag, body))
 }
 
 fn check_dialect(body: &ConnectionBody) -> Result<(), Problem> {

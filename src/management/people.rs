@@ -419,7 +419,8 @@ fn done<T: Thing>(
     let view = View::after(written);
     let thing: T = by_id(view, id)?;
     let tag = tag(api, view.config, &thing);
-    Ok(tagged(&HeaderMap::new(), status, &tag, thing.written(Outcome::of(written, asked.is_dry))))
+    let body = thing.written(Outcome::of(written, asked.is_dry));
+    Ok(answer::wrote(asked.is_dry, status, &tag, body))
 }
 
 async fn create<T: Thing>(api: Arc<Api>, asked: Asked, body: T::Body) -> Result<Response, Problem> {

@@ -191,6 +191,8 @@ impl Proxy {
             Err(error) => WriteError::Broken(error),
         })?;
         let mut plan = self.plan_of(&prepared.checked.config);
+        // What was said is not told from what is there, be it the same or not.
+        let has_said = !change.said.is_empty();
         plan.also_secrets(change.said);
         let reaching = plan.routes.iter().find(|moved| moved.reaches_production());
         if let Some(moved) = reaching.filter(|_| change.keeps_production) {
@@ -201,7 +203,7 @@ impl Proxy {
         let is_changed = new != old;
         let Some(store) = store.filter(|_| is_changed) else {
             let planned = is_dry.then(|| Box::new((prepared.checked.config, prepared.checked.file)));
-            return Ok(Written { generation, planned, is_changed, plan, warnings });
+            return Ok(Written { generation, planned, is_changed: is_changed || has_said, plan, warnings });
         };
         store.exchange(old, &new).map_err(WriteError::Store)?;
         files.stay();

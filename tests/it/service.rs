@@ -154,6 +154,27 @@ fn signals_of_other_poolers_do_no_harm() {
     assert!(pgusher.log().contains("SIGQUIT: ending at once"));
 }
 
+/// A reload waits for the commands of secrets; whoever wants the process to end does not wait for the reload.
+#[test]
+fn an_end_is_not_waited_for_a_reload_that_takes_long() {
+    let text = warehouse("", "", "");
+    let mut pgusher = Pgusher::start(&text);
+    let mark = pgusher.folder.join("began");
+    let slow = format!(
+        "\n[connections.slow]\nhost = \"127.0.0.1\"\nusername = \"x\"\n\
+         password = {{ command = [\"sh\", \"-c\", \"touch {}; exec sleep 30\"] }}\n",
+        mark.display()
+    );
+    let text = (text + &slow).replace("@PORT@", &pgusher.port.to_string());
+    std::fs::write(pgusher.folder.join("pgusher.toml"), text).unwrap();
+    pgusher.signal("HUP");
+    eventually("the command runs", || mark.exists());
+    pgusher.signal("QUIT");
+    assert!(pgusher.child.wait().unwrap().success());
+    let log = pgusher.log();
+    assert!(log.contains("SIGQUIT: ending at once") && !log.contains("reload refused"), "{log}");
+}
+
 #[test]
 fn as_process_1_it_obeys_signals_and_buries_orphans() {
     let unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];

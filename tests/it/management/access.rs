@@ -126,7 +126,8 @@ fn who_may_call_what_is_written_down_and_complete() {
             .filter(|e| e["event"] == "api" && e["token"] == token && e["status"] == json!(status))
             .count()
     };
-    assert_eq!(count(Value::Null, "401"), 40 * 5);
+    // Of those who have no token, the first few, and then how many there were.
+    assert_eq!(count(Value::Null, "401"), 10);
     let writes = MATRIX.iter().filter(|(_, _, may)| *may == Admin).count() + 1;
     eventually("all is told", || {
         let lines = std::fs::read_to_string(api.pgusher.folder.join("audit.jsonl")).unwrap();

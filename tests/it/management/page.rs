@@ -96,13 +96,19 @@ impl Browser {
         }
     }
 
-    /// The first element whose text or label is this, among those of a selector.
+    /// The first element whose text or label is this, among those of a selector, when the page has it.
     fn find(&self, selector: &str, text: &str) -> String {
         let script = "const [selector, text] = arguments; return [...document.querySelectorAll(selector)].find(e => !text || \
             e.textContent.trim() === text || e.getAttribute('aria-label') === text || e.getAttribute('name') === text)";
-        let found = self.ask("POST", "/execute/sync", json!({ "script": script, "args": [selector, text] }));
-        let id = found[ELEMENT].as_str();
-        id.unwrap_or_else(|| panic!("no {selector} {text:?} in {}", self.text())).to_owned()
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let arguments = json!({ "script": script, "args": [selector, text] });
+            if let Some(id) = self.ask("POST", "/execute/sync", arguments)[ELEMENT].as_str() {
+                return id.to_owned();
+            }
+            assert!(Instant::now() < deadline, "no {selector} {text:?} in {}", self.text());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn click(&self, selector: &str, text: &str) {

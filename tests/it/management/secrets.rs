@@ -213,6 +213,13 @@ fn a_look_is_no_way_to_find_out_a_password() {
     let told: Vec<bool> = (0..40).map(|n| look(&format!("guess {n}"))).collect();
     assert!(told.iter().all(|changes| *changes));
     assert!(look("canary-prod"), "the right one is told from forty wrong ones");
+    // Nor by anything else that an answer has.
+    let answer = |password: &str| {
+        let path = format!("/connections/{prod}?dry_run=true");
+        let answer = api.send("PATCH", &path, json!({ "passwordUnencrypted": password }));
+        (answer.headers.get("etag").cloned(), answer.ok()["changed"].clone())
+    };
+    assert_eq!(answer("canary-prod"), answer("another guess"));
 }
 
 /// The console goes back to what a configuration says, but not to its tokens.
