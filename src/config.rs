@@ -241,7 +241,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// The server, in one spelling of its name: upper case, a last dot and the addresses of this machine are no difference.
+    /// The server, in one spelling of its name: upper case, a last dot and the ways to say loopback are no difference.
     pub fn server(&self) -> (String, u16) {
         let name = match &self.host {
             Host::Name(name) => one_spelling(name),

@@ -279,6 +279,8 @@ pub struct Proxy {
     hosts: Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
     clients: Arc<AtomicUsize>,
     user_clients: DashMap<UserName, Arc<AtomicUsize>>,
+    /// What was found to be unsettled last, and when that was begun.
+    settling: tokio::sync::Mutex<(Option<Instant>, Arc<Vec<u64>>)>,
     /// Sessions of the console that may only look.
     lookers: Arc<AtomicUsize>,
     connection_clients: DashMap<ConnectionName, Arc<AtomicUsize>>,
@@ -346,6 +348,7 @@ impl Proxy {
             clients: Arc::default(),
             user_clients: DashMap::new(),
             lookers: Arc::default(),
+            settling: tokio::sync::Mutex::default(),
             connection_clients: DashMap::new(),
             draining: AtomicBool::new(false),
             listening: AtomicBool::new(false),
@@ -902,6 +905,18 @@ impl Proxy {
         let sessions = self.live_sessions();
         unsettled.extend(sessions.iter().filter(|s| generation.moved(s).is_some()).map(|s| s.id));
         unsettled
+    }
+
+    /// The same, as it was at this instant or later: however many ask, it is found out for one after the other, aside, and for
+    /// all of them. `None` if that was lost.
+    pub async fn unsettled_since(self: &Arc<Self>, instant: Instant) -> Option<Arc<Vec<u64>>> {
+        let mut known = self.settling.lock().await;
+        if known.0.is_none_or(|at| at < instant) {
+            let (proxy, at) = (self.clone(), Instant::now());
+            let found = tokio::task::spawn_blocking(move || proxy.unsettled()).await;
+            *known = (Some(at), Arc::new(found.ok()?));
+        }
+        Some(known.1.clone())
     }
 
     /// The pools in force, and those that sessions still have.

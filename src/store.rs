@@ -163,6 +163,10 @@ pub fn write_secret(path: &Path, secret: &str) -> io::Result<()> {
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(secret.as_bytes())?;
+    // Whoever reads it takes a line end off: one of the secret's own is not the last then.
+    if secret.ends_with(['\r', '\n']) {
+        file.write_all(b"\r\n")?;
+    }
     file.sync_all()?;
     match path.parent() {
         Some(folder) => File::open(folder)?.sync_all(),
@@ -178,6 +182,20 @@ mod tests {
         let path = std::env::temp_dir().join(format!("pgusher-store-{}-{name}", std::process::id()));
         std::fs::write(&path, "old").unwrap();
         path
+    }
+
+    /// Whoever reads a secret's file takes a line end off.
+    #[test]
+    fn a_secret_that_ends_with_a_line_end_keeps_it() {
+        let path = file("secret");
+        for secret in ["abc", "abc\n", "abc\r", "abc\r\n", "abc\n\n", "\n"] {
+            let _ = std::fs::remove_file(&path);
+            write_secret(&path, secret).unwrap();
+            let source = crate::secret::Source::File(path.clone());
+            let read = crate::secret::Secret::read(source).unwrap();
+            assert_eq!(secrecy::ExposeSecret::expose_secret(&read.value()), secret, "{secret:?}");
+        }
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]

@@ -337,10 +337,16 @@ async fn until(mut is_done: impl FnMut() -> bool) {
 }
 
 /// Waits until no session stands on a connection that its user would not get now.
-async fn wait_settled(proxy: &Proxy, patience: Duration) -> Result<Reply, Refusal> {
+async fn wait_settled(proxy: &Arc<Proxy>, patience: Duration) -> Result<Reply, Refusal> {
     let deadline = Instant::now() + patience;
     loop {
-        let left = proxy.unsettled();
+        let Some(left) = proxy.unsettled_since(std::time::Instant::now()).await else {
+            return Err(Refusal::new(
+                Fault::Ours,
+                SqlState::INTERNAL,
+                "the sessions were not looked through",
+            ));
+        };
         if left.is_empty() {
             return Ok(Reply::done("WAIT"));
         }

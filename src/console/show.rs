@@ -1,6 +1,6 @@
 //! `SHOW …`: PgBouncer's tables, with its columns first and ours behind them, and then our own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -56,6 +56,9 @@ const PARAMETERS: [(&str, &str); 5] = [
     ("timezone", "GMT"),
 ];
 
+/// How many rows `SHOW ROUTES` has at the most.
+const MAX_ROUTES: usize = 250_000;
+
 /// Whether a setting is one that the console has for drivers' sake.
 pub fn is_parameter(name: &str) -> bool {
     PARAMETERS.iter().any(|(known, _)| *known == name)
@@ -96,7 +99,7 @@ pub fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
             ("sv_active_cancel", Int),
             ("sv_login", Int),
         ]),
-        "routes" => view.routes(),
+        "routes" => view.routes()?,
         "environments" => view.environments(),
         "sessions" => view.sessions(),
         "generations" => generations(proxy),
@@ -632,7 +635,8 @@ impl<'a> Overview<'a> {
         table
     }
 
-    fn routes(&self) -> Table {
+    /// Users times databases.
+    fn routes(&self) -> Result<Table, Refusal> {
         let mut table = Table::new(&[
             ("user", Text),
             ("database", Text),
@@ -647,12 +651,22 @@ impl<'a> Overview<'a> {
         ]);
         let generation = self.proxy.generation();
         let config = &generation.config;
+        let bases: Vec<_> =
+            config.databases.iter().filter(|(name, base)| name.as_str() == base.as_str()).collect();
+        if config.users.len().saturating_mul(bases.len()) > MAX_ROUTES {
+            let message =
+                format!("{} users times {} databases are too many rows", config.users.len(), bases.len());
+            return Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message)
+                .hint("pgusher resolve says where one user gets to."));
+        }
+        let mut sessions: HashMap<_, Vec<_>> = HashMap::new();
+        for session in &self.sessions {
+            let key = (session.identity.user(), session.place.route.base());
+            sessions.entry(key).or_default().push(session.place.route.connection());
+        }
         for user in config.users.values() {
-            for (database, base) in &config.databases {
-                if database.as_str() != base.as_str() {
-                    continue;
-                }
-                let attributes = attribute::of_user(config, user.name.as_str()).with(&self.proxy.grants);
+            let attributes = attribute::of_user(config, user.name.as_str()).with(&self.proxy.grants);
+            for (database, base) in &bases {
                 let granted: Vec<_> = attributes
                     .granted()
                     .iter()
@@ -662,11 +676,7 @@ impl<'a> Overview<'a> {
                     })
                     .collect();
                 let route = route::resolve(config, &attributes, database.as_str(), None);
-                let own = || {
-                    self.sessions.iter().filter(|session| {
-                        *session.identity.user() == user.name && session.place.route.base() == base
-                    })
-                };
+                let own = sessions.get(&(&user.name, *base)).map_or(&[][..], Vec::as_slice);
                 let (is, reason, refused) = match &route {
                     _ if user.disabled => (None, Value::Null, "the user is disabled".to_owned()),
                     Ok(route) => {
@@ -675,9 +685,7 @@ impl<'a> Overview<'a> {
                     }
                     Err(refusal) => (None, Value::Null, refusal.to_string()),
                 };
-                let there =
-                    own().filter(|s| is.is_some_and(|is| s.place.route.connection() == is.connection()));
-                let there = there.count();
+                let there = own.iter().filter(|at| is.is_some_and(|is| **at == is.connection())).count();
                 let production =
                     is.and_then(|is| config.connections.get(is.connection())).is_some_and(|c| c.production);
                 table.push(vec![
@@ -687,14 +695,14 @@ impl<'a> Overview<'a> {
                     is.map(|is| is.connection().as_str()).into(),
                     production.into(),
                     there.into(),
-                    (own().count() - there).into(),
+                    (own.len() - there).into(),
                     reason,
                     Some(refused).filter(|refused| !refused.is_empty()).into(),
                     Some(granted.join(", ")).filter(|granted| !granted.is_empty()).into(),
                 ]);
             }
         }
-        table
+        Ok(table)
     }
 
     fn environments(&self) -> Table {

@@ -706,3 +706,26 @@ fn a_console_session_holds_one_table_and_its_refusals_fill_no_audit() {
     assert!((1..=20).contains(&told), "{told} of 300 are told one by one");
     super::fake::unharmed(&pgusher);
 }
+
+/// However many sessions they open, those who may only look leave operators theirs.
+#[test]
+fn whoever_may_only_look_takes_no_place_of_an_operator() {
+    let watcher = "[users.watcher]\nauth_type = \"trust\"\nconsole = \"stats\"\n";
+    let limited = watcher.replace("watcher", "limited") + "max_client_connections = 2\n";
+    let pgusher = Pgusher::start(&(config("", "") + "\n" + &limited));
+    let ask = |user: &str| {
+        let mut raw = Raw::connect(pgusher.address());
+        raw.send(&startup(0x0003_0000, &[("user", user), ("database", "pgusher")]));
+        let refused = raw.until_ready().iter().find(|m| m.tag == 'E').map(|m| m.field('C'));
+        (refused, raw)
+    };
+    let both = [ask("limited"), ask("limited")];
+    assert!(both.iter().all(|(refused, _)| refused.is_none()));
+    assert_eq!(ask("limited").0.as_deref(), Some("53300"));
+    let others: Vec<_> = (0..98).map(|_| ask("watcher")).collect();
+    assert!(others.iter().all(|(refused, _)| refused.is_none()));
+    assert_eq!(ask("watcher").0.as_deref(), Some("53300"));
+    assert_eq!(ask("operator").0, None);
+    drop(others);
+    eventually("places that are given back are there again", || ask("watcher").0.is_none());
+}
