@@ -1,10 +1,8 @@
 //! HTTP/1.1 for operators and their tools, with bounds on how slow and how many they may be; `/metrics`, `/healthz`, `/readyz`.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -62,32 +60,63 @@ pub enum Security {
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
+    usage: Arc<Mutex<Use>>,
+}
+
+/// What a connection is kept for.
+#[derive(Debug)]
+struct Use {
+    /// How many requests of somebody who may call are under way.
+    running: usize,
+    /// When the last of them ended, or the connection began.
     since: Instant,
-    is_known: Arc<AtomicBool>,
 }
 
 impl Peer {
-    /// It has shown that it may be here: its connection keeps its place.
-    pub fn is_known(&self) {
-        self.is_known.store(true, Ordering::Relaxed);
+    fn new(address: SocketAddr) -> Self {
+        Self { address, usage: Arc::new(Mutex::new(Use { running: 0, since: Instant::now() })) }
+    }
+
+    /// It has shown that it may be here: its connection keeps its place as long as this is held.
+    pub fn is_known(&self) -> Running {
+        self.usage.lock().running += 1;
+        Running(self.usage.clone())
+    }
+
+    /// How long it has not been used by anybody who may; `None` while it is.
+    fn idle(&self) -> Option<Duration> {
+        let known = self.usage.lock();
+        (known.running == 0).then(|| known.since.elapsed())
     }
 }
 
-/// The clients that have not shown yet that they may be here, the oldest first.
+/// A request under way of somebody who may call.
+#[derive(Debug)]
+pub struct Running(Arc<Mutex<Use>>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut known = self.0.lock();
+        known.running -= 1;
+        known.since = Instant::now();
+    }
+}
+
+/// The clients that are there. Whoever has shown nothing for a while makes room for others.
 #[derive(Debug, Default)]
-struct Strangers(Mutex<VecDeque<(Peer, CancellationToken)>>);
+struct Strangers(Mutex<Vec<(Peer, CancellationToken)>>);
 
 impl Strangers {
     fn enter(&self, peer: &Peer) -> CancellationToken {
         let leave = CancellationToken::new();
         let mut all = self.0.lock();
-        // Those who have left, or are known by now, need not be remembered.
-        all.retain(|(peer, leave)| !leave.is_cancelled() && !peer.is_known.load(Ordering::Relaxed));
-        all.push_back((peer.clone(), leave.clone()));
+        // Those who have left need not be remembered.
+        all.retain(|(_, leave)| !leave.is_cancelled());
+        all.push((peer.clone(), leave.clone()));
         leave
     }
 
-    /// A place; when all are taken, the oldest of them has to leave, once it has had its time.
+    /// A place; when all are taken, who was idle for longest has to leave, once it has had its time.
     async fn place(&self, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
         loop {
             let wait = match places.clone().try_acquire_owned() {
@@ -104,20 +133,15 @@ impl Strangers {
     /// How long until one of them may have to leave; none, if one has had to.
     fn make_room(&self) -> Duration {
         let mut all = self.0.lock();
-        while let Some((peer, leave)) = all.front() {
-            if leave.is_cancelled() || peer.is_known.load(Ordering::Relaxed) {
-                all.pop_front();
-                continue;
-            }
-            let left = GRACE.saturating_sub(peer.since.elapsed());
-            if left.is_zero() {
-                leave.cancel();
-                all.pop_front();
-                return REST;
-            }
+        all.retain(|(_, leave)| !leave.is_cancelled());
+        let idle = all.iter().enumerate().filter_map(|(i, (peer, _))| Some((peer.idle()?, i)));
+        let Some((idle, longest)) = idle.max() else { return GRACE };
+        let left = GRACE.saturating_sub(idle);
+        if !left.is_zero() {
             return left;
         }
-        GRACE
+        all.swap_remove(longest).1.cancel();
+        REST
     }
 }
 
@@ -178,7 +202,7 @@ pub async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router, secur
         };
         let place = strangers.place(&places).await;
         let (router, proxy) = (router.clone(), proxy.clone());
-        let peer = Peer { address: peer, since: Instant::now(), is_known: Arc::default() };
+        let peer = Peer::new(peer);
         let leave = strangers.enter(&peer);
         tokio::spawn(async move {
             let address = peer.address;

@@ -260,7 +260,7 @@ pub async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next
             return harden(response);
         }
     };
-    peer.is_known();
+    let _running = peer.is_known();
     let name = token.name.as_str();
     let refuses = *api.proxy.generation().config.server.audit_failure == AuditFailure::Refuse;
     if refuses && !only_looks(&method) && !api.proxy.audit.record_surely(|| event(Some(name), "begun")).await

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -509,6 +510,37 @@ fn slow_and_many_callers_do_not_hold_up_clients_of_postgresql() {
     drop(slow);
     eventually("the API answers again", || {
         raw(api.port, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").starts_with("HTTP/1.1 200")
+    });
+}
+
+/// Whoever may only look has called once on each connection there is, and goes on with what needs no token.
+#[test]
+fn connections_that_a_reader_keeps_make_room_for_others() {
+    let api = Managed::start(&warehouse("", "", ""));
+    let answered = |stream: &mut TcpStream, request: &str| {
+        let mut byte = [0; 4096];
+        stream.write_all(request.as_bytes()).is_ok() && matches!(stream.read(&mut byte), Ok(1..))
+    };
+    let first =
+        format!("GET /api/v1/environments HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {READER}\r\n\r\n");
+    let mut kept: Vec<TcpStream> = (0..64)
+        .map(|_| {
+            let mut stream = TcpStream::connect(("127.0.0.1", api.port)).unwrap();
+            assert!(answered(&mut stream, &first));
+            stream
+        })
+        .collect();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                kept.retain_mut(|stream| answered(stream, "HEAD /api/v1/docs HTTP/1.1\r\nHost: x\r\n\r\n"));
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
+        let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| api.get("/config").status));
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(status.unwrap(), 200);
     });
 }
 
