@@ -345,12 +345,13 @@ fn a_client_with_very_long_statements_is_refused_and_leaves_nothing() {
     assert_eq!(state_of(&mut raw, &query("DEALLOCATE ALL")), "");
     assert_eq!(prepare(&mut raw, 50), "");
     drop(raw);
-    // And whoever comes after it has the same memory. (An allocator gives free memory back when it is asked for more.)
-    for round in 1..=3 {
+    // And whoever comes after it has the same memory, and not 60 MiB more each. (An allocator gives free memory back only when
+    // it is asked for more: what the last two have left may still be there.)
+    for round in 1..=5 {
         let mut other = Raw::login(pgusher.address(), "raw");
         assert!((0..4).all(|i| prepare(&mut other, 100 * round + i).is_empty()));
-        assert!(pgusher.resident() < 200 << 10, "{round}: {} KiB", pgusher.resident());
     }
+    assert!(pgusher.resident() < 300 << 10, "{} KiB", pgusher.resident());
 }
 
 #[test]
