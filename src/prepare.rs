@@ -1,5 +1,7 @@
 //! All that can fail before sockets are opened, in one place: what `check` and `plan` accept, `serve` and a reload accept.
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -77,6 +79,7 @@ fn make(
         config.connections.values().for_each(|connection| check_name(connection, file, problems));
         return (None, Vec::new());
     }
+    one_file_each(config, file, problems);
     folders(config, file, problems);
     let tls = file.server.tls.as_ref().and_then(|tls| server_tls(config, tls, problems));
     let dialer = |connection: &Arc<Connection>| {
@@ -92,9 +95,7 @@ fn make(
 fn addresses(file: &file::File, problems: &mut Problems) {
     let server = &file.server;
     let mut known: Vec<(SocketAddr, &str)> = Vec::new();
-    // However they are spelled.
-    let real = |folder: &Path| folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-    let mut sockets: Vec<PathBuf> = Vec::new();
+    let mut sockets: BTreeSet<PathBuf> = BTreeSet::new();
     let mut tcp = |address: SocketAddr, what: &'static str, span: Span, problems: &mut Problems| {
         let taken = known.iter().find(|(other, _)| collide(*other, address, *server.so_reuseport));
         if let Some((other, by)) = taken {
@@ -109,12 +110,11 @@ fn addresses(file: &file::File, problems: &mut Problems) {
     for address in server.listen.iter() {
         match &**address {
             ListenAddress::Tcp(tcp_address) => tcp(*tcp_address, "listen", address.span(), problems),
-            ListenAddress::Unix(folder) if sockets.contains(&real(folder)) => {
+            ListenAddress::Unix(folder) if !sockets.insert(real(folder)) => {
                 let message = format!("unix:{} is listened on already (listen)", folder.display());
                 problems.error(address.span(), message).help("leave one of them out");
             }
             ListenAddress::Unix(folder) => {
-                sockets.push(real(folder));
                 // The longest name that it has while it is made: with the port and a process's number.
                 let path = folder.join(".s.PGSQL.65535.4194304");
                 if std::os::unix::net::SocketAddr::from_pathname(&path).is_err() {
@@ -145,6 +145,34 @@ fn collide(one: SocketAddr, other: SocketAddr, shared: bool) -> bool {
         wide.is_unspecified() && (wide.is_ipv6() || wide.is_ipv4() == narrow.is_ipv4())
     };
     a == b || !shared && (covers(a, b) || covers(b, a))
+}
+
+/// One spelling of a path, also of a file that is not there yet.
+fn real(path: &Path) -> PathBuf {
+    let aside = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(aside).unwrap_or_else(|| path.to_owned())
+}
+
+/// Each file that pgusher writes is for one purpose alone.
+fn one_file_each(config: &Config, file: &file::File, problems: &mut Problems) {
+    let server = &file.server;
+    let written = [
+        ("grants_file", Some(config.grants_file()), server.grants_file.span()),
+        ("audit_file", config.audit_file(), server.audit_file.span()),
+        ("auth_key_file", Some(config.auth_key_file()), server.auth_key_file.span()),
+    ];
+    let mut known = BTreeMap::from([(real(&config.path), "this file itself")]);
+    for (name, path, span) in written {
+        let Some(path) = path else { continue };
+        match known.entry(real(&path)) {
+            Entry::Occupied(other) => {
+                problems
+                    .error(span, format!("`{name}` is {}", other.get()))
+                    .help("give it a file of its own");
+            }
+            Entry::Vacant(free) => drop(free.insert(name)),
+        }
+    }
 }
 
 /// Folders that something is to be made in.

@@ -1,9 +1,8 @@
 //! Who else on this machine may read secrets, or change the configuration.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::super::file::File;
 use super::super::read::{Problems, Setting};
@@ -40,35 +39,6 @@ pub fn check(path: &Path, file: &File, problems: &mut Problems) {
             let message =
                 format!("others than its owner may write to {what}: who does decides who may do what");
             problems.warning(None, message).help(format!("chmod go-w {}", place.display()));
-        }
-    }
-    one_file_each(path, file, problems);
-}
-
-/// What pgusher writes is no other file that it knows.
-fn one_file_each(path: &Path, file: &File, problems: &mut Problems) {
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let server = &file.server;
-    // Also of one that is not there yet.
-    let real = |path: PathBuf| {
-        let name = path.file_name().map(ToOwned::to_owned);
-        let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
-        let aside = folder.zip(name).map(|(folder, name)| folder.join(name));
-        path.canonicalize().ok().or(aside).unwrap_or(path)
-    };
-    let mut known = BTreeMap::from([(real(path.to_owned()), "this file itself")]);
-    let mut written = vec![("grants_file", Some(&**server.grants_file), server.grants_file.span())];
-    written.push(("audit_file", server.audit_file.as_deref(), server.audit_file.span()));
-    written.push(("auth_key_file", server.auth_key_file.as_deref(), server.auth_key_file.span()));
-    for (name, place, span) in written {
-        let Some(place) = place else { continue };
-        match known.entry(real(folder.join(place))) {
-            Entry::Occupied(other) => {
-                problems
-                    .error(span, format!("`{name}` is {}", other.get()))
-                    .help("give it a file of its own");
-            }
-            Entry::Vacant(free) => drop(free.insert(name)),
         }
     }
 }
