@@ -5,6 +5,8 @@ mod guesses;
 mod key;
 mod logins;
 
+pub(crate) use guesses::keep_the_busiest;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -132,7 +132,7 @@ async fn log_in(
             .hint("It takes console = \"admin\" or \"stats\" in [users.NAME].")
     })?;
     let seat = proxy.console_seat(&now, &name, right)?;
-    // The places that are kept are for those who can set things right.
+    // `reserved_connections` are for users with `console = "admin"`.
     match right {
         Right::Admin => stranger.is_operator()?,
         Right::Stats => stranger.is_known()?,

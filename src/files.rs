@@ -35,7 +35,7 @@ fn bounded(file: &File, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     }
 }
 
-/// The same of a file that this process has written, or one before it: what it says is believed.
+/// The same of a file that pgusher has written itself, and whose content it trusts.
 ///
 /// # Errors
 /// `PermissionDenied` also for one that belongs to somebody else than this user or root, or is a link.
@@ -73,7 +73,7 @@ fn expect_own(file: &File) -> io::Result<()> {
 
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Locks a file, for which it waits no longer than this: a process that stands still may hold it.
+/// Locks a file, and gives up after this long: a process that is stopped may hold the lock.
 ///
 /// # Errors
 /// The system's; `WouldBlock` if another process has it all the time.
@@ -104,7 +104,7 @@ pub fn is_open_to_others(path: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// In a folder of everybody's, another may have put it there.
+    /// In a folder that others write to, another user may have created it.
     #[test]
     fn what_somebody_else_has_put_there_is_not_believed() {
         let folder = std::env::temp_dir().join(format!("pgusher-own-{}", std::process::id()));

@@ -18,7 +18,7 @@ use crate::names::{ConnectionName, EnvironmentName, UserName};
 
 /// The longest file of grants, in bytes.
 const MAX_FILE: u64 = 16 << 20;
-/// How long another process may write it: whose time is over is out, whoever holds the file.
+/// How long the lock of the file is waited for. Grants expire in time, even if another process does not release it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The longest that an environment is granted for.

@@ -66,7 +66,7 @@ pub struct Peer {
 /// What a connection is kept for.
 #[derive(Debug)]
 struct Use {
-    /// How many requests of somebody who may call are under way.
+    /// How many authorized requests are under way.
     running: usize,
     /// When the last of them ended, or the connection began.
     since: Instant,
@@ -77,20 +77,20 @@ impl Peer {
         Self { address, usage: Arc::new(Mutex::new(Use { running: 0, since: Instant::now() })) }
     }
 
-    /// It has shown that it may be here: its connection keeps its place as long as this is held.
-    pub fn is_known(&self) -> Running {
+    /// An authorized request begins: its connection keeps its place until this is dropped.
+    pub fn begins(&self) -> Running {
         self.usage.lock().running += 1;
         Running(self.usage.clone())
     }
 
-    /// How long it has not been used by anybody who may; `None` while it is.
+    /// How long ago its last authorized request ended; `None` while one is under way.
     fn idle(&self) -> Option<Duration> {
         let known = self.usage.lock();
         (known.running == 0).then(|| known.since.elapsed())
     }
 }
 
-/// A request under way of somebody who may call.
+/// An authorized request that is under way.
 #[derive(Debug)]
 pub struct Running(Arc<Mutex<Use>>);
 
@@ -102,11 +102,11 @@ impl Drop for Running {
     }
 }
 
-/// The clients that are there. Whoever has shown nothing for a while makes room for others.
+/// All connections. Those without an authorized request for a while make room for others.
 #[derive(Debug, Default)]
-struct Strangers(Mutex<Vec<(Peer, CancellationToken)>>);
+struct Connections(Mutex<Vec<(Peer, CancellationToken)>>);
 
-impl Strangers {
+impl Connections {
     fn enter(&self, peer: &Peer) -> CancellationToken {
         let leave = CancellationToken::new();
         let mut all = self.0.lock();
@@ -116,7 +116,7 @@ impl Strangers {
         leave
     }
 
-    /// A place; when all are taken, who was idle for longest has to leave, once it has had its time.
+    /// A place; when all are taken, the connection that was idle for longest is closed, once it has had its time.
     async fn place(&self, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
         loop {
             let wait = match places.clone().try_acquire_owned() {
@@ -186,7 +186,7 @@ pub async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router, secur
     let shared = *proxy.generation().config.server.so_reuseport;
     let closing = proxy.closing.clone();
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
-    let strangers = Arc::new(Strangers::default());
+    let connections = Arc::new(Connections::default());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -200,10 +200,10 @@ pub async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router, secur
                 continue;
             }
         };
-        let place = strangers.place(&places).await;
+        let place = connections.place(&places).await;
         let (router, proxy) = (router.clone(), proxy.clone());
         let peer = Peer::new(peer);
-        let leave = strangers.enter(&peer);
+        let leave = connections.enter(&peer);
         tokio::spawn(async move {
             let address = peer.address;
             tokio::select! {

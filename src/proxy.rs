@@ -46,7 +46,7 @@ use standing::Standing;
 
 /// How many configurations can be gone back to.
 const EARLIER: usize = 10;
-/// How many sessions of the console may be there that only look.
+/// The maximum number of console sessions of users with `console = "stats"`.
 const MAX_LOOKERS: u32 = 100;
 /// How many tables of the console are made at once.
 const MAX_TABLES: usize = 2;
@@ -281,7 +281,7 @@ pub struct Proxy {
     user_clients: DashMap<UserName, Arc<AtomicUsize>>,
     /// What was found to be unsettled last, and when that was begun.
     settling: tokio::sync::Mutex<(Option<Instant>, Arc<Vec<u64>>)>,
-    /// Sessions of the console that may only look.
+    /// Console sessions of users with `console = "stats"`.
     lookers: Arc<AtomicUsize>,
     connection_clients: DashMap<ConnectionName, Arc<AtomicUsize>>,
     draining: AtomicBool,
@@ -733,7 +733,7 @@ impl Proxy {
         Ok(seat)
     }
 
-    /// A place for a session of the console. Those who may only look have some among all of them, and keep nobody else out.
+    /// A place for a console session. Users with `console = "stats"` share a fixed number of places.
     ///
     /// # Errors
     /// `53300`
@@ -907,8 +907,8 @@ impl Proxy {
         unsettled
     }
 
-    /// The same, as it was at this instant or later: however many ask, it is found out for one after the other, aside, and for
-    /// all of them. `None` if that was lost.
+    /// The same, as of this instant or later. It is found out by one blocking task at a time, whose result is shared by all who
+    /// wait; `None` if that task has failed.
     pub async fn unsettled_since(self: &Arc<Self>, instant: Instant) -> Option<Arc<Vec<u64>>> {
         let mut known = self.settling.lock().await;
         if known.0.is_none_or(|at| at < instant) {

@@ -163,7 +163,7 @@ pub fn write_secret(path: &Path, secret: &str) -> io::Result<()> {
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(secret.as_bytes())?;
-    // Whoever reads it takes a line end off: one of the secret's own is not the last then.
+    // One line end is removed when the file is read: add one if the secret itself ends with one.
     if secret.ends_with(['\r', '\n']) {
         file.write_all(b"\r\n")?;
     }
@@ -184,7 +184,7 @@ mod tests {
         path
     }
 
-    /// Whoever reads a secret's file takes a line end off.
+    /// One line end is removed when a secret's file is read.
     #[test]
     fn a_secret_that_ends_with_a_line_end_keeps_it() {
         let path = file("secret");

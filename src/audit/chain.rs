@@ -247,7 +247,7 @@ impl Chain {
         }
         let length = self.file.metadata()?.len();
         let (last, rest) = last_line(&mut self.file, length)?;
-        let written = last.map(|line| self.head_of(&line)).transpose()?;
+        let written = last.map(|line| head_of(&self.path, &line)).transpose()?;
         let last = match &written {
             Some(last) => Some(last.clone()),
             None => self.last_of_earlier()?,
@@ -319,10 +319,6 @@ impl Chain {
         }
     }
 
-    fn head_of(&self, line: &[u8]) -> io::Result<Head> {
-        head_of(&self.path, line)
-    }
-
     /// The last line of the newest of the files that were put away.
     fn last_of_earlier(&self) -> io::Result<Option<Head>> {
         let Some(newest) = files(&self.path)?.into_iter().rfind(|path| *path != self.path) else {
@@ -330,7 +326,7 @@ impl Chain {
         };
         let mut file = File::open(newest)?;
         let length = file.metadata()?.len();
-        last_line(&mut file, length)?.0.map(|line| self.head_of(&line)).transpose()
+        last_line(&mut file, length)?.0.map(|line| head_of(&self.path, &line)).transpose()
     }
 
     /// If the file is long enough, it gets the number of its first line behind its name, and a new one is begun.

@@ -92,7 +92,7 @@ impl Guesses {
         let (key, free) = ((self.hasher.hash_one(user), block), f64::from(free));
         let (mut levels, now) = (self.levels.lock(), Instant::now());
         if levels.len() >= MAX_KEPT && !levels.contains_key(&key) {
-            make_room(&mut levels, free, now);
+            keep_the_busiest(&mut levels, |level| level.now(free, now));
         }
         let before = levels.get(&key).map_or(0.0, |level| level.now(free, now));
         let height = (before + 1.0).min(free + BEYOND);
@@ -108,13 +108,16 @@ fn wait(level: f64, free: f64) -> Duration {
     FIRST.mul_f64((level - free).ceil().min(BEYOND).exp2() / 2.0).min(LONGEST)
 }
 
-/// Forgets whoever has done the least.
-fn make_room(levels: &mut HashMap<(u64, Block), Level>, free: f64, now: Instant) {
-    let mut heights: Vec<f64> = levels.values().map(|level| level.now(free, now)).collect();
-    let middle = heights.len() / 2;
-    let (_, median, _) = heights.select_nth_unstable_by(middle, f64::total_cmp);
+/// Makes room in a table that is full: only those who have done more than the median are remembered.
+pub fn keep_the_busiest<K, V>(table: &mut HashMap<K, V>, done: impl Fn(&V) -> f64) {
+    let mut all: Vec<f64> = table.values().map(&done).collect();
+    if all.is_empty() {
+        return;
+    }
+    let middle = all.len() / 2;
+    let (_, median, _) = all.select_nth_unstable_by(middle, f64::total_cmp);
     let median = *median;
-    levels.retain(|_, level| level.now(free, now) > median);
+    table.retain(|_, entry| done(entry) > median);
 }
 
 #[cfg(test)]

@@ -255,7 +255,7 @@ impl Signals {
     /// `SIGTERM` and `SIGINT` drain; another of those, and `SIGQUIT` in any case, ends at once.
     async fn obey(mut self, proxy: &Arc<Proxy>, successor: Successor) {
         let mut asked = std::pin::pin!(proxy.end_when_asked());
-        // A reload may take long: an end is not waited for it, and another reload comes behind it.
+        // A reload may take long: stopping does not wait for it, and another SIGHUP is dealt with after it.
         let mut reload: Option<Task<()>> = None;
         loop {
             tokio::select! {

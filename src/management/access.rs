@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use super::Api;
 use super::answer::Problem;
 use crate::audit::{self, Audit, Event};
+use crate::auth::keep_the_busiest;
 use crate::config::file::{AuditFailure, Role};
 use crate::config::{Config, Token};
 use crate::error::{Fault, Refusal, SqlState};
@@ -94,12 +95,7 @@ impl<K: std::hash::Hash + Eq> Budget<K> {
         if kept.len() >= MAX_KEPT && !kept.contains_key(&key) {
             kept.retain(|_, entry| filled(entry) < limit_f);
             if kept.len() >= MAX_KEPT {
-                // Whoever has used the most is remembered.
-                let mut lefts: Vec<f64> = kept.values().map(filled).collect();
-                let middle = lefts.len() / 2;
-                let (_, median, _) = lefts.select_nth_unstable_by(middle, f64::total_cmp);
-                let median = *median;
-                kept.retain(|_, entry| filled(entry) < median);
+                keep_the_busiest(&mut kept, |entry| limit_f - filled(entry));
             }
         }
         let left = kept.get(&key).map_or(limit_f, filled);
@@ -186,7 +182,7 @@ impl Gate {
             if left.remaining == 0 {
                 warn!(%address, "too many requests without a known token: this address has to wait");
             }
-            // As of logins: each of the first, and of those who go on only how many there were.
+            // As for refused logins: the first are recorded one by one, further ones are only counted.
             let why = Refusal::new(Fault::Client, SqlState::INVALID_PASSWORD, "no known token");
             let is_told = api.proxy.is_refusal_told(&peer.address.to_string(), &why);
             return Err(Box::new(Refused { is_told, ..Refused::unnamed(unknown()) }));
@@ -260,7 +256,7 @@ pub async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next
             return harden(response);
         }
     };
-    let _running = peer.is_known();
+    let _running = peer.begins();
     let name = token.name.as_str();
     let refuses = *api.proxy.generation().config.server.audit_failure == AuditFailure::Refuse;
     if refuses && !only_looks(&method) && !api.proxy.audit.record_surely(|| event(Some(name), "begun")).await

@@ -273,8 +273,8 @@ pub fn tagged(headers: &HeaderMap, status: StatusCode, tag: &str, body: impl Ser
     response
 }
 
-/// An object that was written, with its tag; one that was only looked at has none: a tag is of what is there, and would tell
-/// whether a password that was said is the one that is.
+/// An object that was written, with its tag. A dry run has no tag: it would show whether the password in the request is the
+/// one in force.
 pub fn wrote(is_dry: bool, status: StatusCode, tag: &str, body: impl Serialize) -> Response {
     match is_dry {
         true => (status, Json(body)).into_response(),

@@ -212,8 +212,9 @@ impl Lease {
     /// `None` if it cannot be: then it is closed.
     pub(super) async fn make_fit_for(self, user: &UserName) -> Option<(Self, bool)> {
         let mut lease = self;
-        let was_used = !lease.state.is_clean() && !lease.must_reset_for(user);
-        if lease.must_reset_for(user) {
+        let must_reset = lease.must_reset_for(user);
+        let was_used = !lease.state.is_clean() && !must_reset;
+        if must_reset {
             lease.pool.stats.isolated.hand_overs.fetch_add(1, Ordering::Relaxed);
             lease = lease.reset_or_discard().await?;
         }

@@ -191,7 +191,7 @@ impl Proxy {
             Err(error) => WriteError::Broken(error),
         })?;
         let mut plan = self.plan_of(&prepared.checked.config);
-        // What was said is not told from what is there, be it the same or not.
+        // Whether a password that was not compared is the same as before must not be visible.
         let has_said = !change.said.is_empty();
         plan.also_secrets(change.said);
         let reaching = plan.routes.iter().find(|moved| moved.reaches_production());

@@ -139,8 +139,8 @@ impl Core {
         Ok(())
     }
 
-    /// So many bytes were gone through that did not come with the message at hand: a statement that is bound may be long. Now
-    /// and then it is waited for an answer, so that the others of this thread have their turns.
+    /// Counts bytes of a text that was gone through and is longer than the message at hand, such as a statement that is bound.
+    /// Beyond a limit the next answer is waited for, so that the other sessions of this thread have their turns.
     fn worked(&mut self, bytes: usize) {
         self.work += bytes;
         if self.work > MAX_WORK {
@@ -287,8 +287,8 @@ impl Core {
         Ok(Step::Streams(Rest::Pass))
     }
 
-    /// Data of a COPY, or its end. A server that waits for none ignores them, unless its time is over just then: it answers
-    /// with the error of that, and nobody knows to what.
+    /// Data of a COPY, or its end. A server that is not in a COPY ignores them, unless `statement_timeout` fires just then: its
+    /// error answers this message, and not the one that is next in the queue.
     fn copies(&mut self) {
         if self.mode == PoolMode::Transaction && !matches!(self.copy, Copy::In { .. }) {
             self.doubt_count();
