@@ -580,6 +580,7 @@ mod tests {
         let one = interner.intern(b"select 1\0\0\0", "c", &none);
         assert!(Arc::ptr_eq(&one, &interner.intern(b"select 1\0\0\0", "c", &none)));
         assert!(!Arc::ptr_eq(&one, &interner.intern(b"select 1\0\0\0", "c", &scope)));
+        assert!(!Arc::ptr_eq(&one, &interner.intern(b"select 1\0\0\0", "of prod", &none)));
         assert!(!Arc::ptr_eq(&one, &interner.intern(b"select 2\0\0\0", "c", &none)));
     }
 

@@ -729,3 +729,19 @@ fn whoever_may_only_look_takes_no_place_of_an_operator() {
     drop(others);
     eventually("places that are given back are there again", || ask("watcher").0.is_none());
 }
+
+/// Users times databases: a table of any size would be made before it is known that nobody may have it.
+#[test]
+fn too_many_routes_for_a_table_are_refused() {
+    use std::fmt::Write;
+    let mut text = config("", "");
+    for n in 0..502 {
+        write!(text, "\n[users.u{n}]\nauth_type = \"trust\"\n").unwrap();
+        write!(text, "\n[connections.c{n}]\nhost = \"127.0.0.1\"\nusername = \"u\"\ndatabase = \"c{n}\"\n")
+            .unwrap();
+    }
+    let pgusher = Pgusher::start(&text);
+    let mut ops = console(&pgusher, "operator");
+    assert!(error(&mut ops, "SHOW ROUTES").starts_with("54000 "));
+    assert!(!table(&mut ops, "SHOW USERS").1.is_empty());
+}

@@ -8,7 +8,9 @@ use pgusher::config::Config;
 use pgusher::error::{Fault, Refusal, SqlState};
 use pgusher::names::UserName;
 use pgusher::pool::{HostCount, Pool, PoolSettings, Runtimes};
+use pgusher::relay::Effects;
 use pgusher::upstream::Dialer;
+use pgusher::wire::startup::Settings;
 use tokio_util::task::TaskTracker;
 
 use super::fake::{Fake, probed, ready};
@@ -84,4 +86,32 @@ fn new_settings_and_orders_to_reconnect_at_the_same_time_leave_a_pool_that_serve
     let lease = acquired.expect("nobody is served").unwrap();
     lease.release();
     assert!(pool.try_lend(Some(&user)).is_some(), "it was outworn when it was opened");
+}
+
+/// What a login is shown of settings is shown to all later ones: on a connection that was used it must be proved.
+#[test]
+fn a_used_connection_that_does_not_answer_what_it_was_asked_welcomes_nobody() {
+    let fake = upstream();
+    let (runtime, pool, _) = pool(&fake);
+    let user = UserName::from("ann");
+    let startup = |value: &str| Settings::ours([("work_mem", value.to_owned())]);
+    assert!(runtime.block_on(pool.welcome(&startup("1MB"), &user)).is_ok(), "nobody had used it");
+    // This upstream answers every query without a row, as one does that is still busy with another.
+    assert!(runtime.block_on(pool.welcome(&startup("2MB"), &user)).is_err());
+}
+
+/// Two definitions together change more settings than are told apart: no reason to keep everybody on a connection.
+#[test]
+fn what_others_define_pins_nobody() {
+    let fake = upstream();
+    let (_runtime, pool, mut settings) = pool(&fake);
+    settings.catalog_interval = Duration::from_secs(3600);
+    pool.update(settings);
+    for name in ["a", "b"] {
+        let settings = (0..60).map(|n| format!("my.{name}{n}")).collect();
+        pool.outdate_catalog(&Effects { settings, defines: true, ..Effects::default() });
+        let effects = pool.catalog().mentioned(b"SELECT 1").unwrap();
+        assert_eq!(effects.pin, None, "{name}");
+        assert!(effects.asks_all);
+    }
 }

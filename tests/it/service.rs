@@ -154,9 +154,9 @@ fn signals_of_other_poolers_do_no_harm() {
     assert!(pgusher.log().contains("SIGQUIT: ending at once"));
 }
 
-/// A reload waits for the commands of secrets; whoever wants the process to end does not wait for the reload.
+/// A reload waits for the commands of secrets, and a signal to stop must not wait for the reload.
 #[test]
-fn an_end_is_not_waited_for_a_reload_that_takes_long() {
+fn stopping_does_not_wait_for_a_reload_that_takes_long() {
     let text = warehouse("", "", "");
     let mut pgusher = Pgusher::start(&text);
     let mark = pgusher.folder.join("began");
