@@ -9,10 +9,13 @@ ARG CARGO_BUILD_JOBS=default
 WORKDIR /build
 # The dependencies are a layer of their own, built around an empty pgusher: most changes leave them alone.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src && touch src/lib.rs && echo 'fn main() {}' >src/main.rs && cargo build --release --locked
+COPY crates/wire/Cargo.toml crates/wire/
+RUN for crate in . crates/*; do mkdir $crate/src && touch $crate/src/lib.rs; done && echo 'fn main() {}' >src/main.rs && \
+    cargo build --release --locked
+COPY crates crates
 COPY src src
 # Cargo goes by the time of change: these must be younger than the empty ones.
-RUN touch src/lib.rs src/main.rs && cargo build --release --locked
+RUN touch src/lib.rs src/main.rs crates/*/src/lib.rs && cargo build --release --locked
 
 FROM debian:bookworm-slim
 # The system's authorities, for upstreams with sslmode = "verify-full".

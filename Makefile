@@ -20,9 +20,9 @@ prerequisites:
 	@tests/prerequisites.sh test
 
 lint:
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
 
 deny:
 	cargo deny --locked check bans licenses sources
@@ -32,7 +32,7 @@ advisories:
 	@tests/advisories.sh
 
 unit:
-	cargo test --locked --lib --bins
+	cargo test --locked --workspace --lib --bins
 
 integration:
 	cargo test --locked --test '*'

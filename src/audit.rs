@@ -19,12 +19,12 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tracing::{error, info};
 
-use crate::error::{Fault, Refusal, SqlState, escape_json};
 use chain::Chain;
 pub use chain::{Head, beside};
 pub use read::{Finding, Verified, files, verify};
 pub use refusals::{Refusals, Refused};
 pub use who::{Question, Visits, who};
+use wire::error::{Fault, Refusal, SqlState, escape_json};
 
 /// How many events may wait while the disk takes none, and how many bytes of them; those that come then are counted, and
 /// lost.

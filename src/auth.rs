@@ -18,7 +18,6 @@ use subtle::ConstantTimeEq;
 use crate::aside::Aside;
 use crate::config::file::AuthType;
 use crate::config::{Config, User};
-use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::Arrival;
 use crate::names::UserName;
 use crate::stream::Block;
@@ -28,6 +27,7 @@ use exchange::Exchange;
 use guesses::Guesses;
 use key::Key;
 pub use logins::Logins;
+use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// Somebody whose proof was good. Made only by [`Authenticator::authenticate`].
 #[derive(Debug, Clone)]

@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use tokio::sync::Mutex as Turn;
 use tracing::debug;
 
-use crate::error::{Fault, Refusal, SqlState};
 use crate::pool::Ticket;
 use crate::upstream::CancelTarget;
-use crate::wire::startup::CancelKey;
+use wire::error::{Fault, Refusal, SqlState};
+use wire::startup::CancelKey;
 
 /// The length of the secret in protocol 3.0, and the one given out in 3.2.
 const SHORT_SECRET: usize = 4;

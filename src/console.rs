@@ -18,16 +18,16 @@ use crate::audit::{self, Event, Refused};
 use crate::auth::{Terms, may_stay};
 use crate::config::CONSOLE_DATABASES;
 use crate::config::file::{AuditFailure, Console as Right};
-use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::Arrival;
 use crate::names::UserName;
 use crate::proxy::{Generation, Proxy, Seat};
 use crate::strangers::{Stranger, no_place};
 use crate::stream::Reader;
-use crate::wire::{self, HEADER, Header, Severity, cstr};
 use act::Reply;
 use command::Command;
 use table::{Table, Value};
+use wire::error::{Fault, Refusal, Shown, SqlState};
+use wire::{HEADER, Header, Severity, cstr};
 
 /// The longest message that is read.
 const MAX_MESSAGE: usize = 2 << 20;

@@ -19,7 +19,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::cancel::Slot;
 use crate::config::file::PoolMode;
-use crate::error::{Fault, Refusal, SqlState};
 use crate::pool::{
     Answer, Lease, Outcome, Pinned, Pool, Subscription, Ticket, not_reset, refusal_of, waited_too_long,
 };
@@ -27,9 +26,10 @@ use crate::relay::reset::Proof;
 use crate::relay::{self, Broken, Core, Gathered, Sink, Then};
 use crate::stats::Figure;
 use crate::stream::{Reader, Stream};
-use crate::wire::{self, Severity};
 pub use timing::Timeouts;
 use timing::{Moment, Phase, Timer};
+use wire::Severity;
+use wire::error::{Fault, Refusal, SqlState};
 
 /// How many connections may fail to take a session's settings before it is told.
 const MAX_SETUPS: u32 = 3;

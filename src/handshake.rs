@@ -12,11 +12,11 @@ use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::file::SslMode;
-use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::strangers::{Stranger, no_place};
 use crate::stream::{Reader, Socket, Stream};
 use crate::tls::{self, ALPN, ServerTls, common_name};
-use crate::wire::startup::{self, CancelKey, FirstPacket, MAX_STARTUP_LENGTH, Startup};
+use wire::error::{Fault, Refusal, Shown, SqlState};
+use wire::startup::{self, CancelKey, FirstPacket, MAX_STARTUP_LENGTH, Startup};
 
 /// The length and the code.
 const SHORTEST_PACKET: usize = 8;

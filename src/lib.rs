@@ -4,14 +4,12 @@
 //! top to bottom is reading the product (`docs/architecture.md`).
 
 // ── words ──
-pub mod error;
 pub mod names;
 pub mod files;
 pub mod secret;
 pub mod verifier;
 pub mod config;
 // ── bytes ──
-pub mod wire;
 pub mod aside;
 pub mod stream;
 pub mod tls;

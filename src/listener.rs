@@ -17,7 +17,7 @@ use crate::proxy::Proxy;
 use crate::session;
 use crate::strangers::{Places, no_place};
 use crate::stream::{self, Block, Socket};
-use crate::wire::{self, Severity, startup::MAX_STARTUP_LENGTH};
+use wire::{Severity, startup::MAX_STARTUP_LENGTH};
 
 const BACKLOG: i32 = 4096;
 /// How long accepting rests when the system has no more descriptors or memory.

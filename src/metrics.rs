@@ -14,11 +14,11 @@ use prometheus_client::registry::Registry;
 
 use tracing_appender::non_blocking::ErrorCounter;
 
-use crate::error::{Fault, Refusal};
 use crate::pool::Pool;
 use crate::proxy::{LiveSession, Proxy};
 use crate::relay::Pin;
 use crate::stats::{Figure, Histogram, Isolated, Times};
+use wire::error::{Fault, Refusal};
 
 /// What is counted for the process as a whole.
 #[derive(Debug, Default)]

@@ -23,13 +23,10 @@ use tracing::{debug, warn};
 
 use crate::config::Connection;
 use crate::config::file::Isolation;
-use crate::error::{Fault, Refusal, SqlState};
 use crate::names::UserName;
 use crate::relay::{BackendState, Parameters};
 use crate::stats::Stats;
 use crate::upstream::{Backend, CancelTarget, Dialer, UpstreamError};
-use crate::wire;
-use crate::wire::startup::Settings;
 use catalog::Known;
 pub use host::HostCount;
 use host::{HostPlace, Share};
@@ -40,6 +37,8 @@ use listener::Line;
 pub use listener::{Answer, Subscription};
 pub use operate::{Halt, View};
 pub use ticket::{Outcome, Ticket};
+use wire::error::{Fault, Refusal, SqlState};
+use wire::startup::Settings;
 
 /// How many connections one pool opens at the same time.
 const MAX_DIALING: usize = 8;

@@ -29,7 +29,6 @@ use crate::config::file::{self, PoolMode};
 use crate::config::read::Severity;
 use crate::config::{Config, Connection, Host, OnMove, Outside, Rejected, Server, Target};
 use crate::engine::{Order, OrderedBy, Orders, Timeouts};
-use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::grants::{Grant, Grants, Which};
 use crate::metrics::Counters;
 use crate::names::{ConnectionName, UserName};
@@ -43,6 +42,7 @@ use crate::stream::Tls;
 use crate::tls::ServerTls;
 use crate::upstream::Dialer;
 use standing::Standing;
+use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// How many configurations can be gone back to.
 const EARLIER: usize = 10;

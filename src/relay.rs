@@ -30,7 +30,6 @@ pub use sql::{Effects, Pin};
 pub use statement::{Gathered, Gathering, Interner};
 
 use crate::config::file::PoolMode;
-use crate::error::{Fault, Refusal, SqlState};
 use crate::names::UserName;
 use catalog::Words;
 use channels::Channels;
@@ -40,6 +39,7 @@ use reset::Proof;
 use sql::Scan;
 use statement::{Named, Names, Prepared, Unnamed, UnnamedText};
 use survey::{Left, Touched};
+use wire::error::{Fault, Refusal, SqlState};
 
 /// A message up to this long is looked at whole; it is waited for if only a part of it is there.
 pub const GATHER: usize = 16 << 10;
@@ -392,7 +392,7 @@ impl Core {
         if touched.everything {
             touched.add_settings(self.settings.carried_names().chain(["role"]));
         }
-        crate::wire::query(up, &survey::question(&touched, proof));
+        wire::query(up, &survey::question(&touched, proof));
         // A simple query destroys the unnamed statement.
         backend.unnamed = None;
         self.requests.push(Kind::Survey);
@@ -488,7 +488,7 @@ impl Core {
         backend.session = self.id;
         self.strays = false;
         if let Some(sql) = self.settings.setup(&mut backend.settings) {
-            crate::wire::query(up, &sql);
+            wire::query(up, &sql);
             // A simple query destroys the unnamed statement.
             backend.unnamed = None;
             self.requests.push(Kind::Setup);
@@ -771,11 +771,11 @@ impl Core {
     #[cold]
     fn refuse_request(&mut self, refusal: &Refusal, up: &mut Vec<u8>) {
         let mut error = Vec::new();
-        crate::wire::error_response(&mut error, crate::wire::Severity::Error, refusal);
+        wire::error_response(&mut error, wire::Severity::Error, refusal);
         // The upstream must fail there too, so that it skips to the Sync: it is asked for a statement that is none.
-        crate::wire::message(up, b'D', |out| {
+        wire::message(up, b'D', |out| {
             out.push(b'S');
-            crate::wire::push_cstr(out, &self.interner.name(0));
+            wire::push_cstr(out, &self.interner.name(0));
         });
         self.requests.push_noted(Kind::Fail, Note::Refused(error));
     }
@@ -784,9 +784,9 @@ impl Core {
     #[cold]
     fn refuse_query(&mut self, refusal: &Refusal, up: &mut Vec<u8>) {
         let mut error = Vec::new();
-        crate::wire::error_response(&mut error, crate::wire::Severity::Error, refusal);
-        let none = crate::wire::identifier(&self.interner.name(0));
-        crate::wire::query(up, &format!("DEALLOCATE {none}"));
+        wire::error_response(&mut error, wire::Severity::Error, refusal);
+        let none = wire::identifier(&self.interner.name(0));
+        wire::query(up, &format!("DEALLOCATE {none}"));
         self.unnamed = Unnamed::default();
         self.requests.push_noted(Kind::Query, Note::Refused(error));
     }

@@ -7,9 +7,9 @@ use std::path::Path;
 use crate::attribute::{self, Attributes, Origin};
 use crate::config::file::OnUnmatched;
 use crate::config::{Base, Checked, Config, Connection, Draft, Environment, Outside, Rejected};
-use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::grants::Grant;
 use crate::names::{AttributeName, ConnectionName, EnvironmentName, UserName};
+use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// The connection chosen for a session. Made only by [`resolve`].
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,7 +20,6 @@ use crate::config::Config;
 use crate::config::file::{AuditFailure, PoolMode};
 use crate::console;
 use crate::engine::{Cause, End, Engine, Parts};
-use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
 use crate::names::UserName;
 use crate::pool::{Lease, Pool, Welcome, waited_too_long};
@@ -29,8 +28,9 @@ use crate::relay::{Core, Facts, Parameters, SessionSettings};
 use crate::stats::Figure;
 use crate::strangers::{Stranger, no_place};
 use crate::stream::{Socket, Stream};
-use crate::wire::startup::{CancelKey, NEWEST_MINOR, Settings};
-use crate::wire::{self, Severity};
+use wire::Severity;
+use wire::error::{Fault, Refusal, Shown, SqlState};
+use wire::startup::{CancelKey, NEWEST_MINOR, Settings};
 
 /// How long a client that is refused may take to read why.
 const LAST_WORDS: Duration = Duration::from_secs(2);

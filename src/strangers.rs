@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Fault, Refusal, SqlState};
 use crate::stream::Block;
+use wire::error::{Fault, Refusal, SqlState};
 
 /// How long nobody has to make room for others of the same block.
 const GRACE: Duration = Duration::from_secs(1);

@@ -22,12 +22,12 @@ use tracing::warn;
 use crate::aside::Aside;
 use crate::config::file::{SslMode, SslNegotiation};
 use crate::config::{Connection, Host, Server};
-use crate::error::{Fault, Refusal, SqlState};
 use crate::names::UserName;
 use crate::stream::{Socket, Stream};
 use crate::tls::{self, ALPN, TlsError, UpstreamClient};
-use crate::wire::startup::Settings;
 pub use rows::{Allowance, rows};
+use wire::error::{Fault, Refusal, SqlState};
+use wire::startup::Settings;
 
 /// How many of its slow things may be done at once: names looked up, passwords read again, proofs made.
 const MAX_ASIDE: usize = 4;

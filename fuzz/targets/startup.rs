@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pgusher::wire::startup::{FirstPacket, Settings, Startup, options, parse};
+use wire::startup::{FirstPacket, Settings, Startup, options, parse};
 use pgusher_fuzz::bounded;
 
 /// What is written as `options` is read again as it was, by those who read it byte by byte.

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use tracing::info;
 
 use super::{Audit, Event};
-use crate::error::{Refusal, Shown};
 use crate::stream::Block;
+use wire::error::{Refusal, Shown};
 
 /// How many of one block and reason are told in a minute, each by itself; and how many of all.
 const EACH: u64 = 10;

@@ -5,9 +5,8 @@ use pgwire::error::PgWireError;
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
-use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::handshake::Arrival;
-use crate::wire;
+use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// The longest SASL message (`PG_MAX_SASL_MESSAGE_LENGTH`) and the longest password (`PG_MAX_AUTH_TOKEN_LENGTH`).
 const MAX_SASL_LENGTH: usize = 1024;

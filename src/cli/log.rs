@@ -11,7 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogFormat, LogLevel, Server};
-use crate::error::{Shown, escape_json, is_obeyed};
+use wire::error::{Shown, escape_json, is_obeyed};
 
 /// How many lines may wait to be written: with the longest line, 20 MiB.
 const MAX_LINES: usize = 10_000;

@@ -8,13 +8,13 @@ use tokio::time::{Instant, sleep};
 use super::command::Command;
 use super::show;
 use super::table::{Kind, Table};
-use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::grants::{Grant, Which};
 use crate::names::{ConnectionName, UserName};
 use crate::plan::Plan;
 use crate::pool::{Halt, Pool};
 use crate::proxy::{Generation, LoadError, Proxy};
 use crate::route;
+use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// How often a command that waits looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);

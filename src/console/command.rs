@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::grants::LONGEST;
 use crate::proxy::Shutdown;
+use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// The longest command.
 const MAX_COMMAND: usize = 64 << 10;

@@ -10,13 +10,13 @@ use crate::attribute;
 use crate::config::Host;
 use crate::config::file::Server;
 use crate::config::read::Applies;
-use crate::error::{Fault, Refusal, Shown, SqlState};
 use crate::names::ConnectionName;
 use crate::pool::{Halt, Pool};
 use crate::proxy::{LiveSession, Proxy};
 use crate::route;
 use crate::stats::{FIGURES, Figure, Totals, sum};
 use crate::stream::Tls;
+use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// Every `SHOW` there is, as `SHOW HELP` says it.
 pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|VERSION\n\

@@ -1,7 +1,5 @@
 //! What the console answers with: rows of a few types, in the text and the binary format.
 
-use crate::wire;
-
 /// The type of a column (its oid in `pg_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

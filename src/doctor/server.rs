@@ -14,7 +14,7 @@ use crate::config::{Config, Connection, Host, Server};
 use crate::pool::prove_resettable;
 use crate::stream::Stream;
 use crate::upstream::{Allowance, Dialer, UpstreamError, rows};
-use crate::wire::startup::Settings;
+use wire::startup::Settings;
 
 /// The longest answer to one question, in bytes.
 const MAX_ANSWER: usize = 16 << 20;

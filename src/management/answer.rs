@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use super::redact::safe;
 use crate::config::read::Severity;
-use crate::error::Refusal;
 use crate::plan::Plan;
 use crate::proxy::{LoadError, WriteError, Written};
+use wire::error::Refusal;
 
 /// An error.
 #[derive(Debug, Serialize, ToSchema)]

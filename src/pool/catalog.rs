@@ -13,7 +13,7 @@ use super::{HostPlace, Pool, PoolSettings};
 use crate::relay::{Catalog, Effects, Function, Relations};
 use crate::stream::Stream;
 use crate::upstream::{Allowance, Backend, UpstreamError, rows};
-use crate::wire::startup::Settings;
+use wire::startup::Settings;
 
 /// The longest that it may take.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -12,13 +12,13 @@ use tracing::warn;
 
 use super::{Pool, Welcome, refusal_of};
 use crate::config::file::Isolation;
-use crate::error::{Fault, Refusal, SqlState};
 use crate::relay::reset::Proof;
 use crate::relay::{BackendState, Parameters};
 use crate::stream::Stream;
 use crate::upstream::CancelTarget;
-use crate::wire::startup::Settings;
-use crate::wire::{self, HEADER, Header};
+use wire::error::{Fault, Refusal, SqlState};
+use wire::startup::Settings;
+use wire::{HEADER, Header};
 
 /// How often a statement is cancelled whose session has gone, and how long is waited for its end each time.
 const MAX_CANCELLED: u32 = 12;

@@ -17,12 +17,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tracing::{debug, warn};
 
-use crate::error::{Fault, Refusal, SqlState};
 use crate::relay::{Asked, Mark, Seal};
 use crate::stream::Stream;
 use crate::upstream::Dialer;
-use crate::wire::startup::Settings;
-use crate::wire::{self, HEADER, Header, identifier, unicode_identifier};
+use wire::error::{Fault, Refusal, SqlState};
+use wire::startup::Settings;
+use wire::{HEADER, Header, identifier, unicode_identifier};
 
 /// How many bytes of notifications may wait for one session, and for all that one connection listens for: over that, those
 /// who have more than their share are ended.

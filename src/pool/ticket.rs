@@ -7,8 +7,8 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::Lease;
-use crate::error::Refusal;
 use crate::names::UserName;
+use wire::error::Refusal;
 
 /// How a wait ended.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use super::requests::Kind;
 use super::sql::Effects;
 use super::{BackendState, Core, Lasting, Pin};
 use crate::config::file::PoolMode;
-use crate::wire::{self, identifier, unicode_identifier};
+use wire::{identifier, unicode_identifier};
 
 /// How many channels of a session are handed over: each statement that may notify its session brings them all back. One with
 /// more keeps its connection.

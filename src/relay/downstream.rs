@@ -4,7 +4,7 @@ use super::replay::Replay;
 use super::requests::{Kind, NOTHING, Note, Request};
 use super::{BackendState, Broken, Copy, Core, GATHER, Pin, Sink, survey};
 use crate::config::file::PoolMode;
-use crate::wire::{self, HEADER, Header, cstr};
+use wire::{HEADER, Header, cstr};
 
 /// The longest answer to a survey; the engine has room for it and what comes behind it.
 const MAX_ANSWER: usize = 3 * GATHER;

@@ -7,7 +7,6 @@
 use super::requests::{Kind, Note};
 use super::{BackendState, Core};
 use crate::names::UserName;
-use crate::wire;
 
 /// Takes away all that PostgreSQL can take away from a session.
 pub const DISCARD: &str = "DISCARD ALL";

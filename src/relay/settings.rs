@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use crate::upstream::{MAX_REPORTED, MAX_REPORTED_BYTES, Parameter};
-use crate::wire::{identifier, literal};
+use wire::{identifier, literal};
 
 /// Settings that PostgreSQL reports and a client cannot set: they are what the connection and its server are.
 const READ_ONLY: [&str; 6] = [

@@ -96,7 +96,7 @@ impl Statement {
 
     /// Whether it surely has neither parameters nor columns: PostgreSQL describes it so in a failed transaction, too.
     pub fn answers_nothing(&self) -> bool {
-        let Some((text, types)) = crate::wire::cstr(self.body()) else { return false };
+        let Some((text, types)) = wire::cstr(self.body()) else { return false };
         if types != [0; 2] || text.contains(&b'$') {
             return false;
         }
@@ -269,7 +269,7 @@ impl Interner {
         if let Some(statement) = entry.upgrade() {
             return statement;
         }
-        let text = crate::wire::cstr(body).map_or(body, |(text, _)| text);
+        let text = wire::cstr(body).map_or(body, |(text, _)| text);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (effects, outdated) = (sql::effects(text), AtomicU64::new(0));
         let statement = Arc::new(Statement {

@@ -5,7 +5,7 @@
 
 use super::Pin;
 use super::reset::Proof;
-use crate::wire::{columns, literal};
+use wire::{columns, literal};
 
 /// How many settings are asked for one by one: a session that has touched more keeps its connection.
 const MAX_SETTINGS: usize = 256;

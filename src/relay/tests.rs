@@ -1,6 +1,6 @@
 use super::reset::Proof;
 use super::*;
-use crate::wire::{cstr, message};
+use wire::{cstr, message};
 
 struct Bench {
     core: Core,
@@ -70,7 +70,7 @@ impl Bench {
     fn tags(bytes: &[u8]) -> String {
         let mut tags = String::new();
         let mut rest = bytes;
-        while let Some(Ok(header)) = crate::wire::Header::read(rest) {
+        while let Some(Ok(header)) = wire::Header::read(rest) {
             tags.push(header.tag as char);
             rest = &rest[header.total..];
         }
@@ -366,7 +366,7 @@ fn setting_one_of_ours_is_refused_and_nothing_of_it_is_run() {
         ),
     ] {
         let is_refused = |body: &[u8]| {
-            let field = |code| crate::wire::error_field(body, code).unwrap();
+            let field = |code| wire::error_field(body, code).unwrap();
             assert_eq!((field(b'C'), field(b'M')), (code.as_bytes(), message.as_bytes()), "{sql}");
             assert!(String::from_utf8_lossy(field(b'H')).contains("options=-c pgusher.environment=NAME"));
             assert!(String::from_utf8_lossy(field(b'D')).contains("environment \"dev\""));

@@ -10,8 +10,8 @@ use super::{
     MAX_WORK, Pin, Rest, Seen, Sink, Taken, Then,
 };
 use crate::config::file::PoolMode;
-use crate::error::{Fault, Refusal, Shown, SqlState};
-use crate::wire::{self, HEADER, Header, MAX_SMALL_LENGTH, cstr, identifier, literal};
+use wire::error::{Fault, Refusal, Shown, SqlState};
+use wire::{HEADER, Header, MAX_SMALL_LENGTH, cstr, identifier, literal};
 
 /// The number of a statement of pgusher's own that does nothing.
 const EMPTY: u64 = u64::MAX;

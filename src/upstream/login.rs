@@ -9,12 +9,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{Dialer, MAX_REPORTED, MAX_REPORTED_BYTES, Parameter, UpstreamError};
 use crate::config::file::{ChannelBinding, UpstreamMethod};
 use crate::config::{Connection, UpstreamScram};
-use crate::error::SqlState;
 use crate::stream::Stream;
 use crate::tls::server_end_point;
 use crate::verifier::{EMPTY, Verifier, is_empty, md5_hex, md5_response};
-use crate::wire::startup::{MAX_CANCEL_KEY, MAX_STARTUP_LENGTH, Settings};
-use crate::wire::{self, Header, cstr};
+use wire::error::SqlState;
+use wire::startup::{MAX_CANCEL_KEY, MAX_STARTUP_LENGTH, Settings};
+use wire::{Header, cstr};
 
 /// The longest message that an upstream may send during a login: an error text can be long.
 const MAX_LOGIN_MESSAGE: usize = 64 << 10;

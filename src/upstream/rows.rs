@@ -5,7 +5,7 @@ use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::stream::Stream;
-use crate::wire::{self, HEADER, Header};
+use wire::{HEADER, Header};
 
 /// The longest message that is read, in bytes.
 const MAX_ROW: usize = 1 << 20;

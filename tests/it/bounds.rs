@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use pgusher::console::command::Command;
 use pgusher::relay::sql;
-use pgusher::wire::{self, startup};
+use wire::startup;
 
 use super::console::{OPERATORS, console};
 use super::fake::{Fake, login, ready, refused, unharmed};

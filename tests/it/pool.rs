@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgusher::config::Config;
-use pgusher::error::{Fault, Refusal, SqlState};
 use pgusher::names::UserName;
 use pgusher::pool::{HostCount, Pool, PoolSettings, Runtimes};
 use pgusher::relay::Effects;
 use pgusher::upstream::Dialer;
-use pgusher::wire::startup::Settings;
 use tokio_util::task::TaskTracker;
+use wire::error::{Fault, Refusal, SqlState};
+use wire::startup::Settings;
 
 use super::fake::{Fake, probed, ready};
 

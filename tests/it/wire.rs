@@ -14,7 +14,7 @@ pub struct Message {
 impl Message {
     /// A field of an error or notice.
     pub fn field(&self, code: char) -> String {
-        pgusher::wire::error_field(&self.body, code as u8)
+        wire::error_field(&self.body, code as u8)
             .map(|text| String::from_utf8_lossy(text).into_owned())
             .unwrap_or_default()
     }

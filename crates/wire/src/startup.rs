@@ -176,14 +176,14 @@ fn startup(version: u32, rest: &[u8]) -> Result<Startup, Refusal> {
     let mut pairs = Vec::new();
     let mut rest = rest;
     loop {
-        let (name, after) = super::cstr(rest).ok_or_else(terminator)?;
+        let (name, after) = crate::cstr(rest).ok_or_else(terminator)?;
         if name.is_empty() {
             if !after.is_empty() {
                 return Err(terminator());
             }
             break;
         }
-        let (value, after) = super::cstr(after).ok_or_else(terminator)?;
+        let (value, after) = crate::cstr(after).ok_or_else(terminator)?;
         pairs.push((utf8(name)?, utf8(value)?));
         rest = after;
     }
@@ -324,8 +324,8 @@ mod tests {
     fn packet(pairs: &[(&str, &str)]) -> Vec<u8> {
         let mut bytes = 0x0003_0000u32.to_be_bytes().to_vec();
         for (name, value) in pairs {
-            super::super::push_cstr(&mut bytes, name);
-            super::super::push_cstr(&mut bytes, value);
+            crate::push_cstr(&mut bytes, name);
+            crate::push_cstr(&mut bytes, value);
         }
         bytes.push(0);
         bytes

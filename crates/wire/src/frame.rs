@@ -1,7 +1,5 @@
 //! Frames of the PostgreSQL protocol: their headers, and the few messages that pgusher writes itself.
 
-pub mod startup;
-
 use crate::error::{Refusal, SqlState};
 
 /// The length of a message's header: a tag of one byte and a length of four.
