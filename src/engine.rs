@@ -22,10 +22,10 @@ use crate::config::file::PoolMode;
 use crate::pool::{
     Answer, Lease, Outcome, Pinned, Pool, Subscription, Ticket, not_reset, refusal_of, waited_too_long,
 };
-use crate::relay::reset::Proof;
-use crate::relay::{self, Broken, Core, Gathered, Sink, Then};
 use crate::stats::Figure;
 use crate::stream::{Reader, Stream};
+use relay::reset::Proof;
+use relay::{Broken, Core, Gathered, Sink, Then};
 pub use timing::Timeouts;
 use timing::{Moment, Phase, Timer};
 use wire::Severity;

@@ -23,7 +23,6 @@ pub mod attribute;
 pub mod route;
 pub mod plan;
 pub mod upstream;
-pub mod relay;
 pub mod stats;
 pub mod pool;
 pub mod cancel;

@@ -16,8 +16,8 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::pool::Pool;
 use crate::proxy::{LiveSession, Proxy};
-use crate::relay::Pin;
 use crate::stats::{Figure, Histogram, Isolated, Times};
+use relay::Pin;
 use wire::error::{Fault, Refusal};
 
 /// What is counted for the process as a whole.

@@ -1,56 +1,12 @@
 //! Newtypes for the names that must not be confused with one another.
 
-use std::fmt;
-use std::sync::Arc;
-
 use uuid::Uuid;
 
-macro_rules! name {
-    ($(#[doc = $doc:literal] $Name:ident),* $(,)?) => {$(
-        #[doc = $doc]
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $Name(Arc<str>);
+pub use wire::{DatabaseName, UserName};
 
-        impl $Name {
-            /// The name as it is written.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl<T: Into<Arc<str>>> From<T> for $Name {
-            fn from(name: T) -> Self {
-                Self(name.into())
-            }
-        }
-
-        impl std::borrow::Borrow<str> for $Name {
-            fn borrow(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $Name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $Name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{:?}", &*self.0)
-            }
-        }
-    )*};
-}
-
-name! {
-    /// Who logs in: the `user` of the startup packet, a `[users.NAME]`.
-    UserName,
+wire::name! {
     /// What several users share: a `[groups.NAME]`.
     GroupName,
-    /// What a client asks for: the `database` of the startup packet.
-    DatabaseName,
     /// Where an upstream is: a `[connections.NAME]`.
     ConnectionName,
     /// What a connection is called among those of its base: shown to clients, and requested by them.

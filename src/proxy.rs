@@ -35,12 +35,12 @@ use crate::names::{ConnectionName, UserName};
 use crate::plan::{Hit, Plan};
 use crate::pool::{HostCount, Pool, PoolSettings, Runtimes};
 use crate::prepare::{self, Prepared};
-use crate::relay::{Facts, Interner};
 use crate::route::{self, Route};
 use crate::strangers::Strangers;
 use crate::stream::Tls;
 use crate::tls::ServerTls;
 use crate::upstream::Dialer;
+use relay::{Facts, Interner};
 use standing::Standing;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 
@@ -341,7 +341,7 @@ impl Proxy {
             runtimes,
             authenticator,
             keys: Keys::default(),
-            interner: Arc::new(Interner::new()?),
+            interner: Arc::new(Interner::new(getrandom::u64()?)),
             sessions: DashMap::new(),
             next_session: AtomicU64::new(1),
             hosts,

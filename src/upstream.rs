@@ -25,6 +25,7 @@ use crate::config::{Connection, Host, Server};
 use crate::names::UserName;
 use crate::stream::{Socket, Stream};
 use crate::tls::{self, ALPN, TlsError, UpstreamClient};
+use relay::settings::Parameter;
 pub use rows::{Allowance, rows};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
@@ -33,14 +34,6 @@ use wire::startup::Settings;
 const MAX_ASIDE: usize = 4;
 /// How many cancel requests may be under way to one connection's server.
 const MAX_CANCELS: usize = 64;
-
-/// A setting and its value, shared by all who know it.
-pub type Parameter = (Arc<[u8]>, Arc<[u8]>);
-
-/// How many settings a server may report, and how many bytes of names and values: PostgreSQL has some 15 of them.
-pub const MAX_REPORTED: usize = 64;
-/// See [`MAX_REPORTED`].
-pub const MAX_REPORTED_BYTES: usize = 64 << 10;
 
 /// An upstream connection that has just logged in.
 #[derive(Debug)]

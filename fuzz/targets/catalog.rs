@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pgusher::relay::{Catalog, Effects, Function, Relations};
+use relay::{Catalog, Effects, Function, Relations};
 use pgusher_fuzz::{Input, bounded};
 
 const LANGUAGES: [&[u8]; 6] = [b"sql", b"plpgsql", b"internal", b"c", b"plperl", b""];

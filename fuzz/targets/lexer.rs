@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pgusher::relay::sql::{Scan, effects, is_suspicious, of_function, suspected};
+use relay::sql::{Scan, effects, is_suspicious, of_function, suspected};
 use pgusher_fuzz::bounded;
 
 /// A text is read four times at most, and each byte can be a token, in a list that doubles.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use pgusher::config::file::PoolMode;
-use pgusher::relay::{BackendState, Core, Facts, Interner, Parameters, SessionSettings, Sink, Then};
+use relay::{BackendState, Core, Facts, Interner, Parameters, SessionSettings, Sink, Then};
 use pgusher_fuzz::Input;
 
 /// What a core may add to what it passes on: its own statements, errors, and setups.
@@ -89,7 +89,7 @@ impl Session {
         self.from_upstream = input[consumed..].to_vec();
         if self.core.wants_survey() {
             let mut up = Vec::new();
-            self.core.survey(&mut self.backend, &mut up);
+            self.core.survey(relay::reset::Proof::new(7), &mut self.backend, &mut up);
             self.sent += up.len();
         }
     }
@@ -107,7 +107,7 @@ impl Session {
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
     let mode = if input.byte() & 1 == 0 { PoolMode::Transaction } else { PoolMode::Session };
-    let Ok(interner) = Interner::new() else { return };
+    let interner = Interner::new(7);
     let mut session = Session::new(mode, Arc::new(interner));
     while !input.0.is_empty() && !session.ended {
         // Two bits say what happens, the others how many bytes come.

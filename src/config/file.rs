@@ -8,8 +8,9 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::read::{Named, Problems, Setting, Strings, TableReader, Value, options, words};
+use super::read::{Named, Problems, Setting, Strings, TableReader, Value, options, word_value, words};
 use crate::secret::Source;
+pub use relay::PoolMode;
 
 const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -241,15 +242,7 @@ impl RequireAuth {
     }
 }
 
-words! {
-    /// For how long a client keeps the upstream connection it is lent.
-    PoolMode {
-        /// For a transaction.
-        Transaction = "transaction",
-        /// Until it disconnects.
-        Session = "session",
-    }
-}
+word_value!(PoolMode);
 
 words! {
     /// How sessions of different users share upstream connections.

@@ -773,9 +773,23 @@ macro_rules! words {
             }
         }
 
+        $crate::config::read::word_value!($Name);
+    };
+}
+pub(crate) use words;
+
+/// Makes an enum whose variants are written as words the value of a setting.
+macro_rules! word_value {
+    ($Name:ident) => {
         impl $crate::config::read::Value for $Name {
-            fn kind() -> String { [$(concat!("\"", $word, "\"")),*].join(" or ") }
-            fn read(node: &toml::Spanned<toml::de::DeValue<'_>>, problems: &mut $crate::config::read::Problems) -> Option<Self> {
+            fn kind() -> String {
+                let words: Vec<String> = Self::WORDS.iter().map(|word| format!("\"{word}\"")).collect();
+                words.join(" or ")
+            }
+            fn read(
+                node: &toml::Spanned<toml::de::DeValue<'_>>,
+                problems: &mut $crate::config::read::Problems,
+            ) -> Option<Self> {
                 let word = String::read(node, problems)?;
                 let known = Self::of_word(&word);
                 if known.is_none() {
@@ -785,11 +799,13 @@ macro_rules! words {
                 }
                 known
             }
-            fn show(&self) -> String { format!("\"{}\"", self.word()) }
+            fn show(&self) -> String {
+                format!("\"{}\"", self.word())
+            }
         }
     };
 }
-pub(crate) use words;
+pub(crate) use word_value;
 
 #[cfg(test)]
 mod tests {

@@ -804,7 +804,7 @@ impl<'a> Overview<'a> {
                 state.into(),
                 target.map(|target| target.pid()).into(),
                 session.mode.word().into(),
-                seen.pin.map(super::super::relay::sql::Pin::word).into(),
+                seen.pin.map(relay::sql::Pin::word).into(),
                 (*session.peer).into(),
                 (*session.application_name).into(),
                 session.tls.map(Tls::word).into(),

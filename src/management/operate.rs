@@ -353,7 +353,7 @@ fn session(proxy: &Proxy, session: &LiveSession) -> Session {
         application_name: session.application_name.to_string(),
         since: time(session.since),
         transactions: seen.transactions,
-        pin: seen.pin.map(crate::relay::sql::Pin::word),
+        pin: seen.pin.map(relay::sql::Pin::word),
         moved: proxy.generation().moved(session),
         route: session.place.facts.route.clone(),
     }

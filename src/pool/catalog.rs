@@ -10,9 +10,9 @@ use tokio::io::AsyncWriteExt;
 use tracing::{debug, warn};
 
 use super::{HostPlace, Pool, PoolSettings};
-use crate::relay::{Catalog, Effects, Function, Relations};
 use crate::stream::Stream;
 use crate::upstream::{Allowance, Backend, UpstreamError, rows};
+use relay::{Catalog, Effects, Function, Relations};
 use wire::startup::Settings;
 
 /// The longest that it may take.

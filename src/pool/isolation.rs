@@ -10,8 +10,8 @@ use tracing::{info, warn};
 use super::{Lease, Pool, Pooled, State};
 use crate::config::file::Isolation;
 use crate::names::UserName;
-use crate::relay::reset::{DISCARD, Proof};
 use crate::upstream::{Allowance, Backend, UpstreamError, rows};
+use relay::reset::{DISCARD, Proof};
 
 /// For how long a connection may hold what its last user has left, while nobody uses it.
 const MAX_IDLE_DIRTY: Duration = Duration::from_secs(1);

@@ -12,10 +12,10 @@ use tracing::warn;
 
 use super::{Pool, Welcome, refusal_of};
 use crate::config::file::Isolation;
-use crate::relay::reset::Proof;
-use crate::relay::{BackendState, Parameters};
 use crate::stream::Stream;
 use crate::upstream::CancelTarget;
+use relay::reset::Proof;
+use relay::{BackendState, Parameters};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
 use wire::{HEADER, Header};
@@ -208,7 +208,7 @@ impl Lease {
             }
         }
         let wanted = Parameters::new(startup.iter().map(|(n, v)| (n.as_bytes().into(), v.as_bytes().into())));
-        let calls: Vec<String> = wanted.iter().map(crate::relay::settings::set_config).collect();
+        let calls: Vec<String> = wanted.iter().map(relay::settings::set_config).collect();
         // RESET ALL leaves the role alone, and may not be run by everybody who could set it.
         let resets = "SET SESSION AUTHORIZATION DEFAULT;RESET ROLE;RESET ALL";
         let sql =

@@ -17,9 +17,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tracing::{debug, warn};
 
-use crate::relay::{Asked, Mark, Seal};
 use crate::stream::Stream;
 use crate::upstream::Dialer;
+use relay::{Asked, Mark, Seal};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
 use wire::{HEADER, Header, identifier, unicode_identifier};

@@ -6,7 +6,9 @@ use postgres_protocol::authentication::sasl::{
 use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Dialer, MAX_REPORTED, MAX_REPORTED_BYTES, Parameter, UpstreamError};
+use relay::settings::{MAX_REPORTED, MAX_REPORTED_BYTES, Parameter};
+
+use super::{Dialer, UpstreamError};
 use crate::config::file::{ChannelBinding, UpstreamMethod};
 use crate::config::{Connection, UpstreamScram};
 use crate::stream::Stream;

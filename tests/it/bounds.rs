@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use pgusher::console::command::Command;
-use pgusher::relay::sql;
+use relay::sql;
 use wire::startup;
 
 use super::console::{OPERATORS, console};

@@ -2,7 +2,7 @@
 //! left something in its session, the lexer must have seen that it may. PostgreSQL is the only judge of where a comment or a
 //! string ends.
 
-use pgusher::relay::sql::{Effects, effects};
+use relay::sql::{Effects, effects};
 
 use super::house::{Random, pair, size};
 use super::state::done;

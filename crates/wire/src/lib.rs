@@ -3,10 +3,12 @@
 //! - [`error`]: what a client is told when pgusher refuses or loses it ([`error::Refusal`]), whose fault that is, and how
 //!   texts of others are shown.
 //! - frames: the [`Header`] of a message, the few messages that pgusher writes itself, the fields of those that it reads.
+//! - [`UserName`], [`DatabaseName`], and [`name!`], which declares such names.
 //! - [`startup`]: the first packet of a client, the settings in it, and the key of a cancel request.
 
 pub mod error;
 mod frame;
+mod name;
 pub mod startup;
 
 pub use frame::{
@@ -14,3 +16,4 @@ pub use frame::{
     error_response, identifier, literal, message, notice_response, notification, parameter_status, push_cstr,
     query, ready_for_query, unicode_identifier, warning_response,
 };
+pub use name::{DatabaseName, UserName};

@@ -237,18 +237,15 @@ const MAX_GATHERED: usize = 512 << 20;
 const LENGTH: usize = size_of::<usize>();
 
 impl Interner {
-    /// Empty, with a random part in its names so that no client can guess one.
-    ///
-    /// # Errors
-    /// The system gives no random bytes.
-    pub fn new() -> Result<Self, getrandom::Error> {
-        Ok(Self {
+    /// Empty, with this random number in its names so that no client can guess one.
+    pub fn new(random: u64) -> Self {
+        Self {
             statements: Arc::default(),
             next: AtomicU64::new(1),
             long: Arc::default(),
             gathered: Arc::default(),
-            prefix: format!("_pgusher_{:016x}_", getrandom::u64()?),
-        })
+            prefix: format!("_pgusher_{random:016x}_"),
+        }
     }
 
     /// The one statement of this text on this connection of the configuration: no environment has to do with what is known of
@@ -574,7 +571,7 @@ mod tests {
 
     #[test]
     fn equal_texts_are_one_statement_and_scopes_part_them() {
-        let interner = Interner::new().unwrap();
+        let interner = Interner::new(7);
         let none = Parameters::default();
         let scope = none.with(b"search_path", b"x");
         let one = interner.intern(b"select 1\0\0\0", "c", &none);
@@ -586,7 +583,7 @@ mod tests {
 
     #[test]
     fn a_statement_is_gone_with_the_last_who_has_it() {
-        let interner = Interner::new().unwrap();
+        let interner = Interner::new(7);
         let none = Parameters::default();
         for i in 0..5000 {
             interner.intern(format!("select {i}\0\0\0").as_bytes(), "c", &none);
@@ -602,7 +599,7 @@ mod tests {
 
     #[test]
     fn over_the_total_only_those_with_more_than_their_share_are_refused() {
-        let interner = Interner::new().unwrap();
+        let interner = Interner::new(7);
         let names: Vec<Names> = (0..32).map(|_| interner.names()).collect();
         assert!(interner.may_add(0, MAX_OF_SESSION - OVERHEAD));
         assert!(!interner.may_add(1, MAX_OF_SESSION - OVERHEAD));
@@ -625,7 +622,7 @@ mod tests {
 
     #[test]
     fn an_outdated_statement_is_held_no_longer() {
-        let interner = Interner::new().unwrap();
+        let interner = Interner::new(7);
         let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
         let mut prepared = Prepared::default();
         assert_eq!(prepared.hold(&statement), Held::No);
@@ -637,7 +634,7 @@ mod tests {
 
     #[test]
     fn names_differ_in_their_first_63_bytes() {
-        let interner = Interner::new().unwrap();
+        let interner = Interner::new(7);
         let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
         let mut names = interner.names();
         let long = [b'a'; 70];
@@ -647,7 +644,7 @@ mod tests {
 
     #[test]
     fn the_name_that_a_request_gave_is_found_by_its_number() {
-        let interner = Interner::new().unwrap();
+        let interner = Interner::new(7);
         let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
         let named = |request| Some(Named { statement: statement.clone(), request });
         let mut names = interner.names();

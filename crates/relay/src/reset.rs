@@ -6,7 +6,7 @@
 
 use super::requests::{Kind, Note};
 use super::{BackendState, Core};
-use crate::names::UserName;
+use wire::UserName;
 
 /// Takes away all that PostgreSQL can take away from a session.
 pub const DISCARD: &str = "DISCARD ALL";

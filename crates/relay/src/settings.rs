@@ -3,7 +3,6 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use crate::upstream::{MAX_REPORTED, MAX_REPORTED_BYTES, Parameter};
 use wire::{identifier, literal};
 
 /// Settings that PostgreSQL reports and a client cannot set: they are what the connection and its server are.
@@ -45,6 +44,14 @@ const ROLE: &[u8] = b"role";
 const APPLICATION_NAME: &str = "application_name";
 /// PostgreSQL cuts names, and so `application_name`, to this many bytes.
 const NAME_LENGTH: usize = 63;
+
+/// A setting and its value, shared by all who know it.
+pub type Parameter = (Arc<[u8]>, Arc<[u8]>);
+
+/// How many settings a server may report, and how many bytes of names and values: PostgreSQL has some 15 of them.
+pub const MAX_REPORTED: usize = 64;
+/// See [`MAX_REPORTED`].
+pub const MAX_REPORTED_BYTES: usize = 64 << 10;
 
 /// Names with their values, in no particular order; names differ in more than case.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use aws_lc_rs::hmac;
 use super::requests::Kind;
 use super::sql::Effects;
 use super::{BackendState, Core, Lasting, Pin};
-use crate::config::file::PoolMode;
+use crate::PoolMode;
 use wire::{identifier, unicode_identifier};
 
 /// How many channels of a session are handed over: each statement that may notify its session brings them all back. One with

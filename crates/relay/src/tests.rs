@@ -24,7 +24,7 @@ fn bind(name: &str) -> Vec<u8> {
 
 impl Bench {
     fn new() -> Self {
-        Self::with(&Arc::new(Interner::new().unwrap()), 1)
+        Self::with(&Arc::new(Interner::new(7)), 1)
     }
 
     fn with(interner: &Arc<Interner>, id: u64) -> Self {
@@ -32,7 +32,7 @@ impl Bench {
     }
 
     fn of_mode(mode: PoolMode) -> Self {
-        Self::of(mode, &Arc::new(Interner::new().unwrap()), 1)
+        Self::of(mode, &Arc::new(Interner::new(7)), 1)
     }
 
     fn of(mode: PoolMode, interner: &Arc<Interner>, id: u64) -> Self {
@@ -119,7 +119,7 @@ fn a_long_statement_with_a_suspicious_word_pins() {
 
 #[test]
 fn a_statement_that_the_upstream_knows_is_not_sent_again() {
-    let interner = Arc::new(Interner::new().unwrap());
+    let interner = Arc::new(Interner::new(7));
     let mut one = Bench::with(&interner, 1);
     let (up, ..) = one.client(&[parse("a", "SELECT 1"), m(b'S', b"")].concat());
     assert_eq!(Bench::tags(&up), "PS");
@@ -581,7 +581,7 @@ fn a_connection_whose_answers_may_have_been_miscounted_is_asked_before_it_goes_b
 /// In a failed transaction nothing can be prepared, but what has neither parameters nor columns is described all the same.
 #[test]
 fn in_a_failed_transaction_a_statement_that_another_connection_has_is_described() {
-    let interner = Arc::new(Interner::new().unwrap());
+    let interner = Arc::new(Interner::new(7));
     for (sql, expected) in [
         ("CREATE TABLE t (a int)", "tnZ"),
         ("insert into t values (1)", "tnZ"),

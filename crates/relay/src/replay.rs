@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::requests::{Kind, Note, Request};
 use super::statement::{Names, Statement};
 use super::{BackendState, Core, GATHER};
-use crate::config::file::PoolMode;
+use crate::PoolMode;
 
 /// Where PostgreSQL says that there is no such prepared statement: of the protocol's names, and of the unnamed one.
 const WHERE_STATEMENTS_ARE_MISSED: [&[u8]; 3] =

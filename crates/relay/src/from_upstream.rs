@@ -3,7 +3,7 @@
 use super::replay::Replay;
 use super::requests::{Kind, NOTHING, Note, Request};
 use super::{BackendState, Broken, Copy, Core, GATHER, Pin, Sink, survey};
-use crate::config::file::PoolMode;
+use crate::PoolMode;
 use wire::{HEADER, Header, cstr};
 
 /// The longest answer to a survey; the engine has room for it and what comes behind it.

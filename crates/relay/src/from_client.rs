@@ -9,7 +9,7 @@ use super::{
     BackendState, Copy, Core, GATHER, MAX_ADDED, MAX_NAMED_PARSE, MAX_NOTED, MAX_UNASKED, MAX_UNNAMED,
     MAX_WORK, Pin, Rest, Seen, Sink, Taken, Then,
 };
-use crate::config::file::PoolMode;
+use crate::PoolMode;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 use wire::{HEADER, Header, MAX_SMALL_LENGTH, cstr, identifier, literal};
 

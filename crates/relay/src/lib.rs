@@ -17,8 +17,8 @@ pub mod sql;
 pub mod statement;
 mod survey;
 
-mod downstream;
-mod upstream;
+mod from_client;
+mod from_upstream;
 
 use std::sync::{Arc, LazyLock};
 
@@ -29,8 +29,6 @@ pub use sink::Sink;
 pub use sql::{Effects, Pin};
 pub use statement::{Gathered, Gathering, Interner};
 
-use crate::config::file::PoolMode;
-use crate::names::UserName;
 use catalog::Words;
 use channels::Channels;
 use replay::{Batch, Replay};
@@ -39,7 +37,35 @@ use reset::Proof;
 use sql::Scan;
 use statement::{Named, Names, Prepared, Unnamed, UnnamedText};
 use survey::{Left, Touched};
+use wire::UserName;
 use wire::error::{Fault, Refusal, SqlState};
+
+/// For how long a client keeps the upstream connection it is lent (PgBouncer's `pool_mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolMode {
+    /// For a transaction.
+    Transaction,
+    /// Until it disconnects.
+    Session,
+}
+
+impl PoolMode {
+    /// As each is written.
+    pub const WORDS: &'static [&'static str] = &["transaction", "session"];
+
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Transaction => "transaction",
+            Self::Session => "session",
+        }
+    }
+
+    /// The one that is written so.
+    pub fn of_word(word: &str) -> Option<Self> {
+        [Self::Transaction, Self::Session].into_iter().find(|mode| mode.word() == word)
+    }
+}
 
 /// A message up to this long is looked at whole; it is waited for if only a part of it is there.
 pub const GATHER: usize = 16 << 10;
