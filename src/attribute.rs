@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use crate::auth::Identity;
 use crate::config::Config;
-use crate::grants::{Grant, Grants};
+use crate::grant::Grant;
 use crate::names::{AttributeName, GroupName, UserName};
 
 /// Where a value stood.
@@ -28,38 +27,52 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A user and all that the configuration says about them. Made of an [`Identity`], or, to explain a route
-/// without a login, of a name.
+/// Whose attributes these are. What is resolved from them carries it on: a login is served only by what carries the proof of
+/// that login (`auth::Identity` in the process), which nobody but the one who checked it can make.
+pub trait Subject: Clone {
+    /// The user's name.
+    fn user(&self) -> &UserName;
+}
+
+/// A user about whom somebody asks, without a login: what is resolved of it explains, and opens nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hypothetical(UserName);
+
+impl Subject for Hypothetical {
+    fn user(&self) -> &UserName {
+        &self.0
+    }
+}
+
+/// A user and all that the configuration says about them.
 #[derive(Debug, Clone)]
-pub struct Attributes<'a> {
-    user: UserName,
+pub struct Attributes<'a, S> {
+    subject: S,
     config: &'a Config,
     granted: Vec<Grant>,
 }
 
-/// What is known about somebody who has logged in.
-pub fn of<'a>(config: &'a Config, grants: &Grants, identity: &Identity) -> Attributes<'a> {
-    of_user(config, identity.user().as_str()).with(grants)
+/// What the configuration says about this user, who is granted nothing.
+pub fn of<S: Subject>(config: &Config, subject: S) -> Attributes<'_, S> {
+    Attributes { subject, config, granted: Vec::new() }
 }
 
-/// What would be known about this user by the configuration alone: for explaining, never for a login.
-pub fn of_user<'a>(config: &'a Config, user: &str) -> Attributes<'a> {
-    Attributes { user: user.into(), config, granted: Vec::new() }
+/// What would be known about a user of this name: for explaining, never for a login.
+pub fn explain<'a>(config: &'a Config, user: &str) -> Attributes<'a, Hypothetical> {
+    of(config, Hypothetical(user.into()))
 }
 
-impl Attributes<'_> {
-    /// With what the user is granted now.
+impl<S: Subject> Attributes<'_, S> {
+    /// With these grants, which are the user's, and no others.
     #[must_use]
-    pub fn with(mut self, grants: &Grants) -> Self {
-        self.granted = grants.of(&self.user);
+    pub fn with(mut self, granted: Vec<Grant>) -> Self {
+        self.granted = granted;
         self
     }
 
-    /// As if the user were granted this, and nothing else: to say what that would change.
-    #[must_use]
-    pub fn granted_only(mut self, grants: Vec<Grant>) -> Self {
-        self.granted = grants;
-        self
+    /// Whose they are.
+    pub fn subject(&self) -> &S {
+        &self.subject
     }
 
     /// What the user is granted.
@@ -67,15 +80,15 @@ impl Attributes<'_> {
         &self.granted
     }
 
-    /// Whose they are.
+    /// The name of the user whose they are.
     pub fn user(&self) -> &UserName {
-        &self.user
+        self.subject.user()
     }
 
     /// The values of one attribute: the user's own; else those of the first group that has it; else the
     /// default; else none.
     pub fn values(&self, attribute: &AttributeName) -> Option<(&[String], Origin)> {
-        if let Some(user) = self.config.users.get(&self.user) {
+        if let Some(user) = self.config.users.get(self.subject.user()) {
             if let Some(values) = user.attributes.get(attribute) {
                 return Some((values, Origin::User));
             }

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use chain::Chain;
-pub use chain::{Head, beside};
+pub use chain::Head;
 pub use read::{Finding, Verified, files, verify};
 pub use refusals::{Refusals, Refused};
 pub use who::{Question, Visits, who};

@@ -16,6 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
 use crate::aside::Aside;
+use crate::attribute::Subject;
 use crate::config::file::AuthType;
 use crate::config::{Config, User};
 use crate::handshake::Arrival;
@@ -30,11 +31,17 @@ pub use logins::Logins;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// Somebody whose proof was good. Made only by [`Authenticator::authenticate`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity(UserName);
 
+impl Subject for Identity {
+    fn user(&self) -> &UserName {
+        &self.0
+    }
+}
+
 impl Identity {
-    /// Who.
+    /// The name of the user who has logged in.
     pub fn user(&self) -> &UserName {
         &self.0
     }

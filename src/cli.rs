@@ -20,7 +20,7 @@ use operator::Console;
 
 use crate::attribute;
 use crate::config::read::Severity;
-use crate::config::{Checked, Config, Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, file};
+use crate::config::{Checked, Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, file};
 use crate::doctor;
 use crate::plan::Plan;
 use crate::prepare::{self, Prepared};
@@ -205,7 +205,7 @@ fn outside(no_secrets: bool) -> Outside {
 
 /// What is enough to say who goes where.
 fn load(file: &Path) -> Result<Checked, ExitCode> {
-    route::load(file).map_err(|rejected| refused(file, &rejected))
+    prepare::reviewed(file).map_err(|rejected| refused(file, &rejected))
 }
 
 /// What a start needs.
@@ -233,7 +233,7 @@ fn check(file: &Path, outside: Outside) -> ExitCode {
             if database.as_str() != base_name.as_str() {
                 continue;
             }
-            let attributes = attribute::of_user(config, user.as_str());
+            let attributes = attribute::explain(config, user.as_str());
             let attribute = config.base(database.as_str()).and_then(|(_, base)| base.attribute.clone());
             let values = attribute.map_or_else(
                 || "-".to_owned(),
@@ -269,7 +269,7 @@ fn print_table<const N: usize>(rows: &[[String; N]]) {
 
 fn planned(from: &Path, to: &Path, outside: Outside) -> Result<Vec<[String; 5]>, ExitCode> {
     // Of what is in force, only what it says is of interest.
-    let old = Config::load(from, outside).and_then(route::review);
+    let old = prepare::draft(from, outside).and_then(route::review);
     let old = old.map_err(|rejected| refused(from, &rejected))?;
     Ok(Plan::between(&old.config, &prepared(to, outside)?.checked.config).rows())
 }
@@ -335,7 +335,7 @@ fn resolve(file: &Path, user: &str, database: &str, environment: Option<&str>) -
         eprintln!("there is no user `{user}` in {}: a login is refused", file.display());
         return ExitCode::FAILURE;
     }
-    let attributes = attribute::of_user(&checked.config, user);
+    let attributes = attribute::explain(&checked.config, user);
     match route::resolve(&checked.config, &attributes, database, environment) {
         Ok(route) => {
             println!("environment  {}\nconnection   {}", route.environment(), route.connection());
@@ -419,7 +419,7 @@ fn probe(target: &str) -> Result<(), String> {
     let address: SocketAddr = match target.parse() {
         Ok(address) => address,
         Err(_) => {
-            let draft = Config::load(Path::new(target), Outside::Leave)
+            let draft = prepare::draft(Path::new(target), Outside::Leave)
                 .and_then(Draft::accept)
                 .map_err(|_| "not an address, and not a configuration that can be loaded")?;
             let tcp = |a: &ListenAddress| match a {

@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
-use crate::files;
 use crate::names::{AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName};
-use crate::secret::{Secret, Source};
+use crate::secret::{Secret, SecretError, Source};
 use file::{
     AuthType, ChannelBinding, Console, Isolation, OnUnmatched, PoolMode, Role, SecretStore, SslMode,
     SslNegotiation, UpstreamMethod,
@@ -36,6 +36,8 @@ pub const CONSOLE_DATABASES: [&str; 2] = ["pgusher", "pgbouncer"];
 pub struct Config {
     /// The file it was read from.
     pub path: PathBuf,
+    /// systemd's `StateDirectory`, where there is one.
+    pub state_directory: Option<PathBuf>,
     /// Its text, which may hold secrets.
     pub source: SecretString,
     /// `[server]`
@@ -109,9 +111,6 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The longest configuration, in bytes.
-const MAX_FILE: u64 = 16 << 20;
-
 /// What a check looks at beside the text of a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outside {
@@ -121,32 +120,65 @@ pub enum Outside {
     Leave,
 }
 
-/// What a check may look at, and, if that is not its own business to decide, which commands it may run: nobody makes pgusher
-/// run another by naming a file.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Reach<'a> {
-    outside: Outside,
-    commands: Option<&'a [Vec<String>]>,
+/// What a check asks of the machine beside the text of a configuration. The check itself reads nothing.
+pub trait Machine {
+    /// The value of a secret, read now.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    fn secret(&self, source: &Source) -> Result<SecretString, SecretError>;
+
+    /// The bytes of a certificate, a key or a list, if it can be read.
+    fn small_file(&self, path: &Path) -> Option<Zeroizing<Vec<u8>>>;
+
+    /// Whether nobody but its owner may read a file.
+    fn is_private(&self, path: &Path) -> bool;
+
+    /// Whether others than its owner may write a file, or put files in a folder.
+    fn is_open_to_others(&self, path: &Path) -> bool;
+
+    /// Whether every user of the machine may read a file.
+    fn is_readable_by_everybody(&self, path: &Path) -> bool;
 }
 
-impl Reach<'_> {
-    fn reads_outside(self) -> bool {
-        self.outside == Outside::Read
+/// What is around the text of a configuration, as far as a check may look at it.
+#[derive(Clone, Copy, Default)]
+pub struct Surroundings<'a> {
+    /// The machine; `None` leaves all of it alone ([`Outside::Leave`]).
+    pub machine: Option<&'a dyn Machine>,
+    /// The commands that may be run for secrets, if not every one: nobody makes pgusher run another by naming a file.
+    pub commands: Option<&'a [Vec<String>]>,
+    /// systemd's `StateDirectory`, where there is one.
+    pub state_directory: Option<&'a Path>,
+}
+
+/// What becomes of a secret that a configuration names.
+enum Reading {
+    Value(SecretString),
+    /// It is left alone.
+    Left,
+    /// The same, because its command is not one of those that may be run.
+    NotInForce,
+}
+
+impl Surroundings<'_> {
+    fn outside(&self) -> Outside {
+        if self.machine.is_some() { Outside::Read } else { Outside::Leave }
     }
 
-    /// Whether this secret may be read.
-    fn reads(self, source: &Source) -> bool {
-        match source {
-            Source::Plain(_) => true,
-            Source::Command(words) => {
-                self.reads_outside() && self.commands.is_none_or(|known| known.contains(words))
+    fn secret(&self, source: &Source) -> Result<Reading, SecretError> {
+        match (source, self.machine) {
+            (Source::Plain(value), _) => Ok(Reading::Value(value.clone())),
+            (_, None) => Ok(Reading::Left),
+            (Source::Command(words), _) if self.commands.is_some_and(|known| !known.contains(words)) => {
+                Ok(Reading::NotInForce)
             }
-            Source::File(_) | Source::Env(_) => self.reads_outside(),
+            (_, Some(machine)) => machine.secret(source).map(Reading::Value),
         }
     }
 }
 
-/// The commands that a file names.
+/// The commands that a file names for its secrets.
 fn commands_of(file: &file::File) -> Vec<Vec<String>> {
     let of_connections = file.connections.0.iter().filter_map(|(_, c)| c.password.as_ref());
     let of_users = file.users.0.iter().filter_map(|(_, user)| user.password.as_ref());
@@ -187,6 +219,15 @@ pub struct Checked {
 /// A file that was refused.
 #[derive(Debug)]
 pub struct Rejected(pub Box<Problems>);
+
+impl Rejected {
+    /// A file that cannot be read, or is no text: what is wrong with it, and where.
+    pub fn unreadable(path: &Path, text: &str, span: Option<std::ops::Range<usize>>, message: &str) -> Self {
+        let mut problems = Problems::new(path, text);
+        problems.error(span, message);
+        Self(Box::new(problems))
+    }
+}
 
 impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -432,82 +473,39 @@ impl Config {
         self.server.audit_file.as_deref().map(|path| self.beside(path))
     }
 
-    /// Where grants are kept: a relative path is meant from systemd's `StateDirectory`, if there is one.
+    /// A path of something that the process keeps: a relative one is meant from systemd's `StateDirectory`, if there is one.
+    fn in_state(&self, path: &Path) -> PathBuf {
+        let beside = || self.path.parent().unwrap_or(Path::new(""));
+        self.state_directory.as_deref().unwrap_or_else(beside).join(path)
+    }
+
+    /// Where grants are kept.
     pub fn grants_file(&self) -> PathBuf {
-        match std::env::var_os("STATE_DIRECTORY") {
-            Some(folder) => Path::new(&folder).join(&**self.server.grants_file),
-            None => self.beside(&self.server.grants_file),
-        }
+        self.in_state(Path::new(&**self.server.grants_file))
     }
 
-    /// Where the key of logins is: by default `FILE.key`; a relative path is meant as that of the grants is.
+    /// Where the key of logins is: by default `FILE.key`.
     pub fn auth_key_file(&self) -> PathBuf {
-        let name = self.server.auth_key_file.as_deref().map_or_else(
-            || {
-                let mut name = self.path.file_name().unwrap_or_default().to_owned();
-                name.push(".key");
-                PathBuf::from(name)
-            },
-            PathBuf::from,
-        );
-        match std::env::var_os("STATE_DIRECTORY") {
-            Some(folder) => Path::new(&folder).join(name),
-            None => self.path.parent().unwrap_or(Path::new("")).join(name),
-        }
+        let by_default = || {
+            let mut name = self.path.file_name().unwrap_or_default().to_owned();
+            name.push(".key");
+            PathBuf::from(name)
+        };
+        self.in_state(&self.server.auth_key_file.as_deref().map_or_else(by_default, PathBuf::from))
     }
 
-    /// Reads a file and checks each of its parts.
+    /// The commands that it runs for secrets.
+    pub fn commands(&self) -> Vec<Vec<String>> {
+        let source = self.source.expose_secret();
+        let file = file::File::parse(source, &mut Problems::new(&self.path, source));
+        file.as_ref().map(commands_of).unwrap_or_default()
+    }
+
+    /// Checks each part of a text as if it stood in this file.
     ///
     /// # Errors
     /// It cannot be read as a whole; what else is wrong is in the draft.
-    pub fn load(path: &Path, outside: Outside) -> Result<Draft, Rejected> {
-        Self::load_within(path, Reach { outside, commands: None })
-    }
-
-    /// The same for a file that somebody has named who may not run commands: of those it runs only what this configuration
-    /// does already; other secrets of commands are left alone, with a warning.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
-    pub fn load_beside(&self, path: &Path) -> Result<Draft, Rejected> {
-        let source = self.source.expose_secret();
-        let commands = file::File::parse(source, &mut Problems::new(&self.path, source));
-        let commands = commands.as_ref().map(commands_of).unwrap_or_default();
-        Self::load_within(path, Reach { outside: Outside::Read, commands: Some(&commands) })
-    }
-
-    fn load_within(path: &Path, reach: Reach<'_>) -> Result<Draft, Rejected> {
-        let bytes = match files::read(path, MAX_FILE) {
-            Ok(bytes) => bytes,
-            Err(error) => return Err(rejected(path, "", None, format!("cannot read the file: {error}"))),
-        };
-        match std::str::from_utf8(&bytes) {
-            Ok(text) => Self::draft_within(path, text, reach),
-            Err(error) => {
-                let at = error.valid_up_to();
-                let text = String::from_utf8_lossy(&bytes);
-                Err(rejected(path, &text, Some(at..at), "the file is not UTF-8".into()))
-            }
-        }
-    }
-
-    /// Checks a text as if it stood in this file, with all that is outside of it.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
-    pub fn parse(path: &Path, text: &str) -> Result<Draft, Rejected> {
-        Self::draft(path, text, Outside::Read)
-    }
-
-    /// Checks a text as if it stood in this file.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
-    pub fn draft(path: &Path, text: &str, outside: Outside) -> Result<Draft, Rejected> {
-        Self::draft_within(path, text, Reach { outside, commands: None })
-    }
-
-    fn draft_within(path: &Path, text: &str, reach: Reach<'_>) -> Result<Draft, Rejected> {
+    pub fn draft(path: &Path, text: &str, around: Surroundings<'_>) -> Result<Draft, Rejected> {
         let mut problems = Problems::new(path, text);
         if text.trim().is_empty() {
             // Half-written by an editor, most likely: taking it would end every session.
@@ -515,9 +513,9 @@ impl Config {
         }
         match file::File::parse(text, &mut problems) {
             Some(file) => {
-                let mut config = check::check(path, &file, reach, &mut problems);
+                let mut config = check::check(path, &file, around, &mut problems);
                 config.source = text.to_owned().into();
-                Ok(Draft { config, file, problems, outside: reach.outside })
+                Ok(Draft { config, file, problems, outside: around.outside() })
             }
             None => Err(Rejected(Box::new(problems))),
         }
@@ -528,12 +526,6 @@ impl Config {
         let connection = self.connections.get(self.databases.get(database)?)?;
         Some((connection, connection.base.as_ref()?))
     }
-}
-
-fn rejected(path: &Path, text: &str, span: Option<std::ops::Range<usize>>, message: String) -> Rejected {
-    let mut problems = Problems::new(path, text);
-    problems.error(span, message);
-    Rejected(Box::new(problems))
 }
 
 /// The longest value that is looked at for a slip.

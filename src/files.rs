@@ -1,9 +1,10 @@
 //! Files that others may have put there: read within a bound, and never waited for.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -69,6 +70,13 @@ fn expect_own(file: &File) -> io::Result<()> {
         true => Ok(()),
         false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to somebody else")),
     }
+}
+
+/// The file with a suffix behind its name.
+pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
 }
 
 const LOOK_AGAIN: Duration = Duration::from_millis(5);

@@ -12,45 +12,13 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
-use crate::audit::beside;
-use crate::files;
-use crate::names::{ConnectionName, EnvironmentName, UserName};
+use crate::files::{self, beside};
+use crate::grant::{Grant, Which};
 
 /// The longest file of grants, in bytes.
 const MAX_FILE: u64 = 16 << 20;
 /// How long the lock of the file is waited for. Grants expire in time, even if another process does not release it.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// The longest that an environment is granted for.
-pub const LONGEST: Duration = Duration::from_secs(366 * 86_400);
-
-/// One of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Grant {
-    /// To whom.
-    pub user: UserName,
-    /// What they may request.
-    pub environment: EnvironmentName,
-    /// Of which base connection; `None`: of every one that has such an environment.
-    pub database: Option<ConnectionName>,
-    /// Since when.
-    pub since: SystemTime,
-    /// Until when.
-    pub until: SystemTime,
-    /// Why.
-    pub reason: String,
-    /// The operator who gave it.
-    pub by: UserName,
-}
-
-/// Which grants of an environment to a user are meant.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Which {
-    /// All of them, whichever database they are for.
-    All,
-    /// The one that is for this database, or the one that is for all.
-    Of(Option<ConnectionName>),
-}
 
 /// As it stands in the file. What is for all databases is written as before there were others.
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,48 +34,30 @@ struct Written {
     by: String,
 }
 
-impl Grant {
-    fn written(&self) -> Written {
+impl Written {
+    fn of(grant: &Grant) -> Self {
         let time = |at| humantime::format_rfc3339_millis(at).to_string();
-        Written {
-            user: self.user.to_string(),
-            environment: self.environment.to_string(),
-            database: self.database.as_ref().map(ToString::to_string),
-            since: time(self.since),
-            until: time(self.until),
-            reason: self.reason.clone(),
-            by: self.by.to_string(),
+        Self {
+            user: grant.user.to_string(),
+            environment: grant.environment.to_string(),
+            database: grant.database.as_ref().map(ToString::to_string),
+            since: time(grant.since),
+            until: time(grant.until),
+            reason: grant.reason.clone(),
+            by: grant.by.to_string(),
         }
     }
 
-    fn read(written: Written) -> Result<Self, humantime::TimestampError> {
-        Ok(Self {
-            since: humantime::parse_rfc3339(&written.since)?,
-            until: humantime::parse_rfc3339(&written.until)?,
-            user: written.user.as_str().into(),
-            environment: written.environment.as_str().into(),
-            database: written.database.as_deref().map(Into::into),
-            reason: written.reason,
-            by: written.by.as_str().into(),
+    fn read(self) -> Result<Grant, humantime::TimestampError> {
+        Ok(Grant {
+            since: humantime::parse_rfc3339(&self.since)?,
+            until: humantime::parse_rfc3339(&self.until)?,
+            user: self.user.as_str().into(),
+            environment: self.environment.as_str().into(),
+            database: self.database.as_deref().map(Into::into),
+            reason: self.reason,
+            by: self.by.as_str().into(),
         })
-    }
-
-    /// Whether it is for this base connection, or for all.
-    pub fn is_on(&self, base: &ConnectionName) -> bool {
-        self.database.as_ref().is_none_or(|database| database == base)
-    }
-
-    /// Whether both are for the same: then the later one takes the other's place.
-    pub fn is_like(&self, other: &Self) -> bool {
-        self.is_for(other.user.as_str(), other.environment.as_str(), &Which::Of(other.database.clone()))
-    }
-
-    fn is_for(&self, user: &str, environment: &str, which: &Which) -> bool {
-        let is_meant = match which {
-            Which::All => true,
-            Which::Of(database) => self.database == *database,
-        };
-        self.user.as_str() == user && self.environment.as_str() == environment && is_meant
     }
 }
 
@@ -145,13 +95,13 @@ impl Grants {
     }
 
     /// Those that a user has now.
-    pub fn of(&self, user: &UserName) -> Vec<Grant> {
+    pub fn of(&self, user: &str) -> Vec<Grant> {
         let all = self.now.load();
         if all.is_empty() {
             return Vec::new();
         }
         let now = SystemTime::now();
-        all.iter().filter(|grant| grant.user == *user && grant.until > now).cloned().collect()
+        all.iter().filter(|grant| grant.user.as_str() == user && grant.until > now).cloned().collect()
     }
 
     /// One more, in place of another of the same environment and database to the same user. Blocks.
@@ -237,7 +187,7 @@ impl Grants {
 
     /// The old file or the new one is there, whatever happens; the new one when this returns, also after a power failure.
     fn write(&self, grants: &[Grant]) -> io::Result<()> {
-        let written: Vec<_> = grants.iter().map(Grant::written).collect();
+        let written: Vec<_> = grants.iter().map(Written::of).collect();
         let aside = beside(&self.path, ".new");
         // What is there was left by a process that was killed, or put there by somebody.
         let _ = std::fs::remove_file(&aside);
@@ -259,7 +209,7 @@ fn edition(path: &Path) -> Option<(u64, SystemTime)> {
 
 fn understand(text: &[u8]) -> Result<Vec<Grant>, String> {
     let written: Vec<Written> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    let grants: Result<Vec<_>, _> = written.into_iter().map(Grant::read).collect();
+    let grants: Result<Vec<_>, _> = written.into_iter().map(Written::read).collect();
     grants.map_err(|error| error.to_string())
 }
 

@@ -5,10 +5,16 @@
 
 // ── words ──
 pub mod names;
-pub mod files;
 pub mod secret;
 pub mod verifier;
 pub mod config;
+pub mod grant;
+pub mod attribute;
+pub mod route;
+pub mod plan;
+// ── the machine ──
+pub mod files;
+pub mod machine;
 // ── bytes ──
 pub mod aside;
 pub mod stream;
@@ -19,9 +25,6 @@ pub mod handshake;
 pub mod auth;
 pub mod audit;
 pub mod grants;
-pub mod attribute;
-pub mod route;
-pub mod plan;
 pub mod upstream;
 pub mod stats;
 pub mod pool;

@@ -9,7 +9,7 @@ use secrecy::ExposeSecret;
 use crate::attribute;
 use crate::config::read::Applies;
 use crate::config::{Config, Connection, OnMove, Target, file};
-use crate::grants::Grant;
+use crate::grant::Grant;
 use crate::names::{ConnectionName, UserName};
 use crate::route::{self, Reason};
 use crate::secret::Secret;
@@ -64,7 +64,7 @@ impl Outcome {
             Some(_) => {}
         }
         let granted = grant.cloned().into_iter().collect();
-        let attributes = attribute::of_user(config, user.as_str()).granted_only(granted);
+        let attributes = attribute::explain(config, user.as_str()).with(granted);
         let request = grant.map(|grant| grant.environment.as_str());
         let route = match route::resolve(config, &attributes, database, request) {
             Ok(route) => route,
@@ -534,7 +534,11 @@ mod tests {
         for user in users {
             text += &format!("[users.{user}]\npassword = \"x\"\nattributes = {{ environment = \"prod\" }}\n");
         }
-        match Config::parse(std::path::Path::new("pgusher.toml"), &text) {
+        match Config::draft(
+            std::path::Path::new("pgusher.toml"),
+            &text,
+            crate::config::Surroundings::default(),
+        ) {
             Ok(checked) => checked.config,
             Err(problems) => panic!("{problems:?}"),
         }

@@ -11,8 +11,11 @@ use secrecy::ExposeSecret;
 
 use crate::config::file::{self, SslMode};
 use crate::config::read::{Problems, Setting};
-use crate::config::{Checked, Config, Connection, Draft, Host, ListenAddress, Outside, Rejected};
+use crate::config::{
+    Checked, Config, Connection, Draft, Host, ListenAddress, Machine, Outside, Rejected, Surroundings,
+};
 use crate::files;
+use crate::machine::ThisMachine;
 use crate::route;
 use crate::tls::{self, ServerTls, TlsError};
 use crate::upstream::Dialer;
@@ -30,20 +33,73 @@ pub struct Prepared {
 
 type Span = Option<Range<usize>>;
 
+/// The longest configuration, in bytes.
+const MAX_FILE: u64 = 16 << 20;
+
+/// Reads a file and checks each of its parts; not yet its routes.
+///
+/// # Errors
+/// It cannot be read as a whole; what else is wrong is in the draft.
+pub fn draft(path: &Path, outside: Outside) -> Result<Draft, Rejected> {
+    read(path, outside, None)
+}
+
+/// The same of a text, as if it stood in this file.
+///
+/// # Errors
+/// As [`draft`].
+pub fn draft_of(path: &Path, text: &str) -> Result<Draft, Rejected> {
+    within(path, text, Outside::Read, None)
+}
+
+/// Reads and checks a file, and reviews what its routes would be: enough to say who goes where. What a start needs beside
+/// that is made by [`load`].
+///
+/// # Errors
+/// All that is wrong with it, with line and column.
+pub fn reviewed(path: &Path) -> Result<Checked, Rejected> {
+    route::review(draft(path, Outside::Read)?)
+}
+
+fn read(path: &Path, outside: Outside, commands: Option<&[Vec<String>]>) -> Result<Draft, Rejected> {
+    let bytes = files::read(path, MAX_FILE)
+        .map_err(|error| Rejected::unreadable(path, "", None, &format!("cannot read the file: {error}")))?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => within(path, text, outside, commands),
+        Err(error) => {
+            let at = error.valid_up_to();
+            let text = String::from_utf8_lossy(&bytes);
+            Err(Rejected::unreadable(path, &text, Some(at..at), "the file is not UTF-8"))
+        }
+    }
+}
+
+fn within(
+    path: &Path,
+    text: &str,
+    outside: Outside,
+    commands: Option<&[Vec<String>]>,
+) -> Result<Draft, Rejected> {
+    let machine = (outside == Outside::Read).then_some(&ThisMachine as &dyn Machine);
+    let state = std::env::var_os("STATE_DIRECTORY").map(PathBuf::from);
+    Config::draft(path, text, Surroundings { machine, commands, state_directory: state.as_deref() })
+}
+
 /// Reads a file, checks it, and makes what it needs. Changes nothing. Blocks while secrets are read.
 ///
 /// # Errors
 /// All that is wrong, with line and column.
 pub fn load(path: &Path, outside: Outside) -> Result<Prepared, Rejected> {
-    of(Config::load(path, outside)?)
+    of(draft(path, outside)?)
 }
 
-/// The same for a file that somebody has named, beside what is in force: see [`Config::load_beside`].
+/// The same for a file that somebody has named, beside what is in force: it runs only commands
+/// for secrets that the configuration in force runs already, and leaves others alone with a warning.
 ///
 /// # Errors
 /// As [`load`].
 pub fn load_beside(in_force: &Config, path: &Path) -> Result<Prepared, Rejected> {
-    of(in_force.load_beside(path)?)
+    of(read(path, Outside::Read, Some(&in_force.commands()))?)
 }
 
 /// The same with a text, as if it stood in this file.
@@ -51,7 +107,7 @@ pub fn load_beside(in_force: &Config, path: &Path) -> Result<Prepared, Rejected>
 /// # Errors
 /// As [`load`].
 pub fn parse(path: &Path, text: &str) -> Result<Prepared, Rejected> {
-    of(Config::parse(path, text)?)
+    of(draft_of(path, text)?)
 }
 
 fn of(draft: Draft) -> Result<Prepared, Rejected> {

@@ -29,7 +29,8 @@ use crate::config::file::{self, PoolMode};
 use crate::config::read::Severity;
 use crate::config::{Config, Connection, Host, OnMove, Outside, Rejected, Server, Target};
 use crate::engine::{Order, OrderedBy, Orders, Timeouts};
-use crate::grants::{Grant, Grants, Which};
+use crate::grant::{Grant, Which};
+use crate::grants::Grants;
 use crate::metrics::Counters;
 use crate::names::{ConnectionName, UserName};
 use crate::plan::{Hit, Plan};
@@ -92,7 +93,7 @@ pub struct Place {
     /// What it asked for.
     pub asked: Asked,
     /// What it was given, and why.
-    pub route: Route,
+    pub route: Route<Identity>,
     /// The database that this is.
     pub target: Target,
     /// The generation that decided.
@@ -117,7 +118,8 @@ impl Generation {
     /// # Errors
     /// As [`route::resolve`].
     pub fn place(&self, identity: &Identity, asked: Asked) -> Result<Arc<Place>, Refusal> {
-        let attributes = attribute::of(&self.config, &self.grants, identity);
+        let attributes =
+            attribute::of(&self.config, identity.clone()).with(self.grants.of(identity.user().as_str()));
         let route = route::resolve(&self.config, &attributes, &asked.database, asked.environment.as_deref())?;
         for warning in route.warnings() {
             warn!(user = %identity.user(), database = %asked.database, "{warning}");
@@ -710,7 +712,12 @@ impl Proxy {
     ///
     /// # Errors
     /// `53300`
-    pub fn seat(&self, generation: &Generation, identity: &Identity, route: &Route) -> Result<Seat, Refusal> {
+    pub fn seat(
+        &self,
+        generation: &Generation,
+        identity: &Identity,
+        route: &Route<Identity>,
+    ) -> Result<Seat, Refusal> {
         let config = &generation.config;
         let user = config.users.get(identity.user());
         let connection = config.connections.get(route.connection());
@@ -1026,7 +1033,8 @@ fn moved(config: &Config, grants: &Grants, number: u64, session: &LiveSession) -
         }
         Some(_) => {}
     }
-    let attributes = attribute::of(config, grants, &session.identity);
+    let attributes =
+        attribute::of(config, session.identity.clone()).with(grants.of(session.identity.user().as_str()));
     match route::resolve(config, &attributes, &place.asked.database, place.asked.environment.as_deref()) {
         Err(refusal) => {
             Some(format!("From environment \"{from}\" to none, by generation {number}: {refusal}."))

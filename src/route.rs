@@ -2,18 +2,18 @@
 //! question "where does X go?" call [`resolve`].
 
 use std::fmt;
-use std::path::Path;
 
-use crate::attribute::{self, Attributes, Origin};
+use crate::attribute::{self, Attributes, Origin, Subject};
 use crate::config::file::OnUnmatched;
-use crate::config::{Base, Checked, Config, Connection, Draft, Environment, Outside, Rejected};
-use crate::grants::Grant;
+use crate::config::{Base, Checked, Config, Connection, Draft, Environment, Rejected};
+use crate::grant::Grant;
 use crate::names::{AttributeName, ConnectionName, EnvironmentName, UserName};
 use wire::error::{Fault, Refusal, Shown, SqlState};
 
-/// The connection chosen for a session. Made only by [`resolve`].
+/// The connection chosen for a user. Made only by [`resolve`]; a session is served only by one whose subject has logged in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
+pub struct Route<S> {
+    subject: S,
     base: ConnectionName,
     connection: ConnectionName,
     environment: EnvironmentName,
@@ -94,7 +94,12 @@ fn quoted(values: &[String]) -> String {
     values.iter().map(|v| format!("{v:?}")).collect::<Vec<_>>().join(", ")
 }
 
-impl Route {
+impl<S> Route<S> {
+    /// Whose it is.
+    pub fn subject(&self) -> &S {
+        &self.subject
+    }
+
     /// The base connection that was asked for.
     pub fn base(&self) -> &ConnectionName {
         &self.base
@@ -121,8 +126,15 @@ impl Route {
     }
 }
 
+impl Route<()> {
+    fn of<S>(self, subject: S) -> Route<S> {
+        let Self { subject: (), base, connection, environment, reasons, warnings } = self;
+        Route { subject, base, connection, environment, reasons, warnings }
+    }
+}
+
 /// `environment prod (connection warehouse_prod): database warehouse; …`
-impl fmt::Display for Route {
+impl<S> fmt::Display for Route<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "environment {} (connection {})", self.environment, self.connection)?;
         for (i, reason) in self.reasons.iter().enumerate() {
@@ -160,12 +172,12 @@ struct Values<'a> {
 ///
 /// # Errors
 /// `3D000` for a database that is none; `28000` where the user's values, or a request, lead nowhere.
-pub fn resolve(
+pub fn resolve<S: Subject>(
     config: &Config,
-    attributes: &Attributes<'_>,
+    attributes: &Attributes<'_, S>,
     database: &str,
     request: Option<&str>,
-) -> Result<Route, Refusal> {
+) -> Result<Route<S>, Refusal> {
     let Some((connection, base)) = config.base(database) else {
         return Err(Refusal::new(
             Fault::Client,
@@ -181,7 +193,7 @@ pub fn resolve(
             Some(name) => question.requested(name, &[Place::Base], &mut reasons)?,
             None => Place::Base,
         };
-        return Ok(question.route(place, reasons, Vec::new()));
+        return Ok(question.route(place, reasons, Vec::new()).of(attributes.subject().clone()));
     };
     let found = question.values(attributes, attribute);
     let warnings = question.near_misses(&found);
@@ -214,7 +226,7 @@ pub fn resolve(
         }
         (places, None) => return Err(question.ambiguous(attribute, places)),
     };
-    Ok(question.route(place, reasons, warnings))
+    Ok(question.route(place, reasons, warnings).of(attributes.subject().clone()))
 }
 
 /// The base connections of which a grant opens an environment, in the order of their names.
@@ -239,7 +251,7 @@ impl Values<'_> {
 }
 
 impl<'a> Question<'a> {
-    fn values(&self, attributes: &'a Attributes<'_>, attribute: &AttributeName) -> Values<'a> {
+    fn values<S: Subject>(&self, attributes: &'a Attributes<'_, S>, attribute: &AttributeName) -> Values<'a> {
         let Some((values, origin)) = attributes.values(attribute) else {
             return Values { values: &[], origin: None, places: Vec::new() };
         };
@@ -263,7 +275,7 @@ impl<'a> Question<'a> {
     }
 
     /// The places that the user is granted; of two grants of the same place, the one that lasts longer.
-    fn granted<'g>(&self, attributes: &'g Attributes<'_>) -> Vec<(Place<'a>, &'g Grant)> {
+    fn granted<'g, S: Subject>(&self, attributes: &'g Attributes<'_, S>) -> Vec<(Place<'a>, &'g Grant)> {
         let mut granted: Vec<(Place<'a>, &'g Grant)> = Vec::new();
         for grant in attributes.granted().iter().filter(|grant| grant.is_on(&self.connection.name)) {
             let environments = self.base.environments.iter().map(Place::Environment);
@@ -395,12 +407,13 @@ impl<'a> Question<'a> {
         Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message)
     }
 
-    fn route(&self, place: Place<'_>, reasons: Vec<Reason>, warnings: Vec<String>) -> Route {
+    fn route(&self, place: Place<'_>, reasons: Vec<Reason>, warnings: Vec<String>) -> Route<()> {
         let (connection, environment) = match place {
             Place::Base => (&self.connection.name, &self.connection.environment),
             Place::Environment(environment) => (&environment.connection, &environment.name),
         };
         Route {
+            subject: (),
             base: self.connection.name.clone(),
             connection: connection.clone(),
             environment: environment.clone(),
@@ -410,19 +423,10 @@ impl<'a> Question<'a> {
     }
 }
 
-/// Reads and checks a file, and reviews what its routes would be: enough to say who goes where. What a start needs beside
-/// that is built by `prepare::load`.
-///
-/// # Errors
-/// All that is wrong with it, with line and column.
-pub fn load(path: &Path) -> Result<Checked, Rejected> {
-    review(Config::load(path, Outside::Read)?)
-}
-
 /// The last check of what a file says: see [`reviewed`].
 ///
 /// # Errors
-/// As [`load`].
+/// All that is wrong with it, with line and column.
 pub fn review(draft: Draft) -> Result<Checked, Rejected> {
     reviewed(draft).accept()
 }
@@ -438,7 +442,7 @@ pub fn reviewed(draft: Draft) -> Draft {
             else {
                 continue;
             };
-            let attributes = attribute::of_user(&config, name);
+            let attributes = attribute::explain(&config, name);
             let question = Question { connection, base, user: attributes.user() };
             let found = question.values(&attributes, attribute);
             if found.places.len() > 1 {

@@ -1,20 +1,15 @@
-//! A secret: where it comes from, read again on demand, never printed.
+//! A secret: where it comes from, and its value, which is never printed.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 
-use crate::files;
-
 /// The longest secret that is read from a file, an environment variable or a command, in bytes.
 pub const MAX_LENGTH: usize = 65_536;
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a secret stands.
 #[derive(Clone)]
@@ -53,10 +48,14 @@ pub enum SecretError {
 }
 
 impl Secret {
-    /// Reads the secret once; blocks for as long as a command runs (at most 10 s).
-    pub fn read(source: Source) -> Result<Self, SecretError> {
-        let value = RwLock::new(read(&source)?);
-        Ok(Self { source, value })
+    /// A secret that was read from there.
+    pub fn new(source: Source, value: SecretString) -> Self {
+        Self { source, value: RwLock::new(value) }
+    }
+
+    /// Where it is read again.
+    pub fn source(&self) -> &Source {
+        &self.source
     }
 
     /// The value as last read.
@@ -64,13 +63,12 @@ impl Secret {
         self.value.read().clone()
     }
 
-    /// Reads it again; true if it differs from what was known. Blocks like [`Secret::read`].
-    pub fn reread(&self) -> Result<bool, SecretError> {
-        let new = read(&self.source)?;
+    /// It was read again; true if it differs from what was known.
+    pub fn renew(&self, new: SecretString) -> bool {
         let mut value = self.value.write();
         let changed = new.expose_secret() != value.expose_secret();
         *value = new;
-        Ok(changed)
+        changed
     }
 }
 
@@ -92,121 +90,13 @@ impl fmt::Debug for Source {
     }
 }
 
-fn read(source: &Source) -> Result<SecretString, SecretError> {
-    match source {
-        Source::Plain(value) => Ok(value.clone()),
-        Source::File(path) => {
-            let bytes =
-                files::read(path, files::MAX_SMALL).map_err(|e| SecretError::File(path.clone(), e))?;
-            bounded(bytes.as_slice()).map(without_mark).map_err(|_| SecretError::Form)
-        }
-        Source::Env(name) => {
-            let value = std::env::var(name).map_err(|_| SecretError::Env(name.clone()))?;
-            bounded(value.as_bytes()).map_err(|_| SecretError::Form)
-        }
-        Source::Command(words) => run(words),
-    }
-}
-
-/// Some editors begin a file with a byte-order mark.
-fn without_mark(text: SecretString) -> SecretString {
-    match text.expose_secret().strip_prefix('\u{feff}') {
-        Some(rest) => rest.to_owned().into(),
-        None => text,
-    }
-}
-
-fn run(words: &[String]) -> Result<SecretString, SecretError> {
-    let program = words.first().cloned().unwrap_or_default();
-    let failed = |why: String| SecretError::Command(program.clone(), why);
-    let mut child = Command::new(&program)
-        .args(words.get(1..).unwrap_or_default())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|e| failed(format!("cannot be started: {e}")))?;
-    let output = child.stdout.take();
-    let reader = std::thread::spawn(move || output.map(bounded));
-    let deadline = Instant::now() + COMMAND_TIMEOUT;
-    let status = loop {
-        if let Some(status) = child.try_wait().map_err(|e| failed(e.to_string()))? {
-            break status;
-        }
-        if Instant::now() > deadline {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(failed("took longer than 10 seconds".into()));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    if !status.success() {
-        return Err(failed(format!("ended with {status}")));
-    }
-    match reader.join() {
-        Ok(Some(Ok(secret))) => Ok(secret),
-        _ => Err(SecretError::Form),
-    }
-}
-
-/// Reads at most [`MAX_LENGTH`] bytes of UTF-8 and takes one trailing line end off; anything else is
-/// `InvalidData`.
-fn bounded(mut input: impl Read) -> io::Result<SecretString> {
-    let mut bytes = zeroize::Zeroizing::new(Vec::new());
-    input.by_ref().take(MAX_LENGTH as u64 + 2).read_to_end(&mut bytes)?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| io::ErrorKind::InvalidData)?;
-    let text = text.strip_suffix('\n').map_or(text, |t| t.strip_suffix('\r').unwrap_or(t));
-    if text.len() > MAX_LENGTH {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    Ok(SecretString::from(text.to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_secret_is_never_printed() {
-        let secret = Secret::read(Source::Plain("hunter2".to_owned().into())).unwrap();
-        assert!(!format!("{secret:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn a_command_gives_its_output_without_the_line_end() {
-        let words = ["printf", "s3cret\\n"].map(str::to_owned).to_vec();
-        let secret = Secret::read(Source::Command(words)).unwrap();
-        assert_eq!(secret.value().expose_secret(), "s3cret");
-    }
-
-    #[test]
-    fn a_failing_command_says_which() {
-        let error = Secret::read(Source::Command(vec!["false".into()])).unwrap_err();
-        assert!(error.to_string().contains("false"), "{error}");
-    }
-
-    #[test]
-    fn a_byte_order_mark_at_the_start_of_a_file_is_not_part_of_the_secret() {
-        let path = std::env::temp_dir().join(format!("pgusher-mark-{}", std::process::id()));
-        for (text, expected) in
-            [("\u{feff}", ""), ("\u{feff}\r\n", ""), ("\u{feff}one\r\n", "one"), ("a\u{feff}\n", "a\u{feff}")]
-        {
-            std::fs::write(&path, text).unwrap();
-            let secret = Secret::read(Source::File(path.clone())).unwrap();
-            assert_eq!(secret.value().expose_secret(), expected, "{text:?}");
-        }
-        std::fs::remove_file(path).unwrap();
-    }
-
-    #[test]
-    fn a_changed_file_is_seen_by_reread() {
-        let dir = std::env::temp_dir().join(format!("pgusher-secret-{}", std::process::id()));
-        std::fs::write(&dir, "one\n").unwrap();
-        let secret = Secret::read(Source::File(dir.clone())).unwrap();
-        assert!(!secret.reread().unwrap());
-        std::fs::write(&dir, "two\n").unwrap();
-        assert!(secret.reread().unwrap());
-        assert_eq!(secret.value().expose_secret(), "two");
-        std::fs::remove_file(dir).unwrap();
+        let secret = Secret::new(Source::Plain("hunter2".to_owned().into()), "hunter2".to_owned().into());
+        assert!(!format!("{secret:?} {:?}", secret.source()).contains("hunter2"));
     }
 }

@@ -10,8 +10,8 @@ use rustix::fs::{Access, AtFlags, CWD, RenameFlags};
 use thiserror::Error;
 use tracing::warn;
 
-use crate::audit::beside;
 use crate::files;
+use crate::files::beside;
 
 /// Why a file stays as it is.
 #[derive(Debug, Error)]
@@ -192,8 +192,8 @@ mod tests {
             let _ = std::fs::remove_file(&path);
             write_secret(&path, secret).unwrap();
             let source = crate::secret::Source::File(path.clone());
-            let read = crate::secret::Secret::read(source).unwrap();
-            assert_eq!(secrecy::ExposeSecret::expose_secret(&read.value()), secret, "{secret:?}");
+            let read = crate::machine::read(&source).unwrap();
+            assert_eq!(secrecy::ExposeSecret::expose_secret(&read), secret, "{secret:?}");
         }
         std::fs::remove_file(path).unwrap();
     }

@@ -218,7 +218,7 @@ impl Dialer {
         let (Some(secret), Some(used)) = (self.connection.password.clone(), password) else {
             return Err(refused);
         };
-        match self.aside.run(move || secret.reread().map(|_| secret.value())).await {
+        match self.aside.run(move || crate::machine::reread(&secret).map(|_| secret.value())).await {
             Ok(Ok(new)) if !login::same(&new, &used) => self.dial_modes(settings, Some(&new)).await,
             Ok(Err(error)) => Err(UpstreamError::Auth(error.to_string())),
             _ => Err(refused),

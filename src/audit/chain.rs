@@ -1,12 +1,12 @@
 //! The file that is written: its last line, its lock, its successor.
 
-use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::files::beside;
 use serde::Deserialize;
 
 use super::Event;
@@ -45,13 +45,6 @@ pub(super) struct Link {
 pub(super) fn hash(line: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, line);
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The file with a suffix behind its name.
-pub fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    name.into()
 }
 
 /// What `FILE.head` says: the number and the hash of the last line, written after it. It shows that lines are missing at

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::chain::{Head, Link, beside, hash, read_head};
+use super::chain::{Head, Link, hash, read_head};
+use crate::files::beside;
 
 /// The files of an audit, the oldest first; the one that is written is the last.
 ///

@@ -187,7 +187,9 @@ mod tests {
                 "[connections.a]\nhost = \"h\"\nusername = \"u\"\n[users.alice]\npassword = \"{password}\"\n\
                  [users.five]\nauth_type = \"md5\"\npassword = \"x\"\n"
             );
-            Config::parse(std::path::Path::new("pgusher.toml"), &text).unwrap().config
+            Config::draft(std::path::Path::new("pgusher.toml"), &text, crate::config::Surroundings::default())
+                .unwrap()
+                .config
         };
         let (one, same, other) = (config("first"), config("first"), config("second"));
         let old = Logins::of(&key, &one, None);

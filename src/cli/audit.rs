@@ -8,7 +8,8 @@ use clap::{Args, Subcommand};
 
 use super::print_table;
 use crate::audit::{self, Question, Visits};
-use crate::config::{Config, Draft, Outside};
+use crate::config::{Draft, Outside};
+use crate::prepare;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -56,7 +57,7 @@ impl Place {
             return Ok(file.clone());
         }
         let config = self.config.display();
-        let draft = Config::load(&self.config, Outside::Leave)
+        let draft = prepare::draft(&self.config, Outside::Leave)
             .and_then(Draft::accept)
             .map_err(|rejected| format!("{rejected}cannot read {config}: give --config or --file"))?;
         draft.config.audit_file().ok_or_else(|| format!("{config} has no audit_file in [server]"))

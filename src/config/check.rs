@@ -14,8 +14,8 @@ use std::time::Duration;
 use super::file::{self, AuditFailure, AuthType, File, ListenAddress, OnUnmatched, SslMode, UpstreamMethod};
 use super::read::{Named, Problems, Setting, Strings};
 use super::{
-    Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Reach, Target, UpstreamScram,
-    UpstreamTls, User, near_miss,
+    Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Machine, Reading, Surroundings, Target,
+    UpstreamScram, UpstreamTls, User, near_miss,
 };
 use secrecy::ExposeSecret;
 
@@ -23,7 +23,6 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 use uuid::Uuid;
 
-use crate::files;
 use crate::names::{
     AttributeName, ConnectionName, DatabaseName, EnvironmentName, GroupName, UserName, id_of,
 };
@@ -33,29 +32,30 @@ use crate::verifier::{EMPTY, Verifier, is_empty};
 type Attributes = BTreeMap<AttributeName, Vec<String>>;
 
 /// Checks what one setting alone cannot show. The result is to be used only if no error was recorded.
-pub(super) fn check(path: &Path, file: &File, reach: Reach<'_>, problems: &mut Problems) -> Config {
-    if reach.reads_outside() {
-        permissions::check(path, file, problems);
+pub(super) fn check(path: &Path, file: &File, around: Surroundings<'_>, problems: &mut Problems) -> Config {
+    if let Some(machine) = around.machine {
+        permissions::check(path, file, machine, problems);
     }
     check_server(file, problems);
     check_environments(file, problems);
     check_attribute_names(file, problems);
-    let connections = connections(file, reach, problems);
+    let connections = connections(file, around, problems);
     check_ids(file, &connections, problems);
     targets::check(file, &connections, problems);
     check_isolation(file, problems);
     Config {
         path: path.to_owned(),
-        certificates: match reach.reads_outside() {
-            true => certificates(path, file, &connections),
-            false => BTreeMap::new(),
+        certificates: match around.machine {
+            Some(machine) => certificates(path, file, &connections, machine),
+            None => BTreeMap::new(),
         },
         connections,
         databases: databases(file, problems),
         attribute_defaults: attribute_defaults(file, problems),
         groups: groups(file, problems),
-        users: users(file, reach, problems),
-        management: management::check(path, file, reach, problems),
+        users: users(file, around, problems),
+        management: management::check(path, file, around, problems),
+        state_directory: around.state_directory.map(Path::to_owned),
         source: secrecy::SecretString::default(),
         server: file.server.clone().into_inner(),
     }
@@ -91,6 +91,7 @@ fn certificates(
     path: &Path,
     file: &File,
     connections: &BTreeMap<ConnectionName, Arc<Connection>>,
+    machine: &dyn Machine,
 ) -> BTreeMap<String, Vec<u8>> {
     let mut files = Vec::new();
     if let Some(tls) = &*file.server.tls {
@@ -112,8 +113,7 @@ fn certificates(
         }
     }
     let digest = |bytes: &[u8]| digest(&SHA256, bytes).as_ref().to_vec();
-    let read = |path: &Path| files::read(path, files::MAX_SMALL).ok();
-    files.into_iter().filter_map(|(what, path)| Some((what, digest(&read(&path)?)))).collect()
+    files.into_iter().filter_map(|(what, path)| Some((what, digest(&machine.small_file(&path)?)))).collect()
 }
 
 fn check_server(file: &File, problems: &mut Problems) {
@@ -238,7 +238,7 @@ fn check_attribute_names(file: &File, problems: &mut Problems) {
 
 fn connections(
     file: &File,
-    reach: Reach<'_>,
+    around: Surroundings<'_>,
     problems: &mut Problems,
 ) -> BTreeMap<ConnectionName, Arc<Connection>> {
     let mut environment_of = BTreeMap::new();
@@ -251,7 +251,7 @@ fn connections(
         let environment = environment_of.get(name.as_str()).copied();
         Some((
             ConnectionName::from(name.as_str()),
-            Arc::new(connection(name, c, environment, (file, reach), problems)?),
+            Arc::new(connection(name, c, environment, (file, around), problems)?),
         ))
     };
     file.connections.0.iter().filter_map(build).collect()
@@ -261,7 +261,7 @@ fn connection(
     name: &str,
     c: &file::Connection,
     environment: Option<&str>,
-    (file, reach): (&File, Reach<'_>),
+    (file, around): (&File, Surroundings<'_>),
     problems: &mut Problems,
 ) -> Option<Connection> {
     let folder = problems.folder().to_owned();
@@ -307,7 +307,7 @@ fn connection(
             database: (*c.database).clone().unwrap_or_else(|| name.to_owned()),
             username: (*c.username).clone(),
         },
-        password: upstream_password(&c.password, reach, problems).map(Arc::new),
+        password: upstream_password(&c.password, around, problems).map(Arc::new),
         tls,
         scram: UpstreamScram { channel_binding: *c.channel_binding, min_iterations: *c.scram_min_iterations },
         search_path: search_path(&c.include_schemas),
@@ -390,20 +390,19 @@ fn search_path(schemas: &[Setting<String>]) -> Option<String> {
 /// `Some(None)` if there is none, or it is left alone; `None` if it cannot be read, which is then a problem.
 fn read_secret(
     source: &Setting<Option<Source>>,
-    reach: Reach<'_>,
+    around: Surroundings<'_>,
     problems: &mut Problems,
 ) -> Option<Option<Secret>> {
     let Some(inner) = &**source else { return Some(None) };
-    if !reach.reads(inner) {
-        if reach.reads_outside() {
+    match around.secret(inner) {
+        Ok(Reading::Value(value)) => Some(Some(Secret::new(inner.clone(), value))),
+        Ok(Reading::Left) => Some(None),
+        Ok(Reading::NotInForce) => {
             problems
                 .warning(source.span(), "this command is not in force, so it was not run")
                 .help("`pgusher check` runs it where you are");
+            Some(None)
         }
-        return Some(None);
-    }
-    match Secret::read(inner.clone()) {
-        Ok(secret) => Some(Some(secret)),
         Err(error) => {
             problems.error(source.span(), error.to_string());
             None
@@ -414,10 +413,10 @@ fn read_secret(
 /// An upstream's password, which cannot be empty: libpq would not send it either.
 fn upstream_password(
     source: &Setting<Option<Source>>,
-    reach: Reach<'_>,
+    around: Surroundings<'_>,
     problems: &mut Problems,
 ) -> Option<Secret> {
-    let secret = read_secret(source, reach, problems)??;
+    let secret = read_secret(source, around, problems)??;
     if is_empty(secret.value().expose_secret()) {
         problems.error(source.span(), EMPTY);
         return None;
@@ -494,7 +493,7 @@ fn groups(file: &File, problems: &mut Problems) -> BTreeMap<GroupName, Attribute
     groups.map(|(name, g)| (GroupName::from(name.as_str()), attributes(&g.attributes, problems))).collect()
 }
 
-fn users(file: &File, reach: Reach<'_>, problems: &mut Problems) -> BTreeMap<UserName, Arc<User>> {
+fn users(file: &File, around: Surroundings<'_>, problems: &mut Problems) -> BTreeMap<UserName, Arc<User>> {
     let mut users = BTreeMap::new();
     for (name, u) in &file.users.0 {
         let known = |group: &str| file.groups.find(group).is_some();
@@ -502,7 +501,7 @@ fn users(file: &File, reach: Reach<'_>, problems: &mut Problems) -> BTreeMap<Use
             let problem = problems.error(group.span(), format!("there is no group `{}`", **group));
             problem.nearest(group, file.groups.names());
         }
-        let password = read_secret(&u.password, reach, problems).unwrap_or(None);
+        let password = read_secret(&u.password, around, problems).unwrap_or(None);
         let auth_type = u.auth_type.unwrap_or(*file.server.auth_type);
         check_auth(name, u, auth_type, password.as_ref(), file, problems);
         let user = User {

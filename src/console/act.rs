@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::command::Command;
 use super::show;
 use super::table::{Kind, Table};
-use crate::grants::{Grant, Which};
+use crate::grant::{Grant, Which};
 use crate::names::{ConnectionName, UserName};
 use crate::plan::Plan;
 use crate::pool::{Halt, Pool};
@@ -242,7 +242,7 @@ fn granted(proxy: &Proxy, grant: &Grant) -> String {
 
 /// What a user may request after a revocation, by a grant that was not meant.
 fn still_granted(proxy: &Proxy, environment: &str, user: &str) -> Option<String> {
-    let left = proxy.grants.of(&user.into());
+    let left = proxy.grants.of(user);
     let left = left.iter().find(|grant| grant.environment.as_str() == environment)?;
     Some(format!("another grant is left: {}", granted(proxy, left)))
 }

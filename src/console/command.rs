@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::grants::LONGEST;
+use crate::grant::LONGEST;
 use crate::proxy::Shutdown;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 

@@ -665,7 +665,8 @@ impl<'a> Overview<'a> {
             sessions.entry(key).or_default().push(session.place.route.connection());
         }
         for user in config.users.values() {
-            let attributes = attribute::of_user(config, user.name.as_str()).with(&self.proxy.grants);
+            let attributes =
+                attribute::explain(config, user.name.as_str()).with(self.proxy.grants.of(user.name.as_str()));
             for (database, base) in &bases {
                 let granted: Vec<_> = attributes
                     .granted()
@@ -971,8 +972,12 @@ pub fn explain_route(
         let message = format!("there is no user \"{}\"", Shown::name(user));
         return Err(Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message));
     };
-    let route =
-        route::resolve(config, &attribute::of_user(config, user).with(&proxy.grants), database, environment)?;
+    let route = route::resolve(
+        config,
+        &attribute::explain(config, user).with(proxy.grants.of(user)),
+        database,
+        environment,
+    )?;
     let mut table = Table::new(&[("ROUTE", Text)]);
     let mut line = |text: String| table.push(vec![text.into()]);
     line(format!("Environment {} (connection {})", route.environment(), route.connection()));

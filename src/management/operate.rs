@@ -24,10 +24,10 @@ use uuid::Uuid;
 use super::answer::{self, Outcome, PlanRow, Problem, plan_rows, tagged};
 use super::body::{Field, Name, New, body};
 use super::{Api, Asked, Id, Number, apply, redact};
-use crate::attribute::{self, Attributes};
+use crate::attribute::{self, Attributes, Hypothetical};
 use crate::audit;
 use crate::console::show::state_of;
-use crate::grants::{Grant, LONGEST, Which};
+use crate::grant::{Grant, LONGEST, Which};
 use crate::names::{UserName, id_of};
 use crate::proxy::{LiveSession, LoadError, Proxy};
 use crate::route;
@@ -99,7 +99,7 @@ pub async fn resolve(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<R
     let config = &generation.config;
     let missing = || Problem::new(StatusCode::NOT_FOUND, format!("User with name {user} does not exist"));
     let known = config.users.get(user).ok_or_else(missing)?;
-    let attributes = attribute::of_user(config, user).with(&api.proxy.grants);
+    let attributes = attribute::explain(config, user).with(api.proxy.grants.of(user));
     let route = route::resolve(config, &attributes, database, environment);
     let mut resolved = Resolved {
         user: user.to_owned(),
@@ -534,13 +534,13 @@ pub async fn grants(State(api): State<Arc<Api>>, parts: Parts) -> Result<Respons
 fn plan_grants(api: &Api, user: &UserName, grants: Vec<Grant>) -> Vec<PlanRow> {
     let generation = api.proxy.generation();
     let config = &generation.config;
-    let now = attribute::of_user(config, user.as_str()).with(&api.proxy.grants);
-    let then = attribute::of_user(config, user.as_str()).granted_only(grants);
-    let outcome = |attributes: &Attributes<'_>, database: &str, request: Option<&str>| match route::resolve(
-        config, attributes, database, request,
-    ) {
-        Ok(route) => format!("{} ({})", route.environment(), route.connection()),
-        Err(refusal) => format!("refused ({})", refusal.sqlstate.0),
+    let now = attribute::explain(config, user.as_str()).with(api.proxy.grants.of(user.as_str()));
+    let then = attribute::explain(config, user.as_str()).with(grants);
+    let outcome = |attributes: &Attributes<'_, Hypothetical>, database: &str, request: Option<&str>| {
+        match route::resolve(config, attributes, database, request) {
+            Ok(route) => format!("{} ({})", route.environment(), route.connection()),
+            Err(refusal) => format!("refused ({})", refusal.sqlstate.0),
+        }
     };
     let mut rows = Vec::new();
     let bases = config.databases.iter().filter(|(database, base)| database.as_str() == base.as_str());
@@ -598,7 +598,7 @@ pub async fn grant(
         .blocking(move |api| {
             caller.may_still(&api.proxy.generation().config)?;
             api.proxy.check_grant(&kept)?;
-            let others = api.proxy.grants.of(&kept.user).into_iter();
+            let others = api.proxy.grants.of(kept.user.as_str()).into_iter();
             let grants = others.filter(|other| !other.is_like(&kept)).chain([kept.clone()]);
             let plan = plan_grants(api, &kept.user, grants.collect());
             if !is_dry {
@@ -628,7 +628,7 @@ pub async fn revoke(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result
     let plan = api
         .blocking(move |api| {
             caller.may_still(&api.proxy.generation().config)?;
-            let others = api.proxy.grants.of(&grant.user).into_iter();
+            let others = api.proxy.grants.of(grant.user.as_str()).into_iter();
             let grants = others.filter(|other| !other.is_like(&grant)).collect();
             let plan = plan_grants(api, &grant.user, grants);
             if !is_dry {

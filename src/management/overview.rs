@@ -217,7 +217,7 @@ fn look(api: &Api) -> Overview {
 }
 
 /// What a decision hung on: where the value stood, and the value.
-fn cause(route: &Route) -> (String, String) {
+fn cause<S>(route: &Route<S>) -> (String, String) {
     let of = |reason: &Reason| match reason {
         Reason::Value { attribute, value, origin } => {
             Some((origin.to_string(), format!("{attribute} = {value}")))
@@ -245,7 +245,8 @@ fn flows(api: &Api) -> Vec<Flow> {
     let bases = config.databases.iter().filter(|(database, base)| database.as_str() == base.as_str());
     for (database, base) in bases {
         for user in config.users.values().filter(|user| !user.disabled) {
-            let attributes = attribute::of_user(config, user.name.as_str()).with(&api.proxy.grants);
+            let attributes =
+                attribute::explain(config, user.name.as_str()).with(api.proxy.grants.of(user.name.as_str()));
             let route = route::resolve(config, &attributes, database.as_str(), None).ok();
             let (origin, value) = route.as_ref().map_or_else(|| ("refused".to_owned(), String::new()), cause);
             let connection = route.as_ref().and_then(|route| config.connections.get(route.connection()));

@@ -246,7 +246,7 @@ fn cut_the_tail(path: &Path, lines: usize) {
     let kept = &kept[..kept.len() - lines];
     std::fs::write(path, kept.concat()).unwrap();
     let head = pgusher::audit::verify(path, None).unwrap().head;
-    std::fs::write(pgusher::audit::beside(path, ".head"), format!("{:020} {}\n", head.seq, head.hash))
+    std::fs::write(pgusher::files::beside(path, ".head"), format!("{:020} {}\n", head.seq, head.hash))
         .unwrap();
     assert!(verify(path).0, "nobody could tell by the files alone");
 }
@@ -283,7 +283,7 @@ fn a_running_process_notices_a_removed_file_a_removed_head_and_a_rewritten_line(
     };
     one_more(1);
     assert_eq!(gaps(), 0);
-    std::fs::remove_file(pgusher::audit::beside(&path, ".head")).unwrap();
+    std::fs::remove_file(pgusher::files::beside(&path, ".head")).unwrap();
     one_more(2);
     assert_eq!(gaps(), 1);
     let text = std::fs::read_to_string(&path).unwrap();
@@ -305,7 +305,7 @@ fn a_file_without_its_head_is_not_whole() {
     drop(Raw::login(pgusher.address(), "raw"));
     end(&mut pgusher);
     assert!(verify(&path).0);
-    std::fs::remove_file(pgusher::audit::beside(&path, ".head")).unwrap();
+    std::fs::remove_file(pgusher::files::beside(&path, ".head")).unwrap();
     let (whole, said) = verify(&path);
     assert!(!whole && said.contains("audit.jsonl.head is not here"), "{said}");
     // The next process makes another, and says that there was none.

@@ -214,7 +214,7 @@ fn startup_packets_of_any_form_are_an_answer() {
 #[test]
 fn toml_that_is_deep_wide_or_cut_off_is_refused() {
     let parse = |text: &str| {
-        let read = pgusher::config::Config::parse(Path::new("x.toml"), text);
+        let read = pgusher::prepare::draft_of(Path::new("x.toml"), text);
         read.and_then(pgusher::config::Draft::accept).map(drop)
     };
     for size in [SIZES[0], SIZES[1], size(256 << 10, SIZES[2])] {

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgusher::config::Config;
 use pgusher::names::UserName;
 use pgusher::pool::{HostCount, Pool, PoolSettings, Runtimes};
 use pgusher::upstream::Dialer;
@@ -25,7 +24,8 @@ fn upstream() -> Fake {
 
 fn settings_of(fake: &Fake, more: &str) -> PoolSettings {
     let text = fake.config("", &["k0".into()], &format!("sslmode = \"disable\"\npool_size = 1\n{more}"));
-    let config = Config::parse(Path::new("pgusher.toml"), &text.replace("@PORT@", "1")).unwrap().config;
+    let config =
+        pgusher::prepare::draft_of(Path::new("pgusher.toml"), &text.replace("@PORT@", "1")).unwrap().config;
     let connection = config.connections.values().next().unwrap();
     PoolSettings {
         dialer: Dialer::of(&config.server, connection).unwrap(),

@@ -177,14 +177,14 @@ fn explained(
     base: &str,
     request: Option<&str>,
 ) -> Result<String, String> {
-    let attributes = pgusher::attribute::of_user(config, user);
+    let attributes = pgusher::attribute::explain(config, user);
     pgusher::route::resolve(config, &attributes, base, request)
         .map(|route| route.environment().to_string())
         .map_err(|refusal| refusal.sqlstate.0.to_owned())
 }
 
 fn load(text: &str) -> pgusher::config::Config {
-    let draft = pgusher::config::Config::parse(std::path::Path::new("random.toml"), text);
+    let draft = pgusher::prepare::draft_of(std::path::Path::new("random.toml"), text);
     let checked = draft.and_then(pgusher::route::review);
     checked.unwrap_or_else(|e| panic!("{e}\n{text}")).config
 }

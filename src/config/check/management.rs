@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::super::file::{File, Token as Written};
 use super::super::read::{Problems, Setting};
-use super::super::{Management, Reach, Token};
-use super::{Secret, Source};
+use super::super::{Management, Reading, Surroundings, Token};
+use super::Source;
 
 /// The shortest token: a shorter one can be guessed.
 pub const MIN_TOKEN: usize = 16;
@@ -16,14 +16,19 @@ pub const MIN_TOKEN: usize = 16;
 pub const HASHED: &str = "sha256:";
 
 /// What `[management]` says.
-pub fn check(path: &Path, file: &File, reach: Reach<'_>, problems: &mut Problems) -> Management {
+pub fn check(path: &Path, file: &File, around: Surroundings<'_>, problems: &mut Problems) -> Management {
     let management = &file.management;
     let mut tokens: Vec<Token> = Vec::new();
     for (name, written) in &management.tokens.0 {
-        if !reach.reads(&written.token) {
-            continue;
-        }
-        let Some(digest) = read(written, problems) else { continue };
+        let secret = match around.secret(&written.token) {
+            Ok(Reading::Value(secret)) => secret,
+            Ok(Reading::Left | Reading::NotInForce) => continue,
+            Err(error) => {
+                problems.error(written.token.span(), error.to_string());
+                continue;
+            }
+        };
+        let Some(digest) = hash(written, &secret, problems) else { continue };
         if let Some(other) = tokens.iter().find(|other| other.digest == digest) {
             problems.error(written.token.span(), format!("this is the token of `{}`, too", other.name));
         }
@@ -73,15 +78,8 @@ pub fn is_plain(token: &Setting<Source>) -> bool {
 }
 
 /// The hash of a token; `None` after a problem was recorded.
-fn read(written: &Written, problems: &mut Problems) -> Option<[u8; 32]> {
+fn hash(written: &Written, secret: &SecretString, problems: &mut Problems) -> Option<[u8; 32]> {
     let span = written.token.span();
-    let secret = match Secret::read((*written.token).clone()) {
-        Ok(secret) => secret.value(),
-        Err(error) => {
-            problems.error(span, error.to_string());
-            return None;
-        }
-    };
     let text = secret.expose_secret();
     let Some(hash) = text.strip_prefix(HASHED) else {
         if text.len() < MIN_TOKEN || !text.bytes().all(|b| b.is_ascii_graphic()) {

@@ -1,20 +1,19 @@
 //! Who else on this machine may read secrets, or change the configuration.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use super::super::Machine;
 use super::super::file::File;
 use super::super::read::{Problems, Setting};
 use super::Source;
 use super::management;
-use crate::files;
 use crate::verifier::is_verifier;
 
 /// Warns of all that others may read or write and should not.
-pub fn check(path: &Path, file: &File, problems: &mut Problems) {
-    plain_secrets(path, file, problems);
-    secret_files(file, problems);
+pub fn check(path: &Path, file: &File, machine: &dyn Machine, problems: &mut Problems) {
+    plain_secrets(path, file, machine, problems);
+    secret_files(file, machine, problems);
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -35,7 +34,7 @@ pub fn check(path: &Path, file: &File, problems: &mut Problems) {
     );
     let mut told = BTreeSet::new();
     for (what, place) in places {
-        if files::is_open_to_others(&place) && told.insert(place.clone()) {
+        if machine.is_open_to_others(&place) && told.insert(place.clone()) {
             let message =
                 format!("others than its owner may write to {what}: who does decides who may do what");
             problems.warning(None, message).help(format!("chmod go-w {}", place.display()));
@@ -44,7 +43,7 @@ pub fn check(path: &Path, file: &File, problems: &mut Problems) {
 }
 
 /// A plain secret in a file that everybody can read.
-fn plain_secrets(path: &Path, file: &File, problems: &mut Problems) {
+fn plain_secrets(path: &Path, file: &File, machine: &dyn Machine, problems: &mut Problems) {
     let connections = file.connections.0.iter().map(|(_, c)| &c.password);
     let users = file.users.0.iter().map(|(_, u)| &u.password);
     let plain = connections.chain(users).find(|p| match &***p {
@@ -54,9 +53,8 @@ fn plain_secrets(path: &Path, file: &File, problems: &mut Problems) {
     let tokens = file.management.tokens.0.iter().map(|(_, t)| &t.token);
     let token = tokens.into_iter().find(|token| management::is_plain(token));
     let span = plain.map(Setting::span).or(token.map(Setting::span));
-    let mode = std::fs::metadata(path).map(|m| m.permissions().mode()).unwrap_or(0);
     if let Some(span) = span
-        && mode & 0o004 != 0
+        && machine.is_readable_by_everybody(path)
     {
         let message = "this file holds a plain-text secret, and everybody on this machine can read the file";
         problems.warning(span, message).help(format!("chmod o-r {}", path.display()));
@@ -64,14 +62,14 @@ fn plain_secrets(path: &Path, file: &File, problems: &mut Problems) {
 }
 
 /// Secrets that have a file of their own.
-fn secret_files(file: &File, problems: &mut Problems) {
+fn secret_files(file: &File, machine: &dyn Machine, problems: &mut Problems) {
     let connections = file.connections.0.iter().map(|(_, c)| &c.password);
     let users = file.users.0.iter().map(|(_, u)| &u.password);
     let passwords = connections.chain(users).filter_map(|p| Some(((**p).as_ref()?, p.span())));
     let tokens = file.management.tokens.0.iter().map(|(_, t)| (&*t.token, t.token.span()));
     for (source, span) in passwords.chain(tokens) {
         let Source::File(secret) = source else { continue };
-        if !files::is_private(secret) {
+        if !machine.is_private(secret) {
             let message = "others than its owner may read this secret file";
             problems.warning(span, message).help(format!("chmod 600 {}", secret.display()));
         }
