@@ -9,6 +9,7 @@ ARG CARGO_BUILD_JOBS=default
 WORKDIR /build
 # The dependencies are a layer of their own, built around an empty pgusher: most changes leave them alone.
 COPY Cargo.toml Cargo.lock ./
+COPY crates/policy/Cargo.toml crates/policy/
 COPY crates/relay/Cargo.toml crates/relay/
 COPY crates/wire/Cargo.toml crates/wire/
 RUN for crate in . crates/*; do mkdir $crate/src && touch $crate/src/lib.rs; done && echo 'fn main() {}' >src/main.rs && \

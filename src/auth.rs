@@ -16,18 +16,18 @@ use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
 use crate::aside::Aside;
-use crate::attribute::Subject;
-use crate::config::file::AuthType;
-use crate::config::{Config, User};
 use crate::handshake::Arrival;
-use crate::names::UserName;
 use crate::stream::Block;
 use crate::tls::ServerTls;
-use crate::verifier::{ScramVerifier, Verifier, md5_hex, md5_response};
 use exchange::Exchange;
 use guesses::Guesses;
 use key::Key;
 pub use logins::Logins;
+use policy::attribute::Subject;
+use policy::config::file::AuthType;
+use policy::config::{Config, User};
+use policy::names::UserName;
+use policy::verifier::{ScramVerifier, Verifier, md5_hex, md5_response};
 use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// Somebody whose proof was good. Made only by [`Authenticator::authenticate`].

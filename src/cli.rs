@@ -18,13 +18,13 @@ use clap::{Parser, Subcommand};
 
 use operator::Console;
 
-use crate::attribute;
-use crate::config::read::Severity;
-use crate::config::{Checked, Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, file};
 use crate::doctor;
-use crate::plan::Plan;
 use crate::prepare::{self, Prepared};
-use crate::route;
+use policy::attribute;
+use policy::config::read::Severity;
+use policy::config::{Checked, Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, file};
+use policy::plan::Plan;
+use policy::route;
 
 /// Shows every PostgreSQL client to the right database.
 #[derive(Debug, Parser)]

@@ -16,15 +16,15 @@ use tracing::info;
 
 use crate::audit::{self, Event, Refused};
 use crate::auth::{Terms, may_stay};
-use crate::config::CONSOLE_DATABASES;
-use crate::config::file::{AuditFailure, Console as Right};
 use crate::handshake::Arrival;
-use crate::names::UserName;
 use crate::proxy::{Generation, Proxy, Seat};
 use crate::strangers::{Stranger, no_place};
 use crate::stream::Reader;
 use act::Reply;
 use command::Command;
+use policy::config::CONSOLE_DATABASES;
+use policy::config::file::{AuditFailure, Console as Right};
+use policy::names::UserName;
 use table::{Table, Value};
 use wire::error::{Fault, Refusal, Shown, SqlState};
 use wire::{HEADER, Header, Severity, cstr};

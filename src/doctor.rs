@@ -11,11 +11,11 @@ use std::time::{Duration, SystemTime};
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 
-use crate::config::read::{Problems, Severity};
-use crate::config::{Checked, Config};
 use crate::prepare;
 use crate::tls;
-use crate::verifier::Verifier;
+use policy::config::read::{Problems, Severity};
+use policy::config::{Checked, Config};
+use policy::verifier::Verifier;
 use server::Facts;
 
 /// How long before its end a certificate is worth a warning.
@@ -255,4 +255,4 @@ fn labels(config: &Config, known: &Known, report: &mut Report) {
     }
 }
 
-type Known = BTreeMap<crate::names::ConnectionName, Facts>;
+type Known = BTreeMap<policy::names::ConnectionName, Facts>;

@@ -18,12 +18,12 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::cancel::Slot;
-use crate::config::file::PoolMode;
 use crate::pool::{
     Answer, Lease, Outcome, Pinned, Pool, Subscription, Ticket, not_reset, refusal_of, waited_too_long,
 };
 use crate::stats::Figure;
 use crate::stream::{Reader, Stream};
+use policy::config::file::PoolMode;
 use relay::reset::Proof;
 use relay::{Broken, Core, Gathered, Sink, Then};
 pub use timing::Timeouts;

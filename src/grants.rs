@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tracing::error;
 
 use crate::files::{self, beside};
-use crate::grant::{Grant, Which};
+use policy::grant::{Grant, Which};
 
 /// The longest file of grants, in bytes.
 const MAX_FILE: u64 = 16 << 20;

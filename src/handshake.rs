@@ -11,10 +11,10 @@ use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsAcceptor;
 
-use crate::config::file::SslMode;
 use crate::strangers::{Stranger, no_place};
 use crate::stream::{Reader, Socket, Stream};
 use crate::tls::{self, ALPN, ServerTls, common_name};
+use policy::config::file::SslMode;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 use wire::startup::{self, CancelKey, FirstPacket, MAX_STARTUP_LENGTH, Startup};
 

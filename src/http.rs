@@ -25,10 +25,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::config::file::SslMode;
 use crate::metrics;
 use crate::proxy::Proxy;
 use crate::stream;
+use policy::config::file::SslMode;
 
 /// How many clients at a time.
 const MAX_CLIENTS: usize = 64;

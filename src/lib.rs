@@ -4,14 +4,6 @@
 //! top to bottom is reading the product (`docs/architecture.md`).
 
 // ── words ──
-pub mod names;
-pub mod secret;
-pub mod verifier;
-pub mod config;
-pub mod grant;
-pub mod attribute;
-pub mod route;
-pub mod plan;
 // ── the machine ──
 pub mod files;
 pub mod machine;

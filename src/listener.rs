@@ -12,11 +12,11 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::{info, warn};
 
 use crate::audit::Refused;
-use crate::config::{ListenAddress, Server};
 use crate::proxy::Proxy;
 use crate::session;
 use crate::strangers::{Places, no_place};
 use crate::stream::{self, Block, Socket};
+use policy::config::{ListenAddress, Server};
 use wire::{Severity, startup::MAX_STARTUP_LENGTH};
 
 const BACKLOG: i32 = 4096;

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
-use crate::config::Machine;
 use crate::files;
-use crate::secret::{MAX_LENGTH, Secret, SecretError, Source};
+use policy::config::Machine;
+use policy::secret::{MAX_LENGTH, Secret, SecretError, Source};
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 

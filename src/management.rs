@@ -30,11 +30,11 @@ use utoipa::OpenApi;
 use uuid::Uuid;
 
 use crate::aside::Aside;
-use crate::config::{Config, file};
 use crate::proxy::{Change, Generation, Proxy, Written};
 use access::{Caller, Gate};
 use answer::{Problem, Tags};
 use overview::History;
+use policy::config::{Config, file};
 
 /// How long a request waits for those before it.
 const TURN: Duration = Duration::from_secs(30);

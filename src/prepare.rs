@@ -9,16 +9,16 @@ use std::sync::Arc;
 
 use secrecy::ExposeSecret;
 
-use crate::config::file::{self, SslMode};
-use crate::config::read::{Problems, Setting};
-use crate::config::{
-    Checked, Config, Connection, Draft, Host, ListenAddress, Machine, Outside, Rejected, Surroundings,
-};
 use crate::files;
 use crate::machine::ThisMachine;
-use crate::route;
 use crate::tls::{self, ServerTls, TlsError};
 use crate::upstream::Dialer;
+use policy::config::file::{self, SslMode};
+use policy::config::read::{Problems, Setting};
+use policy::config::{
+    Checked, Config, Connection, Draft, Host, ListenAddress, Machine, Outside, Rejected, Surroundings,
+};
+use policy::route;
 
 /// A configuration of which all has been made that can fail. Made only by this module.
 #[derive(Debug)]

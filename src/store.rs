@@ -191,7 +191,7 @@ mod tests {
         for secret in ["abc", "abc\n", "abc\r", "abc\r\n", "abc\n\n", "\n"] {
             let _ = std::fs::remove_file(&path);
             write_secret(&path, secret).unwrap();
-            let source = crate::secret::Source::File(path.clone());
+            let source = policy::secret::Source::File(path.clone());
             let read = crate::machine::read(&source).unwrap();
             assert_eq!(secrecy::ExposeSecret::expose_secret(&read), secret, "{secret:?}");
         }

@@ -19,9 +19,9 @@ use rustls::{CertificateError, ClientConfig, InconsistentKeys, OtherError, RootC
 use thiserror::Error;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
-use crate::config::file::SslMode;
-use crate::config::{ClientTls, Host, UpstreamTls};
 use crate::files;
+use policy::config::file::SslMode;
+use policy::config::{ClientTls, Host, UpstreamTls};
 use verify::{AnyCertificate, Authorities, KnownClient, KnownServer, Names, Presence};
 
 /// The ALPN name of PostgreSQL's protocol.

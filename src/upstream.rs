@@ -20,11 +20,11 @@ use tokio_rustls::TlsConnector;
 use tracing::warn;
 
 use crate::aside::Aside;
-use crate::config::file::{SslMode, SslNegotiation};
-use crate::config::{Connection, Host, Server};
-use crate::names::UserName;
 use crate::stream::{Socket, Stream};
 use crate::tls::{self, ALPN, TlsError, UpstreamClient};
+use policy::config::file::{SslMode, SslNegotiation};
+use policy::config::{Connection, Host, Server};
+use policy::names::UserName;
 use relay::settings::Parameter;
 pub use rows::{Allowance, rows};
 use wire::error::{Fault, Refusal, SqlState};

@@ -4,8 +4,7 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use pgusher::config::Config;
-use pgusher::config::read::{Problems, Severity};
+use policy::config::read::{Problems, Severity};
 
 /// Stands where an input has a line `password = @`, and nowhere else.
 const CANARY: &str = "canary-4b1d-sings";

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use pgusher::config::file::PoolMode;
+use policy::config::file::PoolMode;
 use relay::{BackendState, Core, Facts, Interner, Parameters, SessionSettings, Sink, Then};
 use pgusher_fuzz::Input;
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use secrecy::ExposeSecret;
 
 use super::key::Key;
-use crate::config::file::AuthType;
-use crate::config::{Config, User};
-use crate::names::UserName;
-use crate::verifier::{SCRAM_ITERATIONS, ScramVerifier, Verifier, md5_hex};
+use policy::config::file::AuthType;
+use policy::config::{Config, User};
+use policy::names::UserName;
+use policy::verifier::{SCRAM_ITERATIONS, ScramVerifier, Verifier, md5_hex};
 
 /// What can be seen of a SCRAM verifier before a proof: its iteration count, and how many bytes its salt has.
 type Shape = (u32, usize);
@@ -187,9 +187,13 @@ mod tests {
                 "[connections.a]\nhost = \"h\"\nusername = \"u\"\n[users.alice]\npassword = \"{password}\"\n\
                  [users.five]\nauth_type = \"md5\"\npassword = \"x\"\n"
             );
-            Config::draft(std::path::Path::new("pgusher.toml"), &text, crate::config::Surroundings::default())
-                .unwrap()
-                .config
+            Config::draft(
+                std::path::Path::new("pgusher.toml"),
+                &text,
+                policy::config::Surroundings::default(),
+            )
+            .unwrap()
+            .config
         };
         let (one, same, other) = (config("first"), config("first"), config("second"));
         let old = Logins::of(&key, &one, None);

@@ -9,8 +9,8 @@ use clap::Args;
 use serde::Deserialize;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-use crate::plan::Plan;
 use crate::tls;
+use policy::plan::Plan;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);

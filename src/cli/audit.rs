@@ -8,8 +8,8 @@ use clap::{Args, Subcommand};
 
 use super::print_table;
 use crate::audit::{self, Question, Visits};
-use crate::config::{Draft, Outside};
 use crate::prepare;
+use policy::config::{Draft, Outside};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {

@@ -10,7 +10,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::config::{LogFormat, LogLevel, Server};
+use policy::config::{LogFormat, LogLevel, Server};
 use wire::error::{Shown, escape_json, is_obeyed};
 
 /// How many lines may wait to be written: with the longest line, 20 MiB.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
-use crate::verifier::{EMPTY, SCRAM_ITERATIONS, ScramVerifier, is_empty};
+use policy::verifier::{EMPTY, SCRAM_ITERATIONS, ScramVerifier, is_empty};
 
 /// What Ctrl-C types.
 const INTERRUPT: u8 = 3;

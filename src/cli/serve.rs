@@ -16,13 +16,13 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 use super::{log, service};
 use crate::audit::{Audit, Event};
-use crate::config::{Checked, Outside, Server};
 use crate::http::{self, Security};
 use crate::listener;
 use crate::management;
 use crate::pool::Runtimes;
 use crate::prepare::Prepared;
 use crate::proxy::{Proxy, Shutdown};
+use policy::config::{Checked, Outside, Server};
 
 /// What is left running when everything was told to end may take this long.
 const LAST_TASKS: Duration = Duration::from_secs(2);

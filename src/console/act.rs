@@ -8,12 +8,12 @@ use tokio::time::{Instant, sleep};
 use super::command::Command;
 use super::show;
 use super::table::{Kind, Table};
-use crate::grant::{Grant, Which};
-use crate::names::{ConnectionName, UserName};
-use crate::plan::Plan;
 use crate::pool::{Halt, Pool};
 use crate::proxy::{Generation, LoadError, Proxy};
-use crate::route;
+use policy::grant::{Grant, Which};
+use policy::names::{ConnectionName, UserName};
+use policy::plan::Plan;
+use policy::route;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// How often a command that waits looks.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::grant::LONGEST;
 use crate::proxy::Shutdown;
+use policy::grant::LONGEST;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// The longest command.

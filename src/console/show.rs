@@ -6,16 +6,16 @@ use std::time::{Duration, SystemTime};
 
 use super::table::Kind::{Int, Long, Numeric, Text};
 use super::table::{Column, Table, Value};
-use crate::attribute;
-use crate::config::Host;
-use crate::config::file::Server;
-use crate::config::read::Applies;
-use crate::names::ConnectionName;
 use crate::pool::{Halt, Pool};
 use crate::proxy::{LiveSession, Proxy};
-use crate::route;
 use crate::stats::{FIGURES, Figure, Totals, sum};
 use crate::stream::Tls;
+use policy::attribute;
+use policy::config::Host;
+use policy::config::file::Server;
+use policy::config::read::Applies;
+use policy::names::ConnectionName;
+use policy::route;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// Every `SHOW` there is, as `SHOW HELP` says it.
@@ -587,13 +587,13 @@ impl<'a> Overview<'a> {
                 user.name.as_str().into(),
                 "".into(),
                 "".into(),
-                user.pool_mode.map(super::super::config::file::PoolMode::word).into(),
+                user.pool_mode.map(policy::config::file::PoolMode::word).into(),
                 0_u32.into(),
                 own().filter(|session| session.slot.now().0.is_some()).count().into(),
                 user.max_client_connections.into(),
                 own().count().into(),
                 user.disabled.into(),
-                user.console.map(super::super::config::file::Console::word).into(),
+                user.console.map(policy::config::file::Console::word).into(),
             ]);
         }
         table

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::{Known, Report};
-use crate::config::file::UpstreamMethod;
-use crate::config::{Config, Connection, Host, Server};
 use crate::pool::prove_resettable;
 use crate::stream::Stream;
 use crate::upstream::{Allowance, Dialer, UpstreamError, rows};
+use policy::config::file::UpstreamMethod;
+use policy::config::{Config, Connection, Host, Server};
 use wire::startup::Settings;
 
 /// The longest answer to one question, in bytes.

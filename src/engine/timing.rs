@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::time::Sleep;
 
-use crate::config::Server;
+use policy::config::Server;
 
 /// How long a client that is told why its session ends may take to read it.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);

@@ -18,10 +18,10 @@ use super::Api;
 use super::answer::Problem;
 use crate::audit::{self, Audit, Event};
 use crate::auth::keep_the_busiest;
-use crate::config::file::{AuditFailure, Role};
-use crate::config::{Config, Token};
 use crate::http::Peer;
 use crate::stream::Block;
+use policy::config::file::{AuditFailure, Role};
+use policy::config::{Config, Token};
 use wire::error::{Fault, Refusal, SqlState};
 
 /// What may be had without a token: the page, the document, and the page of the document. None of them tells anything about

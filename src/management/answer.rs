@@ -9,9 +9,9 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::redact::safe;
-use crate::config::read::Severity;
-use crate::plan::Plan;
 use crate::proxy::{LoadError, WriteError, Written};
+use policy::config::read::Severity;
+use policy::plan::Plan;
 use wire::error::Refusal;
 
 /// An error.

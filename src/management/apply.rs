@@ -14,10 +14,10 @@ use utoipa::ToSchema;
 use super::answer::{self, Outcome, Problem, tagged};
 use super::operate::Source;
 use super::{Api, Asked, body, connections, edit, people, redact};
-use crate::config::file::AuthType;
-use crate::names::id_of;
 use crate::proxy::{Change, Written};
-use crate::verifier::is_verifier;
+use policy::config::file::AuthType;
+use policy::names::id_of;
+use policy::verifier::is_verifier;
 
 /// What may be described: the rest of the file is the machine's, and is not changed by the API.
 const KINDS: [&str; 4] = ["connections", "attributes", "groups", "users"];

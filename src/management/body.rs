@@ -17,7 +17,7 @@ use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use super::answer::{self, Problem};
-use crate::config::file::{AuthType, Console, OnUnmatched, PoolMode, SslMode};
+use policy::config::file::{AuthType, Console, OnUnmatched, PoolMode, SslMode};
 
 /// The longest body.
 pub const MAX_BODY: usize = 1 << 20;
@@ -306,7 +306,7 @@ macro_rules! body {
                     body!(@need $($required)?),
                     $crate::management::body::described(
                         <$Type as $crate::management::body::Field>::schema(),
-                        &$crate::config::read::doc_text(&[$($doc),*]),
+                        &policy::config::read::doc_text(&[$($doc),*]),
                         body!(@need $($required)?),
                     ),
                 ), )*]

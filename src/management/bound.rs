@@ -8,9 +8,9 @@ use toml_edit::{DocumentMut, Item, TableLike};
 
 use super::answer::Problem;
 use super::edit;
-use crate::config::file::{ChannelBinding, SslMode};
-use crate::names::id_of;
 use crate::proxy::{Change, Proxy};
+use policy::config::file::{ChannelBinding, SslMode};
+use policy::names::id_of;
 
 /// Refuses a change by which a password would go to another host or port than until now, or less well guarded, unless the
 /// password came with the change. A reference (`{ file = … }`) stays bound to the host that it was written for: where its

@@ -18,11 +18,11 @@ use super::answer::{self, Outcome, Problem, tagged, written};
 use super::body::{Changed, Field, HostName, List, Name, New, Password, Patch, Picker, Whole, body};
 use super::environments::{self, ConnectionEnvironment};
 use super::{Api, Asked, Id, View, edit};
-use crate::config::file::{OnUnmatched, PoolMode, SslMode};
-use crate::config::{self, file};
-use crate::names::{ConnectionName, id_of};
-use crate::plan;
 use crate::proxy::Change;
+use policy::config::file::{OnUnmatched, PoolMode, SslMode};
+use policy::config::{self, file};
+use policy::names::{ConnectionName, id_of};
+use policy::plan;
 
 /// What a connection speaks: `postgres`.
 #[derive(Debug, Clone)]

@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::answer::{self, Outcome, Problem, tagged, written};
 use super::body::{Ids, List, Name, New, Patch, body};
 use super::{Api, Asked, Id, View, connections, edit};
-use crate::config::{self, Config};
-use crate::names::ConnectionName;
+use policy::config::{self, Config};
+use policy::names::ConnectionName;
 
 body! {
     /// Which connections become environments of which.

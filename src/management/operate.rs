@@ -24,13 +24,13 @@ use uuid::Uuid;
 use super::answer::{self, Outcome, PlanRow, Problem, plan_rows, tagged};
 use super::body::{Field, Name, New, body};
 use super::{Api, Asked, Id, Number, apply, redact};
-use crate::attribute::{self, Attributes, Hypothetical};
 use crate::audit;
 use crate::console::show::state_of;
-use crate::grant::{Grant, LONGEST, Which};
-use crate::names::{UserName, id_of};
 use crate::proxy::{LiveSession, LoadError, Proxy};
-use crate::route;
+use policy::attribute::{self, Attributes, Hypothetical};
+use policy::grant::{Grant, LONGEST, Which};
+use policy::names::{UserName, id_of};
+use policy::route;
 
 /// How much of the end of the audit is searched, and how many lines of it are answered at most.
 const MAX_SEARCHED: u64 = 64 << 20;
@@ -142,7 +142,7 @@ pub async fn resolve(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<R
 }
 
 /// `host:port/database`
-pub(super) fn target(target: &crate::config::Target) -> String {
+pub(super) fn target(target: &policy::config::Target) -> String {
     format!("{}:{}/{}", target.host, target.port, target.database)
 }
 

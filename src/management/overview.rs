@@ -14,11 +14,11 @@ use utoipa::ToSchema;
 use super::Api;
 use super::answer::Problem;
 use super::operate::{target, time};
-use crate::attribute;
-use crate::names::{ConnectionName, UserName};
 use crate::pool::Pool;
-use crate::route::{self, Reason, Route};
 use crate::stats::Figure;
+use policy::attribute;
+use policy::names::{ConnectionName, UserName};
+use policy::route::{self, Reason, Route};
 
 /// How often the pools are looked at, and how many of these looks are kept: ten minutes.
 const INTERVAL: Duration = Duration::from_secs(3);

@@ -17,13 +17,13 @@ use uuid::Uuid;
 use super::answer::{self, Outcome, Problem, tagged, written};
 use super::body::{Changed, Fielded, List, Name, New, Password, Patch, Values, Whole, body};
 use super::{Api, Asked, Id, View, edit};
-use crate::config::Config;
-use crate::config::file::{AuthType, Console};
-use crate::names::id_of;
-use crate::plan;
 use crate::proxy::{Change, Written};
-use crate::secret::Secret;
-use crate::verifier::{EMPTY, SCRAM_ITERATIONS, ScramVerifier, Verifier, is_empty, is_verifier};
+use policy::config::Config;
+use policy::config::file::{AuthType, Console};
+use policy::names::id_of;
+use policy::plan;
+use policy::secret::Secret;
+use policy::verifier::{EMPTY, SCRAM_ITERATIONS, ScramVerifier, Verifier, is_empty, is_verifier};
 
 body! {
     /// What can be said about a user.
@@ -175,7 +175,7 @@ trait Thing: Serialize + Sized + Send + 'static {
     fn written(self, outcome: Outcome) -> impl Serialize;
 }
 
-fn values(attributes: &BTreeMap<crate::names::AttributeName, Vec<String>>) -> BTreeMap<String, Vec<String>> {
+fn values(attributes: &BTreeMap<policy::names::AttributeName, Vec<String>>) -> BTreeMap<String, Vec<String>> {
     attributes.iter().map(|(name, values)| (name.to_string(), values.clone())).collect()
 }
 
@@ -186,7 +186,7 @@ impl Thing for User {
     type Body = UserBody;
 
     fn all(View { config, .. }: View<'_>) -> Vec<Self> {
-        let shown = |user: &Arc<crate::config::User>| Self {
+        let shown = |user: &Arc<policy::config::User>| Self {
             id: id_of(Self::ID, user.name.as_str()),
             name: user.name.to_string(),
             has_password: user.password.is_some(),
@@ -289,7 +289,7 @@ impl Thing for Group {
     type Body = GroupBody;
 
     fn all(View { config, .. }: View<'_>) -> Vec<Self> {
-        let shown = |(name, attributes): (&crate::names::GroupName, &BTreeMap<_, _>)| Self {
+        let shown = |(name, attributes): (&policy::names::GroupName, &BTreeMap<_, _>)| Self {
             id: id_of(Self::ID, name.as_str()),
             name: name.to_string(),
             attributes: values(attributes),

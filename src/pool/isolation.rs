@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::{Lease, Pool, Pooled, State};
-use crate::config::file::Isolation;
-use crate::names::UserName;
 use crate::upstream::{Allowance, Backend, UpstreamError, rows};
+use policy::config::file::Isolation;
+use policy::names::UserName;
 use relay::reset::{DISCARD, Proof};
 
 /// For how long a connection may hold what its last user has left, while nobody uses it.

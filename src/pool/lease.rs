@@ -11,9 +11,9 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::{Pool, Welcome, refusal_of};
-use crate::config::file::Isolation;
 use crate::stream::Stream;
 use crate::upstream::CancelTarget;
+use policy::config::file::Isolation;
 use relay::reset::Proof;
 use relay::{BackendState, Parameters};
 use wire::error::{Fault, Refusal, SqlState};

@@ -7,7 +7,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::Lease;
-use crate::names::UserName;
+use policy::names::UserName;
 use wire::error::Refusal;
 
 /// How a wait ended.

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Generation, Proxy, killed};
-use crate::config::Connection;
 use crate::engine::{Order, OrderedBy};
-use crate::names::{ConnectionName, EnvironmentName};
 use crate::pool::{Halt, Pool};
+use policy::config::Connection;
+use policy::names::{ConnectionName, EnvironmentName};
 
 /// The orders that hold. They are of names, as operators give them, and not of the pools that have these names now.
 #[derive(Debug, Default)]

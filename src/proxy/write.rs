@@ -14,11 +14,11 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::{Generation, LoadError, Proxy};
-use crate::config::Config;
-use crate::config::file::{self, SecretStore};
-use crate::names::id_of;
-use crate::plan::Plan;
 use crate::store::{self, Store, StoreError};
+use policy::config::Config;
+use policy::config::file::{self, SecretStore};
+use policy::names::id_of;
+use policy::plan::Plan;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How many wrong passwords of one caller are told from the right one in a minute.

@@ -9,11 +9,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use relay::settings::{MAX_REPORTED, MAX_REPORTED_BYTES, Parameter};
 
 use super::{Dialer, UpstreamError};
-use crate::config::file::{ChannelBinding, UpstreamMethod};
-use crate::config::{Connection, UpstreamScram};
 use crate::stream::Stream;
 use crate::tls::server_end_point;
-use crate::verifier::{EMPTY, Verifier, is_empty, md5_hex, md5_response};
+use policy::config::file::{ChannelBinding, UpstreamMethod};
+use policy::config::{Connection, UpstreamScram};
+use policy::verifier::{EMPTY, Verifier, is_empty, md5_hex, md5_response};
 use wire::error::SqlState;
 use wire::startup::{MAX_CANCEL_KEY, MAX_STARTUP_LENGTH, Settings};
 use wire::{Header, cstr};

@@ -555,7 +555,7 @@ fn what_an_unknown_user_is_shown_stays_over_restarts_and_edits() {
         .iter()
         .flat_map(|iterations| (0..4).map(move |n| (iterations, n)))
         .map(|(iterations, n)| {
-            let verifier = pgusher::verifier::ScramVerifier::derive("x", vec![n; 16], *iterations);
+            let verifier = policy::verifier::ScramVerifier::derive("x", vec![n; 16], *iterations);
             format!("\n[users.v{iterations}_{n}]\npassword = \"{verifier}\"\n")
         })
         .collect();
@@ -620,7 +620,7 @@ fn whoever_guesses_waits_for_the_answer_and_nobody_else_does() {
 #[test]
 #[ignore = "measures time: for a quiet machine"]
 fn the_time_of_a_refusal_does_not_tell_who_exists() {
-    let verifier = pgusher::verifier::ScramVerifier::derive("x", vec![7; 16], 4096);
+    let verifier = policy::verifier::ScramVerifier::derive("x", vec![7; 16], 4096);
     let users = format!("\n[users.stored]\nauth_type = \"password\"\npassword = \"{verifier}\"\n");
     let pgusher = with_users("max_failed_logins = 0\nauth_type = \"password\"", &users);
     let time = |user: &str| {

@@ -215,7 +215,7 @@ fn startup_packets_of_any_form_are_an_answer() {
 fn toml_that_is_deep_wide_or_cut_off_is_refused() {
     let parse = |text: &str| {
         let read = pgusher::prepare::draft_of(Path::new("x.toml"), text);
-        read.and_then(pgusher::config::Draft::accept).map(drop)
+        read.and_then(policy::config::Draft::accept).map(drop)
     };
     for size in [SIZES[0], SIZES[1], size(256 << 10, SIZES[2])] {
         for open in ["[", "a.", "{a=", "[a.", "a=[", "[[", "\"", "'''", "a={"] {

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pgusher::config::file::{SslMode, SslNegotiation};
-use pgusher::config::read::Setting;
-use pgusher::config::{ClientTls, Host, UpstreamTls};
 use pgusher::tls;
+use policy::config::file::{SslMode, SslNegotiation};
+use policy::config::read::Setting;
+use policy::config::{ClientTls, Host, UpstreamTls};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, DnValue,
     GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair, NameConstraints, PublicKeyData, RevokedCertParams,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use pgusher::verifier::ScramVerifier;
+use policy::verifier::ScramVerifier;
 
 use super::fake::{
     Cut, Fake, Peer, Relay, complete, config, data, description, error, login, ready, refused, row, unharmed,

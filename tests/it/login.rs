@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use pgusher::verifier::Verifier;
+use policy::verifier::Verifier;
 
 use super::fake::{Fake, refused};
 use super::house::{
@@ -47,7 +47,7 @@ disabled = true
         child.stdin.take().unwrap().write_all(b"s3same\n").unwrap();
         String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap().trim().to_owned()
     };
-    let md5 = pgusher::verifier::md5_hex([b"stored", b"stored"]);
+    let md5 = policy::verifier::md5_hex([b"stored", b"stored"]);
     let pgusher = Pgusher::start(&config.replace("@VERIFIER@", &hashed).replace("@MD5@", &md5));
     let login = |user: &str, password: &str| pgusher.psql_with(user, password, &[], &["SELECT 1"]);
     for (user, password) in [

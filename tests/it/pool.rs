@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgusher::names::UserName;
 use pgusher::pool::{HostCount, Pool, PoolSettings, Runtimes};
 use pgusher::upstream::Dialer;
+use policy::names::UserName;
 use relay::Effects;
 use tokio_util::task::TaskTracker;
 use wire::error::{Fault, Refusal, SqlState};

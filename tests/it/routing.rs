@@ -172,20 +172,20 @@ fn toml(setup: &Setup) -> String {
 
 /// What the function that explains says: the environment, or the SQLSTATE.
 fn explained(
-    config: &pgusher::config::Config,
+    config: &policy::config::Config,
     user: &str,
     base: &str,
     request: Option<&str>,
 ) -> Result<String, String> {
-    let attributes = pgusher::attribute::explain(config, user);
-    pgusher::route::resolve(config, &attributes, base, request)
+    let attributes = policy::attribute::explain(config, user);
+    policy::route::resolve(config, &attributes, base, request)
         .map(|route| route.environment().to_string())
         .map_err(|refusal| refusal.sqlstate.0.to_owned())
 }
 
-fn load(text: &str) -> pgusher::config::Config {
+fn load(text: &str) -> policy::config::Config {
     let draft = pgusher::prepare::draft_of(std::path::Path::new("random.toml"), text);
-    let checked = draft.and_then(pgusher::route::review);
+    let checked = draft.and_then(policy::route::review);
     checked.unwrap_or_else(|e| panic!("{e}\n{text}")).config
 }
 

@@ -173,7 +173,7 @@ fn a_new_user_logs_in_at_once_and_a_new_password_holds_at_once() {
         .ok();
     assert_eq!(lands("third").unwrap(), "prod");
     // A verifier is taken as it is.
-    let verifier = pgusher::verifier::ScramVerifier::derive("fourth", vec![7; 16], 4096).to_string();
+    let verifier = policy::verifier::ScramVerifier::derive("fourth", vec![7; 16], 4096).to_string();
     api.send("PATCH", &format!("/users/{id}"), json!({ "authType": null, "passwordUnencrypted": verifier }))
         .ok();
     assert_eq!(lands("fourth").unwrap(), "prod");
