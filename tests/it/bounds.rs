@@ -97,7 +97,7 @@ fn found<'a>(text: &'a str, patterns: &[&str]) -> Vec<&'a str> {
 #[test]
 fn every_parser_and_every_queue_is_in_the_document() {
     let (parsers, queues) = (table("What reads what others write"), table("Queues, maps and buffers"));
-    for (path, text) in sources("src") {
+    for (path, text) in sources("src").into_iter().chain(sources("crates")) {
         if path.ends_with("/tests.rs") {
             continue;
         }
@@ -122,7 +122,9 @@ fn every_parser_and_every_queue_is_in_the_document() {
 #[test]
 fn what_the_document_names_is_there() {
     let mut tests = String::new();
-    sources("src").into_values().chain(sources("tests/it").into_values()).for_each(|text| tests += &text);
+    for folder in ["src", "crates", "tests/it"] {
+        sources(folder).into_values().for_each(|text| tests += &text);
+    }
     for heading in ["What reads what others write", "Queues, maps and buffers"] {
         let rows = table(heading);
         let columns = rows[0].len();

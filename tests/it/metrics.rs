@@ -179,7 +179,7 @@ fn alerts_dashboard_and_manual_tell_of_what_there_is() {
     for line in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
         assert!(manual.contains(&format!("| `{line}` |")), "{line}");
     }
-    let errors = read("src/error.rs");
+    let errors = read("crates/wire/src/error.rs");
     let (_, table) = manual.split_once("## By error").unwrap();
     for sqlstate in errors.split("Self = Self(\"").skip(1).map(|rest| &rest[..5]) {
         assert!(table.contains(&format!("`{sqlstate}`")), "{sqlstate}");
