@@ -30,7 +30,7 @@ use isolation::Resettable;
 pub use isolation::prove as prove_resettable;
 pub use lease::{Lease, Pooled};
 use listener::Line;
-pub use listener::{Answer, Subscription};
+pub use listener::Subscription;
 pub use operate::{Halt, View};
 use policy::config::Connection;
 use policy::config::file::Isolation;
@@ -429,7 +429,7 @@ impl Pool {
                 return Ok(fit);
             }
         }
-        Err(not_reset())
+        Err(relay::conductor::not_reset())
     }
 
     /// How many connections in a row may fail to be reset before a client is told: somebody may have seen to it that all
@@ -980,20 +980,4 @@ pub fn waited_too_long(waited: Duration) -> Refusal {
     let message = "no upstream connection became free within query_wait_timeout";
     Refusal::new(Fault::Upstream, SqlState::TOO_MANY_CONNECTIONS, message)
         .detail(format!("Waited {}.", humantime::format_duration(waited)))
-}
-
-/// No connection could be reset that another user had last.
-pub fn not_reset() -> Refusal {
-    let message = "no upstream connection could be reset after another user";
-    Refusal::new(Fault::Upstream, SqlState::CONNECTION_FAILURE, message)
-}
-
-/// The upstream's own words for a client.
-pub fn refusal_of(body: &[u8]) -> Refusal {
-    let text = |code| wire::error_field(body, code).map(|t| String::from_utf8_lossy(t).into_owned());
-    let state = text(b'C').and_then(|state| SqlState::of_statement(&state)).unwrap_or(SqlState::INTERNAL);
-    let mut refusal = Refusal::new(Fault::Client, state, text(b'M').unwrap_or_else(|| "no message".into()));
-    refusal.detail = text(b'D');
-    refusal.hint = text(b'H').map(Into::into);
-    refusal
 }

@@ -27,7 +27,8 @@ use crate::stream::{Socket, Stream};
 use policy::config::Config;
 use policy::config::file::{AuditFailure, PoolMode};
 use policy::names::UserName;
-use relay::{Core, Facts, Parameters, SessionSettings};
+use relay::conductor::{Conductor, Session};
+use relay::{Facts, Parameters, SessionSettings};
 use wire::Severity;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 use wire::startup::{CancelKey, NEWEST_MINOR, Settings};
@@ -97,7 +98,7 @@ const MAX_DECISIONS: usize = 8;
 /// What a login leads to, all but the client's socket.
 struct LoggedIn {
     live: Arc<LiveSession>,
-    core: Core,
+    conductor: Conductor,
     lease: Option<Lease>,
     key: CancelKey,
     seat: Seat,
@@ -286,8 +287,9 @@ async fn enter(
     }
     entering.done = true;
     drop(entering);
-    let core = Core::new(id, mode, proxy.interner.clone(), place.facts.clone(), settings);
-    Ok(Some(LoggedIn { live, core, lease, key, seat }))
+    let interner = proxy.interner.clone();
+    let conductor = Conductor::new(Session { id, mode, interner, facts: place.facts.clone(), settings });
+    Ok(Some(LoggedIn { live, conductor, lease, key, seat }))
 }
 
 /// A client whose login is nearly done. Dropped before it is, also because its time is over, it leaves nothing.
@@ -377,16 +379,19 @@ fn greeting(reported: &Parameters, facts: &Facts, key: &CancelKey, notice: Optio
 
 /// The rest of the session, as a task of its own on the runtime that relays: small, because it lives long.
 fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant) {
-    let LoggedIn { live, core, lease, key, seat } = parts;
+    let LoggedIn { live, conductor, lease, key, seat } = parts;
     let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
     let engine = Engine::new(Parts {
         client: arrival.reader,
-        core,
+        conductor,
+        id: live.id,
+        user: live.identity.user().clone(),
         pool: live.pool.clone(),
         lease,
         slot: live.slot.clone(),
         orders: live.orders.clone(),
         timeouts: proxy.timeouts.clone(),
+        gathering: proxy.interner.gathered().clone(),
     });
     // A token in place of a tracked task: the tracker would be asked at every poll.
     let registered = Registered { proxy, live, key, told: false, _seat: seat, _token: tasks.token() };

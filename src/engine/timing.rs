@@ -1,9 +1,7 @@
 //! The clock of a session: one lazy timer, and no call to the system for a query that no limit holds for.
 
 use std::future::Future;
-use std::num::NonZeroU64;
 use std::pin::Pin;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Context;
 use std::time::{Duration, Instant};
@@ -12,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::time::Sleep;
 
 use policy::config::Server;
+use relay::conductor::{Overdue, Phase};
 
 /// How long a client that is told why its session ends may take to read it.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -19,19 +18,36 @@ pub const LAST_WORDS: Duration = Duration::from_secs(5);
 /// gives the connection up.
 const QUERY_GRACE: Duration = Duration::from_secs(1);
 
-/// What a session is doing.
+/// How long a connection may take to be reset before it is closed and another taken.
+const MAX_RESET: Duration = Duration::from_secs(5);
+
+/// What is timed: a phase begins anew when this changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Nothing, outside a transaction.
-    Idle,
-    /// Nothing, inside one.
-    IdleInTransaction,
-    /// It waits for a connection.
-    Waiting,
-    /// The upstream works; the number tells one transaction from the next.
-    Querying(u64),
+pub enum Kind {
     /// The client does not take what it is sent.
     Writing,
+    /// The session waits for a connection.
+    Waiting,
+    /// It does something else.
+    Phase(Phase),
+}
+
+impl From<Phase> for Kind {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Waiting { .. } => Self::Waiting,
+            phase => Self::Phase(phase),
+        }
+    }
+}
+
+/// How long something may last (zero: for ever), and what is overdue then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// Since it began.
+    pub after: Duration,
+    /// What.
+    pub what: Overdue,
 }
 
 /// The limits that an operator has set; zero is none. A reload changes them for every session at once.
@@ -68,29 +84,34 @@ impl Timeouts {
         self.client_write.set(*server.client_write_timeout);
     }
 
-    /// The limit of a phase other than `Querying`.
-    pub fn of(&self, phase: Phase) -> Duration {
-        match phase {
+    /// How long a client may take nothing of what it is sent.
+    pub fn of_writing(&self) -> Duration {
+        self.client_write.get()
+    }
+
+    /// How long a phase may last; a query, by what the connection was opened with.
+    pub fn of(&self, phase: Phase, query_timeout: Duration) -> Due {
+        let after = match phase {
             Phase::Idle => self.client_idle.get(),
             Phase::IdleInTransaction => self.idle_transaction.get(),
-            Phase::Waiting => self.query_wait.get(),
-            Phase::Writing => self.client_write.get(),
-            Phase::Querying(_) => Duration::ZERO,
-        }
+            Phase::Waiting { told: false } if !self.until_notice().is_zero() => {
+                return Due { after: self.until_notice(), what: Overdue::Notice };
+            }
+            Phase::Waiting { .. } => self.query_wait.get(),
+            Phase::Querying(_) if query_timeout.is_zero() => Duration::ZERO,
+            // The upstream should have ended it: it is cancelled from here, and then given up.
+            Phase::Querying(_) => query_timeout + QUERY_GRACE,
+            Phase::Cancelled(_) => 9 * QUERY_GRACE,
+            Phase::Resetting { .. } => MAX_RESET,
+        };
+        Due { after, what: Overdue::Phase(phase) }
     }
-}
 
-impl Timeouts {
     /// How long a client waits for a connection before it is told so; zero where that is not before it gives up.
-    pub fn until_notice(&self) -> Duration {
+    fn until_notice(&self) -> Duration {
         let (notify, timeout) = (self.query_wait_notify.get(), self.query_wait.get());
         if timeout.is_zero() || notify < timeout { notify } else { Duration::ZERO }
     }
-}
-
-/// When a query that should have timed out upstream is cancelled from here, and then given up.
-pub fn of_query(query_timeout: Duration, strikes: u32) -> Duration {
-    if query_timeout.is_zero() { query_timeout } else { query_timeout + QUERY_GRACE * (1 + 9 * strikes) }
 }
 
 /// Knows since when a phase lasts. The sleep is set when there is none earlier, and set again when it ends too
@@ -98,15 +119,14 @@ pub fn of_query(query_timeout: Duration, strikes: u32) -> Duration {
 /// none, and so does not look at it whenever it waits.
 #[derive(Default)]
 pub struct Timer {
-    phase: Option<(Phase, Instant)>,
+    phase: Option<(Kind, Instant)>,
     sleep: Option<Pin<Box<Sleep>>>,
-    strikes: u32,
 }
 
 impl Timer {
     /// True if this phase has lasted longer than its limit; otherwise the task is woken when it has. `clock` is a
     /// runtime that has one.
-    pub fn is_over(&mut self, phase: Phase, limit: Duration, clock: &Handle, cx: &mut Context<'_>) -> bool {
+    pub fn is_over(&mut self, phase: Kind, limit: Duration, clock: &Handle, cx: &mut Context<'_>) -> bool {
         if limit.is_zero() {
             self.phase = None;
             return false;
@@ -116,7 +136,6 @@ impl Timer {
             _ => {
                 let now = Instant::now();
                 self.phase = Some((phase, now));
-                self.strikes = 0;
                 now
             }
         };
@@ -144,34 +163,5 @@ impl Timer {
     /// The phase began anew.
     pub fn progress(&mut self) {
         self.phase = None;
-    }
-
-    /// How often this phase was overdue.
-    pub fn strikes(&self, phase: Phase) -> u32 {
-        if self.phase.is_some_and(|(known, _)| known == phase) { self.strikes } else { 0 }
-    }
-
-    /// Once more; answers how often it was.
-    pub fn strike(&mut self) -> u32 {
-        self.strikes += 1;
-        self.strikes
-    }
-}
-
-/// A moment in half the size of an [`Instant`]: nanoseconds since the first one that was asked for, and one.
-#[derive(Debug, Clone, Copy)]
-pub struct Moment(NonZeroU64);
-
-impl Moment {
-    /// Now.
-    pub fn now() -> Self {
-        static FIRST: OnceLock<Instant> = OnceLock::new();
-        let nanos = FIRST.get_or_init(Instant::now).elapsed().as_nanos();
-        Self(NonZeroU64::MIN.saturating_add(u64::try_from(nanos).unwrap_or(u64::MAX)))
-    }
-
-    /// How many microseconds have passed since another.
-    pub fn micros_since(self, earlier: Self) -> u64 {
-        self.0.get().saturating_sub(earlier.0.get()) / 1000
     }
 }

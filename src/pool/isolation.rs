@@ -11,6 +11,7 @@ use super::{Lease, Pool, Pooled, State};
 use crate::upstream::{Allowance, Backend, UpstreamError, rows};
 use policy::config::file::Isolation;
 use policy::names::UserName;
+use relay::conductor::Condition;
 use relay::reset::{DISCARD, Proof};
 
 /// For how long a connection may hold what its last user has left, while nobody uses it.
@@ -218,20 +219,24 @@ impl Lease {
             lease.pool.stats.isolated.hand_overs.fetch_add(1, Ordering::Relaxed);
             lease = lease.reset_or_discard().await?;
         }
-        lease.serve(user);
+        if let Some(pooled) = &mut lease.pooled {
+            pooled.serve(user);
+        }
         Some((lease, was_used))
     }
 
     /// True if the server must reset it before this user may use it.
-    pub fn must_reset_for(&self, user: &UserName) -> bool {
+    fn must_reset_for(&self, user: &UserName) -> bool {
         self.state.is_foreign_to(user) && self.isolation != Isolation::Shared
     }
 
-    /// It is used for this user from now on.
-    pub fn serve(&mut self, user: &UserName) {
-        if let Some(pooled) = &mut self.pooled {
-            pooled.serve(user);
+    /// It is lent to a session of this user: in what condition. What is left of another user is to be reset before anything
+    /// of this one's is sent.
+    pub fn lend_to(&mut self, user: &UserName) -> Condition {
+        if self.state.last_user() != Some(user) {
+            self.target.is_used_for(user);
         }
+        if self.must_reset_for(user) { Condition::OfAnother } else { Condition::AsItIs }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{Pool, Welcome, refusal_of};
+use super::{Pool, Welcome};
 use crate::stream::Stream;
 use crate::upstream::CancelTarget;
 use policy::config::file::Isolation;
@@ -233,7 +233,7 @@ impl Lease {
                 self.state.settings.extra_is(extra.clone());
                 Ok(Ok(Welcome { reported: self.state.settings.reported().clone(), extra }))
             }
-            Err(body) => Ok(Err(refusal_of(&body))),
+            Err(body) => Ok(Err(Refusal::of_response(&body))),
         }
     }
 

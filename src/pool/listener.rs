@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 
 use crate::stream::Stream;
 use crate::upstream::Dialer;
+use relay::conductor::Answer;
 use relay::{Asked, Mark, Seal};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
@@ -42,15 +43,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Subscription {
     mailbox: Arc<Mailbox>,
     commands: UnboundedSender<Command>,
-}
-
-/// What the listener answers to [`Subscription::ask`], in this order.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// It listens to all that was asked for: now the marker may be sent.
-    Listening(Mark),
-    /// The marker has come by. From there on it delivers what comes on these channels.
-    Settled(Vec<String>),
 }
 
 #[derive(Debug)]

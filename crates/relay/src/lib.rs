@@ -8,6 +8,7 @@
 
 mod catalog;
 mod channels;
+pub mod conductor;
 mod replay;
 mod requests;
 pub mod reset;
@@ -390,9 +391,15 @@ impl Core {
         self.requests.front_kind() == Some(Kind::Survey)
     }
 
+    /// True while nothing of the client's runs on the connection: it is set up, asked, or given to the listener.
+    pub fn is_about_its_own(&self) -> bool {
+        matches!(self.requests.front_kind(), Some(Kind::Reset | Kind::Setup | Kind::Survey))
+            || self.is_handing_over()
+    }
+
     /// True while nothing more of the client's may be sent: what it sends next may depend on what is under way.
     pub fn holds_client(&self) -> bool {
-        self.is_setting_up() || self.is_surveying() || self.replay != Replay::None || self.is_handing_over()
+        self.is_about_its_own() || self.replay != Replay::None
     }
 
     /// True if the connection must be asked what is left on it before anything is decided.
@@ -510,6 +517,7 @@ impl Core {
         if self.mode == PoolMode::Session {
             return;
         }
+        backend.serve(&self.facts.user);
         backend.foreign_sequences |= backend.session != self.id && backend.session != 0;
         backend.session = self.id;
         self.strays = false;
@@ -695,10 +703,10 @@ impl Core {
         Some(effects)
     }
 
-    /// From now on this is known of the database.
-    pub fn knows(&mut self, catalog: &Arc<Catalog>) {
-        if !Arc::ptr_eq(&self.catalog, catalog) {
-            self.catalog = catalog.clone();
+    /// Takes what is known of the database from now on, if that is something else.
+    pub fn knows(&mut self, catalog: impl FnOnce(&Arc<Catalog>) -> Option<Arc<Catalog>>) {
+        if let Some(other) = catalog(&self.catalog) {
+            self.catalog = other;
         }
     }
 

@@ -41,6 +41,11 @@ impl<'a> Sink<'a> {
         self.copy
     }
 
+    /// All of it, when nothing more comes.
+    pub fn into_bytes(self) -> &'a [u8] {
+        if self.copied { self.copy } else { &self.input[self.range] }
+    }
+
     /// All of it.
     pub fn bytes(&self) -> &[u8] {
         if self.copied { self.copy } else { &self.input[self.range.clone()] }

@@ -188,6 +188,18 @@ impl Refusal {
         Self::new(Fault::Client, SqlState::PROTOCOL_VIOLATION, message)
     }
 
+    /// The upstream's own words: of the body of an `ErrorResponse`.
+    pub fn of_response(body: &[u8]) -> Self {
+        let text = |code| crate::error_field(body, code).map(|t| String::from_utf8_lossy(t).into_owned());
+        let state = text(b'C').and_then(|state| SqlState::of_statement(&state)).unwrap_or(SqlState::INTERNAL);
+        let message = text(b'M').unwrap_or_else(|| "no message".into());
+        Self {
+            detail: text(b'D'),
+            hint: text(b'H').map(Into::into),
+            ..Self::new(Fault::Client, state, message)
+        }
+    }
+
     /// The same with a DETAIL.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {

@@ -1,0 +1,635 @@
+//! A session as a whole: what happened goes in, what is to be done comes out. No socket, no clock, nothing asynchronous.
+//!
+//! [`Conductor::on`] is the only way in. It owns the order in which things are asked: when a connection is wanted, reset and set
+//! up, when the client is held back, what is left on a connection and where it goes then, and how a session ends. An engine
+//! reads, writes and obeys.
+
+mod action;
+mod event;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use action::{
+    Actions, Cause, Closing, Doing, Ended, Leaving, Listening, Phase, Resets, Step, Told, Wishes,
+};
+pub use event::{Answer, Condition, Event, Grounds, Moment, Overdue, Place, UpstreamEnd, World};
+
+use crate::reset::Proof;
+use crate::{BackendState, Broken, Core, Facts, Interner, Pin, PoolMode, SessionSettings, Sink, Then};
+use wire::Severity;
+use wire::error::{Fault, Refusal, SqlState};
+
+/// How many connections may fail to take a session's settings before it is told.
+const MAX_SETUPS: u32 = 3;
+
+/// What a session begins with.
+#[derive(Debug)]
+pub struct Session {
+    /// Its number, which no other session has.
+    pub id: u64,
+    /// For how long it is lent a connection.
+    pub mode: PoolMode,
+    /// The statements that sessions share.
+    pub interner: Arc<Interner>,
+    /// What the client may be shown of its route.
+    pub facts: Arc<Facts>,
+    /// What it has asked for at startup.
+    pub settings: SessionSettings,
+}
+
+/// Where the session's connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lease {
+    None,
+    /// One is wanted; whether the client was told that it waits.
+    Waiting {
+        told: bool,
+    },
+    /// One is lent.
+    Held,
+    /// It can go back as it is: the session is over.
+    Returned,
+}
+
+/// One session. See the module.
+#[derive(Debug)]
+pub struct Conductor {
+    core: Core,
+    lease: Lease,
+    /// Whether what the client has sent last is to be shown again when answers have come.
+    deferred: bool,
+    /// The client has said goodbye, perhaps while it was owed answers.
+    leaving: bool,
+    /// How much of the client's next message must be there before it is looked at.
+    need: u32,
+    /// How many connections have failed to be set up, one after the other.
+    setups_failed: u32,
+    /// Whether the engine has the pool's permit to keep the connection.
+    permitted: bool,
+    /// The transaction of which the statement under way was overdue, and cancelled.
+    overdue: Option<u32>,
+    clock: Clock,
+}
+
+/// Since when things are under way.
+#[derive(Debug, Default)]
+struct Clock {
+    transaction: Option<Moment>,
+    query: Option<Moment>,
+    reset: Option<Moment>,
+    /// How many transactions have been reported.
+    reported: u64,
+}
+
+/// What one event is dealt with.
+struct Turn<'a, 'g, W> {
+    up: Sink<'a>,
+    down: Sink<'a>,
+    backend: Option<&'g mut BackendState>,
+    written: bool,
+    world: &'g W,
+    consumed: usize,
+    told: &'g mut Told,
+    /// Answers have come, or what stands for them: what was deferred may be looked at again.
+    answered: bool,
+}
+
+impl<W> Turn<'_, '_, W> {
+    fn tell(&mut self, tell: impl FnOnce(&mut Told)) {
+        self.told.any = true;
+        tell(self.told);
+    }
+}
+
+/// Why a session ends, and what the upstream did that the protocol does not allow.
+struct End {
+    cause: Cause,
+    broke: Option<String>,
+}
+
+impl From<Cause> for Box<End> {
+    fn from(cause: Cause) -> Self {
+        Self::new(End { cause, broke: None })
+    }
+}
+
+impl From<Refusal> for Box<End> {
+    fn from(refusal: Refusal) -> Self {
+        Cause::Refused(refusal).into()
+    }
+}
+
+/// What is done next, if it is not to be decided by what the session has come to.
+type Next = Result<Option<Step>, Box<End>>;
+
+impl Conductor {
+    /// A session that has just logged in.
+    pub fn new(session: Session) -> Self {
+        let Session { id, mode, interner, facts, settings } = session;
+        Self {
+            core: Core::new(id, mode, interner, facts, settings),
+            lease: Lease::None,
+            deferred: false,
+            leaving: false,
+            need: 0,
+            setups_failed: 0,
+            permitted: false,
+            overdue: None,
+            clock: Clock::default(),
+        }
+    }
+
+    /// What is to be done about what happened.
+    pub fn on<'a, W: World>(&mut self, event: Event<'a>, grounds: Grounds<'a, '_, W>) -> Actions<'a> {
+        let Grounds { backend, written, up, down, told, world } = grounds;
+        let (of_client, of_upstream): (&[u8], &[u8]) = match event {
+            Event::FromClient(input) | Event::Lent(_, input) | Event::Refused(_, input) => (input, &[]),
+            Event::FromUpstream(input) => (&[], input),
+            _ => (&[], &[]),
+        };
+        let mut turn = Turn {
+            up: Sink::new(of_client, up),
+            down: Sink::new(of_upstream, down),
+            backend,
+            written,
+            world,
+            consumed: 0,
+            told,
+            answered: false,
+        };
+        let next = match self.take(event, &mut turn) {
+            Ok(Some(step)) => Ok(step),
+            Ok(None) => self.go_on(&mut turn),
+            Err(end) => Err(end),
+        };
+        let step = next.unwrap_or_else(|end| self.close(*end, &mut turn));
+        let wishes = match step {
+            Step::Lend => Wishes::waiting(),
+            _ => self.wishes(),
+        };
+        Actions {
+            consumed: turn.consumed,
+            to_client: turn.down.into_bytes(),
+            to_upstream: turn.up.into_bytes(),
+            step,
+            wishes,
+        }
+    }
+
+    fn take<W: World>(&mut self, event: Event<'_>, turn: &mut Turn<'_, '_, W>) -> Next {
+        match event {
+            Event::FromClient(input) => return self.client_sent(input, turn),
+            Event::FromUpstream(input) => return self.upstream_sent(input, turn),
+            Event::Lent(condition, input) => return self.lent(condition, input, turn),
+            Event::Refused(refusal, input) => {
+                self.lease = Lease::None;
+                let Place { environment, connection, .. } = turn.world.place();
+                let refusal = refusal.clone().in_environment(&environment, &connection);
+                self.core.refuse(input, &refusal, turn.down.buffer());
+                return Ok(Some(Step::ShowClient));
+            }
+            Event::Settle => {}
+            Event::PutBack => turn.answered = true,
+            Event::Permitted(true) => self.permitted = true,
+            Event::Permitted(false) => return Err(self.too_many_pinned(turn).into()),
+            Event::ClientEnded => return Err(Cause::Client.into()),
+            // Nothing of the client's was sent on it: it need not know.
+            Event::UpstreamEnded(_) if self.core.is_setting_up() => return self.setup_failed(None, turn),
+            Event::UpstreamEnded(end) => return Err(self.upstream_lost(*end, turn).into()),
+            Event::Listener(answer) => self.listener_says(*answer, turn)?,
+            Event::NoListener => self.keep_channels(turn),
+            Event::Notifications(messages) => self.notify((*messages)?, turn)?,
+            Event::Paused(messages) => {
+                self.notify((*messages)?, turn)?;
+                self.core.paused();
+                return Ok(Some(Step::ShowUpstream));
+            }
+            Event::Order { now, refusal } => {
+                // What waits for a connection has not begun.
+                if now || self.lease != Lease::Held || self.core.is_idle() {
+                    return Err((*refusal).into());
+                }
+            }
+            Event::Overdue(what) => return self.on_overdue(what, turn),
+        }
+        Ok(None)
+    }
+
+    fn client_sent<W: World>(&mut self, input: &[u8], turn: &mut Turn<'_, '_, W>) -> Next {
+        let backend = turn.backend.as_deref_mut().filter(|_| self.lease == Lease::Held);
+        let taken = self.core.from_client(input, backend, &mut turn.up, turn.down.buffer())?;
+        (turn.consumed, self.need) = (taken.consumed, 0);
+        match taken.then {
+            Then::More => {}
+            Then::Need(length) => self.need = u32::try_from(length).unwrap_or(u32::MAX),
+            Then::Hold => self.deferred = true,
+            Then::Terminate => (self.leaving, turn.consumed) = (true, input.len()),
+            Then::Lease => {
+                self.lease = Lease::Waiting { told: false };
+                return Ok(Some(Step::Lend));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Has the connection that was just lent reset, if another user had it, and gives it the session's settings. Until that is
+    /// done nothing of the client's is sent, so that nothing of it can run without them, and there is nothing to cancel.
+    fn lent<W: World>(&mut self, condition: Condition, input: &[u8], turn: &mut Turn<'_, '_, W>) -> Next {
+        self.lease = Lease::Held;
+        self.core.knows(|known| turn.world.catalog(known));
+        if self.core.mode() == PoolMode::Transaction {
+            match condition {
+                Condition::AsItIs => self.attach(turn),
+                Condition::OfAnother => {
+                    let random = || turn.world.random().ok_or_else(no_random);
+                    let (seed, proof) = (random()?, Proof::new(random()?));
+                    self.core.reset(seed, proof, turn.up.buffer());
+                    turn.tell(|told| told.reset = Some(Resets::Begun));
+                    self.clock.reset = Some(turn.world.now());
+                }
+            }
+        }
+        if self.core.is_setting_up() { Ok(None) } else { self.client_sent(input, turn) }
+    }
+
+    fn attach<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) {
+        let mut setup = Vec::new();
+        if let Some(backend) = &mut turn.backend {
+            self.core.attach(backend, &mut setup);
+        }
+        if !setup.is_empty() {
+            turn.up.buffer().extend_from_slice(&setup);
+        }
+    }
+
+    fn upstream_sent<W: World>(&mut self, input: &[u8], turn: &mut Turn<'_, '_, W>) -> Next {
+        let Some(backend) = turn.backend.as_deref_mut() else { return Ok(None) };
+        let (was_setting_up, was_resetting) = (self.core.is_setting_up(), self.core.is_resetting());
+        turn.consumed = match self.core.from_upstream(input, backend, &mut turn.down) {
+            Ok(consumed) => consumed,
+            Err(Broken::Setup(body) | Broken::Reset(body)) => return self.setup_failed(Some(body), turn),
+            Err(Broken::Desync(what)) => return Err(desync(what, turn)),
+        };
+        if was_setting_up {
+            if was_resetting && !self.core.is_resetting() {
+                let since = self.clock.reset.take();
+                let micros = since.map_or(0, |since| turn.world.now().micros_since(since));
+                turn.tell(|told| told.reset = Some(Resets::Done(Duration::from_micros(micros))));
+                self.attach(turn);
+            }
+            if self.core.is_setting_up() {
+                return Ok(Some(Step::Wait));
+            }
+            (self.setups_failed, self.deferred) = (0, false);
+            return Ok(Some(Step::ShowClient));
+        }
+        if let Some(batch) = self.core.replay(backend) {
+            self.deferred = true;
+            return Ok(Some(Step::PutBack(batch.into_boxed_slice())));
+        }
+        turn.answered = true;
+        Ok(None)
+    }
+
+    /// What follows from where the session is: this is the order in which things are asked.
+    fn go_on<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) -> Result<Step, Box<End>> {
+        if self.lease == Lease::Held && self.core.wants_setup() {
+            self.attach(turn);
+            if self.core.is_setting_up() {
+                return Ok(Step::Wait);
+            }
+        }
+        if turn.answered && self.deferred && self.core.may_go_on() {
+            self.deferred = false;
+            return Ok(Step::ShowClient);
+        }
+        let pin = self.core.pin();
+        if pin.is_some() != self.permitted {
+            self.permitted = false;
+            return Ok(Step::Pin(pin));
+        }
+        self.count(turn);
+        if let Some(defined) = self.core.has_defined() {
+            return Ok(Step::Outdate(defined));
+        }
+        if (self.permitted || self.core.mode() == PoolMode::Session) && self.core.is_idle() {
+            self.core.knows(|known| turn.world.catalog(known));
+        }
+        if self.lease == Lease::Held && !self.core.is_fatal() {
+            let (releases, surveys) = (self.core.may_release(), self.core.wants_survey());
+            if releases || surveys {
+                if !turn.up.bytes().is_empty() {
+                    return Ok(Step::Settle);
+                }
+                if turn.written {
+                    if releases {
+                        return self.release(turn);
+                    }
+                    self.survey(turn)?;
+                }
+            }
+        }
+        if let Some(asked) = self.core.ask_listener() {
+            return Ok(Step::AskListener(Box::new(asked)));
+        }
+        let mut up = Vec::new();
+        if self.core.unlisten(&mut up) {
+            turn.up.buffer().extend_from_slice(&up);
+        }
+        match self.leaving && (self.core.is_clients_turn() || self.core.awaits_client()) {
+            true => Err(Cause::Client.into()),
+            false => Ok(Step::Wait),
+        }
+    }
+
+    /// The connection goes back: nothing is owed on it and nothing is left on it.
+    fn release<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) -> Result<Step, Box<End>> {
+        if let Some(backend) = &mut turn.backend {
+            self.core.detach(backend);
+        }
+        self.lease = Lease::None;
+        match self.leaving {
+            false => Ok(Step::Release),
+            true => {
+                self.lease = Lease::Returned;
+                Err(Cause::Client.into())
+            }
+        }
+    }
+
+    /// Asks the connection what the session has left on it.
+    fn survey<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) -> Result<(), Box<End>> {
+        let proof = Proof::new(turn.world.random().ok_or_else(no_random)?);
+        if let Some(backend) = &mut turn.backend {
+            self.core.survey(proof, backend, turn.up.buffer());
+        }
+        Ok(())
+    }
+
+    /// The connection could not be reset, or did not take the session's settings, perhaps because of what it had from
+    /// another session (a short `statement_timeout`), or has ended: another one is tried before the client hears of it.
+    fn setup_failed<W: World>(&mut self, body: Option<Vec<u8>>, turn: &mut Turn<'_, '_, W>) -> Next {
+        let resetting = self.core.is_resetting();
+        self.setups_failed = self.setups_failed.saturating_add(1);
+        let most = if resetting { turn.world.place().most_resets } else { MAX_SETUPS };
+        if resetting {
+            self.clock.reset = None;
+            turn.tell(|told| told.reset = Some(Resets::Failed));
+        }
+        if self.setups_failed >= most || self.core.pin().is_some() {
+            return Err(match body {
+                _ if resetting => at(turn, not_reset()).into(),
+                Some(body) => at(turn, Refusal::of_response(&body)).into(),
+                None => self.upstream_lost(UpstreamEnd::default(), turn).into(),
+            });
+        }
+        self.core.abandon_setup();
+        self.lease = Lease::None;
+        Ok(Some(Step::Replace { running: resetting }))
+    }
+
+    fn listener_says<W: World>(
+        &mut self,
+        answer: Result<Answer, Refusal>,
+        turn: &mut Turn<'_, '_, W>,
+    ) -> Result<(), Box<End>> {
+        match answer {
+            Ok(Answer::Listening(mark)) => {
+                let mut up = Vec::new();
+                let marked = match &mut turn.backend {
+                    Some(backend) => self.core.mark(mark, backend, &mut up),
+                    None => false,
+                };
+                turn.up.buffer().extend_from_slice(&up);
+                if !marked {
+                    self.keep_channels(turn);
+                }
+            }
+            Ok(Answer::Settled(channels)) => {
+                self.core.carry_channels(channels);
+                turn.answered = true;
+            }
+            Err(refusal) if self.core.has_carried_channels() || self.core.is_settling() => {
+                return Err(refusal.into());
+            }
+            Err(_) => self.keep_channels(turn),
+        }
+        Ok(())
+    }
+
+    /// There is no listener: the session keeps its connection.
+    fn keep_channels<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) {
+        self.core.keep_channels();
+        turn.answered = true;
+    }
+
+    fn notify<W: World>(&self, messages: Vec<Arc<[u8]>>, turn: &mut Turn<'_, '_, W>) -> Result<(), Box<End>> {
+        for message in messages {
+            if !self.core.can_be_told(&message) {
+                return Err(untranslatable().into());
+            }
+            turn.down.buffer().extend_from_slice(&message);
+        }
+        Ok(())
+    }
+
+    fn on_overdue<W: World>(&mut self, what: Overdue, turn: &mut Turn<'_, '_, W>) -> Next {
+        let fatal = |state, message| Err(Refusal::new(Fault::Client, state, message).into());
+        match what {
+            Overdue::Notice => {
+                let Place { environment, connection, pool_size, .. } = turn.world.place();
+                let text = format!(
+                    "waiting for one of the {pool_size} connections to environment \"{environment}\" (connection \"{connection}\")"
+                );
+                wire::notice_response(turn.down.buffer(), &text);
+                if let Lease::Waiting { told } = &mut self.lease {
+                    *told = true;
+                }
+            }
+            Overdue::Phase(Phase::Idle) => {
+                let message = "terminating connection due to client_idle_timeout";
+                return fatal(SqlState::IDLE_SESSION_TIMEOUT, message);
+            }
+            Overdue::Phase(Phase::IdleInTransaction) => {
+                let message = "terminating connection due to idle_transaction_timeout";
+                return fatal(SqlState::IDLE_IN_TRANSACTION_TIMEOUT, message);
+            }
+            Overdue::Phase(Phase::Resetting { .. }) if self.core.is_resetting() => {
+                return self.setup_failed(None, turn);
+            }
+            // The upstream should have ended the statement itself: it is cancelled, and if that does not help, given up.
+            Overdue::Phase(Phase::Querying(turn)) => {
+                self.overdue = Some(turn);
+                return Ok(Some(Step::Cancel));
+            }
+            Overdue::Phase(Phase::Cancelled(_)) => {
+                let end = UpstreamEnd { why: Some("timed out".into()), partial: false };
+                return Err(self.upstream_lost(end, turn).into());
+            }
+            Overdue::Phase(Phase::Waiting { .. } | Phase::Resetting { .. }) => {}
+        }
+        Ok(None)
+    }
+
+    /// Something was asked, or answered: what that means for the pool's figures. The clock is read when a transaction
+    /// begins and when it ends, and around each query within.
+    fn count<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) {
+        if self.lease != Lease::Held {
+            return;
+        }
+        if !self.core.is_clients_turn() {
+            if self.clock.query.is_none() {
+                let now = turn.world.now();
+                self.clock.query = Some(now);
+                self.clock.transaction.get_or_insert(now);
+            }
+            return;
+        }
+        let Some(asked) = self.clock.query.take() else { return };
+        let now = turn.world.now();
+        turn.tell(|told| told.query = Some(now.micros_since(asked)));
+        if self.core.transactions() != self.clock.reported {
+            let took = self.clock.transaction.take().map(|began| now.micros_since(began));
+            turn.tell(|told| told.ended = Some(self.ended(took)));
+        }
+    }
+
+    fn ended(&mut self, took: Option<u64>) -> Ended {
+        let transactions = self.core.transactions() - self.clock.reported;
+        self.clock.reported = self.core.transactions();
+        Ended { took, transactions, counts: self.core.take_counts(), prepared: self.core.prepared() }
+    }
+
+    /// Tells the client why its session ends, where a message can be put.
+    fn close<W: World>(&mut self, end: End, turn: &mut Turn<'_, '_, W>) -> Step {
+        let End { cause, broke } = end;
+        if let Cause::Refused(refusal) = &cause
+            && self.core.between_messages()
+        {
+            wire::error_response(turn.down.buffer(), Severity::Fatal, refusal);
+        }
+        turn.tell(|told| told.ended = Some(self.ended(None)));
+        let fatal = self.core.is_fatal();
+        let connection = match self.lease {
+            Lease::None | Lease::Waiting { .. } => Leaving::Nothing,
+            Lease::Returned => Leaving::Release,
+            Lease::Held
+                if self.core.mode() == PoolMode::Session
+                    && self.core.is_cleanable()
+                    && !fatal
+                    && turn.written =>
+            {
+                Leaving::Clean
+            }
+            Lease::Held => Leaving::Discard { running: self.core.may_be_busy() && !fatal },
+        };
+        self.lease = Lease::None;
+        Step::Close(Box::new(Closing { cause, broke, connection, transactions: self.core.transactions() }))
+    }
+
+    fn wishes(&mut self) -> Wishes {
+        let (is_idle, listens) = (self.core.is_idle(), self.core.has_channels());
+        let phase = self.phase(is_idle);
+        let doing = match self.lease {
+            Lease::Waiting { .. } => Doing::Waiting,
+            Lease::Held if !self.core.is_about_its_own() => Doing::Running,
+            Lease::None | Lease::Held | Lease::Returned => Doing::Nothing,
+        };
+        let may_send = !self.deferred && !self.leaving && doing != Doing::Waiting;
+        let (listening, takes_notifications) =
+            if listens { self.listening() } else { (Listening::No, false) };
+        Wishes {
+            from_client: may_send && !self.core.is_full() && !self.core.holds_client(),
+            from_upstream: self.lease == Lease::Held && !matches!(listening, Listening::Pause(_)),
+            need: self.need,
+            doing,
+            phase,
+            listening,
+            takes_notifications,
+        }
+    }
+
+    /// What is wanted of the listener, and whether a notification can go to the client now.
+    #[cold]
+    fn listening(&self) -> (Listening, bool) {
+        let listening = match self.core.pausing() {
+            Some(recall) => Listening::Pause(recall),
+            None if self.core.awaits_listener() => Listening::Answer,
+            None => Listening::Yes,
+        };
+        (listening, self.core.takes_notifications() && !self.core.is_handing_over())
+    }
+
+    /// What tells one transaction from the next.
+    fn turn(&self) -> u32 {
+        u32::try_from(self.core.transactions() & u64::from(u32::MAX)).unwrap_or(0)
+    }
+
+    fn phase(&mut self, is_idle: bool) -> Phase {
+        match self.lease {
+            Lease::Waiting { told } => Phase::Waiting { told },
+            Lease::Held if !is_idle => match () {
+                () if self.core.is_clients_turn() => {
+                    self.overdue = None;
+                    Phase::IdleInTransaction
+                }
+                () if self.core.is_resetting() => Phase::Resetting { attempt: self.setups_failed },
+                () if self.overdue == Some(self.turn()) => Phase::Cancelled(self.turn()),
+                () => Phase::Querying(self.turn()),
+            },
+            Lease::None | Lease::Held | Lease::Returned => Phase::Idle,
+        }
+    }
+}
+
+impl Conductor {
+    fn too_many_pinned<W: World>(&self, turn: &Turn<'_, '_, W>) -> Refusal {
+        let reason = self.core.pin().map_or("", Pin::word);
+        let message = "too many sessions keep their upstream connection";
+        let refusal = Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, message)
+            .detail(format!("This one would keep it because of: {reason}. max_pinned is reached."))
+            .hint("End such sessions, or what they keep the connection for; or use session mode.");
+        at(turn, refusal)
+    }
+
+    /// The upstream's connection has ended: in its own words if it sent any.
+    fn upstream_lost<W: World>(&self, end: UpstreamEnd, turn: &Turn<'_, '_, W>) -> Cause {
+        if self.core.is_fatal() || !self.core.between_messages() || end.partial {
+            return Cause::Upstream;
+        }
+        let why = end.why.unwrap_or_else(|| "the server closed it".to_owned());
+        let message = "server closed the connection unexpectedly";
+        let refusal = Refusal::new(Fault::Upstream, SqlState::CONNECTION_FAILURE, message)
+            .detail(format!("The upstream connection was lost: {why}."));
+        Cause::Refused(at(turn, refusal))
+    }
+}
+
+fn desync<W: World>(what: String, turn: &Turn<'_, '_, W>) -> Box<End> {
+    let message = "the upstream server broke the protocol";
+    let refusal = Refusal::new(Fault::Upstream, SqlState::PROTOCOL_VIOLATION, message);
+    Box::new(End { cause: Cause::Refused(at(turn, refusal)), broke: Some(what) })
+}
+
+/// The same with the place where it happened.
+fn at<W: World>(turn: &Turn<'_, '_, W>, refusal: Refusal) -> Refusal {
+    let Place { environment, connection, .. } = turn.world.place();
+    refusal.in_environment(&environment, &connection)
+}
+
+fn no_random() -> Refusal {
+    Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes")
+}
+
+/// No connection could be reset that another user had last.
+pub fn not_reset() -> Refusal {
+    let message = "no upstream connection could be reset after another user";
+    Refusal::new(Fault::Upstream, SqlState::CONNECTION_FAILURE, message)
+}
+
+fn untranslatable() -> Refusal {
+    let message = "a notification cannot be told in this session's client_encoding";
+    Refusal::new(Fault::Client, SqlState::UNTRANSLATABLE_CHARACTER, message)
+        .hint("LISTEN after client_encoding is set, or leave it as the server has it.")
+}

@@ -1,0 +1,107 @@
+//! What others may tell a session to do: to end.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
+
+use parking_lot::Mutex;
+
+use super::Watch;
+use wire::error::Refusal;
+
+/// What others may tell a session to do.
+#[derive(Debug, Default)]
+pub struct Orders {
+    order: Mutex<Option<Box<Order>>>,
+    /// Of the session's task, which is the same for all its life.
+    pub(super) waker: OnceLock<Waker>,
+    pending: AtomicBool,
+    /// What can be seen of the session meanwhile.
+    pub watch: Watch,
+}
+
+/// Whose an order is: what one has ordered, another does not take back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrderedBy {
+    /// The configuration: its user does not go there any more.
+    Route,
+    /// An operator, or the end of the process.
+    Operator,
+}
+
+/// An order to end.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Whose it is.
+    pub by: OrderedBy,
+    /// Now, or at the next idle point.
+    pub now: bool,
+    /// What the client is told.
+    pub refusal: Refusal,
+}
+
+impl Orders {
+    /// Gives an order; a later one replaces it, but "now" stays "now", and an operator's is not replaced by the configuration's.
+    pub fn give(&self, order: Order) {
+        let mut slot = self.order.lock();
+        let now = order.now || slot.as_ref().is_some_and(|o| o.now);
+        match &mut *slot {
+            Some(known) if known.by == OrderedBy::Operator && order.by == OrderedBy::Route => known.now = now,
+            _ => *slot = Some(Box::new(Order { now, ..order })),
+        }
+        drop(slot);
+        self.pending.store(true, Ordering::Release);
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Takes back what the configuration has ordered: the reason for it is gone. What an operator has ordered stays.
+    pub fn take_back(&self) {
+        let mut slot = self.order.lock();
+        if slot.as_ref().is_some_and(|order| order.by == OrderedBy::Route) {
+            *slot = None;
+            self.pending.store(false, Ordering::Release);
+        }
+    }
+
+    /// The order in force, if there is one.
+    pub(super) fn pending(&self) -> Option<Order> {
+        self.order.lock().as_deref().cloned()
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(by: OrderedBy, now: bool) -> Order {
+        Order { by, now, refusal: Refusal::protocol("an order") }
+    }
+
+    fn held(orders: &Orders) -> Option<(OrderedBy, bool)> {
+        assert_eq!(orders.is_pending(), orders.order.lock().is_some());
+        orders.order.lock().as_ref().map(|order| (order.by, order.now))
+    }
+
+    #[test]
+    fn what_an_operator_has_ordered_the_configuration_does_not_take_back() {
+        use OrderedBy::{Operator, Route};
+        let orders = Orders::default();
+        orders.give(order(Route, false));
+        orders.take_back();
+        assert_eq!(held(&orders), None);
+        // In whichever order they come, and "now" stays.
+        for (first, second) in [(Route, Operator), (Operator, Route)] {
+            let orders = Orders::default();
+            orders.give(order(first, true));
+            orders.give(order(second, false));
+            orders.take_back();
+            assert_eq!(held(&orders), Some((Operator, true)), "{first:?}, then {second:?}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What can be seen of a session from outside, and what its pool counts of it.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::stats::{Figure, Stats};
+use relay::Pin;
+use relay::conductor::{Ended, Resets, Told};
+
+/// What can be seen of a session from outside, while it lives.
+#[derive(Debug, Default)]
+pub struct Watch {
+    transactions: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
+    /// Microseconds that it has waited for connections, all in all.
+    waited: AtomicU64,
+    prepared: AtomicU32,
+    /// Why it keeps its connection: the place in [`Pin::ALL`](Pin::ALL), from 1.
+    pin: AtomicU8,
+}
+
+/// The figures of a [`Watch`] at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    /// How many have ended.
+    pub transactions: u64,
+    /// Bytes from the client and to it, as of the last of them.
+    pub bytes: (u64, u64),
+    /// How long it has waited for connections.
+    pub waited: Duration,
+    /// Its named prepared statements.
+    pub prepared: u32,
+    /// Why it keeps its connection.
+    pub pin: Option<Pin>,
+}
+
+impl Watch {
+    /// What can be seen now.
+    pub fn see(&self) -> Seen {
+        let get = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        let pin = usize::from(self.pin.load(Ordering::Relaxed));
+        Seen {
+            transactions: get(&self.transactions),
+            bytes: (get(&self.received), get(&self.sent)),
+            waited: Duration::from_micros(get(&self.waited)),
+            prepared: self.prepared.load(Ordering::Relaxed),
+            pin: pin.checked_sub(1).and_then(|at| Pin::ALL.get(at)).copied(),
+        }
+    }
+
+    pub(super) fn pin_is(&self, pin: Option<Pin>) {
+        let at = pin.and_then(|pin| Pin::ALL.iter().position(|known| *known == pin));
+        let at = at.and_then(|at| u8::try_from(at + 1).ok()).unwrap_or(0);
+        self.pin.store(at, Ordering::Relaxed);
+    }
+
+    /// It has waited so long for a connection.
+    pub(super) fn waited(&self, micros: u64) {
+        self.waited.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// What was counted goes to the pool, and to whoever looks: who looked last knows which bytes were counted already.
+    pub(super) fn count(&self, told: &Told, bytes: (u64, u64), stats: &Stats) {
+        if let Some(micros) = told.query {
+            stats.observe(Figure::QueryTime, micros);
+        }
+        if let Some(ended) = &told.ended {
+            self.count_ended(ended, bytes, stats);
+        }
+        match told.reset {
+            None => {}
+            Some(Resets::Begun) => drop(stats.isolated.hand_overs.fetch_add(1, Ordering::Relaxed)),
+            Some(Resets::Done(took)) => stats.isolated.reset(took),
+            Some(Resets::Failed) => stats.isolated.failed(),
+        }
+    }
+
+    fn count_ended(&self, ended: &Ended, bytes: (u64, u64), stats: &Stats) {
+        if let Some(micros) = ended.took {
+            stats.observe(Figure::TransactionTime, micros);
+        }
+        let grown = |figure: &AtomicU64, now: u64| {
+            let before = figure.load(Ordering::Relaxed);
+            figure.store(now, Ordering::Relaxed);
+            now - before
+        };
+        let transactions = self.transactions.load(Ordering::Relaxed) + ended.transactions;
+        self.transactions.store(transactions, Ordering::Relaxed);
+        stats.add(Figure::Transactions, ended.transactions);
+        stats.add(Figure::Received, grown(&self.received, bytes.0));
+        stats.add(Figure::Sent, grown(&self.sent, bytes.1));
+        stats.add(Figure::Queries, ended.counts.queries.into());
+        stats.add(Figure::ClientParses, ended.counts.client_parses.into());
+        stats.add(Figure::ServerParses, ended.counts.server_parses.into());
+        stats.add(Figure::Binds, ended.counts.binds.into());
+        self.prepared.store(u32::try_from(ended.prepared).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+}
