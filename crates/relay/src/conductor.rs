@@ -6,6 +6,8 @@
 
 mod action;
 mod event;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

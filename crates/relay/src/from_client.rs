@@ -89,6 +89,12 @@ impl Core {
                 (b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F', None) if self.refusing => {
                     self.client_rest = (header.total, Rest::Drop);
                 }
+                // Who sends a message bit by bit is lent a connection when it is whole.
+                (b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F', None)
+                    if rest.len() < header.total && header.total <= GATHER =>
+                {
+                    return Ok(Taken { consumed: at, then: Then::Need(header.total) });
+                }
                 (b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F', None) => {
                     return Ok(Taken { consumed: at, then: Then::Lease });
                 }
