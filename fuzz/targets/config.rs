@@ -26,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
     let text = text.split('\n').map(with_canary).collect::<Vec<_>>().join("\n");
     // Within a text of several lines it would be no password.
     let is_plain = !text.contains("'''") && !text.contains("\"\"\"");
-    let says = match pgusher::prepare::draft_of(Path::new("/nowhere/pgusher.toml"), &text) {
+    let says = match pgusher::inside::draft_of(Path::new("/nowhere/pgusher.toml"), &text) {
         Err(rejected) => {
             assert!(rejected.0.refuse());
             shown(&rejected.0)

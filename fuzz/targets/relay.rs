@@ -1,115 +1,176 @@
-//! The relay's core: bytes of a client and of an upstream, in any cut, with a connection or without one, are dealt with, and
-//! neither side is owed more than was sent.
+//! Conversations: bytes of a client and of an upstream in any cut, connections that are lent, refused and lost, orders and the
+//! clock. Whatever happens, the conductor answers, never gives a connection back that something is owed on, and sends no more
+//! than what it was sent allows.
 #![no_main]
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use policy::config::file::PoolMode;
-use relay::{BackendState, Core, Facts, Interner, Parameters, SessionSettings, Sink, Then};
 use pgusher_fuzz::Input;
+use relay::conductor::{
+    Actions, Condition, Conductor, Event, Grounds, Moment, Overdue, Place, Session, Step, Told, UpstreamEnd, Wishes,
+    World,
+};
+use relay::{BackendState, Catalog, Facts, Interner, Parameters, PoolMode, SessionSettings};
+use wire::error::{Fault, Refusal, SqlState};
 
-/// What a core may add to what it passes on: its own statements, errors, and setups.
+/// What a session may be sent beside what it passes on: statements of pgusher's own, errors, and setups.
 const OVERHEAD: usize = 4 << 20;
 
-struct Session {
-    core: Core,
-    backend: BackendState,
-    /// It is lent the connection.
-    lent: bool,
-    from_client: Vec<u8>,
-    from_upstream: Vec<u8>,
-    sent: usize,
-    ended: bool,
+#[derive(Default)]
+struct Still(Cell<u64>);
+
+impl World for Still {
+    fn now(&self) -> Moment {
+        self.0.set(self.0.get() + 1000);
+        Moment::after(self.0.get())
+    }
+    fn random(&self) -> Option<u64> {
+        Some(7)
+    }
+    fn catalog(&self, _: &Arc<Catalog>) -> Option<Arc<Catalog>> {
+        None
+    }
+    fn place(&self) -> Place {
+        Place { environment: "dev".into(), connection: "warehouse".into(), pool_size: 2, most_resets: 2 }
+    }
 }
 
-impl Session {
-    fn new(mode: PoolMode, interner: Arc<Interner>) -> Self {
+struct Engine {
+    conductor: Conductor,
+    world: Still,
+    lease: Option<BackendState>,
+    from_client: Vec<u8>,
+    from_upstream: Vec<u8>,
+    wishes: Wishes,
+    sent: usize,
+    ended: bool,
+    /// Another user had the connections that are lent.
+    foreign: bool,
+}
+
+fn reported() -> Arc<Parameters> {
+    let pair = |name: &str, value: &str| (name.as_bytes().into(), value.as_bytes().into());
+    Arc::new(Parameters::new([
+        pair("client_encoding", "UTF8"),
+        pair("standard_conforming_strings", "on"),
+        pair("TimeZone", "UTC"),
+    ]))
+}
+
+fn refusal() -> Refusal {
+    Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, "the end")
+}
+
+impl Engine {
+    fn new(mode: PoolMode, foreign: bool) -> Self {
         let facts = Facts {
             environment: "dev".into(),
             connection: "warehouse".into(),
             user: "dana".into(),
             route: "because".into(),
         };
-        let pair = |name: &str, value: &str| (name.as_bytes().into(), value.as_bytes().into());
-        let reported = Arc::new(Parameters::new([
-            pair("client_encoding", "UTF8"),
-            pair("standard_conforming_strings", "on"),
-            pair("TimeZone", "UTC"),
-        ]));
-        let settings = SessionSettings::new(reported.clone(), Arc::default(), None);
-        Self {
-            core: Core::new(1, mode, interner, Arc::new(facts), settings),
-            backend: BackendState::new(reported, 3, Some(7)),
-            lent: mode == PoolMode::Session,
+        let settings = SessionSettings::new(reported(), Arc::default(), None);
+        let interner = Arc::new(Interner::new(7));
+        let mut engine = Self {
+            conductor: Conductor::new(Session { id: 1, mode, interner, facts: Arc::new(facts), settings }),
+            world: Still::default(),
+            lease: None,
             from_client: Vec::new(),
             from_upstream: Vec::new(),
+            wishes: Wishes::default(),
             sent: 0,
             ended: false,
+            foreign,
+        };
+        match mode {
+            PoolMode::Session => engine.lend(),
+            PoolMode::Transaction => engine.say(Event::FromClient(&[])),
         }
+        engine
     }
 
-    fn client(&mut self) {
-        let (input, mut copy, mut down) = (std::mem::take(&mut self.from_client), Vec::new(), Vec::new());
-        let mut up = Sink::new(&input, &mut copy);
-        let backend = self.lent.then_some(&mut self.backend);
-        let Ok(taken) = self.core.from_client(&input, backend, &mut up, &mut down) else {
-            self.ended = true;
-            return;
+    fn lend(&mut self) {
+        let mut state = BackendState::new(reported(), 3, Some(7));
+        if self.foreign {
+            state.serve(&"mallory".into());
+        }
+        self.lease = Some(state);
+        let tail = std::mem::take(&mut self.from_client);
+        let condition = if self.foreign { Condition::OfAnother } else { Condition::AsItIs };
+        self.say(Event::Lent(condition, &tail));
+    }
+
+    fn say(&mut self, event: Event<'_>) {
+        let (input, of_client): (&[u8], bool) = match event {
+            Event::FromClient(input) | Event::Lent(_, input) | Event::Refused(_, input) => (input, true),
+            Event::FromUpstream(input) => (input, false),
+            _ => (&[], false),
         };
-        assert!(taken.consumed <= input.len());
-        self.sent += up.bytes().len() + down.len();
-        self.from_client = input[taken.consumed..].to_vec();
-        match taken.then {
-            Then::Lease => {
-                assert!(!self.lent, "it has a connection");
-                let mut setup = Vec::new();
-                self.core.attach(&mut self.backend, &mut setup);
-                self.sent += setup.len();
-                self.lent = true;
+        let (mut up, mut down, mut told) = (Vec::new(), Vec::new(), Told::default());
+        let grounds = Grounds {
+            backend: self.lease.as_mut(),
+            written: true,
+            up: &mut up,
+            down: &mut down,
+            told: &mut told,
+            world: &self.world,
+        };
+        let Actions { consumed, to_client, to_upstream, step, wishes } = self.conductor.on(event, grounds);
+        self.sent += to_client.len() + to_upstream.len();
+        assert!(to_upstream.is_empty() || self.lease.is_some(), "bytes for no connection");
+        if of_client {
+            self.from_client = input[consumed..].to_vec();
+        } else if !input.is_empty() {
+            self.from_upstream = input[consumed..].to_vec();
+        }
+        self.wishes = wishes;
+        self.take(step);
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Wait | Step::Lend | Step::Cancel => {}
+            Step::ShowClient => {
+                let tail = std::mem::take(&mut self.from_client);
+                self.say(Event::FromClient(&tail));
             }
-            Then::Terminate => self.ended = true,
-            Then::Need(length) => assert!(length > self.from_client.len() || self.from_client.len() < 5),
-            Then::More | Then::Hold => {}
+            Step::ShowUpstream => {
+                let tail = std::mem::take(&mut self.from_upstream);
+                self.say(Event::FromUpstream(&tail));
+            }
+            Step::Settle | Step::Outdate(_) | Step::Pin(None) => self.say(Event::Settle),
+            Step::Release => {
+                assert!(self.lease.take().is_some(), "nothing was lent");
+                self.from_upstream.clear();
+            }
+            Step::Replace { .. } => {
+                self.lease = None;
+                self.from_upstream.clear();
+                self.take(Step::ShowClient);
+            }
+            Step::PutBack(bytes) => {
+                self.from_client.splice(..0, bytes);
+                self.say(Event::PutBack);
+            }
+            Step::Pin(Some(_)) => self.say(Event::Permitted(true)),
+            Step::AskListener(_) => self.say(Event::NoListener),
+            Step::Close(_) => self.ended = true,
         }
     }
 
-    fn upstream(&mut self) {
-        if !self.lent {
-            return self.from_upstream.clear();
-        }
-        let (input, mut copy) = (std::mem::take(&mut self.from_upstream), Vec::new());
-        let mut down = Sink::new(&input, &mut copy);
-        let Ok(consumed) = self.core.from_upstream(&input, &mut self.backend, &mut down) else {
-            self.ended = true;
-            return;
-        };
-        assert!(consumed <= input.len());
-        self.sent += down.bytes().len();
-        self.from_upstream = input[consumed..].to_vec();
-        if self.core.wants_survey() {
-            let mut up = Vec::new();
-            self.core.survey(relay::reset::Proof::new(7), &mut self.backend, &mut up);
-            self.sent += up.len();
-        }
-    }
-
-    fn give_back(&mut self) {
-        if self.lent && self.core.may_release() && !self.core.holds_client() {
-            assert!(self.core.is_idle() && !self.core.in_transaction() && self.core.pin().is_none());
-            self.core.detach(&mut self.backend);
-            self.from_upstream.clear();
-            self.lent = false;
-        }
+    fn waits(&self) -> bool {
+        matches!(self.wishes.phase, relay::conductor::Phase::Waiting { .. })
     }
 }
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
-    let mode = if input.byte() & 1 == 0 { PoolMode::Transaction } else { PoolMode::Session };
-    let interner = Interner::new(7);
-    let mut session = Session::new(mode, Arc::new(interner));
-    while !input.0.is_empty() && !session.ended {
+    let first = input.byte();
+    let mode = if first & 1 == 0 { PoolMode::Transaction } else { PoolMode::Session };
+    let mut engine = Engine::new(mode, first & 2 != 0);
+    while !input.0.is_empty() && !engine.ended {
         // Two bits say what happens, the others how many bytes come.
         let step = input.byte();
         let length = match step >> 2 {
@@ -117,16 +178,28 @@ fuzz_target!(|data: &[u8]| {
             length => usize::from(length) * 3,
         };
         match step & 3 {
-            0 | 1 if !session.core.holds_client() => {
-                session.from_client.extend_from_slice(input.take(length));
-                session.client();
+            _ if engine.waits() => match step & 3 {
+                0..=2 => engine.lend(),
+                _ => {
+                    let tail = std::mem::take(&mut engine.from_client);
+                    engine.say(Event::Refused(&refusal(), &tail));
+                }
+            },
+            0 | 1 if engine.wishes.from_client => {
+                engine.from_client.extend_from_slice(input.take(length));
+                let bytes = std::mem::take(&mut engine.from_client);
+                engine.say(Event::FromClient(&bytes));
             }
-            3 => session.give_back(),
-            _ => {
-                session.from_upstream.extend_from_slice(input.take(length));
-                session.upstream();
+            3 if length == 0 => engine.say(Event::Overdue(Overdue::Phase(engine.wishes.phase))),
+            3 if length == 3 => engine.say(Event::Order { now: false, refusal: Box::new(refusal()) }),
+            3 if length == 6 => engine.say(Event::UpstreamEnded(Box::<UpstreamEnd>::default())),
+            _ if engine.wishes.from_upstream => {
+                engine.from_upstream.extend_from_slice(input.take(length));
+                let bytes = std::mem::take(&mut engine.from_upstream);
+                engine.say(Event::FromUpstream(&bytes));
             }
+            _ => drop(input.take(length)),
         }
-        assert!(session.sent <= 64 * data.len() + OVERHEAD, "{} bytes for {}", session.sent, data.len());
+        assert!(engine.sent <= 64 * data.len() + OVERHEAD, "{} bytes for {}", engine.sent, data.len());
     }
 });

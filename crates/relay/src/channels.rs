@@ -97,7 +97,7 @@ pub struct Asked {
 
 /// The channels of one session.
 #[derive(Debug, Default)]
-pub struct Channels {
+pub(crate) struct Channels {
     /// What the listener delivers, in order. Never empty without a mark.
     carried: Vec<String>,
     mark: Option<Mark>,
@@ -136,17 +136,17 @@ enum Stage {
 
 impl Core {
     /// True while the session's channels are on their way to the listener.
-    pub fn is_handing_over(&self) -> bool {
+    pub(crate) fn is_handing_over(&self) -> bool {
         self.channels.as_ref().is_some_and(|c| c.stage != Stage::Still)
     }
 
     /// True if a notification can be put in between what the client gets, as PostgreSQL would: outside a transaction.
-    pub fn takes_notifications(&self) -> bool {
+    pub(crate) fn takes_notifications(&self) -> bool {
         self.is_idle() && !self.refusing
     }
 
     /// True if the session has channels that the listener delivers.
-    pub fn has_carried_channels(&self) -> bool {
+    pub(crate) fn has_carried_channels(&self) -> bool {
         self.channels.as_ref().is_some_and(|c| !c.carried.is_empty())
     }
 
@@ -176,7 +176,7 @@ impl Core {
     }
 
     /// What the listener is to be asked now, if anything.
-    pub fn ask_listener(&mut self) -> Option<Asked> {
+    pub(crate) fn ask_listener(&mut self) -> Option<Asked> {
         let channels = self.channels.as_mut()?;
         let Stage::Found(found) = &mut channels.stage else { return None };
         let found = std::mem::take(found);
@@ -186,13 +186,13 @@ impl Core {
     }
 
     /// True if the listener's first answer is awaited, or its last one.
-    pub fn awaits_listener(&self) -> bool {
+    pub(crate) fn awaits_listener(&self) -> bool {
         self.channels.as_ref().is_some_and(|c| matches!(c.stage, Stage::Asked | Stage::Settling))
     }
 
     /// The listener listens: the marker is sent. False if it would deliver in another encoding than the client's:
     /// it does so in UTF-8.
-    pub fn mark(&mut self, mark: Mark, backend: &mut BackendState, up: &mut Vec<u8>) -> bool {
+    pub(crate) fn mark(&mut self, mark: Mark, backend: &mut BackendState, up: &mut Vec<u8>) -> bool {
         let is_utf8 = self.is_utf8();
         let Some(channels) = self.channels.as_mut().filter(|c| is_utf8 || !c.carried.is_empty()) else {
             return false;
@@ -208,7 +208,7 @@ impl Core {
     }
 
     /// Once the marker has come back: the connection is to listen no more. False if it is not the time.
-    pub fn unlisten(&mut self, up: &mut Vec<u8>) -> bool {
+    pub(crate) fn unlisten(&mut self, up: &mut Vec<u8>) -> bool {
         let Some(channels) = self.channels.as_mut().filter(|c| c.stage == Stage::Marked) else {
             return false;
         };
@@ -219,7 +219,7 @@ impl Core {
     }
 
     /// The listener delivers what comes on these.
-    pub fn carry_channels(&mut self, mut carried: Vec<String>) {
+    pub(crate) fn carry_channels(&mut self, mut carried: Vec<String>) {
         carried.sort_unstable();
         self.channels = match self.channels.take() {
             Some(mut channels) if !carried.is_empty() => {
@@ -232,7 +232,7 @@ impl Core {
     }
 
     /// There is no listener to be had: the session keeps its connection.
-    pub fn keep_channels(&mut self) {
+    pub(crate) fn keep_channels(&mut self) {
         self.channels = None;
         if self.pin.is_none() {
             self.pin = Some((Pin::Listen, Lasting::UntilGone));
@@ -240,30 +240,30 @@ impl Core {
     }
 
     /// True if the session has any.
-    pub fn has_channels(&self) -> bool {
+    pub(crate) fn has_channels(&self) -> bool {
         self.channels.is_some()
     }
 
     /// True if the connection does not listen any more, and the listener has not said that it delivers.
-    pub fn is_settling(&self) -> bool {
+    pub(crate) fn is_settling(&self) -> bool {
         self.channels.as_ref().is_some_and(|c| c.stage == Stage::Settling)
     }
 
     /// The recall with which the listener stops to deliver, while nothing that comes from the upstream may be dealt
     /// with: what the listener has delivered comes first.
-    pub fn pausing(&self) -> Option<u64> {
+    pub(crate) fn pausing(&self) -> Option<u64> {
         self.channels.as_ref().filter(|c| c.pausing).map(|c| c.recall)
     }
 
     /// They have been sent.
-    pub fn paused(&mut self) {
+    pub(crate) fn paused(&mut self) {
         if let Some(channels) = &mut self.channels {
             channels.pausing = false;
         }
     }
 
     /// False if a notification has characters that the listener was sent in another encoding than the client's.
-    pub fn can_be_told(&self, message: &[u8]) -> bool {
+    pub(crate) fn can_be_told(&self, message: &[u8]) -> bool {
         self.is_utf8() || message.get(wire::HEADER + 4..).unwrap_or_default().is_ascii()
     }
 

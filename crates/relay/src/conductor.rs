@@ -6,6 +6,7 @@
 
 mod action;
 mod event;
+mod refusals;
 #[cfg(test)]
 mod tests;
 
@@ -16,9 +17,12 @@ pub use action::{
     Actions, Cause, Closing, Doing, Ended, Leaving, Listening, Phase, Resets, Step, Told, Wishes,
 };
 pub use event::{Answer, Condition, Event, Grounds, Moment, Overdue, Place, UpstreamEnd, World};
+pub use refusals::not_reset;
+
+use refusals::{at, desync, no_random, untranslatable};
 
 use crate::reset::Proof;
-use crate::{BackendState, Broken, Core, Facts, Interner, Pin, PoolMode, SessionSettings, Sink, Then};
+use crate::{BackendState, Broken, Core, Facts, Interner, PoolMode, SessionSettings, Sink, Then};
 use wire::Severity;
 use wire::error::{Fault, Refusal, SqlState};
 
@@ -167,7 +171,7 @@ impl Conductor {
         };
         let step = next.unwrap_or_else(|end| self.close(*end, &mut turn));
         let wishes = match step {
-            Step::Lend => Wishes::waiting(),
+            Step::Lend if !self.core.has_channels() => Wishes::waiting(),
             _ => self.wishes(),
         };
         Actions {
@@ -220,7 +224,7 @@ impl Conductor {
 
     fn client_sent<W: World>(&mut self, input: &[u8], turn: &mut Turn<'_, '_, W>) -> Next {
         let backend = turn.backend.as_deref_mut().filter(|_| self.lease == Lease::Held);
-        let taken = self.core.from_client(input, backend, &mut turn.up, turn.down.buffer())?;
+        let taken = self.core.client_sent(input, backend, &mut turn.up, turn.down.buffer())?;
         (turn.consumed, self.need) = (taken.consumed, 0);
         match taken.then {
             Then::More => {}
@@ -268,7 +272,7 @@ impl Conductor {
     fn upstream_sent<W: World>(&mut self, input: &[u8], turn: &mut Turn<'_, '_, W>) -> Next {
         let Some(backend) = turn.backend.as_deref_mut() else { return Ok(None) };
         let (was_setting_up, was_resetting) = (self.core.is_setting_up(), self.core.is_resetting());
-        turn.consumed = match self.core.from_upstream(input, backend, &mut turn.down) {
+        turn.consumed = match self.core.upstream_sent(input, backend, &mut turn.down) {
             Ok(consumed) => consumed,
             Err(Broken::Setup(body) | Broken::Reset(body)) => return self.setup_failed(Some(body), turn),
             Err(Broken::Desync(what)) => return Err(desync(what, turn)),
@@ -583,55 +587,4 @@ impl Conductor {
             Lease::None | Lease::Held | Lease::Returned => Phase::Idle,
         }
     }
-}
-
-impl Conductor {
-    fn too_many_pinned<W: World>(&self, turn: &Turn<'_, '_, W>) -> Refusal {
-        let reason = self.core.pin().map_or("", Pin::word);
-        let message = "too many sessions keep their upstream connection";
-        let refusal = Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, message)
-            .detail(format!("This one would keep it because of: {reason}. max_pinned is reached."))
-            .hint("End such sessions, or what they keep the connection for; or use session mode.");
-        at(turn, refusal)
-    }
-
-    /// The upstream's connection has ended: in its own words if it sent any.
-    fn upstream_lost<W: World>(&self, end: UpstreamEnd, turn: &Turn<'_, '_, W>) -> Cause {
-        if self.core.is_fatal() || !self.core.between_messages() || end.partial {
-            return Cause::Upstream;
-        }
-        let why = end.why.unwrap_or_else(|| "the server closed it".to_owned());
-        let message = "server closed the connection unexpectedly";
-        let refusal = Refusal::new(Fault::Upstream, SqlState::CONNECTION_FAILURE, message)
-            .detail(format!("The upstream connection was lost: {why}."));
-        Cause::Refused(at(turn, refusal))
-    }
-}
-
-fn desync<W: World>(what: String, turn: &Turn<'_, '_, W>) -> Box<End> {
-    let message = "the upstream server broke the protocol";
-    let refusal = Refusal::new(Fault::Upstream, SqlState::PROTOCOL_VIOLATION, message);
-    Box::new(End { cause: Cause::Refused(at(turn, refusal)), broke: Some(what) })
-}
-
-/// The same with the place where it happened.
-fn at<W: World>(turn: &Turn<'_, '_, W>, refusal: Refusal) -> Refusal {
-    let Place { environment, connection, .. } = turn.world.place();
-    refusal.in_environment(&environment, &connection)
-}
-
-fn no_random() -> Refusal {
-    Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes")
-}
-
-/// No connection could be reset that another user had last.
-pub fn not_reset() -> Refusal {
-    let message = "no upstream connection could be reset after another user";
-    Refusal::new(Fault::Upstream, SqlState::CONNECTION_FAILURE, message)
-}
-
-fn untranslatable() -> Refusal {
-    let message = "a notification cannot be told in this session's client_encoding";
-    Refusal::new(Fault::Client, SqlState::UNTRANSLATABLE_CHARACTER, message)
-        .hint("LISTEN after client_encoding is set, or leave it as the server has it.")
 }

@@ -42,7 +42,7 @@ impl Core {
     ///
     /// # Errors
     /// The client broke the protocol: its session ends with this.
-    pub fn from_client(
+    pub(crate) fn client_sent(
         &mut self,
         input: &[u8],
         mut backend: Option<&mut BackendState>,
@@ -180,7 +180,7 @@ impl Core {
 
     /// There is no connection for the request at the front of `input`, which waits for one: it gets this error.
     /// Of an extended query, the rest up to its `Sync` is ignored, as PostgreSQL does after an error.
-    pub fn refuse(&mut self, input: &[u8], refusal: &Refusal, down: &mut Vec<u8>) {
+    pub(crate) fn refuse(&mut self, input: &[u8], refusal: &Refusal, down: &mut Vec<u8>) {
         wire::error_response(down, wire::Severity::Error, refusal);
         let Some(Ok(header)) = Header::read(input) else { return };
         self.client_rest = (header.total, Rest::Drop);

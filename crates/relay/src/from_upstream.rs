@@ -23,7 +23,7 @@ impl Core {
     ///
     /// # Errors
     /// The connection cannot be used any further. What is in `down` may still be sent.
-    pub fn from_upstream(
+    pub(crate) fn upstream_sent(
         &mut self,
         input: &[u8],
         backend: &mut BackendState,

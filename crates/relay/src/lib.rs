@@ -1,10 +1,16 @@
-//! The core of a session between its client and the connection it is lent: which bytes go where, and what may be
-//! done between them. No socket, no async, no clock.
+//! A session between its client and the connections that it is lent: which bytes go where, and what may be done between them.
+//! Pure: no socket, no clock, nothing asynchronous.
 //!
-//! Input is a piece of bytes from either side, as long as it happens to be. Both functions walk over the headers
-//! of messages (protocol section 53.2) and answer how much of the piece they have dealt with; what is left is
-//! shown again with more behind it. What goes out is gathered in [`Sink`]s: ranges of the input as long as nothing
-//! has to be changed.
+//! - [`conductor`]: a session as a whole. What happened goes in ([`conductor::Event`]), what is to be done comes out
+//!   ([`conductor::Actions`]).
+//! - [`BackendState`]: what is known of a connection; [`settings`]: what a session wants on one.
+//! - [`Interner`]: the statements that sessions share.
+//! - [`sql`]: what a statement may do; [`Catalog`]: what the database's own functions may do.
+//! - [`reset`]: what is asked of a server between two users of a connection.
+//!
+//! Below the conductor is the core. Input is a piece of bytes from either side, as long as it happens to be; it walks over the
+//! headers of messages (protocol section 53.2) and answers how much of the piece it has dealt with; what is left is
+//! shown again with more behind it. What goes out is ranges of the input as long as nothing has to be changed.
 
 mod catalog;
 mod channels;
@@ -26,7 +32,7 @@ use std::sync::{Arc, LazyLock};
 pub use catalog::{Catalog, Function, Relations};
 pub use channels::{Asked, Mark, Seal};
 pub use settings::{BackendSettings, Parameters, SessionSettings};
-pub use sink::Sink;
+pub(crate) use sink::Sink;
 pub use sql::{Effects, Pin};
 pub use statement::{Gathered, Gathering, Interner};
 
@@ -170,7 +176,7 @@ pub struct Facts {
 
 /// What a piece of the client's bytes led to.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Then {
+pub(crate) enum Then {
     /// All that is whole was dealt with.
     More,
     /// The message at the front is needed up to this length before anything can be said.
@@ -186,7 +192,7 @@ pub enum Then {
 
 /// How much was dealt with, and what next.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Taken {
+pub(crate) struct Taken {
     /// Bytes of the input that need not be shown again.
     pub consumed: usize,
     /// What next.
@@ -195,7 +201,7 @@ pub struct Taken {
 
 /// Why an upstream connection cannot be used any further.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Broken {
+pub(crate) enum Broken {
     /// It sent what the protocol does not allow here.
     Desync(String),
     /// It did not take the session's settings; its `ErrorResponse` body.
@@ -238,7 +244,7 @@ enum Lasting {
 
 /// One session's core.
 #[derive(Debug)]
-pub struct Core {
+pub(crate) struct Core {
     id: u64,
     mode: PoolMode,
     interner: Arc<Interner>,
@@ -330,7 +336,7 @@ pub struct Counts {
 
 impl Core {
     /// A session that has just logged in. `id` differs from every other session's.
-    pub fn new(
+    pub(crate) fn new(
         id: u64,
         mode: PoolMode,
         interner: Arc<Interner>,
@@ -382,38 +388,33 @@ impl Core {
     }
 
     /// True while a connection is reset for the session, or given its settings: nothing of the client's may be sent before.
-    pub fn is_setting_up(&self) -> bool {
+    pub(crate) fn is_setting_up(&self) -> bool {
         matches!(self.requests.front_kind(), Some(Kind::Reset | Kind::Setup))
     }
 
-    /// True while a connection is asked what the session has left on it: what the client sends next may depend on it.
-    pub fn is_surveying(&self) -> bool {
-        self.requests.front_kind() == Some(Kind::Survey)
-    }
-
     /// True while nothing of the client's runs on the connection: it is set up, asked, or given to the listener.
-    pub fn is_about_its_own(&self) -> bool {
+    pub(crate) fn is_about_its_own(&self) -> bool {
         matches!(self.requests.front_kind(), Some(Kind::Reset | Kind::Setup | Kind::Survey))
             || self.is_handing_over()
     }
 
     /// True while nothing more of the client's may be sent: what it sends next may depend on what is under way.
-    pub fn holds_client(&self) -> bool {
+    pub(crate) fn holds_client(&self) -> bool {
         self.is_about_its_own() || self.replay != Replay::None
     }
 
     /// True if the connection must be asked what is left on it before anything is decided.
-    pub fn wants_survey(&self) -> bool {
+    pub(crate) fn wants_survey(&self) -> bool {
         self.touched.is_some() && self.mode == PoolMode::Transaction && self.is_idle()
     }
 
     /// True if the session keeps a connection that it must be given its startup values on again.
-    pub fn wants_setup(&self) -> bool {
+    pub(crate) fn wants_setup(&self) -> bool {
         self.strays && self.is_idle() && self.touched.is_none() && !self.is_handing_over()
     }
 
     /// Asks it; to be called when [`Core::wants_survey`] says so.
-    pub fn survey(&mut self, proof: Proof, backend: &mut BackendState, up: &mut Vec<u8>) {
+    pub(crate) fn survey(&mut self, proof: Proof, backend: &mut BackendState, up: &mut Vec<u8>) {
         let Some(mut touched) = self.touched.take() else { return };
         touched.objects |= self.pin.is_some();
         if let Some(recurring) = &self.recurring {
@@ -484,7 +485,7 @@ impl Core {
     }
 
     /// The connection that was to be set up is gone; nothing of the client's was sent on it.
-    pub fn abandon_setup(&mut self) {
+    pub(crate) fn abandon_setup(&mut self) {
         self.fatal = false;
         self.requests.clear();
         self.upstream_rest = (0, false);
@@ -492,28 +493,18 @@ impl Core {
 
     /// True if what was held may be looked at again: what it waits for may have been answered. It may be long, so that is not
     /// done at each piece of an answer.
-    pub fn may_go_on(&self) -> bool {
+    pub(crate) fn may_go_on(&self) -> bool {
         let is_over = self.requests.front().is_none_or(|front| front.number > self.held_until);
         is_over || matches!(self.copy, Copy::In { .. })
     }
 
-    /// What is counted of messages of which the rest is waited for, in all sessions.
-    pub fn gathered(&self) -> &Arc<Gathering> {
-        self.interner.gathered()
-    }
-
-    /// The session's number.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
     /// For how long the session has a connection.
-    pub fn mode(&self) -> PoolMode {
+    pub(crate) fn mode(&self) -> PoolMode {
         self.mode
     }
 
     /// Gives a connection to the session; what must be sent on it first goes to `up`.
-    pub fn attach(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
+    pub(crate) fn attach(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
         if self.mode == PoolMode::Session {
             return;
         }
@@ -530,7 +521,7 @@ impl Core {
     }
 
     /// True if the connection can go back to its pool now: nothing is owed on it and nothing is left on it.
-    pub fn may_release(&self) -> bool {
+    pub(crate) fn may_release(&self) -> bool {
         self.is_idle()
             && self.mode == PoolMode::Transaction
             && self.pin.is_none()
@@ -539,7 +530,7 @@ impl Core {
     }
 
     /// The connection goes back.
-    pub fn detach(&mut self, backend: &mut BackendState) {
+    pub(crate) fn detach(&mut self, backend: &mut BackendState) {
         self.foreseen = false;
         self.strays = false;
         if std::mem::take(&mut self.doubted) {
@@ -552,7 +543,7 @@ impl Core {
 
     /// True if the session could end here and leave its connection as a `DISCARD ALL` would find it: no
     /// transaction, no answer outstanding.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.requests.is_empty()
             && self.status == b'I'
             && !self.unsynced
@@ -563,7 +554,7 @@ impl Core {
     }
 
     /// True if a `DISCARD ALL` leaves nothing of the session: no library that it loaded, no seed, no remote connection.
-    pub fn is_cleanable(&self) -> bool {
+    pub(crate) fn is_cleanable(&self) -> bool {
         self.is_idle() && !self.stained && !self.miscounted
     }
 
@@ -576,64 +567,54 @@ impl Core {
     }
 
     /// True if the client is owed no answer, whether or not a transaction is open: it is its turn.
-    pub fn is_clients_turn(&self) -> bool {
+    pub(crate) fn is_clients_turn(&self) -> bool {
         self.requests.is_empty() && self.upstream_rest.0 == 0
     }
 
     /// True if something of the session's may still run on its connection.
-    pub fn may_be_busy(&self) -> bool {
+    pub(crate) fn may_be_busy(&self) -> bool {
         !self.is_clients_turn() || self.stained || self.miscounted
     }
 
     /// True if so much is under way that no more should be read from the client.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.requests.len() > MAX_REQUESTS
     }
 
     /// True if the upstream will say nothing more before the client does: an extended query without its `Sync`, or
     /// a COPY that goes on.
-    pub fn awaits_client(&self) -> bool {
+    pub(crate) fn awaits_client(&self) -> bool {
         self.unsynced || self.skipping || matches!(self.copy, Copy::In { .. })
     }
 
     /// True if an error can be put in between what the client gets: no message has been begun and not ended.
-    pub fn between_messages(&self) -> bool {
+    pub(crate) fn between_messages(&self) -> bool {
         self.upstream_rest.0 == 0
     }
 
-    /// True inside a transaction, failed or not.
-    pub fn in_transaction(&self) -> bool {
-        self.status != b'I'
-    }
-
     /// Why the session keeps its connection.
-    pub fn pin(&self) -> Option<Pin> {
+    pub(crate) fn pin(&self) -> Option<Pin> {
         self.pin.map(|(reason, _)| reason)
     }
 
     /// True if the upstream has said that it ends the connection (severity FATAL or PANIC).
-    pub fn is_fatal(&self) -> bool {
+    pub(crate) fn is_fatal(&self) -> bool {
         self.fatal
     }
 
     /// What was counted since this was last called.
-    pub fn take_counts(&mut self) -> Counts {
+    pub(crate) fn take_counts(&mut self) -> Counts {
         std::mem::take(&mut self.counts)
     }
 
     /// How many statements the session has prepared by name.
-    pub fn prepared(&self) -> usize {
+    pub(crate) fn prepared(&self) -> usize {
         self.names.as_ref().map_or(0, |names| names.count())
     }
 
     /// How many transactions (and queries outside of one) have ended.
-    pub fn transactions(&self) -> u64 {
+    pub(crate) fn transactions(&self) -> u64 {
         self.transactions
-    }
-
-    /// The session's settings.
-    pub fn settings(&self) -> &SessionSettings {
-        &self.settings
     }
 
     fn named(&self, name: &[u8]) -> Option<&Named> {
@@ -704,7 +685,7 @@ impl Core {
     }
 
     /// Takes what is known of the database from now on, if that is something else.
-    pub fn knows(&mut self, catalog: impl FnOnce(&Arc<Catalog>) -> Option<Arc<Catalog>>) {
+    pub(crate) fn knows(&mut self, catalog: impl FnOnce(&Arc<Catalog>) -> Option<Arc<Catalog>>) {
         if let Some(other) = catalog(&self.catalog) {
             self.catalog = other;
         }
@@ -722,7 +703,7 @@ impl Core {
     }
 
     /// What was defined since this was last asked, if anything: then the database is to be asked again.
-    pub fn has_defined(&mut self) -> Option<Box<Effects>> {
+    pub(crate) fn has_defined(&mut self) -> Option<Box<Effects>> {
         if self.defines.is_some() && self.is_idle() { self.defines.take() } else { None }
     }
 

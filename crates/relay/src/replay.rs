@@ -18,7 +18,7 @@ const WHERE_STATEMENTS_ARE_MISSED: [&[u8]; 3] =
 /// What the client sent since its last idle point, as long as the first request of it, which uses a statement that the
 /// connection is believed to have, is not answered. It belongs to the connection, so that idle clients cost nothing.
 #[derive(Debug, Default)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// The number of that request; 0 for none.
     first: u64,
     /// Where it began in the piece at hand.
@@ -28,14 +28,14 @@ pub struct Batch {
 
 impl Batch {
     /// There is none.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.first = 0;
     }
 }
 
 /// Whether a batch is to be asked again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replay {
+pub(crate) enum Replay {
     None,
     /// When the upstream has answered its `Sync`.
     AtReady,
@@ -129,7 +129,7 @@ impl Core {
     }
 
     /// The batch that is to be asked again now, if one is.
-    pub fn replay(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
+    pub(crate) fn replay(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
         if self.replay != Replay::Due {
             return None;
         }

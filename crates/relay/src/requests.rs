@@ -7,7 +7,7 @@ use super::statement::{Named, Unnamed, significant};
 
 /// One request. Requests are numbered from 1 within a session.
 #[derive(Debug)]
-pub struct Request {
+pub(crate) struct Request {
     pub kind: Kind,
     /// Sent by us: its answer is not the client's.
     pub hidden: bool,
@@ -25,11 +25,11 @@ impl Request {
 }
 
 /// A [`Kind::Fake`] that describes a statement without parameters and columns.
-pub const NOTHING: u8 = b't';
+pub(crate) const NOTHING: u8 = b't';
 
 /// What it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Our own `Query`: everything up to its `ReadyForQuery` is ours. It takes away what another user has left.
     Reset,
     /// Our own `Query`, which gives the connection the session's settings.
@@ -61,7 +61,7 @@ pub enum Kind {
 
 /// What to take back if it fails or is skipped, or what to say.
 #[derive(Debug)]
-pub enum Note {
+pub(crate) enum Note {
     /// A name was given a statement, or lost it.
     Named {
         name: Box<[u8]>,
@@ -98,7 +98,7 @@ impl Note {
 }
 
 #[derive(Debug)]
-pub struct Requests {
+pub(crate) struct Requests {
     queue: VecDeque<Request>,
     last: u64,
     /// How many of them end a query, and how many have a note: mostly none, and then nothing is in doubt.
@@ -118,15 +118,15 @@ impl Default for Requests {
 }
 
 impl Requests {
-    pub fn push(&mut self, kind: Kind) {
+    pub(crate) fn push(&mut self, kind: Kind) {
         self.add(kind, false, None);
     }
 
-    pub fn push_noted(&mut self, kind: Kind, note: Note) {
+    pub(crate) fn push_noted(&mut self, kind: Kind, note: Note) {
         self.add(kind, false, Some(Box::new(note)));
     }
 
-    pub fn push_hidden(&mut self, kind: Kind, note: Option<Note>) {
+    pub(crate) fn push_hidden(&mut self, kind: Kind, note: Option<Note>) {
         self.add(kind, true, note.map(Box::new));
     }
 
@@ -150,7 +150,7 @@ impl Requests {
     }
 
     /// One that uses a name, which this request gave.
-    pub fn push_using(&mut self, kind: Kind, giver: u64) {
+    pub(crate) fn push_using(&mut self, kind: Kind, giver: u64) {
         self.add(kind, false, None);
         if let Some(request) = self.queue.back_mut() {
             request.uses = giver;
@@ -158,7 +158,7 @@ impl Requests {
     }
 
     /// A `Parse` of what the upstream has prepared: it uses the name that it gives.
-    pub fn push_known(&mut self, note: Note) {
+    pub(crate) fn push_known(&mut self, note: Note) {
         self.push_noted(Kind::Known, note);
         if let Some(request) = self.queue.back_mut() {
             request.uses = request.number;
@@ -166,21 +166,21 @@ impl Requests {
     }
 
     /// The number that the next request will have.
-    pub fn next_number(&self) -> u64 {
+    pub(crate) fn next_number(&self) -> u64 {
         self.last + 1
     }
 
-    pub fn front(&self) -> Option<&Request> {
+    pub(crate) fn front(&self) -> Option<&Request> {
         self.queue.front()
     }
 
     /// The last one, if it has this number.
-    pub fn last_numbered(&self, number: u64) -> Option<&Request> {
+    pub(crate) fn last_numbered(&self, number: u64) -> Option<&Request> {
         self.queue.back().filter(|last| last.number == number)
     }
 
     /// If what was skipped is all there was, up to one `Sync`: the answer to that is not the client's.
-    pub fn hide_only_sync(&mut self) -> bool {
+    pub(crate) fn hide_only_sync(&mut self) -> bool {
         let only = self.queue.len() == 1 && self.front_kind() == Some(Kind::Sync);
         if let (true, Some(sync)) = (only, self.queue.front_mut()) {
             sync.hidden = true;
@@ -189,26 +189,26 @@ impl Requests {
         only
     }
 
-    pub fn front_kind(&self) -> Option<Kind> {
+    pub(crate) fn front_kind(&self) -> Option<Kind> {
         self.queue.front().map(|r| r.kind)
     }
 
     /// What the first one's answer must hold, if anything.
-    pub fn front_proof(&self) -> Option<Proof> {
+    pub(crate) fn front_proof(&self) -> Option<Proof> {
         match self.queue.front()?.note.as_deref() {
             Some(Note::Proof(proof)) => Some(*proof),
             _ => None,
         }
     }
 
-    pub fn take_front_note(&mut self) -> Option<Box<Note>> {
+    pub(crate) fn take_front_note(&mut self) -> Option<Box<Note>> {
         let note = self.queue.front_mut().and_then(|r| r.note.take());
         self.noted -= usize::from(note.is_some());
         self.bytes -= note.as_ref().map_or(0, |note| note.bytes());
         note
     }
 
-    pub fn pop(&mut self) -> Option<Request> {
+    pub(crate) fn pop(&mut self) -> Option<Request> {
         let popped = self.queue.pop_front();
         popped.iter().for_each(|request| self.leaves(request));
         self.drop_unanswered();
@@ -230,14 +230,14 @@ impl Requests {
     }
 
     /// Whether it depends on an answer to come what a name stands for.
-    pub fn is_in_doubt(&self, name: &[u8]) -> bool {
+    pub(crate) fn is_in_doubt(&self, name: &[u8]) -> bool {
         let name = significant(name);
         self.notes_in_doubt()
             .any(|note| matches!(note, Note::Named { name: changed, .. } if **changed == *name))
     }
 
     /// Whether it depends on an answer to come if the upstream has this statement.
-    pub fn is_preparation_in_doubt(&self, id: u64) -> bool {
+    pub(crate) fn is_preparation_in_doubt(&self, id: u64) -> bool {
         self.notes_in_doubt().any(|note| match note {
             Note::Named { prepared, closed, .. } => [prepared, closed].contains(&&Some(id)),
             Note::Prepared(changed) | Note::Closed(changed) => *changed == id,
@@ -246,28 +246,28 @@ impl Requests {
     }
 
     /// Whether it depends on an answer to come what the unnamed statement is, which this request made what it is.
-    pub fn is_unnamed_in_doubt(&self, stamp: u64) -> bool {
+    pub(crate) fn is_unnamed_in_doubt(&self, stamp: u64) -> bool {
         let is_under_way = self.queue.front().is_some_and(|front| front.number <= stamp);
         is_under_way && self.has_an_end() && stamp <= self.last_end
     }
 
     /// Whether a `Sync` or a `Query` came behind this request.
-    pub fn is_of_earlier_batch(&self, number: u64) -> bool {
+    pub(crate) fn is_of_earlier_batch(&self, number: u64) -> bool {
         number <= self.last_end
     }
 
     /// The number of the last one that ended a query.
-    pub fn last_end(&self) -> u64 {
+    pub(crate) fn last_end(&self) -> u64 {
         self.last_end
     }
 
     /// True if something is under way of which the transaction's status depends.
-    pub fn has_an_end(&self) -> bool {
+    pub(crate) fn has_an_end(&self) -> bool {
         self.ends > 0
     }
 
     /// The name that a request gave and another, under way, takes away again.
-    pub fn name_taken(&self, giver: u64) -> Option<&[u8]> {
+    pub(crate) fn name_taken(&self, giver: u64) -> Option<&[u8]> {
         self.queue.iter().find_map(|request| match request.note.as_deref() {
             Some(Note::Named { name, previous: Some(previous), .. }) if previous.request == giver => {
                 Some(&**name)
@@ -277,37 +277,37 @@ impl Requests {
     }
 
     /// Forgets all.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.queue.clear();
         (self.ends, self.noted, self.bytes) = (0, 0, 0);
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.queue.len()
     }
 
     /// How many bytes are kept to take back what they did, or to say why they failed.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
     /// True if nothing but fakes is left: the upstream owes no answer.
-    pub fn only_fakes(&self) -> bool {
+    pub(crate) fn only_fakes(&self) -> bool {
         self.queue.iter().all(|r| matches!(r.kind, Kind::Fake(_)))
     }
 
     /// Whether a `Sync` is among them.
-    pub fn has_a_sync(&self) -> bool {
+    pub(crate) fn has_a_sync(&self) -> bool {
         self.queue.iter().any(|request| request.kind == Kind::Sync)
     }
 
     /// Takes everything before the next `Sync`; false if there is none.
-    pub fn skip_to_sync(&mut self) -> (Vec<Request>, bool) {
+    pub(crate) fn skip_to_sync(&mut self) -> (Vec<Request>, bool) {
         let sync = self.queue.iter().position(|r| r.kind == Kind::Sync);
         let skipped: Vec<Request> = self.queue.drain(..sync.unwrap_or(self.queue.len())).collect();
         skipped.iter().for_each(|request| self.leaves(request));
@@ -318,7 +318,7 @@ impl Requests {
     /// The front has turned out to be a COPY: the upstream reads and ignores the `Sync`s behind it, up to the end
     /// of the data. Whether that end was sent already, and whether there are such `Sync`s: if the COPY fails before it
     /// has read them, they are answered after all.
-    pub fn begin_copy(&mut self) -> (bool, bool) {
+    pub(crate) fn begin_copy(&mut self) -> (bool, bool) {
         let (mut stray, mut at) = (false, 1);
         loop {
             match self.queue.get(at).map(|r| r.kind) {

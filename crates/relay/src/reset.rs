@@ -78,7 +78,7 @@ impl BackendState {
 impl Core {
     /// Asks the server to take away what another user has left on it; nothing of this one's may be sent before that is
     /// done: see [`Core::is_setting_up`].
-    pub fn reset(&mut self, seed: u64, proof: Proof, up: &mut Vec<u8>) {
+    pub(crate) fn reset(&mut self, seed: u64, proof: Proof, up: &mut Vec<u8>) {
         wire::query(up, DISCARD);
         wire::query(up, &proof.new_seed(seed));
         self.requests.push(Kind::Reset);
@@ -86,12 +86,13 @@ impl Core {
     }
 
     /// True while that is not done.
-    pub fn is_resetting(&self) -> bool {
+    pub(crate) fn is_resetting(&self) -> bool {
         self.requests.front_kind() == Some(Kind::Reset)
     }
 
     /// Who the session's user is.
-    pub fn user(&self) -> &UserName {
+    #[cfg(test)]
+    pub(crate) fn user(&self) -> &UserName {
         &self.facts.user
     }
 }

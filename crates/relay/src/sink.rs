@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// Gathers what goes out of one chunk of input.
 #[derive(Debug)]
-pub struct Sink<'a> {
+pub(crate) struct Sink<'a> {
     input: &'a [u8],
     range: Range<usize>,
     copy: &'a mut Vec<u8>,
@@ -13,13 +13,13 @@ pub struct Sink<'a> {
 
 impl<'a> Sink<'a> {
     /// Nothing yet. `copy` is scratch; what is in it is thrown away.
-    pub fn new(input: &'a [u8], copy: &'a mut Vec<u8>) -> Self {
+    pub(crate) fn new(input: &'a [u8], copy: &'a mut Vec<u8>) -> Self {
         copy.clear();
         Self { input, range: 0..0, copy, copied: false }
     }
 
     /// Sends this part of the input on as it is.
-    pub fn pass(&mut self, range: Range<usize>) {
+    pub(crate) fn pass(&mut self, range: Range<usize>) {
         if self.copied {
             self.copy.extend_from_slice(&self.input[range]);
         } else if self.range.is_empty() {
@@ -33,7 +33,7 @@ impl<'a> Sink<'a> {
     }
 
     /// Where to write what is not in the input.
-    pub fn buffer(&mut self) -> &mut Vec<u8> {
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
         if !self.copied {
             self.copied = true;
             self.copy.extend_from_slice(&self.input[self.range.clone()]);
@@ -42,12 +42,12 @@ impl<'a> Sink<'a> {
     }
 
     /// All of it, when nothing more comes.
-    pub fn into_bytes(self) -> &'a [u8] {
+    pub(crate) fn into_bytes(self) -> &'a [u8] {
         if self.copied { self.copy } else { &self.input[self.range] }
     }
 
     /// All of it.
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         if self.copied { self.copy } else { &self.input[self.range.clone()] }
     }
 }

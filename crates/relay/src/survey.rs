@@ -12,7 +12,7 @@ const MAX_SETTINGS: usize = 256;
 
 /// What may have been left, and is to be asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Touched {
+pub(crate) struct Touched {
     /// Settings, in lower case, each once.
     pub settings: Vec<String>,
     /// Every setting of the session may have been reset.
@@ -29,7 +29,7 @@ pub struct Touched {
 
 impl Touched {
     /// All of another, too.
-    pub fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.add_settings(other.settings.iter().map(String::as_str));
         self.all_settings |= other.all_settings;
         self.resets |= other.resets;
@@ -39,7 +39,7 @@ impl Touched {
     }
 
     /// These too.
-    pub fn add_settings<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
+    pub(crate) fn add_settings<'a>(&mut self, names: impl IntoIterator<Item = &'a str>) {
         for name in names {
             if self.too_many || self.settings.iter().any(|known| known.eq_ignore_ascii_case(name)) {
                 continue;
@@ -55,7 +55,7 @@ impl Touched {
 
 /// What a connection answered.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Left {
+pub(crate) struct Left {
     /// Each setting that was asked for, and its value if the session has set it.
     pub settings: Vec<(String, Option<Box<[u8]>>)>,
     /// What keeps the session on the connection, if anything was asked for that could.
@@ -97,7 +97,7 @@ const CHANGED: &str = "(SELECT pg_catalog.string_agg(pg_catalog.concat(\
 
 /// The query whose one row [`answer`] reads. Values come as hexadecimal digits of the server's encoding, which is what
 /// they are set in again, whatever the client's is. The last one is the proof.
-pub fn question(touched: &Touched, proof: Proof) -> String {
+pub(crate) fn question(touched: &Touched, proof: Proof) -> String {
     let mut columns = Vec::new();
     for name in &touched.settings {
         let name = literal(name.as_bytes());
@@ -122,7 +122,7 @@ pub fn question(touched: &Touched, proof: Proof) -> String {
 }
 
 /// Reads the `DataRow` (without its header) that answers [`question`] and holds its proof; `None` if it is none.
-pub fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
+pub(crate) fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
     let mut columns = columns(row)?.into_iter();
     let mut settings = Vec::new();
     for name in &touched.settings {

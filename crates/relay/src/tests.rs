@@ -1,3 +1,5 @@
+//! The core by itself, on a connection that says what the test says.
+
 use super::reset::Proof;
 use super::*;
 use wire::{cstr, message};
@@ -51,7 +53,7 @@ impl Bench {
     fn client(&mut self, input: &[u8]) -> (Vec<u8>, Vec<u8>, Taken) {
         let (mut copy, mut down) = (Vec::new(), Vec::new());
         let mut up = Sink::new(input, &mut copy);
-        let taken = self.core.from_client(input, Some(&mut self.backend), &mut up, &mut down).unwrap();
+        let taken = self.core.client_sent(input, Some(&mut self.backend), &mut up, &mut down).unwrap();
         (up.bytes().to_vec(), down, taken)
     }
 
@@ -62,7 +64,7 @@ impl Bench {
     fn try_upstream(&mut self, input: &[u8]) -> Result<Vec<u8>, Broken> {
         let mut copy = Vec::new();
         let mut down = Sink::new(input, &mut copy);
-        let consumed = self.core.from_upstream(input, &mut self.backend, &mut down)?;
+        let consumed = self.core.upstream_sent(input, &mut self.backend, &mut down)?;
         assert_eq!(consumed, input.len());
         Ok(down.bytes().to_vec())
     }
@@ -184,7 +186,7 @@ fn what_the_protocol_does_not_allow_breaks_the_connection() {
         let mut bench = Bench::new();
         let mut copy = Vec::new();
         let mut down = Sink::new(&unasked, &mut copy);
-        let broken = bench.core.from_upstream(&unasked, &mut bench.backend, &mut down);
+        let broken = bench.core.upstream_sent(&unasked, &mut bench.backend, &mut down);
         assert!(matches!(broken, Err(Broken::Desync(_))), "{unasked:?}");
         assert!(down.bytes().is_empty());
     }
@@ -196,7 +198,7 @@ fn without_a_connection_a_sync_is_answered_and_late_copy_data_ignored() {
     let input = [m(b'd', b"late"), m(b'c', b""), m(b'S', b""), m(b'Q', b"SELECT 1\0")].concat();
     let (mut copy, mut down) = (Vec::new(), Vec::new());
     let mut up = Sink::new(&input, &mut copy);
-    let taken = bench.core.from_client(&input, None, &mut up, &mut down).unwrap();
+    let taken = bench.core.client_sent(&input, None, &mut up, &mut down).unwrap();
     assert_eq!(taken, Taken { consumed: 19, then: Then::Lease });
     assert_eq!(down, m(b'Z', b"I"));
 }
@@ -230,10 +232,10 @@ fn random_bytes_are_dealt_with() {
             let backend = (random() % 4 != 0).then_some(&mut bench.backend);
             let from_client = random() % 2 == 0;
             if from_client {
-                if let Ok(taken) = bench.core.from_client(&input, backend, &mut sink, &mut down) {
+                if let Ok(taken) = bench.core.client_sent(&input, backend, &mut sink, &mut down) {
                     assert!(taken.consumed <= input.len());
                 }
-            } else if let Ok(consumed) = bench.core.from_upstream(&input, &mut bench.backend, &mut sink) {
+            } else if let Ok(consumed) = bench.core.upstream_sent(&input, &mut bench.backend, &mut sink) {
                 assert!(consumed <= input.len());
             }
         }
@@ -311,7 +313,7 @@ fn a_reset_that_fails_or_leaves_a_transaction_open_is_the_end_of_the_connection(
         bench.core.reset(7, Proof::new(8), &mut Vec::new());
         let mut copy = Vec::new();
         let mut down = Sink::new(&answer, &mut copy);
-        assert!(bench.core.from_upstream(&answer, &mut bench.backend, &mut down).is_err());
+        assert!(bench.core.upstream_sent(&answer, &mut bench.backend, &mut down).is_err());
         assert_eq!(down.bytes(), b"");
         assert!(!bench.backend.is_clean());
     }
@@ -443,7 +445,7 @@ fn many_bytes_during_a_copy_end_the_session() {
     let input = bind("a").repeat(3000);
     let (mut copy, mut down) = (Vec::new(), Vec::new());
     let mut up = Sink::new(&input, &mut copy);
-    let refusal = bench.core.from_client(&input, Some(&mut bench.backend), &mut up, &mut down).unwrap_err();
+    let refusal = bench.core.client_sent(&input, Some(&mut bench.backend), &mut up, &mut down).unwrap_err();
     assert_eq!(refusal.sqlstate, SqlState::LIMIT_EXCEEDED);
     assert!(up.bytes().len() < 3 * MAX_ADDED);
 }
@@ -806,6 +808,6 @@ fn an_error_that_answers_nothing_costs_the_connection() {
     let mut bench = Bench::new();
     let (mut copy, mut down, flush) = (Vec::new(), Vec::new(), m(b'H', b"x"));
     let mut up = Sink::new(&flush, &mut copy);
-    assert!(bench.core.from_client(&flush, Some(&mut bench.backend), &mut up, &mut down).is_err());
+    assert!(bench.core.client_sent(&flush, Some(&mut bench.backend), &mut up, &mut down).is_err());
     assert_eq!(up.bytes(), b"");
 }

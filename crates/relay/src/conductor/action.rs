@@ -76,7 +76,7 @@ pub struct Wishes {
 }
 
 impl Wishes {
-    /// Of a session that waits for a connection, which it has just said.
+    /// Of a session without channels that waits for a connection, which it has just said.
     pub(super) fn waiting() -> Self {
         Self { doing: Doing::Waiting, phase: Phase::Waiting { told: false }, ..Self::default() }
     }

@@ -49,6 +49,8 @@ struct Rig {
     /// Connections that can be lent, the next one last.
     idle: Vec<Backend>,
     held: Option<Backend>,
+    /// There is a listener.
+    listener: bool,
     /// The pool has none to lend.
     dry: bool,
     permits: bool,
@@ -90,6 +92,7 @@ impl Rig {
             world: Still::default(),
             idle: vec![fresh(None), fresh(None)],
             held: None,
+            listener: false,
             dry: false,
             permits: true,
             client_tail: Vec::new(),
@@ -207,6 +210,7 @@ impl Rig {
             Step::Pin(None) => ("unpin", Some(Next::Event(Event::Settle))),
             Step::Pin(Some(_)) => ("pin", Some(Next::Event(Event::Permitted(self.permits)))),
             Step::Outdate(_) => ("outdate", Some(Next::Event(Event::Settle))),
+            Step::AskListener(_) if self.listener => ("ask the listener", None),
             Step::AskListener(_) => ("ask the listener", Some(Next::Event(Event::NoListener))),
             Step::Cancel => ("cancel", None),
             Step::Close(closing) => {
@@ -465,6 +469,51 @@ fn in_session_mode_the_connection_stays_and_is_cleaned_at_the_end() {
     assert!(rig.steps.is_empty() && rig.held.is_some());
     rig.say(Event::ClientEnded);
     assert_eq!(rig.closed.unwrap().connection, Leaving::Clean);
+}
+
+#[test]
+fn the_channels_of_a_session_go_over_to_the_listener_and_its_connection_goes_back() {
+    let mut rig = Rig::new(PoolMode::Transaction);
+    let utf8 = |name: &str, value: &str| (name.as_bytes().into(), value.as_bytes().into());
+    let reported = Arc::new(Parameters::new([utf8("client_encoding", "UTF8")]));
+    let facts = ["dev", "warehouse", "dana", "because"].map(str::to_owned);
+    let [environment, connection, user, route] = facts;
+    rig.conductor = Conductor::new(Session {
+        id: 1,
+        mode: PoolMode::Transaction,
+        interner: Arc::new(Interner::new(7)),
+        facts: Arc::new(Facts { environment, connection, user: user.into(), route }),
+        settings: SessionSettings::new(reported.clone(), Arc::default(), None),
+    });
+    rig.idle = vec![Backend { state: BackendState::new(reported, 100, Some(7)), ..fresh(None) }];
+    rig.listener = true;
+    rig.say(Event::FromClient(&[]));
+    rig.converse(&query("LISTEN news"));
+    rig.upstream(&[]);
+    assert_eq!(
+        (rig.steps.as_slice(), rig.wishes.listening),
+        (&["lend", "ask the listener"][..], Listening::Answer)
+    );
+    assert_eq!((rig.wishes.doing, rig.wishes.from_client), (Doing::Nothing, false));
+    let mark = crate::Mark { id: 1, channel: "ours".into(), seal: crate::Seal::new([3; 32]) };
+    rig.say(Event::Listener(Box::new(Ok(Answer::Listening(mark)))));
+    rig.upstream(&[]);
+    rig.upstream(&[]);
+    assert_eq!(rig.wishes.listening, Listening::Answer);
+    rig.say(Event::Listener(Box::new(Ok(Answer::Settled(vec!["news".into()])))));
+    assert_eq!((rig.steps.last(), rig.wishes.listening), (Some(&"release"), Listening::Yes));
+    assert_eq!(rig.tags(), "CZ", "the client hears nothing of the hand-over");
+    let news = m(b'A', b"\0\0\0\x07news\0x\0");
+    assert!(rig.wishes.takes_notifications);
+    rig.say(Event::Notifications(Box::new(Ok(vec![news.into()]))));
+    assert_eq!(rig.tags(), "CZA");
+    // It goes on to listen while it waits for a connection.
+    rig.dry = true;
+    rig.client(&query("SELECT 1"), &[]);
+    assert_eq!((rig.wishes.doing, rig.wishes.listening), (Doing::Waiting, Listening::Yes));
+    let lost = refusal();
+    rig.say(Event::Notifications(Box::new(Err(lost))));
+    assert!(matches!(rig.closed.unwrap().cause, Cause::Refused(_)));
 }
 
 #[test]

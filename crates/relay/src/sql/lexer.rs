@@ -6,7 +6,7 @@ use super::scan::WORD;
 
 /// A token, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Token<'a> {
+pub(super) enum Token<'a> {
     /// A word or a quoted identifier: a word in lower case, an identifier as it is.
     Word(Cow<'a, str>),
     /// A string; what is in it, if that can be read without an escape.
@@ -17,13 +17,13 @@ pub enum Token<'a> {
 
 impl Token<'_> {
     /// Whether it is this word.
-    pub fn is(&self, word: &str) -> bool {
+    pub(super) fn is(&self, word: &str) -> bool {
         matches!(self, Self::Word(w) if w == word)
     }
 }
 
 /// The tokens of a text, without comments: at most one for each byte, each byte looked at twice at most.
-pub fn tokens(text: &[u8]) -> Vec<Token<'_>> {
+pub(super) fn tokens(text: &[u8]) -> Vec<Token<'_>> {
     let mut lexer = Lexer { text, at: 0, tokens: Vec::new() };
     while lexer.at < text.len() {
         lexer.step();

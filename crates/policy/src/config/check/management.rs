@@ -16,7 +16,12 @@ pub const MIN_TOKEN: usize = 16;
 pub const HASHED: &str = "sha256:";
 
 /// What `[management]` says.
-pub fn check(path: &Path, file: &File, around: Surroundings<'_>, problems: &mut Problems) -> Management {
+pub(super) fn check(
+    path: &Path,
+    file: &File,
+    around: Surroundings<'_>,
+    problems: &mut Problems,
+) -> Management {
     let management = &file.management;
     let mut tokens: Vec<Token> = Vec::new();
     for (name, written) in &management.tokens.0 {
@@ -73,7 +78,7 @@ fn folder(path: &Path, said: Option<&str>) -> PathBuf {
 }
 
 /// Whether the token itself stands in the file.
-pub fn is_plain(token: &Setting<Source>) -> bool {
+pub(super) fn is_plain(token: &Setting<Source>) -> bool {
     matches!(&**token, Source::Plain(text) if !text.expose_secret().starts_with(HASHED))
 }
 

@@ -11,7 +11,7 @@ use super::management;
 use crate::verifier::is_verifier;
 
 /// Warns of all that others may read or write and should not.
-pub fn check(path: &Path, file: &File, machine: &dyn Machine, problems: &mut Problems) {
+pub(super) fn check(path: &Path, file: &File, machine: &dyn Machine, problems: &mut Problems) {
     plain_secrets(path, file, machine, problems);
     secret_files(file, machine, problems);
     let folder = match path.parent() {

@@ -11,7 +11,7 @@ use crate::names::ConnectionName;
 type Connections = BTreeMap<ConnectionName, Arc<Connection>>;
 
 /// Compares all connections with those that are labelled `production`, and each base with what clients call it.
-pub fn check(file: &File, connections: &Connections, problems: &mut Problems) {
+pub(super) fn check(file: &File, connections: &Connections, problems: &mut Problems) {
     labels(file, connections, problems);
     names(file, connections, problems);
 }

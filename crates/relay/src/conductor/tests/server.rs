@@ -6,7 +6,7 @@ use wire::{HEADER, Header, cstr, message};
 
 /// One connection's server process.
 #[derive(Debug, Default)]
-pub struct Server {
+pub(super) struct Server {
     /// What has come and is not dealt with.
     input: Vec<u8>,
     /// `I`, `T` or `E`; 0 before anything was said is `I`.
@@ -18,6 +18,7 @@ pub struct Server {
     copy_is_extended: bool,
     prepared: BTreeMap<Vec<u8>, String>,
     bound: Option<String>,
+    listens: BTreeSet<String>,
     /// What sessions have set and not reset.
     pub settings: BTreeMap<String, String>,
     /// Texts that were run here, in order.
@@ -26,7 +27,7 @@ pub struct Server {
 
 impl Server {
     /// Takes bytes in, and answers all messages that are whole.
-    pub fn answer(&mut self, bytes: &[u8]) -> Vec<u8> {
+    pub(super) fn answer(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.input.extend_from_slice(bytes);
         let mut out = Vec::new();
         while let Some(Ok(header)) =
@@ -39,7 +40,7 @@ impl Server {
     }
 
     /// Nothing was begun here that is not over.
-    pub fn is_at_rest(&self) -> bool {
+    pub(super) fn is_at_rest(&self) -> bool {
         self.input.is_empty() && !self.in_transaction && !self.skips && !self.copies
     }
 
@@ -172,6 +173,26 @@ impl Server {
                 self.settings.insert((*name).to_owned(), (*value).to_owned());
                 "SET"
             }
+            ["LISTEN", name] => {
+                self.listens.insert((*name).trim_matches('"').to_owned());
+                "LISTEN"
+            }
+            ["UNLISTEN", "*"] => {
+                self.listens.clear();
+                "UNLISTEN"
+            }
+            ["NOTIFY", what] => {
+                let (channel, payload) = what.split_once(',').unwrap_or((what, "''"));
+                let (channel, payload) = (channel.trim_matches('"'), payload.trim_matches('\''));
+                if self.listens.contains(channel) {
+                    message(out, b'A', |out| {
+                        out.extend(7_u32.to_be_bytes());
+                        wire::push_cstr(out, channel);
+                        wire::push_cstr(out, payload);
+                    });
+                }
+                "NOTIFY"
+            }
             ["DISCARD", "ALL"] => {
                 let (input, ran) = (std::mem::take(&mut self.input), std::mem::take(&mut self.ran));
                 *self = Self { input, ran, ..Self::default() };
@@ -216,7 +237,8 @@ impl Server {
         }
         if statement.contains("EXISTS(") {
             columns.extend(std::iter::repeat_n(Some("f".to_owned()), 4));
-            columns.push(None);
+            let listed: Vec<String> = self.listens.iter().map(|channel| hex(channel)).collect();
+            columns.push((!listed.is_empty()).then(|| listed.join(",")));
         }
         let proof = statement.rsplit_once("'::pg_catalog.text").and_then(|(head, _)| head.rsplit_once('\''));
         columns.push(Some(proof.map_or("1", |(_, proof)| proof).to_owned()));
