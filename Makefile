@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test prerequisites lint deny unit integration docs docs-fresh bench bench-isolation soak fuzz test-compose test-drivers \
+.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-isolation soak fuzz test-compose test-drivers \
 	test-tools advisories
 
 build:
@@ -15,6 +15,12 @@ demo:
 	@demo/demo.sh
 
 test: prerequisites lint deny docs-fresh unit integration
+
+# What fails in seconds: formatting, lints, and every test that needs no server.
+quick:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo test --locked --workspace --lib --bins --test tidy
 
 prerequisites:
 	@tests/prerequisites.sh test

@@ -20,10 +20,11 @@ use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use chain::Chain;
-pub use chain::Head;
-pub use read::{Finding, Verified, files, verify};
-pub use refusals::{Refusals, Refused};
-pub use who::{Question, Visits, who};
+pub(crate) use chain::Head;
+pub use chain::files;
+pub use read::verify;
+pub(crate) use refusals::{Refusals, Refused};
+pub(crate) use who::{Question, Visits, who};
 use wire::error::{Fault, Refusal, SqlState, escape_json};
 
 /// How many events may wait while the disk takes none, and how many bytes of them; those that come then are counted, and
@@ -99,7 +100,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// What a client is told while the audit cannot be written, and `audit_failure = "refuse"`.
-pub fn not_written() -> Refusal {
+pub(crate) fn not_written() -> Refusal {
     let message = "the audit cannot be written";
     Refusal::new(Fault::Ours, SqlState::CANNOT_CONNECT_NOW, message)
         .hint("The log of pgusher says why. audit_failure = \"continue\" serves without.")
@@ -183,7 +184,7 @@ pub struct Seen {
 ///
 /// # Errors
 /// It is something else, or cannot be read.
-pub fn expect_audit(path: &Path) -> io::Result<()> {
+pub(crate) fn expect_audit(path: &Path) -> io::Result<()> {
     chain::expect(path)
 }
 

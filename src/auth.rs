@@ -22,7 +22,7 @@ use crate::tls::ServerTls;
 use exchange::Exchange;
 use guesses::Guesses;
 use key::Key;
-pub use logins::Logins;
+pub(crate) use logins::Logins;
 use policy::attribute::Subject;
 use policy::config::file::AuthType;
 use policy::config::{Config, User};
@@ -32,7 +32,7 @@ use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// Somebody whose proof was good. Made only by [`Authenticator::authenticate`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity(UserName);
+pub(crate) struct Identity(UserName);
 
 impl Subject for Identity {
     fn user(&self) -> &UserName {
@@ -42,7 +42,7 @@ impl Subject for Identity {
 
 impl Identity {
     /// The name of the user who has logged in.
-    pub fn user(&self) -> &UserName {
+    pub(crate) fn user(&self) -> &UserName {
         &self.0
     }
 
@@ -51,7 +51,7 @@ impl Identity {
     ///
     /// # Errors
     /// As of [`Authenticator::authenticate`]: `28P01` or `28000`.
-    pub fn is_still(&self, proved: &Config, now: &Config) -> Result<(), Refusal> {
+    pub(crate) fn is_still(&self, proved: &Config, now: &Config) -> Result<(), Refusal> {
         may_stay(proved, now)?;
         let name = self.0.as_str();
         let (Some(then), Some(user)) = (proved.users.get(name), now.users.get(name)) else {
@@ -69,7 +69,7 @@ impl Identity {
 ///
 /// # Errors
 /// `57P03`: it may come again.
-pub fn may_stay(then: &Config, now: &Config) -> Result<(), Refusal> {
+pub(crate) fn may_stay(then: &Config, now: &Config) -> Result<(), Refusal> {
     let rules = |config: &Config| {
         let certificates = config.certificates.iter().filter(|(what, _)| what.starts_with("client_c"));
         let certificates: Vec<_> =
@@ -86,7 +86,7 @@ pub fn may_stay(then: &Config, now: &Config) -> Result<(), Refusal> {
 
 /// What a login is decided by.
 #[derive(Debug, Clone, Copy)]
-pub struct Terms<'a> {
+pub(crate) struct Terms<'a> {
     /// Who there is.
     pub config: &'a Config,
     /// What their passwords are checked against.
@@ -97,7 +97,7 @@ pub struct Terms<'a> {
 
 /// What all logins of a process share: the key that everything is made of which unknown users are shown, and who has
 /// guessed.
-pub struct Authenticator {
+pub(crate) struct Authenticator {
     key: Key,
     guesses: Guesses,
     aside: Aside,
@@ -108,13 +108,13 @@ impl Authenticator {
     ///
     /// # Errors
     /// The system gives no random bytes.
-    pub fn new(key_file: &Path) -> Result<Self, getrandom::Error> {
+    pub(crate) fn new(key_file: &Path) -> Result<Self, getrandom::Error> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self { key: Key::of(key_file)?, guesses: Guesses::default(), aside: Aside::new(cores) })
     }
 
     /// Makes what the logins of a configuration need; what has not changed is taken from the old one. Blocks.
-    pub fn prepare(&self, config: &Config, old: Option<(&Config, &Logins)>) -> Logins {
+    pub(crate) fn prepare(&self, config: &Config, old: Option<(&Config, &Logins)>) -> Logins {
         Logins::of(&self.key, config, old)
     }
 
@@ -129,7 +129,7 @@ impl Authenticator {
     /// # Errors
     /// `28P01` for a wrong password and for an unknown user alike; `28000` for other proofs; `08P01` for broken
     /// messages.
-    pub async fn authenticate(
+    pub(crate) async fn authenticate(
         &self,
         arrival: &mut Arrival,
         terms: Terms<'_>,

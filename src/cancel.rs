@@ -32,7 +32,7 @@ enum Doing {
 
 /// A session's part: changed at each checkout.
 #[derive(Debug, Default)]
-pub struct Slot {
+pub(crate) struct Slot {
     doing: Mutex<Doing>,
     /// Held by the cancel request that is under way.
     turn: Turn<()>,
@@ -42,17 +42,17 @@ pub struct Slot {
 
 impl Slot {
     /// The session waits.
-    pub fn waits(&self, ticket: Arc<Ticket>) {
+    pub(crate) fn waits(&self, ticket: Arc<Ticket>) {
         *self.doing.lock() = Doing::Waiting(ticket);
     }
 
     /// The session is lent a connection.
-    pub fn is_lent(&self, target: Arc<CancelTarget>) {
+    pub(crate) fn is_lent(&self, target: Arc<CancelTarget>) {
         *self.doing.lock() = Doing::Lent(target);
     }
 
     /// The connection that the session is lent now, if any; and whether it waits for one.
-    pub fn now(&self) -> (Option<Arc<CancelTarget>>, Option<Instant>) {
+    pub(crate) fn now(&self) -> (Option<Arc<CancelTarget>>, Option<Instant>) {
         match &*self.doing.lock() {
             Doing::Nothing => (None, None),
             Doing::Waiting(ticket) => (None, Some(ticket.since)),
@@ -62,7 +62,7 @@ impl Slot {
 
     /// The session has nothing. After this, no cancel begins for what it had; one that had begun has raised the
     /// connection's fence.
-    pub fn has_nothing(&self) {
+    pub(crate) fn has_nothing(&self) {
         *self.doing.lock() = Doing::Nothing;
     }
 }
@@ -77,7 +77,7 @@ impl Drop for Waits<'_> {
 
 /// All keys. Written at login and logout only.
 #[derive(Debug, Default)]
-pub struct Keys {
+pub(crate) struct Keys {
     slots: DashMap<CancelKey, Arc<Slot>>,
 }
 
@@ -86,7 +86,7 @@ impl Keys {
     ///
     /// # Errors
     /// The system gives no random bytes.
-    pub fn issue(
+    pub(crate) fn issue(
         &self,
         minor: u16,
         pid: Option<u32>,
@@ -108,23 +108,13 @@ impl Keys {
     }
 
     /// The session is over.
-    pub fn withdraw(&self, key: &CancelKey) {
+    pub(crate) fn withdraw(&self, key: &CancelKey) {
         self.slots.remove(key);
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    /// True if there are none.
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
     }
 
     /// Does what a `CancelRequest` asks for. An unknown key does nothing, and says nothing. Of one key, one request is under
     /// way and one waits for it; more would do what that one does.
-    pub async fn cancel(&self, key: &CancelKey) {
+    pub(crate) async fn cancel(&self, key: &CancelKey) {
         let Some(slot) = self.slots.get(key).map(|entry| entry.value().clone()) else { return };
         let _turn = match slot.turn.try_lock() {
             Ok(turn) => turn,

@@ -1,9 +1,9 @@
 //! The console: the databases `pgusher` and `pgbouncer` on the ordinary listener, in both query protocols.
 
-pub mod act;
-pub mod command;
-pub mod show;
-pub mod table;
+pub(crate) mod act;
+pub(crate) mod command;
+pub(crate) mod show;
+pub(crate) mod table;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -44,12 +44,12 @@ const LONGEST_WRITE: std::time::Duration = std::time::Duration::from_secs(300);
 const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Whether a database is the console.
-pub fn is_database(name: &str) -> bool {
+pub(crate) fn is_database(name: &str) -> bool {
     CONSOLE_DATABASES.contains(&name)
 }
 
 /// Serves an operator, from the proof of who he is to the last byte. The login has the rest of its time.
-pub async fn serve(
+pub(crate) async fn serve(
     proxy: Arc<Proxy>,
     generation: Arc<Generation>,
     mut arrival: Box<Arrival>,

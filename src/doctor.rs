@@ -26,7 +26,7 @@ const OWN_FILES: u64 = 100;
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Grade {
+pub(crate) enum Grade {
     /// As it should be.
     Ok,
     /// It will hurt somebody, or may.
@@ -37,7 +37,7 @@ pub enum Grade {
 
 impl Grade {
     /// As it is printed.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Warning => "warning",
@@ -48,7 +48,7 @@ impl Grade {
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// How bad.
     pub grade: Grade,
     /// Of what.
@@ -133,7 +133,7 @@ impl Report {
 }
 
 /// Looks at everything; `parity` also compares relations and columns.
-pub async fn examine(checked: &Checked, parity: bool) -> Vec<Finding> {
+pub(crate) async fn examine(checked: &Checked, parity: bool) -> Vec<Finding> {
     let config = &checked.config;
     let mut report = Report::default();
     let path = config.path.display();

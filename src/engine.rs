@@ -24,17 +24,17 @@ use crate::pool::{Lease, Outcome, Pinned, Pool, Subscription, Ticket, waited_too
 use crate::stats::Figure;
 use crate::stream::{Reader, Stream};
 use backlog::Backlog;
-pub use orders::{Order, OrderedBy, Orders};
+pub(crate) use orders::{Order, OrderedBy, Orders};
 use policy::names::UserName;
-pub use relay::conductor::Cause;
+pub(crate) use relay::conductor::Cause;
 use relay::conductor::{
     Actions, Closing, Conductor, Doing, Event, Grounds, Leaving, Listening, Moment, Overdue, Phase, Place,
     Step, Told, UpstreamEnd, Wishes, World,
 };
 use relay::{Catalog, Gathered, Gathering};
-pub use timing::Timeouts;
+pub(crate) use timing::Timeouts;
 use timing::Timer;
-pub use watch::{Seen, Watch};
+pub(crate) use watch::Watch;
 use wire::error::{Fault, Refusal, SqlState};
 
 /// How much is read at once.
@@ -63,7 +63,7 @@ thread_local! {
 
 /// What a session was, when it is over.
 #[derive(Debug)]
-pub struct End {
+pub(crate) struct End {
     /// Why.
     pub cause: Cause,
     /// How many transactions.
@@ -79,7 +79,7 @@ enum Leasing {
 }
 
 /// What an engine is started with.
-pub struct Parts {
+pub(crate) struct Parts {
     /// The client.
     pub client: Reader,
     /// The session that has just logged in.
@@ -103,7 +103,7 @@ pub struct Parts {
 }
 
 /// One session, from its first query to its end.
-pub struct Engine {
+pub(crate) struct Engine {
     client: Stream,
     conductor: Conductor,
     id: u64,
@@ -191,7 +191,7 @@ impl Engine {
     ///
     /// # Errors
     /// The client's socket was lost.
-    pub fn new(parts: Parts) -> io::Result<Self> {
+    pub(crate) fn new(parts: Parts) -> io::Result<Self> {
         let (mut client, ahead) = parts.client.into_parts();
         client.unregister()?;
         Ok(Self {

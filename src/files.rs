@@ -11,13 +11,13 @@ use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
 /// The longest secret file, certificate or key, in bytes.
-pub const MAX_SMALL: u64 = 1 << 20;
+pub(crate) const MAX_SMALL: u64 = 1 << 20;
 
 /// Reads a regular file of at most so many bytes. Opening a FIFO or a device does not block: they are refused.
 ///
 /// # Errors
 /// The system's; `InvalidInput` for what is not a regular file, `FileTooLarge` for one that is too long.
-pub fn read(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+pub(crate) fn read(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     let file = OpenOptions::new().read(true).custom_flags(nonblocking()?).open(path)?;
     bounded(&file, most)
 }
@@ -40,7 +40,7 @@ fn bounded(file: &File, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
 ///
 /// # Errors
 /// `PermissionDenied` also for one that belongs to somebody else than this user or root, or is a link.
-pub fn read_own(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+pub(crate) fn read_own(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     let file = OpenOptions::new().read(true).custom_flags(no_link()? | nonblocking()?).open(path)?;
     expect_own(&file)?;
     bounded(&file, most)
@@ -50,7 +50,7 @@ pub fn read_own(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
 ///
 /// # Errors
 /// It belongs to somebody else, or is a link: in a folder in which others may write, they may have put it there.
-pub fn open_own(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+pub(crate) fn open_own(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let file = options.mode(0o600).custom_flags(no_link()? | nonblocking()?).open(path)?;
     expect_own(&file)?;
     Ok(file)
@@ -85,7 +85,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// The system's; `WouldBlock` if another process has it all the time.
-pub fn lock(file: &File, patience: Duration) -> Result<(), TryLockError> {
+pub(crate) fn lock(file: &File, patience: Duration) -> Result<(), TryLockError> {
     let deadline = Instant::now() + patience;
     loop {
         match file.try_lock() {
@@ -97,14 +97,14 @@ pub fn lock(file: &File, patience: Duration) -> Result<(), TryLockError> {
 
 /// Whether nobody but its owner may read a file (or root's group one of root's, as PostgreSQL allows for keys). One that
 /// is not there is nobody's.
-pub fn is_private(path: &Path) -> bool {
+pub(crate) fn is_private(path: &Path) -> bool {
     let others = |about: std::fs::Metadata| about.mode() & if about.uid() == 0 { 0o037 } else { 0o077 };
     std::fs::metadata(path).map_or(0, others) == 0
 }
 
 /// Whether others than its owner may write a file, or put files in a folder: a sticky one keeps those that are there, and not
 /// those that are looked for and not there yet.
-pub fn is_open_to_others(path: &Path) -> bool {
+pub(crate) fn is_open_to_others(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|about| about.mode() & 0o022 != 0)
 }
 

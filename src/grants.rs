@@ -63,7 +63,7 @@ impl Written {
 
 /// All of them, as they stand in their file. Other processes may change that: each locks `FILE.lock` while it does.
 #[derive(Debug)]
-pub struct Grants {
+pub(crate) struct Grants {
     path: PathBuf,
     now: ArcSwap<Vec<Grant>>,
     /// Which edition of the file was read last.
@@ -73,7 +73,7 @@ pub struct Grants {
 impl Grants {
     /// Those that a file holds, if there is one. One that cannot be understood is put aside and said: nobody gets more
     /// than the configuration gives by that.
-    pub fn load(path: PathBuf) -> Self {
+    pub(crate) fn load(path: PathBuf) -> Self {
         let grants = Self { path, now: ArcSwap::default(), read: Mutex::default() };
         if let Err(error) = grants.read_again() {
             let aside = grants.path.with_extension("broken");
@@ -85,17 +85,17 @@ impl Grants {
     }
 
     /// Where they are kept.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// All that have not been ended, the first to end first.
-    pub fn all(&self) -> Arc<Vec<Grant>> {
+    pub(crate) fn all(&self) -> Arc<Vec<Grant>> {
         self.now.load_full()
     }
 
     /// Those that a user has now.
-    pub fn of(&self, user: &str) -> Vec<Grant> {
+    pub(crate) fn of(&self, user: &str) -> Vec<Grant> {
         let all = self.now.load();
         if all.is_empty() {
             return Vec::new();
@@ -108,7 +108,7 @@ impl Grants {
     ///
     /// # Errors
     /// It cannot be written, or not be kept over a power failure; it holds only if the file has it all the same.
-    pub fn add(&self, grant: Grant) -> io::Result<()> {
+    pub(crate) fn add(&self, grant: Grant) -> io::Result<()> {
         self.change(|grants| {
             grants.retain(|known| !known.is_like(&grant));
             grants.push(grant);
@@ -120,7 +120,7 @@ impl Grants {
     ///
     /// # Errors
     /// It cannot be written, or not be kept over a power failure; what the file still has holds.
-    pub fn remove(&self, user: &str, environment: &str, which: &Which) -> io::Result<Vec<Grant>> {
+    pub(crate) fn remove(&self, user: &str, environment: &str, which: &Which) -> io::Result<Vec<Grant>> {
         let mut removed = Vec::new();
         self.change(|grants| {
             removed = grants.extract_if(.., |grant| grant.is_for(user, environment, which)).collect();
@@ -129,14 +129,14 @@ impl Grants {
     }
 
     /// Whether somebody's time is over, or another process has changed the file.
-    pub fn are_due(&self) -> bool {
+    pub(crate) fn are_due(&self) -> bool {
         let now = SystemTime::now();
         self.now.load().iter().any(|grant| grant.until <= now) || edition(&self.path) != *self.read.lock()
     }
 
     /// Takes up what another process has changed, and ends those whose time is over: they hold no longer even if that
     /// cannot be written. Those that this process has ended. Blocks.
-    pub fn expire(&self) -> Vec<Grant> {
+    pub(crate) fn expire(&self) -> Vec<Grant> {
         let now = SystemTime::now();
         let is_over = |grant: &mut Grant| grant.until <= now;
         let mut over = Vec::new();

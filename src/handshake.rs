@@ -25,7 +25,7 @@ const TLS_HANDSHAKE: u8 = 0x16;
 
 /// What the client wants.
 #[derive(Debug)]
-pub enum Opened {
+pub(crate) enum Opened {
     /// To log in.
     Login(Box<Arrival>),
     /// To cancel a query.
@@ -34,7 +34,7 @@ pub enum Opened {
 
 /// A client that wants to log in.
 #[derive(Debug)]
-pub struct Arrival {
+pub(crate) struct Arrival {
     /// Its connection.
     pub reader: Reader,
     /// What is to be sent to it.
@@ -47,7 +47,7 @@ pub struct Arrival {
 
 /// Why there is nothing to answer or nobody to talk to.
 #[derive(Debug, Error)]
-pub enum HandshakeError {
+pub(crate) enum HandshakeError {
     /// It left, or its packet is none: closed without a word, as PostgreSQL does.
     #[error("{0}")]
     Silent(&'static str),
@@ -69,7 +69,7 @@ impl Arrival {
     ///
     /// # Errors
     /// It has left.
-    pub async fn pay(&mut self) -> io::Result<()> {
+    pub(crate) async fn pay(&mut self) -> io::Result<()> {
         let owed = std::mem::take(&mut self.owed);
         self.reader.stream.write_all(&owed).await?;
         self.reader.stream.flush().await
@@ -83,7 +83,7 @@ impl Arrival {
 ///
 /// # Errors
 /// See [`HandshakeError`].
-pub async fn open(
+pub(crate) async fn open(
     socket: Socket,
     tls: Option<&Arc<ServerTls>>,
     stranger: &Stranger,

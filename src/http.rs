@@ -48,7 +48,7 @@ const TLS_HANDSHAKE: u8 = 22;
 
 /// Whether an address speaks TLS, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Security {
+pub(crate) enum Security {
     /// Never.
     Plain,
     /// As the clients of PostgreSQL may or must.
@@ -57,7 +57,7 @@ pub enum Security {
 
 /// Where a request comes from.
 #[derive(Debug, Clone)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// Its address.
     pub address: SocketAddr,
     usage: Arc<Mutex<Use>>,
@@ -78,7 +78,7 @@ impl Peer {
     }
 
     /// An authorized request begins: its connection keeps its place until this is dropped.
-    pub fn begins(&self) -> Running {
+    pub(crate) fn begins(&self) -> Running {
         self.usage.lock().running += 1;
         Running(self.usage.clone())
     }
@@ -92,7 +92,7 @@ impl Peer {
 
 /// An authorized request that is under way.
 #[derive(Debug)]
-pub struct Running(Arc<Mutex<Use>>);
+pub(crate) struct Running(Arc<Mutex<Use>>);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -146,7 +146,7 @@ impl Connections {
 }
 
 /// What `metrics_listen` serves.
-pub fn figures(proxy: Arc<Proxy>) -> Router {
+pub(crate) fn figures(proxy: Arc<Proxy>) -> Router {
     Router::new()
         .route("/metrics", get(all_metrics))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -176,13 +176,13 @@ async fn ready(State(proxy): State<Arc<Proxy>>) -> (StatusCode, &'static str) {
 ///
 /// # Errors
 /// As bind(2) and listen(2).
-pub fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+pub(crate) fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     TcpListener::from_std(stream::listen(address, shared, BACKLOG)?)
 }
 
 /// Serves until the process ends: whoever watches sees it drain. With `so_reuseport`, until another process is to be
 /// asked.
-pub async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router, security: Security) {
+pub(crate) async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router, security: Security) {
     let shared = *proxy.generation().config.server.so_reuseport;
     let closing = proxy.closing.clone();
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));

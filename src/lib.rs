@@ -1,36 +1,48 @@
-//! pgusher shows every PostgreSQL client to the right database.
+//! pgusher routes every PostgreSQL client to the right database.
 //!
 //! The modules stand in the order of a client's path, and each uses only those above it: reading this file from
 //! top to bottom is reading the product (`docs/architecture.md`).
 
-// ── words ──
 // ── the machine ──
-pub mod files;
-pub mod machine;
+mod files;
+mod machine;
 // ── bytes ──
-pub mod aside;
-pub mod stream;
+mod aside;
+mod stream;
 pub mod tls;
 // ── the path of a client ──
-pub mod strangers;
-pub mod handshake;
-pub mod auth;
-pub mod audit;
-pub mod grants;
-pub mod upstream;
-pub mod stats;
-pub mod pool;
-pub mod cancel;
-pub mod engine;
+mod strangers;
+mod handshake;
+mod auth;
+mod audit;
+mod grants;
+mod upstream;
+mod stats;
+mod pool;
+mod cancel;
+mod engine;
 // ── the house ──
-pub mod metrics;
-pub mod store;
-pub mod prepare;
-pub mod proxy;
-pub mod doctor;
-pub mod console;
-pub mod session;
-pub mod http;
-pub mod management;
-pub mod listener;
+mod store;
+mod prepare;
+mod proxy;
+mod metrics;
+mod doctor;
+mod console;
+mod session;
+mod http;
+mod management;
+mod listener;
 pub mod cli;
+
+/// What tests and fuzzers use of the inside; nobody else should.
+#[doc(hidden)]
+pub mod inside {
+    pub use crate::audit::{Audit, files, verify};
+    pub use crate::console::command::Command;
+    pub use crate::console::show::HELP;
+    pub use crate::files::beside;
+    pub use crate::pool::{HostCount, Outcome, Pool, PoolSettings, Runtimes};
+    pub use crate::prepare::draft_of;
+    pub use crate::tls;
+    pub use crate::upstream::Dialer;
+}

@@ -27,7 +27,7 @@ const BEYOND: usize = 1000;
 const DEFAULT_PORT: u16 = 6432;
 
 /// A bound address.
-pub enum Listener {
+pub(crate) enum Listener {
     /// TCP
     Tcp(TcpListener),
     /// A unix socket; its file, if it is ours, is removed in the end.
@@ -35,7 +35,7 @@ pub enum Listener {
 }
 
 /// Removes the file of a unix socket, unless another process has put its own there.
-pub struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     inode: u64,
 }
@@ -59,7 +59,7 @@ impl Drop for SocketFile {
 ///
 /// # Errors
 /// Which address, and why.
-pub fn bind(server: &Server) -> Result<Vec<Listener>, (ListenAddress, io::Error)> {
+pub(crate) fn bind(server: &Server) -> Result<Vec<Listener>, (ListenAddress, io::Error)> {
     let shared = *server.so_reuseport;
     let tcp_port = |a: &ListenAddress| match a {
         ListenAddress::Tcp(address) => Some(address.port()),
@@ -90,7 +90,7 @@ fn listen_on(listener: std::net::TcpListener, keepidle: Duration) -> io::Result<
 ///
 /// # Errors
 /// One of them is neither a TCP nor a unix listener.
-pub fn inherited(server: &Server) -> io::Result<Vec<Listener>> {
+pub(crate) fn inherited(server: &Server) -> io::Result<Vec<Listener>> {
     let mut sockets = ListenFd::from_env();
     let mut listeners = Vec::new();
     for i in 0..sockets.len() {
@@ -140,7 +140,7 @@ fn keep_alive(socket: &SockRef<'_>, keepidle: Duration) {
 }
 
 /// Accepts clients until the proxy closes. Who waits in the queue of a socket that is not ours, waits for the next process.
-pub async fn run(proxy: Arc<Proxy>, listener: Listener, is_ours: bool) {
+pub(crate) async fn run(proxy: Arc<Proxy>, listener: Listener, is_ours: bool) {
     let _open = proxy.door.clone();
     let mut keepidle = *proxy.generation().config.server.tcp_keepidle;
     loop {
@@ -256,7 +256,7 @@ fn turn_away(proxy: &Proxy, socket: Socket, peer: &str) {
 }
 
 /// Says in the log where clients can come.
-pub fn announce(listeners: &[Listener]) {
+pub(crate) fn announce(listeners: &[Listener]) {
     for listener in listeners {
         match listener {
             Listener::Tcp(tcp) => {

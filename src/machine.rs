@@ -17,7 +17,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The machine that this process runs on.
 #[derive(Debug, Clone, Copy)]
-pub struct ThisMachine;
+pub(crate) struct ThisMachine;
 
 impl Machine for ThisMachine {
     fn secret(&self, source: &Source) -> Result<SecretString, SecretError> {
@@ -45,7 +45,7 @@ impl Machine for ThisMachine {
 ///
 /// # Errors
 /// It cannot be had.
-pub fn read(source: &Source) -> Result<SecretString, SecretError> {
+pub(crate) fn read(source: &Source) -> Result<SecretString, SecretError> {
     match source {
         Source::Plain(value) => Ok(value.clone()),
         Source::File(path) => {
@@ -65,7 +65,7 @@ pub fn read(source: &Source) -> Result<SecretString, SecretError> {
 ///
 /// # Errors
 /// As [`read`]; what was known stays.
-pub fn reread(secret: &Secret) -> Result<bool, SecretError> {
+pub(crate) fn reread(secret: &Secret) -> Result<bool, SecretError> {
     Ok(secret.renew(read(secret.source())?))
 }
 

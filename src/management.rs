@@ -34,7 +34,7 @@ use crate::proxy::{Change, Generation, Proxy, Written};
 use access::{Caller, Gate};
 use answer::{Problem, Tags};
 use overview::History;
-use policy::config::{Config, file};
+use policy::config::{Config, Connection, file};
 
 /// How long a request waits for those before it.
 const TURN: Duration = Duration::from_secs(30);
@@ -42,7 +42,7 @@ const TURN: Duration = Duration::from_secs(30);
 const MAX_ASIDE: usize = 4;
 
 /// What the handlers share.
-pub struct Api {
+pub(crate) struct Api {
     proxy: Arc<Proxy>,
     gate: Gate,
     tags: Tags,
@@ -74,6 +74,15 @@ impl<'a> View<'a> {
             None => Self::of(&written.generation),
         }
     }
+}
+
+/// The connection of an identifier.
+///
+/// # Errors
+/// 404
+fn connection_of(config: &Config, id: Uuid) -> Result<&Arc<Connection>, Problem> {
+    let found = config.connections.values().find(|connection| connection.id == id);
+    found.ok_or_else(|| Problem::missing("Connection", id))
 }
 
 /// What every write may be asked with.
@@ -286,7 +295,7 @@ calls! {
 ///
 /// # Errors
 /// The system gives no random bytes.
-pub fn router(proxy: Arc<Proxy>) -> Result<Router, getrandom::Error> {
+pub(crate) fn router(proxy: Arc<Proxy>) -> Result<Router, getrandom::Error> {
     let api = Arc::new(Api {
         proxy,
         gate: Gate::default(),

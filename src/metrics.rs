@@ -1,64 +1,22 @@
 //! `/metrics` in the text format of OpenMetrics. Everything is read when it is asked for; labels come from the
 //! configuration and from fixed lists only.
 
-use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use tracing_appender::non_blocking::ErrorCounter;
-
 use crate::pool::Pool;
 use crate::proxy::{LiveSession, Proxy};
-use crate::stats::{Figure, Histogram, Isolated, Times};
+use crate::stats::{Figure, Isolated, Times};
 use relay::Pin;
-use wire::error::{Fault, Refusal};
-
-/// What is counted for the process as a whole.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// By SQLSTATE and fault.
-    refusals: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
-    /// Of the log.
-    dropped: OnceLock<ErrorCounter>,
-    /// Cancel requests that came.
-    pub cancels: AtomicU64,
-    /// Configurations that took effect.
-    pub reloads: AtomicU64,
-    /// And those that were refused.
-    pub refused_reloads: AtomicU64,
-    /// From the accepted socket to the first `ReadyForQuery`.
-    pub logins: Histogram,
-    /// From who it is to where it goes.
-    pub lookups: Histogram,
-}
-
-impl Counters {
-    /// Where the lines are counted that the log has lost.
-    pub fn log_lines_dropped(&self, counter: ErrorCounter) {
-        let _ = self.dropped.set(counter);
-    }
-
-    /// A client was refused, or its session ended so.
-    pub fn refused(&self, refusal: &Refusal) {
-        let fault = match refusal.fault {
-            Fault::Client => "client",
-            Fault::Upstream => "upstream",
-            Fault::Operator => "operator",
-            Fault::Ours => "pgusher",
-        };
-        *self.refusals.lock().entry((refusal.sqlstate.0, fault)).or_default() += 1;
-    }
-}
 
 /// All metrics now.
-pub fn render(proxy: &Arc<Proxy>) -> String {
+pub(crate) fn render(proxy: &Arc<Proxy>) -> String {
     let mut registry = Registry::with_prefix("pgusher");
     registry.register_collector(Box::new(Now(proxy.clone())));
     let mut text = String::new();
@@ -189,8 +147,7 @@ fn process(
         ],
     )?;
     family(encoder, "cancels", "Cancel requests of clients", [(vec![], count(&counters.cancels))])?;
-    let dropped = counters.dropped.get().map_or(0, ErrorCounter::dropped_lines);
-    let dropped = Sample::Counter(dropped as u64);
+    let dropped = Sample::Counter(counters.lines_dropped());
     family(encoder, "log_lines_dropped", "Lines that nobody took from the log", [(vec![], dropped)])?;
     if let Some(audit) = proxy.audit.seen() {
         let one = |sample| [(vec![], sample)];
@@ -215,7 +172,7 @@ fn process(
             one(Sample::Counter(audit.tampered)),
         )?;
     }
-    let refusals = counters.refusals.lock().clone();
+    let refusals = counters.refusals();
     let refusals = refusals.into_iter().map(|((sqlstate, fault), count)| {
         let labels = vec![("sqlstate", sqlstate.to_owned()), ("fault", fault.to_owned())];
         (labels, Sample::Counter(count))

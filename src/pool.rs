@@ -27,16 +27,17 @@ use catalog::Known;
 pub use host::HostCount;
 use host::{HostPlace, Share};
 use isolation::Resettable;
-pub use isolation::prove as prove_resettable;
-pub use lease::{Lease, Pooled};
+pub(crate) use isolation::prove as prove_resettable;
+pub(crate) use lease::{Lease, Pooled};
 use listener::Line;
-pub use listener::Subscription;
-pub use operate::{Halt, View};
+pub(crate) use listener::Subscription;
+pub(crate) use operate::Halt;
 use policy::config::Connection;
 use policy::config::file::Isolation;
 use policy::names::UserName;
 use relay::{BackendState, Parameters};
-pub use ticket::{Outcome, Ticket};
+pub use ticket::Outcome;
+pub(crate) use ticket::Ticket;
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
 
@@ -976,7 +977,7 @@ impl Drop for Waiting<'_> {
 }
 
 /// No connection became free for a client within its time.
-pub fn waited_too_long(waited: Duration) -> Refusal {
+pub(crate) fn waited_too_long(waited: Duration) -> Refusal {
     let message = "no upstream connection became free within query_wait_timeout";
     Refusal::new(Fault::Upstream, SqlState::TOO_MANY_CONNECTIONS, message)
         .detail(format!("Waited {}.", humantime::format_duration(waited)))

@@ -22,7 +22,7 @@ use policy::route;
 
 /// A configuration of which all has been made that can fail. Made only by this module.
 #[derive(Debug)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// The settings, and what somebody should look at.
     pub checked: Checked,
     /// TLS towards clients.
@@ -40,14 +40,14 @@ const MAX_FILE: u64 = 16 << 20;
 ///
 /// # Errors
 /// It cannot be read as a whole; what else is wrong is in the draft.
-pub fn draft(path: &Path, outside: Outside) -> Result<Draft, Rejected> {
+pub(crate) fn draft(path: &Path, outside: Outside) -> Result<Draft, Rejected> {
     read(path, outside, None)
 }
 
 /// The same of a text, as if it stood in this file.
 ///
 /// # Errors
-/// As [`draft`].
+/// As `draft`.
 pub fn draft_of(path: &Path, text: &str) -> Result<Draft, Rejected> {
     within(path, text, Outside::Read, None)
 }
@@ -57,7 +57,7 @@ pub fn draft_of(path: &Path, text: &str) -> Result<Draft, Rejected> {
 ///
 /// # Errors
 /// All that is wrong with it, with line and column.
-pub fn reviewed(path: &Path) -> Result<Checked, Rejected> {
+pub(crate) fn reviewed(path: &Path) -> Result<Checked, Rejected> {
     route::review(draft(path, Outside::Read)?)
 }
 
@@ -89,7 +89,7 @@ fn within(
 ///
 /// # Errors
 /// All that is wrong, with line and column.
-pub fn load(path: &Path, outside: Outside) -> Result<Prepared, Rejected> {
+pub(crate) fn load(path: &Path, outside: Outside) -> Result<Prepared, Rejected> {
     of(draft(path, outside)?)
 }
 
@@ -98,7 +98,7 @@ pub fn load(path: &Path, outside: Outside) -> Result<Prepared, Rejected> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_beside(in_force: &Config, path: &Path) -> Result<Prepared, Rejected> {
+pub(crate) fn load_beside(in_force: &Config, path: &Path) -> Result<Prepared, Rejected> {
     of(read(path, Outside::Read, Some(&in_force.commands()))?)
 }
 
@@ -106,7 +106,7 @@ pub fn load_beside(in_force: &Config, path: &Path) -> Result<Prepared, Rejected>
 ///
 /// # Errors
 /// As [`load`].
-pub fn parse(path: &Path, text: &str) -> Result<Prepared, Rejected> {
+pub(crate) fn parse(path: &Path, text: &str) -> Result<Prepared, Rejected> {
     of(draft_of(path, text)?)
 }
 
@@ -117,7 +117,7 @@ fn of(draft: Draft) -> Result<Prepared, Rejected> {
 }
 
 /// What a start would be refused for, of a configuration that is right in itself.
-pub fn problems(checked: &Checked) -> Problems {
+pub(crate) fn problems(checked: &Checked) -> Problems {
     let config = &checked.config;
     let mut problems = Problems::new(&config.path, config.source.expose_secret());
     make(config, &checked.file, checked.outside, &mut problems);

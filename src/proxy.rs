@@ -3,7 +3,7 @@
 mod standing;
 mod write;
 
-pub use write::{Change, WriteError, Written};
+pub(crate) use write::{Change, WriteError, Written};
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -26,9 +26,9 @@ use crate::auth::{Authenticator, Identity, Logins, Terms};
 use crate::cancel::{Keys, Slot};
 use crate::engine::{Order, OrderedBy, Orders, Timeouts};
 use crate::grants::Grants;
-use crate::metrics::Counters;
 use crate::pool::{HostCount, Pool, PoolSettings, Runtimes};
 use crate::prepare::{self, Prepared};
+use crate::stats::Counters;
 use crate::strangers::Strangers;
 use crate::stream::Tls;
 use crate::tls::ServerTls;
@@ -60,7 +60,7 @@ const TEND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One accepted version of the configuration, with what was built from it.
 #[derive(Debug)]
-pub struct Generation {
+pub(crate) struct Generation {
     /// From 1.
     pub number: u64,
     /// The settings.
@@ -80,7 +80,7 @@ pub struct Generation {
 
 /// What a client asked for: the database, and the environment that it requested.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// The database name of the startup packet.
     pub database: Box<str>,
     /// `pgusher.environment`
@@ -89,7 +89,7 @@ pub struct Asked {
 
 /// Where a session is.
 #[derive(Debug)]
-pub struct Place {
+pub(crate) struct Place {
     /// What it asked for.
     pub asked: Asked,
     /// What it was given, and why.
@@ -104,12 +104,12 @@ pub struct Place {
 
 impl Generation {
     /// What logins are decided by.
-    pub fn terms(&self) -> Terms<'_> {
+    pub(crate) fn terms(&self) -> Terms<'_> {
         Terms { config: &self.config, logins: &self.logins, tls: self.tls.as_deref() }
     }
 
     /// Why a session must leave, if it must.
-    pub fn moved(&self, session: &LiveSession) -> Option<String> {
+    pub(crate) fn moved(&self, session: &LiveSession) -> Option<String> {
         moved(&self.config, &self.grants, self.number, session)
     }
 
@@ -117,7 +117,7 @@ impl Generation {
     ///
     /// # Errors
     /// As [`route::resolve`].
-    pub fn place(&self, identity: &Identity, asked: Asked) -> Result<Arc<Place>, Refusal> {
+    pub(crate) fn place(&self, identity: &Identity, asked: Asked) -> Result<Arc<Place>, Refusal> {
         let attributes =
             attribute::of(&self.config, identity.clone()).with(self.grants.of(identity.user().as_str()));
         let route = route::resolve(&self.config, &attributes, &asked.database, asked.environment.as_deref())?;
@@ -146,7 +146,7 @@ impl Generation {
 
 /// What is remembered of a configuration.
 #[derive(Debug, Clone)]
-pub struct Known {
+pub(crate) struct Known {
     /// Its number, also if it was refused and another has it now.
     pub number: u64,
     /// When that was.
@@ -195,7 +195,7 @@ pub enum Shutdown {
 
 /// Why a configuration did not take effect.
 #[derive(Debug, Error)]
-pub enum LoadError {
+pub(crate) enum LoadError {
     /// The file is wrong, or what it names outside of it.
     #[error("{0}")]
     Rejected(Rejected),
@@ -209,7 +209,7 @@ pub enum LoadError {
 
 /// A session that lives, as the proxy knows it.
 #[derive(Debug)]
-pub struct LiveSession {
+pub(crate) struct LiveSession {
     /// Its number.
     pub id: u64,
     /// Who.
@@ -238,7 +238,7 @@ pub struct LiveSession {
 
 /// A place among the clients that are counted: of all, of a user, of a connection.
 #[derive(Debug, Default)]
-pub struct Seat([Option<Arc<AtomicUsize>>; 3]);
+pub(crate) struct Seat([Option<Arc<AtomicUsize>>; 3]);
 
 impl Seat {
     /// One more of these. 0 is no limit.
@@ -263,7 +263,7 @@ impl Drop for Seat {
 }
 
 /// See the module.
-pub struct Proxy {
+pub(crate) struct Proxy {
     path: PathBuf,
     generation: ArcSwap<Generation>,
     /// Where sessions read their limits.
@@ -325,7 +325,7 @@ impl Proxy {
     ///
     /// # Errors
     /// The system gives no random bytes.
-    pub fn new(prepared: Prepared, runtimes: Runtimes, audit: Audit) -> Result<Arc<Self>, LoadError> {
+    pub(crate) fn new(prepared: Prepared, runtimes: Runtimes, audit: Audit) -> Result<Arc<Self>, LoadError> {
         let hosts = Mutex::default();
         let config = &prepared.checked.config;
         let path = config.path.clone();
@@ -376,7 +376,7 @@ impl Proxy {
     }
 
     /// The generation in force.
-    pub fn generation(&self) -> Arc<Generation> {
+    pub(crate) fn generation(&self) -> Arc<Generation> {
         self.generation.load_full()
     }
 
@@ -384,7 +384,7 @@ impl Proxy {
     ///
     /// # Errors
     /// What is wrong with it; the generation in force stays.
-    pub fn reload(&self) -> Result<Arc<Generation>, LoadError> {
+    pub(crate) fn reload(&self) -> Result<Arc<Generation>, LoadError> {
         self.reload_planned().map(|(generation, _)| generation)
     }
 
@@ -422,7 +422,7 @@ impl Proxy {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn plan(&self, path: Option<&Path>) -> Result<Plan, LoadError> {
+    pub(crate) fn plan(&self, path: Option<&Path>) -> Result<Plan, LoadError> {
         let new = match path.filter(|path| *path != self.path) {
             None => prepare::load(&self.path, Outside::Read),
             Some(path) => prepare::load_beside(&self.generation().config, path),
@@ -451,7 +451,7 @@ impl Proxy {
     ///
     /// # Errors
     /// There is none, or it cannot be used any more.
-    pub fn roll_back(&self) -> Result<Arc<Generation>, LoadError> {
+    pub(crate) fn roll_back(&self) -> Result<Arc<Generation>, LoadError> {
         let _one_at_a_time = self.reloading.lock();
         let Some((_, source)) = self.earlier.lock().last().cloned() else {
             return Err(LoadError::NothingEarlier);
@@ -528,7 +528,7 @@ impl Proxy {
     ///
     /// # Errors
     /// As [`Proxy::reload`].
-    pub fn reload_and_log(&self) -> Result<Arc<Generation>, LoadError> {
+    pub(crate) fn reload_and_log(&self) -> Result<Arc<Generation>, LoadError> {
         self.log_reload(self.reload())
     }
 
@@ -536,7 +536,7 @@ impl Proxy {
     ///
     /// # Errors
     /// As [`Proxy::reload`].
-    pub fn reload_as_planned(&self) -> Result<(Arc<Generation>, Plan), LoadError> {
+    pub(crate) fn reload_as_planned(&self) -> Result<(Arc<Generation>, Plan), LoadError> {
         self.log_reload(self.reload_planned())
     }
 
@@ -564,7 +564,7 @@ impl Proxy {
     }
 
     /// The base connection that is meant by a name; a name that is none stays as it is.
-    pub fn base_named(&self, database: &str) -> ConnectionName {
+    pub(crate) fn base_named(&self, database: &str) -> ConnectionName {
         let generation = self.generation();
         let base = generation.config.base(database).map(|(connection, _)| connection.name.clone());
         base.unwrap_or_else(|| database.into())
@@ -574,7 +574,7 @@ impl Proxy {
     ///
     /// # Errors
     /// Which of them there is not.
-    pub fn check_grant(&self, grant: &Grant) -> Result<(), Refusal> {
+    pub(crate) fn check_grant(&self, grant: &Grant) -> Result<(), Refusal> {
         let config = &self.generation().config;
         let unknown = |what: &str, name: &str| {
             Refusal::new(
@@ -608,7 +608,7 @@ impl Proxy {
     ///
     /// # Errors
     /// There is no such user or environment, or the grant cannot be kept.
-    pub fn grant(&self, grant: &Grant) -> Result<(), Refusal> {
+    pub(crate) fn grant(&self, grant: &Grant) -> Result<(), Refusal> {
         self.check_grant(grant)?;
         self.grants.add(grant.clone()).map_err(|error| self.not_kept(&error))?;
         let database = grant.database.as_ref().map(tracing::field::display);
@@ -622,7 +622,13 @@ impl Proxy {
     ///
     /// # Errors
     /// There is none, or that cannot be kept.
-    pub fn revoke(&self, user: &str, environment: &str, which: &Which, by: &UserName) -> Result<(), Refusal> {
+    pub(crate) fn revoke(
+        &self,
+        user: &str,
+        environment: &str,
+        which: &Which,
+        by: &UserName,
+    ) -> Result<(), Refusal> {
         let removed = self.grants.remove(user, environment, which);
         let revoked = removed.map_err(|error| self.not_kept(&error))?;
         if revoked.is_empty() {
@@ -696,7 +702,7 @@ impl Proxy {
     }
 
     /// An event of a session: who it is, and where it stands.
-    pub fn event(&self, name: &'static str, session: &LiveSession) -> Event {
+    pub(crate) fn event(&self, name: &'static str, session: &LiveSession) -> Event {
         let place = &session.place;
         Event::new(name)
             .text("session", self.audit.session(session.id))
@@ -712,7 +718,7 @@ impl Proxy {
     ///
     /// # Errors
     /// `53300`
-    pub fn seat(
+    pub(crate) fn seat(
         &self,
         generation: &Generation,
         identity: &Identity,
@@ -744,7 +750,7 @@ impl Proxy {
     ///
     /// # Errors
     /// `53300`
-    pub fn console_seat(
+    pub(crate) fn console_seat(
         &self,
         generation: &Generation,
         user: &UserName,
@@ -765,23 +771,23 @@ impl Proxy {
     }
 
     /// Counts what somebody was refused who is in; whether that is told by itself, and not only how many there were.
-    pub fn is_refusal_told(&self, peer: &str, refusal: &Refusal) -> bool {
+    pub(crate) fn is_refusal_told(&self, peer: &str, refusal: &Refusal) -> bool {
         self.refusals.count(peer, refusal)
     }
 
     /// Somebody was not let in: counted, and told unless there are too many of them.
-    pub fn refused(&self, refused: Refused<'_>) {
+    pub(crate) fn refused(&self, refused: Refused<'_>) {
         self.counters.refused(refused.refusal);
         self.refusals.tell(&self.audit, refused);
     }
 
     /// Tells what of that was only counted.
-    pub fn sum_up_refusals(&self) {
+    pub(crate) fn sum_up_refusals(&self) {
         self.refusals.sum_up(&self.audit);
     }
 
     /// A number for a new session.
-    pub fn next_session(&self) -> u64 {
+    pub(crate) fn next_session(&self) -> u64 {
         self.next_session.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -790,7 +796,7 @@ impl Proxy {
     ///
     /// # Errors
     /// The user is gone, may not log in any more, or has another password.
-    pub fn enter(&self, session: &Arc<LiveSession>, proved: &Config) -> Result<bool, Refusal> {
+    pub(crate) fn enter(&self, session: &Arc<LiveSession>, proved: &Config) -> Result<bool, Refusal> {
         // Known first, and looked at then: whatever is put in force from here on, settles it.
         self.sessions.insert(session.id, session.clone());
         let entered = self.may_enter(session, proved);
@@ -813,43 +819,43 @@ impl Proxy {
     }
 
     /// For those who wait until another generation is in force; its number.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
     /// A login is decided by this generation, and has not entered; until the answer is dropped.
-    pub fn arrives(&self, id: u64, generation: u64) -> Arriving<'_> {
+    pub(crate) fn arrives(&self, id: u64, generation: u64) -> Arriving<'_> {
         self.arriving.insert(id, generation);
         Arriving { proxy: self, id }
     }
 
     /// It is over.
-    pub fn leave(&self, id: u64) {
+    pub(crate) fn leave(&self, id: u64) {
         self.sessions.remove(&id);
     }
 
     /// How many live.
-    pub fn sessions(&self) -> usize {
+    pub(crate) fn sessions(&self) -> usize {
         self.sessions.len()
     }
 
     /// Whether the process is about to end.
-    pub fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
 
     /// Whether clients are accepted.
-    pub fn is_listening(&self) -> bool {
+    pub(crate) fn is_listening(&self) -> bool {
         self.listening.load(Ordering::Acquire)
     }
 
     /// Clients are accepted from now on.
-    pub fn listens(&self) {
+    pub(crate) fn listens(&self) {
         self.listening.store(true, Ordering::Release);
     }
 
     /// Accepts nobody any more, lets transactions end, up to `shutdown_timeout`, then ends everything.
-    pub async fn drain(&self) {
+    pub(crate) async fn drain(&self) {
         let timeout = *self.generation().config.server.shutdown_timeout;
         self.drain_within(timeout).await;
     }
@@ -883,7 +889,7 @@ impl Proxy {
     }
 
     /// The configurations there have been, the oldest first.
-    pub fn history(&self) -> Vec<Known> {
+    pub(crate) fn history(&self) -> Vec<Known> {
         self.history.lock().iter().cloned().collect()
     }
 
@@ -899,13 +905,13 @@ impl Proxy {
     }
 
     /// The sessions that live.
-    pub fn live_sessions(&self) -> Vec<Arc<LiveSession>> {
+    pub(crate) fn live_sessions(&self) -> Vec<Arc<LiveSession>> {
         self.sessions.iter().map(|session| session.clone()).collect()
     }
 
     /// The sessions that stand where their users would not go now, and the logins that are decided by what was in force
     /// before.
-    pub fn unsettled(&self) -> Vec<u64> {
+    pub(crate) fn unsettled(&self) -> Vec<u64> {
         let generation = self.generation();
         let arriving = self.arriving.iter().filter(|login| *login.value() < generation.number);
         let mut unsettled: Vec<u64> = arriving.map(|login| *login.key()).collect();
@@ -916,7 +922,7 @@ impl Proxy {
 
     /// The same, as of this instant or later. It is found out by one blocking task at a time, whose result is shared by all who
     /// wait; `None` if that task has failed.
-    pub async fn unsettled_since(self: &Arc<Self>, instant: Instant) -> Option<Arc<Vec<u64>>> {
+    pub(crate) async fn unsettled_since(self: &Arc<Self>, instant: Instant) -> Option<Arc<Vec<u64>>> {
         let mut known = self.settling.lock().await;
         if known.0.is_none_or(|at| at < instant) {
             let (proxy, at) = (self.clone(), Instant::now());
@@ -927,7 +933,7 @@ impl Proxy {
     }
 
     /// The pools in force, and those that sessions still have.
-    pub fn all_pools(&self) -> Vec<Arc<Pool>> {
+    pub(crate) fn all_pools(&self) -> Vec<Arc<Pool>> {
         let mut pools: Vec<_> = self.generation().pools.values().cloned().collect();
         for session in self.live_sessions() {
             if !pools.iter().any(|pool| Arc::ptr_eq(pool, &session.pool)) {
@@ -938,7 +944,7 @@ impl Proxy {
     }
 
     /// Ends one session; false if there is none of this number.
-    pub fn kill_client(&self, id: u64) -> bool {
+    pub(crate) fn kill_client(&self, id: u64) -> bool {
         let session = self.sessions.get(&id).map(|session| session.clone());
         let Some(session) = session else { return false };
         session.orders.give(Order { by: OrderedBy::Operator, now: true, refusal: killed() });
@@ -946,12 +952,12 @@ impl Proxy {
     }
 
     /// Asks the process to end.
-    pub fn ask_to_end(&self, how: Shutdown) {
+    pub(crate) fn ask_to_end(&self, how: Shutdown) {
         self.end.send_replace(Some(how));
     }
 
     /// Waits until somebody asks that, and ends all sessions as was asked.
-    pub async fn end_when_asked(&self) {
+    pub(crate) async fn end_when_asked(&self) {
         let mut asked = self.end.subscribe();
         let how = asked.wait_for(Option::is_some).await.map(|how| *how);
         let Ok(Some(how)) = how else { return std::future::pending().await };
@@ -970,7 +976,7 @@ impl Proxy {
     }
 
     /// Looks after the pools until the process ends.
-    pub async fn tend(self: Arc<Self>) {
+    pub(crate) async fn tend(self: Arc<Self>) {
         let mut interval = tokio::time::interval(TEND_INTERVAL);
         loop {
             interval.tick().await;
@@ -987,7 +993,7 @@ impl Proxy {
 }
 
 /// A login on its way in.
-pub struct Arriving<'a> {
+pub(crate) struct Arriving<'a> {
     proxy: &'a Proxy,
     id: u64,
 }

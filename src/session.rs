@@ -37,7 +37,7 @@ use wire::startup::{CancelKey, NEWEST_MINOR, Settings};
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Serves one accepted socket until it is closed. Runs on the control runtime; the relay on the other.
-pub async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String, stranger: Stranger) {
+pub(crate) async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String, stranger: Stranger) {
     let accepted = Instant::now();
     let generation = proxy.generation();
     let limit = *generation.config.server.client_login_timeout;

@@ -1,13 +1,15 @@
 //! What is counted for each pool, in PgBouncer's figures (`SHOW STATS`).
 
 mod histogram;
+mod process;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-pub use histogram::{Histogram, Times};
+pub(crate) use histogram::{Histogram, Times};
+pub(crate) use process::Counters;
 
 /// How long the times are over which averages are taken (PgBouncer's `stats_period`).
 const PERIOD: Duration = Duration::from_secs(60);
@@ -42,10 +44,10 @@ pub enum Figure {
 }
 
 /// How many figures there are.
-pub const FIGURES: usize = 12;
+pub(crate) const FIGURES: usize = 12;
 
 /// The figures at one moment, by [`Figure`].
-pub type Totals = [u64; FIGURES];
+pub(crate) type Totals = [u64; FIGURES];
 
 /// What is counted of connections that go from one user to another.
 #[derive(Debug, Default)]
@@ -171,7 +173,7 @@ impl Stats {
 }
 
 /// Of what has come in such a time (as PgBouncer's `calc_average`).
-pub fn averages(grown: &Totals, elapsed: Duration) -> Totals {
+pub(crate) fn averages(grown: &Totals, elapsed: Duration) -> Totals {
     let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
     let each = |time: Figure, count: Figure| match grown[count as usize] {
         0 => 0,
@@ -185,7 +187,7 @@ pub fn averages(grown: &Totals, elapsed: Duration) -> Totals {
 }
 
 /// The sum of two.
-pub fn sum(one: &Totals, other: &Totals) -> Totals {
+pub(crate) fn sum(one: &Totals, other: &Totals) -> Totals {
     std::array::from_fn(|i| one[i] + other[i])
 }
 

@@ -15,7 +15,7 @@ use crate::files::beside;
 
 /// Why a file stays as it is.
 #[derive(Debug, Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// It holds something else than was expected.
     #[error(
         "the file {} does not say what is in force: it was edited since, or the console has gone back to an earlier \
@@ -41,7 +41,7 @@ pub enum StoreError {
 
 /// A file that one writer at a time exchanges: also of those of other processes.
 #[derive(Debug)]
-pub struct Store {
+pub(crate) struct Store {
     path: PathBuf,
     folder: File,
     _lock: File,
@@ -55,7 +55,7 @@ impl Store {
     ///
     /// # Errors
     /// It is not there, or not to be written.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let path = path.canonicalize().map_err(|error| StoreError::Io { path: path.to_owned(), error })?;
         let failed = |error| StoreError::Io { path: path.clone(), error };
         let folder = path.parent().unwrap_or(Path::new("/"));
@@ -83,7 +83,7 @@ impl Store {
     ///
     /// # Errors
     /// It holds another text by now, which stays; or the disk takes nothing.
-    pub fn exchange(&self, old: &str, new: &str) -> Result<(), StoreError> {
+    pub(crate) fn exchange(&self, old: &str, new: &str) -> Result<(), StoreError> {
         let aside = beside(&self.path, ".new");
         let done = self.write(&aside, new).and_then(|()| self.swap(&aside, old));
         // What is there now is the old file, or one that is not wanted.
@@ -142,7 +142,7 @@ impl Store {
 ///
 /// # Errors
 /// [`StoreError::Changed`] if not.
-pub fn expect(path: &Path, text: &str) -> Result<(), StoreError> {
+pub(crate) fn expect(path: &Path, text: &str) -> Result<(), StoreError> {
     match std::fs::read(path) {
         Ok(now) if now == text.as_bytes() => Ok(()),
         Ok(_) => Err(StoreError::Changed(path.to_owned())),
@@ -154,7 +154,7 @@ pub fn expect(path: &Path, text: &str) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// The system's reason.
-pub fn write_secret(path: &Path, secret: &str) -> io::Result<()> {
+pub(crate) fn write_secret(path: &Path, secret: &str) -> io::Result<()> {
     if let Some(folder) = path.parent()
         && !folder.exists()
     {

@@ -18,7 +18,7 @@ const MAX_LEAVING: usize = 1000;
 
 /// How many places there are.
 #[derive(Debug, Clone, Copy)]
-pub struct Places {
+pub(crate) struct Places {
     /// For everybody.
     pub all: usize,
     /// Beyond those: for unix sockets, and for sessions of the console.
@@ -50,7 +50,7 @@ struct State {
 
 /// All that there are now.
 #[derive(Debug, Default)]
-pub struct Strangers(Mutex<State>);
+pub(crate) struct Strangers(Mutex<State>);
 
 /// What one of them has become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,7 @@ enum Standing {
 
 /// A place for one of them, given back when this is dropped.
 #[derive(Debug)]
-pub struct Stranger {
+pub(crate) struct Stranger {
     all: Arc<Strangers>,
     block: Block,
     number: u64,
@@ -72,14 +72,14 @@ pub struct Stranger {
 }
 
 /// What those are told for whom there is no place.
-pub fn no_place() -> Refusal {
+pub(crate) fn no_place() -> Refusal {
     Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
         .detail("Too many clients are logging in, most of them from one place.")
 }
 
 impl Strangers {
     /// A place for somebody who has just come; `None` if there is none, and nobody who has to make room.
-    pub fn enter(self: &Arc<Self>, block: Block, places: Places) -> Option<Stranger> {
+    pub(crate) fn enter(self: &Arc<Self>, block: Block, places: Places) -> Option<Stranger> {
         let mut state = self.0.lock();
         let limit = if block == Block::UNIX { places.all + places.reserved } else { places.all };
         if state.taken(places) >= limit && !state.make_room(Some(block)) {
@@ -96,12 +96,13 @@ impl Strangers {
     }
 
     /// The system has no more descriptors: whoever has been silent for long makes room.
-    pub fn make_room(&self) {
+    pub(crate) fn make_room(&self) {
         self.0.lock().make_room(None);
     }
 
     /// How many there are now.
-    pub fn count(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn count(&self) -> usize {
         self.0.lock().strangers
     }
 }
@@ -150,12 +151,12 @@ impl State {
 
 impl Stranger {
     /// It has to make room for others.
-    pub async fn must_leave(&self) {
+    pub(crate) async fn must_leave(&self) {
         self.leave.cancelled().await;
     }
 
     /// It asks for the console: one of the reserved places is its own, if one is free.
-    pub fn asks_for_console(&self) {
+    pub(crate) fn asks_for_console(&self) {
         let mut state = self.all.0.lock();
         if state.kept >= self.places.reserved {
             return;
@@ -172,7 +173,7 @@ impl Stranger {
     ///
     /// # Errors
     /// It was told to leave just before.
-    pub fn is_known(&self) -> Result<(), Refusal> {
+    pub(crate) fn is_known(&self) -> Result<(), Refusal> {
         self.becomes(Standing::Known)
     }
 
@@ -180,7 +181,7 @@ impl Stranger {
     ///
     /// # Errors
     /// It was told to leave just before.
-    pub fn is_operator(&self) -> Result<(), Refusal> {
+    pub(crate) fn is_operator(&self) -> Result<(), Refusal> {
         self.becomes(Standing::Operator)
     }
 

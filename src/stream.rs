@@ -47,14 +47,14 @@ pub enum Stream {
 /// The addresses of one customer, as far as can be told from outside: one of IPv4, a /64 of IPv6, or all that come by a unix
 /// socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Block(Option<IpAddr>);
+pub(crate) struct Block(Option<IpAddr>);
 
 impl Block {
     /// Whoever comes by a unix socket.
-    pub const UNIX: Self = Self(None);
+    pub(crate) const UNIX: Self = Self(None);
 
     /// That of an address.
-    pub fn of_address(address: IpAddr) -> Self {
+    pub(crate) fn of_address(address: IpAddr) -> Self {
         Self(Some(match address.to_canonical() {
             IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX)).into(),
             v4 => v4,
@@ -62,7 +62,7 @@ impl Block {
     }
 
     /// That of a peer as sessions have it: an address with a port, or `unix`.
-    pub fn of_peer(peer: &str) -> Self {
+    pub(crate) fn of_peer(peer: &str) -> Self {
         peer.parse::<SocketAddr>().map_or(Self::UNIX, |address| Self::of_address(address.ip()))
     }
 }
@@ -81,7 +81,7 @@ impl fmt::Display for Block {
 ///
 /// # Errors
 /// As bind(2) and listen(2).
-pub fn listen(address: SocketAddr, shared: bool, backlog: i32) -> io::Result<std::net::TcpListener> {
+pub(crate) fn listen(address: SocketAddr, shared: bool, backlog: i32) -> io::Result<std::net::TcpListener> {
     let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
@@ -287,7 +287,7 @@ const AHEAD: usize = 1024;
 /// A stream during a login, with what was read from it ahead of need: what the other side sent at once is read at
 /// once.
 #[derive(Debug)]
-pub struct Reader {
+pub(crate) struct Reader {
     /// For writing. Whoever reads from it must not leave anything behind here.
     pub stream: Stream,
     ahead: Zeroizing<Vec<u8>>,
@@ -295,7 +295,7 @@ pub struct Reader {
 
 impl Reader {
     /// Nothing was read yet.
-    pub fn new(stream: Stream) -> Self {
+    pub(crate) fn new(stream: Stream) -> Self {
         Self { stream, ahead: Zeroizing::default() }
     }
 
@@ -306,7 +306,7 @@ impl Reader {
     ///
     /// # Errors
     /// The stream's own; `UnexpectedEof` if it ends before.
-    pub async fn fill(&mut self, length: usize) -> io::Result<&[u8]> {
+    pub(crate) async fn fill(&mut self, length: usize) -> io::Result<&[u8]> {
         while self.ahead.len() < length {
             let missing = length - self.ahead.len();
             self.ahead.reserve_exact(missing.max(AHEAD));
@@ -318,18 +318,18 @@ impl Reader {
     }
 
     /// Takes the first bytes, all of which must be there.
-    pub fn take(&mut self, length: usize) -> Zeroizing<Vec<u8>> {
+    pub(crate) fn take(&mut self, length: usize) -> Zeroizing<Vec<u8>> {
         let rest = self.ahead.split_off(length).into();
         std::mem::replace(&mut self.ahead, rest)
     }
 
     /// The stream, and what was read and not taken.
-    pub fn into_parts(self) -> (Stream, Vec<u8>) {
+    pub(crate) fn into_parts(self) -> (Stream, Vec<u8>) {
         (self.stream, self.ahead.to_vec())
     }
 
     /// What was read and not taken.
-    pub fn ahead(&self) -> &[u8] {
+    pub(crate) fn ahead(&self) -> &[u8] {
         &self.ahead
     }
 }

@@ -26,7 +26,7 @@ use policy::config::file::{SslMode, SslNegotiation};
 use policy::config::{Connection, Host, Server};
 use policy::names::UserName;
 use relay::settings::Parameter;
-pub use rows::{Allowance, rows};
+pub(crate) use rows::{Allowance, rows};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
 

@@ -10,7 +10,6 @@ use crate::files::beside;
 use serde::Deserialize;
 
 use super::Event;
-use super::read::files;
 
 /// What stands in place of the hash before the first line.
 const NOTHING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -122,11 +121,11 @@ pub(super) struct Chain {
 
 impl Chain {
     /// How long a file becomes before another is begun, in bytes.
-    pub fn max_size(&self) -> u64 {
+    pub(super) fn max_size(&self) -> u64 {
         self.max_size
     }
 
-    pub fn open(path: &Path, max_size: u64) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, max_size: u64) -> io::Result<Self> {
         let file = open(path)?;
         let head_file = open_head(path)?;
         Ok(Self {
@@ -145,19 +144,19 @@ impl Chain {
     }
 
     /// What was found missing since the last time.
-    pub fn take_gap(&mut self) -> Option<Gap> {
+    pub(super) fn take_gap(&mut self) -> Option<Gap> {
         self.told.take()
     }
 
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub fn head(&self) -> Head {
+    pub(super) fn head(&self) -> Head {
         self.head.clone()
     }
 
-    pub fn sync(&mut self) -> io::Result<()> {
+    pub(super) fn sync(&mut self) -> io::Result<()> {
         let synced = self.file.sync_data();
         if synced.is_err() {
             // Something may be gone, and the system says that once only.
@@ -178,7 +177,7 @@ impl Chain {
     }
 
     /// Writes all of these or none; true if anything was written.
-    pub fn append<'a>(&mut self, events: impl IntoIterator<Item = &'a Event>) -> io::Result<bool> {
+    pub(super) fn append<'a>(&mut self, events: impl IntoIterator<Item = &'a Event>) -> io::Result<bool> {
         self.lock()?;
         let appended = self.append_locked(events);
         self.head_file.unlock()?;
@@ -323,7 +322,7 @@ impl Chain {
     }
 
     /// If the file is long enough, it gets the number of its first line behind its name, and a new one is begun.
-    pub fn rotate(&mut self) -> io::Result<()> {
+    pub(super) fn rotate(&mut self) -> io::Result<()> {
         if self.length < self.max_size {
             return Ok(());
         }
@@ -429,4 +428,25 @@ fn first_line(file: &File) -> io::Result<Option<Vec<u8>>> {
     beginning.truncate(read);
     let end = memchr::memchr(b'\n', &beginning);
     Ok(end.map(|end| beginning[..end].to_vec()))
+}
+
+/// The files of an audit, the oldest first; the one that is written is the last.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut earlier = Vec::new();
+    for entry in folder.read_dir()? {
+        let entry = entry?.file_name().to_string_lossy().into_owned();
+        let number = entry.strip_prefix(&name).and_then(|rest| rest.strip_prefix('.')?.parse::<u64>().ok());
+        earlier.extend(number.map(|number| (number, folder.join(entry))));
+    }
+    earlier.sort();
+    let mut all: Vec<_> = earlier.into_iter().map(|(_, path)| path).collect();
+    if path.exists() {
+        all.push(path.to_owned());
+    }
+    Ok(all)
 }

@@ -7,29 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::chain::{Head, Link, hash, read_head};
+use super::chain::{Head, Link, files, hash, read_head};
 use crate::files::beside;
-
-/// The files of an audit, the oldest first; the one that is written is the last.
-///
-/// # Errors
-/// The folder cannot be read.
-pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut earlier = Vec::new();
-    for entry in folder.read_dir()? {
-        let entry = entry?.file_name().to_string_lossy().into_owned();
-        let number = entry.strip_prefix(&name).and_then(|rest| rest.strip_prefix('.')?.parse::<u64>().ok());
-        earlier.extend(number.map(|number| (number, folder.join(entry))));
-    }
-    earlier.sort();
-    let mut all: Vec<_> = earlier.into_iter().map(|(_, path)| path).collect();
-    if path.exists() {
-        all.push(path.to_owned());
-    }
-    Ok(all)
-}
 
 /// A file, open, with the length that it had.
 pub(super) type Part = (PathBuf, File, u64);

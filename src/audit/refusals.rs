@@ -21,7 +21,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// A login that was refused.
 #[derive(Debug, Clone, Copy)]
-pub struct Refused<'a> {
+pub(crate) struct Refused<'a> {
     /// As the log calls it.
     pub what: &'static str,
     /// Why.
@@ -102,7 +102,7 @@ impl Minute {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Refusals(Mutex<Minute>);
+pub(crate) struct Refusals(Mutex<Minute>);
 
 impl Default for Refusals {
     fn default() -> Self {
@@ -112,7 +112,7 @@ impl Default for Refusals {
 
 impl Refusals {
     /// Tells the log and the audit, or counts.
-    pub fn tell(&self, audit: &Audit, refused: Refused<'_>) {
+    pub(crate) fn tell(&self, audit: &Audit, refused: Refused<'_>) {
         if self.count(refused.peer, refused.refusal) {
             refused.log();
             audit.record(|| refused.event());
@@ -120,19 +120,19 @@ impl Refusals {
     }
 
     /// Counts one; whether it is told by itself.
-    pub fn count(&self, peer: &str, refusal: &Refusal) -> bool {
+    pub(crate) fn count(&self, peer: &str, refusal: &Refusal) -> bool {
         self.0.lock().count(Block::of_peer(peer), refusal.sqlstate.0)
     }
 
     /// Once a second or so: what was only counted is told when its minute is over.
-    pub fn tend(&self, audit: &Audit) {
+    pub(crate) fn tend(&self, audit: &Audit) {
         if self.0.lock().began.elapsed() >= MINUTE {
             self.sum_up(audit);
         }
     }
 
     /// Tells what was only counted, and begins another minute.
-    pub fn sum_up(&self, audit: &Audit) {
+    pub(crate) fn sum_up(&self, audit: &Audit) {
         let minute = std::mem::replace(&mut *self.0.lock(), Minute::new());
         for ((block, sqlstate), more) in minute.untold() {
             let from = block.map_or_else(|| "others".to_owned(), |block| block.to_string());

@@ -24,7 +24,7 @@ const MAX_PEERS: usize = 10;
 
 /// What is asked.
 #[derive(Debug, Clone)]
-pub struct Question<'a> {
+pub(crate) struct Question<'a> {
     /// The environment.
     pub environment: &'a str,
     /// From when on.
@@ -35,7 +35,7 @@ pub struct Question<'a> {
 
 /// What one user did there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Visits {
+pub(crate) struct Visits {
     /// How many sessions there were at any time since then.
     pub sessions: u64,
     /// How many of them have no end in the audit: they go on, or their process was killed.
@@ -107,7 +107,7 @@ struct Found {
 ///
 /// # Errors
 /// A file cannot be read, or there is none.
-pub fn who(path: &Path, question: &Question<'_>) -> io::Result<BTreeMap<String, Visits>> {
+pub(crate) fn who(path: &Path, question: &Question<'_>) -> io::Result<BTreeMap<String, Visits>> {
     let mut pieces = Vec::new();
     for (_, file, length) in open_all(path)?.0 {
         let file = std::sync::Arc::new(file);

@@ -23,28 +23,32 @@ const SASL_CONTINUE: u32 = 11;
 const SASL_FINAL: u32 = 12;
 
 /// One client's side of an authentication.
-pub struct Exchange<'a>(&'a mut Arrival);
+pub(super) struct Exchange<'a>(&'a mut Arrival);
 
 impl<'a> Exchange<'a> {
-    pub fn new(arrival: &'a mut Arrival) -> Self {
+    pub(super) fn new(arrival: &'a mut Arrival) -> Self {
         Self(arrival)
     }
 
     /// Asks for the password in clear text.
-    pub async fn cleartext(&mut self) -> Result<SecretString, Refusal> {
+    pub(super) async fn cleartext(&mut self) -> Result<SecretString, Refusal> {
         self.ask(CLEARTEXT, &[]).await?;
         self.password().await
     }
 
     /// Asks for its salted MD5.
-    pub async fn md5(&mut self, salt: [u8; 4]) -> Result<SecretString, Refusal> {
+    pub(super) async fn md5(&mut self, salt: [u8; 4]) -> Result<SecretString, Refusal> {
         self.ask(MD5, &salt).await?;
         self.password().await
     }
 
     /// Runs SCRAM; `-PLUS` is offered exactly when `scram` has a certificate, which is when this is TLS. False is
     /// a proof that is wrong.
-    pub async fn scram(&mut self, scram: &ScramServerAuth, secret: ScramSecret) -> Result<bool, Refusal> {
+    pub(super) async fn scram(
+        &mut self,
+        scram: &ScramServerAuth,
+        secret: ScramSecret,
+    ) -> Result<bool, Refusal> {
         let mut mechanisms = Vec::new();
         let offers_plus = scram.supports_channel_binding();
         if offers_plus {

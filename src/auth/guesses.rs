@@ -38,7 +38,7 @@ impl Level {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Guesses {
+pub(super) struct Guesses {
     /// Of names only a hash is kept: they may be of any length.
     hasher: RandomState,
     levels: Mutex<HashMap<(u64, Block), Level>>,
@@ -65,14 +65,14 @@ impl Drop for Standing<'_> {
 
 impl Guesses {
     /// How long the answer to a right password waits. `free` is how many wrong ones in a minute cost nothing; 0 is all.
-    pub fn right(&self, user: &str, block: Block, free: u32) -> Duration {
+    pub(super) fn right(&self, user: &str, block: Block, free: u32) -> Duration {
         let (key, free) = ((self.hasher.hash_one(user), block), f64::from(free));
         let level = self.levels.lock().get(&key).map_or(0.0, |level| level.now(free, Instant::now()));
         wait(level, free)
     }
 
     /// Waits, in turn with the others who guess there.
-    pub async fn wait(&self, user: &str, block: Block, wait: Duration) {
+    pub(super) async fn wait(&self, user: &str, block: Block, wait: Duration) {
         let key = (self.hasher.hash_one(user), block);
         let line = self.lines.lock().entry(key).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone();
         let standing = Standing { guesses: self, key, line: Some(line) };
@@ -85,7 +85,7 @@ impl Guesses {
     }
 
     /// Counts a wrong one; how long its answer waits.
-    pub fn wrong(&self, user: &str, block: Block, free: u32) -> Duration {
+    pub(super) fn wrong(&self, user: &str, block: Block, free: u32) -> Duration {
         if free == 0 {
             return Duration::ZERO;
         }
@@ -109,7 +109,7 @@ fn wait(level: f64, free: f64) -> Duration {
 }
 
 /// Makes room in a table that is full: only those who have done more than the median are remembered.
-pub fn keep_the_busiest<K, V>(table: &mut HashMap<K, V>, done: impl Fn(&V) -> f64) {
+pub(crate) fn keep_the_busiest<K, V>(table: &mut HashMap<K, V>, done: impl Fn(&V) -> f64) {
     let mut all: Vec<f64> = table.values().map(&done).collect();
     if all.is_empty() {
         return;

@@ -16,14 +16,14 @@ const SHORTEST: usize = 16;
 const LONGEST: u64 = 4096;
 
 /// A key of HMAC-SHA-256.
-pub struct Key(hmac::Key);
+pub(super) struct Key(hmac::Key);
 
 impl Key {
     /// That of a file, which is made if it is not there. If that cannot be, one for this process alone, with a warning.
     ///
     /// # Errors
     /// The system gives no random bytes.
-    pub fn of(path: &Path) -> Result<Self, getrandom::Error> {
+    pub(super) fn of(path: &Path) -> Result<Self, getrandom::Error> {
         match read_or_create(path) {
             Ok(key) => Ok(key),
             Err(error) => {
@@ -43,7 +43,7 @@ impl Key {
     }
 
     /// 32 bytes that only this key makes of these parts.
-    pub fn sign(&self, parts: &[&[u8]]) -> [u8; 32] {
+    pub(super) fn sign(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut context = hmac::Context::with_key(&self.0);
         for part in parts {
             context.update(&(part.len() as u64).to_be_bytes());

@@ -42,7 +42,7 @@ impl Counts {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Logins {
+pub(crate) struct Logins {
     verifiers: HashMap<UserName, Verifier>,
     scram: Counts,
     clear: Counts,

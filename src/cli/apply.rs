@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The management API of a running pgusher.
 #[derive(Debug, Args)]
-pub struct Target {
+pub(super) struct Target {
     /// Where it is.
     #[arg(long, env = "PGUSHER_URL", default_value = "http://127.0.0.1:6433")]
     url: String,
@@ -54,7 +54,7 @@ struct Said {
 
 /// How to apply.
 #[derive(Debug, Clone, Copy)]
-pub struct How {
+pub(super) struct How {
     /// Only print the plan.
     pub dry_run: bool,
     /// Users may lose their environment.
@@ -62,7 +62,7 @@ pub struct How {
 }
 
 /// Makes a running pgusher's configuration say what a file says.
-pub fn apply(target: &Target, file: &Path, how: How) -> ExitCode {
+pub(super) fn apply(target: &Target, file: &Path, how: How) -> ExitCode {
     match Call::of(target, file).and_then(|call| call.make_so(how)) {
         Ok(code) => code,
         Err(why) => {

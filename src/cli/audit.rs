@@ -12,7 +12,7 @@ use crate::prepare;
 use policy::config::{Draft, Outside};
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(super) enum Command {
     /// Look at every line: a changed byte, or a line that is missing, is found and its place told. Exit status 1 then.
     Verify {
         #[command(flatten)]
@@ -42,7 +42,7 @@ pub enum Command {
 
 /// Where the audit is.
 #[derive(Debug, Args)]
-pub struct Place {
+pub(super) struct Place {
     /// The audit's file. By default, the `audit_file` of the configuration.
     #[arg(long)]
     file: Option<PathBuf>,
@@ -65,7 +65,7 @@ impl Place {
 }
 
 /// Does what was asked.
-pub fn run(command: &Command) -> ExitCode {
+pub(super) fn run(command: &Command) -> ExitCode {
     let done = match command {
         Command::Verify { place, head } => place.find().and_then(|path| verify(&path, head.as_deref())),
         Command::Who { place, environment, since, user, json } => {

@@ -22,7 +22,7 @@ const MAX_VALUE: usize = 256;
 
 /// Begins it. A thread of its own writes: whoever reads the log slowly, or not at all, loses lines, which are counted, and
 /// holds up nobody. What is left is written when the guard is dropped.
-pub fn start(server: &Server) -> (WorkerGuard, ErrorCounter) {
+pub(super) fn start(server: &Server) -> (WorkerGuard, ErrorCounter) {
     let level = match *server.log_level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,

@@ -7,7 +7,7 @@ use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 /// The console of a running pgusher.
 #[derive(Debug, Args)]
-pub struct Console {
+pub(super) struct Console {
     /// Where it is, as a connection string ("host=127.0.0.1 port=6432 user=operator"). What it does not say is taken from
     /// PGHOST, PGPORT, PGUSER and PGPASSWORD, as psql does.
     #[arg(long, value_name = "CONNINFO", default_value = "")]
@@ -15,14 +15,14 @@ pub struct Console {
 }
 
 /// Rows of an answer, each a text a column.
-pub type Rows = Vec<Vec<String>>;
+pub(super) type Rows = Vec<Vec<String>>;
 
 impl Console {
     /// Says one command, and shows what is said beside its answer.
     ///
     /// # Errors
     /// Nobody answers, the login or the command is refused: in words for an operator.
-    pub fn say(&self, command: &str) -> Result<Rows, String> {
+    pub(super) fn say(&self, command: &str) -> Result<Rows, String> {
         let config = self.config()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| error.to_string())?;
@@ -96,18 +96,18 @@ fn in_words(error: &tokio_postgres::Error) -> String {
 }
 
 /// A word of a console command, whatever is in it.
-pub fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "''"))
 }
 
 /// What is granted or revoked: an environment, of a database or of all.
-pub fn environment(name: &str, database: Option<&str>) -> String {
+pub(super) fn environment(name: &str, database: Option<&str>) -> String {
     let on = database.map(|database| format!(" ON {}", quoted(database)));
     format!("ENVIRONMENT {}{}", quoted(name), on.unwrap_or_default())
 }
 
 /// Says a command that has no rows.
-pub fn tell(console: &Console, command: &str) -> ExitCode {
+pub(super) fn tell(console: &Console, command: &str) -> ExitCode {
     match console.say(command) {
         Ok(_) => ExitCode::SUCCESS,
         Err(why) => {

@@ -13,7 +13,7 @@ use policy::verifier::{EMPTY, SCRAM_ITERATIONS, ScramVerifier, is_empty};
 const INTERRUPT: u8 = 3;
 
 /// The password comes from standard input, one line: arguments can be seen by everybody on the machine.
-pub fn hash() -> ExitCode {
+pub(super) fn hash() -> ExitCode {
     match read().and_then(|password| verifier(&password)) {
         Ok(verifier) => {
             println!("{verifier}");

@@ -28,7 +28,7 @@ use policy::config::{Checked, Outside, Server};
 const LAST_TASKS: Duration = Duration::from_secs(2);
 
 /// Runs until a signal ends it.
-pub fn serve(file: &Path) -> ExitCode {
+pub(super) fn serve(file: &Path) -> ExitCode {
     let prepared = match super::prepared(file, Outside::Read) {
         Ok(prepared) => prepared,
         Err(code) => return code,

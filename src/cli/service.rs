@@ -19,23 +19,23 @@ fn notify(state: &[NotifyState<'_>]) {
 }
 
 /// Clients are served.
-pub fn ready() {
+pub(super) fn ready() {
     notify(&[NotifyState::Ready]);
 }
 
 /// The configuration is read again; then [`ready`].
-pub fn reloading() {
+pub(super) fn reloading() {
     let now = NotifyState::monotonic_usec_now();
     notify(&[Ok(NotifyState::Reloading), now].into_iter().flatten().collect::<Vec<_>>());
 }
 
 /// The process ends.
-pub fn stopping() {
+pub(super) fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
 /// Tells systemd's watchdog, if there is one, that both runtimes do their work.
-pub async fn watchdog(data: Handle) {
+pub(super) async fn watchdog(data: Handle) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     let mut beat = tokio::time::interval(limit / 3);
     loop {
@@ -47,7 +47,7 @@ pub async fn watchdog(data: Handle) {
 }
 
 /// As process 1 of a container, waits for the orphans that commands have left: nobody else does.
-pub async fn bury_orphans() {
+pub(super) async fn bury_orphans() {
     if std::process::id() != 1 {
         return;
     }

@@ -25,7 +25,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// The answer to a command.
 #[derive(Debug)]
-pub struct Reply {
+pub(crate) struct Reply {
     /// Rows, if it has any.
     pub table: Option<Table>,
     /// Said beside.
@@ -45,7 +45,7 @@ impl Reply {
 ///
 /// # Errors
 /// As [`act`].
-pub async fn table(proxy: &Arc<Proxy>, command: &Command) -> Result<Option<Table>, Refusal> {
+pub(crate) async fn table(proxy: &Arc<Proxy>, command: &Command) -> Result<Option<Table>, Refusal> {
     let (looked_at, command) = (proxy.clone(), command.clone());
     let table = proxy.tables.run(move || columns(&looked_at, &command)).await;
     table.unwrap_or_else(|_| Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the command was lost")))
@@ -74,7 +74,7 @@ fn columns(proxy: &Proxy, command: &Command) -> Result<Option<Table>, Refusal> {
 ///
 /// # Errors
 /// Why it was not done.
-pub async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result<Reply, Refusal> {
+pub(crate) async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result<Reply, Refusal> {
     match command {
         Command::Show(what) if what == "help" => {
             let notice = Some(format!("Console usage{}", show::HELP));

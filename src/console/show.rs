@@ -60,7 +60,7 @@ const PARAMETERS: [(&str, &str); 5] = [
 const MAX_ROUTES: usize = 250_000;
 
 /// Whether a setting is one that the console has for drivers' sake.
-pub fn is_parameter(name: &str) -> bool {
+pub(crate) fn is_parameter(name: &str) -> bool {
     PARAMETERS.iter().any(|(known, _)| *known == name)
         || ["application_name", "extra_float_digits"].contains(&name)
 }
@@ -69,7 +69,7 @@ pub fn is_parameter(name: &str) -> bool {
 ///
 /// # Errors
 /// `42601`: there is no such table.
-pub fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
+pub(crate) fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
     let view = Overview::of(proxy);
     Ok(match what {
         "version" => one("version", &format!("pgusher {}", env!("CARGO_PKG_VERSION"))),
@@ -940,7 +940,7 @@ const OF_TOTALS: [&str; FIGURES] = [
 ];
 
 /// What a session does, by whether it is lent a connection or waits for one.
-pub fn state_of(is_lent: bool, waits: bool) -> &'static str {
+pub(crate) fn state_of(is_lent: bool, waits: bool) -> &'static str {
     match (is_lent, waits) {
         (_, true) => "waiting",
         (true, false) => "active",
@@ -960,7 +960,7 @@ fn peer(peer: &str) -> (String, u16) {
 ///
 /// # Errors
 /// The refusal that a login would get.
-pub fn explain_route(
+pub(crate) fn explain_route(
     proxy: &Proxy,
     user: &str,
     database: &str,

@@ -2,7 +2,7 @@
 
 /// The type of a column (its oid in `pg_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// `text`
     Text,
     /// `int4`
@@ -33,11 +33,11 @@ impl Kind {
 }
 
 /// A column's name and type.
-pub type Column = (&'static str, Kind);
+pub(crate) type Column = (&'static str, Kind);
 
 /// One value; `None` is NULL.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Value {
+pub(crate) enum Value {
     /// NULL
     Null,
     /// Of a text column.
@@ -96,7 +96,7 @@ impl<T: Into<Self>> From<Option<T>> for Value {
 
 /// Columns and rows.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Table {
+pub(crate) struct Table {
     /// What each row has.
     pub columns: Vec<Column>,
     /// The rows.
@@ -105,7 +105,7 @@ pub struct Table {
 
 impl Table {
     /// About how many bytes it holds.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let of_value = |value: &Value| match value {
             Value::Text(text) => size_of::<Value>() + text.len(),
             Value::Null | Value::Number(_) => size_of::<Value>(),
@@ -114,18 +114,18 @@ impl Table {
     }
 
     /// Without rows.
-    pub fn new(columns: &[Column]) -> Self {
+    pub(crate) fn new(columns: &[Column]) -> Self {
         Self { columns: columns.to_vec(), rows: Vec::new() }
     }
 
     /// One row more.
-    pub fn push(&mut self, row: Vec<Value>) {
+    pub(crate) fn push(&mut self, row: Vec<Value>) {
         debug_assert_eq!(row.len(), self.columns.len(), "a row has as many values as there are columns");
         self.rows.push(row);
     }
 
     /// `RowDescription`; `formats` as in `Bind`: none, one for all, or one for each column.
-    pub fn describe(&self, formats: &[u16], out: &mut Vec<u8>) {
+    pub(crate) fn describe(&self, formats: &[u16], out: &mut Vec<u8>) {
         wire::message(out, b'T', |out| {
             out.extend(u16::try_from(self.columns.len()).unwrap_or(0).to_be_bytes());
             for (i, (name, kind)) in self.columns.iter().enumerate() {
@@ -140,7 +140,7 @@ impl Table {
     }
 
     /// `DataRow`
-    pub fn row(&self, row: &[Value], formats: &[u16], out: &mut Vec<u8>) {
+    pub(crate) fn row(&self, row: &[Value], formats: &[u16], out: &mut Vec<u8>) {
         wire::message(out, b'D', |out| {
             out.extend(u16::try_from(row.len()).unwrap_or(0).to_be_bytes());
             for (i, (value, (_, kind))) in row.iter().zip(&self.columns).enumerate() {

@@ -10,19 +10,19 @@ use crate::stream::Stream;
 
 /// Bytes that are still to be sent.
 #[derive(Default)]
-pub struct Backlog {
+pub(super) struct Backlog {
     bytes: Vec<u8>,
     sent: usize,
 }
 
 impl Backlog {
     /// True if nothing is left.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
     /// How many bytes are left.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.bytes.len() - self.sent
     }
 
@@ -30,7 +30,7 @@ impl Backlog {
     ///
     /// # Errors
     /// The socket was lost.
-    pub fn send(&mut self, stream: &mut Stream, bytes: &[u8], cx: &mut Context<'_>) -> io::Result<()> {
+    pub(super) fn send(&mut self, stream: &mut Stream, bytes: &[u8], cx: &mut Context<'_>) -> io::Result<()> {
         let mut rest = bytes;
         while self.is_empty() && !rest.is_empty() {
             match Pin::new(&mut *stream).poll_write(cx, rest) {
@@ -53,7 +53,7 @@ impl Backlog {
     ///
     /// # Errors
     /// The socket was lost.
-    pub fn flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<bool> {
+    pub(super) fn flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<bool> {
         while self.sent < self.bytes.len() {
             match Pin::new(&mut *stream).poll_write(cx, &self.bytes[self.sent..]) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),

@@ -11,7 +11,7 @@ use wire::error::Refusal;
 
 /// What others may tell a session to do.
 #[derive(Debug, Default)]
-pub struct Orders {
+pub(crate) struct Orders {
     order: Mutex<Option<Box<Order>>>,
     /// Of the session's task, which is the same for all its life.
     pub(super) waker: OnceLock<Waker>,
@@ -22,7 +22,7 @@ pub struct Orders {
 
 /// Whose an order is: what one has ordered, another does not take back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OrderedBy {
+pub(crate) enum OrderedBy {
     /// The configuration: its user does not go there any more.
     Route,
     /// An operator, or the end of the process.
@@ -31,7 +31,7 @@ pub enum OrderedBy {
 
 /// An order to end.
 #[derive(Debug, Clone)]
-pub struct Order {
+pub(crate) struct Order {
     /// Whose it is.
     pub by: OrderedBy,
     /// Now, or at the next idle point.
@@ -42,7 +42,7 @@ pub struct Order {
 
 impl Orders {
     /// Gives an order; a later one replaces it, but "now" stays "now", and an operator's is not replaced by the configuration's.
-    pub fn give(&self, order: Order) {
+    pub(crate) fn give(&self, order: Order) {
         let mut slot = self.order.lock();
         let now = order.now || slot.as_ref().is_some_and(|o| o.now);
         match &mut *slot {
@@ -57,7 +57,7 @@ impl Orders {
     }
 
     /// Takes back what the configuration has ordered: the reason for it is gone. What an operator has ordered stays.
-    pub fn take_back(&self) {
+    pub(crate) fn take_back(&self) {
         let mut slot = self.order.lock();
         if slot.as_ref().is_some_and(|order| order.by == OrderedBy::Route) {
             *slot = None;

@@ -13,7 +13,7 @@ use policy::config::Server;
 use relay::conductor::{Overdue, Phase};
 
 /// How long a client that is told why its session ends may take to read it.
-pub const LAST_WORDS: Duration = Duration::from_secs(5);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How much longer than `query_timeout` pgusher waits before it cancels a statement itself, and then before it
 /// gives the connection up.
 const QUERY_GRACE: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ const MAX_RESET: Duration = Duration::from_secs(5);
 
 /// What is timed: a phase begins anew when this changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// The client does not take what it is sent.
     Writing,
     /// The session waits for a connection.
@@ -43,7 +43,7 @@ impl From<Phase> for Kind {
 
 /// How long something may last (zero: for ever), and what is overdue then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Due {
+pub(crate) struct Due {
     /// Since it began.
     pub after: Duration,
     /// What.
@@ -52,7 +52,7 @@ pub struct Due {
 
 /// The limits that an operator has set; zero is none. A reload changes them for every session at once.
 #[derive(Debug, Default)]
-pub struct Timeouts {
+pub(crate) struct Timeouts {
     client_idle: Limit,
     idle_transaction: Limit,
     query_wait: Limit,
@@ -76,7 +76,7 @@ impl Limit {
 
 impl Timeouts {
     /// Takes them from a configuration.
-    pub fn set(&self, server: &Server) {
+    pub(crate) fn set(&self, server: &Server) {
         self.client_idle.set(*server.client_idle_timeout);
         self.idle_transaction.set(*server.idle_transaction_timeout);
         self.query_wait.set(*server.query_wait_timeout);
@@ -85,12 +85,12 @@ impl Timeouts {
     }
 
     /// How long a client may take nothing of what it is sent.
-    pub fn of_writing(&self) -> Duration {
+    pub(crate) fn of_writing(&self) -> Duration {
         self.client_write.get()
     }
 
     /// How long a phase may last; a query, by what the connection was opened with.
-    pub fn of(&self, phase: Phase, query_timeout: Duration) -> Due {
+    pub(crate) fn of(&self, phase: Phase, query_timeout: Duration) -> Due {
         let after = match phase {
             Phase::Idle => self.client_idle.get(),
             Phase::IdleInTransaction => self.idle_transaction.get(),
@@ -118,7 +118,7 @@ impl Timeouts {
 /// early: once per limit, not once per phase. It sleeps on the runtime that has a clock: the one that relays has
 /// none, and so does not look at it whenever it waits.
 #[derive(Default)]
-pub struct Timer {
+pub(super) struct Timer {
     phase: Option<(Kind, Instant)>,
     sleep: Option<Pin<Box<Sleep>>>,
 }
@@ -126,7 +126,13 @@ pub struct Timer {
 impl Timer {
     /// True if this phase has lasted longer than its limit; otherwise the task is woken when it has. `clock` is a
     /// runtime that has one.
-    pub fn is_over(&mut self, phase: Kind, limit: Duration, clock: &Handle, cx: &mut Context<'_>) -> bool {
+    pub(super) fn is_over(
+        &mut self,
+        phase: Kind,
+        limit: Duration,
+        clock: &Handle,
+        cx: &mut Context<'_>,
+    ) -> bool {
         if limit.is_zero() {
             self.phase = None;
             return false;
@@ -161,7 +167,7 @@ impl Timer {
     }
 
     /// The phase began anew.
-    pub fn progress(&mut self) {
+    pub(super) fn progress(&mut self) {
         self.phase = None;
     }
 }

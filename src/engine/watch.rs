@@ -9,7 +9,7 @@ use relay::conductor::{Ended, Resets, Told};
 
 /// What can be seen of a session from outside, while it lives.
 #[derive(Debug, Default)]
-pub struct Watch {
+pub(crate) struct Watch {
     transactions: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
@@ -22,7 +22,7 @@ pub struct Watch {
 
 /// The figures of a [`Watch`] at one moment.
 #[derive(Debug, Clone, Copy)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// How many have ended.
     pub transactions: u64,
     /// Bytes from the client and to it, as of the last of them.
@@ -37,7 +37,7 @@ pub struct Seen {
 
 impl Watch {
     /// What can be seen now.
-    pub fn see(&self) -> Seen {
+    pub(crate) fn see(&self) -> Seen {
         let get = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         let pin = usize::from(self.pin.load(Ordering::Relaxed));
         Seen {

@@ -26,7 +26,7 @@ use wire::error::{Fault, Refusal, SqlState};
 
 /// What may be had without a token: the page, the document, and the page of the document. None of them tells anything about
 /// this pgusher.
-pub const OPEN: [&str; 3] = ["/", "/api/v1/openapi.json", "/api/v1/docs"];
+pub(super) const OPEN: [&str; 3] = ["/", "/api/v1/openapi.json", "/api/v1/docs"];
 /// How many addresses or tokens are remembered.
 const MAX_KEPT: usize = 4096;
 /// How often a call that takes long looks whether its token is still known.
@@ -34,11 +34,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Who calls: a token, as it was known when the call began.
 #[derive(Debug, Clone)]
-pub struct Caller(Token);
+pub(super) struct Caller(Token);
 
 impl Caller {
     /// As it stands in the audit and in the history.
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         format!("token {}", self.0.name)
     }
 
@@ -47,7 +47,7 @@ impl Caller {
     ///
     /// # Errors
     /// 401, 403
-    pub fn may_still(&self, config: &Config) -> Result<(), Problem> {
+    pub(super) fn may_still(&self, config: &Config) -> Result<(), Problem> {
         let known = config.management.tokens.iter().find(|token| token.digest == self.0.digest);
         match known {
             Some(token) if token.role == Role::Admin || token.role == self.0.role => Ok(()),
@@ -129,7 +129,7 @@ impl Left {
 
 /// The door.
 #[derive(Debug, Default)]
-pub struct Gate {
+pub(super) struct Gate {
     failed: Budget<Block>,
     tokens: Budget<Arc<str>>,
 }
@@ -206,7 +206,7 @@ impl Gate {
 }
 
 /// What `role = "read"` may do: whatever changes nothing, and has nothing read that a caller names.
-pub fn only_looks(method: &Method) -> bool {
+pub(super) fn only_looks(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }
 
@@ -225,7 +225,7 @@ impl Refused {
 }
 
 /// Lets a request in, or not; and tells of it.
-pub async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let asked: Option<String> = request.uri().query().map(|query| query.chars().take(200).collect());
     if OPEN.contains(&path.as_str()) && only_looks(&method) {

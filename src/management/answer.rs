@@ -16,7 +16,7 @@ use wire::error::Refusal;
 
 /// An error.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ErrorBody {
+pub(super) struct ErrorBody {
     /// What is wrong.
     detail: String,
     /// The status of the answer.
@@ -26,7 +26,7 @@ pub struct ErrorBody {
 
 /// Why a request was not done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub(super) struct Problem {
     /// The status.
     pub status: StatusCode,
     /// For whoever asked; never a secret.
@@ -37,37 +37,37 @@ pub struct Problem {
 
 impl Problem {
     /// With a status.
-    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into(), retry_after: None }
     }
 
     /// 400: the request as such.
-    pub fn bad(what: impl std::fmt::Display) -> Self {
+    pub(super) fn bad(what: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, format!("Bad Request: {what}"))
     }
 
     /// 400: a field of it.
-    pub fn field(name: &str, what: impl std::fmt::Display) -> Self {
+    pub(super) fn field(name: &str, what: impl std::fmt::Display) -> Self {
         Self::bad(format_args!("{name}: {what}"))
     }
 
     /// 404
-    pub fn missing(what: &str, id: impl std::fmt::Display) -> Self {
+    pub(super) fn missing(what: &str, id: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::NOT_FOUND, format!("{what} with id {id} does not exist"))
     }
 
     /// 409: it does not fit what there is.
-    pub fn conflict(detail: impl Into<String>) -> Self {
+    pub(super) fn conflict(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, detail)
     }
 
     /// 403
-    pub fn denied() -> Self {
+    pub(super) fn denied() -> Self {
         Self::new(StatusCode::FORBIDDEN, "Permission denied")
     }
 
     /// 503: a bug or an exhausted resource of ours.
-    pub fn ours(detail: impl std::fmt::Display) -> Self {
+    pub(super) fn ours(detail: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail.to_string())
     }
 }
@@ -141,7 +141,7 @@ impl From<Refusal> for Problem {
 
 /// One line of a plan.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct PlanRow {
+pub(super) struct PlanRow {
     /// `production` (somebody newly reaches it), `fallback`, `route`, `session`, `pool`, `connection`, `secret` or `setting`.
     change: String,
     /// Of what.
@@ -156,13 +156,13 @@ pub struct PlanRow {
 
 impl PlanRow {
     /// Of somebody, from here to there.
-    pub fn new(change: &str, subject: String, from: String, to: String) -> Self {
+    pub(super) fn new(change: &str, subject: String, from: String, to: String) -> Self {
         Self { change: change.to_owned(), subject, from, to, note: String::new() }
     }
 }
 
 /// The lines of a plan, what reaches production first.
-pub fn plan_rows(plan: &Plan) -> Vec<PlanRow> {
+pub(super) fn plan_rows(plan: &Plan) -> Vec<PlanRow> {
     let row = |[change, subject, from, to, note]: [String; 5]| PlanRow { change, subject, from, to, note };
     plan.rows().into_iter().map(row).collect()
 }
@@ -170,7 +170,7 @@ pub fn plan_rows(plan: &Plan) -> Vec<PlanRow> {
 /// What became of a write.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Outcome {
+pub(super) struct Outcome {
     /// Always true: otherwise there is an error.
     success: bool,
     /// It was only asked what would change.
@@ -187,7 +187,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// Of this write.
-    pub fn of(written: &Written, dry_run: bool) -> Self {
+    pub(super) fn of(written: &Written, dry_run: bool) -> Self {
         Self {
             success: true,
             dry_run,
@@ -205,7 +205,7 @@ macro_rules! written {
         $(#[doc = $about])*
         #[derive(Debug, serde::Serialize, utoipa::ToSchema)]
         #[serde(rename_all = "camelCase")]
-        pub struct $Name {
+        pub(crate) struct $Name {
             #[serde(flatten)]
             pub outcome: $crate::management::answer::Outcome,
             /// The identifier.
@@ -218,21 +218,21 @@ macro_rules! written {
 pub(super) use written;
 
 /// Makes `ETag`s: they tell one edition of an object from another, and nothing of its secrets.
-pub struct Tags(hmac::Key);
+pub(super) struct Tags(hmac::Key);
 
 impl Tags {
     /// With a key of this process.
     ///
     /// # Errors
     /// The system gives no random bytes.
-    pub fn new() -> Result<Self, getrandom::Error> {
+    pub(super) fn new() -> Result<Self, getrandom::Error> {
         let mut key = [0; 32];
         getrandom::fill(&mut key)?;
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &key)))
     }
 
     /// Of an object, and what belongs to it that is not shown.
-    pub fn of(&self, object: &impl Serialize, hidden: &str) -> String {
+    pub(super) fn of(&self, object: &impl Serialize, hidden: &str) -> String {
         let mut text = serde_json::to_vec(object).unwrap_or_default();
         text.push(0);
         text.extend_from_slice(hidden.as_bytes());
@@ -246,7 +246,7 @@ impl Tags {
 ///
 /// # Errors
 /// 412
-pub fn matches(wanted: Option<&str>, tag: &str) -> Result<(), Problem> {
+pub(super) fn matches(wanted: Option<&str>, tag: &str) -> Result<(), Problem> {
     match wanted {
         Some(wanted) if !wanted.split(',').map(str::trim).any(|one| one == tag || one == "*") => {
             let detail = "it was changed meanwhile: read it again (If-Match)";
@@ -257,7 +257,7 @@ pub fn matches(wanted: Option<&str>, tag: &str) -> Result<(), Problem> {
 }
 
 /// An object with its tag; 304 if whoever asks has it.
-pub fn tagged(headers: &HeaderMap, status: StatusCode, tag: &str, body: impl Serialize) -> Response {
+pub(super) fn tagged(headers: &HeaderMap, status: StatusCode, tag: &str, body: impl Serialize) -> Response {
     let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let is_known = known
         .flat_map(|known| known.split(','))
@@ -275,7 +275,7 @@ pub fn tagged(headers: &HeaderMap, status: StatusCode, tag: &str, body: impl Ser
 
 /// An object that was written, with its tag. A dry run has no tag: it would show whether the password in the request is the
 /// one in force.
-pub fn wrote(is_dry: bool, status: StatusCode, tag: &str, body: impl Serialize) -> Response {
+pub(super) fn wrote(is_dry: bool, status: StatusCode, tag: &str, body: impl Serialize) -> Response {
     match is_dry {
         true => (status, Json(body)).into_response(),
         false => tagged(&HeaderMap::new(), status, tag, body),
@@ -286,11 +286,11 @@ pub fn wrote(is_dry: bool, status: StatusCode, tag: &str, body: impl Serialize) 
 ///
 /// # Errors
 /// 400 `Bad Request: <field>: Invalid uuid`
-pub fn uuid(field: &str, text: &str) -> Result<Uuid, Problem> {
+pub(super) fn uuid(field: &str, text: &str) -> Result<Uuid, Problem> {
     as_uuid(text).ok_or_else(|| Problem::field(field, "Invalid uuid"))
 }
 
 /// Only the usual form: others would be a second name for the same thing.
-pub fn as_uuid(text: &str) -> Option<Uuid> {
+pub(super) fn as_uuid(text: &str) -> Option<Uuid> {
     Uuid::parse_str(text).ok().filter(|_| text.len() == 36)
 }

@@ -7,12 +7,11 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml_edit::{DocumentMut, Item, Table, TableLike};
 use utoipa::ToSchema;
 
 use super::answer::{self, Outcome, Problem, tagged};
-use super::operate::Source;
 use super::{Api, Asked, body, connections, edit, people, redact};
 use crate::proxy::{Change, Written};
 use policy::config::file::AuthType;
@@ -29,7 +28,7 @@ const MAX_NEW: usize = 500;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[allow(dead_code)]
-pub struct Desired {
+pub(super) struct Desired {
     /// As `[connections]`; left out, they stay as they are.
     connections: Option<BTreeMap<String, serde_json::Map<String, serde_json::Value>>>,
     /// As `[attributes]`.
@@ -40,10 +39,19 @@ pub struct Desired {
     users: Option<BTreeMap<String, serde_json::Map<String, serde_json::Value>>>,
 }
 
+/// The text of a configuration, without its secrets.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Source {
+    /// Its number.
+    pub(super) generation: u64,
+    /// TOML, in which every secret is `***`.
+    pub(super) toml: String,
+}
+
 /// Reads the configuration in force, without its secrets.
 #[utoipa::path(get, path = "/api/v1/config", tag = "configuration", operation_id = "readConfig",
     responses((status = 200, description = "Its text.", body = Source)))]
-pub async fn read(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, Problem> {
+pub(super) async fn read(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, Problem> {
     let read = api.blocking(move |api| {
         let generation = api.proxy.generation();
         let source = generation.config.source.expose_secret();
@@ -58,7 +66,11 @@ pub async fn read(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Res
     request_body(content((Desired = "application/json"), (String = "application/toml")),
         description = "Tables of a configuration, in JSON or TOML."),
     responses((status = 200, description = "What would change.", body = Outcome)))]
-pub async fn plan(State(api): State<Arc<Api>>, asked: Asked, request: Request) -> Result<Response, Problem> {
+pub(super) async fn plan(
+    State(api): State<Arc<Api>>,
+    asked: Asked,
+    request: Request,
+) -> Result<Response, Problem> {
     make_so(&api, &Asked { is_dry: true, ..asked }, request).await
 }
 
@@ -69,7 +81,11 @@ pub async fn plan(State(api): State<Arc<Api>>, asked: Asked, request: Request) -
         description = "Tables of a configuration, in JSON or TOML."),
     params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is so now, or would be.", body = Outcome)))]
-pub async fn apply(State(api): State<Arc<Api>>, asked: Asked, request: Request) -> Result<Response, Problem> {
+pub(super) async fn apply(
+    State(api): State<Arc<Api>>,
+    asked: Asked,
+    request: Request,
+) -> Result<Response, Problem> {
     make_so(&api, &asked, request).await
 }
 

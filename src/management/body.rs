@@ -20,7 +20,7 @@ use super::answer::{self, Problem};
 use policy::config::file::{AuthType, Console, OnUnmatched, PoolMode, SslMode};
 
 /// The longest body.
-pub const MAX_BODY: usize = 1 << 20;
+pub(super) const MAX_BODY: usize = 1 << 20;
 /// How long a body may take to come.
 const BODY_TIME: Duration = Duration::from_secs(10);
 /// The longest name, in characters.
@@ -100,7 +100,7 @@ fn kind(value: &Value) -> &'static str {
 ///
 /// # Errors
 /// 413, 408
-pub async fn bytes(body: Body) -> Result<Vec<u8>, Problem> {
+pub(super) async fn bytes(body: Body) -> Result<Vec<u8>, Problem> {
     match tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, MAX_BODY)).await {
         Ok(Ok(bytes)) => Ok(bytes.to_vec()),
         Ok(Err(_)) => Err(Problem::new(
@@ -115,7 +115,7 @@ pub async fn bytes(body: Body) -> Result<Vec<u8>, Problem> {
 ///
 /// # Errors
 /// 415: it says nothing.
-pub fn content_type(request: &Request) -> Result<String, Problem> {
+pub(super) fn content_type(request: &Request) -> Result<String, Problem> {
     let said = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = said.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
@@ -125,7 +125,7 @@ pub fn content_type(request: &Request) -> Result<String, Problem> {
 }
 
 /// 415
-pub fn unsupported() -> Problem {
+pub(super) fn unsupported() -> Problem {
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json")
 }
 
@@ -133,7 +133,7 @@ pub fn unsupported() -> Problem {
 ///
 /// # Errors
 /// 400 `Bad Request: Empty request body`, `Bad Request: Invalid JSON`
-pub fn json(bytes: &[u8]) -> Result<Value, Problem> {
+pub(super) fn json(bytes: &[u8]) -> Result<Value, Problem> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Problem::bad("Empty request body"));
     }
@@ -147,7 +147,7 @@ pub fn json(bytes: &[u8]) -> Result<Value, Problem> {
 }
 
 /// The type of one field.
-pub trait Field: Sized {
+pub(super) trait Field: Sized {
     /// In the document.
     fn schema() -> RefOr<Schema>;
     /// Reads it.
@@ -159,7 +159,7 @@ pub trait Field: Sized {
 
 /// A field of a change: left out, taken away, or given.
 #[derive(Debug, Clone, Default)]
-pub enum Patch<T> {
+pub(super) enum Patch<T> {
     /// It is not there: what was there stays.
     #[default]
     Absent,
@@ -171,7 +171,7 @@ pub enum Patch<T> {
 
 impl<T> Patch<T> {
     /// What was given.
-    pub fn given(self) -> Option<T> {
+    pub(super) fn given(self) -> Option<T> {
         match self {
             Self::Set(value) => Some(value),
             Self::Absent | Self::Null => None,
@@ -182,12 +182,12 @@ impl<T> Patch<T> {
     ///
     /// # Errors
     /// 400 `Bad Request: <field>: Required`
-    pub fn required(self, field: &str) -> Result<T, Problem> {
+    pub(super) fn required(self, field: &str) -> Result<T, Problem> {
         self.given().ok_or_else(|| Problem::field(field, "Required"))
     }
 
     /// Another value.
-    pub fn map<U>(self, to: impl FnOnce(T) -> U) -> Patch<U> {
+    pub(super) fn map<U>(self, to: impl FnOnce(T) -> U) -> Patch<U> {
         match self {
             Self::Absent => Patch::Absent,
             Self::Null => Patch::Null,
@@ -199,7 +199,7 @@ impl<T> Patch<T> {
     ///
     /// # Errors
     /// Why not.
-    pub fn try_map<U, E>(self, to: impl FnOnce(T) -> Result<U, E>) -> Result<Patch<U>, E> {
+    pub(super) fn try_map<U, E>(self, to: impl FnOnce(T) -> Result<U, E>) -> Result<Patch<U>, E> {
         Ok(match self {
             Self::Absent => Patch::Absent,
             Self::Null => Patch::Null,
@@ -208,13 +208,13 @@ impl<T> Patch<T> {
     }
 
     /// Whether it is there.
-    pub fn is_there(&self) -> bool {
+    pub(super) fn is_there(&self) -> bool {
         !matches!(self, Self::Absent)
     }
 }
 
 /// The fields of a body while they are read.
-pub struct Fields {
+pub(super) struct Fields {
     map: Map<String, Value>,
     creates: bool,
     problems: Vec<String>,
@@ -222,7 +222,7 @@ pub struct Fields {
 
 impl Fields {
     /// Takes one.
-    pub fn take<T: Field>(&mut self, name: &str, need: Need) -> Patch<T> {
+    pub(super) fn take<T: Field>(&mut self, name: &str, need: Need) -> Patch<T> {
         match self.map.remove(name) {
             None => {
                 if need != Need::Optional && self.creates {
@@ -245,7 +245,7 @@ impl Fields {
     ///
     /// # Errors
     /// 400 with almost everything that is wrong.
-    pub fn finish(mut self, known: &[&str]) -> Result<(), Problem> {
+    pub(super) fn finish(mut self, known: &[&str]) -> Result<(), Problem> {
         for name in self.map.keys().take(MAX_UNKNOWN) {
             let shown: String = name.chars().take(60).collect();
             let near = known.iter().map(|k| (strsim::damerau_levenshtein(k, &shown), *k)).min();
@@ -265,7 +265,7 @@ impl Fields {
 
 /// What is asked of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Need {
+pub(super) enum Need {
     /// It may be left out.
     Optional,
     /// A creation needs it.
@@ -275,7 +275,7 @@ pub enum Need {
 }
 
 /// A body with named fields.
-pub trait Fielded: Sized {
+pub(super) trait Fielded: Sized {
     /// Its name in the document.
     const NAME: &'static str;
     /// Its fields: name, what is asked of it, schema with its description.
@@ -296,7 +296,7 @@ macro_rules! body {
         #[derive(Debug)]
         // The names are those on the wire.
         #[allow(non_snake_case)]
-        pub struct $Name { $( $(#[doc = $doc])* pub $field: $crate::management::body::Patch<$Type>, )* }
+        pub(crate) struct $Name { $( $(#[doc = $doc])* pub(crate) $field: $crate::management::body::Patch<$Type>, )* }
 
         impl $crate::management::body::Fielded for $Name {
             const NAME: &'static str = $name;
@@ -325,7 +325,7 @@ macro_rules! body {
 pub(super) use body;
 
 /// A schema with its description; one that is not required may be `null`.
-pub fn described(schema: RefOr<Schema>, text: &str, need: Need) -> RefOr<Schema> {
+pub(super) fn described(schema: RefOr<Schema>, text: &str, need: Need) -> RefOr<Schema> {
     let schema = match need {
         Need::Required | Need::Fixed => schema,
         Need::Optional => {
@@ -348,11 +348,11 @@ pub fn described(schema: RefOr<Schema>, text: &str, need: Need) -> RefOr<Schema>
 
 /// A body that makes something.
 #[derive(Debug)]
-pub struct New<T>(pub T);
+pub(super) struct New<T>(pub T);
 
 /// A body that changes something.
 #[derive(Debug)]
-pub struct Changed<T>(pub T);
+pub(super) struct Changed<T>(pub T);
 
 fn object_schema<T: Fielded>(creates: bool) -> RefOr<Schema> {
     let mut object = ObjectBuilder::new().additional_properties(Some(AdditionalProperties::FreeForm(false)));
@@ -424,7 +424,7 @@ const SHOWN: &str = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$";
 
 /// A name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Name(pub String);
+pub(super) struct Name(pub String);
 
 impl Field for Name {
     fn schema() -> RefOr<Schema> {
@@ -446,7 +446,7 @@ impl Field for String {
 
 /// A password; an empty one is none.
 #[derive(Debug, Clone)]
-pub struct Password(pub SecretString);
+pub(super) struct Password(pub SecretString);
 
 impl Field for Password {
     fn schema() -> RefOr<Schema> {
@@ -466,7 +466,7 @@ impl Field for Password {
 
 /// The name of a host, an address, or the folder of a unix socket.
 #[derive(Debug, Clone)]
-pub struct HostName(pub String);
+pub(super) struct HostName(pub String);
 
 impl Field for HostName {
     fn schema() -> RefOr<Schema> {
@@ -492,7 +492,7 @@ impl Field for bool {
 
 /// A whole number within bounds.
 #[derive(Debug, Clone, Copy)]
-pub struct Whole<const LEAST: u32, const MOST: u32>(pub u32);
+pub(super) struct Whole<const LEAST: u32, const MOST: u32>(pub u32);
 
 impl<const LEAST: u32, const MOST: u32> Field for Whole<LEAST, MOST> {
     fn schema() -> RefOr<Schema> {
@@ -536,7 +536,7 @@ words!(AuthType, Console, OnUnmatched, PoolMode, SslMode);
 
 /// Several texts: an array, or one text with commas between them (then spaces around each do not count).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct List(pub Vec<String>);
+pub(super) struct List(pub Vec<String>);
 
 impl Field for List {
     fn schema() -> RefOr<Schema> {
@@ -575,7 +575,7 @@ impl Field for Uuid {
 
 /// Several identifiers, as a [`List`].
 #[derive(Debug, Clone)]
-pub struct Ids(pub Vec<Uuid>);
+pub(super) struct Ids(pub Vec<Uuid>);
 
 impl Field for Ids {
     fn schema() -> RefOr<Schema> {
@@ -596,7 +596,7 @@ impl Field for Ids {
 
 /// Values of attributes, by name.
 #[derive(Debug, Clone)]
-pub struct Values(pub BTreeMap<String, Vec<String>>);
+pub(super) struct Values(pub BTreeMap<String, Vec<String>>);
 
 impl Field for Values {
     fn schema() -> RefOr<Schema> {
@@ -627,7 +627,7 @@ impl Field for Values {
 
 /// `{ "attributeName": …, "defaultValues": … }`
 #[derive(Debug, Clone)]
-pub struct Picker {
+pub(super) struct Picker {
     /// Which attribute picks the environment.
     pub attribute: Option<String>,
     /// The values that mean the base.

@@ -18,7 +18,7 @@ use policy::names::id_of;
 ///
 /// # Errors
 /// 409, with what to do.
-pub fn check(proxy: &Proxy, change: &mut Change<'_>) -> Result<(), Problem> {
+pub(super) fn check(proxy: &Proxy, change: &mut Change<'_>) -> Result<(), Problem> {
     let before = known(proxy, change)?;
     let mut own = Vec::new();
     for (name, connection) in connections(&change.document) {

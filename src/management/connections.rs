@@ -1,4 +1,4 @@
-//! `/connections`
+//! `/connections`: what upstream databases there are.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::answer::{self, Outcome, Problem, tagged, written};
 use super::body::{Changed, Field, HostName, List, Name, New, Password, Patch, Picker, Whole, body};
 use super::environments::{self, ConnectionEnvironment};
-use super::{Api, Asked, Id, View, edit};
+use super::{Api, Asked, Id, View, connection_of, edit};
 use crate::proxy::Change;
 use policy::config::file::{OnUnmatched, PoolMode, SslMode};
 use policy::config::{self, file};
@@ -26,7 +26,7 @@ use policy::plan;
 
 /// What a connection speaks: `postgres`.
 #[derive(Debug, Clone)]
-pub struct Dialect(String);
+pub(super) struct Dialect(String);
 
 impl Field for Dialect {
     fn schema() -> RefOr<Schema> {
@@ -92,7 +92,7 @@ type ChangedConnection = Changed<ConnectionBody>;
 /// Which attribute of the user picks the environment.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct EnvironmentUserAttribute {
+pub(super) struct EnvironmentUserAttribute {
     /// The attribute; `null` while there are only values.
     attribute_name: Option<String>,
     /// Its values that mean the base.
@@ -102,7 +102,7 @@ pub struct EnvironmentUserAttribute {
 /// A connection, as it is stored. Its password is never shown.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Connection {
+pub(super) struct Connection {
     /// What it is called here; it stays when it is renamed.
     pub id: Uuid,
     /// What clients ask for, as their database name, while it is nobody's environment.
@@ -155,7 +155,7 @@ written! {
 
 /// All connections.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Connections {
+pub(super) struct Connections {
     /// Those that were asked for.
     connections: Vec<Connection>,
 }
@@ -186,15 +186,6 @@ enum SortField {
 enum SortDirection {
     Asc,
     Desc,
-}
-
-/// The connection of an identifier.
-///
-/// # Errors
-/// 404
-pub fn by_id(config: &config::Config, id: Uuid) -> Result<&Arc<config::Connection>, Problem> {
-    let found = config.connections.values().find(|connection| connection.id == id);
-    found.ok_or_else(|| Problem::missing("Connection", id))
 }
 
 fn plain(values: &[config::read::Setting<String>]) -> Vec<String> {
@@ -269,7 +260,7 @@ fn all(view: View<'_>) -> Connections {
         ("sortField" = inline(Option<SortField>), Query, description = "`name` (the default), `database`, `host` or `username`."),
         ("sortDirection" = inline(Option<SortDirection>), Query, description = "`asc` (the default) or `desc`.")),
     responses((status = 200, description = "The connections.", body = Connections)))]
-pub async fn list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
+pub(super) async fn list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
     api.blocking(move |api| listed(api, &parts)).await
 }
 
@@ -305,9 +296,13 @@ fn listed(api: &Api, parts: &Parts) -> Result<Response, Problem> {
 #[utoipa::path(get, path = "/api/v1/connections/{id}", tag = "connections", operation_id = "readConnection",
     params(("id" = Uuid, Path, description = "Its identifier.")),
     responses((status = 200, description = "The connection.", body = Connection)))]
-pub async fn read(State(api): State<Arc<Api>>, id: Id, headers: HeaderMap) -> Result<Response, Problem> {
+pub(super) async fn read(
+    State(api): State<Arc<Api>>,
+    id: Id,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let generation = api.proxy.generation();
-    let name = &by_id(&generation.config, id.0)?.name;
+    let name = &connection_of(&generation.config, id.0)?.name;
     let (connection, tag) = tagged_connection(&api, View::of(&generation), name)?;
     Ok(tagged(&headers, StatusCode::OK, &tag, connection))
 }
@@ -318,7 +313,7 @@ pub async fn read(State(api): State<Arc<Api>>, id: Id, headers: HeaderMap) -> Re
     params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 201, description = "It was made.", body = ConnectionWritten),
         (status = 200, description = "It would be made.", body = ConnectionWritten)))]
-pub async fn create(
+pub(super) async fn create(
     State(api): State<Arc<Api>>,
     asked: Asked,
     New(body): New<ConnectionBody>,
@@ -348,7 +343,7 @@ pub async fn create(
     params(("id" = Uuid, Path, description = "Its identifier."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is so now, or would be.", body = ConnectionWritten)))]
-pub async fn change(
+pub(super) async fn change(
     State(api): State<Arc<Api>>,
     asked: Asked,
     id: Id,
@@ -359,7 +354,7 @@ pub async fn change(
     let (written, name) = api
         .write(&asked, move |api, change| {
             let view = View::of(change.generation);
-            let name = by_id(view.config, id.0)?.name.clone();
+            let name = connection_of(view.config, id.0)?.name.clone();
             answer::matches(if_match.as_deref(), &tagged_connection(api, view, &name)?.1)?;
             let name = match body.name.clone().given() {
                 Some(Name(new)) if new != name.as_str() => {
@@ -386,13 +381,13 @@ pub async fn change(
         ("allow_production" = Option<bool>, Query, description = "Also if users newly reach a production database by it."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is gone, or would be.", body = ConnectionWritten)))]
-pub async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
+pub(super) async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
     let (if_match, drains, allows) = (asked.if_match.clone(), asked.drains, asked.allows_production);
     let (written, connection) = api
         .write(&asked, move |api, change| {
             change.keeps_production = !allows;
             let view = View::of(change.generation);
-            let name = by_id(view.config, id.0)?.name.clone();
+            let name = connection_of(view.config, id.0)?.name.clone();
             let (connection, tag) = tagged_connection(api, view, &name)?;
             answer::matches(if_match.as_deref(), &tag)?;
             let base = environments::base_of(view.config, &name).map(|base| base.name.clone());

@@ -35,7 +35,7 @@ const ERRORS: [(&str, &str); 12] = [
 ];
 
 /// Without its calls.
-pub fn head() -> OpenApi {
+pub(super) fn head() -> OpenApi {
     let info = InfoBuilder::new()
         .title("pgusher")
         .version(env!("CARGO_PKG_VERSION"))
@@ -55,7 +55,7 @@ pub fn head() -> OpenApi {
 }
 
 /// What holds for all calls is said of each.
-pub fn finish(mut document: OpenApi) -> String {
+pub(super) fn finish(mut document: OpenApi) -> String {
     for path in document.paths.paths.values_mut() {
         let operations = [&mut path.get, &mut path.post, &mut path.put, &mut path.patch, &mut path.delete];
         operations.into_iter().flatten().for_each(complete);
@@ -97,6 +97,6 @@ fn complete(operation: &mut Operation) {
 }
 
 /// The document as it is served.
-pub async fn serve(document: String) -> Response {
+pub(super) async fn serve(document: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], document).into_response()
 }

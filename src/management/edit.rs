@@ -17,12 +17,16 @@ fn all<'d>(document: &'d mut DocumentMut, kind: &str) -> Option<&'d mut dyn Tabl
 }
 
 /// One of them.
-pub fn table<'d>(document: &'d mut DocumentMut, kind: &str, name: &str) -> Option<&'d mut dyn TableLike> {
+pub(super) fn table<'d>(
+    document: &'d mut DocumentMut,
+    kind: &str,
+    name: &str,
+) -> Option<&'d mut dyn TableLike> {
     document.get_mut(kind)?.as_table_like_mut()?.get_mut(name)?.as_table_like_mut()
 }
 
 /// A new one, behind the others.
-pub fn add(document: &mut DocumentMut, kind: &str, name: &str) {
+pub(super) fn add(document: &mut DocumentMut, kind: &str, name: &str) {
     let is_inline = matches!(document.get(kind), Some(Item::Value(_)));
     let new = match is_inline {
         true => Item::Value(InlineTable::new().into()),
@@ -38,14 +42,14 @@ pub fn add(document: &mut DocumentMut, kind: &str, name: &str) {
 }
 
 /// Takes one away.
-pub fn remove(document: &mut DocumentMut, kind: &str, name: &str) {
+pub(super) fn remove(document: &mut DocumentMut, kind: &str, name: &str) {
     if let Some(tables) = all(document, kind) {
         tables.remove(name);
     }
 }
 
 /// Gives a connection another name, in its place, also where others refer to it.
-pub fn rename_connection(document: &mut DocumentMut, from: &str, to: &str) {
+pub(super) fn rename_connection(document: &mut DocumentMut, from: &str, to: &str) {
     if let Some(connections) = all(document, "connections") {
         if let Some(item) = connections.remove(from) {
             connections.insert(to, item);
@@ -66,7 +70,7 @@ pub fn rename_connection(document: &mut DocumentMut, from: &str, to: &str) {
 }
 
 /// Sets a value where it stands, or takes it away.
-pub fn set(table: &mut dyn TableLike, key: &str, value: Option<Value>) {
+pub(super) fn set(table: &mut dyn TableLike, key: &str, value: Option<Value>) {
     let Some(mut value) = value else {
         table.remove(key);
         return;
@@ -96,7 +100,7 @@ pub fn set(table: &mut dyn TableLike, key: &str, value: Option<Value>) {
 ///
 /// # Errors
 /// 409: it is something else than a table.
-pub fn needed<'d>(
+pub(super) fn needed<'d>(
     document: &'d mut DocumentMut,
     kind: &str,
     name: &str,
@@ -106,12 +110,12 @@ pub fn needed<'d>(
 }
 
 /// A value as it stands there.
-pub fn value(document: &mut DocumentMut, kind: &str, name: &str, key: &str) -> Option<Value> {
+pub(super) fn value(document: &mut DocumentMut, kind: &str, name: &str, key: &str) -> Option<Value> {
     table(document, kind, name)?.get(key)?.clone().into_value().ok()
 }
 
 /// Does with a value what a body says of it.
-pub fn put(table: &mut dyn TableLike, key: &str, value: Patch<Value>) {
+pub(super) fn put(table: &mut dyn TableLike, key: &str, value: Patch<Value>) {
     match value {
         Patch::Absent => {}
         Patch::Null => set(table, key, None),
@@ -120,7 +124,7 @@ pub fn put(table: &mut dyn TableLike, key: &str, value: Patch<Value>) {
 }
 
 /// The same with several texts; none of them are no value.
-pub fn put_list(table: &mut dyn TableLike, key: &str, value: Patch<List>) {
+pub(super) fn put_list(table: &mut dyn TableLike, key: &str, value: Patch<List>) {
     match value {
         Patch::Set(List(texts)) if texts.is_empty() => set(table, key, None),
         value => put(table, key, value.map(|List(texts)| list(&texts))),
@@ -128,12 +132,12 @@ pub fn put_list(table: &mut dyn TableLike, key: &str, value: Patch<List>) {
 }
 
 /// A list of texts.
-pub fn list(texts: &[String]) -> Value {
+pub(super) fn list(texts: &[String]) -> Value {
     texts.iter().collect::<Array>().into()
 }
 
 /// Looks at each environment of a base, in either form that TOML has for them.
-pub fn each_environment(connection: &mut dyn TableLike, mut look: impl FnMut(&mut dyn TableLike)) {
+pub(super) fn each_environment(connection: &mut dyn TableLike, mut look: impl FnMut(&mut dyn TableLike)) {
     match connection.get_mut("environments") {
         Some(Item::Value(Value::Array(array))) => {
             array.iter_mut().filter_map(Value::as_inline_table_mut).for_each(|table| look(table));
@@ -144,7 +148,7 @@ pub fn each_environment(connection: &mut dyn TableLike, mut look: impl FnMut(&mu
 }
 
 /// Another environment of a base, behind the others.
-pub fn add_environment(base: &mut dyn TableLike, connection: &str) {
+pub(super) fn add_environment(base: &mut dyn TableLike, connection: &str) {
     match base.get_mut("environments") {
         Some(Item::Value(Value::Array(array))) => {
             let mut table = InlineTable::new();
@@ -188,7 +192,7 @@ fn behind_the_last(array: &mut Array) -> String {
 }
 
 /// Takes an environment of a base away.
-pub fn remove_environment(base: &mut dyn TableLike, connection: &str) {
+pub(super) fn remove_environment(base: &mut dyn TableLike, connection: &str) {
     let is_it = |table: &dyn TableLike| table.get("connection").and_then(Item::as_str) == Some(connection);
     let is_left = match base.get_mut("environments") {
         Some(Item::Value(Value::Array(array))) => {
@@ -207,7 +211,7 @@ pub fn remove_environment(base: &mut dyn TableLike, connection: &str) {
 }
 
 /// What an item says, however it is written.
-pub fn meaning(item: &Item) -> serde_json::Value {
+pub(super) fn meaning(item: &Item) -> serde_json::Value {
     match item {
         Item::None => json!(null),
         Item::Value(value) => meaning_of(value),
@@ -237,7 +241,7 @@ fn meaning_of(value: &Value) -> serde_json::Value {
 ///
 /// # Errors
 /// A number that TOML does not have.
-pub fn from_json(value: &serde_json::Value) -> Result<Item, String> {
+pub(super) fn from_json(value: &serde_json::Value) -> Result<Item, String> {
     use serde_json::Value as Json;
     Ok(match value {
         Json::Null => Item::None,
@@ -271,7 +275,7 @@ pub fn from_json(value: &serde_json::Value) -> Result<Item, String> {
 }
 
 /// Makes one table say what another says, and leaves alone what is said already.
-pub fn merge(current: &mut dyn TableLike, desired: &dyn TableLike) {
+pub(super) fn merge(current: &mut dyn TableLike, desired: &dyn TableLike) {
     let gone: Vec<String> =
         current.iter().map(|(key, _)| key.to_owned()).filter(|key| !desired.contains_key(key)).collect();
     for key in gone {
@@ -347,7 +351,7 @@ fn one_line(value: &mut Value) {
 }
 
 /// Makes the tables of a document say what those of another say; of a kind that it does not name, everything stays.
-pub fn merge_document(current: &mut DocumentMut, desired: &DocumentMut) {
+pub(super) fn merge_document(current: &mut DocumentMut, desired: &DocumentMut) {
     for (kind, wanted) in desired.iter() {
         let Some(wanted) = wanted.as_table_like() else { continue };
         if let Some(tables) = all(current, kind) {
@@ -357,7 +361,7 @@ pub fn merge_document(current: &mut DocumentMut, desired: &DocumentMut) {
 }
 
 /// A key as it is written in TOML.
-pub fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     Key::new(name).to_string()
 }
 

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::answer::{self, Outcome, Problem, tagged, written};
 use super::body::{Ids, List, Name, New, Patch, body};
-use super::{Api, Asked, Id, View, connections, edit};
+use super::{Api, Asked, Id, View, connection_of, edit};
 use policy::config::{self, Config};
 use policy::names::ConnectionName;
 
@@ -44,7 +44,7 @@ type NewValues = New<ValuesBody>;
 /// A connection that is an environment of another.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ConnectionEnvironment {
+pub(super) struct ConnectionEnvironment {
     /// Of the two as such.
     id: Uuid,
     /// The base.
@@ -75,7 +75,7 @@ struct Pair {
 /// What became of new environments.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ConnectionEnvironmentsWritten {
+pub(super) struct ConnectionEnvironmentsWritten {
     #[serde(flatten)]
     outcome: Outcome,
     /// The new ones, in short.
@@ -87,20 +87,20 @@ pub struct ConnectionEnvironmentsWritten {
 /// All environments.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ConnectionEnvironments {
+pub(super) struct ConnectionEnvironments {
     /// Those that were asked for.
     connection_environments: Vec<ConnectionEnvironment>,
 }
 
 /// The base that a connection is an environment of.
-pub fn base_of<'c>(config: &'c Config, name: &ConnectionName) -> Option<&'c Arc<config::Connection>> {
+pub(super) fn base_of<'c>(config: &'c Config, name: &ConnectionName) -> Option<&'c Arc<config::Connection>> {
     let is_there =
         |base: &config::Base| base.environments.iter().any(|environment| environment.connection == *name);
     config.connections.values().find(|connection| connection.base.as_ref().is_some_and(is_there))
 }
 
 /// The environments of a connection.
-pub fn of(config: &Config, base: &config::Connection) -> Vec<ConnectionEnvironment> {
+pub(super) fn of(config: &Config, base: &config::Connection) -> Vec<ConnectionEnvironment> {
     let environments = base.base.iter().flat_map(|base| &base.environments);
     let shown = environments.filter_map(|environment| {
         let connection = config.connections.get(&environment.connection)?;
@@ -132,13 +132,13 @@ fn by_id(config: &Config, id: Uuid) -> Result<ConnectionEnvironment, Problem> {
     operation_id = "listConnectionEnvironments",
     params(("baseConnectionId" = Option<Uuid>, Query, description = "Only those of this base.")),
     responses((status = 200, description = "The environments.", body = ConnectionEnvironments)))]
-pub async fn list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
+pub(super) async fn list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
     let pairs = super::query(&parts, &["baseConnectionId"])?;
     let base = super::parameter(&pairs, "baseConnectionId");
     let base = base.map(|id| answer::uuid("baseConnectionId", id)).transpose()?;
     let generation = api.proxy.generation();
     if let Some(base) = base {
-        connections::by_id(&generation.config, base)?;
+        connection_of(&generation.config, base)?;
     }
     let list = all(&generation.config, base);
     let tag = api.tags.of(&list, "");
@@ -150,7 +150,11 @@ pub async fn list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response,
     operation_id = "readConnectionEnvironment",
     params(("id" = Uuid, Path, description = "Its identifier, or that of its connection.")),
     responses((status = 200, description = "The environment.", body = ConnectionEnvironment)))]
-pub async fn read(State(api): State<Arc<Api>>, id: Id, headers: HeaderMap) -> Result<Response, Problem> {
+pub(super) async fn read(
+    State(api): State<Arc<Api>>,
+    id: Id,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let environment = by_id(&api.proxy.generation().config, id.0)?;
     let tag = api.tags.of(&environment, "");
     Ok(tagged(&headers, StatusCode::OK, &tag, environment))
@@ -162,7 +166,7 @@ pub async fn read(State(api): State<Arc<Api>>, id: Id, headers: HeaderMap) -> Re
     params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 201, description = "They are.", body = ConnectionEnvironmentsWritten),
         (status = 200, description = "They would be.", body = ConnectionEnvironmentsWritten)))]
-pub async fn create(
+pub(super) async fn create(
     State(api): State<Arc<Api>>,
     asked: Asked,
     New(body): New<EnvironmentsBody>,
@@ -174,9 +178,9 @@ pub async fn create(
         .write(&asked, move |api, change| {
             let config = &change.generation.config;
             answer::matches(if_match.as_deref(), &api.tags.of(&all(config, None), ""))?;
-            let base = &connections::by_id(config, base)?.name;
+            let base = &connection_of(config, base)?.name;
             for (i, id) in wanted.iter().enumerate() {
-                let connection = &connections::by_id(config, *id)?.name;
+                let connection = &connection_of(config, *id)?.name;
                 if wanted[..i].contains(id) {
                     return Err(Problem::field(
                         "environmentConnectionIds",
@@ -211,7 +215,7 @@ pub async fn create(
     params(("id" = Uuid, Path, description = "Its identifier, or that of its connection."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "They do, or would.", body = ConnectionEnvironmentWritten)))]
-pub async fn change(
+pub(super) async fn change(
     State(api): State<Arc<Api>>,
     asked: Asked,
     id: Id,
@@ -247,8 +251,8 @@ async fn edit_one(
         let config = &change.generation.config;
         let environment = by_id(config, id)?;
         answer::matches(if_match.as_deref(), &api.tags.of(&environment, ""))?;
-        let base = &connections::by_id(config, environment.base_connection_id)?.name;
-        let connection = &connections::by_id(config, environment.environment_connection_id)?.name;
+        let base = &connection_of(config, environment.base_connection_id)?.name;
+        let connection = &connection_of(config, environment.environment_connection_id)?.name;
         let table = edit::needed(&mut change.document, "connections", base.as_str())?;
         let mut edit = Some(edit);
         edit::each_environment(table, |environment| {
@@ -270,7 +274,7 @@ async fn edit_one(
         ("allow_production" = Option<bool>, Query, description = "Also if users newly reach a production database by it."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is gone, or would be.", body = ConnectionEnvironmentWritten)))]
-pub async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
+pub(super) async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
     let (if_match, allows_production) = (asked.if_match.clone(), asked.allows_production);
     let (written, environment) = api
         .write(&asked, move |api, change| {
@@ -278,8 +282,8 @@ pub async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result
             let config = &change.generation.config;
             let environment = by_id(config, id.0)?;
             answer::matches(if_match.as_deref(), &api.tags.of(&environment, ""))?;
-            let base = &connections::by_id(config, environment.base_connection_id)?.name;
-            let connection = &connections::by_id(config, environment.environment_connection_id)?.name;
+            let base = &connection_of(config, environment.base_connection_id)?.name;
+            let connection = &connection_of(config, environment.environment_connection_id)?.name;
             if let Some(table) = edit::table(&mut change.document, "connections", base.as_str()) {
                 edit::remove_environment(table, connection.as_str());
             }

@@ -22,8 +22,9 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use uuid::Uuid;
 
 use super::answer::{self, Outcome, PlanRow, Problem, plan_rows, tagged};
+use super::apply::{self, Source};
 use super::body::{Field, Name, New, body};
-use super::{Api, Asked, Id, Number, apply, redact};
+use super::{Api, Asked, Id, Number, redact};
 use crate::audit;
 use crate::console::show::state_of;
 use crate::proxy::{LiveSession, LoadError, Proxy};
@@ -45,7 +46,7 @@ pub(super) fn time(at: SystemTime) -> String {
 /// Where somebody goes, and why.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Resolved {
+pub(super) struct Resolved {
     /// Who.
     user: String,
     /// By which name.
@@ -74,7 +75,7 @@ pub struct Resolved {
 
 /// An error that a client would be sent.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Refused {
+pub(super) struct Refused {
     /// The SQLSTATE.
     code: &'static str,
     /// The message.
@@ -90,7 +91,7 @@ pub struct Refused {
     params(("user" = String, Query, description = "Who."), ("database" = String, Query, description = "By which name."),
         ("environment" = Option<String>, Query, description = "What is requested.")),
     responses((status = 200, description = "Where, or why not.", body = Resolved)))]
-pub async fn resolve(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Resolved>, Problem> {
+pub(super) async fn resolve(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Resolved>, Problem> {
     let pairs = super::query(&parts, &["user", "database", "environment"])?;
     let needed = |name| super::parameter(&pairs, name).ok_or_else(|| Problem::field(name, "Required"));
     let (user, database) = (needed("user")?, needed("database")?);
@@ -149,7 +150,7 @@ pub(super) fn target(target: &policy::config::Target) -> String {
 /// What is in force after a reload.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Reloaded {
+pub(super) struct Reloaded {
     /// Always true: otherwise there is an error.
     success: bool,
     /// It was only asked what would change.
@@ -164,7 +165,7 @@ pub struct Reloaded {
 #[utoipa::path(post, path = "/api/v1/reload", tag = "configuration", operation_id = "reload",
     params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is in force, or would be.", body = Reloaded)))]
-pub async fn reload(State(api): State<Arc<Api>>, asked: Asked) -> Result<Json<Reloaded>, Problem> {
+pub(super) async fn reload(State(api): State<Arc<Api>>, asked: Asked) -> Result<Json<Reloaded>, Problem> {
     let turn = super::turn(&api.writes).await?;
     let is_dry = asked.is_dry;
     let done = api.blocking(move |api| {
@@ -194,7 +195,7 @@ fn refused(error: &LoadError) -> Problem {
 /// A configuration that is or was in force, or was refused.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Generation {
+pub(super) struct Generation {
     /// From 1; one that was refused has the number that it would have had.
     number: u64,
     /// When.
@@ -217,7 +218,7 @@ pub struct Generation {
 
 /// Configurations.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Generations {
+pub(super) struct Generations {
     /// The newest first.
     generations: Vec<Generation>,
 }
@@ -225,7 +226,10 @@ pub struct Generations {
 /// The history of the configuration.
 #[utoipa::path(get, path = "/api/v1/generations", tag = "configuration", operation_id = "listGenerations",
     responses((status = 200, description = "What was in force.", body = Generations)))]
-pub async fn generations(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Generations>, Problem> {
+pub(super) async fn generations(
+    State(api): State<Arc<Api>>,
+    parts: Parts,
+) -> Result<Json<Generations>, Problem> {
     super::query(&parts, &[])?;
     let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
     for session in api.proxy.live_sessions() {
@@ -246,20 +250,11 @@ pub async fn generations(State(api): State<Arc<Api>>, parts: Parts) -> Result<Js
     Ok(Json(Generations { generations }))
 }
 
-/// The text of a configuration, without its secrets.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Source {
-    /// Its number.
-    pub(super) generation: u64,
-    /// TOML, in which every secret is `***`.
-    pub(super) toml: String,
-}
-
 /// Reads a configuration that is or was in force.
 #[utoipa::path(get, path = "/api/v1/generations/{number}", tag = "configuration", operation_id = "readGeneration",
     params(("number" = u64, Path, description = "Which.")),
     responses((status = 200, description = "Its text, without its secrets.", body = Source)))]
-pub async fn generation(State(api): State<Arc<Api>>, number: Number) -> Result<Json<Source>, Problem> {
+pub(super) async fn generation(State(api): State<Arc<Api>>, number: Number) -> Result<Json<Source>, Problem> {
     let read = api.blocking(move |api| {
         let source = api.proxy.source(number.0);
         let source = source.ok_or_else(|| Problem::missing("Generation", number.0))?;
@@ -274,7 +269,7 @@ pub async fn generation(State(api): State<Arc<Api>>, number: Number) -> Result<J
     params(("number" = u64, Path, description = "Which."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is in force, or would be.", body = Outcome)))]
-pub async fn roll_back(
+pub(super) async fn roll_back(
     State(api): State<Arc<Api>>,
     asked: Asked,
     number: Number,
@@ -298,7 +293,7 @@ pub async fn roll_back(
 /// A client that is logged in.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Session {
+pub(super) struct Session {
     /// Its number.
     id: u64,
     /// Who.
@@ -331,7 +326,7 @@ pub struct Session {
 
 /// Clients that are logged in.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Sessions {
+pub(super) struct Sessions {
     /// Those that were asked for, the oldest first.
     sessions: Vec<Session>,
     /// How many there are of them, should not all be shown.
@@ -366,7 +361,7 @@ fn session(proxy: &Proxy, session: &LiveSession) -> Session {
         ("environment" = Option<String>, Query, description = "Only those in this environment."),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "How many at most: 1 to 10000, by default 1000.")),
     responses((status = 200, description = "The sessions.", body = Sessions)))]
-pub async fn sessions(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Sessions>, Problem> {
+pub(super) async fn sessions(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Sessions>, Problem> {
     let pairs = super::query(&parts, &["user", "connection", "environment", "limit"])?;
     let limit = bounded(&pairs, "limit", 1000, 10_000)?;
     let is = |name: &str, has: &str| super::parameter(&pairs, name).is_none_or(|wanted| wanted == has);
@@ -392,7 +387,7 @@ fn bounded(pairs: &[(String, String)], name: &str, usual: usize, most: usize) ->
 
 /// What was done.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct SessionEnded {
+pub(super) struct SessionEnded {
     /// Always true: otherwise there is an error.
     success: bool,
     /// The session's number.
@@ -405,7 +400,7 @@ pub struct SessionEnded {
 #[utoipa::path(delete, path = "/api/v1/sessions/{id}", tag = "sessions", operation_id = "endSession",
     params(("id" = u64, Path, description = "Its number.")),
     responses((status = 200, description = "It is told to end.", body = SessionEnded)))]
-pub async fn end_session(
+pub(super) async fn end_session(
     State(api): State<Arc<Api>>,
     id: Number,
     parts: Parts,
@@ -421,7 +416,7 @@ pub async fn end_session(
 
 /// For how long.
 #[derive(Debug, Clone, Copy)]
-pub struct Span(Duration);
+pub(super) struct Span(Duration);
 
 impl Field for Span {
     fn schema() -> RefOr<Schema> {
@@ -456,7 +451,7 @@ type NewGrant = New<GrantBody>;
 /// An environment that a user may request for a while.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct GrantShown {
+pub(super) struct GrantShown {
     /// Made of the user, the environment and the database.
     id: Uuid,
     /// To whom.
@@ -479,7 +474,7 @@ pub struct GrantShown {
 
 /// Grants.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Grants {
+pub(super) struct Grants {
     /// All that hold.
     grants: Vec<GrantShown>,
 }
@@ -487,7 +482,7 @@ pub struct Grants {
 /// What became of a write of a grant.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct GrantWritten {
+pub(super) struct GrantWritten {
     /// Always true: otherwise there is an error.
     success: bool,
     /// It was only asked what would change.
@@ -523,7 +518,7 @@ fn shown(api: &Api, grant: &Grant) -> GrantShown {
 /// Lists grants.
 #[utoipa::path(get, path = "/api/v1/grants", tag = "grants", operation_id = "listGrants",
     responses((status = 200, description = "All that hold.", body = Grants)))]
-pub async fn grants(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
+pub(super) async fn grants(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
     super::query(&parts, &[])?;
     let grants = all_grants(&api);
     let tag = api.tags.of(&grants, "");
@@ -575,7 +570,7 @@ fn all_grants(api: &Api) -> Grants {
     params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 201, description = "It holds.", body = GrantWritten),
         (status = 200, description = "It would hold.", body = GrantWritten)))]
-pub async fn grant(
+pub(super) async fn grant(
     State(api): State<Arc<Api>>,
     asked: Asked,
     New(body): New<GrantBody>,
@@ -618,7 +613,7 @@ pub async fn grant(
     params(("id" = Uuid, Path, description = "Its identifier."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is over, or would be.", body = GrantWritten)))]
-pub async fn revoke(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
+pub(super) async fn revoke(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
     let _turn = super::turn(&api.grants).await?;
     let grant = api.proxy.grants.all().iter().find(|grant| grant_id(grant) == id.0).cloned();
     let grant = grant.ok_or_else(|| Problem::missing("Grant", id.0))?;
@@ -645,7 +640,7 @@ pub async fn revoke(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result
 
 /// Lines of the audit.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Found {
+pub(super) struct Found {
     /// The newest first: each as it was written.
     #[schema(value_type = Vec<Object>)]
     events: Vec<Value>,
@@ -660,7 +655,7 @@ pub struct Found {
         ("user" = Option<String>, Query, description = "Only those of this user."),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "How many at most: 1 to 500, by default 100.")),
     responses((status = 200, description = "What was found.", body = Found)))]
-pub async fn search_audit(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Found>, Problem> {
+pub(super) async fn search_audit(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Found>, Problem> {
     let pairs = super::query(&parts, &["q", "event", "user", "limit"])?;
     let limit = bounded(&pairs, "limit", 100, MAX_FOUND)?;
     let Some(path) = api.proxy.generation().config.audit_file() else {

@@ -48,7 +48,7 @@ struct Kept {
 
 /// The last minutes of each pool.
 #[derive(Debug, Default)]
-pub struct History(Mutex<BTreeMap<ConnectionName, Kept>>);
+pub(super) struct History(Mutex<BTreeMap<ConnectionName, Kept>>);
 
 impl History {
     fn look(&self, pools: &[Arc<Pool>]) {
@@ -76,7 +76,7 @@ impl History {
 }
 
 /// Looks until the process ends.
-pub fn remember(api: &Arc<Api>) {
+pub(super) fn remember(api: &Arc<Api>) {
     let api: Weak<Api> = Arc::downgrade(api);
     tokio::spawn(async move {
         let mut interval = tokio::time::interval(INTERVAL);
@@ -152,7 +152,7 @@ struct Flow {
 /// Everything at a glance.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Overview {
+pub(super) struct Overview {
     /// Of pgusher.
     version: &'static str,
     /// When this was.
@@ -176,7 +176,7 @@ pub struct Overview {
 /// Shows everything at a glance.
 #[utoipa::path(get, path = "/api/v1/overview", tag = "sessions", operation_id = "overview",
     responses((status = 200, description = "Everything.", body = Overview)))]
-pub async fn overview(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Overview>, Problem> {
+pub(super) async fn overview(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Overview>, Problem> {
     super::query(&parts, &[])?;
     api.blocking(|api| Ok(Json(look(api)))).await
 }

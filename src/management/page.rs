@@ -25,11 +25,11 @@ fn answer(text: &'static str) -> Response {
 }
 
 /// `/`
-pub async fn page() -> Response {
+pub(super) async fn page() -> Response {
     answer(include_str!("page.html"))
 }
 
 /// `/api/v1/docs`
-pub async fn documentation() -> Response {
+pub(super) async fn documentation() -> Response {
     answer(include_str!("docs.html"))
 }

@@ -70,7 +70,7 @@ body! {
 /// A user, as it is stored. The password is never shown.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct User {
+pub(super) struct User {
     /// Made of the name.
     id: Uuid,
     /// Who logs in.
@@ -94,7 +94,7 @@ pub struct User {
 /// A group, as it is stored.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Group {
+pub(super) struct Group {
     /// Made of the name.
     id: Uuid,
     /// What it is called.
@@ -106,7 +106,7 @@ pub struct Group {
 /// An attribute, as it is stored.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct UserAttribute {
+pub(super) struct UserAttribute {
     /// Made of the name.
     id: Uuid,
     /// What it is called.
@@ -132,20 +132,20 @@ written! {
 
 /// Users.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Users {
+pub(super) struct Users {
     /// Those that were asked for.
     users: Vec<User>,
 }
 /// Groups.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Groups {
+pub(super) struct Groups {
     /// Those that were asked for.
     groups: Vec<Group>,
 }
 /// Attributes.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct UserAttributes {
+pub(super) struct UserAttributes {
     /// Those that were asked for.
     user_attributes: Vec<UserAttribute>,
 }
@@ -516,7 +516,7 @@ macro_rules! calls {
         #[utoipa::path(get, path = $path, tag = $tag, operation_id = $list_id,
                     params(("name" = Option<String>, Query, description = "Only the one of this name.")),
                     responses((status = 200, description = "All of them.", body = $Listed)))]
-        pub async fn $list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
+        pub(crate) async fn $list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
             api.blocking(move |api| list::<$Thing>(api, &parts)).await
         }
 
@@ -525,7 +525,7 @@ macro_rules! calls {
                     params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
                     responses((status = 201, description = "It was made.", body = $Written),
                         (status = 200, description = "It would be made.", body = $Written)))]
-        pub async fn $create(
+        pub(crate) async fn $create(
             State(api): State<Arc<Api>>,
             asked: Asked,
             New(body): New<$Body>,
@@ -537,7 +537,7 @@ macro_rules! calls {
         #[utoipa::path(get, path = $one, tag = $tag, operation_id = $read_id,
                     params(("id" = Uuid, Path, description = "Its identifier.")),
                     responses((status = 200, description = "It.", body = $Thing)))]
-        pub async fn $read(
+        pub(crate) async fn $read(
             State(api): State<Arc<Api>>,
             id: Id,
             headers: HeaderMap,
@@ -550,7 +550,7 @@ macro_rules! calls {
                     params(("id" = Uuid, Path, description = "Its identifier."),
                         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
                     responses((status = 200, description = "It is so now, or would be.", body = $Written)))]
-        pub async fn $change(
+        pub(crate) async fn $change(
             State(api): State<Arc<Api>>,
             asked: Asked,
             id: Id,
@@ -564,7 +564,7 @@ macro_rules! calls {
                     params(("id" = Uuid, Path, description = "Its identifier."),
                         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
                     responses((status = 200, description = "It is gone, or would be.", body = $Written)))]
-        pub async fn $delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
+        pub(crate) async fn $delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
             delete::<$Thing>(api, asked, id.0).await
         }
     };

@@ -3,14 +3,14 @@
 use toml_edit::{Decor, DocumentMut, Item, RawString, Table, Value, value};
 
 /// A text for an answer: without control characters that could confuse a terminal, and of bounded length.
-pub fn safe(text: &str) -> String {
+pub(super) fn safe(text: &str) -> String {
     let clean = text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c });
     clean.take(4000).collect()
 }
 
 /// A configuration in which no secret can be read, nor where it comes from: a command may hold one. Comments are left out:
 /// what was a secret may stand there.
-pub fn config(source: &str) -> String {
+pub(super) fn config(source: &str) -> String {
     let Ok(mut document) = source.parse::<DocumentMut>() else { return String::new() };
     for (kind, key) in [("connections", "password"), ("users", "password")] {
         blank_each(document.get_mut(kind), key);

@@ -250,7 +250,7 @@ fn seed_and_proof() -> io::Result<(u64, Proof)> {
 ///
 /// # Errors
 /// Why it cannot be reset between users (`Other`); anything else, and it cannot be used any further.
-pub async fn prove(backend: &mut Backend) -> io::Result<()> {
+pub(crate) async fn prove(backend: &mut Backend) -> io::Result<()> {
     let allowed = &mut Allowance::bytes(MAX_ANSWER);
     let set = format!("SELECT pg_catalog.set_config('{PROBE}','x',false)");
     let look =

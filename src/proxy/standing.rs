@@ -85,19 +85,19 @@ impl Standing {
 
 impl Proxy {
     /// Whether all pools were told to lend nothing.
-    pub fn halted(&self) -> Option<Halt> {
+    pub(crate) fn halted(&self) -> Option<Halt> {
         self.standing.lock().all
     }
 
     /// No pool lends anything, until [`Proxy::resume_all`].
-    pub fn halt_all(&self, halt: Halt) {
+    pub(crate) fn halt_all(&self, halt: Halt) {
         let mut standing = self.standing.lock();
         standing.all = Some(halt);
         self.all_pools().iter().for_each(|pool| pool.halt(halt));
     }
 
     /// All pools lend again; false if they did so already.
-    pub fn resume_all(&self) -> bool {
+    pub(crate) fn resume_all(&self) -> bool {
         let mut standing = self.standing.lock();
         let were = standing.all.take().is_some() | !standing.halted.is_empty();
         standing.halted.clear();
@@ -108,7 +108,7 @@ impl Proxy {
     }
 
     /// A database lends nothing, until [`Proxy::resume`].
-    pub fn pause(&self, pool: &Arc<Pool>) {
+    pub(crate) fn pause(&self, pool: &Arc<Pool>) {
         let mut standing = self.standing.lock();
         let name = pool.connection().name.clone();
         // A reload may have put another pool in its place since it was looked up.
@@ -120,7 +120,7 @@ impl Proxy {
     }
 
     /// It lends again; false if it did so already.
-    pub fn resume(&self, pool: &Arc<Pool>) -> bool {
+    pub(crate) fn resume(&self, pool: &Arc<Pool>) -> bool {
         let mut standing = self.standing.lock();
         let name = pool.connection().name.clone();
         let now = self.generation().pools.get(&name).is_some_and(Pool::resume);
@@ -128,7 +128,7 @@ impl Proxy {
     }
 
     /// Nobody logs in to a database, or those who may do again. A drained environment stays closed.
-    pub fn set_disabled(&self, pool: &Arc<Pool>, disabled: bool) {
+    pub(crate) fn set_disabled(&self, pool: &Arc<Pool>, disabled: bool) {
         let mut standing = self.standing.lock();
         let name = pool.connection().name.clone();
         if disabled {
@@ -143,7 +143,7 @@ impl Proxy {
     }
 
     /// Ends the sessions of a pool, and lends nothing of it until it is resumed.
-    pub fn kill(&self, pool: &Arc<Pool>) {
+    pub(crate) fn kill(&self, pool: &Arc<Pool>) {
         self.pause(pool);
         for session in self.live_sessions().iter().filter(|session| Arc::ptr_eq(&session.pool, pool)) {
             session.orders.give(Order { by: OrderedBy::Operator, now: true, refusal: killed() });
@@ -152,7 +152,7 @@ impl Proxy {
 
     /// Ends the sessions of an environment at their next idle points, and lets nobody in; its pools. With `resume`, lets
     /// them in again.
-    pub fn drain_environment(&self, environment: &str, resume: bool) -> Vec<Arc<Pool>> {
+    pub(crate) fn drain_environment(&self, environment: &str, resume: bool) -> Vec<Arc<Pool>> {
         let mut standing = self.standing.lock();
         let pools = self.generation().pools.clone();
         let is_of = |pool: &Arc<Pool>| pool.connection().environment.as_str() == environment;

@@ -27,7 +27,7 @@ const MAX_GUESSES: u32 = 20;
 const SUFFIX: &str = ".secret";
 
 /// A change under way.
-pub struct Change<'a> {
+pub(crate) struct Change<'a> {
     /// The file, which keeps its comments and its order.
     pub document: DocumentMut,
     /// What it says until now.
@@ -67,7 +67,7 @@ impl PasswordGuesses {
 impl Change<'_> {
     /// Whether a password that is said is the one that is there, which then stays as it is written. Too many that are not are
     /// not compared any more, but taken for others: a look is no way to find out a password.
-    pub fn is_same_password(&mut self, row: String, compare: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn is_same_password(&mut self, row: String, compare: impl FnOnce() -> bool) -> bool {
         let is_same = self.guesses.is_free(self.by) && compare();
         if !is_same {
             self.guesses.count(self.by);
@@ -80,7 +80,7 @@ impl Change<'_> {
     ///
     /// # Errors
     /// The system gives no random bytes.
-    pub fn secret(&mut self, owner: &str, secret: &SecretString) -> io::Result<Value> {
+    pub(crate) fn secret(&mut self, owner: &str, secret: &SecretString) -> io::Result<Value> {
         let management = &self.generation.config.management;
         if self.is_dry || management.secrets == SecretStore::Inline {
             return Ok(Value::from(secret.expose_secret()));
@@ -103,7 +103,7 @@ impl Change<'_> {
 
 /// What became of it.
 #[derive(Debug)]
-pub struct Written {
+pub(crate) struct Written {
     /// What is in force now.
     pub generation: Arc<Generation>,
     /// What would be, if it was only a look.
@@ -118,7 +118,7 @@ pub struct Written {
 
 /// Why nothing was changed.
 #[derive(Debug, Error)]
-pub enum WriteError<E> {
+pub(crate) enum WriteError<E> {
     /// It cannot be asked for.
     #[error("{0}")]
     Edit(E),
@@ -152,7 +152,7 @@ impl Proxy {
     ///
     /// # Errors
     /// Why it does not; then nothing was changed.
-    pub fn write<E>(
+    pub(crate) fn write<E>(
         &self,
         by: &str,
         is_dry: bool,
@@ -213,7 +213,7 @@ impl Proxy {
     }
 
     /// The text of a configuration that was in force, or is, if it is still remembered.
-    pub fn source(&self, number: u64) -> Option<SecretString> {
+    pub(crate) fn source(&self, number: u64) -> Option<SecretString> {
         let generation = self.generation();
         if generation.number == number {
             return Some(generation.config.source.clone());

@@ -61,7 +61,7 @@ enum Purpose {
 
 /// Whether a server's certificate must be for its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Names {
+pub(super) enum Names {
     /// `verify-ca`
     Any,
     /// `verify-full`
@@ -70,7 +70,7 @@ pub enum Names {
 
 /// Who may have signed a certificate, and what they have revoked.
 #[derive(Debug)]
-pub struct Authorities {
+pub(super) struct Authorities {
     setting: &'static str,
     certificates: Vec<CertificateDer<'static>>,
     roots: Arc<RootCertStore>,
@@ -88,7 +88,7 @@ impl Authorities {
     ///
     /// # Errors
     /// Which file, and why.
-    pub fn load(
+    pub(super) fn load(
         setting: &'static str,
         file: Option<&Path>,
         revoked: Option<&Path>,
@@ -258,7 +258,7 @@ fn constrains_names(certificate: &CertificateDer<'_>) -> bool {
 
 /// `require` and below: any certificate, but the peer must hold its key.
 #[derive(Debug)]
-pub struct AnyCertificate(pub WebPkiSupportedAlgorithms);
+pub(super) struct AnyCertificate(pub WebPkiSupportedAlgorithms);
 
 impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
@@ -294,7 +294,7 @@ impl ServerCertVerifier for AnyCertificate {
 
 /// `verify-ca` and `verify-full`.
 #[derive(Debug)]
-pub struct KnownServer {
+pub(super) struct KnownServer {
     authorities: Authorities,
     webpki: Arc<WebPkiServerVerifier>,
     names: Names,
@@ -303,7 +303,7 @@ pub struct KnownServer {
 impl KnownServer {
     /// # Errors
     /// What is wrong with the authorities or their lists.
-    pub fn new(
+    pub(super) fn new(
         authorities: Authorities,
         names: Names,
         provider: Arc<CryptoProvider>,
@@ -369,14 +369,14 @@ impl ServerCertVerifier for KnownServer {
 
 /// A client's certificate, where it has one or must have one.
 #[derive(Debug)]
-pub struct KnownClient {
+pub(super) struct KnownClient {
     authorities: Authorities,
     webpki: Arc<dyn ClientCertVerifier>,
 }
 
 /// Whether a client must have a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Presence {
+pub(super) enum Presence {
     /// It may.
     Optional,
     /// It must.
@@ -386,7 +386,7 @@ pub enum Presence {
 impl KnownClient {
     /// # Errors
     /// What is wrong with the authorities or their lists.
-    pub fn new(
+    pub(super) fn new(
         authorities: Authorities,
         presence: Presence,
         provider: Arc<CryptoProvider>,
@@ -522,7 +522,7 @@ fn proved_13(
 }
 
 /// The `SubjectPublicKeyInfo` of a certificate of any version.
-pub fn public_key(certificate: &CertificateDer<'_>) -> Option<SubjectPublicKeyInfoDer<'static>> {
+pub(super) fn public_key(certificate: &CertificateDer<'_>) -> Option<SubjectPublicKeyInfoDer<'static>> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     Some(parsed.tbs_certificate.subject_pki.raw.to_vec().into())
 }

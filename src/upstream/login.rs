@@ -25,19 +25,19 @@ const MAX_LOGIN_MESSAGES: usize = 1000;
 const PROTOCOL_3_0: u32 = 0x0003_0000;
 
 /// What a login gives.
-pub struct Login {
+pub(super) struct Login {
     pub pid: u32,
     pub secret: Box<[u8]>,
     pub parameters: Vec<Parameter>,
 }
 
 /// True if two secrets are the same.
-pub fn same(one: &SecretString, other: &SecretString) -> bool {
+pub(super) fn same(one: &SecretString, other: &SecretString) -> bool {
     one.expose_secret() == other.expose_secret()
 }
 
 /// Logs in and reads up to the first `ReadyForQuery`.
-pub async fn log_in(
+pub(super) async fn log_in(
     stream: &mut Stream,
     dialer: &Dialer,
     settings: &Settings,

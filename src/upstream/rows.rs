@@ -12,11 +12,11 @@ const MAX_ROW: usize = 1 << 20;
 
 /// How many bytes of answers are still read: whoever may define things in a database chooses them.
 #[derive(Debug)]
-pub struct Allowance(usize);
+pub(crate) struct Allowance(usize);
 
 impl Allowance {
     /// So many bytes, all messages and their headers included.
-    pub fn bytes(bytes: usize) -> Self {
+    pub(crate) fn bytes(bytes: usize) -> Self {
         Self(bytes)
     }
 }
@@ -27,7 +27,7 @@ impl Allowance {
 /// # Errors
 /// The query failed (`Other`, in the server's words), the answer is broken (`InvalidData`) or longer than allowed (`QuotaExceeded`), or the
 /// connection is lost. But for the first, the connection cannot be used any further.
-pub async fn rows(
+pub(crate) async fn rows(
     stream: &mut Stream,
     sql: &str,
     allowed: &mut Allowance,

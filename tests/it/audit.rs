@@ -154,7 +154,7 @@ fn each_changed_byte_and_each_missing_line_is_found() {
         let mut bad = good.clone();
         bad[at] ^= 1;
         std::fs::write(&copy, &bad).unwrap();
-        let verified = pgusher::audit::verify(&copy, None).unwrap();
+        let verified = pgusher::inside::verify(&copy, None).unwrap();
         assert!(!verified.is_whole(), "byte {at}");
     }
     let all: Vec<&[u8]> = good.split_inclusive(|b| *b == b'\n').collect();
@@ -162,7 +162,7 @@ fn each_changed_byte_and_each_missing_line_is_found() {
         let rest: Vec<&[u8]> =
             all.iter().enumerate().filter(|(n, _)| *n != missing).map(|(_, l)| *l).collect();
         std::fs::write(&copy, rest.concat()).unwrap();
-        let verified = pgusher::audit::verify(&copy, None).unwrap();
+        let verified = pgusher::inside::verify(&copy, None).unwrap();
         // The first ones may have been put away.
         assert_eq!(verified.is_whole(), missing == 0, "line {missing}: {:?}", verified.findings);
         assert!(!verified.findings.is_empty(), "line {missing}");
@@ -173,7 +173,7 @@ fn each_changed_byte_and_each_missing_line_is_found() {
     assert!(!verify(&copy).0);
     // With what an earlier look has said, also a rewritten chain is found.
     std::fs::write(&copy, &good).unwrap();
-    let known = pgusher::audit::verify(&copy, None).unwrap().head.hash;
+    let known = pgusher::inside::verify(&copy, None).unwrap().head.hash;
     assert!(audit(&["verify", "--head", &known], &copy).status.success());
     assert!(!audit(&["verify", "--head", &known.replace(&known[..4], "0000")], &copy).status.success());
 }
@@ -187,7 +187,7 @@ fn files_rotate_and_the_chain_goes_on_over_restarts() {
     }
     end(&mut pgusher);
     let path = file(&pgusher);
-    let files = pgusher::audit::files(&path).unwrap();
+    let files = pgusher::inside::files(&path).unwrap();
     assert!(files.len() > 3, "{files:?}");
     let (whole, before) = verify(&path);
     assert!(whole, "{before}");
@@ -245,8 +245,8 @@ fn cut_the_tail(path: &Path, lines: usize) {
     let kept: Vec<&str> = text.split_inclusive('\n').collect();
     let kept = &kept[..kept.len() - lines];
     std::fs::write(path, kept.concat()).unwrap();
-    let head = pgusher::audit::verify(path, None).unwrap().head;
-    std::fs::write(pgusher::files::beside(path, ".head"), format!("{:020} {}\n", head.seq, head.hash))
+    let head = pgusher::inside::verify(path, None).unwrap().head;
+    std::fs::write(pgusher::inside::beside(path, ".head"), format!("{:020} {}\n", head.seq, head.hash))
         .unwrap();
     assert!(verify(path).0, "nobody could tell by the files alone");
 }
@@ -283,7 +283,7 @@ fn a_running_process_notices_a_removed_file_a_removed_head_and_a_rewritten_line(
     };
     one_more(1);
     assert_eq!(gaps(), 0);
-    std::fs::remove_file(pgusher::files::beside(&path, ".head")).unwrap();
+    std::fs::remove_file(pgusher::inside::beside(&path, ".head")).unwrap();
     one_more(2);
     assert_eq!(gaps(), 1);
     let text = std::fs::read_to_string(&path).unwrap();
@@ -305,7 +305,7 @@ fn a_file_without_its_head_is_not_whole() {
     drop(Raw::login(pgusher.address(), "raw"));
     end(&mut pgusher);
     assert!(verify(&path).0);
-    std::fs::remove_file(pgusher::files::beside(&path, ".head")).unwrap();
+    std::fs::remove_file(pgusher::inside::beside(&path, ".head")).unwrap();
     let (whole, said) = verify(&path);
     assert!(!whole && said.contains("audit.jsonl.head is not here"), "{said}");
     // The next process makes another, and says that there was none.
@@ -404,7 +404,7 @@ fn a_file_that_cannot_be_written_is_said_at_the_start() {
 fn who_was_in_prod_is_answered_at_once() {
     let folder = super::house::temporary_folder("who");
     let path = folder.join("audit.jsonl");
-    let audit_file = pgusher::audit::Audit::open(&path, 64 << 20).unwrap();
+    let audit_file = pgusher::inside::Audit::open(&path, 64 << 20).unwrap();
     drop(audit_file);
     // Written by hand, because what counts is reading: three lines a session, a third of them in prod.
     let mut text = String::new();

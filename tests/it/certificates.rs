@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pgusher::tls;
+use pgusher::inside::tls;
 use policy::config::file::{SslMode, SslNegotiation};
 use policy::config::read::Setting;
 use policy::config::{ClientTls, Host, UpstreamTls};

@@ -3,20 +3,20 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use pgusher::console::command::Command;
+use pgusher::inside::Command;
 
 use super::house::{Pgusher, eventually, warehouse};
 use super::state::done;
 use super::wire::{Message, Raw, bind, describe_statement, execute, message, parse, query, startup, sync};
 
-pub const OPERATORS: &str = "\n[users.operator]\nauth_type = \"trust\"\nconsole = \"admin\"\n\
+pub(crate) const OPERATORS: &str = "\n[users.operator]\nauth_type = \"trust\"\nconsole = \"admin\"\n\
     \n[users.watcher]\nauth_type = \"trust\"\nconsole = \"stats\"\n";
 
 fn config(server: &str, base: &str) -> String {
     warehouse(server, base, "") + OPERATORS
 }
 
-pub fn console(pgusher: &Pgusher, user: &str) -> Raw {
+pub(crate) fn console(pgusher: &Pgusher, user: &str) -> Raw {
     Raw::login_with(pgusher.address(), 0x0003_0000, &[("user", user), ("database", "pgusher")])
 }
 
@@ -34,7 +34,7 @@ fn table(raw: &mut Raw, sql: &str) -> (Vec<String>, Vec<Vec<String>>) {
 }
 
 /// One value: of the row in which a column is this, another column.
-pub fn cell(raw: &mut Raw, sql: &str, key: (&str, &str), column: &str) -> String {
+pub(crate) fn cell(raw: &mut Raw, sql: &str, key: (&str, &str), column: &str) -> String {
     let (names, rows) = table(raw, sql);
     let at = |name: &str| names.iter().position(|n| n == name).unwrap_or_else(|| panic!("{sql}: no {name}"));
     let row = rows.iter().find(|row| row[at(key.0)] == key.1);
@@ -653,7 +653,7 @@ fn random_commands_are_answered_and_no_secret_is_ever_shown() {
         .unwrap();
     said.extend(metrics.stdout);
     said.extend(pgusher.log().into_bytes());
-    for file in pgusher::audit::files(&pgusher.folder.join("audit.jsonl")).unwrap() {
+    for file in pgusher::inside::files(&pgusher.folder.join("audit.jsonl")).unwrap() {
         said.extend(std::fs::read(file).unwrap());
     }
     check(&said);

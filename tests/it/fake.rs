@@ -16,7 +16,7 @@ const SSL_REQUEST: u32 = 80_877_103;
 const CANCEL_REQUEST: u32 = 80_877_102;
 
 /// What every fake gives out as its process ID and secret.
-pub const FAKE_KEY: [u8; 8] = [0x00, 0x5e, 0xc0, 0xde, 0xca, 0xfe, 0xba, 0xbe];
+pub(crate) const FAKE_KEY: [u8; 8] = [0x00, 0x5e, 0xc0, 0xde, 0xca, 0xfe, 0xba, 0xbe];
 
 /// Accepts on a port of its own, and does the same with each connection on a thread of its own, until dropped.
 struct Acceptor {
@@ -58,7 +58,7 @@ impl Drop for Acceptor {
 }
 
 /// An upstream that follows a script.
-pub struct Fake {
+pub(crate) struct Fake {
     acceptor: Acceptor,
     /// Connections that were no login.
     others: Arc<AtomicUsize>,
@@ -66,7 +66,7 @@ pub struct Fake {
 
 impl Fake {
     /// Every connection that is no cancel is shown to the script, its startup packet already read.
-    pub fn start(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
         let others = Arc::new(AtomicUsize::new(0));
         let count = others.clone();
         let acceptor = Acceptor::start(move |number, stream| {
@@ -82,28 +82,28 @@ impl Fake {
     }
 
     /// The same, before anything was read.
-    pub fn start_raw(script: impl Fn(&TcpStream) + Send + Sync + 'static) -> Self {
+    pub(crate) fn start_raw(script: impl Fn(&TcpStream) + Send + Sync + 'static) -> Self {
         Self { acceptor: Acceptor::start(move |_, stream| script(&stream)), others: Arc::default() }
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.acceptor.port
     }
 
     /// How many cancel requests have come, and others who did not log in.
-    pub fn others(&self) -> usize {
+    pub(crate) fn others(&self) -> usize {
         self.others.load(Ordering::SeqCst)
     }
 
     /// A configuration with one base connection for each name, all of them to this fake.
-    pub fn config(&self, server: &str, names: &[String], connection: &str) -> String {
+    pub(crate) fn config(&self, server: &str, names: &[String], connection: &str) -> String {
         let bases: Vec<_> = names.iter().map(|name| (name.clone(), self.port())).collect();
         config(server, &bases, connection)
     }
 }
 
 /// A configuration of base connections (name, which is the database's too, and port) in which `raw` is trusted.
-pub fn config(server: &str, bases: &[(String, u16)], connection: &str) -> String {
+pub(crate) fn config(server: &str, bases: &[(String, u16)], connection: &str) -> String {
     let mut text = format!(
         "[server]\nlisten = [\"127.0.0.1:@PORT@\"]\nthreads = 2\nlog_level = \"debug\"\n{server}\n\n\
          [users.raw]\nauth_type = \"trust\"\n"
@@ -118,12 +118,12 @@ pub fn config(server: &str, bases: &[(String, u16)], connection: &str) -> String
 }
 
 /// `raw`, logged in to this database.
-pub fn login(pgusher: &Pgusher, database: &str) -> Raw {
+pub(crate) fn login(pgusher: &Pgusher, database: &str) -> Raw {
     Raw::login_with(pgusher.address(), 0x0003_0000, &[("user", "raw"), ("database", database)])
 }
 
 /// The error that this login is refused with.
-pub fn refused(pgusher: &Pgusher, user: &str, database: &str) -> Message {
+pub(crate) fn refused(pgusher: &Pgusher, user: &str, database: &str) -> Message {
     let mut raw = Raw::connect(pgusher.address());
     raw.send(&startup(0x0003_0000, &[("user", user), ("database", database)]));
     let error = raw.next().unwrap_or_else(|| panic!("closed without a word: {database}"));
@@ -133,14 +133,14 @@ pub fn refused(pgusher: &Pgusher, user: &str, database: &str) -> Message {
 }
 
 /// The process lives, and nothing in it has panicked.
-pub fn unharmed(pgusher: &Pgusher) {
+pub(crate) fn unharmed(pgusher: &Pgusher) {
     assert!(std::path::Path::new(&format!("/proc/{}/fd/0", pgusher.child.id())).exists(), "pgusher is gone");
     let log = pgusher.log();
     assert!(!log.contains("panicked"), "{log}");
 }
 
 /// pgusher, as a fake sees it.
-pub struct Peer {
+pub(crate) struct Peer {
     pub stream: Arc<TcpStream>,
     /// Which connection of the fake this is, from 0.
     pub number: usize,
@@ -174,11 +174,11 @@ impl Peer {
     }
 
     /// The other side may have left: then it does not matter.
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         let _ = (&*self.stream).write_all(bytes);
     }
 
-    pub fn next(&mut self) -> Option<Message> {
+    pub(crate) fn next(&mut self) -> Option<Message> {
         let mut header = [0; 5];
         (&*self.stream).read_exact(&mut header).ok()?;
         let mut body = vec![0; u32::from_be_bytes(header[1..].try_into().unwrap()) as usize - 4];
@@ -187,7 +187,7 @@ impl Peer {
     }
 
     /// `AuthenticationOk` to `ReadyForQuery`.
-    pub fn welcome(&mut self) {
+    pub(crate) fn welcome(&mut self) {
         let mut bytes = message('R', &[0; 4]);
         for (name, value) in [
             ("server_version", "15.0"),
@@ -205,7 +205,7 @@ impl Peer {
 
     /// Answers queries until the other side leaves: with what `special` gives, else with one row that holds the
     /// number of this connection.
-    pub fn serve(&mut self, special: impl Fn(&str) -> Option<Vec<u8>>) {
+    pub(crate) fn serve(&mut self, special: impl Fn(&str) -> Option<Vec<u8>>) {
         while let Some(message) = self.next() {
             let answer = match message.tag {
                 'X' => return,
@@ -233,27 +233,27 @@ impl Peer {
 }
 
 /// Lets in whoever has sent a startup packet, and answers their queries.
-pub fn let_in(stream: &TcpStream) {
+pub(crate) fn let_in(stream: &TcpStream) {
     let stream = Arc::new(stream.try_clone().unwrap());
     let mut peer = Peer { stream, number: 0, database: String::new() };
     peer.welcome();
     peer.serve(|_| None);
 }
 
-pub fn ready() -> Vec<u8> {
+pub(crate) fn ready() -> Vec<u8> {
     message('Z', b"I")
 }
 
-pub fn complete(tag: &str) -> Vec<u8> {
+pub(crate) fn complete(tag: &str) -> Vec<u8> {
     message('C', format!("{tag}\0").as_bytes())
 }
 
 /// `RowDescription` of one text column.
-pub fn description() -> Vec<u8> {
+pub(crate) fn description() -> Vec<u8> {
     message('T', b"\0\x01c\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0")
 }
 
-pub fn data(value: &str) -> Vec<u8> {
+pub(crate) fn data(value: &str) -> Vec<u8> {
     let mut body = vec![0, 1];
     body.extend((value.len() as u32).to_be_bytes());
     body.extend(value.as_bytes());
@@ -261,12 +261,12 @@ pub fn data(value: &str) -> Vec<u8> {
 }
 
 /// One row, whole.
-pub fn row(value: &str) -> Vec<u8> {
+pub(crate) fn row(value: &str) -> Vec<u8> {
     [description(), data(value), complete("SELECT 1")].concat()
 }
 
 /// What a server answers that can be reset: the process that has logged in, and nothing left of a setting.
-pub fn probed() -> Vec<u8> {
+pub(crate) fn probed() -> Vec<u8> {
     let pid = u32::from_be_bytes(FAKE_KEY[..4].try_into().unwrap()).to_string();
     let mut body = vec![0, 2];
     body.extend((pid.len() as u32).to_be_bytes());
@@ -276,7 +276,7 @@ pub fn probed() -> Vec<u8> {
 }
 
 /// What the second statement of a reset is answered with, which asks for a new seed and a word of its own.
-pub fn seeded(sql: &str) -> Option<Vec<u8>> {
+pub(crate) fn seeded(sql: &str) -> Option<Vec<u8>> {
     let word = sql.contains("setseed").then(|| sql.rsplit('\'').nth(1))??;
     let mut body = vec![0, 2, 0, 0, 0, 0];
     body.extend((word.len() as u32).to_be_bytes());
@@ -285,7 +285,7 @@ pub fn seeded(sql: &str) -> Option<Vec<u8>> {
 }
 
 /// An `ErrorResponse` of these fields.
-pub fn error(fields: &[(char, &str)]) -> Vec<u8> {
+pub(crate) fn error(fields: &[(char, &str)]) -> Vec<u8> {
     let mut body = Vec::new();
     for (code, value) in fields {
         body.push(*code as u8);
@@ -298,7 +298,7 @@ pub fn error(fields: &[(char, &str)]) -> Vec<u8> {
 
 /// How a relay ends a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cut {
+pub(crate) enum Cut {
     Fin,
     Rst,
     /// It stays, and whatever is sent into it is lost.
@@ -318,7 +318,7 @@ struct Faults {
 }
 
 /// A TCP relay to one port.
-pub struct Relay {
+pub(crate) struct Relay {
     acceptor: Acceptor,
     faults: Arc<Faults>,
     links: Arc<Mutex<Vec<Weak<Link>>>>,
@@ -333,7 +333,7 @@ struct Link {
 }
 
 impl Relay {
-    pub fn to(port: u16) -> Self {
+    pub(crate) fn to(port: u16) -> Self {
         let faults = Arc::new(Faults { answers: AtomicI64::new(-1), ..Faults::default() });
         let links = Arc::new(Mutex::new(Vec::new()));
         let (shared, known) = (faults.clone(), links.clone());
@@ -350,37 +350,37 @@ impl Relay {
         Self { acceptor, faults, links }
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.acceptor.port
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port()).into()
     }
 
     /// Nothing longer than this is passed on at once, either way.
-    pub fn split(&self, pieces: usize) {
+    pub(crate) fn split(&self, pieces: usize) {
         self.faults.pieces.store(pieces, Ordering::SeqCst);
     }
 
     /// Each cancel request is held up by a random time up to this.
-    pub fn delay_cancels(&self, most: Duration) {
+    pub(crate) fn delay_cancels(&self, most: Duration) {
         self.faults.cancels.store(most.as_millis() as usize, Ordering::SeqCst);
     }
 
     /// After so many more bytes of answers, the connection ends.
-    pub fn cut_after(&self, bytes: usize, how: Cut) {
+    pub(crate) fn cut_after(&self, bytes: usize, how: Cut) {
         *self.faults.how.lock().unwrap() = Some(how);
         self.faults.answers.store(bytes as i64, Ordering::SeqCst);
     }
 
     /// No cut any more.
-    pub fn mend(&self) {
+    pub(crate) fn mend(&self) {
         self.faults.answers.store(-1, Ordering::SeqCst);
     }
 
     /// Ends every connection there is; answers how many those were.
-    pub fn cut_now(&self, how: Cut) -> usize {
+    pub(crate) fn cut_now(&self, how: Cut) -> usize {
         let links: Vec<_> = self.links.lock().unwrap().drain(..).filter_map(|link| link.upgrade()).collect();
         links.iter().for_each(|link| link.end(how));
         if how == Cut::Dark {

@@ -8,18 +8,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The size of a proof: the usual one, or, under `make soak`, the full one.
-pub fn size(usual: usize, soak: usize) -> usize {
+pub(crate) fn size(usual: usize, soak: usize) -> usize {
     if std::env::var_os("PGUSHER_SOAK").is_some() { soak } else { usual }
 }
 
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
-pub fn temporary_folder(name: &str) -> PathBuf {
+pub(crate) fn temporary_folder(name: &str) -> PathBuf {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let folder = std::env::temp_dir().join(format!("pgusher-test-{}-{number}-{name}", std::process::id()));
@@ -28,13 +28,13 @@ pub fn temporary_folder(name: &str) -> PathBuf {
 }
 
 /// Writes a file that only its owner may read: a private key must be one.
-pub fn write_private(path: &Path, text: &str) {
+pub(crate) fn write_private(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap();
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
 }
 
 /// Waits for something to become true.
-pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !check() {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
@@ -69,14 +69,14 @@ fn unprivileged(program: &Path) -> Command {
     command
 }
 
-pub fn run(command: &mut Command) -> Output {
+pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     output
 }
 
 /// A PostgreSQL server of its own. It ends when this is dropped, or when the process of the tests ends, however.
-pub struct Postgres {
+pub(crate) struct Postgres {
     pub port: u16,
     pub folder: PathBuf,
     watchdog: Child,
@@ -84,11 +84,11 @@ pub struct Postgres {
 
 impl Postgres {
     /// With a database of this name, in which the table `whoami` says it, and the superuser `app`.
-    pub fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         Self::start_with(name, &[])
     }
 
-    pub fn start_with(name: &str, options: &[&str]) -> Self {
+    pub(crate) fn start_with(name: &str, options: &[&str]) -> Self {
         let folder = temporary_folder(name);
         if is_root() {
             run(Command::new("chown").arg("postgres").arg(&folder));
@@ -126,7 +126,7 @@ impl Postgres {
     }
 
     /// `pg_ctl start`, `stop`, `restart`
-    pub fn ctl(&self, what: &str, options: &[&str]) {
+    pub(crate) fn ctl(&self, what: &str, options: &[&str]) {
         let options = format!(
             "-p {} -k {} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=300 {}",
             self.port,
@@ -146,7 +146,7 @@ impl Postgres {
     }
 
     /// Runs SQL on the server itself, as its superuser.
-    pub fn sql(&self, database: &str, sql: &str) -> String {
+    pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
         let port = self.port.to_string();
         let output = run(Command::new("psql")
             .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", &port, "-U", "postgres"])
@@ -163,18 +163,18 @@ impl Drop for Postgres {
 }
 
 /// The two servers that most tests share.
-pub struct Pair {
+pub(crate) struct Pair {
     pub dev: Postgres,
     pub prod: Postgres,
 }
 
-pub fn pair() -> &'static Pair {
+pub(crate) fn pair() -> &'static Pair {
     static PAIR: OnceLock<Pair> = OnceLock::new();
     PAIR.get_or_init(|| Pair { dev: Postgres::start("dev"), prod: Postgres::start("prod") })
 }
 
 /// A pgusher process of its own.
-pub struct Pgusher {
+pub(crate) struct Pgusher {
     pub port: u16,
     pub folder: PathBuf,
     pub child: Child,
@@ -182,7 +182,7 @@ pub struct Pgusher {
 
 /// The configuration that most tests begin with: dana is sent to dev, pete to prod, nora has no attribute; raw is
 /// trusted, for tests that speak the protocol themselves. `@…@` are replaced when it is written.
-pub const WAREHOUSE: &str = r#"
+pub(crate) const WAREHOUSE: &str = r#"
 [server]
 listen = ["127.0.0.1:@PORT@"]
 threads = 2
@@ -228,7 +228,7 @@ attributes = { environment = "prod" }
 "#;
 
 /// [`WAREHOUSE`] with these lines in `[server]`, `[connections.warehouse]` and `[connections.warehouse_prod]`.
-pub fn warehouse(server: &str, base: &str, environment: &str) -> String {
+pub(crate) fn warehouse(server: &str, base: &str, environment: &str) -> String {
     let pair = pair();
     WAREHOUSE
         .replace("@SERVER@", server)
@@ -252,28 +252,28 @@ fn serve(folder: &Path, port: u16, config: &str, by: &[&str]) -> Child {
 }
 
 impl Pgusher {
-    pub fn start(config: &str) -> Self {
+    pub(crate) fn start(config: &str) -> Self {
         Self::start_in(temporary_folder("pgusher"), config)
     }
 
-    pub fn start_in(folder: PathBuf, config: &str) -> Self {
+    pub(crate) fn start_in(folder: PathBuf, config: &str) -> Self {
         Self::launch(folder, config, &[])
     }
 
     /// By another command, which ends by `exec "$0" "$@"`.
-    pub fn start_by(config: &str, command: &[&str]) -> Self {
+    pub(crate) fn start_by(config: &str, command: &[&str]) -> Self {
         Self::launch(temporary_folder("pgusher"), config, command)
     }
 
     /// The same, and nobody waits until it listens.
-    pub fn spawn_by(config: &str, command: &[&str]) -> Self {
+    pub(crate) fn spawn_by(config: &str, command: &[&str]) -> Self {
         let (folder, port) = (temporary_folder("pgusher"), free_port());
         let child = serve(&folder, port, config, command);
         Self { port, folder, child }
     }
 
     /// On the port of another one.
-    pub fn start_beside(config: &str, port: u16) -> Self {
+    pub(crate) fn start_beside(config: &str, port: u16) -> Self {
         let folder = temporary_folder("pgusher");
         let child = serve(&folder, port, config, &[]);
         let pgusher = Self { port, folder, child };
@@ -290,14 +290,14 @@ impl Pgusher {
     }
 
     /// Another process in the place of one that has ended.
-    pub fn start_again(&mut self, config: &str) {
+    pub(crate) fn start_again(&mut self, config: &str) {
         assert!(self.child.try_wait().unwrap().is_some());
         self.child = serve(&self.folder, self.port, config, &[]);
         self.answers();
     }
 
     /// Waits until it accepts clients.
-    pub fn answers(&mut self) {
+    pub(crate) fn answers(&mut self) {
         let pgusher = self;
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(pgusher.address()).is_err() {
@@ -307,12 +307,12 @@ impl Pgusher {
         }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
     /// What it has logged. A thread of its own writes that: what was said just now may need a moment.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         let read = || std::fs::read_to_string(self.folder.join("log")).unwrap_or_default();
         let mut text = read();
         for _ in 0..20 {
@@ -326,12 +326,12 @@ impl Pgusher {
         text
     }
 
-    pub fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         run(Command::new("kill").args([&format!("-{signal}"), &self.child.id().to_string()]));
     }
 
     /// Writes a new configuration and waits until it is in force, or refused.
-    pub fn reload(&self, config: &str) {
+    pub(crate) fn reload(&self, config: &str) {
         let done =
             |log: &str| log.matches("configuration reloaded").count() + log.matches("reload refused").count();
         let before = done(&self.log());
@@ -342,11 +342,11 @@ impl Pgusher {
     }
 
     /// psql as this user (whose password is the name), in the database `warehouse`; what it printed.
-    pub fn psql(&self, user: &str, sql: &str) -> Result<String, String> {
+    pub(crate) fn psql(&self, user: &str, sql: &str) -> Result<String, String> {
         self.psql_with(user, user, &[], &[sql])
     }
 
-    pub fn psql_with(
+    pub(crate) fn psql_with(
         &self,
         user: &str,
         password: &str,
@@ -367,7 +367,7 @@ impl Pgusher {
     }
 
     /// A tokio-postgres client.
-    pub async fn client(&self, user: &str) -> tokio_postgres::Client {
+    pub(crate) async fn client(&self, user: &str) -> tokio_postgres::Client {
         let target =
             format!("host=127.0.0.1 port={} user={user} password={user} dbname=warehouse", self.port);
         let (client, connection) = tokio_postgres::connect(&target, tokio_postgres::NoTls).await.unwrap();
@@ -376,12 +376,12 @@ impl Pgusher {
     }
 
     /// The process's memory, in KiB.
-    pub fn resident(&self) -> u64 {
+    pub(crate) fn resident(&self) -> u64 {
         self.memory("VmRSS:")
     }
 
     /// The most that it ever was.
-    pub fn most_resident(&self) -> u64 {
+    pub(crate) fn most_resident(&self) -> u64 {
         self.memory("VmHWM:")
     }
 
@@ -391,7 +391,7 @@ impl Pgusher {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    pub fn descriptors(&self) -> usize {
+    pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 }
@@ -408,33 +408,33 @@ impl Drop for Pgusher {
 }
 
 /// Random numbers that are the same at each run.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    pub fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
 
-    pub fn of<T: Copy>(&mut self, all: &[T]) -> T {
+    pub(crate) fn of<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.below(all.len())]
     }
 
-    pub fn bytes(&mut self, most: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, most: usize) -> Vec<u8> {
         (0..self.below(most)).map(|_| self.next() as u8).collect()
     }
 
-    pub fn chance(&mut self, percent: usize) -> bool {
+    pub(crate) fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    pub fn some<'a>(&mut self, from: &[&'a str], percent: usize) -> Vec<&'a str> {
+    pub(crate) fn some<'a>(&mut self, from: &[&'a str], percent: usize) -> Vec<&'a str> {
         from.iter().copied().filter(|_| self.chance(percent)).collect()
     }
 }

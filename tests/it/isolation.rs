@@ -62,7 +62,7 @@ fn config(pool_size: usize, connection: &str) -> String {
     )
 }
 
-pub const USERS: &str = "\n[users.ann]\nauth_type = \"trust\"\n\n[users.ben]\nauth_type = \"trust\"\n";
+pub(crate) const USERS: &str = "\n[users.ann]\nauth_type = \"trust\"\n\n[users.ben]\nauth_type = \"trust\"\n";
 
 fn login(pgusher: &Pgusher, user: &str) -> Raw {
     Raw::login(pgusher.address(), user)

@@ -19,11 +19,11 @@ use serde_json::{Value, json};
 
 use super::house::{PATIENCE, Pgusher, eventually, free_port, pair, run, warehouse};
 
-pub const ADMIN: &str = "canary-admin-0123456789";
-pub const READER: &str = "canary-reader-0123456789";
+pub(crate) const ADMIN: &str = "canary-admin-0123456789";
+pub(crate) const READER: &str = "canary-reader-0123456789";
 
 /// `[management]` on this port, with a token of each role.
-pub fn section(port: u16, more: &str) -> String {
+pub(crate) fn section(port: u16, more: &str) -> String {
     format!(
         "\n[management]\nlisten = \"127.0.0.1:{port}\"\n{more}\n\
          [management.tokens.ops]\ntoken = \"{ADMIN}\"\nrole = \"admin\"\n\
@@ -31,10 +31,10 @@ pub fn section(port: u16, more: &str) -> String {
     )
 }
 
-pub const MANY: &str = "requests_per_minute = 1000000\nmax_failed_requests = 1000000";
+pub(crate) const MANY: &str = "requests_per_minute = 1000000\nmax_failed_requests = 1000000";
 
 /// A pgusher and its API.
-pub struct Managed {
+pub(crate) struct Managed {
     pub pgusher: Pgusher,
     pub port: u16,
     agent: ureq::Agent,
@@ -42,64 +42,64 @@ pub struct Managed {
 
 /// A status, the headers, and the body.
 #[derive(Debug)]
-pub struct Said {
+pub(crate) struct Said {
     pub status: u16,
     pub headers: BTreeMap<String, String>,
     pub text: String,
 }
 
 impl Said {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    pub fn detail(&self) -> String {
+    pub(crate) fn detail(&self) -> String {
         let body = self.json();
         assert_eq!(body["status"], json!(self.status), "{self:?}");
         body["detail"].as_str().unwrap().to_owned()
     }
 
-    pub fn tag(&self) -> &str {
+    pub(crate) fn tag(&self) -> &str {
         &self.headers["etag"]
     }
 
-    pub fn ok(self) -> Value {
+    pub(crate) fn ok(self) -> Value {
         assert!((200..300).contains(&self.status), "{self:?}");
         self.json()
     }
 }
 
 impl Managed {
-    pub fn start(config: &str) -> Self {
+    pub(crate) fn start(config: &str) -> Self {
         Self::start_with(config, MANY)
     }
 
-    pub fn start_with(config: &str, more: &str) -> Self {
+    pub(crate) fn start_with(config: &str, more: &str) -> Self {
         let port = free_port();
         Self::on(Pgusher::start(&(config.to_owned() + &section(port, more))), port)
     }
 
-    pub fn on(pgusher: Pgusher, port: u16) -> Self {
+    pub(crate) fn on(pgusher: Pgusher, port: u16) -> Self {
         let config =
             ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build();
         eventually("the API listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
         Self { pgusher, port, agent: config.into() }
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}/api/v1{path}", self.port)
     }
 
-    pub fn file(&self) -> PathBuf {
+    pub(crate) fn file(&self) -> PathBuf {
         self.pgusher.folder.join("pgusher.toml")
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         std::fs::read_to_string(self.file()).unwrap()
     }
 
     /// Any request.
-    pub fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Said {
+    pub(crate) fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Said {
         let mut request = ureq::http::Request::builder().method(method).uri(self.url(path));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -115,11 +115,11 @@ impl Managed {
     }
 
     /// As the administrator, with JSON.
-    pub fn send(&self, method: &str, path: &str, body: Value) -> Said {
+    pub(crate) fn send(&self, method: &str, path: &str, body: Value) -> Said {
         self.send_with(method, path, body, &[])
     }
 
-    pub fn send_with(&self, method: &str, path: &str, body: Value, more: &[(&str, &str)]) -> Said {
+    pub(crate) fn send_with(&self, method: &str, path: &str, body: Value, more: &[(&str, &str)]) -> Said {
         let authorization = format!("Bearer {ADMIN}");
         let mut headers =
             vec![("authorization", authorization.as_str()), ("content-type", "application/json")];
@@ -127,16 +127,16 @@ impl Managed {
         self.call(method, path, &headers, &body.to_string())
     }
 
-    pub fn get(&self, path: &str) -> Said {
+    pub(crate) fn get(&self, path: &str) -> Said {
         self.call("GET", path, &[("authorization", &format!("Bearer {ADMIN}"))], "")
     }
 
-    pub fn delete(&self, path: &str) -> Said {
+    pub(crate) fn delete(&self, path: &str) -> Said {
         self.call("DELETE", path, &[("authorization", &format!("Bearer {ADMIN}"))], "")
     }
 
     /// The identifier of something that has a name.
-    pub fn id(&self, kind: &str, name: &str) -> String {
+    pub(crate) fn id(&self, kind: &str, name: &str) -> String {
         let all = self.get(&format!("/{kind}")).ok();
         let list = all.as_object().unwrap().values().next().unwrap().as_array().unwrap().clone();
         let found =

@@ -184,9 +184,7 @@ fn alerts_dashboard_and_manual_tell_of_what_there_is() {
     for sqlstate in errors.split("Self = Self(\"").skip(1).map(|rest| &rest[..5]) {
         assert!(table.contains(&format!("`{sqlstate}`")), "{sqlstate}");
     }
-    for command in
-        pgusher::console::show::HELP.split("\n\t").filter_map(|line| line.split_whitespace().next())
-    {
+    for command in pgusher::inside::HELP.split("\n\t").filter_map(|line| line.split_whitespace().next()) {
         assert!(manual.contains(command), "{command}");
     }
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgusher::pool::{HostCount, Pool, PoolSettings, Runtimes};
-use pgusher::upstream::Dialer;
+use pgusher::inside::Dialer;
+use pgusher::inside::{HostCount, Pool, PoolSettings, Runtimes};
 use policy::names::UserName;
 use relay::Effects;
 use tokio_util::task::TaskTracker;
@@ -25,7 +25,7 @@ fn upstream() -> Fake {
 fn settings_of(fake: &Fake, more: &str) -> PoolSettings {
     let text = fake.config("", &["k0".into()], &format!("sslmode = \"disable\"\npool_size = 1\n{more}"));
     let config =
-        pgusher::prepare::draft_of(Path::new("pgusher.toml"), &text.replace("@PORT@", "1")).unwrap().config;
+        pgusher::inside::draft_of(Path::new("pgusher.toml"), &text.replace("@PORT@", "1")).unwrap().config;
     let connection = config.connections.values().next().unwrap();
     PoolSettings {
         dialer: Dialer::of(&config.server, connection).unwrap(),
@@ -64,7 +64,7 @@ fn a_connection_passes_over_however_many_have_left_while_they_waited() {
         let turn = std::future::poll_fn(|cx| waits.poll(cx));
         tokio::time::timeout(Duration::from_secs(20), turn).await
     });
-    assert!(matches!(granted, Ok(pgusher::pool::Outcome::Granted(_))), "{granted:?}");
+    assert!(matches!(granted, Ok(pgusher::inside::Outcome::Granted(_))), "{granted:?}");
 }
 
 /// Settings and the order to reconnect come from different threads: neither leaves the pool with connections that are outworn

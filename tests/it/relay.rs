@@ -9,7 +9,7 @@ use super::wire::{
     Raw, bind, close_statement, describe_statement, execute, flush, message, parse, query, sync,
 };
 
-pub fn one_connection() -> Pgusher {
+pub(crate) fn one_connection() -> Pgusher {
     Pgusher::start(&warehouse("default_pool_size = 1", "", ""))
 }
 
@@ -487,7 +487,7 @@ fn a_great_copy_and_a_great_value_pass_through_in_little_memory() {
 }
 
 /// A client with these startup options, in a pool of one connection.
-pub fn with_options(pgusher: &Pgusher, options: &str) -> Raw {
+pub(crate) fn with_options(pgusher: &Pgusher, options: &str) -> Raw {
     let pairs = [("user", "raw"), ("database", "warehouse"), ("options", options)];
     Raw::login_with(pgusher.address(), 0x0003_0000, &pairs)
 }

@@ -5,7 +5,7 @@ use super::relay::{one_connection, with_options};
 use super::wire::{Message, Raw, bind, execute, message, parse, query, sync};
 
 /// Runs it; it must work.
-pub fn done(raw: &mut Raw, sql: &str) -> Vec<Message> {
+pub(crate) fn done(raw: &mut Raw, sql: &str) -> Vec<Message> {
     let answer = raw.ask(&query(sql));
     assert!(!answer.iter().any(|m| m.tag == 'E'), "{sql}: {answer:?}");
     answer

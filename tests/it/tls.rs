@@ -16,7 +16,7 @@ use super::house::{Pgusher, eventually, pair, run, temporary_folder, warehouse};
 use super::wire::{Message, Raw, message, query, startup};
 
 /// A certificate authority, and certificates of it: `server` (for localhost and 127.0.0.1), `dana` and `pete`.
-pub fn certificates(folder: &Path) {
+pub(crate) fn certificates(folder: &Path) {
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
     let write = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
     let named = |name: &str, hosts: &[&str]| {
@@ -43,7 +43,7 @@ pub fn certificates(folder: &Path) {
     }
 }
 
-pub fn with_tls(mode: &str, more: &str, users: &str) -> Pgusher {
+pub(crate) fn with_tls(mode: &str, more: &str, users: &str) -> Pgusher {
     let folder = temporary_folder("tls");
     certificates(&folder);
     let tls = format!(

@@ -6,21 +6,21 @@ use std::time::Duration;
 
 /// A message from the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
+pub(crate) struct Message {
     pub tag: char,
     pub body: Vec<u8>,
 }
 
 impl Message {
     /// A field of an error or notice.
-    pub fn field(&self, code: char) -> String {
+    pub(crate) fn field(&self, code: char) -> String {
         wire::error_field(&self.body, code as u8)
             .map(|text| String::from_utf8_lossy(text).into_owned())
             .unwrap_or_default()
     }
 
     /// The columns of a `DataRow` as text.
-    pub fn columns(&self) -> Vec<String> {
+    pub(crate) fn columns(&self) -> Vec<String> {
         let mut rest = &self.body[2..];
         let mut columns = Vec::new();
         while rest.len() >= 4 {
@@ -32,22 +32,22 @@ impl Message {
     }
 }
 
-pub fn message(tag: char, body: &[u8]) -> Vec<u8> {
+pub(crate) fn message(tag: char, body: &[u8]) -> Vec<u8> {
     let mut bytes = vec![tag as u8];
     bytes.extend((body.len() as u32 + 4).to_be_bytes());
     bytes.extend_from_slice(body);
     bytes
 }
 
-pub fn query(sql: &str) -> Vec<u8> {
+pub(crate) fn query(sql: &str) -> Vec<u8> {
     message('Q', format!("{sql}\0").as_bytes())
 }
 
-pub fn parse(name: &str, sql: &str) -> Vec<u8> {
+pub(crate) fn parse(name: &str, sql: &str) -> Vec<u8> {
     message('P', format!("{name}\0{sql}\0\0\0").as_bytes())
 }
 
-pub fn bind(portal: &str, name: &str, parameters: &[&str]) -> Vec<u8> {
+pub(crate) fn bind(portal: &str, name: &str, parameters: &[&str]) -> Vec<u8> {
     let mut body = format!("{portal}\0{name}\0\0\0").into_bytes();
     body.extend((parameters.len() as u16).to_be_bytes());
     for parameter in parameters {
@@ -58,27 +58,27 @@ pub fn bind(portal: &str, name: &str, parameters: &[&str]) -> Vec<u8> {
     message('B', &body)
 }
 
-pub fn describe_statement(name: &str) -> Vec<u8> {
+pub(crate) fn describe_statement(name: &str) -> Vec<u8> {
     message('D', format!("S{name}\0").as_bytes())
 }
 
-pub fn execute() -> Vec<u8> {
+pub(crate) fn execute() -> Vec<u8> {
     message('E', b"\0\0\0\0\0")
 }
 
-pub fn close_statement(name: &str) -> Vec<u8> {
+pub(crate) fn close_statement(name: &str) -> Vec<u8> {
     message('C', format!("S{name}\0").as_bytes())
 }
 
-pub fn sync() -> Vec<u8> {
+pub(crate) fn sync() -> Vec<u8> {
     message('S', b"")
 }
 
-pub fn flush() -> Vec<u8> {
+pub(crate) fn flush() -> Vec<u8> {
     message('H', b"")
 }
 
-pub fn startup(version: u32, pairs: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn startup(version: u32, pairs: &[(&str, &str)]) -> Vec<u8> {
     let mut body = version.to_be_bytes().to_vec();
     for (name, value) in pairs {
         body.extend(format!("{name}\0{value}\0").as_bytes());
@@ -90,7 +90,7 @@ pub fn startup(version: u32, pairs: &[(&str, &str)]) -> Vec<u8> {
 }
 
 /// A raw connection.
-pub struct Raw {
+pub(crate) struct Raw {
     pub stream: TcpStream,
     /// The process ID and secret of `BackendKeyData`.
     pub key: (u32, Vec<u8>),
@@ -99,7 +99,7 @@ pub struct Raw {
 }
 
 impl Raw {
-    pub fn connect(address: SocketAddr) -> Self {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(super::house::PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -107,7 +107,7 @@ impl Raw {
     }
 
     /// From another address of this machine (127.0.0.2, say).
-    pub fn connect_from(from: [u8; 4], address: SocketAddr) -> Self {
+    pub(crate) fn connect_from(from: [u8; 4], address: SocketAddr) -> Self {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
         socket.connect(&address.into()).unwrap();
@@ -118,11 +118,11 @@ impl Raw {
     }
 
     /// A trusted user, logged in.
-    pub fn login(address: SocketAddr, user: &str) -> Self {
+    pub(crate) fn login(address: SocketAddr, user: &str) -> Self {
         Self::login_with(address, 0x0003_0000, &[("user", user), ("database", "warehouse")])
     }
 
-    pub fn login_with(address: SocketAddr, version: u32, pairs: &[(&str, &str)]) -> Self {
+    pub(crate) fn login_with(address: SocketAddr, version: u32, pairs: &[(&str, &str)]) -> Self {
         let mut raw = Self::connect(address);
         raw.send(&startup(version, pairs));
         for message in raw.until_ready() {
@@ -144,12 +144,12 @@ impl Raw {
         raw
     }
 
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
 
     /// The next message; `None` at the end of the connection.
-    pub fn next(&mut self) -> Option<Message> {
+    pub(crate) fn next(&mut self) -> Option<Message> {
         let mut header = [0; 5];
         if let Err(error) = self.stream.read_exact(&mut header) {
             let ended = matches!(
@@ -166,7 +166,7 @@ impl Raw {
     }
 
     /// Everything up to `ReadyForQuery`, or to the end.
-    pub fn until_ready(&mut self) -> Vec<Message> {
+    pub(crate) fn until_ready(&mut self) -> Vec<Message> {
         let mut messages = Vec::new();
         while let Some(message) = self.next() {
             let last = message.tag == 'Z';
@@ -178,18 +178,18 @@ impl Raw {
         messages
     }
 
-    pub fn ask(&mut self, bytes: &[u8]) -> Vec<Message> {
+    pub(crate) fn ask(&mut self, bytes: &[u8]) -> Vec<Message> {
         self.send(bytes);
         self.until_ready()
     }
 
     /// The tags of what comes, as a word.
-    pub fn tags(&mut self, bytes: &[u8]) -> String {
+    pub(crate) fn tags(&mut self, bytes: &[u8]) -> String {
         self.ask(bytes).iter().map(|m| m.tag).collect()
     }
 
     /// The first column of the first row of a simple query; an error's SQLSTATE and text in place of it.
-    pub fn value(&mut self, sql: &str) -> String {
+    pub(crate) fn value(&mut self, sql: &str) -> String {
         let answer = self.ask(&query(sql));
         if let Some(error) = answer.iter().find(|m| m.tag == 'E') {
             return format!("{} {}", error.field('C'), error.field('M'));
@@ -198,12 +198,12 @@ impl Raw {
     }
 
     /// Sends a cancel request for this connection's key, and waits until it is dealt with.
-    pub fn cancel(&self, address: SocketAddr) {
+    pub(crate) fn cancel(&self, address: SocketAddr) {
         cancel(address, self.key.0, &self.key.1);
     }
 
     /// True if the other side closes the connection within a second.
-    pub fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&mut self) -> bool {
         self.stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
@@ -213,7 +213,7 @@ impl Raw {
     }
 }
 
-pub fn cancel(address: SocketAddr, pid: u32, secret: &[u8]) {
+pub(crate) fn cancel(address: SocketAddr, pid: u32, secret: &[u8]) {
     let mut packet = (12 + secret.len() as u32).to_be_bytes().to_vec();
     packet.extend(80_877_102u32.to_be_bytes());
     packet.extend(pid.to_be_bytes());

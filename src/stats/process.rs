@@ -1,0 +1,61 @@
+//! What is counted for the process as a whole.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::Mutex;
+use tracing_appender::non_blocking::ErrorCounter;
+
+use super::Histogram;
+use wire::error::{Fault, Refusal};
+
+/// How many, by SQLSTATE and fault.
+type Refusals = BTreeMap<(&'static str, &'static str), u64>;
+
+/// What is counted for the process as a whole.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// By SQLSTATE and fault.
+    refusals: Mutex<Refusals>,
+    /// Of the log.
+    dropped: OnceLock<ErrorCounter>,
+    /// Cancel requests that came.
+    pub cancels: AtomicU64,
+    /// Configurations that took effect.
+    pub reloads: AtomicU64,
+    /// And those that were refused.
+    pub refused_reloads: AtomicU64,
+    /// From the accepted socket to the first `ReadyForQuery`.
+    pub logins: Histogram,
+    /// From who it is to where it goes.
+    pub lookups: Histogram,
+}
+
+impl Counters {
+    /// Where the lines are counted that the log has lost.
+    pub(crate) fn log_lines_dropped(&self, counter: ErrorCounter) {
+        let _ = self.dropped.set(counter);
+    }
+
+    /// How many those are.
+    pub(crate) fn lines_dropped(&self) -> u64 {
+        self.dropped.get().map_or(0, |counter| counter.dropped_lines() as u64)
+    }
+
+    /// How many refusals there were, by SQLSTATE and fault.
+    pub(crate) fn refusals(&self) -> Refusals {
+        self.refusals.lock().clone()
+    }
+
+    /// A client was refused, or its session ended so.
+    pub(crate) fn refused(&self, refusal: &Refusal) {
+        let fault = match refusal.fault {
+            Fault::Client => "client",
+            Fault::Upstream => "upstream",
+            Fault::Operator => "operator",
+            Fault::Ours => "pgusher",
+        };
+        *self.refusals.lock().entry((refusal.sqlstate.0, fault)).or_default() += 1;
+    }
+}
