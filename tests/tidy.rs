@@ -14,17 +14,16 @@ const MAX_FILE: usize = 600;
 const MAX_FUNCTION: usize = 70;
 
 /// Files that are still longer, and how long they may be.
-const LONG_FILES: [(&str, usize); 11] = [
+const LONG_FILES: [(&str, usize); 10] = [
     ("crates/policy/src/config/file.rs", 728),
     ("crates/policy/src/config/read.rs", 808),
     ("crates/relay/src/from_client.rs", 1001),
-    ("crates/relay/src/lib.rs", 837),
+    ("crates/relay/src/lib.rs", 814),
     ("src/console.rs", 625),
     ("src/console/show.rs", 1002),
     ("src/engine.rs", 760),
     ("src/management/body.rs", 665),
     ("src/management/operate.rs", 725),
-    ("src/pool.rs", 984),
     ("src/proxy.rs", 1114),
 ];
 

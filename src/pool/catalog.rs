@@ -130,8 +130,9 @@ impl Pool {
     pub(super) fn refresh_catalog(self: &Arc<Self>) {
         let interval = self.settings.load().1.catalog_interval;
         let is_used = {
-            let state = self.state.lock();
-            state.open > 0 && !state.retired
+            let ledger = self.ledger.lock();
+            let counts = ledger.counts();
+            counts.idle + counts.lent > 0 && !ledger.is_retired()
         };
         {
             let mut asked = self.catalog.state.lock();

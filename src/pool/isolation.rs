@@ -7,15 +7,14 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::{Lease, Pool, Pooled, State};
+use super::{Lease, Pool, Pooled};
 use crate::upstream::{Allowance, Backend, UpstreamError, rows};
 use policy::config::file::Isolation;
 use policy::names::UserName;
 use relay::conductor::Condition;
+use relay::ledger::Limits;
 use relay::reset::{DISCARD, Proof};
 
-/// For how long a connection may hold what its last user has left, while nobody uses it.
-const MAX_IDLE_DIRTY: Duration = Duration::from_secs(1);
 /// The longest that a reset may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What the answers to the questions of a first connection may be, in bytes.
@@ -28,20 +27,6 @@ const PROBE: &str = "pgusher.isolation_probe";
 pub(super) struct Resettable(OnceLock<Option<String>>);
 
 impl Pooled {
-    /// Whether this user may use it without a reset. The house itself, `None`, only uses what is clean.
-    fn is_for(&self, user: Option<&UserName>) -> bool {
-        user.map_or(self.state.is_clean(), |user| !self.state.is_foreign_to(user))
-    }
-
-    /// Whether it may serve this user at all.
-    pub(super) fn may_serve(&self, user: Option<&UserName>, isolation: Isolation) -> bool {
-        match (isolation, user) {
-            (_, None) => self.state.is_clean(),
-            (Isolation::Strict, Some(user)) => self.state.last_user().is_none_or(|last| last == user),
-            (Isolation::User | Isolation::Shared, Some(_)) => true,
-        }
-    }
-
     /// It is used for this user from now on; to be said before anything of the user's is sent.
     pub(super) fn serve(&mut self, user: &UserName) {
         if self.state.serve(user) {
@@ -50,46 +35,11 @@ impl Pooled {
     }
 }
 
-impl State {
-    /// The idle connection that this user used last; else one that nobody has, or the one used last of all: it is the
-    /// warmest, and the others can grow old. Not one that was opened with the settings of a client in session mode.
-    pub(super) fn take_idle(&mut self, user: Option<&UserName>) -> Option<Box<Pooled>> {
-        let isolation = self.isolation;
-        let fits = |p: &Pooled| p.startup.is_none() && p.may_serve(user, isolation);
-        if self.idle.last().is_some_and(|last| fits(last) && last.is_for(user)) {
-            return self.idle.pop();
-        }
-        let own = |p: &Pooled| fits(p) && p.is_for(user);
-        let at =
-            self.idle.iter().rposition(|p| own(p)).or_else(|| self.idle.iter().rposition(|p| fits(p)))?;
-        Some(self.idle.remove(at))
-    }
-
-    /// Takes out the idle connections that may hold something of their last users, and have for long enough.
-    #[expect(clippy::vec_box)]
-    fn take_dirty(&mut self, now: Instant) -> Vec<Box<Pooled>> {
-        let is_dirty = |p: &Pooled| {
-            !p.state.is_clean()
-                && p.idle_since.is_some_and(|since| now.duration_since(since) >= MAX_IDLE_DIRTY)
-        };
-        let mut dirty = Vec::new();
-        let mut at = 0;
-        while at < self.idle.len() {
-            if is_dirty(&self.idle[at]) {
-                dirty.push(self.idle.remove(at));
-            } else {
-                at += 1;
-            }
-        }
-        dirty
-    }
-}
-
 impl Pool {
     /// How sessions of different users share its connections, and why that is not what the configuration says.
     pub fn isolation(&self) -> (Isolation, Option<String>) {
         let reason = self.resettable.0.get().cloned().flatten();
-        (self.state.lock().isolation, reason)
+        (self.ledger.lock().limits().isolation, reason)
     }
 
     /// What is in force where the configuration says this.
@@ -135,8 +85,10 @@ impl Pool {
                 connection = %connection.name, %reason,
                 "its connections cannot be reset: each serves one user until it is closed (isolation \"strict\")"
             );
-            let mut state = self.state.lock();
-            state.isolation = self.isolation_of(connection.isolation);
+            let mut ledger = self.ledger.lock();
+            let isolation = self.isolation_of(connection.isolation);
+            let limits = Limits { isolation, ..ledger.limits().clone() };
+            ledger.update(limits);
         }
         Ok(())
     }
@@ -144,18 +96,11 @@ impl Pool {
     /// Resets the connections that are idle with something of their last users on them: no lock, channel or cursor outlives
     /// its owner there. They are not to be had meanwhile.
     pub(super) fn reset_idle(self: &Arc<Self>) {
-        let dirty = {
-            let mut state = self.state.lock();
-            let cannot = self.resettable.0.get().is_some_and(Option::is_some);
-            if state.isolation == Isolation::Shared
-                || cannot
-                || state.halted.is_some()
-                || !state.waiters.is_empty()
-            {
-                return;
-            }
-            state.take_dirty(Instant::now())
-        };
+        if self.resettable.0.get().is_some_and(Option::is_some) {
+            return;
+        }
+        let now = self.now();
+        let dirty = self.ledger.lock().lend_dirty(now);
         for pooled in dirty {
             let lease = Lease { pooled: Some(pooled), pool: self.clone() };
             self.runtimes.tasks.spawn_on(lease.clean(), &self.runtimes.control);

@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
@@ -35,9 +35,10 @@ pub struct Pooled {
     pub target: Arc<CancelTarget>,
     /// The `statement_timeout` that it was opened with; zero is none.
     pub query_timeout: Duration,
-    pub(super) born: Instant,
+    /// When it was opened, since the pool was made.
+    pub(super) born: Duration,
     /// Since the first look at the idle ones that found it there.
-    pub(super) idle_since: Option<Instant>,
+    pub(super) idle_since: Option<Duration>,
     pub(super) epoch: u64,
     /// In session mode: the client's startup settings that it was opened with.
     pub(super) startup: Option<Arc<Settings>>,

@@ -7,15 +7,7 @@ use std::time::Duration;
 use super::Pool;
 use crate::stats::Stats;
 use crate::upstream::CancelTarget;
-
-/// Why a pool lends nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Halt {
-    /// `PAUSE`: its connections are closed as they come back.
-    Paused,
-    /// `SUSPEND`: they are kept.
-    Suspended,
-}
+use relay::ledger::{Halt, Limits};
 
 /// A pool at one moment.
 #[derive(Debug)]
@@ -61,23 +53,23 @@ impl Pool {
 
     /// How it is now.
     pub fn view(&self) -> View {
-        let state = self.state.lock();
+        let counts = self.ledger.lock().counts();
         View {
-            idle: state.idle.len(),
-            active: state.open.saturating_sub(state.idle.len()),
-            dialing: state.dialing,
-            waiting: state.waiters.len(),
-            longest_wait: state.waiters.front().map_or(Duration::ZERO, |ticket| ticket.since.elapsed()),
+            idle: counts.idle,
+            active: counts.lent,
+            dialing: counts.dialing,
+            waiting: counts.waiting,
+            longest_wait: counts.first_since.map_or(Duration::ZERO, |since| self.now().saturating_sub(since)),
             pinned: self.pinned.load(Ordering::Relaxed),
-            halted: state.halted,
+            halted: counts.halted,
             disabled: self.is_disabled(),
-            failing: state.failures > 0,
+            failing: counts.failing,
         }
     }
 
     /// Its connections, and whether each is idle.
     pub fn servers(&self) -> Vec<(Arc<CancelTarget>, bool)> {
-        let idle: Vec<u32> = self.state.lock().idle.iter().map(|pooled| pooled.target.pid()).collect();
+        let idle: Vec<u32> = self.ledger.lock().idle().iter().map(|pooled| pooled.target.pid()).collect();
         let all = self.servers.lock();
         let living = all.iter().filter_map(|(_, server)| server.upgrade());
         living.map(|target| (target.clone(), idle.contains(&target.pid()))).collect()
@@ -85,30 +77,21 @@ impl Pool {
 
     /// Lends nothing any more, until [`Pool::resume`].
     pub fn halt(self: &Arc<Self>, halt: Halt) {
-        let idle = {
-            let mut state = self.state.lock();
-            state.halted = Some(halt);
-            let idle = if halt == Halt::Paused { std::mem::take(&mut state.idle) } else { Vec::new() };
-            idle.iter().for_each(|_| state.one_less());
-            idle
-        };
+        let idle = self.ledger.lock().halt(halt);
         idle.into_iter().for_each(|pooled| self.see_off(pooled));
     }
 
     /// Whether its route went elsewhere while it was halted: it lends nothing any more, whoever resumes.
     pub fn is_stranded(&self) -> bool {
-        self.state.lock().stranded
+        self.ledger.lock().is_stranded()
     }
 
     /// Lends again; false if it did so already, or never will.
     pub fn resume(self: &Arc<Self>) -> bool {
-        let halted = {
-            let mut state = self.state.lock();
-            if state.stranded { None } else { state.halted.take() }
-        };
+        let was_halted = self.ledger.lock().resume();
         self.serve_waiters();
         self.open_more();
-        halted.is_some()
+        was_halted
     }
 
     /// Every connection there is, is replaced when it comes back.
@@ -118,7 +101,9 @@ impl Pool {
             let epoch = self.settings.load().0 + 1;
             self.settings.rcu(|settings| (epoch, settings.1.clone()));
             self.startups.lock().clear();
-            self.state.lock().epoch = epoch;
+            let mut ledger = self.ledger.lock();
+            let limits = Limits { epoch, ..ledger.limits().clone() };
+            ledger.update(limits);
         }
         self.close_outworn();
         self.open_more();
@@ -126,7 +111,7 @@ impl Pool {
 
     /// Whether connections are left that were opened before the last [`Pool::reconnect`] or change of settings.
     pub fn has_outworn(&self) -> bool {
-        let epoch = self.state.lock().epoch;
+        let epoch = self.ledger.lock().limits().epoch;
         let all = self.servers.lock();
         all.iter().any(|(opened, server)| *opened < epoch && server.strong_count() > 0)
     }

@@ -7,7 +7,6 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::Lease;
-use policy::names::UserName;
 use wire::error::Refusal;
 
 /// How a wait ended.
@@ -31,20 +30,13 @@ enum State {
 #[derive(Debug)]
 pub struct Ticket {
     state: Mutex<State>,
-    /// Who waits.
-    pub(super) user: UserName,
     /// Since when.
     pub since: Instant,
 }
 
 impl Ticket {
-    pub(super) fn new(user: UserName) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State::Waiting(None)), user, since: Instant::now() })
-    }
-
-    /// Whether anybody still waits for its outcome, and has none.
-    pub(super) fn waits(&self) -> bool {
-        matches!(*self.state.lock(), State::Waiting(_))
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::new(State::Waiting(None)), since: Instant::now() })
     }
 
     /// The outcome, once.

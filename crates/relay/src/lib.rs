@@ -3,6 +3,7 @@
 //!
 //! - [`conductor`]: a session as a whole. What happened goes in ([`conductor::Event`]), what is to be done comes out
 //!   ([`conductor::Actions`]).
+//! - [`ledger`]: who is lent which connection of a pool, who waits, and what may be open.
 //! - [`BackendState`]: what is known of a connection; [`settings`]: what a session wants on one.
 //! - [`Interner`]: the statements that sessions share.
 //! - [`sql`]: what a statement may do; [`Catalog`]: what the database's own functions may do.
@@ -15,6 +16,8 @@
 mod catalog;
 mod channels;
 pub mod conductor;
+pub mod ledger;
+mod mode;
 mod replay;
 mod requests;
 pub mod reset;
@@ -31,6 +34,7 @@ use std::sync::{Arc, LazyLock};
 
 pub use catalog::{Catalog, Function, Relations};
 pub use channels::{Asked, Mark, Seal};
+pub use mode::PoolMode;
 pub use settings::{BackendSettings, Parameters, SessionSettings};
 pub(crate) use sink::Sink;
 pub use sql::{Effects, Pin};
@@ -46,33 +50,6 @@ use statement::{Named, Names, Prepared, Unnamed, UnnamedText};
 use survey::{Left, Touched};
 use wire::UserName;
 use wire::error::{Fault, Refusal, SqlState};
-
-/// For how long a client keeps the upstream connection it is lent (PgBouncer's `pool_mode`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PoolMode {
-    /// For a transaction.
-    Transaction,
-    /// Until it disconnects.
-    Session,
-}
-
-impl PoolMode {
-    /// As each is written.
-    pub const WORDS: &'static [&'static str] = &["transaction", "session"];
-
-    /// As it is written.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Transaction => "transaction",
-            Self::Session => "session",
-        }
-    }
-
-    /// The one that is written so.
-    pub fn of_word(word: &str) -> Option<Self> {
-        [Self::Transaction, Self::Session].into_iter().find(|mode| mode.word() == word)
-    }
-}
 
 /// A message up to this long is looked at whole; it is waited for if only a part of it is there.
 pub const GATHER: usize = 16 << 10;

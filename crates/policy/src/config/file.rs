@@ -11,6 +11,7 @@ use toml::de::DeValue;
 use super::read::{Named, Problems, Setting, Strings, TableReader, Value, options, word_value, words};
 use crate::secret::Source;
 pub use relay::PoolMode;
+pub use relay::ledger::Isolation;
 
 const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -244,24 +245,7 @@ impl RequireAuth {
 
 word_value!(PoolMode);
 
-words! {
-    /// How sessions of different users share upstream connections.
-    Isolation {
-        /// The server resets a connection before it serves another user than its last.
-        User = "user",
-        /// A connection is closed rather than serve a second user.
-        Strict = "strict",
-        /// The users trust each other.
-        Shared = "shared",
-    }
-}
-
-#[expect(clippy::derivable_impls, reason = "the enum is made by a macro")]
-impl Default for Isolation {
-    fn default() -> Self {
-        Self::User
-    }
-}
+word_value!(Isolation);
 
 words! {
     /// What happens to users whose value matches nothing.

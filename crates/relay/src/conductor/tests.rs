@@ -641,8 +641,6 @@ fn have(acts: &[Act], of_client: &[usize], of_upstream: &[usize]) -> Rig {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
-
     /// However the bytes of both sides are cut, the same is sent to both, and the same is done.
     #[test]
     fn every_cut_of_the_bytes_gives_the_same_actions(

@@ -1,0 +1,483 @@
+//! Schedules at random: whatever happens in whatever order, the ledger's promises hold.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use wire::startup::Settings;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Connection {
+    number: u32,
+    user: Option<UserName>,
+    clean: bool,
+    startup: Option<Arc<Settings>>,
+    epoch: u64,
+    born: Duration,
+    idle_since: Option<Duration>,
+}
+
+impl Pooled for Connection {
+    fn last_user(&self) -> Option<&UserName> {
+        self.user.as_ref()
+    }
+    fn is_clean(&self) -> bool {
+        self.clean
+    }
+    fn startup(&self) -> Option<&Arc<Settings>> {
+        self.startup.as_ref()
+    }
+    fn epoch(&self) -> u64 {
+        self.epoch
+    }
+    fn born(&self) -> Duration {
+        self.born
+    }
+    fn is_spoiled(&self) -> bool {
+        false
+    }
+    fn idle_since(&mut self) -> &mut Option<Duration> {
+        &mut self.idle_since
+    }
+}
+
+/// A pool that performs what its ledger says, in memory.
+struct Rig {
+    ledger: Ledger<Connection, u32>,
+    now: Duration,
+    /// Who waits, by the order in which they came.
+    waiting: BTreeSet<u32>,
+    /// And how many have ended, each once.
+    ended: BTreeSet<u32>,
+    wanted: Vec<Wanted>,
+    lent: Vec<Connection>,
+    dialing: Vec<Dial<u32>>,
+    opened: u32,
+    /// As the host has counted them.
+    of_host: usize,
+    most: usize,
+}
+
+fn user(name: u8) -> UserName {
+    ["ann", "bob", "cat"][usize::from(name % 3)].into()
+}
+
+fn own(value: u8) -> Arc<Settings> {
+    Arc::new(Settings::ours([("work_mem", format!("{}MB", value % 2))]))
+}
+
+fn limits(size: usize, isolation: Isolation) -> Limits {
+    Limits {
+        size,
+        reserve: 1,
+        reserve_after: Duration::from_secs(3),
+        min: 1,
+        idle_timeout: Duration::from_secs(20),
+        lifetime: Duration::from_secs(60),
+        epoch: 1,
+        isolation,
+    }
+}
+
+impl Rig {
+    fn new(size: usize, isolation: Isolation) -> Self {
+        Self {
+            ledger: Ledger::new(limits(size, isolation)),
+            now: Duration::ZERO,
+            waiting: BTreeSet::new(),
+            ended: BTreeSet::new(),
+            wanted: Vec::new(),
+            lent: Vec::new(),
+            dialing: Vec::new(),
+            opened: 0,
+            of_host: 0,
+            most: size + 1 + 1,
+        }
+    }
+
+    fn want(&mut self, wanted: Wanted) {
+        let who = u32::try_from(self.wanted.len()).unwrap();
+        self.wanted.push(wanted.clone());
+        match self.ledger.lend(wanted.want()) {
+            Some(connection) => {
+                assert!(self.waiting.is_empty(), "somebody else waits");
+                self.ended.insert(who);
+                self.is_lent(who, connection);
+            }
+            None => {
+                self.waiting.insert(who);
+                self.ledger.wait(Waiter { who, wanted, since: self.now });
+            }
+        }
+        self.settle();
+    }
+
+    /// It must be for them, and is theirs from now on.
+    fn is_lent(&mut self, who: u32, mut connection: Connection) {
+        assert_eq!(self.ledger.counts().halted, None, "nothing is lent while it is halted");
+        match &self.wanted[who as usize] {
+            Wanted::Clean => assert!(connection.clean && connection.startup.is_none()),
+            Wanted::Any(user) | Wanted::Own(user, _) => {
+                if self.ledger.limits().isolation == Isolation::Strict {
+                    assert!(
+                        connection.user.as_ref().is_none_or(|last| last == user),
+                        "it serves one user alone"
+                    );
+                }
+                let startup = match &self.wanted[who as usize] {
+                    Wanted::Own(_, startup) => Some(startup.clone()),
+                    _ => None,
+                };
+                assert_eq!(connection.startup, startup, "it was opened with other settings");
+                (connection.user, connection.clean) = (Some(user.clone()), false);
+            }
+        }
+        self.lent.push(connection);
+    }
+
+    fn is_first(&mut self, who: u32) {
+        assert_eq!(self.waiting.pop_first(), Some(who), "who came first is served first");
+        assert!(self.ended.insert(who), "every want ends once");
+    }
+
+    fn place(&mut self, place: Place<Connection, u32>) {
+        match place {
+            Place::Grant(waiter, connection) => {
+                self.is_first(waiter.who);
+                self.is_lent(waiter.who, connection);
+            }
+            // Its place stays taken.
+            Place::Replace(_, dial) => {
+                let Dial::Own(who, _) = &dial else { panic!("{dial:?}") };
+                self.is_first(*who);
+                self.dialing.push(dial);
+            }
+            Place::Close(_) => self.of_host -= 1,
+            Place::Idle => {}
+        }
+    }
+
+    /// What a pool does when something has changed.
+    fn settle(&mut self) {
+        for _ in 0..100 {
+            let place = self.ledger.serve(|| true);
+            let served = place.is_some();
+            place.into_iter().for_each(|place| self.place(place));
+            let dial = self.ledger.dial(self.now, usize::MAX);
+            if let Some(dial) = dial {
+                self.of_host += 1;
+                if let Dial::Own(who, _) = &dial {
+                    self.is_first(*who);
+                }
+                self.dialing.push(dial);
+            } else if !served {
+                return self.check();
+            }
+        }
+        panic!("it does not come to rest");
+    }
+
+    fn check(&self) {
+        let counts = self.ledger.counts();
+        assert_eq!((counts.lent, counts.dialing), (self.lent.len(), self.dialing.len()));
+        assert_eq!(counts.waiting, self.waiting.len());
+        let all = counts.idle + counts.lent + counts.dialing;
+        assert_eq!(all, self.of_host, "what is open is what the host has counted");
+        assert!(all <= self.most, "{all} of {}", self.most);
+    }
+
+    fn dialed(&mut self, at: usize, succeeds: bool) {
+        if self.dialing.is_empty() {
+            return;
+        }
+        let dial = self.dialing.swap_remove(at % self.dialing.len());
+        let how = match dial {
+            Dial::Plain => Dialed::Plain,
+            Dial::Succeeding => Dialed::Succeeding,
+            Dial::Own(..) => Dialed::Own,
+        };
+        if !succeeds {
+            self.of_host -= 1;
+            for who in self.ledger.dial_failed(how, self.now).refused {
+                assert!(self.waiting.remove(&who) && self.ended.insert(who), "every want ends once");
+            }
+            return self.settle();
+        }
+        self.ledger.dialed(how);
+        self.opened += 1;
+        let (number, born) = (self.opened, self.now);
+        let startup = if let Dial::Own(_, startup) = &dial { Some(startup.clone()) } else { None };
+        let connection =
+            Connection { number, user: None, clean: true, startup, epoch: 1, born, idle_since: None };
+        match dial {
+            // Its owner has it, also while nothing else is lent.
+            Dial::Own(who, _) => {
+                let Wanted::Own(user, _) = &self.wanted[who as usize] else { panic!("{who}") };
+                self.lent.push(Connection { user: Some(user.clone()), clean: false, ..connection });
+            }
+            _ => {
+                self.give_back(connection);
+                if let Some(_closed) = self.ledger.take_predecessor() {
+                    self.of_host -= 1;
+                }
+            }
+        }
+        self.settle();
+    }
+
+    fn give_back(&mut self, connection: Connection) {
+        let (place, ages) = self.ledger.returned(connection, None);
+        self.place(place);
+        if ages && let Some(dial) = self.ledger.dial_successor(self.now, || true) {
+            self.of_host += 1;
+            self.dialing.push(dial);
+        }
+    }
+
+    fn act(&mut self, act: &Act) {
+        match act {
+            Act::Want(wanted) => self.want(wanted.clone()),
+            Act::Cancel(at) => {
+                let who = self.waiting.iter().nth(at % self.waiting.len().max(1)).copied();
+                if let Some(who) = who {
+                    self.waiting.remove(&who);
+                    self.ended.insert(who);
+                    self.ledger.cancel(|other| *other == who);
+                }
+                self.settle();
+            }
+            Act::Return(at) if !self.lent.is_empty() => {
+                let connection = self.lent.swap_remove(at % self.lent.len());
+                self.give_back(connection);
+                self.settle();
+            }
+            Act::Lose(at) if !self.lent.is_empty() => {
+                self.lent.swap_remove(at % self.lent.len());
+                self.ledger.lost();
+                self.of_host -= 1;
+                self.settle();
+            }
+            Act::Return(_) | Act::Lose(_) => {}
+            Act::Dialed(at, succeeds) => self.dialed(*at, *succeeds),
+            Act::Tick(seconds) => {
+                self.now += Duration::from_secs(*seconds);
+                self.of_host -= self.ledger.tick(self.now, |_| true).len();
+                let dirty = self.ledger.lend_dirty(self.now);
+                self.lent.extend(dirty.into_iter().map(|c| Connection { clean: true, ..c }));
+                self.settle();
+            }
+            Act::Halt(halt) => {
+                self.of_host -= self.ledger.halt(*halt).len();
+                self.settle();
+            }
+            Act::Resume => {
+                self.ledger.resume();
+                self.settle();
+            }
+            Act::Spare => {
+                self.of_host -= usize::from(self.ledger.spare().is_some());
+                self.settle();
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Want(Wanted),
+    Cancel(usize),
+    Return(usize),
+    Lose(usize),
+    Dialed(usize, bool),
+    Tick(u64),
+    Halt(Halt),
+    Resume,
+    Spare,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let wanted = prop_oneof![
+        6 => any::<u8>().prop_map(|name| Wanted::Any(user(name))),
+        3 => any::<(u8, u8)>().prop_map(|(name, value)| Wanted::Own(user(name), own(value))),
+    ];
+    let act = prop_oneof![
+        6 => wanted.prop_map(Act::Want),
+        1 => any::<usize>().prop_map(Act::Cancel),
+        6 => any::<usize>().prop_map(Act::Return),
+        1 => any::<usize>().prop_map(Act::Lose),
+        6 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(at, succeeds)| Act::Dialed(at, succeeds)),
+        3 => (0..30_u64).prop_map(Act::Tick),
+        1 => prop::sample::select(&[Halt::Paused, Halt::Suspended][..]).prop_map(Act::Halt),
+        2 => Just(Act::Resume),
+        1 => Just(Act::Spare),
+    ];
+    prop::collection::vec(act, 1..80)
+}
+
+proptest! {
+    /// What is lent, idle and dialled is what is open, and never more than allowed; first come, first served; nothing is lent
+    /// while it is halted; every want ends exactly once; and when all is given back, nobody waits.
+    #[test]
+    fn the_promises_hold_whatever_happens(
+        acts in acts(),
+        size in 1..5_usize,
+        isolation in prop::sample::select(&[Isolation::User, Isolation::Strict, Isolation::Shared][..]),
+    ) {
+        let mut rig = Rig::new(size, isolation);
+        acts.iter().for_each(|act| rig.act(act));
+        rig.act(&Act::Resume);
+        for _ in 0..400 {
+            rig.act(&Act::Tick(2));
+            rig.act(&Act::Dialed(0, true));
+            rig.act(&Act::Return(0));
+        }
+        prop_assert!(rig.waiting.is_empty(), "{:?} still wait", rig.waiting);
+        prop_assert_eq!(rig.ended.len(), rig.wanted.len());
+    }
+}
+
+fn rig(size: usize) -> Rig {
+    Rig::new(size, Isolation::User)
+}
+
+/// As many as fit are opened, and each is given back by its user.
+fn used_by(rig: &mut Rig, users: &[u8]) {
+    users.iter().for_each(|name| rig.act(&Act::Want(Wanted::Any(user(*name)))));
+    users.iter().for_each(|_| rig.act(&Act::Dialed(0, true)));
+    users.iter().for_each(|_| rig.act(&Act::Return(0)));
+}
+
+#[test]
+fn among_idle_connections_the_users_own_is_chosen_then_the_newest() {
+    let mut rig = rig(3);
+    used_by(&mut rig, &[0, 1]);
+    let of =
+        |rig: &Rig, name: u8| rig.ledger.idle().iter().find(|c| c.user == Some(user(name))).unwrap().number;
+    let (ann, bob) = (of(&rig, 0), of(&rig, 1));
+    let lend = |rig: &mut Rig, name: u8| rig.ledger.lend(Want::Any(&user(name))).unwrap().number;
+    assert_eq!((lend(&mut rig, 0), lend(&mut rig, 2)), (ann, bob), "a reset before a dial");
+    assert!(rig.ledger.lend(Want::Any(&user(0))).is_none());
+}
+
+#[test]
+fn where_the_host_has_no_room_as_many_make_way_as_are_needed() {
+    let mut rig = Rig::new(4, Isolation::Strict);
+    used_by(&mut rig, &[0, 0]);
+    assert_eq!(rig.ledger.counts().idle, 2);
+    assert!(rig.ledger.lend(Want::Any(&user(1))).is_none(), "they serve one user alone");
+    rig.ledger.wait(Waiter { who: 9, wanted: Wanted::Any(user(1)), since: rig.now });
+    assert!(matches!(rig.ledger.serve(|| false), Some(Place::Close(_))));
+    assert!(matches!(rig.ledger.dial(rig.now, 9), Some(Dial::Plain)));
+    assert!(rig.ledger.serve(|| false).is_none(), "one is on its way");
+}
+
+#[test]
+fn a_session_of_its_own_settings_waits_in_the_same_queue_and_a_pause_holds_it() {
+    let mut rig = rig(1);
+    rig.act(&Act::Halt(Halt::Paused));
+    rig.act(&Act::Want(Wanted::Own(user(0), own(1))));
+    assert!(rig.dialing.is_empty() && rig.waiting.len() == 1, "a pause is for everybody");
+    rig.act(&Act::Resume);
+    assert!(matches!(rig.dialing[..], [Dial::Own(0, _)]));
+    rig.act(&Act::Dialed(0, true));
+    rig.act(&Act::Want(Wanted::Any(user(1))));
+    rig.act(&Act::Want(Wanted::Own(user(2), own(0))));
+    rig.act(&Act::Want(Wanted::Any(user(1))));
+    rig.act(&Act::Return(0));
+    // What was opened for the first one is of no use to the second, who gets another; only then comes the third.
+    assert_eq!(rig.waiting.len(), 3);
+    rig.act(&Act::Dialed(0, true));
+    assert_eq!(rig.waiting.len(), 2);
+    rig.act(&Act::Return(0));
+    assert!(matches!(rig.dialing[..], [Dial::Own(2, _)]) && rig.waiting.len() == 1);
+}
+
+#[test]
+fn what_is_wrong_with_one_clients_settings_is_told_to_nobody_else() {
+    let mut rig = rig(1);
+    rig.act(&Act::Want(Wanted::Own(user(0), own(1))));
+    rig.act(&Act::Want(Wanted::Any(user(1))));
+    rig.act(&Act::Dialed(0, false));
+    assert_eq!(rig.waiting.len(), 1);
+    rig.act(&Act::Dialed(0, false));
+    assert!(
+        rig.waiting.is_empty() && rig.ledger.counts().failing,
+        "there is nothing that they could still get"
+    );
+}
+
+#[test]
+fn retries_wait_twice_as_long_each_time_up_to_a_second() {
+    let mut ledger: Ledger<Connection, u32> = Ledger::new(limits(1, Isolation::User));
+    let mut now = Duration::ZERO;
+    let waits: Vec<u128> = (0..8)
+        .map(|who| {
+            ledger.wait(Waiter { who, wanted: Wanted::Any(user(0)), since: now });
+            assert!(matches!(ledger.dial(now, 9), Some(Dial::Plain)));
+            assert!(ledger.dial(now, 9).is_none(), "one is on its way");
+            let failure = ledger.dial_failed(Dialed::Plain, now);
+            assert_eq!(failure.refused, [who]);
+            ledger.wait(Waiter { who, wanted: Wanted::Any(user(0)), since: now });
+            assert!(ledger.dial(now, 9).is_none(), "not yet");
+            ledger.cancel(|other| *other == who);
+            now += failure.again_after;
+            failure.again_after.as_millis()
+        })
+        .collect();
+    assert_eq!(waits, [50, 100, 200, 400, 800, 1000, 1000, 1000]);
+}
+
+#[test]
+fn those_who_have_waited_long_may_have_the_reserve() {
+    let mut rig = rig(1);
+    rig.act(&Act::Want(Wanted::Any(user(0))));
+    rig.act(&Act::Dialed(0, true));
+    rig.act(&Act::Want(Wanted::Any(user(1))));
+    assert!(rig.dialing.is_empty());
+    rig.act(&Act::Tick(3));
+    assert_eq!(rig.dialing.len(), 1);
+    rig.act(&Act::Dialed(0, true));
+    assert_eq!(rig.lent.len(), 2);
+    rig.act(&Act::Return(0));
+    assert_eq!(rig.ledger.counts().idle, 0, "the reserve is closed when nobody waits");
+}
+
+#[test]
+fn a_connection_that_grows_old_is_succeeded_before_it_goes() {
+    let mut rig = rig(1);
+    rig.act(&Act::Want(Wanted::Any(user(0))));
+    rig.act(&Act::Dialed(0, true));
+    rig.act(&Act::Tick(50));
+    rig.act(&Act::Return(0));
+    assert!(matches!(rig.dialing[..], [Dial::Succeeding]), "{:?}", rig.dialing);
+    assert_eq!(rig.ledger.counts().idle, 1);
+    rig.act(&Act::Dialed(0, true));
+    assert_eq!(rig.ledger.idle().iter().map(|c| c.number).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn a_retired_pool_keeps_nothing_and_a_stranded_one_serves_nobody() {
+    let mut rig = rig(2);
+    rig.act(&Act::Want(Wanted::Any(user(0))));
+    rig.act(&Act::Dialed(0, true));
+    rig.ledger.retire();
+    rig.act(&Act::Return(0));
+    assert_eq!((rig.ledger.counts().idle, rig.of_host), (0, 0));
+    let mut stranded = Rig::new(1, Isolation::User);
+    stranded.act(&Act::Halt(Halt::Suspended));
+    stranded.ledger.retire();
+    assert!(stranded.ledger.is_stranded() && !stranded.ledger.resume());
+}
+
+#[test]
+fn idle_connections_that_are_dead_outworn_or_too_long_idle_are_closed_down_to_the_least() {
+    let mut rig = rig(3);
+    used_by(&mut rig, &[0, 1, 2]);
+    assert_eq!(rig.ledger.tick(Duration::from_secs(1), |c| c.number != 2).len(), 1);
+    assert!(rig.ledger.tick(Duration::from_secs(21), |_| true).is_empty());
+    assert_eq!(rig.ledger.tick(Duration::from_secs(22), |_| true).len(), 1, "one stays");
+    rig.ledger.update(Limits { epoch: 2, ..limits(3, Isolation::User) });
+    assert_eq!(rig.ledger.tick(Duration::from_secs(22), |_| true).len(), 1, "of other settings");
+}

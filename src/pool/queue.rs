@@ -1,0 +1,419 @@
+//! Performs what the ledger says: lends, hands over, opens and closes connections.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
+
+use super::{Lease, Outcome, Pool, PoolSettings, Pooled, SETTLED, Ticket};
+use crate::upstream::{Backend, UpstreamError};
+use policy::config::file::Isolation;
+use policy::names::UserName;
+use relay::ledger::{Dial, Dialed, Place, Waiter, Want, Wanted};
+use relay::{BackendState, Parameters};
+use wire::error::{Fault, Refusal, SqlState};
+use wire::startup::Settings;
+
+impl Pool {
+    /// The time, as the ledger is told it.
+    pub(super) fn now(&self) -> Duration {
+        self.born.elapsed()
+    }
+
+    /// Lends a connection if one is idle and nobody waits: if there is one, the connection that this user had last; to the
+    /// house itself (`None`) only a clean one. A connection that has died meanwhile is not lent; it
+    /// costs no system call to know.
+    pub fn try_lend(self: &Arc<Self>, user: Option<&UserName>) -> Option<Lease> {
+        self.lend_at_once(user.map_or(Want::Clean, Want::Any))
+    }
+
+    fn lend_at_once(self: &Arc<Self>, want: Want<'_>) -> Option<Lease> {
+        loop {
+            let (pooled, isolation) = {
+                let mut ledger = self.ledger.lock();
+                (ledger.lend(want)?, ledger.limits().isolation)
+            };
+            if let Some(lease) = self.lend(pooled, isolation) {
+                return Some(lease);
+            }
+        }
+    }
+
+    fn lend(self: &Arc<Self>, mut pooled: Box<Pooled>, isolation: Isolation) -> Option<Lease> {
+        if pooled.is_usable() {
+            pooled.isolation = isolation;
+            return Some(Lease { pooled: Some(pooled), pool: self.clone() });
+        }
+        pooled.goodbye();
+        self.lost();
+        None
+    }
+
+    /// Joins the queue. The ticket answers when its turn has come, or when there is no connection to be had.
+    pub fn wait(self: &Arc<Self>, user: &UserName) -> Arc<Ticket> {
+        self.wait_for(Wanted::Any(user.clone()))
+    }
+
+    fn wait_for(self: &Arc<Self>, wanted: Wanted) -> Arc<Ticket> {
+        let ticket = Ticket::new();
+        let (full, idle) = {
+            let since = self.now();
+            let mut ledger = self.ledger.lock();
+            ledger.wait(Waiter { who: ticket.clone(), wanted, since });
+            let counts = ledger.counts();
+            (counts.idle + counts.lent + counts.dialing >= ledger.limits().size, counts.idle > 0)
+        };
+        if !full {
+            self.open_more();
+        }
+        if idle {
+            // It came back between the look and the queueing, or is of other settings.
+            self.serve_waiters();
+        }
+        ticket
+    }
+
+    /// Leaves the queue; what was granted meanwhile goes back.
+    pub fn abandon(self: &Arc<Self>, ticket: &Arc<Ticket>) {
+        self.ledger.lock().cancel(|waiter| Arc::ptr_eq(waiter, ticket));
+        if let Some(lease) = ticket.abandon() {
+            lease.release();
+        }
+    }
+
+    /// A connection, waited for.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn acquire(self: &Arc<Self>, user: &UserName) -> Result<Lease, Refusal> {
+        self.acquire_for(Wanted::Any(user.clone())).await
+    }
+
+    /// A connection of its own for a client in session mode, opened with its startup settings (or left clean by
+    /// a client with the same ones).
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn acquire_session(
+        self: &Arc<Self>,
+        startup: &Arc<Settings>,
+        user: &UserName,
+    ) -> Result<Lease, Refusal> {
+        for _ in 0..self.most_resets() {
+            let lease = self.acquire_for(Wanted::Own(user.clone(), startup.clone())).await?;
+            if let Some((lease, _)) = lease.make_fit_for(user).await {
+                return Ok(lease);
+            }
+        }
+        Err(relay::conductor::not_reset())
+    }
+
+    async fn acquire_for(self: &Arc<Self>, wanted: Wanted) -> Result<Lease, Refusal> {
+        if let Some(lease) = self.lend_at_once(wanted.want()) {
+            return Ok(lease);
+        }
+        let guard = Waiting { pool: self, ticket: self.wait_for(wanted) };
+        std::future::poll_fn(|cx| match guard.ticket.poll(cx) {
+            Poll::Ready(Outcome::Granted(lease)) => Poll::Ready(Ok(lease)),
+            Poll::Ready(Outcome::Refused(refusal)) => Poll::Ready(Err(*refusal)),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
+    /// A connection is free: what becomes of it, the ledger says. Who gives up at this very moment gives it back: then it is
+    /// the next one's.
+    pub(super) fn put(self: &Arc<Self>, mut pooled: Box<Pooled>) {
+        loop {
+            let share = self.share.fair_share();
+            let (place, ages, isolation) = {
+                let mut ledger = self.ledger.lock();
+                let (place, ages) = ledger.returned(pooled, share);
+                (place, ages, ledger.limits().isolation)
+            };
+            if ages {
+                self.open_successor();
+            }
+            match place {
+                Place::Grant(waiter, mut next) => {
+                    next.isolation = isolation;
+                    let given_back = waiter.who.grant(Lease { pooled: Some(next), pool: self.clone() });
+                    match given_back.and_then(|mut lease| lease.pooled.take()) {
+                        Some(again) => pooled = again,
+                        None => return,
+                    }
+                }
+                Place::Replace(unfit, dial) => {
+                    unfit.goodbye();
+                    return self.start(dial);
+                }
+                Place::Close(pooled) => return self.see_off(pooled),
+                Place::Idle => {
+                    if share.is_some() {
+                        self.share.next_turn(self);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Hands idle connections to those who wait, the oldest first.
+    pub(super) fn serve_waiters(self: &Arc<Self>) {
+        loop {
+            let (place, isolation) = {
+                let mut ledger = self.ledger.lock();
+                let Some(place) = ledger.serve(|| self.share.has_room()) else { return };
+                (place, ledger.limits().isolation)
+            };
+            match place {
+                Place::Grant(waiter, pooled) => match self.lend(pooled, isolation) {
+                    Some(lease) => {
+                        if let Some(lease) = waiter.who.grant(lease) {
+                            lease.release();
+                        }
+                    }
+                    None => self.ledger.lock().wait_first(waiter),
+                },
+                Place::Replace(unfit, dial) => {
+                    unfit.goodbye();
+                    self.start(dial);
+                }
+                Place::Close(unfit) => self.see_off(unfit),
+                Place::Idle => return,
+            }
+        }
+    }
+
+    /// Opens connections for those who wait, as far as limits and back-off allow.
+    pub(super) fn open_more(self: &Arc<Self>) {
+        let now = self.now();
+        let share = self.share.fair_share().unwrap_or(usize::MAX);
+        loop {
+            // Not under the lock: another pool may have to be asked.
+            let wants_one = self.ledger.lock().wants_one(now, share);
+            if !wants_one || !(self.share.take() || self.share.take_from_another(self)) {
+                return;
+            }
+            let dial = self.ledger.lock().dial(now, share);
+            match dial {
+                Some(dial) => self.start(dial),
+                None => return self.share.give_back(),
+            }
+        }
+    }
+
+    /// Opens a connection that will take the place of one that grows too old, if none is on its way.
+    fn open_successor(self: &Arc<Self>) {
+        let now = self.now();
+        let dial = self.ledger.lock().dial_successor(now, || self.share.take());
+        dial.into_iter().for_each(|dial| self.start(dial));
+    }
+
+    fn start(self: &Arc<Self>, dial: Dial<Arc<Ticket>>) {
+        let pool = self.clone();
+        let work = async move {
+            match dial {
+                Dial::Plain => pool.dial(Dialed::Plain).await,
+                Dial::Succeeding => pool.dial(Dialed::Succeeding).await,
+                Dial::Own(ticket, startup) => pool.dial_own(&ticket, startup).await,
+            }
+        };
+        self.runtimes.tasks.spawn_on(work, &self.runtimes.control);
+    }
+
+    async fn dial(self: Arc<Self>, how: Dialed) {
+        let settings = self.settings.load_full();
+        let begun = Instant::now();
+        let dialed = settings.1.dialer.dial(&Settings::default()).await;
+        if dialed.is_ok() {
+            self.stats.connects.observe(begun.elapsed());
+        }
+        let dialed = match dialed {
+            Ok(mut backend) => match self.prove_resettable(&mut backend).await {
+                Ok(()) => self.ask_first(backend, &Settings::default(), &settings.1).await,
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        match dialed.and_then(|backend| self.rehome(backend)) {
+            Ok(backend) => {
+                self.note_defaults(&backend);
+                // Of the present epoch, if it is made with what is in force.
+                let now = self.settings.load_full();
+                let same = Arc::ptr_eq(&now.1.dialer.connection, &settings.1.dialer.connection);
+                let pooled = self.pooled(backend, if same { &now } else { &settings }, None);
+                self.ledger.lock().dialed(how);
+                debug!(connection = %self.connection().name, pid = pooled.target.pid(), "upstream connection opened");
+                self.put(pooled);
+                let predecessor = self.ledger.lock().take_predecessor();
+                predecessor.into_iter().for_each(|old| self.see_off(old));
+                self.open_more();
+            }
+            Err(error) => self.dial_failed(how, &settings.1, &error),
+        }
+    }
+
+    /// For a client in session mode. The place is taken as long as it is dialled, also for a client that has left.
+    async fn dial_own(self: Arc<Self>, ticket: &Ticket, startup: Arc<Settings>) {
+        let settings = self.settings.load_full();
+        let dial = async {
+            if !self.is_proved() {
+                // On one that no client has made slow or strange by its settings; it is done before the other begins.
+                let mut plain = settings.1.dialer.dial(&Settings::default()).await?;
+                self.prove_resettable(&mut plain).await?;
+            }
+            let backend = settings.1.dialer.dial(&startup).await?;
+            self.rehome(self.ask_first(backend, &startup, &settings.1).await?)
+        };
+        match dial.await {
+            Ok(backend) => {
+                let pooled = self.pooled(backend, &settings, Some(startup));
+                self.ledger.lock().dialed(Dialed::Own);
+                let lease = Lease { pooled: Some(pooled), pool: self.clone() };
+                if let Some(lease) = ticket.grant(lease) {
+                    lease.release();
+                }
+            }
+            Err(error) => {
+                let now = self.now();
+                drop(self.ledger.lock().dial_failed(Dialed::Own, now));
+                let connection = settings.1.connection();
+                ticket.refuse(own_words(&error).unwrap_or_else(|| error.refusal(connection)));
+                self.has_room();
+            }
+        }
+    }
+
+    fn rehome(&self, mut backend: Backend) -> Result<Backend, UpstreamError> {
+        let _data = self.runtimes.data.enter();
+        backend.stream.rehome()?;
+        Ok(backend)
+    }
+
+    fn pooled(
+        &self,
+        backend: Backend,
+        settings: &(u64, PoolSettings),
+        startup: Option<Arc<Settings>>,
+    ) -> Box<Pooled> {
+        let reported = Arc::new(Parameters::new(backend.parameters));
+        let pid = Some(backend.target.pid()).filter(|_| self.is_resettable());
+        self.servers.lock().push((settings.0, Arc::downgrade(&backend.target)));
+        Box::new(Pooled {
+            stream: backend.stream,
+            state: BackendState::new(reported, settings.1.max_prepared_statements as usize, pid),
+            target: backend.target,
+            born: self.now(),
+            idle_since: None,
+            epoch: settings.0,
+            query_timeout: settings.1.connection().query_timeout,
+            isolation: settings.1.connection().isolation,
+            startup,
+        })
+    }
+
+    /// What a new connection reports are the database's defaults. If they are others than before, what clients are told at
+    /// login is asked again, and the connections that have the old ones are replaced as they come back: but not again and
+    /// again, should two servers answer in turn.
+    fn note_defaults(self: &Arc<Self>, backend: &Backend) {
+        let now = Arc::new(Parameters::new(backend.parameters.iter().cloned()));
+        let before = self.defaults.lock().replace((now.clone(), Instant::now()));
+        let Some((_, since)) = before.filter(|(before, _)| *before != now) else { return };
+        self.startups.lock().clear();
+        if since.elapsed() > SETTLED {
+            debug!(connection = %self.connection().name, "the database has other defaults: its connections are replaced");
+            self.reconnect();
+        }
+    }
+
+    /// Those who wait are told at once, unless connections are open that they can still get; the next attempt
+    /// waits, twice as long each time.
+    fn dial_failed(self: &Arc<Self>, how: Dialed, settings: &PoolSettings, error: &UpstreamError) {
+        self.share.give_back();
+        self.stats.failures.fetch_add(1, Ordering::Relaxed);
+        let connection = settings.connection();
+        warn!(connection = %connection.name, environment = %connection.environment, %error, "cannot connect upstream");
+        let now = self.now();
+        let failure = self.ledger.lock().dial_failed(how, now);
+        let refusal = error.refusal(connection);
+        failure.refused.into_iter().for_each(|ticket| ticket.refuse(refusal.clone()));
+        let pool = self.clone();
+        let again = async move {
+            tokio::time::sleep(failure.again_after).await;
+            pool.open_more();
+        };
+        self.runtimes.tasks.spawn_on(again, &self.runtimes.control);
+    }
+
+    /// Closes one that is counted no longer.
+    pub(super) fn see_off(self: &Arc<Self>, pooled: Box<Pooled>) {
+        pooled.goodbye();
+        self.has_room();
+    }
+
+    /// One that was lent is closed.
+    pub(super) fn lost(self: &Arc<Self>) {
+        self.ledger.lock().lost();
+        self.has_room();
+    }
+
+    /// One of the host's places is free.
+    fn has_room(self: &Arc<Self>) {
+        self.share.give_back();
+        self.share.next_turn(self);
+    }
+
+    /// Whether it has connections, or wants any.
+    pub(super) fn is_active(&self) -> bool {
+        let counts = self.ledger.lock().counts();
+        counts.idle + counts.lent + counts.dialing + counts.waiting > 0
+    }
+
+    /// Closes an idle connection for the sake of another pool of the same host, if nobody here waits.
+    pub(super) fn spare_one(&self) -> bool {
+        let spared = self.ledger.lock().spare();
+        let Some(spared) = spared else { return false };
+        spared.goodbye();
+        self.share.give_back();
+        true
+    }
+
+    /// Once a second: closes what is dead, too old or too long idle; keeps `min_pool_size`; uses the reserve.
+    pub fn tend(self: &Arc<Self>) {
+        self.close_outworn();
+        self.open_more();
+        self.serve_waiters();
+        self.reset_idle();
+        self.refresh_catalog();
+        self.stats.tick();
+        self.servers.lock().retain(|(_, server)| server.strong_count() > 0);
+    }
+
+    pub(super) fn close_outworn(self: &Arc<Self>) {
+        let now = self.now();
+        let gone = self.ledger.lock().tick(now, |pooled| pooled.is_usable());
+        gone.into_iter().for_each(|pooled| self.see_off(pooled));
+    }
+}
+
+/// In session mode the client's own settings are sent with the login: what is wrong with them, it is told.
+fn own_words(error: &UpstreamError) -> Option<Refusal> {
+    let UpstreamError::Refused { sqlstate, message } = error else { return None };
+    let state = SqlState::of_statement(sqlstate)?;
+    Some(Refusal::new(Fault::Client, state, message.clone()))
+}
+
+/// Leaves the queue if the wait is dropped.
+struct Waiting<'a> {
+    pool: &'a Arc<Pool>,
+    ticket: Arc<Ticket>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.pool.abandon(&self.ticket);
+    }
+}
