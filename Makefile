@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-isolation soak fuzz test-compose test-drivers \
+.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-isolation soak fuzz test-compose test-drivers \
 	test-tools advisories
 
 build:
@@ -54,6 +54,13 @@ bench:
 	cargo build --release --locked
 	python3 bench/bench.py $(ARGS)
 
+# Instructions for each transaction, of the conductor and of the whole process, beside those of the last release.
+bench-core:
+	@tests/prerequisites.sh bench-core
+	cargo build --release --locked
+	cargo bench --locked --no-run --package pgusher-relay --bench transactions
+	python3 bench/instructions.py $(ARGS)
+
 # What it costs that a connection goes from one user to another.
 bench-isolation:
 	@tests/prerequisites.sh bench
@@ -63,6 +70,7 @@ bench-isolation:
 # The tests in their full sizes: minutes to hours.
 soak: prerequisites
 	cargo build --release --locked
+	PROPTEST_CASES=50000 cargo test --release --locked --package pgusher-relay --lib
 	PGUSHER_SOAK=1 cargo test --release --locked --test it -- --nocapture $(ARGS)
 
 # Inputs by coverage, each target for this long; what is found is kept in fuzz/artifacts. RUSTC_BOOTSTRAP: the flags are

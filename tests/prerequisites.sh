@@ -25,6 +25,10 @@ if [ "${1:-}" = bench ]; then
   command -v python3 >/dev/null || missing+=(python3)
   command -v openssl >/dev/null || missing+=(openssl)
 fi
+if [ "${1:-}" = bench-core ]; then
+  command -v valgrind >/dev/null || missing+=(valgrind)
+  command -v openssl >/dev/null || missing+=(openssl)
+fi
 if [ "${1:-}" = drivers ]; then
   command -v openssl >/dev/null || missing+=(openssl)
   python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3 python3-venv)

@@ -148,6 +148,12 @@ impl Conductor {
 
     /// What is to be done about what happened.
     pub fn on<'a, W: World>(&mut self, event: Event<'a>, grounds: Grounds<'a, '_, W>) -> Actions<'a> {
+        if self.lease == Lease::None
+            && let Event::FromClient(input) = event
+            && self.core.asks_for_a_connection(input)
+        {
+            return self.lend();
+        }
         let Grounds { backend, written, up, down, told, world } = grounds;
         let (of_client, of_upstream): (&[u8], &[u8]) = match event {
             Event::FromClient(input) | Event::Lent(_, input) | Event::Refused(_, input) => (input, &[]),
@@ -181,6 +187,13 @@ impl Conductor {
             step,
             wishes,
         }
+    }
+
+    /// A connection is wanted for what the client has sent, and nothing else is to be done before.
+    fn lend<'a>(&mut self) -> Actions<'a> {
+        self.lease = Lease::Waiting { told: false };
+        let wishes = if self.core.has_channels() { self.wishes() } else { Wishes::waiting() };
+        Actions { consumed: 0, to_client: &[], to_upstream: &[], step: Step::Lend, wishes }
     }
 
     fn take<W: World>(&mut self, event: Event<'_>, turn: &mut Turn<'_, '_, W>) -> Next {

@@ -56,6 +56,20 @@ impl Core {
         Ok(taken)
     }
 
+    /// True if the client's bytes begin with a message that needs a connection, and can be dealt with when there is one.
+    pub(crate) fn asks_for_a_connection(&self, input: &[u8]) -> bool {
+        let is_whole = |header: Header| {
+            input.len() >= header.total
+                && !(is_small(header.tag) && header.total > MAX_SMALL_LENGTH as usize + 1)
+        };
+        let needs_one = |header: Header| {
+            matches!(header.tag, b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F') && is_whole(header)
+        };
+        self.client_rest.0 == 0
+            && !self.refusing
+            && matches!(Header::read(input), Some(Ok(header)) if needs_one(header))
+    }
+
     fn take_in(
         &mut self,
         input: &[u8],
