@@ -6,6 +6,7 @@
 
 mod action;
 mod event;
+mod figures;
 mod refusals;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ pub use action::{
 pub use event::{Answer, Condition, Event, Grounds, Moment, Overdue, Place, UpstreamEnd, World};
 pub use refusals::not_reset;
 
+use figures::Clock;
 use refusals::{at, desync, no_random, untranslatable};
 
 use crate::reset::Proof;
@@ -76,16 +78,6 @@ pub struct Conductor {
     /// The transaction of which the statement under way was overdue, and cancelled.
     overdue: Option<u32>,
     clock: Clock,
-}
-
-/// Since when things are under way.
-#[derive(Debug, Default)]
-struct Clock {
-    transaction: Option<Moment>,
-    query: Option<Moment>,
-    reset: Option<Moment>,
-    /// How many transactions have been reported.
-    reported: u64,
 }
 
 /// What one event is dealt with.
@@ -489,35 +481,6 @@ impl Conductor {
             Overdue::Phase(Phase::Waiting { .. } | Phase::Resetting { .. }) => {}
         }
         Ok(None)
-    }
-
-    /// Something was asked, or answered: what that means for the pool's figures. The clock is read when a transaction
-    /// begins and when it ends, and around each query within.
-    fn count<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) {
-        if self.lease != Lease::Held {
-            return;
-        }
-        if !self.core.is_clients_turn() {
-            if self.clock.query.is_none() {
-                let now = turn.world.now();
-                self.clock.query = Some(now);
-                self.clock.transaction.get_or_insert(now);
-            }
-            return;
-        }
-        let Some(asked) = self.clock.query.take() else { return };
-        let now = turn.world.now();
-        turn.tell(|told| told.query = Some(now.micros_since(asked)));
-        if self.core.transactions() != self.clock.reported {
-            let took = self.clock.transaction.take().map(|began| now.micros_since(began));
-            turn.tell(|told| told.ended = Some(self.ended(took)));
-        }
-    }
-
-    fn ended(&mut self, took: Option<u64>) -> Ended {
-        let transactions = self.core.transactions() - self.clock.reported;
-        self.clock.reported = self.core.transactions();
-        Ended { took, transactions, counts: self.core.take_counts(), prepared: self.core.prepared() }
     }
 
     /// Tells the client why its session ends, where a message can be put.

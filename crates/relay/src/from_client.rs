@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::names::{NamesIn, names};
 use super::requests::{Kind, NOTHING, Note};
 use super::sql::Effects;
 use super::statement::{Held, MAX_MENTIONING, Named, Unnamed, UnnamedText, significant};
@@ -989,27 +990,4 @@ fn is_frontend(tag: u8) -> bool {
 /// The kinds that PostgreSQL takes only in small.
 fn is_small(tag: u8) -> bool {
     matches!(tag, b'C' | b'D' | b'E' | b'H' | b'S' | b'X' | b'c' | b'f')
-}
-
-/// The names at the beginning of a body.
-struct NamesIn<'a> {
-    /// What stands before the statement's name.
-    before: &'a [u8],
-    /// The statement's name; `None` if it is about a portal.
-    statement: Option<&'a [u8]>,
-    /// What stands behind it.
-    after: &'a [u8],
-}
-
-fn names(kind: Kind, body: &[u8]) -> Option<NamesIn<'_>> {
-    let before = match kind {
-        Kind::Parse => 0,
-        Kind::Bind => cstr(body)?.0.len() + 1,
-        _ => match body.first()? {
-            b'S' => 1,
-            _ => return Some(NamesIn { before: body, statement: None, after: &[] }),
-        },
-    };
-    let (name, after) = cstr(&body[before..])?;
-    Some(NamesIn { before: &body[..before], statement: Some(name), after })
 }

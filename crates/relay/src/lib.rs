@@ -18,6 +18,7 @@ mod channels;
 pub mod conductor;
 pub mod ledger;
 mod mode;
+mod names;
 mod replay;
 mod requests;
 pub mod reset;
