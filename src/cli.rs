@@ -222,12 +222,12 @@ fn refused(file: &Path, rejected: &Rejected) -> ExitCode {
 
 fn check(file: &Path, outside: Outside) -> ExitCode {
     let checked = match prepared(file, outside) {
-        Ok(prepared) => prepared.checked,
+        Ok(prepared) => prepared.into_parts().0,
         Err(code) => return code,
     };
-    eprint!("{}", checked.warnings);
+    eprint!("{}", checked.warnings());
     let mut rows = vec![["USER", "DATABASE", "ATTRIBUTE", "ENVIRONMENT", "CONNECTION"].map(str::to_owned)];
-    let config = &checked.config;
+    let config = checked.config();
     for user in config.users.keys() {
         for (database, base_name) in &config.databases {
             if database.as_str() != base_name.as_str() {
@@ -271,7 +271,7 @@ fn planned(from: &Path, to: &Path, outside: Outside) -> Result<Vec<[String; 5]>,
     // Of what is in force, only what it says is of interest.
     let old = prepare::draft(from, outside).and_then(route::review);
     let old = old.map_err(|rejected| refused(from, &rejected))?;
-    Ok(Plan::between(&old.config, &prepared(to, outside)?.checked.config).rows())
+    Ok(Plan::between(old.config(), prepared(to, outside)?.checked().config()).rows())
 }
 
 /// What the running pgusher says of a file.
@@ -331,12 +331,12 @@ fn resolve(file: &Path, user: &str, database: &str, environment: Option<&str>) -
         Ok(checked) => checked,
         Err(code) => return code,
     };
-    if !checked.config.users.contains_key(user) {
+    if !checked.config().users.contains_key(user) {
         eprintln!("there is no user `{user}` in {}: a login is refused", file.display());
         return ExitCode::FAILURE;
     }
-    let attributes = attribute::explain(&checked.config, user);
-    match route::resolve(&checked.config, &attributes, database, environment) {
+    let attributes = attribute::explain(checked.config(), user);
+    match route::resolve(checked.config(), &attributes, database, environment) {
         Ok(route) => {
             println!("environment  {}\nconnection   {}", route.environment(), route.connection());
             route.reasons().iter().enumerate().for_each(|(i, reason)| {
@@ -427,7 +427,7 @@ fn probe(target: &str) -> Result<(), String> {
                 ListenAddress::Unix(_) => None,
             };
             let mut address =
-                draft.config.server.listen.iter().find_map(|a| tcp(a)).ok_or("it has no TCP address")?;
+                draft.config().server.listen.iter().find_map(|a| tcp(a)).ok_or("it has no TCP address")?;
             if address.ip().is_unspecified() {
                 let loopback: std::net::IpAddr = if address.is_ipv6() {
                     std::net::Ipv6Addr::LOCALHOST.into()

@@ -134,14 +134,14 @@ impl Report {
 
 /// Looks at everything; `parity` also compares relations and columns.
 pub(crate) async fn examine(checked: &Checked, parity: bool) -> Vec<Finding> {
-    let config = &checked.config;
+    let config = checked.config();
     let mut report = Report::default();
     let path = config.path.display();
     report.ok(
         "configuration",
         format!("{path}: {} connections, {} users", config.connections.len(), config.users.len()),
     );
-    report.problems(&checked.warnings);
+    report.problems(checked.warnings());
     report.problems(&prepare::problems(checked));
     own(config, &mut report);
     let mut facts = BTreeMap::new();

@@ -23,12 +23,29 @@ use policy::route;
 /// A configuration of which all has been made that can fail. Made only by this module.
 #[derive(Debug)]
 pub(crate) struct Prepared {
+    checked: Checked,
+    tls: Option<ServerTls>,
+    dialers: Dialers,
+}
+
+/// How each connection is dialled; none where the outside was left alone.
+pub(crate) type Dialers = Vec<(Arc<Connection>, Dialer)>;
+
+impl Prepared {
     /// The settings, and what somebody should look at.
-    pub checked: Checked,
-    /// TLS towards clients.
-    pub tls: Option<ServerTls>,
-    /// How each connection is dialled; none where the outside was left alone.
-    pub dialers: Vec<(Arc<Connection>, Dialer)>,
+    pub(crate) fn checked(&self) -> &Checked {
+        &self.checked
+    }
+
+    /// With the tokens of another configuration: those that were taken away stay away.
+    pub(crate) fn keep_tokens_of(&mut self, other: &Config) {
+        self.checked.keep_tokens_of(other);
+    }
+
+    /// The settings, TLS towards clients, and how each connection is dialled: all of it takes effect.
+    pub(crate) fn into_parts(self) -> (Checked, Option<ServerTls>, Dialers) {
+        (self.checked, self.tls, self.dialers)
+    }
 }
 
 type Span = Option<Range<usize>>;
@@ -118,9 +135,9 @@ fn of(draft: Draft) -> Result<Prepared, Rejected> {
 
 /// What a start would be refused for, of a configuration that is right in itself.
 pub(crate) fn problems(checked: &Checked) -> Problems {
-    let config = &checked.config;
+    let config = checked.config();
     let mut problems = Problems::new(&config.path, config.source.expose_secret());
-    make(config, &checked.file, checked.outside, &mut problems);
+    make(config, checked.file(), checked.outside(), &mut problems);
     problems
 }
 
@@ -129,7 +146,7 @@ fn make(
     file: &file::File,
     outside: Outside,
     problems: &mut Problems,
-) -> (Option<ServerTls>, Vec<(Arc<Connection>, Dialer)>) {
+) -> (Option<ServerTls>, Dialers) {
     addresses(file, problems);
     if outside == Outside::Leave {
         config.connections.values().for_each(|connection| check_name(connection, file, problems));

@@ -327,7 +327,7 @@ impl Proxy {
     /// The system gives no random bytes.
     pub(crate) fn new(prepared: Prepared, runtimes: Runtimes, audit: Audit) -> Result<Arc<Self>, LoadError> {
         let hosts = Mutex::default();
-        let config = &prepared.checked.config;
+        let config = prepared.checked().config();
         let path = config.path.clone();
         let timeouts = Timeouts::default();
         timeouts.set(&config.server);
@@ -393,7 +393,7 @@ impl Proxy {
         let _one_at_a_time = self.reloading.lock();
         let loaded = prepare::load(&self.path, Outside::Read).map_err(LoadError::Rejected);
         let applied = loaded.map(|prepared| {
-            let plan = self.plan_of(&prepared.checked.config);
+            let plan = self.plan_of(prepared.checked().config());
             (self.apply(prepared, "reload", &plan), plan)
         });
         match &applied {
@@ -428,7 +428,7 @@ impl Proxy {
             Some(path) => prepare::load_beside(&self.generation().config, path),
         };
         let new = new.map_err(LoadError::Rejected)?;
-        Ok(self.plan_of(&new.checked.config))
+        Ok(self.plan_of(new.checked().config()))
     }
 
     /// What a configuration would change if it took effect now.
@@ -458,8 +458,8 @@ impl Proxy {
         };
         let mut prepared = self.prepare(source.expose_secret())?;
         // A token that was taken away stays away.
-        prepared.checked.config.management.tokens = self.generation().config.management.tokens.clone();
-        let plan = self.plan_of(&prepared.checked.config);
+        prepared.keep_tokens_of(&self.generation().config);
+        let plan = self.plan_of(prepared.checked().config());
         let applied = self.apply(prepared, "rollback", &plan);
         // What was in force until now is no earlier one of it.
         let mut earlier = self.earlier.lock();
@@ -476,9 +476,10 @@ impl Proxy {
     /// A configuration takes effect.
     fn apply(&self, prepared: Prepared, by: &str, plan: &Plan) -> Arc<Generation> {
         let old = self.generation();
-        let warnings = &prepared.checked.warnings;
+        let warnings = prepared.checked().warnings();
         warnings.iter().for_each(|w| warn!("{}", warnings.line(w)));
-        let logins = self.authenticator.prepare(&prepared.checked.config, Some((&old.config, &old.logins)));
+        let logins =
+            self.authenticator.prepare(prepared.checked().config(), Some((&old.config, &old.logins)));
         let new = {
             // No order may fall between what is built and what is in force.
             let mut standing = self.standing.lock();
@@ -1070,8 +1071,8 @@ fn build(
     hosts: &Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
     grants: &Arc<Grants>,
 ) -> Generation {
-    let Prepared { checked, tls, dialers } = prepared;
-    let config = checked.config;
+    let (checked, tls, dialers) = prepared.into_parts();
+    let (config, file) = checked.into_parts();
     let mut pools = BTreeMap::new();
     for (connection, dialer) in dialers {
         let settings = pool_settings(&config.server, dialer);
@@ -1093,7 +1094,7 @@ fn build(
     Generation {
         number,
         config,
-        file: checked.file,
+        file,
         tls: tls.map(Arc::new),
         logins,
         pools,

@@ -35,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
             let says = shown(&draft.problems) + &format!("{:?}", draft.config);
             match draft.accept() {
                 Err(rejected) => assert!(rejected.0.refuse()),
-                Ok(checked) => assert_eq!(checked.warnings.count(Severity::Error), 0),
+                Ok(checked) => assert_eq!(checked.warnings().count(Severity::Error), 0),
             }
             says
         }

@@ -60,7 +60,7 @@ impl Place {
         let draft = prepare::draft(&self.config, Outside::Leave)
             .and_then(Draft::accept)
             .map_err(|rejected| format!("{rejected}cannot read {config}: give --config or --file"))?;
-        draft.config.audit_file().ok_or_else(|| format!("{config} has no audit_file in [server]"))
+        draft.config().audit_file().ok_or_else(|| format!("{config} has no audit_file in [server]"))
     }
 }
 

@@ -33,11 +33,11 @@ pub(super) fn serve(file: &Path) -> ExitCode {
         Ok(prepared) => prepared,
         Err(code) => return code,
     };
-    let checked = &prepared.checked;
-    let (_writes, dropped) = log::start(&checked.config.server);
+    let checked = prepared.checked();
+    let (_writes, dropped) = log::start(&checked.config().server);
     set_limits();
-    checked.warnings.iter().for_each(|w| warn!("{}", checked.warnings.line(w)));
-    match runtimes(&checked.config.server) {
+    checked.warnings().iter().for_each(|w| warn!("{}", checked.warnings().line(w)));
+    match runtimes(&checked.config().server) {
         Ok((control, data)) => {
             let ended = control.block_on(run(prepared, dropped, control.handle(), data.handle()));
             // What is left of the sessions ends with the runtimes: only then is nothing more to be told.
@@ -142,8 +142,8 @@ async fn run(
 ) -> Result<Audit, String> {
     // Before anybody can connect: whoever sees it listen may signal it.
     let signals = Signals::listen().map_err(|error| format!("cannot listen to signals: {error}"))?;
-    let audit = open_audit(&prepared.checked)?;
-    let server = &prepared.checked.config.server;
+    let audit = open_audit(prepared.checked())?;
+    let server = &prepared.checked().config().server;
     let inherited = listener::inherited(server)
         .map_err(|error| format!("a socket of the service manager cannot be listened on: {error}"))?;
     let is_ours = inherited.is_empty();
@@ -204,8 +204,8 @@ fn pid() -> u64 {
 /// # Errors
 /// What is wrong with its file, and what to do.
 fn open_audit(checked: &Checked) -> Result<Audit, String> {
-    let server = &checked.config.server;
-    let Some(path) = checked.config.audit_file() else { return Ok(Audit::default()) };
+    let server = &checked.config().server;
+    let Some(path) = checked.config().audit_file() else { return Ok(Audit::default()) };
     Audit::open(&path, server.audit_max_size.0).map_err(|error| {
         let path = path.display();
         format!("cannot write the audit {path}: {error}. It must be a file of pgusher's, in a folder it may write to.")

@@ -102,7 +102,7 @@ impl Pool {
         let now = self.now();
         let dirty = self.ledger.lock().lend_dirty(now);
         for pooled in dirty {
-            let lease = Lease { pooled: Some(pooled), pool: self.clone() };
+            let lease = Lease::of(self, pooled);
             self.runtimes.tasks.spawn_on(lease.clean(), &self.runtimes.control);
         }
     }
@@ -129,7 +129,7 @@ impl Lease {
         };
         let done = tokio::time::timeout(PATIENCE, reset).await;
         let done = done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let counts = &self.pool.stats.isolated;
+        let counts = &self.pool().stats.isolated;
         match &done {
             Ok(()) => {
                 counts.reset(begun.elapsed());
@@ -137,7 +137,7 @@ impl Lease {
             }
             Err(error) => {
                 counts.failed();
-                info!(connection = %self.pool.connection().name, %error, "a connection could not be reset, and is closed");
+                info!(connection = %self.pool().connection().name, %error, "a connection could not be reset, and is closed");
             }
         }
         done
@@ -161,12 +161,10 @@ impl Lease {
         let must_reset = lease.must_reset_for(user);
         let was_used = !lease.state.is_clean() && !must_reset;
         if must_reset {
-            lease.pool.stats.isolated.hand_overs.fetch_add(1, Ordering::Relaxed);
+            lease.pool().stats.isolated.hand_overs.fetch_add(1, Ordering::Relaxed);
             lease = lease.reset_or_discard().await?;
         }
-        if let Some(pooled) = &mut lease.pooled {
-            pooled.serve(user);
-        }
+        lease.serve(user);
         Some((lease, was_used))
     }
 

@@ -49,8 +49,8 @@ pub struct Pooled {
 /// A connection on loan. Dropped, it is closed; released, it goes back.
 #[derive(Debug)]
 pub struct Lease {
-    pub(super) pooled: Option<Box<Pooled>>,
-    pub(super) pool: Arc<Pool>,
+    pooled: Option<Box<Pooled>>,
+    pool: Arc<Pool>,
 }
 
 impl Pooled {
@@ -127,6 +127,21 @@ impl Drop for Lease {
 }
 
 impl Lease {
+    /// Of a connection that the ledger has lent: it must come back, or be closed.
+    pub(super) fn of(pool: &Arc<Pool>, pooled: Box<Pooled>) -> Self {
+        Self { pooled: Some(pooled), pool: pool.clone() }
+    }
+
+    /// The connection, which is still counted as lent.
+    pub(super) fn into_pooled(mut self) -> Option<Box<Pooled>> {
+        self.pooled.take()
+    }
+
+    /// Where it comes from.
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
     /// Gives the connection back, clean. It waits for cancels that are under way to it.
     pub fn release(mut self) {
         let Some(pooled) = self.pooled.take() else { return };

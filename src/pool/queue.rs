@@ -44,7 +44,7 @@ impl Pool {
     fn lend(self: &Arc<Self>, mut pooled: Box<Pooled>, isolation: Isolation) -> Option<Lease> {
         if pooled.is_usable() {
             pooled.isolation = isolation;
-            return Some(Lease { pooled: Some(pooled), pool: self.clone() });
+            return Some(Lease::of(self, pooled));
         }
         pooled.goodbye();
         self.lost();
@@ -139,8 +139,8 @@ impl Pool {
             match place {
                 Place::Grant(waiter, mut next) => {
                     next.isolation = isolation;
-                    let given_back = waiter.who.grant(Lease { pooled: Some(next), pool: self.clone() });
-                    match given_back.and_then(|mut lease| lease.pooled.take()) {
+                    let given_back = waiter.who.grant(Lease::of(self, next));
+                    match given_back.and_then(Lease::into_pooled) {
                         Some(again) => pooled = again,
                         None => return,
                     }
@@ -272,7 +272,7 @@ impl Pool {
             Ok(backend) => {
                 let pooled = self.pooled(backend, &settings, Some(startup));
                 self.ledger.lock().dialed(Dialed::Own);
-                let lease = Lease { pooled: Some(pooled), pool: self.clone() };
+                let lease = Lease::of(&self, pooled);
                 if let Some(lease) = ticket.grant(lease) {
                     lease.release();
                 }

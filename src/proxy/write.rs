@@ -190,7 +190,7 @@ impl Proxy {
             Ok(_) => WriteError::Load(error),
             Err(error) => WriteError::Broken(error),
         })?;
-        let mut plan = self.plan_of(&prepared.checked.config);
+        let mut plan = self.plan_of(prepared.checked().config());
         // Whether a password that was not compared is the same as before must not be visible.
         let has_said = !change.said.is_empty();
         plan.also_secrets(change.said);
@@ -198,11 +198,11 @@ impl Proxy {
         if let Some(moved) = reaching.filter(|_| change.keeps_production) {
             return Err(WriteError::Production(format!("{} on {}", moved.user, moved.database)));
         }
-        let warnings = &prepared.checked.warnings;
+        let warnings = prepared.checked().warnings();
         let warnings = warnings.iter().map(|problem| problem.message.clone()).collect();
         let is_changed = new != old;
         let Some(store) = store.filter(|_| is_changed) else {
-            let planned = is_dry.then(|| Box::new((prepared.checked.config, prepared.checked.file)));
+            let planned = is_dry.then(|| Box::new(prepared.into_parts().0.into_parts()));
             return Ok(Written { generation, planned, is_changed: is_changed || has_said, plan, warnings });
         };
         store.exchange(old, &new).map_err(WriteError::Store)?;

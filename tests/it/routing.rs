@@ -186,7 +186,7 @@ fn explained(
 fn load(text: &str) -> policy::config::Config {
     let draft = pgusher::inside::draft_of(std::path::Path::new("random.toml"), text);
     let checked = draft.and_then(policy::route::review);
-    checked.unwrap_or_else(|e| panic!("{e}\n{text}")).config
+    checked.unwrap_or_else(|e| panic!("{e}\n{text}")).into_parts().0
 }
 
 fn questions(random: &mut Random) -> (usize, usize, Option<&'static str>) {

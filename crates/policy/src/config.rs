@@ -203,17 +203,45 @@ pub struct Draft {
     pub outside: Outside,
 }
 
-/// A file that was read and found good, and what somebody should look at all the same.
+/// A file that was read and found good, and what somebody should look at all the same. Made by [`Draft::accept`] alone.
 #[derive(Debug)]
 pub struct Checked {
+    config: Config,
+    file: file::File,
+    warnings: Problems,
+    outside: Outside,
+}
+
+impl Checked {
     /// The settings.
-    pub config: Config,
-    /// As they are written.
-    pub file: file::File,
-    /// Only warnings.
-    pub warnings: Problems,
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The same as they are written.
+    pub fn file(&self) -> &file::File {
+        &self.file
+    }
+
+    /// What somebody should look at: only warnings.
+    pub fn warnings(&self) -> &Problems {
+        &self.warnings
+    }
+
     /// What was looked at.
-    pub outside: Outside,
+    pub fn outside(&self) -> Outside {
+        self.outside
+    }
+
+    /// The settings, and the same as they are written: they take effect.
+    pub fn into_parts(self) -> (Config, file::File) {
+        (self.config, self.file)
+    }
+
+    /// With the tokens of another one: those that were taken away stay away.
+    pub fn keep_tokens_of(&mut self, other: &Config) {
+        self.config.management.tokens.clone_from(&other.management.tokens);
+    }
 }
 
 /// A file that was refused.
