@@ -154,7 +154,7 @@ pub enum Dialed {
 /// What is to be done with a connection.
 #[derive(Debug)]
 pub enum Place<C, W> {
-    /// It is this one's; who cannot be given it after all comes first again ([`Ledger::wait_first`]).
+    /// It is this one's; who cannot be given it after all comes first again ([`Ledger::wait_first`](super::Ledger::wait_first)).
     Grant(Waiter<W>, C),
     /// It is closed, and its place is another's, which is opened.
     Replace(C, Dial<W>),
