@@ -481,3 +481,234 @@ fn idle_connections_that_are_dead_outworn_or_too_long_idle_are_closed_down_to_th
     rig.ledger.update(Limits { epoch: 2, ..limits(3, Isolation::User) });
     assert_eq!(rig.ledger.tick(Duration::from_secs(22), |_| true).len(), 1, "of other settings");
 }
+
+/// A connection that the test holds, without a rig.
+fn connection(number: u32, last: Option<u8>, born: u64) -> Connection {
+    Connection {
+        number,
+        user: last.map(user),
+        clean: last.is_none(),
+        startup: None,
+        epoch: 1,
+        born: Duration::from_secs(born),
+        idle_since: None,
+    }
+}
+
+/// So many connections are open and lent.
+fn lent(limits: Limits, count: usize) -> Ledger<Connection, u32> {
+    let mut ledger = Ledger::new(limits);
+    (0..count).for_each(|_| open(&mut ledger));
+    ledger
+}
+
+fn open(ledger: &mut Ledger<Connection, u32>) {
+    ledger.wait(Waiter { who: 99, wanted: Wanted::Any(user(0)), since: Duration::ZERO });
+    let dial = ledger.dial(Duration::from_secs(9), usize::MAX);
+    assert!(matches!(dial, Some(Dial::Plain)));
+    ledger.dialed(Dialed::Plain);
+    ledger.cancel(|who| *who == 99);
+}
+
+fn wants(ledger: &mut Ledger<Connection, u32>, who: u32, wanted: Wanted) {
+    ledger.wait(Waiter { who, wanted, since: Duration::ZERO });
+}
+
+fn ends(place: &Place<Connection, u32>) -> &'static str {
+    match place {
+        Place::Grant(..) => "grant",
+        Place::Replace(..) => "replace",
+        Place::Close(_) => "close",
+        Place::Idle => "idle",
+    }
+}
+
+#[test]
+fn who_could_not_be_given_a_connection_after_all_comes_first_again() {
+    let mut ledger = lent(limits(2, Isolation::User), 2);
+    wants(&mut ledger, 1, Wanted::Any(user(0)));
+    wants(&mut ledger, 2, Wanted::Any(user(0)));
+    let (Place::Grant(first, _), _) = ledger.returned(connection(1, None, 0), None) else { panic!() };
+    ledger.lost();
+    ledger.wait_first(first);
+    let (Place::Grant(again, _), _) = ledger.returned(connection(2, None, 0), None) else { panic!() };
+    assert_eq!(again.who, 1);
+}
+
+#[test]
+fn what_comes_back_is_closed_where_it_is_one_too_many_and_kept_where_it_is_not() {
+    // As many as there may be, and then one more than another pool of the host leaves.
+    for (open, share, expected) in [(2, None, "idle"), (2, Some(2), "idle"), (2, Some(1), "close")] {
+        let mut ledger = lent(limits(2, Isolation::User), open);
+        assert_eq!(ends(&ledger.returned(connection(1, None, 0), share).0), expected, "{open} {share:?}");
+    }
+    // Of the reserve: for whoever waits, and for nobody else.
+    for (waits, expected) in [(true, "grant"), (false, "close")] {
+        let mut ledger = lent(limits(1, Isolation::User), 1);
+        wants(&mut ledger, 1, Wanted::Any(user(0)));
+        assert!(ledger.dial(Duration::from_secs(2), 9).is_none(), "not yet");
+        assert!(ledger.dial(Duration::from_secs(3), 9).is_some());
+        ledger.dialed(Dialed::Plain);
+        if !waits {
+            ledger.cancel(|who| *who == 1);
+        }
+        assert_eq!(ends(&ledger.returned(connection(1, None, 0), None).0), expected);
+    }
+    // With fewer places than before, even whoever waits gets none of what is beyond the reserve.
+    let mut ledger = lent(limits(4, Isolation::User), 4);
+    ledger.update(limits(2, Isolation::User));
+    wants(&mut ledger, 1, Wanted::Any(user(0)));
+    assert_eq!(ends(&ledger.returned(connection(1, None, 0), None).0), "close");
+    assert_eq!(ends(&ledger.returned(connection(2, None, 0), None).0), "grant");
+}
+
+#[test]
+fn what_is_outworn_or_of_a_pool_that_pauses_is_closed_and_a_suspended_pool_keeps_it() {
+    let mut other = connection(1, None, 0);
+    other.epoch = 2;
+    let mut ledger = lent(limits(3, Isolation::User), 3);
+    assert_eq!(ends(&ledger.returned(other, None).0), "close");
+    assert!(ledger.tick(Duration::from_secs(60), |_| true).is_empty());
+    assert_eq!(ends(&ledger.returned(connection(2, None, 0), None).0), "idle", "as old as it may be");
+    assert_eq!(ledger.tick(Duration::from_secs(61), |_| true).len(), 1, "older than it may be");
+    assert_eq!(ends(&ledger.returned(connection(3, None, 0), None).0), "close");
+    for (halt, expected) in [(Halt::Paused, "close"), (Halt::Suspended, "idle")] {
+        let mut ledger = lent(limits(1, Isolation::User), 1);
+        ledger.halt(halt);
+        wants(&mut ledger, 1, Wanted::Any(user(0)));
+        assert_eq!(ends(&ledger.returned(connection(1, None, 0), None).0), expected, "{halt:?}");
+        assert!(ledger.serve(|| true).is_none() && ledger.dial(Duration::from_secs(9), 9).is_none());
+    }
+    let mut retired = lent(limits(2, Isolation::User), 2);
+    retired.retire();
+    assert!(retired.is_retired() && !retired.is_stranded());
+    wants(&mut retired, 1, Wanted::Any(user(0)));
+    assert_eq!(ends(&retired.returned(connection(1, None, 0), None).0), "grant", "whoever waits is served");
+    assert_eq!(ends(&retired.returned(connection(2, None, 0), None).0), "close");
+    assert!(!lent(limits(1, Isolation::User), 1).is_retired());
+}
+
+#[test]
+fn a_client_is_given_what_was_opened_for_its_settings_and_its_user_alone() {
+    let of = |last: u8, value: u8| Connection { startup: Some(own(value)), ..connection(1, Some(last), 0) };
+    let wanted = || Wanted::Own(user(0), own(1));
+    for (isolation, came, expected) in [
+        (Isolation::User, of(0, 1), "grant"),
+        (Isolation::User, of(1, 1), "grant"),
+        (Isolation::Strict, of(0, 1), "grant"),
+        (Isolation::Strict, of(1, 1), "replace"),
+        (Isolation::User, of(0, 0), "replace"),
+        (Isolation::User, connection(1, Some(0), 0), "replace"),
+    ] {
+        let mut ledger = lent(limits(1, isolation), 1);
+        wants(&mut ledger, 1, wanted());
+        assert_eq!(ends(&ledger.returned(came.clone(), None).0), expected, "{isolation:?} {came:?}");
+        let mut idle = lent(limits(1, isolation), 1);
+        assert_eq!(ends(&idle.returned(came.clone(), None).0), "idle");
+        assert_eq!(idle.lend(wanted().want()).is_some(), expected == "grant", "{isolation:?} {came:?}");
+    }
+    // The pool itself uses only what nobody has used.
+    for (came, expected) in [(connection(1, None, 0), "grant"), (connection(1, Some(0), 0), "close")] {
+        let mut ledger = lent(limits(1, Isolation::User), 1);
+        wants(&mut ledger, 1, Wanted::Clean);
+        assert_eq!(ends(&ledger.returned(came, None).0), expected);
+    }
+    let mut ledger = lent(limits(1, Isolation::User), 1);
+    wants(&mut ledger, 1, Wanted::Clean);
+    let clean_of_a_client = Connection { startup: Some(own(1)), ..connection(1, None, 0) };
+    assert_eq!(ends(&ledger.returned(clean_of_a_client.clone(), None).0), "close");
+    let mut idle = lent(limits(1, Isolation::User), 1);
+    assert_eq!(ends(&idle.returned(clean_of_a_client, None).0), "idle");
+    assert!(idle.lend(Want::Clean).is_none() && idle.lend(Want::Any(&user(0))).is_none());
+}
+
+#[test]
+fn one_successor_at_a_time_is_opened_and_none_where_it_would_be_of_no_use() {
+    let now = Duration::from_secs(50);
+    let ageing = |halt: Option<Halt>, retired: bool, failed: bool| {
+        let mut ledger = lent(limits(2, Isolation::User), 1);
+        if failed {
+            wants(&mut ledger, 1, Wanted::Any(user(0)));
+            ledger.dial(now, 9).unwrap();
+            ledger.dial_failed(Dialed::Plain, now);
+            ledger.cancel(|who| *who == 1);
+        }
+        halt.into_iter().for_each(|halt| drop(ledger.halt(halt)));
+        if retired {
+            ledger.retire();
+        }
+        ledger
+    };
+    assert!(ageing(Some(Halt::Suspended), false, false).dial_successor(now, || true).is_none());
+    assert!(ageing(None, true, false).dial_successor(now, || true).is_none());
+    assert!(ageing(None, false, true).dial_successor(now, || true).is_none());
+    let later = now + Duration::from_millis(50);
+    assert!(ageing(None, false, true).dial_successor(later, || true).is_some());
+    let mut ledger = ageing(None, false, false);
+    assert!(ledger.dial_successor(now, || false).is_none(), "the host has no room");
+    assert!(matches!(ledger.dial_successor(now, || true), Some(Dial::Succeeding)));
+    assert!(ledger.dial_successor(now, || true).is_none(), "one is on its way");
+    ledger.dial_failed(Dialed::Succeeding, now);
+    assert!(ledger.dial_successor(later, || true).is_some(), "that one has not come");
+    ledger.dialed(Dialed::Succeeding);
+    assert!(ledger.dial_successor(later, || true).is_none(), "its predecessor is still there");
+    let mut busy: Ledger<Connection, u32> = Ledger::new(limits(20, Isolation::User));
+    (0..20).for_each(|who| wants(&mut busy, who, Wanted::Any(user(0))));
+    assert_eq!(std::iter::from_fn(|| busy.dial(now, 99)).count(), MAX_DIALING);
+    assert!(busy.dial_successor(now, || true).is_none(), "so many are on their way");
+}
+
+#[test]
+fn what_is_idle_and_dirty_is_lent_to_be_reset_where_that_harms_nobody() {
+    let dirty = |isolation: Isolation| {
+        let mut ledger = lent(limits(2, isolation), 2);
+        ledger.returned(connection(1, Some(0), 0), None);
+        ledger.returned(connection(2, None, 0), None);
+        assert!(ledger.tick(Duration::from_secs(5), |_| true).is_empty());
+        ledger
+    };
+    let at = |seconds| Duration::from_secs(seconds);
+    let numbers = |lent: Vec<Connection>| lent.iter().map(|c| c.number).collect::<Vec<_>>();
+    assert!(dirty(Isolation::User).lend_dirty(at(5)).is_empty(), "it was used just now");
+    let mut ledger = dirty(Isolation::User);
+    assert_eq!(numbers(ledger.lend_dirty(at(6))), [1]);
+    assert_eq!((ledger.counts().idle, ledger.counts().lent), (1, 1));
+    assert!(dirty(Isolation::Shared).lend_dirty(at(6)).is_empty());
+    let mut halted = dirty(Isolation::User);
+    halted.halt(Halt::Suspended);
+    assert!(halted.lend_dirty(at(6)).is_empty());
+    let mut wanted = dirty(Isolation::User);
+    wants(&mut wanted, 1, Wanted::Any(user(0)));
+    assert!(wanted.lend_dirty(at(6)).is_empty());
+}
+
+#[test]
+fn another_pool_of_the_host_is_spared_what_has_been_idle_longest_unless_somebody_waits() {
+    let mut ledger = lent(limits(3, Isolation::User), 2);
+    assert!(ledger.spare().is_none(), "nothing is idle");
+    [1, 2].into_iter().for_each(|number| drop(ledger.returned(connection(number, None, 0), None)));
+    assert_eq!(ledger.spare().map(|c| c.number), Some(1));
+    wants(&mut ledger, 1, Wanted::Any(user(0)));
+    assert!(ledger.spare().is_none());
+}
+
+#[test]
+fn a_failure_is_told_while_it_lasts_and_the_least_is_kept_once_the_pool_was_used() {
+    let now = Duration::from_secs(1);
+    let mut unused: Ledger<Connection, u32> = Ledger::new(limits(2, Isolation::User));
+    assert!(unused.dial(now, 9).is_none(), "nobody has used it");
+    assert!(unused.lend(Want::Any(&user(0))).is_none());
+    assert!(unused.dial(now, 9).is_some(), "one is the least");
+    assert!(unused.dial(now, 9).is_none());
+    assert!(!unused.counts().failing);
+    unused.dial_failed(Dialed::Plain, now);
+    assert!(unused.counts().failing);
+    assert!(unused.dial(now + Duration::from_millis(49), 9).is_none());
+    assert!(unused.dial(now + Duration::from_millis(50), 9).is_some());
+    unused.dialed(Dialed::Plain);
+    assert!(!unused.counts().failing);
+    let mut shared: Ledger<Connection, u32> = Ledger::new(limits(2, Isolation::User));
+    wants(&mut shared, 1, Wanted::Any(user(0)));
+    assert!(shared.dial(now, 0).is_none(), "the host's others have too few");
+    assert!(shared.dial(now, 1).is_some());
+}
