@@ -278,12 +278,7 @@ impl Engine {
                 Follow::Nothing => return Ok(()),
                 Follow::Client => {
                     let tail = std::mem::take(&mut self.client_tail);
-                    let follow = self.tell(Event::FromClient(&tail), Shown::Client, cx, out)?;
-                    if self.client_tail.len() <= CHUNK {
-                        // It was kept until now, also while it had to wait for a connection.
-                        self.gathered = None;
-                    }
-                    follow
+                    self.tell(Event::FromClient(&tail), Shown::Client, cx, out)?
                 }
                 Follow::Upstream => {
                     let tail = std::mem::take(&mut self.upstream_tail);
@@ -342,7 +337,13 @@ impl Engine {
             }
             match shown {
                 Shown::Nothing => {}
-                Shown::Client => self.client_tail.extend_from_slice(rest),
+                Shown::Client => {
+                    self.client_tail.extend_from_slice(rest);
+                    if self.client_tail.len() <= CHUNK {
+                        // It was counted until now, also while it had to wait for a connection.
+                        self.gathered = None;
+                    }
+                }
                 Shown::Upstream => self.upstream_tail = rest.to_vec(),
             }
             return if lost { self.take_and_leave(step, cx) } else { self.take(step, cx) };
@@ -391,6 +392,8 @@ impl Engine {
                 Follow::Nothing
             }
             Step::Replace { running } => {
+                // The next one has its own time.
+                self.timer.progress();
                 self.upstream_tail = Vec::new();
                 self.to_upstream = Backlog::default();
                 if let Leasing::Held(lease) = std::mem::replace(&mut self.leasing, Leasing::None) {
@@ -706,7 +709,9 @@ impl Engine {
                 Leaving::Release if all_said => lease.release(),
                 Leaving::Clean if all_said => self.pool.spawn(lease.clean()),
                 Leaving::Discard { running } => lease.discard(running),
-                Leaving::Release | Leaving::Clean | Leaving::Nothing => drop(lease),
+                // It was never used: the session has ended before it began.
+                Leaving::Nothing => self.pool.spawn(lease.clean()),
+                Leaving::Release | Leaving::Clean => drop(lease),
             },
         }
     }

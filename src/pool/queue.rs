@@ -77,7 +77,15 @@ impl Pool {
 
     /// Leaves the queue; what was granted meanwhile goes back.
     pub fn abandon(self: &Arc<Self>, ticket: &Arc<Ticket>) {
-        self.ledger.lock().cancel(|waiter| Arc::ptr_eq(waiter, ticket));
+        let counts = {
+            let mut ledger = self.ledger.lock();
+            ledger.cancel(|waiter| Arc::ptr_eq(waiter, ticket));
+            ledger.counts()
+        };
+        if counts.idle > 0 && counts.waiting > 0 {
+            // What was of no use to the one who has left may be for the next.
+            self.serve_waiters();
+        }
         if let Some(lease) = ticket.abandon() {
             lease.release();
         }
@@ -147,7 +155,8 @@ impl Pool {
                 }
                 Place::Replace(unfit, dial) => {
                     unfit.goodbye();
-                    return self.start(dial);
+                    self.start(dial);
+                    return self.serve_waiters();
                 }
                 Place::Close(pooled) => return self.see_off(pooled),
                 Place::Idle => {
@@ -175,7 +184,8 @@ impl Pool {
                             lease.release();
                         }
                     }
-                    None => self.ledger.lock().wait_first(waiter),
+                    None if waiter.who.waits() => self.ledger.lock().wait_first(waiter),
+                    None => {}
                 },
                 Place::Replace(unfit, dial) => {
                     unfit.goodbye();
@@ -218,7 +228,17 @@ impl Pool {
             match dial {
                 Dial::Plain => pool.dial(Dialed::Plain).await,
                 Dial::Succeeding => pool.dial(Dialed::Succeeding).await,
-                Dial::Own(ticket, startup) => pool.dial_own(&ticket, startup).await,
+                Dial::Own(ticket, startup) => {
+                    let (inner, own) = (pool.clone(), ticket.clone());
+                    let dial = tokio::spawn(async move { inner.dial_own(&own, startup).await });
+                    if dial.await.is_err() {
+                        // It has panicked: nobody waits for it any more, and its place is free.
+                        let now = pool.now();
+                        drop(pool.ledger.lock().dial_failed(Dialed::Own, now));
+                        ticket.refuse(Refusal::new(Fault::Ours, SqlState::INTERNAL, "dial failed"));
+                        pool.has_room();
+                    }
+                }
             }
         };
         self.runtimes.tasks.spawn_on(work, &self.runtimes.control);

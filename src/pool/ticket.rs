@@ -39,6 +39,11 @@ impl Ticket {
         Arc::new(Self { state: Mutex::new(State::Waiting(None)), since: Instant::now() })
     }
 
+    /// Whether anybody still waits for its outcome, and has none.
+    pub(super) fn waits(&self) -> bool {
+        matches!(*self.state.lock(), State::Waiting(_))
+    }
+
     /// The outcome, once.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let mut state = self.state.lock();

@@ -396,7 +396,7 @@ impl Conductor {
             });
         }
         self.core.abandon_setup();
-        self.lease = Lease::None;
+        (self.lease, self.deferred) = (Lease::None, false);
         Ok(Some(Step::Replace { running: resetting }))
     }
 
@@ -560,7 +560,10 @@ impl Conductor {
                 () if self.overdue == Some(self.turn()) => Phase::Cancelled(self.turn()),
                 () => Phase::Querying(self.turn()),
             },
-            Lease::None | Lease::Held | Lease::Returned => Phase::Idle,
+            Lease::None | Lease::Held | Lease::Returned => {
+                self.overdue = None;
+                Phase::Idle
+            }
         }
     }
 }

@@ -290,8 +290,8 @@ impl<C: Pooled, W> Ledger<C, W> {
 
     fn no_more_dialing(&mut self, how: Dialed) {
         match how {
-            Dialed::Own => self.dialing_own -= 1,
-            Dialed::Plain | Dialed::Succeeding => self.dialing -= 1,
+            Dialed::Own => self.dialing_own = self.dialing_own.saturating_sub(1),
+            Dialed::Plain | Dialed::Succeeding => self.dialing = self.dialing.saturating_sub(1),
         }
         self.succeeding &= how != Dialed::Succeeding;
     }

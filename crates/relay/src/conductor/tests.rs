@@ -437,6 +437,22 @@ fn a_statement_that_lasts_too_long_is_cancelled_and_then_given_up() {
     assert!(matches!(rig.closed.unwrap().cause, Cause::Refused(refusal) if refusal.fault == Fault::Upstream));
 }
 
+/// A look at what is left on the connection that takes too long is not the fault of the next statement.
+#[test]
+fn what_was_overdue_before_a_connection_went_back_is_forgotten() {
+    let mut rig = Rig::started();
+    rig.client(&query("SET work_mem TO 8MB"), &[]);
+    let answers = std::mem::take(&mut rig.held.as_mut().unwrap().answers);
+    rig.say(Event::FromUpstream(&answers));
+    assert_eq!((rig.wishes.doing, rig.wishes.phase), (Doing::Nothing, Phase::Querying(1)));
+    rig.say(Event::Overdue(Overdue::Phase(rig.wishes.phase)));
+    assert_eq!(rig.wishes.phase, Phase::Cancelled(1));
+    rig.upstream(&[]);
+    assert_eq!((rig.steps.last(), rig.wishes.phase), (Some(&"release"), Phase::Idle));
+    rig.client(&query("SELECT 1"), &[]);
+    assert_eq!(rig.wishes.phase, Phase::Querying(1), "it has its own time");
+}
+
 #[test]
 fn idle_clients_are_ended_in_words_of_their_phase() {
     for (texts, sqlstate) in
