@@ -6,6 +6,7 @@
 
 mod backlog;
 mod orders;
+mod outside;
 mod timing;
 mod watch;
 
@@ -25,13 +26,14 @@ use crate::stats::Figure;
 use crate::stream::{Reader, Stream};
 use backlog::Backlog;
 pub(crate) use orders::{Order, OrderedBy, Orders};
+use outside::Outside;
 use policy::names::UserName;
 pub(crate) use relay::conductor::Cause;
 use relay::conductor::{
-    Actions, Closing, Conductor, Doing, Event, Grounds, Leaving, Listening, Moment, Overdue, Phase, Place,
-    Step, Told, UpstreamEnd, Wishes, World,
+    Actions, Closing, Conductor, Doing, Event, Grounds, Leaving, Listening, Overdue, Phase, Step, Told,
+    UpstreamEnd, Wishes,
 };
-use relay::{Catalog, Gathered, Gathering};
+use relay::{Gathered, Gathering};
 pub(crate) use timing::Timeouts;
 use timing::Timer;
 pub(crate) use watch::Watch;
@@ -153,37 +155,6 @@ enum Shown {
     Nothing,
     Client,
     Upstream,
-}
-
-/// The clock, the system's random bits, and the pool as it is now.
-struct Outside<'a> {
-    began: Instant,
-    pool: &'a Arc<Pool>,
-}
-
-impl World for Outside<'_> {
-    fn now(&self) -> Moment {
-        Moment::after(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
-    }
-
-    fn random(&self) -> Option<u64> {
-        getrandom::u64().ok()
-    }
-
-    fn catalog(&self, known: &Arc<Catalog>) -> Option<Arc<Catalog>> {
-        let now = self.pool.catalog();
-        (!Arc::ptr_eq(&now, known)).then(|| Arc::clone(&now))
-    }
-
-    fn place(&self) -> Place {
-        let connection = self.pool.connection();
-        Place {
-            environment: connection.environment.to_string(),
-            connection: connection.name.to_string(),
-            pool_size: connection.pool_size,
-            most_resets: self.pool.most_resets(),
-        }
-    }
 }
 
 impl Engine {

@@ -457,7 +457,6 @@ impl Proxy {
             return Err(LoadError::NothingEarlier);
         };
         let mut prepared = self.prepare(source.expose_secret())?;
-        // A token that was taken away stays away.
         prepared.keep_tokens_of(&self.generation().config);
         let plan = self.plan_of(prepared.checked().config());
         let applied = self.apply(prepared, "rollback", &plan);

@@ -1,0 +1,41 @@
+//! What a session asks of the world around it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::pool::Pool;
+use relay::Catalog;
+use relay::conductor::{Moment, Place, World};
+
+/// The clock, the system's random bits, and the pool as it is now.
+pub(super) struct Outside<'a> {
+    /// When the session began.
+    pub(super) began: Instant,
+    /// The pool of its connections.
+    pub(super) pool: &'a Arc<Pool>,
+}
+
+impl World for Outside<'_> {
+    fn now(&self) -> Moment {
+        Moment::after(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn random(&self) -> Option<u64> {
+        getrandom::u64().ok()
+    }
+
+    fn catalog(&self, known: &Arc<Catalog>) -> Option<Arc<Catalog>> {
+        let now = self.pool.catalog();
+        (!Arc::ptr_eq(&now, known)).then(|| Arc::clone(&now))
+    }
+
+    fn place(&self) -> Place {
+        let connection = self.pool.connection();
+        Place {
+            environment: connection.environment.to_string(),
+            connection: connection.name.to_string(),
+            pool_size: connection.pool_size,
+            most_resets: self.pool.most_resets(),
+        }
+    }
+}
