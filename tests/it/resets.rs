@@ -197,8 +197,9 @@ fn an_upstream_is_asked_again_whether_it_can_be_reset_when_its_answer_was_cut_of
     assert_eq!(told.last().map(|m| m.tag), Some('E'), "{told:?}");
     assert!(heard.closed.lock().unwrap().contains(&0), "the first connection was not cut off");
     let (mut ann, mut ben) = (log_in(&pgusher, "ann", &[]), log_in(&pgusher, "ben", &[]));
-    let hers = ann.value("SELECT 'of ann'");
-    assert_eq!(ben.value("SELECT 'of ben'"), hers, "served as strict for good");
+    // An answer is there before its connection is back: at times the other one gets another.
+    let are_shared = || ann.value("SELECT 'of ann'") == ben.value("SELECT 'of ben'");
+    eventually("they share, and are not served as strict for good", are_shared);
     assert!(!pgusher.log().contains("strict"), "{}", pgusher.log());
     unharmed(&pgusher);
 }
