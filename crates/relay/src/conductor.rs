@@ -491,7 +491,11 @@ impl Conductor {
         {
             wire::error_response(turn.down.buffer(), Severity::Fatal, refusal);
         }
-        turn.tell(|told| told.ended = Some(self.ended(None)));
+        // What has ended with this very event is counted already.
+        let rest = self.ended(None);
+        turn.tell(|told| {
+            told.ended.get_or_insert(rest);
+        });
         let fatal = self.core.is_fatal();
         let connection = match self.lease {
             Lease::None | Lease::Waiting { .. } => Leaving::Nothing,

@@ -474,6 +474,8 @@ fn a_client_that_says_goodbye_leaves_a_connection_that_is_clean() {
     let closing = rig.closed.unwrap();
     assert_eq!(closing.connection, Leaving::Release);
     assert!(matches!(closing.cause, Cause::Client) && closing.transactions == 1);
+    let ended: Vec<_> = rig.told.iter().filter_map(|told| told.ended).collect();
+    assert!(matches!(ended[..], [Ended { transactions: 1, took: Some(_), .. }]), "{ended:?}");
 }
 
 #[test]
