@@ -136,6 +136,9 @@ impl ledger::Pooled for Box<Pooled> {
     fn is_clean(&self) -> bool {
         self.state.is_clean()
     }
+    fn is_foreign_to(&self, user: &UserName) -> bool {
+        self.state.is_foreign_to(user)
+    }
     fn startup(&self) -> Option<&Arc<Settings>> {
         self.startup.as_ref()
     }

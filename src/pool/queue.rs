@@ -232,11 +232,9 @@ impl Pool {
                     let (inner, own) = (pool.clone(), ticket.clone());
                     let dial = tokio::spawn(async move { inner.dial_own(&own, startup).await });
                     if dial.await.is_err() {
-                        // It has panicked: nobody waits for it any more, and its place is free.
-                        let now = pool.now();
-                        drop(pool.ledger.lock().dial_failed(Dialed::Own, now));
-                        ticket.refuse(Refusal::new(Fault::Ours, SqlState::INTERNAL, "dial failed"));
-                        pool.has_room();
+                        // It has panicked: whoever waits for it is told, and its place is free.
+                        let refusal = Refusal::new(Fault::Ours, SqlState::INTERNAL, "dial failed");
+                        pool.dial_own_failed(&ticket, refusal);
                     }
                 }
             }
@@ -298,13 +296,18 @@ impl Pool {
                 }
             }
             Err(error) => {
-                let now = self.now();
-                drop(self.ledger.lock().dial_failed(Dialed::Own, now));
                 let connection = settings.1.connection();
-                ticket.refuse(own_words(&error).unwrap_or_else(|| error.refusal(connection)));
-                self.has_room();
+                let refusal = own_words(&error).unwrap_or_else(|| error.refusal(connection));
+                self.dial_own_failed(ticket, refusal);
             }
         }
+    }
+
+    fn dial_own_failed(self: &Arc<Self>, ticket: &Ticket, refusal: Refusal) {
+        let now = self.now();
+        drop(self.ledger.lock().dial_failed(Dialed::Own, now));
+        ticket.refuse(refusal);
+        self.has_room();
     }
 
     fn rehome(&self, mut backend: Backend) -> Result<Backend, UpstreamError> {

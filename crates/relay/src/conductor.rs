@@ -168,10 +168,7 @@ impl Conductor {
             Err(end) => Err(end),
         };
         let step = next.unwrap_or_else(|end| self.close(*end, &mut turn));
-        let wishes = match step {
-            Step::Lend if !self.core.has_channels() => Wishes::waiting(),
-            _ => self.wishes(),
-        };
+        let wishes = if matches!(step, Step::Lend) { self.waiting() } else { self.wishes() };
         Actions {
             consumed: turn.consumed,
             to_client: turn.down.into_bytes(),
@@ -184,8 +181,12 @@ impl Conductor {
     /// A connection is wanted for what the client has sent, and nothing else is to be done before.
     fn lend<'a>(&mut self) -> Actions<'a> {
         self.lease = Lease::Waiting { told: false };
-        let wishes = if self.core.has_channels() { self.wishes() } else { Wishes::waiting() };
-        Actions { consumed: 0, to_client: &[], to_upstream: &[], step: Step::Lend, wishes }
+        Actions { consumed: 0, to_client: &[], to_upstream: &[], step: Step::Lend, wishes: self.waiting() }
+    }
+
+    /// What is wished now that a connection is wanted.
+    fn waiting(&mut self) -> Wishes {
+        if self.core.has_channels() { self.wishes() } else { Wishes::waiting() }
     }
 
     fn take<W: World>(&mut self, event: Event<'_>, turn: &mut Turn<'_, '_, W>) -> Next {
@@ -470,8 +471,8 @@ impl Conductor {
                 return self.setup_failed(None, turn);
             }
             // The upstream should have ended the statement itself: it is cancelled, and if that does not help, given up.
-            Overdue::Phase(Phase::Querying(turn)) => {
-                self.overdue = Some(turn);
+            Overdue::Phase(Phase::Querying(transaction)) => {
+                self.overdue = Some(transaction);
                 return Ok(Some(Step::Cancel));
             }
             Overdue::Phase(Phase::Cancelled(_)) => {
@@ -515,8 +516,7 @@ impl Conductor {
     }
 
     fn wishes(&mut self) -> Wishes {
-        let (is_idle, listens) = (self.core.is_idle(), self.core.has_channels());
-        let phase = self.phase(is_idle);
+        let phase = self.phase();
         let doing = match self.lease {
             Lease::Waiting { .. } => Doing::Waiting,
             Lease::Held if !self.core.is_about_its_own() => Doing::Running,
@@ -524,7 +524,7 @@ impl Conductor {
         };
         let may_send = !self.deferred && !self.leaving && doing != Doing::Waiting;
         let (listening, takes_notifications) =
-            if listens { self.listening() } else { (Listening::No, false) };
+            if self.core.has_channels() { self.listening() } else { (Listening::No, false) };
         Wishes {
             from_client: may_send && !self.core.is_full() && !self.core.holds_client(),
             from_upstream: self.lease == Lease::Held && !matches!(listening, Listening::Pause(_)),
@@ -552,10 +552,10 @@ impl Conductor {
         u32::try_from(self.core.transactions() & u64::from(u32::MAX)).unwrap_or(0)
     }
 
-    fn phase(&mut self, is_idle: bool) -> Phase {
+    fn phase(&mut self) -> Phase {
         match self.lease {
             Lease::Waiting { told } => Phase::Waiting { told },
-            Lease::Held if !is_idle => match () {
+            Lease::Held if !self.core.is_idle() => match () {
                 () if self.core.is_clients_turn() => {
                     self.overdue = None;
                     Phase::IdleInTransaction

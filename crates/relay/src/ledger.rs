@@ -102,18 +102,20 @@ impl<C: Pooled, W> Ledger<C, W> {
     /// The idle connection for somebody: one that was opened for them; else the one that their user had last; else the newest,
     /// which is the warmest, so that others can grow old.
     fn choose(&self, wanted: Want<'_>) -> Option<usize> {
-        let newest = |fits: &dyn Fn(&C) -> bool| self.idle.iter().rposition(fits);
+        let fits = |connection: &C| self.fits(connection, wanted);
+        let own = |connection: &C| match wanted {
+            Want::Any(user) => fits(connection) && !connection.is_foreign_to(user),
+            Want::Own(..) | Want::Clean => fits(connection),
+        };
+        self.idle.iter().rposition(own).or_else(|| self.idle.iter().rposition(fits))
+    }
+
+    /// Whether a connection is one of those that somebody wants.
+    fn fits(&self, connection: &C, wanted: Want<'_>) -> bool {
         match wanted {
-            Want::Clean => newest(&|c| c.startup().is_none() && c.is_clean()),
-            Want::Own(user, startup) => newest(&|c| c.startup() == Some(startup) && self.may_serve(c, user)),
-            Want::Any(user) => {
-                let fits = |c: &C| c.startup().is_none() && self.may_serve(c, user);
-                let own = |c: &C| fits(c) && !is_foreign(c, user);
-                match self.idle.last() {
-                    Some(last) if own(last) => Some(self.idle.len() - 1),
-                    _ => newest(&own).or_else(|| newest(&fits)),
-                }
-            }
+            Want::Any(user) => connection.startup().is_none() && self.may_serve(connection, user),
+            Want::Own(user, own) => connection.startup() == Some(own) && self.may_serve(connection, user),
+            Want::Clean => connection.startup().is_none() && connection.is_clean(),
         }
     }
 
@@ -182,15 +184,8 @@ impl<C: Pooled, W> Ledger<C, W> {
 
     /// To the one who has waited longest. What is of no use to them makes way: they are the next all the same.
     fn give(&mut self, connection: C) -> Place<C, W> {
-        let fits = match self.waiters.front().map(|first| &first.wanted) {
-            Some(Wanted::Any(user)) => connection.startup().is_none() && self.may_serve(&connection, user),
-            Some(Wanted::Own(user, own)) => {
-                connection.startup() == Some(own) && self.may_serve(&connection, user)
-            }
-            Some(Wanted::Clean) => connection.startup().is_none() && connection.is_clean(),
-            None => false,
-        };
-        if !fits {
+        let first = self.waiters.front();
+        if !first.is_some_and(|first| self.fits(&connection, first.wanted.want())) {
             return match self.dial_own() {
                 Some(dial) => Place::Replace(connection, dial),
                 None => {
@@ -446,9 +441,4 @@ impl<C: Pooled, W> Ledger<C, W> {
             failing: self.failures > 0,
         }
     }
-}
-
-/// Something may be left on it of somebody else than this user.
-fn is_foreign<C: Pooled>(connection: &C, user: &UserName) -> bool {
-    !connection.is_clean() && connection.last_user().is_none_or(|last| last != user)
 }

@@ -43,6 +43,8 @@ pub trait Pooled {
     fn last_user(&self) -> Option<&UserName>;
     /// Nobody has used it since it was opened or reset.
     fn is_clean(&self) -> bool;
+    /// Something may be left on it of somebody else than this user.
+    fn is_foreign_to(&self, user: &UserName) -> bool;
     /// In session mode: the startup settings of the client that it was opened with.
     fn startup(&self) -> Option<&Arc<Settings>>;
     /// Which edition of the settings it was opened with.

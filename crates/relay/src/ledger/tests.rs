@@ -26,6 +26,9 @@ impl Pooled for Connection {
     fn is_clean(&self) -> bool {
         self.clean
     }
+    fn is_foreign_to(&self, user: &UserName) -> bool {
+        !self.clean && self.user.as_ref() != Some(user)
+    }
     fn startup(&self) -> Option<&Arc<Settings>> {
         self.startup.as_ref()
     }
