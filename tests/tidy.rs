@@ -4,8 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::process::Command;
+
+#[path = "it/sources.rs"]
+mod sources;
+
+use sources::{repository, sources};
 
 /// The sources of each crate, from the one that knows most to the one that knows least.
 const CRATES: [&str; 4] = ["src", "crates/policy/src", "crates/relay/src", "crates/wire/src"];
@@ -55,27 +59,6 @@ const STATICS: [(&str, &str); 4] = [
 
 /// Modules of one folder that still use each other.
 const CIRCLES: [&str; 0] = [];
-
-fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// All sources below a folder, by their paths from the repository's root.
-fn sources(folder: &str) -> BTreeMap<String, String> {
-    let (mut all, mut folders) = (BTreeMap::new(), vec![PathBuf::from(folder)]);
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(repository().join(&folder)).unwrap() {
-            let path = folder.join(entry.unwrap().file_name());
-            let whole = repository().join(&path);
-            if whole.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                all.insert(path.to_str().unwrap().to_owned(), std::fs::read_to_string(whole).unwrap());
-            }
-        }
-    }
-    all
-}
 
 fn all_sources() -> BTreeMap<String, String> {
     CRATES.iter().flat_map(|folder| sources(folder)).collect()

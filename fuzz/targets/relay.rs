@@ -3,39 +3,17 @@
 //! than what it was sent allows.
 #![no_main]
 
-use std::cell::Cell;
-use std::sync::Arc;
-
 use libfuzzer_sys::fuzz_target;
 use pgusher_fuzz::Input;
+use relay::conductor::still::{Still, reported, session};
 use relay::conductor::{
-    Actions, Condition, Conductor, Event, Grounds, Moment, Overdue, Place, Session, Step, Told, UpstreamEnd, Wishes,
-    World,
+    Actions, Condition, Conductor, Event, Grounds, Overdue, Step, Told, UpstreamEnd, Wishes,
 };
-use relay::{BackendState, Catalog, Facts, Interner, Parameters, PoolMode, SessionSettings};
+use relay::{BackendState, PoolMode};
 use wire::error::{Fault, Refusal, SqlState};
 
 /// What a session may be sent beside what it passes on: statements of pgusher's own, errors, and setups.
 const OVERHEAD: usize = 4 << 20;
-
-#[derive(Default)]
-struct Still(Cell<u64>);
-
-impl World for Still {
-    fn now(&self) -> Moment {
-        self.0.set(self.0.get() + 1000);
-        Moment::after(self.0.get())
-    }
-    fn random(&self) -> Option<u64> {
-        Some(7)
-    }
-    fn catalog(&self, _: &Arc<Catalog>) -> Option<Arc<Catalog>> {
-        None
-    }
-    fn place(&self) -> Place {
-        Place { environment: "dev".into(), connection: "warehouse".into(), pool_size: 2, most_resets: 2 }
-    }
-}
 
 struct Engine {
     conductor: Conductor,
@@ -50,14 +28,9 @@ struct Engine {
     foreign: bool,
 }
 
-fn reported() -> Arc<Parameters> {
-    let pair = |name: &str, value: &str| (name.as_bytes().into(), value.as_bytes().into());
-    Arc::new(Parameters::new([
-        pair("client_encoding", "UTF8"),
-        pair("standard_conforming_strings", "on"),
-        pair("TimeZone", "UTC"),
-    ]))
-}
+/// Settings that decide how texts are read.
+const REPORTED: [(&str, &str); 3] =
+    [("client_encoding", "UTF8"), ("standard_conforming_strings", "on"), ("TimeZone", "UTC")];
 
 fn refusal() -> Refusal {
     Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, "the end")
@@ -65,16 +38,8 @@ fn refusal() -> Refusal {
 
 impl Engine {
     fn new(mode: PoolMode, foreign: bool) -> Self {
-        let facts = Facts {
-            environment: "dev".into(),
-            connection: "warehouse".into(),
-            user: "dana".into(),
-            route: "because".into(),
-        };
-        let settings = SessionSettings::new(reported(), Arc::default(), None);
-        let interner = Arc::new(Interner::new(7));
         let mut engine = Self {
-            conductor: Conductor::new(Session { id: 1, mode, interner, facts: Arc::new(facts), settings }),
+            conductor: Conductor::new(session(mode, reported(&REPORTED))),
             world: Still::default(),
             lease: None,
             from_client: Vec::new(),
@@ -92,7 +57,7 @@ impl Engine {
     }
 
     fn lend(&mut self) {
-        let mut state = BackendState::new(reported(), 3, Some(7));
+        let mut state = BackendState::new(reported(&REPORTED), 3, Some(7));
         if self.foreign {
             state.serve(&"mallory".into());
         }

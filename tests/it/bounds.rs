@@ -1,7 +1,7 @@
 //! What others write and what grows with it has bounds: `docs/bounds.md` names all of it, and here is what shows some.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use pgusher::inside::Command;
 use relay::sql;
@@ -10,6 +10,7 @@ use wire::startup;
 use super::console::{OPERATORS, console};
 use super::fake::{Fake, login, ready, refused, unharmed};
 use super::house::{Pgusher, size, warehouse};
+use super::sources::{repository, sources};
 use super::state::done;
 use super::wire::{Raw, bind, execute, message, parse, query, sync};
 
@@ -43,28 +44,6 @@ const QUEUES: [&str; 8] = [
     "DashMap<",
     "HashMap<",
 ];
-
-fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The files of Rust below a folder, by their paths in the repository.
-fn sources(folder: &str) -> BTreeMap<String, String> {
-    let mut all = BTreeMap::new();
-    let mut folders = vec![PathBuf::from(folder)];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(repository().join(&folder)).unwrap() {
-            let path = folder.join(entry.unwrap().file_name());
-            let whole = repository().join(&path);
-            if whole.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                all.insert(path.to_str().unwrap().to_owned(), std::fs::read_to_string(whole).unwrap());
-            }
-        }
-    }
-    all
-}
 
 /// The rows of the table under a heading, each as its cells.
 fn table(heading: &str) -> Vec<Vec<String>> {

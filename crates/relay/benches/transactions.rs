@@ -3,33 +3,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::cell::Cell;
-use std::sync::Arc;
-
-use pgusher_relay::conductor::{
-    Actions, Condition, Conductor, Event, Grounds, Moment, Place, Session, Step, Told, World,
-};
-use pgusher_relay::{BackendState, Catalog, Facts, Interner, Parameters, PoolMode, SessionSettings};
+use pgusher_relay::conductor::still::{Still, reported, session};
+use pgusher_relay::conductor::{Actions, Condition, Conductor, Event, Grounds, Step, Told};
+use pgusher_relay::{BackendState, PoolMode};
 use wire::message;
-
-#[derive(Default)]
-struct Still(Cell<u64>);
-
-impl World for Still {
-    fn now(&self) -> Moment {
-        self.0.set(self.0.get() + 1000);
-        Moment::after(self.0.get())
-    }
-    fn random(&self) -> Option<u64> {
-        Some(7)
-    }
-    fn catalog(&self, _: &Arc<Catalog>) -> Option<Arc<Catalog>> {
-        None
-    }
-    fn place(&self) -> Place {
-        Place { environment: "dev".into(), connection: "bench".into(), pool_size: 1, most_resets: 1 }
-    }
-}
 
 /// As an engine tells it, without the engine.
 struct Engine {
@@ -43,21 +20,9 @@ struct Engine {
 
 impl Engine {
     fn new() -> Self {
-        let facts = ["dev", "bench", "ann", "because"].map(str::to_owned);
-        let [environment, connection, user, route] = facts;
-        let pair = |name: &str, value: &str| (name.as_bytes().into(), value.as_bytes().into());
-        let reported = Arc::new(Parameters::new([
-            pair("client_encoding", "UTF8"),
-            pair("standard_conforming_strings", "on"),
-        ]));
+        let reported = reported(&[("client_encoding", "UTF8"), ("standard_conforming_strings", "on")]);
         Self {
-            conductor: Conductor::new(Session {
-                id: 1,
-                mode: PoolMode::Transaction,
-                interner: Arc::new(Interner::new(7)),
-                facts: Arc::new(Facts { environment, connection, user: user.into(), route }),
-                settings: SessionSettings::new(reported.clone(), Arc::default(), None),
-            }),
+            conductor: Conductor::new(session(PoolMode::Transaction, reported.clone())),
             backend: BackendState::new(reported, 100, Some(7)),
             world: Still::default(),
             up: Vec::new(),

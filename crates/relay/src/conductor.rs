@@ -8,6 +8,8 @@ mod action;
 mod event;
 mod figures;
 mod refusals;
+#[doc(hidden)]
+pub mod still;
 #[cfg(test)]
 mod tests;
 

@@ -173,20 +173,7 @@ fn unhex(digits: &[u8]) -> Box<[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn row(columns: &[Option<&str>]) -> Vec<u8> {
-        let mut row = u16::try_from(columns.len()).unwrap().to_be_bytes().to_vec();
-        for column in columns {
-            match column {
-                None => row.extend((-1i32).to_be_bytes()),
-                Some(text) => {
-                    row.extend(u32::try_from(text.len()).unwrap().to_be_bytes());
-                    row.extend(text.bytes());
-                }
-            }
-        }
-        row
-    }
+    use crate::tests::row;
 
     #[test]
     fn an_answer_tells_what_is_set_and_what_is_left() {

@@ -16,6 +16,21 @@ fn m(tag: u8, body: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The body of a `DataRow`.
+pub(crate) fn row(columns: &[Option<&str>]) -> Vec<u8> {
+    let mut row = u16::try_from(columns.len()).unwrap().to_be_bytes().to_vec();
+    for column in columns {
+        match column {
+            None => row.extend((-1i32).to_be_bytes()),
+            Some(text) => {
+                row.extend(u32::try_from(text.len()).unwrap().to_be_bytes());
+                row.extend(text.bytes());
+            }
+        }
+    }
+    row
+}
+
 fn parse(name: &str, sql: &str) -> Vec<u8> {
     m(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())
 }

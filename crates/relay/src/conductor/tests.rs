@@ -3,36 +3,13 @@
 mod server;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Catalog, Parameters};
 use server::Server;
+use still::{Still, reported, session};
 use wire::{Header, message};
-
-/// A world that answers the same each time.
-#[derive(Debug, Default)]
-struct Still {
-    nanoseconds: AtomicU64,
-    random: AtomicU64,
-}
-
-impl World for Still {
-    fn now(&self) -> Moment {
-        Moment::after(self.nanoseconds.fetch_add(1_000_000, Ordering::Relaxed))
-    }
-    fn random(&self) -> Option<u64> {
-        Some(self.random.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed))
-    }
-    fn catalog(&self, _: &Arc<Catalog>) -> Option<Arc<Catalog>> {
-        None
-    }
-    fn place(&self) -> Place {
-        Place { environment: "dev".into(), connection: "warehouse".into(), pool_size: 2, most_resets: 2 }
-    }
-}
 
 /// A connection of the fake pool.
 struct Backend {
@@ -80,17 +57,8 @@ fn fresh(last_user: Option<&str>) -> Backend {
 
 impl Rig {
     fn new(mode: PoolMode) -> Self {
-        let facts = Facts {
-            environment: "dev".into(),
-            connection: "warehouse".into(),
-            user: "dana".into(),
-            route: "because".into(),
-        };
-        let reported: Arc<Parameters> = Arc::default();
-        let settings = SessionSettings::new(reported, Arc::default(), None);
-        let interner = Arc::new(Interner::new(7));
         Self {
-            conductor: Conductor::new(Session { id: 1, mode, interner, facts: Arc::new(facts), settings }),
+            conductor: Conductor::new(session(mode, Arc::default())),
             world: Still::default(),
             idle: vec![fresh(None), fresh(None)],
             held: None,
@@ -496,17 +464,8 @@ fn in_session_mode_the_connection_stays_and_is_cleaned_at_the_end() {
 #[test]
 fn the_channels_of_a_session_go_over_to_the_listener_and_its_connection_goes_back() {
     let mut rig = Rig::new(PoolMode::Transaction);
-    let utf8 = |name: &str, value: &str| (name.as_bytes().into(), value.as_bytes().into());
-    let reported = Arc::new(Parameters::new([utf8("client_encoding", "UTF8")]));
-    let facts = ["dev", "warehouse", "dana", "because"].map(str::to_owned);
-    let [environment, connection, user, route] = facts;
-    rig.conductor = Conductor::new(Session {
-        id: 1,
-        mode: PoolMode::Transaction,
-        interner: Arc::new(Interner::new(7)),
-        facts: Arc::new(Facts { environment, connection, user: user.into(), route }),
-        settings: SessionSettings::new(reported.clone(), Arc::default(), None),
-    });
+    let reported = reported(&[("client_encoding", "UTF8")]);
+    rig.conductor = Conductor::new(session(PoolMode::Transaction, reported.clone()));
     rig.idle = vec![Backend { state: BackendState::new(reported, 100, Some(7)), ..fresh(None) }];
     rig.listener = true;
     rig.say(Event::FromClient(&[]));

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::tests::row;
 use wire::{HEADER, Header, cstr, message};
 
 /// One connection's server process.
@@ -204,7 +205,7 @@ impl Server {
                 return true;
             }
             ["SELECT", ..] => {
-                let row = self.row(statement);
+                let row = self.selects(statement);
                 message(out, b'D', |out| out.extend_from_slice(&row));
                 "SELECT 1"
             }
@@ -215,7 +216,7 @@ impl Server {
     }
 
     /// What a query of pgusher's own selects; of others, one column.
-    fn row(&mut self, statement: &str) -> Vec<u8> {
+    fn selects(&mut self, statement: &str) -> Vec<u8> {
         let mut columns: Vec<Option<String>> = Vec::new();
         let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
         if statement.contains("set_config(") {
@@ -242,17 +243,7 @@ impl Server {
         }
         let proof = statement.rsplit_once("'::pg_catalog.text").and_then(|(head, _)| head.rsplit_once('\''));
         columns.push(Some(proof.map_or("1", |(_, proof)| proof).to_owned()));
-        let mut row = u16::try_from(columns.len()).unwrap().to_be_bytes().to_vec();
-        for column in columns {
-            match column {
-                None => row.extend((-1i32).to_be_bytes()),
-                Some(text) => {
-                    row.extend(u32::try_from(text.len()).unwrap().to_be_bytes());
-                    row.extend(text.bytes());
-                }
-            }
-        }
-        row
+        row(&columns.iter().map(Option::as_deref).collect::<Vec<_>>())
     }
 
     fn error(&mut self, sqlstate: &str, out: &mut Vec<u8>) {

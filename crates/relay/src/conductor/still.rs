@@ -1,0 +1,55 @@
+//! A world that answers the same each time, and a session in it: for tests, fuzzers and benchmarks.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use super::{Moment, Place, Session, World};
+use crate::{Catalog, Facts, Interner, Parameters, PoolMode, SessionSettings};
+
+/// Time passes by a millisecond at each look, and nothing is random.
+#[derive(Debug, Default)]
+pub struct Still {
+    looks: Cell<u64>,
+    random: Cell<u64>,
+}
+
+impl World for Still {
+    fn now(&self) -> Moment {
+        Moment::after(self.looks.replace(self.looks.get() + 1_000_000))
+    }
+
+    fn random(&self) -> Option<u64> {
+        Some(self.random.replace(self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15)))
+    }
+
+    fn catalog(&self, _: &Arc<Catalog>) -> Option<Arc<Catalog>> {
+        None
+    }
+
+    fn place(&self) -> Place {
+        Place { environment: "dev".into(), connection: "warehouse".into(), pool_size: 2, most_resets: 2 }
+    }
+}
+
+/// A session of the user `dana`, whose server has reported these.
+pub fn session(mode: PoolMode, reported: Arc<Parameters>) -> Session {
+    let facts = Facts {
+        environment: "dev".into(),
+        connection: "warehouse".into(),
+        user: "dana".into(),
+        route: "because".into(),
+    };
+    Session {
+        id: 1,
+        mode,
+        interner: Arc::new(Interner::new(7)),
+        facts: Arc::new(facts),
+        settings: SessionSettings::new(reported, Arc::default(), None),
+    }
+}
+
+/// What a server has reported.
+pub fn reported(pairs: &[(&str, &str)]) -> Arc<Parameters> {
+    let pair = |(name, value): &(&str, &str)| (name.as_bytes().into(), value.as_bytes().into());
+    Arc::new(Parameters::new(pairs.iter().map(pair)))
+}
