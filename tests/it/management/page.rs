@@ -67,6 +67,10 @@ impl Browser {
     }
 
     fn ask(&self, method: &str, path: &str, body: Value) -> Value {
+        self.try_ask(method, path, body).unwrap_or_else(|message| panic!("{method} {path}: {message}"))
+    }
+
+    fn try_ask(&self, method: &str, path: &str, body: Value) -> Result<Value, String> {
         let request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
         let mut answer = match method {
             "POST" => self
@@ -76,8 +80,10 @@ impl Browser {
         }
         .unwrap();
         let said: Value = answer.body_mut().read_json().unwrap();
-        assert!(answer.status().is_success(), "{method} {path}: {}", said["value"]["message"]);
-        said["value"].clone()
+        match answer.status().is_success() {
+            true => Ok(said["value"].clone()),
+            false => Err(said["value"]["message"].to_string()),
+        }
     }
 
     fn run(&self, script: &str) -> Value {
@@ -111,8 +117,17 @@ impl Browser {
         }
     }
 
+    /// The page may draw itself anew between the look for an element and the click: then it is looked for again.
     fn click(&self, selector: &str, text: &str) {
-        self.ask("POST", &format!("/element/{}/click", self.find(selector, text)), json!({}));
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let path = format!("/element/{}/click", self.find(selector, text));
+            match self.try_ask("POST", &path, json!({})) {
+                Ok(_) => return,
+                Err(message) if message.contains("stale element") && Instant::now() < deadline => {}
+                Err(message) => panic!("POST {path}: {message}"),
+            }
+        }
     }
 
     fn write(&self, selector: &str, name: &str, text: &str) {
