@@ -6,7 +6,7 @@
 
 mod backlog;
 mod orders;
-mod outside;
+mod world;
 mod timing;
 mod watch;
 
@@ -26,11 +26,10 @@ use crate::stats::Figure;
 use crate::stream::{Reader, Stream};
 use backlog::Backlog;
 pub(crate) use orders::{Order, OrderedBy, Orders};
-use outside::Outside;
 use policy::names::UserName;
 pub(crate) use relay::conductor::Cause;
 use relay::conductor::{
-    Actions, Closing, Conductor, Doing, Event, Grounds, Leaving, Listening, Overdue, Phase, Step, Told,
+    Actions, Closing, Conductor, Doing, Event, Grounds, Leaving, Listening, Overdue, Phase, Statistics, Step,
     UpstreamEnd, Wishes,
 };
 use relay::{Gathered, Gathering};
@@ -38,6 +37,7 @@ pub(crate) use timing::Timeouts;
 use timing::Timer;
 pub(crate) use watch::Watch;
 use wire::error::{Fault, Refusal, SqlState};
+use world::RealWorld;
 
 /// How much is read at once.
 const CHUNK: usize = 64 << 10;
@@ -53,7 +53,7 @@ struct Scratch {
 struct Out {
     up: Vec<u8>,
     down: Vec<u8>,
-    told: Told,
+    statistics: Statistics,
 }
 
 thread_local! {
@@ -274,14 +274,14 @@ impl Engine {
             _ => &[],
         };
         loop {
-            let Out { up, down, told } = &mut *out;
-            let world = Outside { began: self.began, pool: &self.pool };
+            let Out { up, down, statistics } = &mut *out;
+            let world = RealWorld { began: self.began, pool: &self.pool };
             let backend = match &mut self.leasing {
                 Leasing::Held(lease) => Some(&mut lease.state),
                 _ => None,
             };
             let written = self.to_upstream.is_empty();
-            let grounds = Grounds { backend, written, up, down, told, world: &world };
+            let grounds = Grounds { backend, written, up, down, statistics, world: &world };
             let Actions { consumed, to_client, to_upstream, step, wishes } =
                 self.conductor.on(event, grounds);
             rest = &rest[consumed..];
@@ -294,8 +294,8 @@ impl Engine {
                 // What it said before it ended is still to be read, and says more than the failed write.
                 self.to_upstream = Backlog::default();
             }
-            if out.told.any {
-                self.orders.watch.count(&std::mem::take(&mut out.told), self.bytes, self.pool.stats());
+            if out.statistics.any {
+                self.orders.watch.count(&std::mem::take(&mut out.statistics), self.bytes, self.pool.stats());
             }
             if let Step::Lend = step
                 && !lost
@@ -462,7 +462,7 @@ impl Engine {
         Ok(true)
     }
 
-    /// There is no connection for what the client asked: it is told, and may ask again.
+    /// There is no connection for what the client asked: it is statistics, and may ask again.
     fn refuse_waiting(
         &mut self,
         refusal: &Refusal,

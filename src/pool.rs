@@ -129,7 +129,7 @@ impl Drop for Pinned {
     }
 }
 
-impl ledger::Pooled for Box<Pooled> {
+impl ledger::Lendable for Box<Pooled> {
     fn last_user(&self) -> Option<&UserName> {
         self.state.last_user()
     }

@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use pgusher_fuzz::Input;
 use relay::conductor::still::{Still, reported, session};
 use relay::conductor::{
-    Actions, Condition, Conductor, Event, Grounds, Overdue, Step, Told, UpstreamEnd, Wishes,
+    Actions, Condition, Conductor, Event, Grounds, Overdue, Step, Statistics, UpstreamEnd, Wishes,
 };
 use relay::{BackendState, PoolMode};
 use wire::error::{Fault, Refusal, SqlState};
@@ -73,13 +73,13 @@ impl Engine {
             Event::FromUpstream(input) => (input, false),
             _ => (&[], false),
         };
-        let (mut up, mut down, mut told) = (Vec::new(), Vec::new(), Told::default());
+        let (mut up, mut down, mut statistics) = (Vec::new(), Vec::new(), Statistics::default());
         let grounds = Grounds {
             backend: self.lease.as_mut(),
             written: true,
             up: &mut up,
             down: &mut down,
-            told: &mut told,
+            statistics: &mut statistics,
             world: &self.world,
         };
         let Actions { consumed, to_client, to_upstream, step, wishes } = self.conductor.on(event, grounds);

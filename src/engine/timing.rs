@@ -94,7 +94,7 @@ impl Timeouts {
         let after = match phase {
             Phase::Idle => self.client_idle.get(),
             Phase::IdleInTransaction => self.idle_transaction.get(),
-            Phase::Waiting { told: false } if !self.until_notice().is_zero() => {
+            Phase::Waiting { notified: false } if !self.until_notice().is_zero() => {
                 return Due { after: self.until_notice(), what: Overdue::Notice };
             }
             Phase::Waiting { .. } => self.query_wait.get(),

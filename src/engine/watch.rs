@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::stats::{Figure, Stats};
 use relay::Pin;
-use relay::conductor::{Ended, Resets, Told};
+use relay::conductor::{Ended, Resets, Statistics};
 
 /// What can be seen of a session from outside, while it lives.
 #[derive(Debug, Default)]
@@ -61,14 +61,14 @@ impl Watch {
     }
 
     /// What was counted goes to the pool, and to whoever looks: who looked last knows which bytes were counted already.
-    pub(super) fn count(&self, told: &Told, bytes: (u64, u64), stats: &Stats) {
-        if let Some(micros) = told.query {
+    pub(super) fn count(&self, statistics: &Statistics, bytes: (u64, u64), stats: &Stats) {
+        if let Some(micros) = statistics.query {
             stats.observe(Figure::QueryTime, micros);
         }
-        if let Some(ended) = &told.ended {
+        if let Some(ended) = &statistics.ended {
             self.count_ended(ended, bytes, stats);
         }
-        match told.reset {
+        match statistics.reset {
             None => {}
             Some(Resets::Begun) => drop(stats.isolated.hand_overs.fetch_add(1, Ordering::Relaxed)),
             Some(Resets::Done(took)) => stats.isolated.reset(took),

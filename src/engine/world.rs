@@ -5,17 +5,17 @@ use std::time::Instant;
 
 use crate::pool::Pool;
 use relay::Catalog;
-use relay::conductor::{Moment, Place, World};
+use relay::conductor::{Database, Moment, World};
 
 /// The clock, the system's random bits, and the pool as it is now.
-pub(super) struct Outside<'a> {
+pub(super) struct RealWorld<'a> {
     /// When the session began.
     pub(super) began: Instant,
     /// The pool of its connections.
     pub(super) pool: &'a Arc<Pool>,
 }
 
-impl World for Outside<'_> {
+impl World for RealWorld<'_> {
     fn now(&self) -> Moment {
         Moment::after(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
@@ -29,9 +29,9 @@ impl World for Outside<'_> {
         (!Arc::ptr_eq(&now, known)).then(|| Arc::clone(&now))
     }
 
-    fn place(&self) -> Place {
+    fn database(&self) -> Database {
         let connection = self.pool.connection();
-        Place {
+        Database {
             environment: connection.environment.to_string(),
             connection: connection.name.to_string(),
             pool_size: connection.pool_size,

@@ -131,7 +131,7 @@ impl Pool {
         let interval = self.settings.load().1.catalog_interval;
         let is_used = {
             let ledger = self.ledger.lock();
-            let counts = ledger.counts();
+            let counts = ledger.occupancy();
             counts.idle + counts.lent > 0 && !ledger.is_retired()
         };
         {

@@ -53,7 +53,7 @@ impl Pool {
 
     /// How it is now.
     pub fn view(&self) -> View {
-        let counts = self.ledger.lock().counts();
+        let counts = self.ledger.lock().occupancy();
         View {
             idle: counts.idle,
             active: counts.lent,

@@ -11,7 +11,7 @@ use super::{Lease, Outcome, Pool, PoolSettings, Pooled, SETTLED, Ticket};
 use crate::upstream::{Backend, UpstreamError};
 use policy::config::file::Isolation;
 use policy::names::UserName;
-use relay::ledger::{Dial, Dialed, Place, Waiter, Want, Wanted};
+use relay::ledger::{Dial, Dialed, Disposition, Waiter, Want, Wanted};
 use relay::{BackendState, Parameters};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
@@ -62,7 +62,7 @@ impl Pool {
             let since = self.now();
             let mut ledger = self.ledger.lock();
             ledger.wait(Waiter { who: ticket.clone(), wanted, since });
-            let counts = ledger.counts();
+            let counts = ledger.occupancy();
             (counts.idle + counts.lent + counts.dialing >= ledger.limits().size, counts.idle > 0)
         };
         if !full {
@@ -80,7 +80,7 @@ impl Pool {
         let counts = {
             let mut ledger = self.ledger.lock();
             ledger.cancel(|waiter| Arc::ptr_eq(waiter, ticket));
-            ledger.counts()
+            ledger.occupancy()
         };
         if counts.idle > 0 && counts.waiting > 0 {
             // What was of no use to the one who has left may be for the next.
@@ -145,7 +145,7 @@ impl Pool {
                 self.open_successor();
             }
             match place {
-                Place::Grant(waiter, mut next) => {
+                Disposition::Grant(waiter, mut next) => {
                     next.isolation = isolation;
                     let given_back = waiter.who.grant(Lease::of(self, next));
                     match given_back.and_then(Lease::into_pooled) {
@@ -153,13 +153,13 @@ impl Pool {
                         None => return,
                     }
                 }
-                Place::Replace(unfit, dial) => {
+                Disposition::Replace(unfit, dial) => {
                     unfit.goodbye();
                     self.start(dial);
                     return self.serve_waiters();
                 }
-                Place::Close(pooled) => return self.see_off(pooled),
-                Place::Idle => {
+                Disposition::Close(pooled) => return self.see_off(pooled),
+                Disposition::Idle => {
                     if share.is_some() {
                         self.share.next_turn(self);
                     }
@@ -178,7 +178,7 @@ impl Pool {
                 (place, ledger.limits().isolation)
             };
             match place {
-                Place::Grant(waiter, pooled) => match self.lend(pooled, isolation) {
+                Disposition::Grant(waiter, pooled) => match self.lend(pooled, isolation) {
                     Some(lease) => {
                         if let Some(lease) = waiter.who.grant(lease) {
                             lease.release();
@@ -187,12 +187,12 @@ impl Pool {
                     None if waiter.who.waits() => self.ledger.lock().wait_first(waiter),
                     None => {}
                 },
-                Place::Replace(unfit, dial) => {
+                Disposition::Replace(unfit, dial) => {
                     unfit.goodbye();
                     self.start(dial);
                 }
-                Place::Close(unfit) => self.see_off(unfit),
-                Place::Idle => return,
+                Disposition::Close(unfit) => self.see_off(unfit),
+                Disposition::Idle => return,
             }
         }
     }
@@ -391,7 +391,7 @@ impl Pool {
 
     /// Whether it has connections, or wants any.
     pub(super) fn is_active(&self) -> bool {
-        let counts = self.ledger.lock().counts();
+        let counts = self.ledger.lock().occupancy();
         counts.idle + counts.lent + counts.dialing + counts.waiting > 0
     }
 

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use pgusher_relay::conductor::still::{Still, reported, session};
-use pgusher_relay::conductor::{Actions, Condition, Conductor, Event, Grounds, Step, Told};
+use pgusher_relay::conductor::{Actions, Condition, Conductor, Event, Grounds, Statistics, Step};
 use pgusher_relay::{BackendState, PoolMode};
 use wire::message;
 
@@ -15,7 +15,7 @@ struct Engine {
     world: Still,
     up: Vec<u8>,
     down: Vec<u8>,
-    told: Told,
+    statistics: Statistics,
 }
 
 impl Engine {
@@ -27,14 +27,14 @@ impl Engine {
             world: Still::default(),
             up: Vec::new(),
             down: Vec::new(),
-            told: Told::default(),
+            statistics: Statistics::default(),
         }
     }
 
     fn tell(&mut self, event: Event<'_>, lent: bool) -> (Step, usize) {
-        let Self { conductor, backend, world, up, down, told } = self;
+        let Self { conductor, backend, world, up, down, statistics } = self;
         let backend = lent.then_some(backend);
-        let grounds = Grounds { backend, written: true, up, down, told, world };
+        let grounds = Grounds { backend, written: true, up, down, statistics, world };
         let Actions { step, to_client, to_upstream, .. } = conductor.on(event, grounds);
         (step, to_client.len() + to_upstream.len())
     }

@@ -17,9 +17,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use action::{
-    Actions, Cause, Closing, Doing, Ended, Leaving, Listening, Phase, Resets, Step, Told, Wishes,
+    Actions, Cause, Closing, Doing, Ended, Leaving, Listening, Phase, Resets, Statistics, Step, Wishes,
 };
-pub use event::{Answer, Condition, Event, Grounds, Moment, Overdue, Place, UpstreamEnd, World};
+pub use event::{Answer, Condition, Database, Event, Grounds, Moment, Overdue, UpstreamEnd, World};
 pub use refusals::not_reset;
 
 use figures::Clock;
@@ -54,7 +54,7 @@ enum Lease {
     None,
     /// One is wanted; whether the client was told that it waits.
     Waiting {
-        told: bool,
+        notified: bool,
     },
     /// One is lent.
     Held,
@@ -90,15 +90,15 @@ struct Turn<'a, 'g, W> {
     written: bool,
     world: &'g W,
     consumed: usize,
-    told: &'g mut Told,
+    statistics: &'g mut Statistics,
     /// Answers have come, or what stands for them: what was deferred may be looked at again.
     answered: bool,
 }
 
 impl<W> Turn<'_, '_, W> {
-    fn tell(&mut self, tell: impl FnOnce(&mut Told)) {
-        self.told.any = true;
-        tell(self.told);
+    fn record(&mut self, record: impl FnOnce(&mut Statistics)) {
+        self.statistics.any = true;
+        record(self.statistics);
     }
 }
 
@@ -148,7 +148,7 @@ impl Conductor {
         {
             return self.lend();
         }
-        let Grounds { backend, written, up, down, told, world } = grounds;
+        let Grounds { backend, written, up, down, statistics, world } = grounds;
         let (of_client, of_upstream): (&[u8], &[u8]) = match event {
             Event::FromClient(input) | Event::Lent(_, input) | Event::Refused(_, input) => (input, &[]),
             Event::FromUpstream(input) => (&[], input),
@@ -161,7 +161,7 @@ impl Conductor {
             written,
             world,
             consumed: 0,
-            told,
+            statistics,
             answered: false,
         };
         let next = match self.take(event, &mut turn) {
@@ -182,7 +182,7 @@ impl Conductor {
 
     /// A connection is wanted for what the client has sent, and nothing else is to be done before.
     fn lend<'a>(&mut self) -> Actions<'a> {
-        self.lease = Lease::Waiting { told: false };
+        self.lease = Lease::Waiting { notified: false };
         Actions { consumed: 0, to_client: &[], to_upstream: &[], step: Step::Lend, wishes: self.waiting() }
     }
 
@@ -198,7 +198,7 @@ impl Conductor {
             Event::Lent(condition, input) => return self.lent(condition, input, turn),
             Event::Refused(refusal, input) => {
                 self.lease = Lease::None;
-                let Place { environment, connection, .. } = turn.world.place();
+                let Database { environment, connection, .. } = turn.world.database();
                 let refusal = refusal.clone().in_environment(&environment, &connection);
                 self.core.refuse(input, &refusal, turn.down.buffer());
                 return Ok(Some(Step::ShowClient));
@@ -240,7 +240,7 @@ impl Conductor {
             Then::Hold => self.deferred = true,
             Then::Terminate => (self.leaving, turn.consumed) = (true, input.len()),
             Then::Lease => {
-                self.lease = Lease::Waiting { told: false };
+                self.lease = Lease::Waiting { notified: false };
                 return Ok(Some(Step::Lend));
             }
         }
@@ -259,7 +259,7 @@ impl Conductor {
                     let random = || turn.world.random().ok_or_else(no_random);
                     let (seed, proof) = (random()?, Proof::new(random()?));
                     self.core.reset(seed, proof, turn.up.buffer());
-                    turn.tell(|told| told.reset = Some(Resets::Begun));
+                    turn.record(|all| all.reset = Some(Resets::Begun));
                     self.clock.reset = Some(turn.world.now());
                 }
             }
@@ -289,7 +289,7 @@ impl Conductor {
             if was_resetting && !self.core.is_resetting() {
                 let since = self.clock.reset.take();
                 let micros = since.map_or(0, |since| turn.world.now().micros_since(since));
-                turn.tell(|told| told.reset = Some(Resets::Done(Duration::from_micros(micros))));
+                turn.record(|all| all.reset = Some(Resets::Done(Duration::from_micros(micros))));
                 self.attach(turn);
             }
             if self.core.is_setting_up() {
@@ -386,10 +386,10 @@ impl Conductor {
     fn setup_failed<W: World>(&mut self, body: Option<Vec<u8>>, turn: &mut Turn<'_, '_, W>) -> Next {
         let resetting = self.core.is_resetting();
         self.setups_failed = self.setups_failed.saturating_add(1);
-        let most = if resetting { turn.world.place().most_resets } else { MAX_SETUPS };
+        let most = if resetting { turn.world.database().most_resets } else { MAX_SETUPS };
         if resetting {
             self.clock.reset = None;
-            turn.tell(|told| told.reset = Some(Resets::Failed));
+            turn.record(|all| all.reset = Some(Resets::Failed));
         }
         if self.setups_failed >= most || self.core.pin().is_some() {
             return Err(match body {
@@ -452,13 +452,13 @@ impl Conductor {
         let fatal = |state, message| Err(Refusal::new(Fault::Client, state, message).into());
         match what {
             Overdue::Notice => {
-                let Place { environment, connection, pool_size, .. } = turn.world.place();
+                let Database { environment, connection, pool_size, .. } = turn.world.database();
                 let text = format!(
                     "waiting for one of the {pool_size} connections to environment \"{environment}\" (connection \"{connection}\")"
                 );
                 wire::notice_response(turn.down.buffer(), &text);
-                if let Lease::Waiting { told } = &mut self.lease {
-                    *told = true;
+                if let Lease::Waiting { notified } = &mut self.lease {
+                    *notified = true;
                 }
             }
             Overdue::Phase(Phase::Idle) => {
@@ -496,8 +496,8 @@ impl Conductor {
         }
         // What has ended with this very event is counted already.
         let rest = self.ended(None);
-        turn.tell(|told| {
-            told.ended.get_or_insert(rest);
+        turn.record(|all| {
+            all.ended.get_or_insert(rest);
         });
         let fatal = self.core.is_fatal();
         let connection = match self.lease {
@@ -556,7 +556,7 @@ impl Conductor {
 
     fn phase(&mut self) -> Phase {
         match self.lease {
-            Lease::Waiting { told } => Phase::Waiting { told },
+            Lease::Waiting { notified } => Phase::Waiting { notified },
             Lease::Held if !self.core.is_idle() => match () {
                 () if self.core.is_clients_turn() => {
                     self.overdue = None;

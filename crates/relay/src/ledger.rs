@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use terms::{
-    Counts, Dial, Dialed, Failure, Halt, Isolation, Limits, Place, Pooled, Waiter, Want, Wanted,
+    Dial, Dialed, Disposition, Failure, Halt, Isolation, Lendable, Limits, Occupancy, Waiter, Want, Wanted,
 };
 use wire::UserName;
 
@@ -50,7 +50,7 @@ pub struct Ledger<C, W> {
     halted: Option<Halt>,
 }
 
-impl<C: Pooled, W> Ledger<C, W> {
+impl<C: Lendable, W> Ledger<C, W> {
     /// Nobody waits and nothing is open.
     pub fn new(limits: Limits) -> Self {
         Self {
@@ -156,7 +156,7 @@ impl<C: Pooled, W> Ledger<C, W> {
 
     /// A connection that was lent is free: what is done with it, and whether another should be opened before it must go.
     /// `share` is how many this pool may have while another of the same host has too few.
-    pub fn returned(&mut self, mut connection: C, share: Option<usize>) -> (Place<C, W>, bool) {
+    pub fn returned(&mut self, mut connection: C, share: Option<usize>) -> (Disposition<C, W>, bool) {
         *connection.idle_since() = None;
         let open = self.open();
         self.comes_back();
@@ -173,33 +173,33 @@ impl<C: Pooled, W> Ledger<C, W> {
             || self.retired && nobody_waits;
         if ends || owed || succeeded || too_many {
             self.cap_successors();
-            return (Place::Close(connection), false);
+            return (Disposition::Close(connection), false);
         }
         if self.halted.is_some() || nobody_waits {
             self.idle.push(connection);
-            return (Place::Idle, ages);
+            return (Disposition::Idle, ages);
         }
         (self.give(connection), ages)
     }
 
     /// To the one who has waited longest. What is of no use to them makes way: they are the next all the same.
-    fn give(&mut self, connection: C) -> Place<C, W> {
+    fn give(&mut self, connection: C) -> Disposition<C, W> {
         let first = self.waiters.front();
         if !first.is_some_and(|first| self.fits(&connection, first.wanted.want())) {
             return match self.dial_own() {
-                Some(dial) => Place::Replace(connection, dial),
+                Some(dial) => Disposition::Replace(connection, dial),
                 None => {
                     self.cap_successors();
-                    Place::Close(connection)
+                    Disposition::Close(connection)
                 }
             };
         }
         match self.waiters.pop_front() {
             Some(first) => {
                 self.lent += 1;
-                Place::Grant(first, connection)
+                Disposition::Grant(first, connection)
             }
-            None => Place::Close(connection),
+            None => Disposition::Close(connection),
         }
     }
 
@@ -216,14 +216,14 @@ impl<C: Pooled, W> Ledger<C, W> {
 
     /// An idle connection for the one who has waited longest; `None` if there is nothing to be done. Where nothing that is idle
     /// is for them and nothing more can be opened (`has_room` is the host's word), one makes way.
-    pub fn serve(&mut self, has_room: impl FnOnce() -> bool) -> Option<Place<C, W>> {
+    pub fn serve(&mut self, has_room: impl FnOnce() -> bool) -> Option<Disposition<C, W>> {
         if self.halted.is_some() {
             return None;
         }
         if let Some(at) = self.choose(self.waiters.front()?.wanted.want()) {
             let connection = self.take(at);
             let first = self.waiters.pop_front()?;
-            return Some(Place::Grant(first, connection));
+            return Some(Disposition::Grant(first, connection));
         }
         let is_own = matches!(self.waiters.front()?.wanted, Wanted::Own(..));
         let is_on_its_way = !is_own && self.dialing >= self.waiters.len();
@@ -232,10 +232,10 @@ impl<C: Pooled, W> Ledger<C, W> {
         }
         let unfit = self.idle.pop()?;
         Some(match self.dial_own() {
-            Some(dial) => Place::Replace(unfit, dial),
+            Some(dial) => Disposition::Replace(unfit, dial),
             None => {
                 self.cap_successors();
-                Place::Close(unfit)
+                Disposition::Close(unfit)
             }
         })
     }
@@ -430,8 +430,8 @@ impl<C: Pooled, W> Ledger<C, W> {
     }
 
     /// How it is now.
-    pub fn counts(&self) -> Counts {
-        Counts {
+    pub fn occupancy(&self) -> Occupancy {
+        Occupancy {
             idle: self.idle.len(),
             lent: self.lent,
             dialing: self.dialing + self.dialing_own,

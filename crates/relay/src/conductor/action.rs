@@ -78,7 +78,7 @@ pub struct Wishes {
 impl Wishes {
     /// Of a session without channels that waits for a connection, which it has just said.
     pub(super) fn waiting() -> Self {
-        Self { doing: Doing::Waiting, phase: Phase::Waiting { told: false }, ..Self::default() }
+        Self { doing: Doing::Waiting, phase: Phase::Waiting { notified: false }, ..Self::default() }
     }
 }
 
@@ -131,7 +131,7 @@ pub enum Phase {
     /// It waits for a connection.
     Waiting {
         /// The client has been told.
-        told: bool,
+        notified: bool,
     },
     /// The upstream works; the number tells one transaction from the next.
     Querying(u32),
@@ -146,7 +146,7 @@ pub enum Phase {
 
 /// What is counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct Statistics {
     /// There is something.
     pub any: bool,
     /// How long a query took that is answered, in microseconds.

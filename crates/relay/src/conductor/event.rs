@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use super::{Phase, Told};
+use super::{Phase, Statistics};
 use crate::{BackendState, Catalog, Mark};
 use wire::error::Refusal;
 
@@ -102,7 +102,7 @@ impl Moment {
 
 /// The connection of the configuration that the session is on, as it is now.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct Database {
     /// What it is called among the environments of its base.
     pub environment: String,
     /// Its name.
@@ -122,7 +122,7 @@ pub trait World {
     /// What is known now of the database, if it is something else than this.
     fn catalog(&self, known: &Arc<Catalog>) -> Option<Arc<Catalog>>;
     /// Where the session is.
-    fn place(&self) -> Place;
+    fn database(&self) -> Database;
 }
 
 /// What an engine lends for one event.
@@ -136,7 +136,7 @@ pub struct Grounds<'a, 'g, W> {
     /// See `up`.
     pub down: &'a mut Vec<u8>,
     /// Takes what is counted, beside what is there.
-    pub told: &'g mut Told,
+    pub statistics: &'g mut Statistics,
     /// The world.
     pub world: &'g W,
 }

@@ -30,10 +30,10 @@ impl Conductor {
         }
         let Some(asked) = self.clock.query.take() else { return };
         let now = turn.world.now();
-        turn.tell(|told| told.query = Some(now.micros_since(asked)));
+        turn.record(|all| all.query = Some(now.micros_since(asked)));
         if self.core.transactions() != self.clock.reported {
             let took = self.clock.transaction.take().map(|began| now.micros_since(began));
-            turn.tell(|told| told.ended = Some(self.ended(took)));
+            turn.record(|all| all.ended = Some(self.ended(took)));
         }
     }
 

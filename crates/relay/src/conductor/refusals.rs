@@ -1,6 +1,6 @@
 //! What a client is told when its session is refused something, or ends.
 
-use super::event::{Place, UpstreamEnd, World};
+use super::event::{Database, UpstreamEnd, World};
 use super::{Cause, Conductor, End, Turn};
 use crate::Pin;
 use wire::error::{Fault, Refusal, SqlState};
@@ -38,7 +38,7 @@ pub(super) fn desync<W: World>(what: String, turn: &Turn<'_, '_, W>) -> Box<End>
 
 /// The same with the place where it happened.
 pub(super) fn at<W: World>(turn: &Turn<'_, '_, W>, refusal: Refusal) -> Refusal {
-    let Place { environment, connection, .. } = turn.world.place();
+    let Database { environment, connection, .. } = turn.world.database();
     refusal.in_environment(&environment, &connection)
 }
 

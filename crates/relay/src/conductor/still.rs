@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use super::{Moment, Place, Session, World};
+use super::{Database, Moment, Session, World};
 use crate::{Catalog, Facts, Interner, Parameters, PoolMode, SessionSettings};
 
 /// Time passes by a millisecond at each look, and nothing is random.
@@ -26,8 +26,8 @@ impl World for Still {
         None
     }
 
-    fn place(&self) -> Place {
-        Place { environment: "dev".into(), connection: "warehouse".into(), pool_size: 2, most_resets: 2 }
+    fn database(&self) -> Database {
+        Database { environment: "dev".into(), connection: "warehouse".into(), pool_size: 2, most_resets: 2 }
     }
 }
 

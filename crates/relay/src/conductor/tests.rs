@@ -40,7 +40,7 @@ struct Rig {
     to_upstream: Vec<u8>,
     /// Steps that were taken, but for those that say nothing.
     steps: Vec<&'static str>,
-    told: Vec<Told>,
+    statistics: Vec<Statistics>,
     /// Something of the client's had to wait for an answer.
     deferred: bool,
     closed: Option<Closing>,
@@ -72,7 +72,7 @@ impl Rig {
             to_client: Vec::new(),
             to_upstream: Vec::new(),
             steps: Vec::new(),
-            told: Vec::new(),
+            statistics: Vec::new(),
             deferred: false,
             closed: None,
         }
@@ -114,7 +114,7 @@ impl Rig {
 
     fn one(&mut self, event: Event<'_>) -> Option<Next> {
         assert!(self.closed.is_none(), "an event behind the end");
-        let (mut up, mut down, mut told) = (vec![9; 3], vec![9; 5], Told::default());
+        let (mut up, mut down, mut statistics) = (vec![9; 3], vec![9; 5], Statistics::default());
         let (input, of_client): (&[u8], bool) = match event {
             Event::FromClient(input) | Event::Lent(_, input) | Event::Refused(_, input) => (input, true),
             Event::FromUpstream(input) => (input, false),
@@ -126,7 +126,7 @@ impl Rig {
             written: true,
             up: &mut up,
             down: &mut down,
-            told: &mut told,
+            statistics: &mut statistics,
             world: &self.world,
         };
         let Actions { consumed, to_client, to_upstream, step, wishes } = self.conductor.on(event, grounds);
@@ -142,8 +142,8 @@ impl Rig {
                 backend.answers.extend(backend.server.answer(to_upstream));
             }
         }
-        if told.any {
-            self.told.push(told);
+        if statistics.any {
+            self.statistics.push(statistics);
         }
         if of_client {
             self.client_tail = rest;
@@ -244,7 +244,7 @@ impl Rig {
         self.idle.iter().chain(&self.held).map(|backend| backend.server.ran.as_slice()).collect()
     }
 
-    /// What the client was told, as the tags of messages.
+    /// What the client was statistics, as the tags of messages.
     fn tags(&self) -> String {
         tags(&self.to_client)
     }
@@ -292,7 +292,7 @@ fn a_query_is_lent_a_connection_that_goes_back_when_it_is_answered() {
     rig.upstream(&[]);
     assert_eq!((rig.steps.as_slice(), rig.tags()), (&["lend", "release"][..], "DCZ".into()));
     assert_eq!((rig.wishes.doing, rig.wishes.phase), (Doing::Nothing, Phase::Idle));
-    let ended = rig.told.iter().find_map(|told| told.ended).unwrap();
+    let ended = rig.statistics.iter().find_map(|statistics| statistics.ended).unwrap();
     assert_eq!((ended.transactions, ended.counts.queries, ended.took), (1, 1, Some(1000)));
 }
 
@@ -319,7 +319,7 @@ fn a_connection_of_another_user_is_reset_before_anything_is_sent_on_it() {
     rig.upstream(&[]);
     rig.upstream(&[]);
     assert_eq!((rig.steps.as_slice(), rig.tags()), (&["lend", "release"][..], "DCZ".into()));
-    let resets: Vec<_> = rig.told.iter().filter_map(|told| told.reset).collect();
+    let resets: Vec<_> = rig.statistics.iter().filter_map(|statistics| statistics.reset).collect();
     assert!(matches!(resets.as_slice(), [Resets::Begun, Resets::Done(_)]), "{resets:?}");
 }
 
@@ -347,9 +347,9 @@ fn a_client_that_is_refused_a_connection_is_told_and_may_ask_again() {
     let batch = [m(b'P', b"\0SELECT 1\0\0\0"), m(b'S', b"")].concat();
     rig.client(&batch, &[]);
     assert_eq!((rig.wishes.doing, rig.wishes.from_client), (Doing::Waiting, false));
-    assert_eq!(rig.wishes.phase, Phase::Waiting { told: false });
+    assert_eq!(rig.wishes.phase, Phase::Waiting { notified: false });
     rig.say(Event::Overdue(Overdue::Notice));
-    assert_eq!(rig.wishes.phase, Phase::Waiting { told: true });
+    assert_eq!(rig.wishes.phase, Phase::Waiting { notified: true });
     let tail = std::mem::take(&mut rig.client_tail);
     rig.say(Event::Refused(&refusal(), &tail));
     assert_eq!((rig.tags(), rig.wishes.phase), ("NEZ".into(), Phase::Idle));
@@ -446,7 +446,7 @@ fn a_client_that_says_goodbye_leaves_a_connection_that_is_clean() {
     let closing = rig.closed.unwrap();
     assert_eq!(closing.connection, Leaving::Release);
     assert!(matches!(closing.cause, Cause::Client) && closing.transactions == 1);
-    let ended: Vec<_> = rig.told.iter().filter_map(|told| told.ended).collect();
+    let ended: Vec<_> = rig.statistics.iter().filter_map(|statistics| statistics.ended).collect();
     assert!(matches!(ended[..], [Ended { transactions: 1, took: Some(_), .. }]), "{ended:?}");
 }
 

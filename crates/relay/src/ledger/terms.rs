@@ -38,7 +38,7 @@ impl Isolation {
 }
 
 /// What the ledger has to know of a connection.
-pub trait Pooled {
+pub trait Lendable {
     /// The user whom it has served last, if it has served one.
     fn last_user(&self) -> Option<&UserName>;
     /// Nobody has used it since it was opened or reset.
@@ -155,7 +155,7 @@ pub enum Dialed {
 
 /// What is to be done with a connection.
 #[derive(Debug)]
-pub enum Place<C, W> {
+pub enum Disposition<C, W> {
     /// It is this one's; who cannot be given it after all comes first again ([`Ledger::wait_first`](super::Ledger::wait_first)).
     Grant(Waiter<W>, C),
     /// It is closed, and its place is another's, which is opened.
@@ -177,7 +177,7 @@ pub struct Failure<W> {
 
 /// A ledger at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counts {
+pub struct Occupancy {
     /// Connections that can be lent.
     pub idle: usize,
     /// Connections that are lent.

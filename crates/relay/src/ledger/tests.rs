@@ -19,7 +19,7 @@ struct Connection {
     idle_since: Option<Duration>,
 }
 
-impl Pooled for Connection {
+impl Lendable for Connection {
     fn last_user(&self) -> Option<&UserName> {
         self.user.as_ref()
     }
@@ -119,7 +119,7 @@ impl Rig {
 
     /// It must be for them, and is theirs from now on.
     fn is_lent(&mut self, who: u32, mut connection: Connection) {
-        assert_eq!(self.ledger.counts().halted, None, "nothing is lent while it is halted");
+        assert_eq!(self.ledger.occupancy().halted, None, "nothing is lent while it is halted");
         match &self.wanted[who as usize] {
             Wanted::Clean => assert!(connection.clean && connection.startup.is_none()),
             Wanted::Any(user) | Wanted::Own(user, _) => {
@@ -145,20 +145,20 @@ impl Rig {
         assert!(self.ended.insert(who), "every want ends once");
     }
 
-    fn place(&mut self, place: Place<Connection, u32>) {
+    fn place(&mut self, place: Disposition<Connection, u32>) {
         match place {
-            Place::Grant(waiter, connection) => {
+            Disposition::Grant(waiter, connection) => {
                 self.is_first(waiter.who);
                 self.is_lent(waiter.who, connection);
             }
             // Its place stays taken.
-            Place::Replace(_, dial) => {
+            Disposition::Replace(_, dial) => {
                 let Dial::Own(who, _) = &dial else { panic!("{dial:?}") };
                 self.is_first(*who);
                 self.dialing.push(dial);
             }
-            Place::Close(_) => self.of_host -= 1,
-            Place::Idle => {}
+            Disposition::Close(_) => self.of_host -= 1,
+            Disposition::Idle => {}
         }
     }
 
@@ -183,7 +183,7 @@ impl Rig {
     }
 
     fn check(&self) {
-        let counts = self.ledger.counts();
+        let counts = self.ledger.occupancy();
         assert_eq!((counts.lent, counts.dialing), (self.lent.len(), self.dialing.len()));
         assert_eq!(counts.waiting, self.waiting.len());
         let all = counts.idle + counts.lent + counts.dialing;
@@ -368,10 +368,10 @@ fn among_idle_connections_the_users_own_is_chosen_then_the_newest() {
 fn where_the_host_has_no_room_as_many_make_way_as_are_needed() {
     let mut rig = Rig::new(4, Isolation::Strict);
     used_by(&mut rig, &[0, 0]);
-    assert_eq!(rig.ledger.counts().idle, 2);
+    assert_eq!(rig.ledger.occupancy().idle, 2);
     assert!(rig.ledger.lend(Want::Any(&user(1))).is_none(), "they serve one user alone");
     rig.ledger.wait(Waiter { who: 9, wanted: Wanted::Any(user(1)), since: rig.now });
-    assert!(matches!(rig.ledger.serve(|| false), Some(Place::Close(_))));
+    assert!(matches!(rig.ledger.serve(|| false), Some(Disposition::Close(_))));
     assert!(matches!(rig.ledger.dial(rig.now, 9), Some(Dial::Plain)));
     assert!(rig.ledger.serve(|| false).is_none(), "one is on its way");
 }
@@ -406,7 +406,7 @@ fn what_is_wrong_with_one_clients_settings_is_told_to_nobody_else() {
     assert_eq!(rig.waiting.len(), 1);
     rig.act(&Act::Dialed(0, false));
     assert!(
-        rig.waiting.is_empty() && rig.ledger.counts().failing,
+        rig.waiting.is_empty() && rig.ledger.occupancy().failing,
         "there is nothing that they could still get"
     );
 }
@@ -444,7 +444,7 @@ fn those_who_have_waited_long_may_have_the_reserve() {
     rig.act(&Act::Dialed(0, true));
     assert_eq!(rig.lent.len(), 2);
     rig.act(&Act::Return(0));
-    assert_eq!(rig.ledger.counts().idle, 0, "the reserve is closed when nobody waits");
+    assert_eq!(rig.ledger.occupancy().idle, 0, "the reserve is closed when nobody waits");
 }
 
 #[test]
@@ -455,7 +455,7 @@ fn a_connection_that_grows_old_is_succeeded_before_it_goes() {
     rig.act(&Act::Tick(50));
     rig.act(&Act::Return(0));
     assert!(matches!(rig.dialing[..], [Dial::Succeeding]), "{:?}", rig.dialing);
-    assert_eq!(rig.ledger.counts().idle, 1);
+    assert_eq!(rig.ledger.occupancy().idle, 1);
     rig.act(&Act::Dialed(0, true));
     assert_eq!(rig.ledger.idle().iter().map(|c| c.number).collect::<Vec<_>>(), [2]);
 }
@@ -467,7 +467,7 @@ fn a_retired_pool_keeps_nothing_and_a_stranded_one_serves_nobody() {
     rig.act(&Act::Dialed(0, true));
     rig.ledger.retire();
     rig.act(&Act::Return(0));
-    assert_eq!((rig.ledger.counts().idle, rig.of_host), (0, 0));
+    assert_eq!((rig.ledger.occupancy().idle, rig.of_host), (0, 0));
     let mut stranded = Rig::new(1, Isolation::User);
     stranded.act(&Act::Halt(Halt::Suspended));
     stranded.ledger.retire();
@@ -517,12 +517,12 @@ fn wants(ledger: &mut Ledger<Connection, u32>, who: u32, wanted: Wanted) {
     ledger.wait(Waiter { who, wanted, since: Duration::ZERO });
 }
 
-fn ends(place: &Place<Connection, u32>) -> &'static str {
+fn ends(place: &Disposition<Connection, u32>) -> &'static str {
     match place {
-        Place::Grant(..) => "grant",
-        Place::Replace(..) => "replace",
-        Place::Close(_) => "close",
-        Place::Idle => "idle",
+        Disposition::Grant(..) => "grant",
+        Disposition::Replace(..) => "replace",
+        Disposition::Close(_) => "close",
+        Disposition::Idle => "idle",
     }
 }
 
@@ -531,10 +531,10 @@ fn who_could_not_be_given_a_connection_after_all_comes_first_again() {
     let mut ledger = lent(limits(2, Isolation::User), 2);
     wants(&mut ledger, 1, Wanted::Any(user(0)));
     wants(&mut ledger, 2, Wanted::Any(user(0)));
-    let (Place::Grant(first, _), _) = ledger.returned(connection(1, None, 0), None) else { panic!() };
+    let (Disposition::Grant(first, _), _) = ledger.returned(connection(1, None, 0), None) else { panic!() };
     ledger.lost();
     ledger.wait_first(first);
-    let (Place::Grant(again, _), _) = ledger.returned(connection(2, None, 0), None) else { panic!() };
+    let (Disposition::Grant(again, _), _) = ledger.returned(connection(2, None, 0), None) else { panic!() };
     assert_eq!(again.who, 1);
 }
 
@@ -675,7 +675,7 @@ fn what_is_idle_and_dirty_is_lent_to_be_reset_where_that_harms_nobody() {
     assert!(dirty(Isolation::User).lend_dirty(at(5)).is_empty(), "it was used just now");
     let mut ledger = dirty(Isolation::User);
     assert_eq!(numbers(ledger.lend_dirty(at(6))), [1]);
-    assert_eq!((ledger.counts().idle, ledger.counts().lent), (1, 1));
+    assert_eq!((ledger.occupancy().idle, ledger.occupancy().lent), (1, 1));
     assert!(dirty(Isolation::Shared).lend_dirty(at(6)).is_empty());
     let mut halted = dirty(Isolation::User);
     halted.halt(Halt::Suspended);
@@ -703,13 +703,13 @@ fn a_failure_is_told_while_it_lasts_and_the_least_is_kept_once_the_pool_was_used
     assert!(unused.lend(Want::Any(&user(0))).is_none());
     assert!(unused.dial(now, 9).is_some(), "one is the least");
     assert!(unused.dial(now, 9).is_none());
-    assert!(!unused.counts().failing);
+    assert!(!unused.occupancy().failing);
     unused.dial_failed(Dialed::Plain, now);
-    assert!(unused.counts().failing);
+    assert!(unused.occupancy().failing);
     assert!(unused.dial(now + Duration::from_millis(49), 9).is_none());
     assert!(unused.dial(now + Duration::from_millis(50), 9).is_some());
     unused.dialed(Dialed::Plain);
-    assert!(!unused.counts().failing);
+    assert!(!unused.occupancy().failing);
     let mut shared: Ledger<Connection, u32> = Ledger::new(limits(2, Isolation::User));
     wants(&mut shared, 1, Wanted::Any(user(0)));
     assert!(shared.dial(now, 0).is_none(), "the host's others have too few");
