@@ -159,102 +159,249 @@ fn matters_first(word: u64) -> bool {
     WORDS.contains(&word)
 }
 
-/// The same for a text that is there whole, in a fifth of the instructions: it looks at the beginnings of words
-/// only, and so suspects all that [`Scan`] does and a little more.
+/// The same for a text that is there whole, in a few instructions a byte: it looks at the beginnings of words only, and so
+/// suspects all that [`Scan`] does and a little more.
 pub fn is_suspicious(text: &[u8]) -> bool {
     super::budget::goes_through(text.len());
-    let mut at_start = true;
-    let mut at = 0;
-    while at < text.len() {
-        let byte = text[at];
-        if WORD[byte as usize] {
-            let begins = beginning(&text[at..]);
-            if INITIAL[byte as usize] && begins_suspiciously(begins) || at_start && begins_a_statement(begins)
-            {
-                return true;
+    let mut state = Automaton::START;
+    let (pieces, rest) = text.as_chunks::<8>();
+    for piece in pieces {
+        for byte in piece {
+            state = AUTOMATON.after(state, *byte);
+        }
+        if state == Automaton::SUSPICIOUS {
+            return true;
+        }
+    }
+    rest.iter().fold(state, |state, byte| AUTOMATON.after(state, *byte)) == Automaton::SUSPICIOUS
+}
+
+/// How words begin that matter anywhere, in lower case.
+const ANYWHERE: [&[u8]; 13] = [
+    b"temp", b"hold", b"curr", b"last", b"setse", b"set_c", b"dblink", b"pg_t", b"pg_a", b"pg_r", b"pg_s",
+    b"pg_li", b"pg_no",
+];
+
+/// How words begin that matter as the first of a statement.
+const FIRST: [&[u8]; 17] = [
+    b"do", b"set", b"noti", b"unli", b"clos", b"drop", b"rese", b"disc", b"list", b"prep", b"deal", b"load",
+    b"call", b"show", b"secu", b"crea", b"alte",
+];
+
+static AUTOMATON: Automaton = Automaton::new();
+
+/// Where the look at a text is, and where each kind of byte leads from there.
+struct Automaton {
+    class: [u16; 256],
+    /// By state and class, both in one number.
+    next: [u16; Self::SIZE],
+}
+
+impl Automaton {
+    /// More than there are classes: what the numbers of states grow by.
+    const STEP: u16 = 32;
+    const SIZE: usize = 128 * 32;
+
+    // States, as they stand in the table: in front of a statement's first word; ...
+    const START: u16 = 0;
+    // ... between two words; ...
+    const BETWEEN: u16 = Self::STEP;
+    // ... within one that does not matter; ...
+    const WITHIN: u16 = 2 * Self::STEP;
+    // ... behind an ampersand; and where it ends. The others are within words that may matter.
+    const AMPERSAND: u16 = 3 * Self::STEP;
+    const SUSPICIOUS: u16 = 4 * Self::STEP;
+
+    // Classes of bytes; those from `LETTERS` on are of the letters that words that matter begin with.
+    const OTHER: u16 = 0;
+    const SPACE: u16 = 1;
+    const SEMICOLON: u16 = 2;
+    const AND: u16 = 3;
+    const QUOTE: u16 = 4;
+    const WORD: u16 = 5;
+    const LETTERS: u16 = 6;
+
+    #[inline]
+    fn after(&self, state: u16, byte: u8) -> u16 {
+        let at = usize::from(state | self.class[usize::from(byte)]);
+        self.next[at % Self::SIZE]
+    }
+
+    const fn new() -> Self {
+        let mut all = Self { class: Self::classes(), next: [0; Self::SIZE] };
+        let mut class = 0;
+        while class < Self::STEP {
+            // A comment or a parenthesis before the first word: let the lexer look.
+            let (outside, first) = match class {
+                Self::OTHER | Self::QUOTE => (Self::BETWEEN, Self::SUSPICIOUS),
+                Self::SPACE => (Self::BETWEEN, Self::START),
+                Self::SEMICOLON => (Self::START, Self::START),
+                // An identifier with escapes (U&"…") can hide any name.
+                Self::AND => (Self::AMPERSAND, Self::SUSPICIOUS),
+                _ => (Self::WITHIN, Self::WITHIN),
+            };
+            all.next[(Self::START + class) as usize] = first;
+            all.next[(Self::BETWEEN + class) as usize] = outside;
+            all.next[(Self::WITHIN + class) as usize] = outside;
+            all.next[(Self::SUSPICIOUS + class) as usize] = Self::SUSPICIOUS;
+            class += 1;
+        }
+        let mut states = Self::SUSPICIOUS + Self::STEP;
+        let mut i = 0;
+        while i < ANYWHERE.len() {
+            states = all.learn(ANYWHERE[i], Self::START, states);
+            states = all.learn(ANYWHERE[i], Self::BETWEEN, states);
+            i += 1;
+        }
+        i = 0;
+        while i < FIRST.len() {
+            states = all.learn(FIRST[i], Self::START, states);
+            i += 1;
+        }
+        class = 0;
+        while class < Self::STEP {
+            all.next[(Self::AMPERSAND + class) as usize] = all.next[(Self::BETWEEN + class) as usize];
+            class += 1;
+        }
+        all.next[(Self::AMPERSAND + Self::QUOTE) as usize] = Self::SUSPICIOUS;
+        all
+    }
+
+    /// A word that begins so, in this state, matters. `states` is the first number that is free; the same afterwards.
+    const fn learn(&mut self, word: &[u8], from: u16, mut states: u16) -> u16 {
+        let (mut state, mut i) = (from, 0);
+        while i + 1 < word.len() {
+            let at = (state + self.class[word[i] as usize]) as usize;
+            if self.next[at] == Self::SUSPICIOUS {
+                return states;
             }
-            at_start = false;
-            while at < text.len() && WORD[text[at] as usize] {
+            if self.next[at] == Self::WITHIN {
+                let mut class = 0;
+                while class < Self::STEP {
+                    self.next[(states + class) as usize] = self.next[(Self::WITHIN + class) as usize];
+                    class += 1;
+                }
+                self.next[at] = states;
+                states += Self::STEP;
+            }
+            state = self.next[at];
+            i += 1;
+        }
+        self.next[(state + self.class[word[i] as usize]) as usize] = Self::SUSPICIOUS;
+        states
+    }
+
+    const fn classes() -> [u16; 256] {
+        let mut class = [Self::OTHER; 256];
+        let mut byte = 0;
+        while byte < class.len() {
+            if WORD[byte] {
+                class[byte] = Self::WORD;
+            }
+            byte += 1;
+        }
+        let mut letters = Self::LETTERS;
+        let mut i = 0;
+        while i < ANYWHERE.len() + FIRST.len() {
+            let word = if i < ANYWHERE.len() { ANYWHERE[i] } else { FIRST[i - ANYWHERE.len()] };
+            let mut at = 0;
+            while at < word.len() {
+                if class[word[at] as usize] == Self::WORD {
+                    class[word[at] as usize] = letters;
+                    class[word[at].to_ascii_uppercase() as usize] = letters;
+                    letters += 1;
+                }
                 at += 1;
             }
-            continue;
+            i += 1;
         }
-        match byte {
-            b';' => at_start = true,
-            b' ' | b'\t' | b'\n' | b'\r' | 0 => {}
-            // An identifier with escapes (U&"…") can hide any name.
-            b'&' if text.get(at + 1) == Some(&b'"') => return true,
-            _ if at_start => return true,
-            _ => {}
+        assert!(letters <= Self::STEP, "each letter has a class of its own");
+        (class[b';' as usize], class[b'&' as usize], class[b'"' as usize]) =
+            (Self::SEMICOLON, Self::AND, Self::QUOTE);
+        let spaces = b" \t\n\r\0";
+        i = 0;
+        while i < spaces.len() {
+            class[spaces[i] as usize] = Self::SPACE;
+            i += 1;
         }
-        at += 1;
+        class
     }
-    false
 }
 
-/// The first letters of the words that matter anywhere.
-const INITIAL: [bool; 256] = {
-    let mut table = [false; 256];
-    let letters = b"sStTpPdDhHcClL";
-    let mut i = 0;
-    while i < letters.len() {
-        table[letters[i] as usize] = true;
-        i += 1;
-    }
-    table
-};
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
 
-/// Eight bytes from the beginning of a word, in lower case (`_` as 0x7f, see `scanned`).
-fn beginning(text: &[u8]) -> u64 {
-    let bytes = match text.first_chunk::<8>() {
-        Some(bytes) => *bytes,
-        None => {
-            let mut bytes = [0; 8];
-            bytes[..text.len()].copy_from_slice(text);
-            bytes
+    use super::*;
+
+    /// The same as it would be told somebody.
+    fn in_plain_words(text: &[u8]) -> bool {
+        let begins = |word: &[u8], with: &[&[u8]]| {
+            with.iter().any(|with| word.get(..with.len()).is_some_and(|word| word.eq_ignore_ascii_case(with)))
+        };
+        let mut at_start = true;
+        let pieces = text.chunk_by(|one, other| WORD[usize::from(*one)] && WORD[usize::from(*other)]);
+        let mut before = 0;
+        for piece in pieces {
+            match piece[0] {
+                byte if WORD[usize::from(byte)] => {
+                    if begins(piece, &ANYWHERE) || at_start && begins(piece, &FIRST) {
+                        return true;
+                    }
+                    at_start = false;
+                }
+                b';' => at_start = true,
+                b' ' | b'\t' | b'\n' | b'\r' | 0 => {}
+                b'"' if before == b'&' => return true,
+                _ if at_start => return true,
+                _ => {}
+            }
+            before = piece[0];
         }
-    };
-    u64::from_be_bytes(bytes) | 0x2020_2020_2020_2020
-}
+        false
+    }
 
-fn begins_suspiciously(word: u64) -> bool {
-    const TEMP: u64 = key(b"temp");
-    const HOLD: u64 = key(b"hold");
-    const CURR: u64 = key(b"curr");
-    const LAST: u64 = key(b"last");
-    const SETSE: u64 = key(b"setse");
-    const SET_C: u64 = scanned(b"set_conf") >> 24;
-    const DBLINK: u64 = key(b"dblink");
-    const PG_T: u64 = scanned(b"pg_temp_") >> 32;
-    const PG_A: u64 = scanned(b"pg_advis") >> 32;
-    const PG_R: u64 = scanned(b"pg_repli") >> 32;
-    const PG_S: u64 = scanned(b"pg_setti") >> 32;
-    const PG_L: u64 = scanned(b"pg_liste") >> 24;
-    const PG_N: u64 = scanned(b"pg_notif") >> 24;
-    matches!(word >> 32, TEMP | HOLD | CURR | LAST | PG_T | PG_A | PG_R | PG_S)
-        || matches!(word >> 24, SETSE | SET_C | PG_L | PG_N)
-        || word >> 16 == DBLINK
-}
+    proptest! {
+        #[test]
+        fn the_quick_look_sees_what_is_to_be_seen(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    prop::sample::select(ANYWHERE.to_vec()).prop_map(<[u8]>::to_vec),
+                    prop::sample::select(FIRST.to_vec()).prop_map(<[u8]>::to_vec),
+                    prop::sample::select(b" ;&\"\t\n\r\0_$(-'1aSZ\x7f\x80\xff".to_vec()).prop_map(|b| vec![b]),
+                    prop::collection::vec(any::<u8>(), 0..4),
+                ],
+                0..12,
+            ),
+            upper in any::<bool>(),
+        ) {
+            let mut text = pieces.concat();
+            if upper {
+                text.make_ascii_uppercase();
+            }
+            prop_assert_eq!(is_suspicious(&text), in_plain_words(&text));
+        }
+    }
 
-fn begins_a_statement(word: u64) -> bool {
-    const DO: u64 = key(b"do");
-    const SET: u64 = key(b"set");
-    const FOUR: [u64; 15] = [
-        key(b"noti"),
-        key(b"unli"),
-        key(b"clos"),
-        key(b"drop"),
-        key(b"rese"),
-        key(b"disc"),
-        key(b"list"),
-        key(b"prep"),
-        key(b"deal"),
-        key(b"load"),
-        key(b"call"),
-        key(b"show"),
-        key(b"secu"),
-        key(b"crea"),
-        key(b"alte"),
-    ];
-    word >> 48 == DO || word >> 40 == SET || FOUR.contains(&(word >> 32))
+    #[test]
+    fn what_begins_words_that_matter_is_seen_in_every_place() {
+        for (word, anywhere) in ANYWHERE.iter().map(|w| (w, true)).chain(FIRST.iter().map(|w| (w, false))) {
+            let word = str::from_utf8(word).expect("text");
+            for (before, seen) in [
+                ("", true),
+                ("; ", true),
+                ("select ", anywhere),
+                ("a & ", anywhere),
+                ("x", false),
+                ("select 1+", anywhere),
+            ] {
+                let text = format!("{before}{word}");
+                assert_eq!(is_suspicious(text.as_bytes()), seen, "{text}");
+            }
+            let almost = &word[..word.len() - 1];
+            let is_one = |other: &[u8]| almost.as_bytes().starts_with(other);
+            let other = ANYWHERE.iter().chain(&FIRST).any(|other| is_one(other));
+            assert_eq!(is_suspicious(format!("{almost} x").as_bytes()), other, "{almost}");
+        }
+    }
 }
