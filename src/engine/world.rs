@@ -25,8 +25,7 @@ impl World for RealWorld<'_> {
     }
 
     fn catalog(&self, known: &Arc<Catalog>) -> Option<Arc<Catalog>> {
-        let now = self.pool.catalog();
-        (!Arc::ptr_eq(&now, known)).then(|| Arc::clone(&now))
+        self.pool.catalog_other_than(known)
     }
 
     fn database(&self) -> Database {

@@ -2,9 +2,9 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tracing::{debug, warn};
@@ -71,10 +71,42 @@ const NAMES: &str =
 /// What a pool knows of its database's functions.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    now: ArcSwap<Catalog>,
+    now: Newest,
     state: Mutex<Asked>,
     /// Held by the one who asks.
     turn: tokio::sync::Mutex<()>,
+}
+
+/// A catalog, and where it is: who has it need not ask for it again, which happens in each transaction.
+#[derive(Debug)]
+struct Newest {
+    catalog: Mutex<Arc<Catalog>>,
+    address: AtomicPtr<Catalog>,
+}
+
+impl Default for Newest {
+    fn default() -> Self {
+        let catalog = Arc::<Catalog>::default();
+        Self { address: AtomicPtr::new(Arc::as_ptr(&catalog).cast_mut()), catalog: Mutex::new(catalog) }
+    }
+}
+
+impl Newest {
+    fn get(&self) -> Arc<Catalog> {
+        self.catalog.lock().clone()
+    }
+
+    fn put(&self, catalog: Catalog) {
+        let mut now = self.catalog.lock();
+        *now = Arc::new(catalog);
+        self.address.store(Arc::as_ptr(&now).cast_mut(), Ordering::Release);
+    }
+
+    /// It, if it is another than this: no other can have the address of one that somebody holds.
+    fn other_than(&self, known: &Arc<Catalog>) -> Option<Arc<Catalog>> {
+        let is_known = std::ptr::eq(self.address.load(Ordering::Acquire), Arc::as_ptr(known));
+        if is_known { None } else { Some(self.get()) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -91,8 +123,13 @@ struct Asked {
 
 impl Pool {
     /// What is known of the database's functions now.
-    pub fn catalog(&self) -> Guard<Arc<Catalog>> {
-        self.catalog.now.load()
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.now.get()
+    }
+
+    /// The same, if it is something else than this.
+    pub fn catalog_other_than(&self, known: &Arc<Catalog>) -> Option<Arc<Catalog>> {
+        self.catalog.now.other_than(known)
     }
 
     /// Something was defined that may do this: until the database has been asked again, anything may.
@@ -104,7 +141,8 @@ impl Pool {
             let mut asked = self.catalog.state.lock();
             asked.outdated = true;
             asked.defined.get_or_insert_default().add(defined);
-            self.catalog.now.store(Arc::new(self.catalog.now.load().doubted(defined).without_pin()));
+            let doubted = self.catalog.now.get().doubted(defined).without_pin();
+            self.catalog.now.put(doubted);
         }
         self.refresh_catalog();
     }
@@ -190,7 +228,7 @@ impl Pool {
                     Some(defined) => catalog.doubted(defined).without_pin(),
                     None => catalog,
                 };
-                self.catalog.now.store(Arc::new(catalog));
+                self.catalog.now.put(catalog);
                 true
             }
             Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => {
@@ -201,7 +239,7 @@ impl Pool {
                      asked what it has left (catalog_interval = 0 switches that off)"
                 );
                 asked.failed = false;
-                self.catalog.now.store(Arc::new(Catalog::unseen()));
+                self.catalog.now.put(Catalog::unseen());
                 false
             }
             Err(error) => {
