@@ -502,7 +502,8 @@ impl Core {
     /// Whether it depends on an answer to come what a name stands for, or if the upstream has the statement.
     fn is_in_doubt(&self, name: &[u8]) -> bool {
         let unprepared = |named: &Named| self.requests.is_preparation_in_doubt(named.statement.id());
-        self.requests.is_in_doubt(name) || self.named(name).is_some_and(unprepared)
+        let is_any = self.requests.has_notes_in_doubt();
+        is_any && (self.requests.is_in_doubt(name) || self.named(name).is_some_and(unprepared))
     }
 
     /// During a COPY the upstream waits for the client, and whatever else that sends is an error.
@@ -885,8 +886,7 @@ impl Core {
             }
         }
         self.requests.push_using(kind, named.request);
-        let upstream_name = named.statement.upstream_name();
-        let before = names.before;
+        let (upstream_name, before) = (named.statement.upstream_name(), names.before);
         let after = &body[before.len() + name.len() + 1..];
         // The header is of the whole message, of which the end may not have come yet.
         let total = header.total - name.len() + upstream_name.len();

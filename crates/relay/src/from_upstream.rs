@@ -9,6 +9,9 @@ use wire::{HEADER, Header, cstr};
 /// The longest answer to a survey; the engine has room for it and what comes behind it.
 const MAX_ANSWER: usize = 3 * GATHER;
 
+/// Of the tags of commands (`CommandComplete`) that are looked at: `DEALLOCATE ALL`.
+const LONGEST_TAG: usize = 14;
+
 /// What becomes of one message from the upstream.
 enum Step {
     Pass,
@@ -275,7 +278,9 @@ impl Core {
     fn complete(&mut self, tag: &[u8], backend: &mut BackendState) -> bool {
         let front = self.requests.front();
         let number = front.map_or(0, |r| r.number);
-        let tag = cstr(tag).map_or(tag, |(tag, _)| tag);
+        // Those that matter are short, and most are: a loop is quicker than a search.
+        let end = tag.iter().take(LONGEST_TAG + 1).position(|byte| *byte == 0);
+        let tag = &tag[..end.unwrap_or(tag.len())];
         match self.requests.front_kind() {
             Some(Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver) => return true,
             Some(Kind::Query) if front.is_some_and(|r| r.hidden) => return true,
@@ -288,6 +293,10 @@ impl Core {
             self.lose_count();
         }
         self.copy = Copy::None;
+        if matches!(tag, [b'S', b'E', b'L', ..] | [b'I' | b'U' | b'B' | b'F', ..]) {
+            // `SELECT`, `INSERT`, `UPDATE`, `BEGIN`, `FETCH`: none of those below.
+            return true;
+        }
         self.resetting = match tag {
             b"RESET" | b"DISCARD ALL" => self.mode == PoolMode::Transaction,
             b"SET" | b"ROLLBACK" => false,

@@ -229,6 +229,11 @@ impl Requests {
         self.queue.iter().take_while(move |r| r.number <= end).filter_map(|r| r.note.as_deref())
     }
 
+    /// Whether anything is in doubt.
+    pub(crate) fn has_notes_in_doubt(&self) -> bool {
+        self.notes_in_doubt().next().is_some()
+    }
+
     /// Whether it depends on an answer to come what a name stands for.
     pub(crate) fn is_in_doubt(&self, name: &[u8]) -> bool {
         let name = significant(name);

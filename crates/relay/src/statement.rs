@@ -1,7 +1,7 @@
 //! Prepared statements: one identity for every text, its name on the upstream connections, and what each side
 //! knows of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -296,7 +296,7 @@ impl Interner {
     /// A session has no names yet.
     pub fn names(&self) -> Names {
         self.statements.holders.fetch_add(1, Ordering::Relaxed);
-        Names { known: HashMap::new(), given: BTreeMap::new(), bytes: 0, all: self.statements.clone() }
+        Names { known: BTreeMap::new(), given: BTreeMap::new(), bytes: 0, all: self.statements.clone() }
     }
 
     /// What is counted of messages of which the rest is waited for.
@@ -396,7 +396,8 @@ impl Drop for LongText {
 /// The names of one session.
 #[derive(Debug)]
 pub struct Names {
-    known: HashMap<Arc<[u8]>, Named>,
+    /// Compared and not hashed: most sessions have few, and clients choose them.
+    known: BTreeMap<Arc<[u8]>, Named>,
     /// The same, by the requests that gave them.
     given: BTreeMap<u64, Arc<[u8]>>,
     bytes: usize,
@@ -460,15 +461,18 @@ impl Names {
 /// What one upstream connection has prepared; the least recently used go first.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    known: HashMap<u64, Use>,
+    known: BTreeMap<u64, Use>,
     clock: u64,
+    /// Which lease it is: requests are numbered within one.
+    lease: u64,
 }
 
 #[derive(Debug)]
 struct Use {
     last: u64,
-    /// The request of the present lease that prepared it; 0 if an earlier lease did.
+    /// The request that prepared it, and in which lease.
     request: u64,
+    lease: u64,
     edition: u64,
 }
 
@@ -508,7 +512,7 @@ impl Prepared {
     /// It has this edition of it now. Answers which one must go to keep to the limit.
     pub fn insert(&mut self, id: u64, edition: u64, request: u64, limit: usize) -> Option<u64> {
         self.clock += 1;
-        self.known.insert(id, Use { last: self.clock, request, edition });
+        self.known.insert(id, Use { last: self.clock, request, lease: self.lease, edition });
         if self.known.len() <= limit.max(1) {
             return None;
         }
@@ -530,14 +534,13 @@ impl Prepared {
 
     /// Everything prepared before this request of the present lease is gone.
     pub fn forget_before(&mut self, request: u64) {
-        self.known.retain(|_, u| u.request > request);
+        let lease = self.lease;
+        self.known.retain(|_, u| u.lease == lease && u.request > request);
     }
 
     /// The lease is over: request numbers of the next one start anew.
     pub fn end_lease(&mut self) {
-        if self.known.values().any(|u| u.request != 0) {
-            self.known.values_mut().for_each(|u| u.request = 0);
-        }
+        self.lease += 1;
     }
 
     /// How many.

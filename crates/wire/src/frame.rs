@@ -36,6 +36,10 @@ impl Header {
 
 /// A text that ends with NUL at the start of these bytes, and what is behind the NUL.
 pub fn cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    // Most names in messages are empty.
+    if let [0, rest @ ..] = bytes {
+        return Some((&[], rest));
+    }
     let end = memchr::memchr(0, bytes)?;
     Some((&bytes[..end], &bytes[end + 1..]))
 }

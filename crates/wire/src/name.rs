@@ -5,8 +5,21 @@
 macro_rules! name {
     ($(#[doc = $doc:literal] $Name:ident),* $(,)?) => {$(
         #[doc = $doc]
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Eq, PartialOrd, Ord)]
         pub struct $Name(std::sync::Arc<str>);
+
+        impl PartialEq for $Name {
+            /// By what is written; most that are equal are one, which the pointers say.
+            fn eq(&self, other: &Self) -> bool {
+                std::sync::Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+            }
+        }
+
+        impl std::hash::Hash for $Name {
+            fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+                self.0.hash(state);
+            }
+        }
 
         impl $Name {
             /// The name as it is written.
