@@ -21,8 +21,8 @@ const MAX_FUNCTION: usize = 70;
 const LONG_FILES: [(&str, usize); 10] = [
     ("crates/policy/src/config/file.rs", 728),
     ("crates/policy/src/config/read.rs", 808),
-    ("crates/relay/src/from_client.rs", 993),
-    ("crates/relay/src/lib.rs", 815),
+    ("crates/relay/src/core.rs", 837),
+    ("crates/relay/src/core/from_client.rs", 993),
     ("src/console.rs", 625),
     ("src/console/show.rs", 1002),
     ("src/engine.rs", 736),
@@ -34,7 +34,7 @@ const LONG_FILES: [(&str, usize); 10] = [
 /// Functions that are still longer.
 const LONG_FUNCTIONS: [(&str, &str); 9] = [
     ("crates/policy/src/config/check.rs", "connection"),
-    ("crates/relay/src/from_client.rs", "parse"),
+    ("crates/relay/src/core/from_client.rs", "parse"),
     ("crates/relay/src/sql.rs", "look_at"),
     ("src/console/act.rs", "act"),
     ("src/console/command.rs", "parse"),
@@ -51,7 +51,7 @@ const STATICS: [(&str, &str); 5] = [
     // The allocator of the process.
     ("src/main.rs", "ALLOCATOR"),
     // One empty catalog for all idle sessions.
-    ("crates/relay/src/lib.rs", "NO_CATALOG"),
+    ("crates/relay/src/core.rs", "NO_CATALOG"),
     // A table that is made when it is compiled.
     ("crates/relay/src/sql/scan.rs", "AUTOMATON"),
     // Of tests alone: how much a thread has looked through.
@@ -139,10 +139,6 @@ fn modules_use_only_those_above_them() {
             let inner = path.strip_prefix(folder).unwrap().trim_start_matches('/');
             let module = inner.split('/').next().unwrap().trim_end_matches(".rs");
             let Some(own) = order.iter().position(|name| name == module) else { continue };
-            // The core of the relay is in `lib.rs`, below which all its parts are.
-            if folder == "crates/relay/src" {
-                continue;
-            }
             for used in code(&text).split("crate::").skip(1) {
                 let used: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
                 let above = order.iter().position(|name| *name == used);

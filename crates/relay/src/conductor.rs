@@ -25,8 +25,9 @@ pub use refusals::not_reset;
 use figures::Clock;
 use refusals::{at, desync, no_random, untranslatable};
 
+use crate::core::{Broken, Core, Sink, Then};
 use crate::reset::Proof;
-use crate::{BackendState, Broken, Core, Facts, Interner, PoolMode, SessionSettings, Sink, Then};
+use crate::{BackendState, Facts, Interner, PoolMode, SessionSettings};
 use wire::Severity;
 use wire::error::{Fault, Refusal, SqlState};
 

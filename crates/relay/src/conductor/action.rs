@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use crate::channels::Asked;
-use crate::{Counts, Effects, Pin};
+use crate::{Asked, Counts, Effects, Pin};
 use wire::error::Refusal;
 
 /// What is to be done, in this order: obey the wishes, send to the client, send to the upstream, count, and take the step.

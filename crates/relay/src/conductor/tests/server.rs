@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::tests::row;
+use crate::core::tests::row;
 use wire::{HEADER, Header, cstr, message};
 
 /// One connection's server process.

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::reset::Proof;
-use super::statement::{Named, Unnamed, significant};
+use crate::reset::Proof;
+use crate::statement::{Named, Unnamed, significant};
 
 /// One request. Requests are numbered from 1 within a session.
 #[derive(Debug)]

@@ -3,8 +3,8 @@
 //! A lexer can tell that a statement may have changed something, but not what became of it: a transaction may have
 //! been rolled back, a block may have failed in the middle. So the connection is asked, once, when it could go back.
 
-use super::Pin;
-use super::reset::Proof;
+use crate::reset::Proof;
+use crate::sql::Pin;
 use wire::{columns, literal};
 
 /// How many settings are asked for one by one: a session that has touched more keeps its connection.
@@ -173,7 +173,7 @@ fn unhex(digits: &[u8]) -> Box<[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::row;
+    use crate::core::tests::row;
 
     #[test]
     fn an_answer_tells_what_is_set_and_what_is_left() {

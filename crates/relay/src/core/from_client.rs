@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::names::{NamesIn, names};
 use super::requests::{Kind, NOTHING, Note};
-use super::sql::Effects;
-use super::statement::{Held, MAX_MENTIONING, Named, Unnamed, UnnamedText, significant};
 use super::{
     BackendState, Copy, Core, GATHER, MAX_ADDED, MAX_NAMED_PARSE, MAX_NOTED, MAX_UNASKED, MAX_UNNAMED,
-    MAX_WORK, Pin, Rest, Seen, Sink, Taken, Then,
+    MAX_WORK, Rest, Seen, Sink, Taken, Then,
 };
 use crate::PoolMode;
+use crate::sql::{Effects, Pin};
+use crate::statement::{Held, MAX_MENTIONING, Named, Unnamed, UnnamedText, significant};
 use wire::error::{Fault, Refusal, Shown, SqlState};
 use wire::{HEADER, Header, MAX_SMALL_LENGTH, cstr, identifier, literal};
 

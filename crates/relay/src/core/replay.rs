@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use super::requests::{Kind, Note, Request};
-use super::statement::{Names, Statement};
 use super::{BackendState, Core, GATHER};
 use crate::PoolMode;
+use crate::statement::{Names, Statement};
 
 /// Where PostgreSQL says that there is no such prepared statement: of the protocol's names, and of the unnamed one.
 const WHERE_STATEMENTS_ARE_MISSED: [&[u8]; 3] =

@@ -2,8 +2,9 @@
 
 use super::replay::Replay;
 use super::requests::{Kind, NOTHING, Note, Request};
-use super::{BackendState, Broken, Copy, Core, GATHER, Pin, Sink, survey};
+use super::{BackendState, Broken, Copy, Core, GATHER, Sink, survey};
 use crate::PoolMode;
+use crate::sql::Pin;
 use wire::{HEADER, Header, cstr};
 
 /// The longest answer to a survey; the engine has room for it and what comes behind it.

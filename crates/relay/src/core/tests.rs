@@ -1,6 +1,5 @@
 //! The core by itself, on a connection that says what the test says.
 
-use super::reset::Proof;
 use super::*;
 use wire::{cstr, message};
 
@@ -654,7 +653,7 @@ fn what_others_say_on_our_own_channel_is_not_heard() {
 /// However often a statement is bound or waits, it is gone through a few times.
 #[test]
 fn a_long_statement_is_gone_through_once_and_not_at_each_use() {
-    use super::sql::budget::GONE_THROUGH;
+    use crate::sql::budget::GONE_THROUGH;
     let text = format!("SELECT 1 /* {} */", "set ".repeat(50_000));
     let gone_through = |bench: &mut Bench, messages: &[u8]| {
         let before = GONE_THROUGH.get();
@@ -749,7 +748,7 @@ fn an_end_of_a_command_that_nothing_has_begun_breaks_the_connection() {
 /// Such a statement may be long, and be bound a thousand times over.
 #[test]
 fn a_statement_that_defines_something_is_gone_through_once_however_often_it_is_bound() {
-    use super::sql::budget::GONE_THROUGH;
+    use crate::sql::budget::GONE_THROUGH;
     let text = format!("CREATE TABLE x (a int) /* {} */", "a ".repeat(100_000));
     for name in ["", "a"] {
         let mut bench = Bench::new();

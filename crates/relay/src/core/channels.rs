@@ -6,9 +6,9 @@ use std::sync::Arc;
 use aws_lc_rs::hmac;
 
 use super::requests::Kind;
-use super::sql::Effects;
-use super::{BackendState, Core, Lasting, Pin};
+use super::{BackendState, Core, Lasting};
 use crate::PoolMode;
+use crate::sql::{Effects, Pin};
 use wire::{identifier, unicode_identifier};
 
 /// How many channels of a session are handed over: each statement that may notify its session brings them all back. One with

@@ -1,0 +1,837 @@
+//! What a session's bytes mean: it walks over the headers of messages (protocol section 53.2), from either side and cut as they
+//! happen to be, and answers how much of a piece it has dealt with; what is left is shown again with more behind it. What goes
+//! out is ranges of the input as long as nothing has to be changed.
+
+mod channels;
+mod from_client;
+mod from_upstream;
+mod names;
+mod replay;
+mod requests;
+mod sink;
+mod survey;
+
+use std::sync::{Arc, LazyLock};
+
+pub use channels::{Asked, Mark, Seal};
+pub(crate) use sink::Sink;
+
+use crate::PoolMode;
+use crate::catalog::{Catalog, Words};
+use crate::reset::{self, Proof};
+use crate::settings::{BackendSettings, Parameters, SessionSettings};
+use crate::sql::{self, Effects, Pin, Scan};
+use crate::statement::{Interner, Named, Names, Prepared, Unnamed, UnnamedText};
+use channels::Channels;
+use replay::{Batch, Replay};
+use requests::{Kind, Note, Request, Requests};
+use survey::{Left, Touched};
+use wire::UserName;
+use wire::error::{Fault, Refusal, SqlState};
+
+/// A message up to this long is looked at whole; it is waited for if only a part of it is there.
+pub const GATHER: usize = 16 << 10;
+/// The longest named `Parse` that is taken; longer ones are refused with `54000`.
+pub const MAX_NAMED_PARSE: usize = 16 << 20;
+/// The longest unnamed statement that is remembered from one transaction to the next whatever others there are.
+const MAX_UNNAMED: usize = 64 << 10;
+
+/// The part of an upstream connection that the core knows: what was done on it.
+#[derive(Debug)]
+pub struct BackendState {
+    /// Of the process that answers, if it is the one that has logged us in.
+    pid: Option<u32>,
+    /// Its settings.
+    pub settings: BackendSettings,
+    prepared: Prepared,
+    max_prepared: usize,
+    /// Whose unnamed statement it holds.
+    unnamed: Option<UnnamedStamp>,
+    /// Whom it is or was lent to, and whether it may know last values of sequences of somebody else.
+    session: u64,
+    foreign_sequences: bool,
+    batch: Batch,
+    /// The user that it was lent for last.
+    last_user: Option<UserName>,
+    /// Nothing can be left of that user: it has not been lent since it was opened or reset.
+    clean: bool,
+}
+
+/// How many requests may be under way before the upstream is asked to answer, whether or not the client asks.
+const MAX_UNASKED: usize = 1000;
+/// How many may be under way before no more are taken from the client.
+const MAX_REQUESTS: usize = 8 * MAX_UNASKED;
+
+/// How many bytes of pgusher's own (statements that are prepared again) may be sent on top of the client's, and how many may
+/// be remembered of requests under way (names that are taken back if they fail), before all that is answered.
+const MAX_ADDED: usize = 1 << 20;
+const MAX_NOTED: usize = 8 << 20;
+
+/// How many bytes of statements that are bound may be gone through before answers are waited for.
+const MAX_WORK: usize = 512 << 10;
+
+/// How often a connection may fail to say what is left on it before its session keeps it.
+const MAX_SURVEYS: u8 = 3;
+
+/// What is known of a database before a session was lent a connection to it. One for all: most sessions are idle.
+static NO_CATALOG: LazyLock<Arc<Catalog>> = LazyLock::new(Arc::default);
+
+type UnnamedStamp = (u64, u64);
+
+impl BackendState {
+    /// Of a connection that has just logged in and reported these; `pid` is of the process that answers, if it is known.
+    pub fn new(reported: Arc<Parameters>, max_prepared: usize, pid: Option<u32>) -> Self {
+        Self {
+            pid,
+            settings: BackendSettings::new(reported),
+            prepared: Prepared::default(),
+            max_prepared,
+            unnamed: None,
+            session: 0,
+            foreign_sequences: false,
+            batch: Batch::default(),
+            last_user: None,
+            clean: true,
+        }
+    }
+
+    /// How many prepared statements it holds.
+    pub fn prepared(&self) -> usize {
+        self.prepared.len()
+    }
+
+    /// `DISCARD ALL` was run on it by us, and it has a new seed.
+    pub fn discarded(&mut self) {
+        self.clean = true;
+        self.session = 0;
+        self.prepared = Prepared::default();
+        self.unnamed = None;
+        self.foreign_sequences = false;
+        self.settings.discard_all();
+    }
+
+    /// A simple query of our own was run on it.
+    pub fn forget_unnamed(&mut self) {
+        self.unnamed = None;
+    }
+
+    /// Whom it was used for last, if it was used.
+    pub fn last_user(&self) -> Option<&UserName> {
+        self.last_user.as_ref()
+    }
+
+    /// True if nobody has used it since it was opened or reset.
+    pub fn is_clean(&self) -> bool {
+        self.clean
+    }
+
+    /// True if something may be left on it of somebody else than this user.
+    pub fn is_foreign_to(&self, user: &UserName) -> bool {
+        !self.clean && self.last_user.as_ref().is_none_or(|last| last != user)
+    }
+
+    /// From now on it is used for this user. True if that was somebody else before.
+    pub fn serve(&mut self, user: &UserName) -> bool {
+        self.clean = false;
+        let changes = self.last_user.as_ref() != Some(user);
+        if changes {
+            self.last_user = Some(user.clone());
+        }
+        changes
+    }
+}
+
+/// What a client may be shown by `SHOW pgusher.…`.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Its environment.
+    pub environment: String,
+    /// Its connection.
+    pub connection: String,
+    /// Who it is.
+    pub user: UserName,
+    /// Why.
+    pub route: String,
+}
+
+/// What a piece of the client's bytes led to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// All that is whole was dealt with.
+    More,
+    /// The message at the front is needed up to this length before anything can be said.
+    Need(usize),
+    /// What the message at the front means depends on an answer that the upstream has still to give: it is to be
+    /// shown again when some have come.
+    Hold,
+    /// The message at the front needs an upstream connection, and there is none.
+    Lease,
+    /// The client has said goodbye.
+    Terminate,
+}
+
+/// How much was dealt with, and what next.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// Bytes of the input that need not be shown again.
+    pub consumed: usize,
+    /// What next.
+    pub then: Then,
+}
+
+/// Why an upstream connection cannot be used any further.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// It sent what the protocol does not allow here.
+    Desync(String),
+    /// It did not take the session's settings; its `ErrorResponse` body.
+    Setup(Vec<u8>),
+    /// It could not be reset for another user; its `ErrorResponse` body.
+    Reset(Vec<u8>),
+}
+
+/// How far a COPY has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Copy {
+    None,
+    /// The upstream reads data; `stray` if the client sent a `Sync` meanwhile, which the upstream ignores.
+    In {
+        stray: bool,
+    },
+    /// The client has ended it; the upstream has still to say so.
+    Ending {
+        stray: bool,
+    },
+}
+
+/// What happens to the rest of a message whose beginning has gone already.
+#[derive(Debug)]
+enum Rest {
+    Pass,
+    Drop,
+    /// It is SQL too long to be looked at whole.
+    Scan(Box<(Scan, Words)>),
+}
+
+/// For how long a session keeps its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lasting {
+    /// Until the connection, asked again, says that nothing is left.
+    UntilGone,
+    /// It cannot be asked for what is left.
+    Always,
+}
+
+/// One session's core.
+#[derive(Debug)]
+pub(crate) struct Core {
+    id: u64,
+    mode: PoolMode,
+    interner: Arc<Interner>,
+    facts: Arc<Facts>,
+    settings: SessionSettings,
+    requests: Requests,
+    /// At how many requests answers are asked for next.
+    flush_at: usize,
+    /// Up to this request all must be answered before more is sent: much is under way.
+    ahead: u64,
+    /// Of the last `ReadyForQuery`: `I`, `T` or `E`.
+    status: u8,
+    copy: Copy,
+    /// Extended messages were sent since the last `Sync`.
+    unsynced: bool,
+    /// The upstream ignores everything up to a `Sync` that the client has still to send.
+    skipping: bool,
+    /// A request was refused for want of a connection; the rest up to its `Sync` is ignored.
+    refusing: bool,
+    client_rest: (usize, Rest),
+    upstream_rest: (usize, bool),
+    /// Only clients that name statements have any.
+    names: Option<Box<Names>>,
+    unnamed: Unnamed,
+    /// Why the session keeps its connection; for all its life, if `Lasting::Always`.
+    pin: Option<(Pin, Lasting)>,
+    foreseen: bool,
+    /// What the database's own functions may do.
+    catalog: Arc<Catalog>,
+    /// Something is being defined that others may run, and this is what it may do.
+    defines: Option<Box<Effects>>,
+    /// The connection may have settings that it cannot be asked for.
+    doubted: bool,
+    /// What may have been left on the connection: it is asked before it goes back.
+    touched: Option<Box<Touched>>,
+    /// What is to be asked for whenever something is, while the session has an object that may do it again: a statement
+    /// of `PREPARE`, a temporary view.
+    recurring: Option<Box<Touched>>,
+    /// What it is being asked, and what it has answered.
+    asked: Option<Box<(Touched, Proof, Option<Left>)>>,
+    surveys_failed: u8,
+    /// Only sessions that listen have any.
+    channels: Option<Box<Channels>>,
+    /// The connection is at its own defaults where the session has gone back to its startup values.
+    strays: bool,
+    /// What the upstream reports next are defaults of its own, to which a `RESET` went.
+    resetting: bool,
+    /// It may have left what `DISCARD ALL` does not take away, or has lost count of what the upstream owes.
+    stained: bool,
+    /// What the upstream owes may be another number of answers than was counted: a survey will tell.
+    miscounted: bool,
+    /// A request that may deallocate every statement is under way.
+    distrust: bool,
+    /// A request is under way that may change how texts are read (`standard_conforming_strings`, `client_encoding`).
+    rereading: bool,
+    replay: Replay,
+    /// What is held waits for the answer to this request, at the most.
+    held_until: u64,
+    /// How many bytes of bound statements were gone through since answers were waited for.
+    work: usize,
+    /// What the unnamed statement may do, once it was looked at.
+    seen: Option<Box<Seen>>,
+    fatal: bool,
+    transactions: u64,
+    counts: Counts,
+}
+
+/// What an unnamed statement may do, as far as it was known how to read it and what the database has.
+#[derive(Debug)]
+struct Seen {
+    stamp: u64,
+    lexable: bool,
+    catalog: Arc<Catalog>,
+    effects: Option<Box<Effects>>,
+}
+
+/// What is counted until it is taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Answers that ended with `ReadyForQuery`.
+    pub queries: u32,
+    /// `Parse` messages of the client.
+    pub client_parses: u32,
+    /// `Parse` messages to the upstream.
+    pub server_parses: u32,
+    /// `Bind` messages.
+    pub binds: u32,
+}
+
+impl Core {
+    /// A session that has just logged in. `id` differs from every other session's.
+    pub(crate) fn new(
+        id: u64,
+        mode: PoolMode,
+        interner: Arc<Interner>,
+        facts: Arc<Facts>,
+        settings: SessionSettings,
+    ) -> Self {
+        Self {
+            id,
+            mode,
+            interner,
+            facts,
+            settings,
+            requests: Requests::default(),
+            flush_at: MAX_UNASKED,
+            ahead: 0,
+            status: b'I',
+            copy: Copy::None,
+            unsynced: false,
+            skipping: false,
+            refusing: false,
+            client_rest: (0, Rest::Pass),
+            upstream_rest: (0, false),
+            names: None,
+            unnamed: Unnamed::default(),
+            pin: None,
+            foreseen: false,
+            catalog: NO_CATALOG.clone(),
+            defines: None,
+            doubted: false,
+            touched: None,
+            recurring: None,
+            asked: None,
+            surveys_failed: 0,
+            channels: None,
+            strays: false,
+            resetting: false,
+            stained: false,
+            miscounted: false,
+            distrust: false,
+            rereading: false,
+            replay: Replay::None,
+            held_until: 0,
+            work: 0,
+            seen: None,
+            fatal: false,
+            transactions: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// True while a connection is reset for the session, or given its settings: nothing of the client's may be sent before.
+    pub(crate) fn is_setting_up(&self) -> bool {
+        matches!(self.requests.front_kind(), Some(Kind::Reset | Kind::Setup))
+    }
+
+    /// True while nothing of the client's runs on the connection: it is set up, asked, or given to the listener.
+    pub(crate) fn is_about_its_own(&self) -> bool {
+        matches!(self.requests.front_kind(), Some(Kind::Reset | Kind::Setup | Kind::Survey))
+            || self.is_handing_over()
+    }
+
+    /// True while nothing more of the client's may be sent: what it sends next may depend on what is under way.
+    pub(crate) fn holds_client(&self) -> bool {
+        self.is_about_its_own() || self.replay != Replay::None
+    }
+
+    /// True if the connection must be asked what is left on it before anything is decided.
+    pub(crate) fn wants_survey(&self) -> bool {
+        self.touched.is_some() && self.mode == PoolMode::Transaction && self.is_idle()
+    }
+
+    /// True if the session keeps a connection that it must be given its startup values on again.
+    pub(crate) fn wants_setup(&self) -> bool {
+        self.strays && self.is_idle() && self.touched.is_none() && !self.is_handing_over()
+    }
+
+    /// Asks it; to be called when [`Core::wants_survey`] says so.
+    pub(crate) fn survey(&mut self, proof: Proof, backend: &mut BackendState, up: &mut Vec<u8>) {
+        let Some(mut touched) = self.touched.take() else { return };
+        touched.objects |= self.pin.is_some();
+        if let Some(recurring) = &self.recurring {
+            touched.add(recurring);
+        }
+        if touched.all_settings {
+            touched.add_settings(self.settings.names());
+        }
+        if touched.everything {
+            touched.add_settings(self.settings.carried_names().chain(["role"]));
+        }
+        wire::query(up, &survey::question(&touched, proof));
+        // A simple query destroys the unnamed statement.
+        backend.unnamed = None;
+        self.requests.push(Kind::Survey);
+        self.asked = Some(Box::new((*touched, proof, None)));
+    }
+
+    /// The connection has answered, or could not.
+    fn surveyed(&mut self, backend: &mut BackendState) -> Result<(), Broken> {
+        let Some((touched, _, left)) = self.asked.take().map(|asked| *asked) else { return Ok(()) };
+        let Some(left) = left else {
+            self.surveys_failed += 1;
+            if self.surveys_failed < MAX_SURVEYS {
+                self.touched = Some(Box::new(touched));
+            } else if self.has_recalled() {
+                // More channels than can be told: the connection listens to them itself from now on.
+                self.keep_channels();
+                self.pin_for(Pin::Listen);
+            } else {
+                self.pin_for(Pin::Opaque);
+            }
+            return Ok(());
+        };
+        self.surveys_failed = 0;
+        self.miscounted = false;
+        for (name, value) in &left.settings {
+            let name = name.as_bytes();
+            match value {
+                // Its value has been reported already.
+                Some(_) if self.settings.reports(name) => {}
+                Some(value) if self.settings.carry(name, value) => backend.settings.carry(name, value),
+                // More than is carried from one connection to the next.
+                Some(_) => self.pin_for(Pin::Setting),
+                None => {
+                    backend.settings.reset(name);
+                    self.settings.reset(name);
+                    self.strays = true;
+                }
+            }
+        }
+        if touched.objects {
+            if !self.is_pinned_for_good() {
+                self.pin = left.pin.map(|reason| (reason, Lasting::UntilGone));
+            }
+            if self.pin.is_none() {
+                self.recurring = None;
+            }
+            match left.channels {
+                Some(channels) => self.found_channels(channels),
+                None => self.keep_channels(),
+            }
+        }
+        self.settings.settled(&mut backend.settings);
+        // It may have settings whose names nobody can list.
+        self.doubted |= touched.everything;
+        Ok(())
+    }
+
+    /// Asks the server to take away what another user has left on it; nothing of this one's may be sent before that is
+    /// done: see [`Core::is_setting_up`].
+    pub(crate) fn reset(&mut self, seed: u64, proof: Proof, up: &mut Vec<u8>) {
+        wire::query(up, reset::DISCARD);
+        wire::query(up, &proof.new_seed(seed));
+        self.requests.push(Kind::Reset);
+        self.requests.push_noted(Kind::Reset, Note::Proof(proof));
+    }
+
+    /// True while that is not done.
+    pub(crate) fn is_resetting(&self) -> bool {
+        self.requests.front_kind() == Some(Kind::Reset)
+    }
+
+    /// Who the session's user is.
+    #[cfg(test)]
+    pub(crate) fn user(&self) -> &UserName {
+        &self.facts.user
+    }
+
+    /// The connection that was to be set up is gone; nothing of the client's was sent on it.
+    pub(crate) fn abandon_setup(&mut self) {
+        self.fatal = false;
+        self.requests.clear();
+        self.upstream_rest = (0, false);
+    }
+
+    /// True if what was held may be looked at again: what it waits for may have been answered. It may be long, so that is not
+    /// done at each piece of an answer.
+    pub(crate) fn may_go_on(&self) -> bool {
+        let is_over = self.requests.front().is_none_or(|front| front.number > self.held_until);
+        is_over || matches!(self.copy, Copy::In { .. })
+    }
+
+    /// For how long the session has a connection.
+    pub(crate) fn mode(&self) -> PoolMode {
+        self.mode
+    }
+
+    /// Gives a connection to the session; what must be sent on it first goes to `up`.
+    pub(crate) fn attach(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
+        if self.mode == PoolMode::Session {
+            return;
+        }
+        backend.serve(&self.facts.user);
+        backend.foreign_sequences |= backend.session != self.id && backend.session != 0;
+        backend.session = self.id;
+        self.strays = false;
+        if let Some(sql) = self.settings.setup(&mut backend.settings) {
+            wire::query(up, &sql);
+            // A simple query destroys the unnamed statement.
+            backend.unnamed = None;
+            self.requests.push(Kind::Setup);
+        }
+    }
+
+    /// True if the connection can go back to its pool now: nothing is owed on it and nothing is left on it.
+    pub(crate) fn may_release(&self) -> bool {
+        self.is_idle()
+            && self.mode == PoolMode::Transaction
+            && self.pin.is_none()
+            && self.touched.is_none()
+            && !self.is_handing_over()
+    }
+
+    /// The connection goes back.
+    pub(crate) fn detach(&mut self, backend: &mut BackendState) {
+        self.foreseen = false;
+        self.strays = false;
+        if std::mem::take(&mut self.doubted) {
+            backend.settings.doubt();
+        }
+        self.flush_at = MAX_UNASKED;
+        backend.prepared.end_lease();
+        backend.batch.end();
+    }
+
+    /// True if the session could end here and leave its connection as a `DISCARD ALL` would find it: no
+    /// transaction, no answer outstanding.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.requests.is_empty()
+            && self.status == b'I'
+            && !self.unsynced
+            && !self.skipping
+            && self.copy == Copy::None
+            && self.client_rest.0 == 0
+            && self.upstream_rest.0 == 0
+    }
+
+    /// True if a `DISCARD ALL` leaves nothing of the session: no library that it loaded, no seed, no remote connection.
+    pub(crate) fn is_cleanable(&self) -> bool {
+        self.is_idle() && !self.stained && !self.miscounted
+    }
+
+    /// A statement that may do this is about to run in session mode.
+    fn stain(&mut self, effects: &Effects) {
+        self.stained |= effects.pin == Some(Pin::Opaque) || effects.asks_all;
+        if effects.defines {
+            self.define(effects.defined.as_deref());
+        }
+    }
+
+    /// True if the client is owed no answer, whether or not a transaction is open: it is its turn.
+    pub(crate) fn is_clients_turn(&self) -> bool {
+        self.requests.is_empty() && self.upstream_rest.0 == 0
+    }
+
+    /// True if something of the session's may still run on its connection.
+    pub(crate) fn may_be_busy(&self) -> bool {
+        !self.is_clients_turn() || self.stained || self.miscounted
+    }
+
+    /// True if so much is under way that no more should be read from the client.
+    pub(crate) fn is_full(&self) -> bool {
+        self.requests.len() > MAX_REQUESTS
+    }
+
+    /// True if the upstream will say nothing more before the client does: an extended query without its `Sync`, or
+    /// a COPY that goes on.
+    pub(crate) fn awaits_client(&self) -> bool {
+        self.unsynced || self.skipping || matches!(self.copy, Copy::In { .. })
+    }
+
+    /// True if an error can be put in between what the client gets: no message has been begun and not ended.
+    pub(crate) fn between_messages(&self) -> bool {
+        self.upstream_rest.0 == 0
+    }
+
+    /// Why the session keeps its connection.
+    pub(crate) fn pin(&self) -> Option<Pin> {
+        self.pin.map(|(reason, _)| reason)
+    }
+
+    /// True if the upstream has said that it ends the connection (severity FATAL or PANIC).
+    pub(crate) fn is_fatal(&self) -> bool {
+        self.fatal
+    }
+
+    /// What was counted since this was last called.
+    pub(crate) fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// How many statements the session has prepared by name.
+    pub(crate) fn prepared(&self) -> usize {
+        self.names.as_ref().map_or(0, |names| names.count())
+    }
+
+    /// How many transactions (and queries outside of one) have ended.
+    pub(crate) fn transactions(&self) -> u64 {
+        self.transactions
+    }
+
+    fn named(&self, name: &[u8]) -> Option<&Named> {
+        self.names.as_ref()?.get(name)
+    }
+
+    fn put_name(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
+        let interner = &self.interner;
+        self.names.get_or_insert_with(|| Box::new(interner.names())).put(name, named)
+    }
+
+    fn is_pinned_for_good(&self) -> bool {
+        matches!(self.pin, Some((_, Lasting::Always)))
+    }
+
+    /// From now on the session keeps its connection.
+    fn pin_for(&mut self, reason: Pin) {
+        if self.mode == PoolMode::Transaction && !self.is_pinned_for_good() {
+            self.pin = Some((reason, Lasting::Always));
+            let matters = self.has_recalled() || self.touched.as_ref().is_some_and(|t| t.resets);
+            if !matters {
+                self.touched = None;
+            }
+        }
+    }
+
+    /// What a text may do to the session.
+    fn effects(&self, text: &[u8]) -> Option<Box<Effects>> {
+        let own = match sql::is_suspicious(text) {
+            false => None,
+            true if !self.can_lex() && !sql::reads_alike(text) => Some(Box::new(Effects::opaque())),
+            true => sql::suspected(text),
+        };
+        self.with_catalog(own, || self.catalog.mentioned(text))
+    }
+
+    /// Whether the lexer reads a text that comes now as the upstream will.
+    fn can_lex(&self) -> bool {
+        self.settings.is_lexable() && !self.rereading
+    }
+
+    /// True if a text is to be read when what is under way is answered: only then it is known how.
+    fn must_know_how_to_read(&self, tag: u8) -> bool {
+        self.rereading
+            && matches!(tag, b'Q' | b'P' | b'B')
+            && self.mode == PoolMode::Transaction
+            && !self.unsynced
+            && !self.requests.is_empty()
+    }
+
+    /// What a statement may do by itself, with what the database's functions may do that it names.
+    fn with_catalog(
+        &self,
+        own: Option<Box<Effects>>,
+        mentioned: impl FnOnce() -> Option<Box<Effects>>,
+    ) -> Option<Box<Effects>> {
+        if self.catalog.is_plain() && own.is_none() {
+            return None;
+        }
+        let mentioned = if self.catalog.is_plain() { None } else { mentioned() };
+        let Some(mut effects) = own else { return mentioned };
+        // A view of nothing that matters is nothing that matters.
+        let itself = effects.pin.is_some() || !effects.settings.is_empty() || effects.reads_sequences;
+        effects.defines |= effects.relates && (mentioned.is_some() || itself);
+        effects.asks_all |= effects.calls && !self.catalog.is_known();
+        mentioned.iter().for_each(|mentioned| effects.add(mentioned));
+        Some(effects)
+    }
+
+    /// Takes what is known of the database from now on, if that is something else.
+    pub(crate) fn knows(&mut self, catalog: impl FnOnce(&Arc<Catalog>) -> Option<Arc<Catalog>>) {
+        if let Some(other) = catalog(&self.catalog) {
+            self.catalog = other;
+        }
+    }
+
+    /// Something is about to be defined, which can be used in the same transaction.
+    fn define(&mut self, defined: Option<&Effects>) {
+        let all = self.defines.get_or_insert_default();
+        defined.into_iter().for_each(|defined| all.add(defined));
+        let doubted = self.catalog.doubted(all);
+        // What is known of statements by it goes on to be known.
+        if !doubted.doubts_as(&self.catalog) {
+            self.catalog = Arc::new(doubted);
+        }
+    }
+
+    /// What was defined since this was last asked, if anything: then the database is to be asked again.
+    pub(crate) fn has_defined(&mut self) -> Option<Box<Effects>> {
+        if self.defines.is_some() && self.is_idle() { self.defines.take() } else { None }
+    }
+
+    /// A statement that may do this is about to run.
+    fn foresee(&mut self, effects: &Effects) {
+        self.foreseen |= effects.foreseen;
+        if effects.defines {
+            self.define(effects.defined.as_deref());
+        }
+        self.distrust |= effects.deallocates_all;
+        self.rereading |= effects.may_reread();
+        if let Some(reason) = effects.pin {
+            self.foreseen = true;
+            self.pin_for(reason);
+        }
+        let objects = effects.makes_objects
+            || effects.asks_all
+            || effects.ends_objects && self.pin.is_some()
+            || (effects.channels || effects.notifies) && self.has_carried_channels();
+        if objects || effects.resets_all || !effects.settings.is_empty() {
+            self.foreseen = true;
+            if self.is_pinned_for_good() && !effects.resets && !self.has_carried_channels() {
+                return;
+            }
+            let touched = self.touched.get_or_insert_default();
+            touched.objects |= objects;
+            touched.all_settings |= effects.resets_all;
+            touched.resets |= effects.resets;
+            touched.everything |= effects.asks_all;
+            touched.add_settings(effects.settings.iter().map(String::as_str));
+            let too_many = touched.too_many;
+            if effects.makes_objects && (effects.asks_all || !effects.settings.is_empty()) {
+                let again = touched.clone();
+                self.recurring.get_or_insert_default().add(&again);
+            }
+            if too_many || self.recurring.as_ref().is_some_and(|recurring| recurring.too_many) {
+                self.pin_for(Pin::Setting);
+            }
+        }
+    }
+
+    /// Takes back what requests did of which the upstream has refused the first and skipped the others; the last one
+    /// first.
+    fn undo(&mut self, skipped: Vec<Request>, backend: &mut BackendState) {
+        for (i, request) in skipped.into_iter().enumerate().rev() {
+            if request.kind == Kind::ParseUnnamed {
+                // Which unnamed statement the connection has now depends on what was skipped: it is given one anew.
+                backend.unnamed = None;
+            }
+            let was_refused = i == 0;
+            match request.note.map(|note| *note) {
+                Some(Note::Named { name, previous, prepared, closed }) => {
+                    self.put_name(&name, previous);
+                    prepared.into_iter().for_each(|id| backend.prepared.remove(id));
+                    if let Some(id) = closed {
+                        backend.prepared.insert(id, 0, request.number, usize::MAX);
+                    }
+                }
+                Some(Note::Prepared(id)) => backend.prepared.remove(id),
+                // Of which edition is not known: at worst it is prepared once more.
+                Some(Note::Closed(id)) => {
+                    backend.prepared.insert(id, 0, request.number, usize::MAX);
+                }
+                Some(Note::Unnamed(previous)) if !was_refused => {
+                    backend.unnamed = None;
+                    if self.unnamed.stamp == request.number {
+                        self.unnamed = previous;
+                    }
+                }
+                // A Parse that fails has destroyed the old one already.
+                _ if request.kind == Kind::ParseUnnamed && self.unnamed.stamp == request.number => {
+                    self.unnamed.text = UnnamedText::None;
+                }
+                Some(Note::Unnamed(_) | Note::Refused(_) | Note::Proof(_)) | None => {}
+            }
+        }
+    }
+
+    /// An error of pgusher's own for the present request.
+    #[cold]
+    fn refuse_request(&mut self, refusal: &Refusal, up: &mut Vec<u8>) {
+        let mut error = Vec::new();
+        wire::error_response(&mut error, wire::Severity::Error, refusal);
+        // The upstream must fail there too, so that it skips to the Sync: it is asked for a statement that is none.
+        wire::message(up, b'D', |out| {
+            out.push(b'S');
+            wire::push_cstr(out, &self.interner.name(0));
+        });
+        self.requests.push_noted(Kind::Fail, Note::Refused(error));
+    }
+
+    /// The same of a simple query, none of which is run: the upstream must fail there, too, so that a transaction does.
+    #[cold]
+    fn refuse_query(&mut self, refusal: &Refusal, up: &mut Vec<u8>) {
+        let mut error = Vec::new();
+        wire::error_response(&mut error, wire::Severity::Error, refusal);
+        let none = wire::identifier(&self.interner.name(0));
+        wire::query(up, &format!("DEALLOCATE {none}"));
+        self.unnamed = Unnamed::default();
+        self.requests.push_noted(Kind::Query, Note::Refused(error));
+    }
+
+    /// Why a statement is refused that would set or reset one of pgusher's own settings: somebody who believes to have
+    /// changed the environment must not go on where he is.
+    fn refused_setting(&self, effects: &Effects) -> Option<Refusal> {
+        let name = effects.sets_ours.as_deref()?;
+        let (sqlstate, message) = match name.strip_prefix("pgusher.") {
+            Some("environment") => {
+                (SqlState("55P02"), format!("parameter \"{name}\" cannot be changed after connection start"))
+            }
+            Some("connection" | "user" | "route" | "pin") => {
+                (SqlState("55P02"), format!("parameter \"{name}\" cannot be changed"))
+            }
+            _ => {
+                let shown: String = name.chars().take(63).collect();
+                (SqlState::UNDEFINED_OBJECT, format!("unrecognized configuration parameter \"{shown}\""))
+            }
+        };
+        let environment = &self.facts.environment;
+        let refusal = Refusal::new(Fault::Client, sqlstate, message);
+        let refusal =
+            refusal.detail(format!("This session is in environment \"{environment}\"; nothing was run."));
+        Some(
+            refusal
+                .hint("To be in another environment, connect anew with options=-c pgusher.environment=NAME."),
+        )
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
