@@ -18,11 +18,10 @@ const MAX_FILE: usize = 600;
 const MAX_FUNCTION: usize = 70;
 
 /// Files that are still longer, and how long they may be.
-const LONG_FILES: [(&str, usize); 10] = [
+const LONG_FILES: [(&str, usize); 9] = [
     ("crates/policy/src/config/file.rs", 728),
     ("crates/policy/src/config/read.rs", 808),
-    ("crates/relay/src/core.rs", 837),
-    ("crates/relay/src/core/from_client.rs", 993),
+    ("crates/relay/src/core.rs", 840),
     ("src/console.rs", 625),
     ("src/console/show.rs", 1002),
     ("src/engine.rs", 736),
@@ -34,7 +33,7 @@ const LONG_FILES: [(&str, usize); 10] = [
 /// Functions that are still longer.
 const LONG_FUNCTIONS: [(&str, &str); 9] = [
     ("crates/policy/src/config/check.rs", "connection"),
-    ("crates/relay/src/core/from_client.rs", "parse"),
+    ("crates/relay/src/core/parse.rs", "parse"),
     ("crates/relay/src/sql.rs", "look_at"),
     ("src/console/act.rs", "act"),
     ("src/console/command.rs", "parse"),

@@ -3,9 +3,12 @@
 //! out is ranges of the input as long as nothing has to be changed.
 
 mod channels;
+mod extended;
 mod from_client;
 mod from_upstream;
 mod names;
+mod parse;
+mod query;
 mod replay;
 mod requests;
 mod sink;

@@ -1,0 +1,252 @@
+//! The messages that name statements: whether the upstream has what they name, and under which name.
+
+use std::sync::Arc;
+
+use super::from_client::Step;
+use super::names::{NamesIn, names};
+use super::requests::{Kind, NOTHING, Note};
+use super::{BackendState, Core, GATHER, Rest, Seen, Sink};
+use crate::PoolMode;
+use crate::sql::Effects;
+use crate::statement::{Held, MAX_MENTIONING, Named, UnnamedText, significant};
+use wire::error::{Fault, Refusal, Shown, SqlState};
+use wire::{HEADER, Header, cstr};
+
+impl Core {
+    /// `Parse`, `Bind`, `Describe`, `Close`: the messages that name statements.
+    pub(super) fn naming(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: usize,
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) -> Result<Step, Refusal> {
+        let kind = match header.tag {
+            b'P' => Kind::Parse,
+            b'B' => Kind::Bind,
+            b'D' => Kind::Describe,
+            _ => Kind::Close,
+        };
+        if self.mode != PoolMode::Transaction && kind != Kind::Parse {
+            self.requests.push(kind);
+            return Ok(Step::Streams(Rest::Pass));
+        }
+        let whole = input.len() >= header.total;
+        if !whole && header.total <= GATHER {
+            return Ok(Step::Need(header.total));
+        }
+        let body = &input[HEADER..header.total.min(input.len())];
+        let Some(names) = names(kind, body) else {
+            if whole {
+                // Broken: the upstream says how.
+                self.requests.push(kind);
+                up.pass(at..at + header.total);
+                return Ok(Step::Done);
+            }
+            return if input.len() > 4 * GATHER {
+                Err(Refusal::new(
+                    Fault::Client,
+                    SqlState::LIMIT_EXCEEDED,
+                    "a statement or portal name is too long",
+                ))
+            } else {
+                Ok(Step::Need(header.total.min(input.len() + GATHER)))
+            };
+        };
+        let in_doubt = |name: &[u8]| match name {
+            b"" => kind != Kind::Parse && self.requests.is_unnamed_in_doubt(self.unnamed.stamp),
+            name => self.is_in_doubt(name),
+        };
+        if names.statement.is_some_and(in_doubt) && self.may_hold() {
+            return Ok(Step::Hold);
+        }
+        match (kind, names.statement) {
+            (Kind::Parse, _) => self.parse(header, input, at, &names, backend, up),
+            (_, None) => {
+                self.requests.push(kind);
+                Ok(Step::Streams(Rest::Pass))
+            }
+            (Kind::Close, Some(name)) => {
+                self.close(name, at..at + header.total, backend, up);
+                Ok(Step::Done)
+            }
+            (_, Some(name)) => Ok(self.reference(kind, header, name, &names, body, backend, up)),
+        }
+    }
+
+    /// Whether it depends on an answer to come what a name stands for, or if the upstream has the statement.
+    pub(super) fn is_in_doubt(&self, name: &[u8]) -> bool {
+        let unprepared = |named: &Named| self.requests.is_preparation_in_doubt(named.statement.id());
+        let is_any = self.requests.has_notes_in_doubt();
+        is_any && (self.requests.is_in_doubt(name) || self.named(name).is_some_and(unprepared))
+    }
+
+    /// Whether it is known what the unnamed statement may do: it may be long, and be bound often.
+    pub(super) fn has_seen_unnamed(&self) -> bool {
+        let is_it = |seen: &Seen| {
+            seen.stamp == self.unnamed.stamp
+                && seen.lexable == self.can_lex()
+                && Arc::ptr_eq(&seen.catalog, &self.catalog)
+        };
+        self.seen.as_deref().is_some_and(is_it)
+    }
+
+    /// The unnamed statement is bound: what it may do was foreseen when it was parsed, unless that was in another batch.
+    pub(super) fn foresee_unnamed(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
+        if !self.requests.is_of_earlier_batch(self.unnamed.stamp) {
+            return;
+        }
+        if !self.has_seen_unnamed() {
+            let Some(text) = self.unnamed.text.text() else { return };
+            let text = cstr(text).map_or(text, |(text, _)| text);
+            let effects = match text.len() > MAX_MENTIONING {
+                true => Some(Box::new(Effects::opaque())),
+                false => self.effects(text),
+            };
+            let (stamp, lexable, length) = (self.unnamed.stamp, self.can_lex(), text.len());
+            self.worked(length);
+            self.seen = Some(Box::new(Seen { stamp, lexable, catalog: self.catalog.clone(), effects }));
+        }
+        let seen = self.seen.take();
+        if let Some(effects) = seen.as_ref().and_then(|seen| seen.effects.as_ref()) {
+            self.foresee_extended(effects, backend, up);
+        }
+        self.seen = seen;
+    }
+
+    /// `Bind` or `Describe` of a statement: it is made sure that the upstream has it, and under which name.
+    pub(super) fn reference(
+        &mut self,
+        kind: Kind,
+        header: Header,
+        name: &[u8],
+        names: &NamesIn<'_>,
+        body: &[u8],
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) -> Step {
+        if name.is_empty() {
+            if kind == Kind::Bind {
+                self.foresee_unnamed(backend, up.buffer());
+            }
+            if !self.ensure_unnamed(backend, up) {
+                return self.refuse_reference("unnamed prepared statement does not exist".into(), up);
+            }
+            self.requests.push(kind);
+            return Step::Streams(Rest::Pass);
+        }
+        let Some(named) = self.named(name).cloned() else {
+            if self.interner.is_reserved(name) {
+                let shown = Shown::bytes(name);
+                return self.refuse_reference(format!("prepared statement \"{shown}\" does not exist"), up);
+            }
+            // Perhaps of an SQL-level PREPARE; else the upstream says that there is none.
+            self.requests.push(kind);
+            return Step::Streams(Rest::Pass);
+        };
+        if kind == Kind::Bind {
+            let (statement, mut gone_through) = (&named.statement, 0);
+            let own = match self.can_lex() {
+                true => statement.effects().map(|effects| Box::new(effects.clone())),
+                false => statement.effects_unread(),
+            };
+            let effects = self.with_catalog(own, || statement.mentions(&self.catalog, &mut gone_through));
+            self.worked(gone_through);
+            if let Some(effects) = effects {
+                self.foresee_extended(&effects, backend, up.buffer());
+            }
+        }
+        let held = backend.prepared.hold(&named.statement);
+        if kind == Kind::Describe && held != Held::Yes {
+            // In a failed transaction nothing can be prepared. What is still to be answered may make it fail.
+            if self.requests.has_an_end() && self.may_hold() {
+                return Step::Hold;
+            }
+            if self.status == b'E' && named.statement.answers_nothing() {
+                self.requests.push(Kind::Fake(NOTHING));
+                return Step::Streams(Rest::Drop);
+            }
+        }
+        match held {
+            Held::Yes if !self.distrust => {}
+            Held::No => self.prepare(&named, backend, up.buffer()),
+            Held::Yes | Held::Outdated => {
+                self.close_upstream(named.statement.id(), up.buffer());
+                self.prepare(&named, backend, up.buffer());
+            }
+        }
+        self.requests.push_using(kind, named.request);
+        let (upstream_name, before) = (named.statement.upstream_name(), names.before);
+        let after = &body[before.len() + name.len() + 1..];
+        // The header is of the whole message, of which the end may not have come yet.
+        let total = header.total - name.len() + upstream_name.len();
+        let out = up.buffer();
+        out.push(header.tag);
+        out.extend_from_slice(&u32::try_from(total - 1).unwrap_or(4).to_be_bytes());
+        out.extend_from_slice(before);
+        wire::push_cstr(out, upstream_name);
+        out.extend_from_slice(after);
+        Step::Partly(HEADER + body.len(), Rest::Pass)
+    }
+
+    pub(super) fn refuse_reference(&mut self, message: String, up: &mut Sink<'_>) -> Step {
+        let refusal = Refusal::new(Fault::Client, SqlState::INVALID_STATEMENT_NAME, message);
+        self.refuse_request(&refusal, up.buffer());
+        Step::Streams(Rest::Drop)
+    }
+
+    /// Makes the upstream's unnamed statement this session's; false if the session has none.
+    pub(super) fn ensure_unnamed(&mut self, backend: &mut BackendState, up: &mut Sink<'_>) -> bool {
+        let stamp = (self.id, self.unnamed.stamp);
+        match self.unnamed.text.text() {
+            _ if matches!(self.unnamed.text, UnnamedText::None) => return false,
+            _ if backend.unnamed == Some(stamp) => {}
+            None => return false,
+            Some(text) => {
+                wire::message(up.buffer(), b'P', |out| {
+                    out.push(0);
+                    out.extend_from_slice(text);
+                });
+                self.requests.push_hidden(Kind::ParseUnnamed, None);
+                backend.unnamed = Some(stamp);
+            }
+        }
+        true
+    }
+
+    /// `Close` of a statement. Upstream, others may use it: it is only the name that goes.
+    pub(super) fn close(
+        &mut self,
+        name: &[u8],
+        range: std::ops::Range<usize>,
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) {
+        if name.is_empty() {
+            backend.unnamed = None;
+            self.push_changing_unnamed(Kind::Close, UnnamedText::None);
+            return up.pass(range);
+        } else if self.named(name).is_some() {
+            let previous = self.put_name(name, None);
+            self.requests.push_noted(
+                Kind::Fake(b'3'),
+                Note::Named { name: significant(name).into(), previous, prepared: None, closed: None },
+            );
+            return;
+        } else if self.interner.is_reserved(name) {
+            self.requests.push(Kind::Fake(b'3'));
+            return;
+        }
+        self.requests.push(Kind::Close);
+        up.pass(range);
+    }
+
+    pub(super) fn close_upstream(&mut self, id: u64, up: &mut Vec<u8>) {
+        wire::message(up, b'C', |out| {
+            out.push(b'S');
+            wire::push_cstr(out, &self.interner.name(id));
+        });
+        self.requests.push_hidden(Kind::Close, Some(Note::Closed(id)));
+    }
+}

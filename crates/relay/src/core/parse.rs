@@ -1,0 +1,338 @@
+//! `Parse`, and statements that are prepared for the client.
+
+use super::from_client::Step;
+use super::names::NamesIn;
+use super::query::FORGET_SEQUENCES;
+use super::requests::{Kind, Note};
+use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED, Rest, Sink};
+use crate::PoolMode;
+use crate::sql::{Effects, Pin};
+use crate::statement::{Held, Named, UnnamedText, significant};
+use wire::error::{Fault, Refusal, Shown, SqlState};
+use wire::{HEADER, Header, cstr, identifier};
+
+/// The number of a statement of pgusher's own that does nothing.
+const EMPTY: u64 = u64::MAX;
+/// And of one that is there to be deallocated.
+const SCAPEGOAT: u64 = u64::MAX - 1;
+
+impl Core {
+    pub(super) fn parse(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: usize,
+        names: &NamesIn<'_>,
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) -> Result<Step, Refusal> {
+        let name = names.statement.unwrap_or_default();
+        let whole = input.len() >= header.total;
+        if name.is_empty() || self.mode != PoolMode::Transaction {
+            return Ok(self.parse_unnamed(header, input, at, names.after, backend, up));
+        }
+        if header.total > MAX_NAMED_PARSE {
+            let message = format!("a prepared statement is longer than {MAX_NAMED_PARSE} bytes");
+            let refusal = Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message);
+            self.refuse_request(&refusal, up.buffer());
+            return Ok(Step::Streams(Rest::Drop));
+        }
+        if !whole {
+            return Ok(Step::Need(header.total));
+        }
+        if let Some(named) = self.named(name).cloned() {
+            if !self.distrust {
+                // Any name that is taken there will do: what the client is told of it is its own.
+                let id = named.statement.id();
+                let taken = if backend.prepared.touch(id) { Some(id) } else { backend.prepared.any() };
+                if taken.is_some_and(|id| self.requests.is_preparation_in_doubt(id)) && self.may_hold() {
+                    return Ok(Step::Hold);
+                }
+                self.parse_again(&named, taken, names.after, backend, up.buffer());
+                return Ok(Step::Done);
+            }
+            let shown = Shown::bytes(name);
+            let message = format!("prepared statement \"{shown}\" already exists");
+            let refusal = Refusal::new(Fault::Client, SqlState::DUPLICATE_STATEMENT, message);
+            self.refuse_request(&refusal, up.buffer());
+            return Ok(Step::Done);
+        }
+        let text = cstr(names.after).map_or(names.after, |(text, _)| text);
+        let effects = self.effects(text);
+        if let Some(refusal) = effects.as_deref().and_then(|effects| self.refused_setting(effects)) {
+            self.refuse_request(&refusal, up.buffer());
+            return Ok(Step::Done);
+        }
+        let shown = effects.as_ref().and_then(|effects| self.shown_body(effects, names.after));
+        if let Some(effects) = effects.filter(|effects| effects.channels || !self.can_lex()) {
+            // It may be bound in the same batch, and then a transaction has begun.
+            self.foresee_extended(&effects, backend, up.buffer());
+        }
+        // With those that have lost their names in requests that are not answered.
+        let own = self.names.as_ref().map_or(0, |names| names.bytes()) + self.requests.bytes();
+        if !self.interner.may_add(own, names.after.len()) {
+            let message = "this session, or all of them together, have too many bytes of prepared statements";
+            let refusal = Refusal::new(Fault::Client, SqlState::OUT_OF_MEMORY, message)
+                .hint("Close statements that are not used any more (DEALLOCATE).");
+            self.refuse_request(&refusal, up.buffer());
+            return Ok(Step::Done);
+        }
+        let body = shown.as_deref().unwrap_or(names.after);
+        let statement = self.interner.intern(body, &self.facts.connection, &self.settings.meaning());
+        if self.requests.is_preparation_in_doubt(statement.id()) && self.may_hold() {
+            return Ok(Step::Hold);
+        }
+        let request = self.requests.next_number();
+        let named = Named { statement, request };
+        let id = named.statement.id();
+        // In a failed transaction it would be refused; what is still to be answered may make it fail. Outside one, what
+        // fails because its tables have changed must be asked again.
+        let trusted = self.status != b'E' && !self.distrust && !self.requests.has_an_end();
+        let trusted = trusted && (self.status == b'T' || self.begins_batch());
+        let held = backend.prepared.hold(&named.statement);
+        let note =
+            |prepared| Note::Named { name: significant(name).into(), previous: None, prepared, closed: None };
+        if held == Held::Yes && trusted {
+            // It need not be parsed again, but its tables may be gone since: then that is to be said now.
+            let upstream_name = named.statement.upstream_name();
+            wire::message(up.buffer(), b'D', |out| {
+                out.push(b'S');
+                wire::push_cstr(out, upstream_name);
+            });
+            self.requests.push_known(note(None));
+        } else {
+            if held != Held::No {
+                self.close_upstream(id, up.buffer());
+            }
+            self.send_parse(&named, up.buffer());
+            self.requests.push_noted(Kind::Parse, note(Some(id)));
+            self.remember_prepared(id, named.statement.edition(), backend, up.buffer());
+        }
+        self.put_name(name, Some(Named { request, ..named }));
+        Ok(Step::Done)
+    }
+
+    /// A `Parse` under a name that the client has given already: the upstream refuses it, after it has looked at the
+    /// text, because it comes under the name of a statement that is there, `taken`.
+    pub(super) fn parse_again(
+        &mut self,
+        old: &Named,
+        taken: Option<u64>,
+        body: &[u8],
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
+        if taken.is_none() {
+            // An empty statement can always be prepared.
+            wire::message(up, b'P', |out| {
+                wire::push_cstr(out, &self.interner.name(EMPTY));
+                out.extend([0; 3]);
+            });
+            self.requests.push_hidden(Kind::Parse, Some(Note::Prepared(EMPTY)));
+            self.remember_prepared(EMPTY, 0, backend, up);
+        }
+        let taken = taken.unwrap_or(EMPTY);
+        wire::message(up, b'P', |out| {
+            wire::push_cstr(out, &self.interner.name(taken));
+            out.extend_from_slice(body);
+        });
+        self.requests.push_using(Kind::ParseTaken, old.request);
+    }
+
+    /// If a `Parse` body is a `SHOW pgusher.…`, the body that answers it.
+    pub(super) fn shown_body(&self, effects: &Effects, body: &[u8]) -> Option<Vec<u8>> {
+        let (_, types) = cstr(body)?;
+        let sql = self.shown(effects.shows.as_deref()?)?;
+        let mut body = Vec::new();
+        wire::push_cstr(&mut body, &sql);
+        body.extend_from_slice(types);
+        Some(body)
+    }
+
+    pub(super) fn parse_unnamed(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: usize,
+        after: &[u8],
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) -> Step {
+        let session_mode = self.mode != PoolMode::Transaction;
+        let whole = input.len() >= header.total;
+        if !whole && !session_mode && (header.total <= MAX_UNNAMED || self.interner.has_room(header.total)) {
+            // However it was cut on its way: it must be known what it may do, and what it was.
+            return Step::Need(header.total);
+        }
+        let text = cstr(after).map_or(after, |(text, _)| text);
+        let mut effects = if whole { self.effects(text) } else { None };
+        if let Some(refusal) = effects.as_deref().and_then(|effects| self.refused_setting(effects)) {
+            self.refuse_request(&refusal, up.buffer());
+            return Step::Done;
+        }
+        let mut replaced = None;
+        if let (Some(effects), false) = (&mut effects, session_mode) {
+            if effects.deallocates.as_deref().is_some_and(|name| self.is_in_doubt(name)) && self.may_hold() {
+                return Step::Hold;
+            }
+            replaced = self.deallocate_extended(effects, after, up.buffer());
+            self.foresee_extended(effects, backend, up.buffer());
+        }
+        if session_mode {
+            effects.iter().for_each(|effects| self.stain(effects));
+            self.stained |= !whole;
+        }
+        self.counts.server_parses += 1;
+        let shown = replaced.or_else(|| effects.and_then(|effects| self.shown_body(&effects, after)));
+        let body = shown.as_deref().unwrap_or(after);
+        if session_mode {
+            self.requests.push(Kind::Parse);
+        } else {
+            self.remember_unnamed(body, whole, backend);
+        }
+        if !whole {
+            return Step::Streams(Rest::Pass);
+        }
+        match &shown {
+            // A statement of our own making; in session mode under whatever name it was given.
+            Some(body) => {
+                let name = cstr(&input[HEADER..]).map_or(&b""[..], |(name, _)| name);
+                wire::message(up.buffer(), b'P', |out| {
+                    out.extend_from_slice(name);
+                    out.push(0);
+                    out.extend_from_slice(body);
+                });
+            }
+            None => up.pass(at..at + header.total),
+        }
+        Step::Done
+    }
+
+    /// `DEALLOCATE name` in the extended protocol, of a statement that was prepared by the protocol: others may use what
+    /// the upstream has. The client's name is taken away, and the `Parse` body that is sent in its place deallocates a
+    /// statement that was prepared for that.
+    pub(super) fn deallocate_extended(
+        &mut self,
+        effects: &mut Effects,
+        body: &[u8],
+        up: &mut Vec<u8>,
+    ) -> Option<Vec<u8>> {
+        let name = effects.deallocates.as_deref()?;
+        let (_, types) = cstr(body)?;
+        let deallocate = |id| {
+            let mut body = Vec::new();
+            wire::push_cstr(&mut body, &format!("DEALLOCATE {}", identifier(&self.interner.name(id))));
+            body.extend_from_slice(types);
+            body
+        };
+        if self.interner.is_reserved(name) {
+            let body = deallocate(0);
+            effects.deallocates = None;
+            return Some(body);
+        }
+        self.named(name)?;
+        let body = deallocate(SCAPEGOAT);
+        let scapegoat = self.interner.name(SCAPEGOAT);
+        wire::message(up, b'C', |out| {
+            out.push(b'S');
+            wire::push_cstr(out, &scapegoat);
+        });
+        self.requests.push_hidden(Kind::Close, None);
+        wire::message(up, b'P', |out| {
+            wire::push_cstr(out, &scapegoat);
+            out.extend([0; 3]);
+        });
+        let name = effects.deallocates.take()?;
+        let previous = self.put_name(&name, None);
+        let note = Note::Named { name: significant(&name).into(), previous, prepared: None, closed: None };
+        self.requests.push_hidden(Kind::Parse, Some(note));
+        Some(body)
+    }
+
+    /// A statement that may do this comes in the extended protocol.
+    pub(super) fn foresee_extended(
+        &mut self,
+        effects: &Effects,
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
+        // The upstream knows a statement of the protocol by another name than the client does.
+        let scapegoat = self.interner.name(SCAPEGOAT);
+        let of_protocol = |name: &[u8]| {
+            self.named(name).is_some() || self.interner.is_reserved(name) && name != scapegoat.as_bytes()
+        };
+        if effects.deallocates.as_deref().is_some_and(of_protocol) {
+            self.pin_for(Pin::Prepare);
+        }
+        self.worked(effects.cost());
+        self.foresee(effects);
+        self.recall_channels(effects, false, backend, up);
+        self.shield_sequences(effects, backend, up);
+    }
+
+    /// The statement to come asks for last values of sequences: the connection is to know none of another session's.
+    /// In the extended protocol, because a `Query` would end the implicit transaction that may be open.
+    pub(super) fn shield_sequences(
+        &mut self,
+        effects: &Effects,
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
+        if !effects.reads_sequences || !std::mem::take(&mut backend.foreign_sequences) {
+            return;
+        }
+        backend.unnamed = None;
+        self.run_hidden(FORGET_SEQUENCES, up);
+    }
+
+    /// The request, and the statement that the session has by it. One that is too long is not remembered: then the
+    /// connection is kept, as it is the only one that knows it.
+    pub(super) fn remember_unnamed(&mut self, body: &[u8], whole: bool, backend: &mut BackendState) {
+        let text = if whole && body.len() <= MAX_UNNAMED {
+            let old = match &mut self.unnamed.text {
+                UnnamedText::Known(old) if !self.unsynced => std::mem::take(old),
+                _ => Vec::new(),
+            };
+            let mut text = old;
+            text.clear();
+            text.extend_from_slice(body);
+            UnnamedText::Known(text)
+        } else if let Some(long) = whole.then(|| self.interner.keep_long(body)).flatten() {
+            UnnamedText::Long(long)
+        } else {
+            self.pin_for(Pin::Opaque);
+            UnnamedText::OnConnection
+        };
+        self.push_changing_unnamed(Kind::ParseUnnamed, text);
+        backend.unnamed = Some((self.id, self.unnamed.stamp));
+    }
+
+    /// Prepares a statement on the upstream, unseen.
+    pub(super) fn prepare(&mut self, named: &Named, backend: &mut BackendState, up: &mut Vec<u8>) {
+        self.send_parse(named, up);
+        let id = named.statement.id();
+        self.requests.push_hidden(Kind::Parse, Some(Note::Prepared(id)));
+        self.remember_prepared(id, named.statement.edition(), backend, up);
+    }
+
+    pub(super) fn remember_prepared(
+        &mut self,
+        id: u64,
+        edition: u64,
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
+        let request = self.requests.next_number() - 1;
+        if let Some(oldest) = backend.prepared.insert(id, edition, request, backend.max_prepared) {
+            self.close_upstream(oldest, up);
+        }
+    }
+
+    pub(super) fn send_parse(&mut self, named: &Named, up: &mut Vec<u8>) {
+        self.counts.server_parses += 1;
+        wire::message(up, b'P', |out| {
+            wire::push_cstr(out, named.statement.upstream_name());
+            out.extend_from_slice(named.statement.body());
+        });
+    }
+}

@@ -1,0 +1,137 @@
+//! Simple queries, of which some are answered otherwise.
+
+use super::from_client::Step;
+use super::requests::{Kind, Note};
+use super::{BackendState, Core, GATHER, Rest, Sink};
+use crate::PoolMode;
+use crate::sql::{Effects, Pin};
+use crate::statement::{Named, Unnamed, UnnamedText, significant};
+use wire::error::Refusal;
+use wire::{HEADER, Header, identifier, literal};
+
+/// What takes away the last values of sequences that a session has been told.
+pub(super) const FORGET_SEQUENCES: &str = "DISCARD SEQUENCES";
+
+impl Core {
+    pub(super) fn query(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: usize,
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) -> Result<Step, Refusal> {
+        let transaction = self.mode == PoolMode::Transaction;
+        if input.len() < header.total && header.total <= GATHER {
+            return Ok(Step::Need(header.total));
+        }
+        let text = input.get(HEADER..header.total);
+        let effects = text.and_then(|text| self.effects(text));
+        let deallocates = effects.as_ref().and_then(|effects| effects.deallocates.as_deref());
+        if deallocates.is_some_and(|name| self.is_in_doubt(name)) && self.may_hold() {
+            return Ok(Step::Hold);
+        }
+        backend.unnamed = None;
+        if text.is_none() {
+            // Too long to be looked at.
+            self.stained |= !transaction;
+            self.push_changing_unnamed(Kind::Query, UnnamedText::None);
+            up.pass(at..at + HEADER);
+            let rest = if transaction { Rest::Scan(Box::default()) } else { Rest::Pass };
+            return Ok(Step::Partly(HEADER, rest));
+        }
+        let answered_otherwise = effects.is_some_and(|effects| self.suspicious_query(*effects, backend, up));
+        if !answered_otherwise {
+            self.push_changing_unnamed(Kind::Query, UnnamedText::None);
+            up.pass(at..at + header.total);
+        }
+        Ok(Step::Done)
+    }
+
+    /// A query that may do this. True if another was sent in its place.
+    pub(super) fn suspicious_query(
+        &mut self,
+        effects: Effects,
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) -> bool {
+        if let Some(refusal) = self.refused_setting(&effects) {
+            self.refuse_query(&refusal, up.buffer());
+            return true;
+        }
+        if let Some(sql) = effects.shows.as_deref().and_then(|name| self.shown(name)) {
+            wire::query(up.buffer(), &sql);
+            self.push_changing_unnamed(Kind::Query, UnnamedText::None);
+            return true;
+        }
+        if self.mode != PoolMode::Transaction {
+            self.stain(&effects);
+            return false;
+        }
+        self.foresee(&effects);
+        self.recall_channels(&effects, true, backend, up.buffer());
+        if effects.reads_sequences && std::mem::take(&mut backend.foreign_sequences) {
+            wire::query(up.buffer(), FORGET_SEQUENCES);
+            self.requests.push_hidden(Kind::Query, None);
+        }
+        let Some(name) = effects.deallocates else { return false };
+        if self.interner.is_reserved(&name) {
+            // Others may use it: it is none of the client's.
+            wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.interner.name(0))));
+            self.push_changing_unnamed(Kind::Query, UnnamedText::None);
+            return true;
+        }
+        let Some(named) = self.named(&name).cloned() else { return false };
+        self.deallocate(&name, &named, backend, up);
+        true
+    }
+
+    /// A request that changes what the unnamed statement is. Should it be skipped, because one before it since the last
+    /// `Sync` fails, that is what it was.
+    pub(super) fn push_changing_unnamed(&mut self, kind: Kind, text: UnnamedText) {
+        let stamp = self.requests.next_number();
+        let previous = std::mem::replace(&mut self.unnamed, Unnamed { stamp, text });
+        if self.unsynced {
+            self.requests.push_noted(kind, Note::Unnamed(previous));
+        } else {
+            self.requests.push(kind);
+        }
+    }
+
+    /// `DEALLOCATE name` for a statement that was prepared by the protocol: the upstream knows it by another name.
+    pub(super) fn deallocate(
+        &mut self,
+        name: &[u8],
+        named: &Named,
+        backend: &mut BackendState,
+        up: &mut Sink<'_>,
+    ) {
+        let id = named.statement.id();
+        if !backend.prepared.touch(id) {
+            self.prepare(named, backend, up.buffer());
+            wire::message(up.buffer(), b'S', |_| {});
+            self.requests.push_hidden(Kind::Sync, None);
+        }
+        backend.prepared.remove(id);
+        wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.interner.name(id))));
+        self.unnamed = Unnamed::default();
+        let previous = self.put_name(name, None);
+        self.requests.push_noted(
+            Kind::Query,
+            Note::Named { name: significant(name).into(), previous, prepared: None, closed: Some(id) },
+        );
+    }
+
+    /// The query that `SHOW pgusher.name` becomes.
+    pub(super) fn shown(&self, name: &str) -> Option<String> {
+        let value = match name {
+            "environment" => &*self.facts.environment,
+            "connection" => &self.facts.connection,
+            "user" => self.facts.user.as_str(),
+            "route" => &self.facts.route,
+            "pin" => self.pin().map_or("", Pin::word),
+            _ => return None,
+        };
+        Some(format!("SELECT {}::pg_catalog.text AS \"pgusher.{name}\"", literal(value.as_bytes())))
+    }
+}
