@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::from_client::Step;
+use super::from_client::{Incoming, Step, Wires};
 use super::names::{NamesIn, names};
 use super::requests::{Kind, NOTHING, Note};
 use super::{BackendState, Core, GATHER, Rest, Seen, Sink};
@@ -10,18 +10,16 @@ use crate::PoolMode;
 use crate::sql::Effects;
 use crate::statement::{Held, MAX_MENTIONING, Named, UnnamedText, significant};
 use wire::error::{Fault, Refusal, Shown, SqlState};
-use wire::{HEADER, Header, cstr};
+use wire::{HEADER, cstr};
 
 impl Core {
     /// `Parse`, `Bind`, `Describe`, `Close`: the messages that name statements.
     pub(super) fn naming(
         &mut self,
-        header: Header,
-        input: &[u8],
-        at: usize,
-        backend: &mut BackendState,
-        up: &mut Sink<'_>,
+        message: Incoming<'_>,
+        wires: &mut Wires<'_, '_>,
     ) -> Result<Step, Refusal> {
+        let Incoming { header, input, .. } = message;
         let kind = match header.tag {
             b'P' => Kind::Parse,
             b'B' => Kind::Bind,
@@ -32,16 +30,15 @@ impl Core {
             self.requests.push(kind);
             return Ok(Step::Streams(Rest::Pass));
         }
-        let whole = input.len() >= header.total;
+        let whole = message.is_whole();
         if !whole && header.total <= GATHER {
             return Ok(Step::Need(header.total));
         }
-        let body = &input[HEADER..header.total.min(input.len())];
-        let Some(names) = names(kind, body) else {
+        let Some(names) = names(kind, message.body()) else {
             if whole {
                 // Broken: the upstream says how.
                 self.requests.push(kind);
-                up.pass(at..at + header.total);
+                wires.up.pass(message.range());
                 return Ok(Step::Done);
             }
             return if input.len() > 4 * GATHER {
@@ -62,16 +59,16 @@ impl Core {
             return Ok(Step::Hold);
         }
         match (kind, names.statement) {
-            (Kind::Parse, _) => self.parse(header, input, at, &names, backend, up),
+            (Kind::Parse, _) => self.parse(message, &names, wires),
             (_, None) => {
                 self.requests.push(kind);
                 Ok(Step::Streams(Rest::Pass))
             }
             (Kind::Close, Some(name)) => {
-                self.close(name, at..at + header.total, backend, up);
+                self.close(name, message, wires);
                 Ok(Step::Done)
             }
-            (_, Some(name)) => Ok(self.reference(kind, header, name, &names, body, backend, up)),
+            (_, Some(_)) => Ok(self.reference(kind, message, &names, wires)),
         }
     }
 
@@ -119,13 +116,12 @@ impl Core {
     pub(super) fn reference(
         &mut self,
         kind: Kind,
-        header: Header,
-        name: &[u8],
+        message: Incoming<'_>,
         names: &NamesIn<'_>,
-        body: &[u8],
-        backend: &mut BackendState,
-        up: &mut Sink<'_>,
+        wires: &mut Wires<'_, '_>,
     ) -> Step {
+        let Wires { backend, up, .. } = wires;
+        let name = names.statement.unwrap_or_default();
         if name.is_empty() {
             if kind == Kind::Bind {
                 self.foresee_unnamed(backend, up.buffer());
@@ -146,16 +142,7 @@ impl Core {
             return Step::Streams(Rest::Pass);
         };
         if kind == Kind::Bind {
-            let (statement, mut gone_through) = (&named.statement, 0);
-            let own = match self.can_lex() {
-                true => statement.effects().map(|effects| Box::new(effects.clone())),
-                false => statement.effects_unread(),
-            };
-            let effects = self.with_catalog(own, || statement.mentions(&self.catalog, &mut gone_through));
-            self.worked(gone_through);
-            if let Some(effects) = effects {
-                self.foresee_extended(&effects, backend, up.buffer());
-            }
+            self.foresee_named(&named, backend, up.buffer());
         }
         let held = backend.prepared.hold(&named.statement);
         if kind == Kind::Describe && held != Held::Yes {
@@ -177,17 +164,30 @@ impl Core {
             }
         }
         self.requests.push_using(kind, named.request);
-        let (upstream_name, before) = (named.statement.upstream_name(), names.before);
-        let after = &body[before.len() + name.len() + 1..];
+        let upstream_name = named.statement.upstream_name();
         // The header is of the whole message, of which the end may not have come yet.
-        let total = header.total - name.len() + upstream_name.len();
+        let total = message.header.total - name.len() + upstream_name.len();
         let out = up.buffer();
-        out.push(header.tag);
+        out.push(message.header.tag);
         out.extend_from_slice(&u32::try_from(total - 1).unwrap_or(4).to_be_bytes());
-        out.extend_from_slice(before);
+        out.extend_from_slice(names.before);
         wire::push_cstr(out, upstream_name);
-        out.extend_from_slice(after);
-        Step::Partly(HEADER + body.len(), Rest::Pass)
+        out.extend_from_slice(names.after);
+        Step::Partly(HEADER + message.body().len(), Rest::Pass)
+    }
+
+    /// A named statement is bound: what that may do is foreseen.
+    fn foresee_named(&mut self, named: &Named, backend: &mut BackendState, up: &mut Vec<u8>) {
+        let (statement, mut gone_through) = (&named.statement, 0);
+        let own = match self.can_lex() {
+            true => statement.effects().map(|effects| Box::new(effects.clone())),
+            false => statement.effects_unread(),
+        };
+        let effects = self.with_catalog(own, || statement.mentions(&self.catalog, &mut gone_through));
+        self.worked(gone_through);
+        if let Some(effects) = effects {
+            self.foresee_extended(&effects, backend, up);
+        }
     }
 
     pub(super) fn refuse_reference(&mut self, message: String, up: &mut Sink<'_>) -> Step {
@@ -216,17 +216,11 @@ impl Core {
     }
 
     /// `Close` of a statement. Upstream, others may use it: it is only the name that goes.
-    pub(super) fn close(
-        &mut self,
-        name: &[u8],
-        range: std::ops::Range<usize>,
-        backend: &mut BackendState,
-        up: &mut Sink<'_>,
-    ) {
+    pub(super) fn close(&mut self, name: &[u8], message: Incoming<'_>, wires: &mut Wires<'_, '_>) {
         if name.is_empty() {
-            backend.unnamed = None;
+            wires.backend.unnamed = None;
             self.push_changing_unnamed(Kind::Close, UnnamedText::None);
-            return up.pass(range);
+            return wires.up.pass(message.range());
         } else if self.named(name).is_some() {
             let previous = self.put_name(name, None);
             self.requests.push_noted(
@@ -239,7 +233,7 @@ impl Core {
             return;
         }
         self.requests.push(Kind::Close);
-        up.pass(range);
+        wires.up.pass(message.range());
     }
 
     pub(super) fn close_upstream(&mut self, id: u64, up: &mut Vec<u8>) {

@@ -1,5 +1,7 @@
 //! From the client to the upstream.
 
+use std::ops::Range;
+
 use super::requests::Kind;
 use super::{
     BackendState, Copy, Core, GATHER, MAX_ADDED, MAX_NOTED, MAX_UNASKED, MAX_WORK, Rest, Sink, Taken, Then,
@@ -13,6 +15,39 @@ use wire::{HEADER, Header, MAX_SMALL_LENGTH};
 /// they leave ends with the transaction.
 const LARGE_OBJECTS: [u32; 15] =
     [715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171];
+
+/// A message of the client's, as much of it as is there.
+#[derive(Clone, Copy)]
+pub(super) struct Incoming<'a> {
+    pub header: Header,
+    /// From its header on; others may be behind it.
+    pub input: &'a [u8],
+    /// Where in the piece at hand it begins.
+    pub at: usize,
+}
+
+impl<'a> Incoming<'a> {
+    pub(super) fn is_whole(&self) -> bool {
+        self.input.len() >= self.header.total
+    }
+
+    /// Where it is in the piece at hand.
+    pub(super) fn range(&self) -> Range<usize> {
+        self.at..self.at + self.header.total
+    }
+
+    /// What is there of its body.
+    pub(super) fn body(&self) -> &'a [u8] {
+        &self.input[HEADER..self.header.total.min(self.input.len())]
+    }
+}
+
+/// The connection that is lent, and what takes what goes to it and what goes back to the client at once.
+pub(super) struct Wires<'w, 'a> {
+    pub backend: &'w mut BackendState,
+    pub up: &'w mut Sink<'a>,
+    pub down: &'w mut Vec<u8>,
+}
 
 /// How one message ended.
 pub(super) enum Step {
@@ -81,30 +116,15 @@ impl Core {
             }
             match (header.tag, &mut backend) {
                 (b'X', _) => return Ok(Taken { consumed: at, then: Then::Terminate }),
-                // A COPY that failed was still being sent: PostgreSQL ignores the rest of it, and so do we.
-                (b'd' | b'c' | b'f' | b'H', None) => self.client_rest = (header.total, Rest::Drop),
-                (b'S', None) => {
-                    if header.total != HEADER {
-                        return Err(Refusal::protocol("invalid message format"));
+                (tag, None) if is_frontend(tag) => {
+                    if let Some(then) = self.without_connection(header, rest.len(), down)? {
+                        return Ok(Taken { consumed: at, then });
                     }
-                    self.refusing = false;
-                    wire::ready_for_query(down, b'I');
-                    self.client_rest = (header.total, Rest::Drop);
-                }
-                (b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F', None) if self.refusing => {
-                    self.client_rest = (header.total, Rest::Drop);
-                }
-                // Who sends a message bit by bit is lent a connection when it is whole.
-                (b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F', None)
-                    if rest.len() < header.total && header.total <= GATHER =>
-                {
-                    return Ok(Taken { consumed: at, then: Then::Need(header.total) });
-                }
-                (b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F', None) => {
-                    return Ok(Taken { consumed: at, then: Then::Lease });
                 }
                 (tag, Some(backend)) if is_frontend(tag) => {
-                    match self.message(header, rest, at, backend, up, down)? {
+                    match self
+                        .message(Incoming { header, input: rest, at }, &mut Wires { backend, up, down })?
+                    {
                         Step::Done => {
                             debug_assert!(rest.len() >= header.total, "only a whole message is done");
                             at += header.total;
@@ -132,6 +152,30 @@ impl Core {
                 self.wait_for_answers(up, down)?;
             }
         }
+    }
+
+    /// A message of which so much is there, and no connection for it: either it needs one, or its bytes are dropped.
+    fn without_connection(
+        &mut self,
+        header: Header,
+        there: usize,
+        down: &mut Vec<u8>,
+    ) -> Result<Option<Then>, Refusal> {
+        match header.tag {
+            b'S' if header.total != HEADER => return Err(Refusal::protocol("invalid message format")),
+            b'S' => {
+                self.refusing = false;
+                wire::ready_for_query(down, b'I');
+            }
+            // A COPY that failed was still being sent: PostgreSQL ignores the rest of it, and so do we.
+            b'd' | b'c' | b'f' | b'H' => {}
+            _ if self.refusing => {}
+            // Who sends a message bit by bit is lent a connection when it is whole.
+            _ if there < header.total && header.total <= GATHER => return Ok(Some(Then::Need(header.total))),
+            _ => return Ok(Some(Then::Lease)),
+        }
+        self.client_rest = (header.total, Rest::Drop);
+        Ok(None)
     }
 
     /// A pipeline without end: what it has earned is asked for, so that it costs bounded memory.
@@ -229,13 +273,10 @@ impl Core {
 
     pub(super) fn message(
         &mut self,
-        header: Header,
-        input: &[u8],
-        at: usize,
-        backend: &mut BackendState,
-        up: &mut Sink<'_>,
-        down: &mut Vec<u8>,
+        message: Incoming<'_>,
+        wires: &mut Wires<'_, '_>,
     ) -> Result<Step, Refusal> {
+        let Incoming { header, input, at } = message;
         if self.skipping && header.tag != b'S' {
             return Ok(Step::Streams(Rest::Pass));
         }
@@ -248,13 +289,13 @@ impl Core {
                 self.copies();
                 return Ok(Step::Streams(Rest::Pass));
             }
-            b'Q' => return self.query(header, input, at, backend, up),
+            b'Q' => return self.query(message, wires),
             b'S' => self.sync(),
             // The server would answer an error, which answers nothing, and ignore what comes up to a `Sync`.
             b'H' if header.total != HEADER => return Err(Refusal::protocol("invalid message format")),
             b'H' => {
                 if self.requests.only_fakes() && self.between_messages() {
-                    self.send_fakes(down);
+                    self.send_fakes(wires.down);
                 }
             }
             b'c' | b'f' => {
@@ -283,13 +324,13 @@ impl Core {
             }
             _ => {
                 let first = self.begins_batch().then(|| self.requests.next_number());
-                let step = self.naming(header, input, at, backend, up)?;
+                let step = self.naming(message, wires)?;
                 if !matches!(step, Step::Need(_) | Step::Hold) {
                     self.counts.client_parses += u32::from(header.tag == b'P');
                     self.counts.binds += u32::from(header.tag == b'B');
                     self.unsynced = true;
                     if let Some(number) = first {
-                        self.begin_batch(number, at, backend);
+                        self.begin_batch(number, at, wires.backend);
                     }
                 }
                 return Ok(step);

@@ -1,15 +1,15 @@
 //! `Parse`, and statements that are prepared for the client.
 
-use super::from_client::Step;
+use super::from_client::{Incoming, Step, Wires};
 use super::names::NamesIn;
 use super::query::FORGET_SEQUENCES;
 use super::requests::{Kind, Note};
-use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED, Rest, Sink};
+use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED, Rest};
 use crate::PoolMode;
 use crate::sql::{Effects, Pin};
 use crate::statement::{Held, Named, UnnamedText, significant};
 use wire::error::{Fault, Refusal, Shown, SqlState};
-use wire::{HEADER, Header, cstr, identifier};
+use wire::{HEADER, cstr, identifier};
 
 /// The number of a statement of pgusher's own that does nothing.
 const EMPTY: u64 = u64::MAX;
@@ -19,25 +19,23 @@ const SCAPEGOAT: u64 = u64::MAX - 1;
 impl Core {
     pub(super) fn parse(
         &mut self,
-        header: Header,
-        input: &[u8],
-        at: usize,
+        message: Incoming<'_>,
         names: &NamesIn<'_>,
-        backend: &mut BackendState,
-        up: &mut Sink<'_>,
+        wires: &mut Wires<'_, '_>,
     ) -> Result<Step, Refusal> {
         let name = names.statement.unwrap_or_default();
-        let whole = input.len() >= header.total;
         if name.is_empty() || self.mode != PoolMode::Transaction {
-            return Ok(self.parse_unnamed(header, input, at, names.after, backend, up));
+            return Ok(self.parse_unnamed(message, names.after, wires));
         }
+        let Wires { backend, up, .. } = wires;
+        let header = message.header;
         if header.total > MAX_NAMED_PARSE {
             let message = format!("a prepared statement is longer than {MAX_NAMED_PARSE} bytes");
             let refusal = Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message);
             self.refuse_request(&refusal, up.buffer());
             return Ok(Step::Streams(Rest::Drop));
         }
-        if !whole {
+        if !message.is_whole() {
             return Ok(Step::Need(header.total));
         }
         if let Some(named) = self.named(name).cloned() {
@@ -48,7 +46,7 @@ impl Core {
                 if taken.is_some_and(|id| self.requests.is_preparation_in_doubt(id)) && self.may_hold() {
                     return Ok(Step::Hold);
                 }
-                self.parse_again(&named, taken, names.after, backend, up.buffer());
+                self.parse_again(&named, taken, names.after, wires);
                 return Ok(Step::Done);
             }
             let shown = Shown::bytes(name);
@@ -119,9 +117,9 @@ impl Core {
         old: &Named,
         taken: Option<u64>,
         body: &[u8],
-        backend: &mut BackendState,
-        up: &mut Vec<u8>,
+        wires: &mut Wires<'_, '_>,
     ) {
+        let up = wires.up.buffer();
         if taken.is_none() {
             // An empty statement can always be prepared.
             wire::message(up, b'P', |out| {
@@ -129,7 +127,7 @@ impl Core {
                 out.extend([0; 3]);
             });
             self.requests.push_hidden(Kind::Parse, Some(Note::Prepared(EMPTY)));
-            self.remember_prepared(EMPTY, 0, backend, up);
+            self.remember_prepared(EMPTY, 0, wires.backend, up);
         }
         let taken = taken.unwrap_or(EMPTY);
         wire::message(up, b'P', |out| {
@@ -151,15 +149,14 @@ impl Core {
 
     pub(super) fn parse_unnamed(
         &mut self,
-        header: Header,
-        input: &[u8],
-        at: usize,
+        message: Incoming<'_>,
         after: &[u8],
-        backend: &mut BackendState,
-        up: &mut Sink<'_>,
+        wires: &mut Wires<'_, '_>,
     ) -> Step {
+        let Incoming { header, input, .. } = message;
+        let Wires { backend, up, .. } = wires;
         let session_mode = self.mode != PoolMode::Transaction;
-        let whole = input.len() >= header.total;
+        let whole = message.is_whole();
         if !whole && !session_mode && (header.total <= MAX_UNNAMED || self.interner.has_room(header.total)) {
             // However it was cut on its way: it must be known what it may do, and what it was.
             return Step::Need(header.total);
@@ -203,7 +200,7 @@ impl Core {
                     out.extend_from_slice(body);
                 });
             }
-            None => up.pass(at..at + header.total),
+            None => up.pass(message.range()),
         }
         Step::Done
     }

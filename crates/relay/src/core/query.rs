@@ -1,13 +1,13 @@
 //! Simple queries, of which some are answered otherwise.
 
-use super::from_client::Step;
+use super::from_client::{Incoming, Step, Wires};
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, GATHER, Rest, Sink};
 use crate::PoolMode;
 use crate::sql::{Effects, Pin};
 use crate::statement::{Named, Unnamed, UnnamedText, significant};
 use wire::error::Refusal;
-use wire::{HEADER, Header, identifier, literal};
+use wire::{HEADER, identifier, literal};
 
 /// What takes away the last values of sequences that a session has been told.
 pub(super) const FORGET_SEQUENCES: &str = "DISCARD SEQUENCES";
@@ -15,14 +15,13 @@ pub(super) const FORGET_SEQUENCES: &str = "DISCARD SEQUENCES";
 impl Core {
     pub(super) fn query(
         &mut self,
-        header: Header,
-        input: &[u8],
-        at: usize,
-        backend: &mut BackendState,
-        up: &mut Sink<'_>,
+        message: Incoming<'_>,
+        wires: &mut Wires<'_, '_>,
     ) -> Result<Step, Refusal> {
+        let Incoming { header, input, at } = message;
+        let Wires { backend, up, .. } = wires;
         let transaction = self.mode == PoolMode::Transaction;
-        if input.len() < header.total && header.total <= GATHER {
+        if !message.is_whole() && header.total <= GATHER {
             return Ok(Step::Need(header.total));
         }
         let text = input.get(HEADER..header.total);
@@ -43,7 +42,7 @@ impl Core {
         let answered_otherwise = effects.is_some_and(|effects| self.suspicious_query(*effects, backend, up));
         if !answered_otherwise {
             self.push_changing_unnamed(Kind::Query, UnnamedText::None);
-            up.pass(at..at + header.total);
+            up.pass(message.range());
         }
         Ok(Step::Done)
     }
