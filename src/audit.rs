@@ -283,6 +283,15 @@ fn tell_gap(chain: &mut Chain, state: &State) {
     }
 }
 
+/// What the writer does after it has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// It tries again after a while.
+    Retry,
+    /// Nothing more: the process ends.
+    GiveUp,
+}
+
 /// The thread that writes.
 struct Writer {
     chain: Chain,
@@ -318,8 +327,9 @@ impl Writer {
                 Err(error) => {
                     // Whoever ends does not wait until somebody makes room.
                     let gives_up = ended || self.state.closing.load(Ordering::Acquire);
-                    self.fails(&error, gives_up);
-                    if gives_up {
+                    let then = if gives_up { Then::GiveUp } else { Then::Retry };
+                    self.fails(&error, then);
+                    if then == Then::GiveUp {
                         return;
                     }
                 }
@@ -387,16 +397,16 @@ impl Writer {
     }
 
     /// Whoever waits is told so; the events stay, for the next attempt.
-    fn fails(&mut self, error: &io::Error, last: bool) {
+    fn fails(&mut self, error: &io::Error, then: Then) {
         self.state.failures.fetch_add(1, Ordering::Relaxed);
         self.state.failing.store(true, Ordering::Release);
         // What somebody waits for does not happen now.
         self.batch.retain(|entry| entry.written.is_none());
-        if self.is_time_to_remind() || last {
+        if self.is_time_to_remind() || then == Then::GiveUp {
             let (file, waiting) = (self.chain.path().display(), self.batch.len());
             error!(%file, %error, waiting, "the audit cannot be written: events wait, and are lost when too many do");
         }
-        if !last {
+        if then == Then::Retry {
             std::thread::sleep(SYNC);
         }
     }

@@ -145,13 +145,13 @@ impl Look {
         let said = serde_json::from_slice::<Recovered>(line).ok().filter(|said| said.event == "recovered");
         if let Some(odd) = self.odd.take_if(|odd| said.is_some_and(|said| said.torn == Some(odd.length))) {
             let what = "an unfinished line: its process was killed while it wrote; the next line says so";
-            self.find(odd.file, odd.line, what.into(), false);
+            self.note(odd.file, odd.line, what.into());
         }
         self.settle_odd();
         let before = self.seen.head.clone();
         if self.seen.lines == 0 && link.seq > 1 {
             let what = format!("begins with line {}: the files of those before are not here", link.seq);
-            self.find(path.to_owned(), number, what, false);
+            self.note(path.to_owned(), number, what);
         } else if link.seq != before.seq + 1 {
             let what = match link.seq.checked_sub(before.seq + 2) {
                 Some(_) => {
@@ -159,12 +159,12 @@ impl Look {
                 }
                 None => format!("line {} stands behind line {}", link.seq, before.seq),
             };
-            self.find(path.to_owned(), number, what, true);
+            self.wrong(path.to_owned(), number, what);
         } else if link.prev != before.hash {
             let (file, line) = self.last.clone();
             let (file, line) = if line == 0 { (path.to_owned(), number) } else { (file, line) };
             let what = format!("line {} was changed, or the one behind it", before.seq);
-            self.find(file, line, what, true);
+            self.wrong(file, line, what);
         }
         self.seen.lines += 1;
         self.seen.head = Head { seq: link.seq, hash: hash(line) };
@@ -174,23 +174,27 @@ impl Look {
 
     fn settle_odd(&mut self) {
         if let Some(odd) = self.odd.take() {
-            self.find(odd.file, odd.line, "this is no line of an audit".into(), true);
+            self.wrong(odd.file, odd.line, "this is no line of an audit".into());
         }
     }
 
-    fn find(&mut self, file: PathBuf, line: usize, what: String, is_wrong: bool) {
-        self.seen.findings.push(Finding { file, line, what, is_wrong });
+    fn wrong(&mut self, file: PathBuf, line: usize, what: String) {
+        self.seen.findings.push(Finding { file, line, what, is_wrong: true });
+    }
+
+    fn note(&mut self, file: PathBuf, line: usize, what: String) {
+        self.seen.findings.push(Finding { file, line, what, is_wrong: false });
     }
 
     fn end(mut self, path: &Path, head: Option<Head>) -> Verified {
         if let Some(odd) = self.odd.take() {
             let what = "an unfinished line at the end: its process was killed while it wrote, or was cut off";
-            self.find(odd.file, odd.line, what.into(), false);
+            self.note(odd.file, odd.line, what.into());
         }
         let (file, line) = self.last.clone();
         let last = self.seen.head.clone();
         if let Some(known) = self.known.take() {
-            self.find(file.clone(), line, format!("no line has the SHA-256 {known}"), true);
+            self.wrong(file.clone(), line, format!("no line has the SHA-256 {known}"));
         }
         match head {
             None => {
@@ -199,14 +203,17 @@ impl Look {
                     beside(path, ".head").display()
                 );
                 // Beside a file without a line there is nothing to be said.
-                self.find(file, line, what, self.seen.lines > 0);
+                match self.seen.lines {
+                    0 => self.note(file, line, what),
+                    _ => self.wrong(file, line, what),
+                }
             }
             Some(head) if head.seq > last.seq => {
                 let what = format!("lines {} to {} are missing at the end", last.seq + 1, head.seq);
-                self.find(file, line, what, true);
+                self.wrong(file, line, what);
             }
             Some(head) if head.seq == last.seq && head.hash != last.hash => {
-                self.find(file, line, format!("line {} was changed", last.seq), true);
+                self.wrong(file, line, format!("line {} was changed", last.seq));
             }
             Some(_) => {}
         }
