@@ -171,24 +171,20 @@ impl Authenticator {
             }
         };
         if !matches!(method, AuthType::Trust | AuthType::Cert) {
-            self.wait(&name, Block::of_peer(peer), config, proved).await;
+            // Whoever guesses waits for the answer, also for the right one; there is always some time left for it.
+            let (block, free) = (Block::of_peer(peer), *config.server.max_failed_logins);
+            let wait = match proved {
+                true => self.guesses.right(&name, block, free),
+                false => self.guesses.wrong(&name, block, free),
+            };
+            let wait = wait.min(*config.server.client_login_timeout / 4);
+            if wait > Duration::ZERO {
+                self.guesses.wait(&name, block, wait).await;
+            }
         }
         match user {
             Some(user) if proved => allow(user),
             _ => Err(wrong(&name, method)),
-        }
-    }
-
-    /// Whoever guesses waits for the answer, also for the right one; there is always some time left for it.
-    async fn wait(&self, name: &str, block: Block, config: &Config, proved: bool) {
-        let free = *config.server.max_failed_logins;
-        let wait = match proved {
-            true => self.guesses.right(name, block, free),
-            false => self.guesses.wrong(name, block, free),
-        };
-        let wait = wait.min(*config.server.client_login_timeout / 4);
-        if wait > Duration::ZERO {
-            self.guesses.wait(name, block, wait).await;
         }
     }
 }

@@ -22,6 +22,21 @@ const SASL: u32 = 10;
 const SASL_CONTINUE: u32 = 11;
 const SASL_FINAL: u32 = 12;
 
+/// The SASL mechanisms that a client is offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Offered {
+    /// `SCRAM-SHA-256` alone.
+    Scram,
+    /// And `SCRAM-SHA-256-PLUS`, with channel binding.
+    ScramAndPlus,
+}
+
+impl Offered {
+    fn by(scram: &ScramServerAuth) -> Self {
+        if scram.supports_channel_binding() { Self::ScramAndPlus } else { Self::Scram }
+    }
+}
+
 /// One client's side of an authentication.
 pub(super) struct Exchange<'a>(&'a mut Arrival);
 
@@ -50,8 +65,8 @@ impl<'a> Exchange<'a> {
         secret: ScramSecret,
     ) -> Result<bool, Refusal> {
         let mut mechanisms = Vec::new();
-        let offers_plus = scram.supports_channel_binding();
-        if offers_plus {
+        let offered = Offered::by(scram);
+        if offered == Offered::ScramAndPlus {
             mechanisms.extend_from_slice(SCRAM_PLUS);
             mechanisms.push(0);
         }
@@ -59,7 +74,7 @@ impl<'a> Exchange<'a> {
         mechanisms.extend_from_slice(&[0, 0]);
         self.ask(SASL, &mechanisms).await?;
         let initial = self.message(MAX_SASL_LENGTH, "SASL").await?;
-        let client_first = initial_response(&initial, offers_plus)?;
+        let client_first = initial_response(&initial, offered)?;
         let (server_first, waiting) =
             scram.on_client_first_message_with_secret(client_first, secret).map_err(|e| malformed(&e))?;
         self.ask(SASL_CONTINUE, server_first.as_bytes()).await?;
@@ -124,7 +139,7 @@ fn authentication(out: &mut Vec<u8>, code: u32, data: &[u8]) {
 }
 
 /// `SASLInitialResponse`: the mechanism, the length of the data, the data.
-fn initial_response(body: &[u8], offers_plus: bool) -> Result<&[u8], Refusal> {
+fn initial_response(body: &[u8], offered: Offered) -> Result<&[u8], Refusal> {
     let (mechanism, rest) = wire::cstr(body).ok_or_else(|| malformed_message("SASLInitialResponse"))?;
     let (length, data) =
         rest.split_first_chunk::<4>().ok_or_else(|| malformed_message("SASLInitialResponse"))?;
@@ -133,6 +148,7 @@ fn initial_response(body: &[u8], offers_plus: bool) -> Result<&[u8], Refusal> {
     }
     // The mechanism and the channel binding flag of its first message must say the same (RFC 5802 section 6).
     let binds = data.first() == Some(&b'p');
+    let offers_plus = offered == Offered::ScramAndPlus;
     match mechanism {
         SCRAM if offers_plus && data.first() == Some(&b'y') => Err(Refusal::new(
             Fault::Client,
@@ -172,11 +188,11 @@ mod tests {
             let mut body = b"SCRAM-SHA-256\0".to_vec();
             body.extend(inner.to_be_bytes());
             body.extend(b"n,,x=");
-            assert!(initial_response(&body, false).is_err(), "{inner}");
+            assert!(initial_response(&body, Offered::Scram).is_err(), "{inner}");
         }
-        assert!(initial_response(b"SCRAM-SHA-256\0\0\0\0\x03n,,", false).is_ok());
-        assert!(initial_response(b"SCRAM-SHA-256-PLUS\0\0\0\0\x03p,,", false).is_err());
-        assert!(initial_response(b"SCRAM-SHA-256\0\0\0\0\x03p,,", true).is_err());
-        assert!(initial_response(b"SCRAM-SHA-256", false).is_err());
+        assert!(initial_response(b"SCRAM-SHA-256\0\0\0\0\x03n,,", Offered::Scram).is_ok());
+        assert!(initial_response(b"SCRAM-SHA-256-PLUS\0\0\0\0\x03p,,", Offered::Scram).is_err());
+        assert!(initial_response(b"SCRAM-SHA-256\0\0\0\0\x03p,,", Offered::ScramAndPlus).is_err());
+        assert!(initial_response(b"SCRAM-SHA-256", Offered::Scram).is_err());
     }
 }
