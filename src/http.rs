@@ -27,7 +27,7 @@ use tracing::{debug, warn};
 
 use crate::metrics;
 use crate::proxy::Proxy;
-use crate::stream;
+use crate::stream::{self, ReusePort};
 use policy::config::file::SslMode;
 
 /// How many clients at a time.
@@ -176,21 +176,21 @@ async fn ready(State(proxy): State<Arc<Proxy>>) -> (StatusCode, &'static str) {
 ///
 /// # Errors
 /// As bind(2) and listen(2).
-pub(crate) fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
-    TcpListener::from_std(stream::listen(address, shared, BACKLOG)?)
+pub(crate) fn bind(address: SocketAddr, reuse: ReusePort) -> io::Result<TcpListener> {
+    TcpListener::from_std(stream::listen(address, reuse, BACKLOG)?)
 }
 
 /// Serves until the process ends: whoever watches sees it drain. With `so_reuseport`, until another process is to be
 /// asked.
 pub(crate) async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router, security: Security) {
-    let shared = *proxy.generation().config.server.so_reuseport;
+    let reuse = ReusePort::of(&proxy.generation().config.server);
     let closing = proxy.closing.clone();
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     let connections = Arc::new(Connections::default());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = closing.cancelled(), if shared => return,
+            () = closing.cancelled(), if reuse == ReusePort::Shared => return,
         };
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,

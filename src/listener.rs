@@ -15,7 +15,7 @@ use crate::audit::Refused;
 use crate::proxy::Proxy;
 use crate::session;
 use crate::strangers::{Places, no_place};
-use crate::stream::{self, Block, Socket};
+use crate::stream::{self, Block, ReusePort, Socket};
 use policy::config::{ListenAddress, Server};
 use wire::{Severity, startup::MAX_STARTUP_LENGTH};
 
@@ -25,6 +25,15 @@ const REST: Duration = Duration::from_millis(100);
 /// How many sockets beyond `max_client_conn` may be there: cancels, and clients that are about to be refused.
 const BEYOND: usize = 1000;
 const DEFAULT_PORT: u16 = 6432;
+
+/// Who has opened the sockets that are listened on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OpenedBy {
+    /// pgusher, at the addresses of its configuration.
+    Us,
+    /// Whoever has started it, such as systemd: they go on when pgusher ends.
+    ServiceManager,
+}
 
 /// A bound address.
 pub(crate) enum Listener {
@@ -60,7 +69,7 @@ impl Drop for SocketFile {
 /// # Errors
 /// Which address, and why.
 pub(crate) fn bind(server: &Server) -> Result<Vec<Listener>, (ListenAddress, io::Error)> {
-    let shared = *server.so_reuseport;
+    let reuse = ReusePort::of(server);
     let tcp_port = |a: &ListenAddress| match a {
         ListenAddress::Tcp(address) => Some(address.port()),
         ListenAddress::Unix(_) => None,
@@ -69,9 +78,9 @@ pub(crate) fn bind(server: &Server) -> Result<Vec<Listener>, (ListenAddress, io:
     let mut listeners = Vec::new();
     for address in server.listen.iter() {
         let listener = match &**address {
-            ListenAddress::Tcp(address) => stream::listen(*address, shared, BACKLOG)
+            ListenAddress::Tcp(address) => stream::listen(*address, reuse, BACKLOG)
                 .and_then(|listener| listen_on(listener, *server.tcp_keepidle)),
-            ListenAddress::Unix(folder) => bind_unix(folder, port, shared),
+            ListenAddress::Unix(folder) => bind_unix(folder, port, reuse),
         };
         listeners.push(listener.map_err(|e| ((**address).clone(), e))?);
     }
@@ -106,9 +115,9 @@ pub(crate) fn inherited(server: &Server) -> io::Result<Vec<Listener>> {
     Ok(listeners)
 }
 
-fn bind_unix(folder: &Path, port: u16, shared: bool) -> io::Result<Listener> {
+fn bind_unix(folder: &Path, port: u16, reuse: ReusePort) -> io::Result<Listener> {
     let path = folder.join(format!(".s.PGSQL.{port}"));
-    if shared {
+    if reuse == ReusePort::Shared {
         // Whoever connects meanwhile finds the old one or the new one.
         let aside = folder.join(format!(".s.PGSQL.{port}.{}", std::process::id()));
         let listener = UnixListener::bind(&aside)?;
@@ -140,14 +149,14 @@ fn keep_alive(socket: &SockRef<'_>, keepidle: Duration) {
 }
 
 /// Accepts clients until the proxy closes. Who waits in the queue of a socket that is not ours, waits for the next process.
-pub(crate) async fn run(proxy: Arc<Proxy>, listener: Listener, is_ours: bool) {
+pub(crate) async fn run(proxy: Arc<Proxy>, listener: Listener, opened_by: OpenedBy) {
     let _open = proxy.door.clone();
     let mut keepidle = *proxy.generation().config.server.tcp_keepidle;
     loop {
         let accepted = tokio::select! {
             biased;
             () = proxy.closing.cancelled() => {
-                if is_ours {
+                if opened_by == OpenedBy::Us {
                     last_ones(&proxy, listener);
                 }
                 return;

@@ -11,6 +11,7 @@ use secrecy::ExposeSecret;
 
 use crate::files;
 use crate::machine::ThisMachine;
+use crate::stream::ReusePort;
 use crate::tls::{self, ServerTls, TlsError};
 use crate::upstream::Dialer;
 use policy::config::file::{self, SslMode};
@@ -167,10 +168,11 @@ fn make(
 /// Each address is listened on once.
 fn addresses(file: &file::File, problems: &mut Problems) {
     let server = &file.server;
+    let reuse = ReusePort::of(server);
     let mut known: Vec<(SocketAddr, &str)> = Vec::new();
     let mut sockets: BTreeSet<PathBuf> = BTreeSet::new();
     let mut tcp = |address: SocketAddr, what: &'static str, span: Span, problems: &mut Problems| {
-        let taken = known.iter().find(|(other, _)| collide(*other, address, *server.so_reuseport));
+        let taken = known.iter().find(|(other, _)| collide(*other, address, reuse));
         if let Some((other, by)) = taken {
             let message = match *other == address {
                 true => format!("{address} is listened on already ({by})"),
@@ -206,9 +208,9 @@ fn addresses(file: &file::File, problems: &mut Problems) {
     }
 }
 
-/// Whether the second of two addresses could not be listened on. With `shared` a part of an address can be, but the same
-/// one twice is a slip.
-fn collide(one: SocketAddr, other: SocketAddr, shared: bool) -> bool {
+/// Whether the second of two addresses could not be listened on. A part of a shared address can be, but the same one
+/// twice is a slip.
+fn collide(one: SocketAddr, other: SocketAddr, reuse: ReusePort) -> bool {
     if one.port() != other.port() || one.port() == 0 {
         return false;
     }
@@ -217,7 +219,7 @@ fn collide(one: SocketAddr, other: SocketAddr, shared: bool) -> bool {
     let covers = |wide: IpAddr, narrow: IpAddr| {
         wide.is_unspecified() && (wide.is_ipv6() || wide.is_ipv4() == narrow.is_ipv4())
     };
-    a == b || !shared && (covers(a, b) || covers(b, a))
+    a == b || reuse == ReusePort::Exclusive && (covers(a, b) || covers(b, a))
 }
 
 /// One spelling of a path, also of a file that is not there yet.
@@ -429,8 +431,8 @@ mod tests {
             ("[::ffff:127.0.0.1]:1", "127.0.0.1:1", true, true),
         ] {
             let (one, other): (SocketAddr, SocketAddr) = (one.parse().unwrap(), other.parse().unwrap());
-            assert_eq!(collide(one, other, false), alone, "{one} {other}");
-            assert_eq!(collide(one, other, true), shared, "{one} {other}");
+            assert_eq!(collide(one, other, ReusePort::Exclusive), alone, "{one} {other}");
+            assert_eq!(collide(one, other, ReusePort::Shared), shared, "{one} {other}");
         }
     }
 }

@@ -13,6 +13,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{client, server};
 use zeroize::Zeroizing;
 
+use policy::config::Server;
+
 /// A connected socket.
 #[derive(Debug)]
 pub enum Socket {
@@ -77,14 +79,34 @@ impl fmt::Display for Block {
     }
 }
 
-/// A TCP socket that listens; `shared` with other processes that say so, too (`SO_REUSEPORT`). Of IPv6, it takes IPv4, too.
+/// Whether other processes may listen at the same address, if they say so, too (`so_reuseport`; socket(7), `SO_REUSEPORT`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReusePort {
+    /// They may.
+    Shared,
+    /// It is this process's alone.
+    Exclusive,
+}
+
+impl ReusePort {
+    /// As it is configured.
+    pub(crate) fn of(server: &Server) -> Self {
+        if *server.so_reuseport { Self::Shared } else { Self::Exclusive }
+    }
+}
+
+/// A TCP socket that listens. Of IPv6, it takes IPv4, too.
 ///
 /// # Errors
 /// As bind(2) and listen(2).
-pub(crate) fn listen(address: SocketAddr, shared: bool, backlog: i32) -> io::Result<std::net::TcpListener> {
+pub(crate) fn listen(
+    address: SocketAddr,
+    reuse: ReusePort,
+    backlog: i32,
+) -> io::Result<std::net::TcpListener> {
     let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
+    socket.set_reuse_port(reuse == ReusePort::Shared)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }

@@ -17,11 +17,12 @@ use tracing_appender::non_blocking::ErrorCounter;
 use super::{log, service};
 use crate::audit::{Audit, Event};
 use crate::http::{self, Security};
-use crate::listener;
+use crate::listener::{self, OpenedBy};
 use crate::management;
 use crate::pool::Runtimes;
 use crate::prepare::Prepared;
 use crate::proxy::{Proxy, Shutdown};
+use crate::stream::ReusePort;
 use policy::config::{Checked, Outside, Server};
 
 /// What is left running when everything was told to end may take this long.
@@ -146,26 +147,26 @@ async fn run(
     let server = &prepared.checked().config().server;
     let inherited = listener::inherited(server)
         .map_err(|error| format!("a socket of the service manager cannot be listened on: {error}"))?;
-    let is_ours = inherited.is_empty();
-    let listeners = match is_ours {
-        true => listener::bind(server)
+    let opened_by = if inherited.is_empty() { OpenedBy::Us } else { OpenedBy::ServiceManager };
+    let listeners = match opened_by {
+        OpenedBy::Us => listener::bind(server)
             .map_err(|(address, error)| format!("cannot listen on {address}: {error}"))?,
-        false => inherited,
+        OpenedBy::ServiceManager => inherited,
     };
     let runtimes = Runtimes { control: control.clone(), data: data.clone(), tasks: TaskTracker::new() };
     let proxy = Proxy::new(prepared, runtimes, audit).map_err(|error| error.to_string())?;
     listener::announce(&listeners);
     if let Some(address) = *proxy.generation().config.server.metrics_listen {
-        let shared = *proxy.generation().config.server.so_reuseport;
-        let listener = http::bind(address, shared)
+        let reuse = ReusePort::of(&proxy.generation().config.server);
+        let listener = http::bind(address, reuse)
             .map_err(|error| format!("cannot listen on {address} (metrics_listen): {error}"))?;
         info!(address = %listener.local_addr().unwrap_or(address), "metrics listening");
         let figures = http::figures(proxy.clone());
         control.spawn(http::run(proxy.clone(), listener, figures, Security::Plain));
     }
     if let Some(address) = proxy.generation().config.management.listen {
-        let shared = *proxy.generation().config.server.so_reuseport;
-        let listener = http::bind(address, shared)
+        let reuse = ReusePort::of(&proxy.generation().config.server);
+        let listener = http::bind(address, reuse)
             .map_err(|error| format!("cannot listen on {address} ([management] listen): {error}"))?;
         info!(address = %listener.local_addr().unwrap_or(address), "management listening");
         let router = management::router(proxy.clone()).map_err(|error| error.to_string())?;
@@ -175,7 +176,7 @@ async fn run(
     control.spawn(proxy.clone().tend());
     let accepting: Vec<_> = listeners
         .into_iter()
-        .map(|listener| control.spawn(listener::run(proxy.clone(), listener, is_ours)))
+        .map(|listener| control.spawn(listener::run(proxy.clone(), listener, opened_by)))
         .collect();
     control.spawn(service::watchdog(data.clone()));
     control.spawn(service::bury_orphans());
@@ -184,7 +185,7 @@ async fn run(
     proxy
         .audit
         .record(|| Event::new("start").text("version", env!("CARGO_PKG_VERSION")).number("pid", pid()));
-    signals.obey(&proxy, Successor::of(&proxy, is_ours)).await;
+    signals.obey(&proxy, Successor::of(&proxy, opened_by)).await;
     for task in accepting {
         task.abort();
         let _ = task.await;
@@ -222,9 +223,11 @@ enum Successor {
 }
 
 impl Successor {
-    fn of(proxy: &Proxy, is_ours: bool) -> Self {
-        let shared = *proxy.generation().config.server.so_reuseport;
-        if shared || !is_ours { Self::Possible } else { Self::Impossible }
+    fn of(proxy: &Proxy, opened_by: OpenedBy) -> Self {
+        match (ReusePort::of(&proxy.generation().config.server), opened_by) {
+            (ReusePort::Exclusive, OpenedBy::Us) => Self::Impossible,
+            (ReusePort::Shared, _) | (_, OpenedBy::ServiceManager) => Self::Possible,
+        }
     }
 }
 
