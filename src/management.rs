@@ -30,7 +30,7 @@ use utoipa::OpenApi;
 use uuid::Uuid;
 
 use crate::aside::Aside;
-use crate::proxy::{Change, Generation, Proxy, Written};
+use crate::proxy::{Change, Generation, Intent, Proxy, Written};
 use access::{Caller, Gate};
 use answer::{Problem, Tags};
 use overview::History;
@@ -89,8 +89,8 @@ fn connection_of(config: &Config, id: Uuid) -> Result<&Arc<Connection>, Problem>
 #[derive(Debug, Clone)]
 struct Asked {
     by: Caller,
-    /// `?dry_run=true`
-    is_dry: bool,
+    /// Whether it has `?dry_run=true`.
+    intent: Intent,
     /// `?drain=true`
     drains: bool,
     /// `?allow_production=true`
@@ -141,7 +141,7 @@ impl FromRequestParts<Arc<Api>> for Asked {
         let if_match = (!if_match.is_empty()).then(|| if_match.join(","));
         Ok(Self {
             by: Caller::from_request_parts(parts, api).await?,
-            is_dry: yes_or_no(&pairs, "dry_run")?,
+            intent: if yes_or_no(&pairs, "dry_run")? { Intent::DryRun } else { Intent::Write },
             drains: yes_or_no(&pairs, "drain")?,
             allows_production: yes_or_no(&pairs, "allow_production")?,
             if_match,
@@ -152,7 +152,7 @@ impl FromRequestParts<Arc<Api>> for Asked {
 impl Asked {
     /// The status of a creation: of one that was only asked about, nothing was created.
     fn created(&self) -> StatusCode {
-        if self.is_dry { StatusCode::OK } else { StatusCode::CREATED }
+        if self.intent.is_dry() { StatusCode::OK } else { StatusCode::CREATED }
     }
 }
 
@@ -199,11 +199,11 @@ impl Api {
         edit: impl FnOnce(&Self, &mut Change<'_>) -> Result<T, Problem> + Send + 'static,
     ) -> Result<(Written, T), Problem> {
         let turn = turn(&self.writes).await?;
-        let (api, caller, by, is_dry) = (self.clone(), asked.by.clone(), asked.by.name(), asked.is_dry);
+        let (api, caller, by, intent) = (self.clone(), asked.by.clone(), asked.by.name(), asked.intent);
         let wrote = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let mut made = None;
-            let written = api.proxy.write(&by, is_dry, |change| {
+            let written = api.proxy.write(&by, intent, |change| {
                 caller.may_still(&change.generation.config)?;
                 made = Some(edit(&api, change)?);
                 bound::check(&api.proxy, change)

@@ -3,7 +3,7 @@
 mod standing;
 mod write;
 
-pub(crate) use write::{Change, WriteError, Written};
+pub(crate) use write::{Change, Intent, WriteError, Written};
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::redact::safe;
-use crate::proxy::{LoadError, WriteError, Written};
+use crate::proxy::{Intent, LoadError, WriteError, Written};
 use policy::config::read::Severity;
 use policy::plan::Plan;
 use wire::error::Refusal;
@@ -187,10 +187,10 @@ pub(super) struct Outcome {
 
 impl Outcome {
     /// Of this write.
-    pub(super) fn of(written: &Written, dry_run: bool) -> Self {
+    pub(super) fn of(written: &Written, intent: Intent) -> Self {
         Self {
             success: true,
-            dry_run,
+            dry_run: intent.is_dry(),
             generation: written.generation.number,
             changed: written.is_changed,
             plan: plan_rows(&written.plan),
@@ -275,10 +275,10 @@ pub(super) fn tagged(headers: &HeaderMap, status: StatusCode, tag: &str, body: i
 
 /// An object that was written, with its tag. A dry run has no tag: it would show whether the password in the request is the
 /// one in force.
-pub(super) fn wrote(is_dry: bool, status: StatusCode, tag: &str, body: impl Serialize) -> Response {
-    match is_dry {
-        true => (status, Json(body)).into_response(),
-        false => tagged(&HeaderMap::new(), status, tag, body),
+pub(super) fn wrote(intent: Intent, status: StatusCode, tag: &str, body: impl Serialize) -> Response {
+    match intent {
+        Intent::DryRun => (status, Json(body)).into_response(),
+        Intent::Write => tagged(&HeaderMap::new(), status, tag, body),
     }
 }
 

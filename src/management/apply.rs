@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::answer::{self, Outcome, Problem, tagged};
 use super::{Api, Asked, body, connections, edit, people, redact};
-use crate::proxy::{Change, Written};
+use crate::proxy::{Change, Intent, Written};
 use policy::config::file::AuthType;
 use policy::names::id_of;
 use policy::verifier::is_verifier;
@@ -71,7 +71,7 @@ pub(super) async fn plan(
     asked: Asked,
     request: Request,
 ) -> Result<Response, Problem> {
-    make_so(&api, &Asked { is_dry: true, ..asked }, request).await
+    make_so(&api, &Asked { intent: Intent::DryRun, ..asked }, request).await
 }
 
 /// Makes the configuration say what is sent: of each kind of table that is there (`connections`, `attributes`, `groups`,
@@ -121,7 +121,7 @@ async fn make_so(api: &Arc<Api>, asked: &Asked, request: Request) -> Result<Resp
             Ok(())
         })
         .await?;
-    let outcome = Outcome::of(&written, asked.is_dry);
+    let outcome = Outcome::of(&written, asked.intent);
     Ok(tagged(&HeaderMap::new(), StatusCode::OK, &tag(api, &written), outcome))
 }
 

@@ -36,14 +36,14 @@ pub(super) fn check(proxy: &Proxy, change: &mut Change<'_>) -> Result<(), Proble
                 own.push((name.to_owned(), secret.clone()));
             }
             Some(_) => {}
-            None => return Err(refused(name, change.goes_back)),
+            None => return Err(refused(name, change)),
         }
     }
     own.into_iter().try_for_each(|(name, secret)| keep_by_itself(change, &name, &secret))
 }
 
-fn refused(name: &str, goes_back: bool) -> Problem {
-    let what_to_do = match goes_back {
+fn refused(name: &str, change: &Change<'_>) -> Problem {
+    let what_to_do = match change.goes_back {
         false => {
             "send the password in the same call (passwordUnencrypted; in a whole configuration, password), or edit \
              the file where pgusher runs"

@@ -420,7 +420,7 @@ pub(super) async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) ->
             Ok(connection)
         })
         .await?;
-    let outcome = Outcome::of(&written, asked.is_dry);
+    let outcome = Outcome::of(&written, asked.intent);
     let body = ConnectionWritten { outcome, data: id.0, connection };
     Ok((StatusCode::OK, axum::Json(body)).into_response())
 }
@@ -433,9 +433,9 @@ fn done(
     status: StatusCode,
 ) -> Result<Response, Problem> {
     let (connection, tag) = tagged_connection(api, View::after(written), name)?;
-    let outcome = Outcome::of(written, asked.is_dry);
+    let outcome = Outcome::of(written, asked.intent);
     let body = ConnectionWritten { outcome, data: connection.id, connection };
-    Ok(answer::wrote(asked.is_dry, status, &tag, body))
+    Ok(answer::wrote(asked.intent, status, &tag, body))
 }
 
 fn check_dialect(body: &ConnectionBody) -> Result<(), Problem> {

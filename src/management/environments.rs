@@ -202,7 +202,7 @@ pub(super) async fn create(
     let pair =
         |e: &ConnectionEnvironment| Pair { id: e.id, environment_connection_id: e.environment_connection_id };
     let body = ConnectionEnvironmentsWritten {
-        outcome: Outcome::of(&written, asked.is_dry),
+        outcome: Outcome::of(&written, asked.intent),
         data: environments.iter().map(pair).collect(),
         connection_environments: environments,
     };
@@ -234,7 +234,7 @@ pub(super) async fn change(
     .await?;
     let environment = by_id(View::after(&written).config, id)?;
     let tag = api.tags.of(&environment, "");
-    let outcome = Outcome::of(&written, asked.is_dry);
+    let outcome = Outcome::of(&written, asked.intent);
     let body =
         ConnectionEnvironmentWritten { outcome, data: environment.id, connection_environment: environment };
     Ok(tagged(&HeaderMap::new(), StatusCode::OK, &tag, body))
@@ -290,7 +290,7 @@ pub(super) async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) ->
             Ok(environment)
         })
         .await?;
-    let outcome = Outcome::of(&written, asked.is_dry);
+    let outcome = Outcome::of(&written, asked.intent);
     let body =
         ConnectionEnvironmentWritten { outcome, data: environment.id, connection_environment: environment };
     Ok((StatusCode::OK, Json(body)).into_response())

@@ -27,7 +27,7 @@ use super::body::{Field, Name, New, body};
 use super::{Api, Asked, Id, Number, redact};
 use crate::audit;
 use crate::console::show::state_of;
-use crate::proxy::{LiveSession, LoadError, Proxy};
+use crate::proxy::{Intent, LiveSession, LoadError, Proxy};
 use policy::attribute::{self, Attributes, Hypothetical};
 use policy::grant::{Grant, LONGEST, Which};
 use policy::names::{UserName, id_of};
@@ -167,22 +167,22 @@ pub(super) struct Reloaded {
     responses((status = 200, description = "It is in force, or would be.", body = Reloaded)))]
 pub(super) async fn reload(State(api): State<Arc<Api>>, asked: Asked) -> Result<Json<Reloaded>, Problem> {
     let turn = super::turn(&api.writes).await?;
-    let is_dry = asked.is_dry;
+    let intent = asked.intent;
     let done = api.blocking(move |api| {
         let _turn = turn;
         let now = api.proxy.generation();
         asked.by.may_still(&now.config)?;
         let source = now.config.source.expose_secret();
         answer::matches(asked.if_match.as_deref(), &api.tags.of(&"", source))?;
-        let done = match is_dry {
-            true => api.proxy.plan(None).map(|plan| (now.clone(), plan)),
-            false => api.proxy.reload_as_planned(),
+        let done = match intent {
+            Intent::DryRun => api.proxy.plan(None).map(|plan| (now.clone(), plan)),
+            Intent::Write => api.proxy.reload_as_planned(),
         };
         done.map_err(|error| refused(&error))
     });
     let (generation, plan) = done.await?;
     let (generation, plan) = (generation.number, plan_rows(&plan));
-    Ok(Json(Reloaded { success: true, dry_run: is_dry, generation, plan }))
+    Ok(Json(Reloaded { success: true, dry_run: intent.is_dry(), generation, plan }))
 }
 
 /// The file is wrong: whoever asks has not written it just now, so that is a conflict; each problem has its place.
@@ -287,7 +287,7 @@ pub(super) async fn roll_back(
         })
         .await?;
     let tag = apply::tag(&api, &written);
-    Ok(tagged(&HeaderMap::new(), StatusCode::OK, &tag, Outcome::of(&written, asked.is_dry)))
+    Ok(tagged(&HeaderMap::new(), StatusCode::OK, &tag, Outcome::of(&written, asked.intent)))
 }
 
 /// A client that is logged in.
@@ -588,7 +588,7 @@ pub(super) async fn grant(
         reason: body.reason.required("reason")?.0,
         by: asked.by.name().into(),
     };
-    let (kept, caller, is_dry) = (grant.clone(), asked.by.clone(), asked.is_dry);
+    let (kept, caller, intent) = (grant.clone(), asked.by.clone(), asked.intent);
     let plan = api
         .blocking(move |api| {
             caller.may_still(&api.proxy.generation().config)?;
@@ -596,7 +596,7 @@ pub(super) async fn grant(
             let others = api.proxy.grants.of(kept.user.as_str()).into_iter();
             let grants = others.filter(|other| !other.is_like(&kept)).chain([kept.clone()]);
             let plan = plan_grants(api, &kept.user, grants.collect());
-            if !is_dry {
+            if intent == Intent::Write {
                 api.proxy.grant(&kept)?;
             }
             Ok(plan)
@@ -604,7 +604,7 @@ pub(super) async fn grant(
         .await?;
     let shown = shown(&api, &grant);
     let tag = api.tags.of(&shown, "");
-    let body = GrantWritten { success: true, dry_run: asked.is_dry, plan, data: shown.id, grant: shown };
+    let body = GrantWritten { success: true, dry_run: intent.is_dry(), plan, data: shown.id, grant: shown };
     Ok(tagged(&HeaderMap::new(), asked.created(), &tag, body))
 }
 
@@ -619,14 +619,14 @@ pub(super) async fn revoke(State(api): State<Arc<Api>>, asked: Asked, id: Id) ->
     let grant = grant.ok_or_else(|| Problem::missing("Grant", id.0))?;
     let shown = shown(&api, &grant);
     answer::matches(asked.if_match.as_deref(), &api.tags.of(&shown, ""))?;
-    let (caller, is_dry) = (asked.by.clone(), asked.is_dry);
+    let (caller, intent) = (asked.by.clone(), asked.intent);
     let plan = api
         .blocking(move |api| {
             caller.may_still(&api.proxy.generation().config)?;
             let others = api.proxy.grants.of(grant.user.as_str()).into_iter();
             let grants = others.filter(|other| !other.is_like(&grant)).collect();
             let plan = plan_grants(api, &grant.user, grants);
-            if !is_dry {
+            if intent == Intent::Write {
                 let which = Which::Of(grant.database.clone());
                 let (user, environment) = (grant.user.as_str(), grant.environment.as_str());
                 api.proxy.revoke(user, environment, &which, &caller.name().into())?;
@@ -634,7 +634,7 @@ pub(super) async fn revoke(State(api): State<Arc<Api>>, asked: Asked, id: Id) ->
             Ok(plan)
         })
         .await?;
-    let body = GrantWritten { success: true, dry_run: asked.is_dry, plan, data: id.0, grant: shown };
+    let body = GrantWritten { success: true, dry_run: intent.is_dry(), plan, data: id.0, grant: shown };
     Ok((StatusCode::OK, Json(body)).into_response())
 }
 

@@ -419,8 +419,8 @@ fn done<T: Thing>(
     let view = View::after(written);
     let thing: T = by_id(view, id)?;
     let tag = tag(api, view.config, &thing);
-    let body = thing.written(Outcome::of(written, asked.is_dry));
-    Ok(answer::wrote(asked.is_dry, status, &tag, body))
+    let body = thing.written(Outcome::of(written, asked.intent));
+    Ok(answer::wrote(asked.intent, status, &tag, body))
 }
 
 async fn create<T: Thing>(api: Arc<Api>, asked: Asked, body: T::Body) -> Result<Response, Problem> {
@@ -477,7 +477,7 @@ async fn delete<T: Thing>(api: Arc<Api>, asked: Asked, id: Uuid) -> Result<Respo
             Ok(thing)
         })
         .await?;
-    Ok((StatusCode::OK, Json(thing.written(Outcome::of(&written, asked.is_dry)))).into_response())
+    Ok((StatusCode::OK, Json(thing.written(Outcome::of(&written, asked.intent)))).into_response())
 }
 
 /// Who refers to it.

@@ -26,6 +26,22 @@ const MAX_GUESSES: u32 = 20;
 /// How the files of secrets that we have written end.
 const SUFFIX: &str = ".secret";
 
+/// What is to be done about a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Intent {
+    /// It is made.
+    Write,
+    /// It is only said what would change (`dry_run`).
+    DryRun,
+}
+
+impl Intent {
+    /// Whether nothing is to be changed.
+    pub(crate) fn is_dry(self) -> bool {
+        self == Self::DryRun
+    }
+}
+
 /// A change under way.
 pub(crate) struct Change<'a> {
     /// The file, which keeps its comments and its order.
@@ -42,7 +58,7 @@ pub(crate) struct Change<'a> {
     said: BTreeSet<String>,
     by: &'a str,
     guesses: &'a PasswordGuesses,
-    is_dry: bool,
+    intent: Intent,
     secrets: Vec<(PathBuf, SecretString)>,
 }
 
@@ -82,7 +98,7 @@ impl Change<'_> {
     /// The system gives no random bytes.
     pub(crate) fn secret(&mut self, owner: &str, secret: &SecretString) -> io::Result<Value> {
         let management = &self.generation.config.management;
-        if self.is_dry || management.secrets == SecretStore::Inline {
+        if self.intent.is_dry() || management.secrets == SecretStore::Inline {
             return Ok(Value::from(secret.expose_secret()));
         }
         let mut random = [0; 8];
@@ -148,20 +164,20 @@ pub(crate) enum WriteError<E> {
 }
 
 impl Proxy {
-    /// Changes the file, and what is in force with it; or, `dry`, only says what would change. Blocks.
+    /// Changes the file, and what is in force with it; or only says what would change. Blocks.
     ///
     /// # Errors
     /// Why it does not; then nothing was changed.
     pub(crate) fn write<E>(
         &self,
         by: &str,
-        is_dry: bool,
+        intent: Intent,
         edit: impl FnOnce(&mut Change<'_>) -> Result<(), E>,
     ) -> Result<Written, WriteError<E>> {
         // A look changes nothing: a file that is read-only may be looked at.
-        let store = match is_dry {
-            true => None,
-            false => Some(Store::open(&self.path).map_err(WriteError::Store)?),
+        let store = match intent {
+            Intent::DryRun => None,
+            Intent::Write => Some(Store::open(&self.path).map_err(WriteError::Store)?),
         };
         let _one_at_a_time = self.reloading.lock();
         let generation = self.generation();
@@ -177,13 +193,13 @@ impl Proxy {
             said: BTreeSet::new(),
             by,
             guesses: &self.password_guesses,
-            is_dry,
+            intent,
             secrets: Vec::new(),
         };
         edit(&mut change).map_err(WriteError::Edit)?;
         let new = as_written(old, change.document.to_string());
         let mut files = NewFiles::default();
-        if !is_dry {
+        if intent == Intent::Write {
             files.write(&change.secrets).map_err(|(path, error)| WriteError::Secret { path, error })?;
         }
         let prepared = self.prepare(&new).map_err(|error| match self.prepare(old) {
@@ -202,7 +218,7 @@ impl Proxy {
         let warnings = warnings.iter().map(|problem| problem.message.clone()).collect();
         let is_changed = new != old;
         let Some(store) = store.filter(|_| is_changed) else {
-            let planned = is_dry.then(|| Box::new(prepared.into_parts().0.into_parts()));
+            let planned = intent.is_dry().then(|| Box::new(prepared.into_parts().0.into_parts()));
             return Ok(Written { generation, planned, is_changed: is_changed || has_said, plan, warnings });
         };
         store.exchange(old, &new).map_err(WriteError::Store)?;
