@@ -9,6 +9,7 @@ mod connections;
 mod document;
 mod edit;
 mod environments;
+mod json;
 mod operate;
 mod overview;
 mod page;

@@ -12,7 +12,7 @@ use toml_edit::{DocumentMut, Item, Table, TableLike};
 use utoipa::ToSchema;
 
 use super::answer::{self, Outcome, Problem, tagged};
-use super::{Api, Asked, body, connections, edit, people, redact};
+use super::{Api, Asked, connections, edit, json, people, redact};
 use crate::proxy::{Change, Intent, Written};
 use policy::config::file::AuthType;
 use policy::names::id_of;
@@ -95,8 +95,8 @@ pub(super) fn tag(api: &Api, written: &Written) -> String {
 }
 
 async fn make_so(api: &Arc<Api>, asked: &Asked, request: Request) -> Result<Response, Problem> {
-    let kind = body::content_type(&request)?;
-    let bytes = body::bytes(request.into_body()).await?;
+    let kind = json::content_type(&request)?;
+    let bytes = json::bytes(request.into_body()).await?;
     let read = move |_: &Api| match kind.as_str() {
         "application/json" => from_json(&bytes),
         "application/toml" | "text/toml" | "text/plain" => from_toml(&bytes),
@@ -138,7 +138,7 @@ fn from_toml(bytes: &[u8]) -> Result<DocumentMut, Problem> {
 }
 
 fn from_json(bytes: &[u8]) -> Result<DocumentMut, Problem> {
-    let value = body::json(bytes)?;
+    let value = json::read(bytes)?;
     let object =
         |value: &serde_json::Value| value.as_object().cloned().ok_or_else(|| Problem::bad("Expected object"));
     let mut document = DocumentMut::new();
