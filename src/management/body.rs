@@ -92,10 +92,19 @@ impl<T> Patch<T> {
     }
 }
 
+/// What a body is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// It makes something: what is needed must be there.
+    Create,
+    /// It changes something: what is not there stays as it is.
+    Change,
+}
+
 /// The fields of a body while they are read.
 pub(super) struct Fields {
     map: Map<String, Value>,
-    creates: bool,
+    purpose: Purpose,
     problems: Vec<String>,
 }
 
@@ -104,7 +113,7 @@ impl Fields {
     pub(super) fn take<T: Field>(&mut self, name: &str, need: Need) -> Patch<T> {
         match self.map.remove(name) {
             None => {
-                if need != Need::Optional && self.creates {
+                if need != Need::Optional && self.purpose == Purpose::Create {
                     self.problems.push(format!("{name}: Required"));
                 }
                 Patch::Absent
@@ -233,13 +242,13 @@ pub(super) struct New<T>(pub T);
 #[derive(Debug)]
 pub(super) struct Changed<T>(pub T);
 
-fn object_schema<T: Fielded>(creates: bool) -> RefOr<Schema> {
+fn object_schema<T: Fielded>(purpose: Purpose) -> RefOr<Schema> {
     let mut object = ObjectBuilder::new().additional_properties(Some(AdditionalProperties::FreeForm(false)));
     for (name, need, schema) in T::fields() {
-        if creates || need != Need::Fixed {
+        if purpose == Purpose::Create || need != Need::Fixed {
             object = object.property(name, schema);
         }
-        if creates && need != Need::Optional {
+        if purpose == Purpose::Create && need != Need::Optional {
             object = object.required(name);
         }
     }
@@ -247,10 +256,10 @@ fn object_schema<T: Fielded>(creates: bool) -> RefOr<Schema> {
 }
 
 macro_rules! bodies {
-    ($($Name:ident, $prefix:literal, $creates:literal;)*) => {$(
+    ($($Name:ident, $prefix:literal, $purpose:expr;)*) => {$(
         impl<T: Fielded> PartialSchema for $Name<T> {
             fn schema() -> RefOr<Schema> {
-                object_schema::<T>($creates)
+                object_schema::<T>($purpose)
             }
         }
 
@@ -268,7 +277,7 @@ macro_rules! bodies {
                 }
                 match json::read(&json::bytes(request.into_body()).await?)? {
                     Value::Object(map) => {
-                        T::read(Fields { map, creates: $creates, problems: Vec::new() }).map(Self)
+                        T::read(Fields { map, purpose: $purpose, problems: Vec::new() }).map(Self)
                     }
                     other => Err(Problem::bad(format_args!("Expected object, received {}", kind(&other)))),
                 }
@@ -277,8 +286,8 @@ macro_rules! bodies {
     )*};
 }
 bodies! {
-    New, "New", true;
-    Changed, "Changed", false;
+    New, "New", Purpose::Create;
+    Changed, "Changed", Purpose::Change;
 }
 
 fn string() -> ObjectBuilder {
@@ -551,7 +560,7 @@ mod tests {
     fn of_many_unknown_keys_some_are_named() {
         let map: Map<String, Value> =
             (0..50_000).map(|i| (format!("k{i}{}", "x".repeat(99)), 1.into())).collect();
-        let fields = Fields { map, creates: false, problems: Vec::new() };
+        let fields = Fields { map, purpose: Purpose::Change, problems: Vec::new() };
         let problem = format!("{:?}", fields.finish(&["name"]).unwrap_err());
         assert!(problem.matches("Unrecognized").count() <= MAX_UNKNOWN, "{problem}");
     }
