@@ -14,12 +14,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use operator::Console;
 
-use crate::doctor;
+use crate::doctor::{self, Comparison};
 use crate::prepare::{self, Prepared};
+use crate::proxy::Intent;
 use policy::attribute;
 use policy::config::read::Severity;
 use policy::config::{Checked, Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, file};
@@ -80,9 +81,8 @@ enum Command {
         /// Users may lose their environment and fall back to the base connection.
         #[arg(long)]
         accept_fallback: bool,
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: Output,
     },
     /// Examine what a running pgusher needs: names, logins, certificates, limits, whether environments are different
     /// databases, and what differs between them. Exit status 1 if something is wrong.
@@ -92,9 +92,8 @@ enum Command {
         /// Compare the relations and columns of each environment with its base's, too.
         #[arg(long)]
         parity: bool,
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: Output,
     },
     /// Let a user into an environment for a while: GRANT ENVIRONMENT of a running pgusher.
     Grant {
@@ -160,20 +159,56 @@ enum Command {
     Manual,
 }
 
+/// How an answer is printed, as it is asked for.
+#[derive(Debug, Clone, Copy, Args)]
+struct Output {
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Output {
+    fn format(self) -> Format {
+        if self.json { Format::Json } else { Format::Text }
+    }
+}
+
+/// How an answer is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// What becomes of a plan by which users lose their environment and fall back to the base connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fallback {
+    /// It is carried out: that is meant (`--accept-fallback`).
+    Accepted,
+    /// It is refused.
+    Refused,
+}
+
 /// Does what the arguments say.
 pub fn run() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { file } => serve::serve(&file),
-        Command::Check { file, no_secrets } => check(&file, outside(no_secrets)),
+        Command::Check { file, no_secrets } => {
+            check(&file, if no_secrets { Outside::Leave } else { Outside::Read })
+        }
         Command::Resolve { file, user, database, environment } => {
             resolve(&file, &user, &database, environment.as_deref())
         }
-        Command::Plan { new, from, console, no_secrets, accept_fallback, json } => {
+        Command::Plan { new, from, console, no_secrets, accept_fallback, output } => {
+            let outside = if no_secrets { Outside::Leave } else { Outside::Read };
+            let fallback = if accept_fallback { Fallback::Accepted } else { Fallback::Refused };
             let rows = match from {
-                Some(from) => planned(&from, &new, outside(no_secrets)),
+                Some(from) => planned(&from, &new, outside),
                 None => planned_there(&console, &new),
             };
-            rows.map_or_else(|code| code, |rows| plan(&rows, accept_fallback, json))
+            rows.map_or_else(|code| code, |rows| plan(&rows, fallback, output.format()))
         }
         Command::Grant { environment, on, to, r#for, reason, console } => {
             let what = operator::environment(&environment, on.as_deref());
@@ -184,12 +219,17 @@ pub fn run() -> ExitCode {
             let what = operator::environment(&environment, on.as_deref());
             operator::tell(&console, &format!("REVOKE {what} FROM {}", operator::quoted(&from)))
         }
-        Command::Doctor { file, parity, json } => doctor(&file, parity, json),
+        Command::Doctor { file, parity, output } => {
+            let comparison = if parity { Comparison::Relations } else { Comparison::Schemas };
+            doctor(&file, comparison, output.format())
+        }
         Command::Audit(command) => audit::run(&command),
         Command::HashPassword => password::hash(),
         Command::HashToken => hash_token(),
         Command::Apply { file, target, dry_run, accept_fallback } => {
-            apply::apply(&target, &file, apply::How { dry_run, accept_fallback })
+            let intent = if dry_run { Intent::DryRun } else { Intent::Write };
+            let fallback = if accept_fallback { Fallback::Accepted } else { Fallback::Refused };
+            apply::apply(&target, &file, apply::How { intent, fallback })
         }
         Command::Health { target } => health(&target),
         Command::Manual => {
@@ -197,10 +237,6 @@ pub fn run() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
-}
-
-fn outside(no_secrets: bool) -> Outside {
-    if no_secrets { Outside::Leave } else { Outside::Read }
 }
 
 /// What is enough to say who goes where.
@@ -300,8 +336,8 @@ fn print_plan(rows: &[[String; 5]]) {
     print_table(&std::iter::once(head).chain(rows.iter().cloned()).collect::<Vec<_>>());
 }
 
-fn plan(rows: &[[String; 5]], accept_fallback: bool, json: bool) -> ExitCode {
-    if json {
+fn plan(rows: &[[String; 5]], fallback: Fallback, format: Format) -> ExitCode {
+    if format == Format::Json {
         let object = |row: &[String; 5]| -> serde_json::Value {
             Plan::COLUMNS
                 .iter()
@@ -318,7 +354,7 @@ fn plan(rows: &[[String; 5]], accept_fallback: bool, json: bool) -> ExitCode {
     }
     match () {
         () if rows.is_empty() => ExitCode::SUCCESS,
-        () if rows.iter().any(|row| row[0] == Plan::FALLBACK) && !accept_fallback => {
+        () if rows.iter().any(|row| row[0] == Plan::FALLBACK) && fallback == Fallback::Refused => {
             eprintln!("{FALLBACK}");
             ExitCode::FAILURE
         }
@@ -354,19 +390,19 @@ fn resolve(file: &Path, user: &str, database: &str, environment: Option<&str>) -
     }
 }
 
-fn doctor(file: &Path, parity: bool, json: bool) -> ExitCode {
+fn doctor(file: &Path, comparison: Comparison, format: Format) -> ExitCode {
     let checked = match load(file) {
         Ok(checked) => checked,
         Err(code) => return code,
     };
     let findings = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(doctor::examine(&checked, parity)),
+        Ok(runtime) => runtime.block_on(doctor::examine(&checked, comparison)),
         Err(error) => {
             eprintln!("cannot start: {error}");
             return ExitCode::FAILURE;
         }
     };
-    if json {
+    if format == Format::Json {
         println!("{}", serde_json::json!(findings));
     } else {
         for finding in &findings {

@@ -132,8 +132,17 @@ impl Report {
     }
 }
 
-/// Looks at everything; `parity` also compares relations and columns.
-pub(crate) async fn examine(checked: &Checked, parity: bool) -> Vec<Finding> {
+/// What of an environment is compared with its base, beside what the two are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    /// Extensions and schemas.
+    Schemas,
+    /// Relations and their columns, too (`--parity`).
+    Relations,
+}
+
+/// Looks at everything.
+pub(crate) async fn examine(checked: &Checked, comparison: Comparison) -> Vec<Finding> {
     let config = checked.config();
     let mut report = Report::default();
     let path = config.path.display();
@@ -147,7 +156,8 @@ pub(crate) async fn examine(checked: &Checked, parity: bool) -> Vec<Finding> {
     let mut facts = BTreeMap::new();
     for connection in config.connections.values() {
         let subject = format!("connection {}", connection.name);
-        if let Some(found) = server::examine(&config.server, connection, parity, &mut report, &subject).await
+        if let Some(found) =
+            server::examine(&config.server, connection, comparison, &mut report, &subject).await
         {
             facts.insert(connection.name.clone(), found);
         }

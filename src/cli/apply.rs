@@ -9,6 +9,8 @@ use clap::Args;
 use serde::Deserialize;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
+use super::Fallback;
+use crate::proxy::Intent;
 use crate::tls;
 use policy::plan::Plan;
 
@@ -55,10 +57,10 @@ struct Said {
 /// How to apply.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct How {
-    /// Only print the plan.
-    pub dry_run: bool,
-    /// Users may lose their environment.
-    pub accept_fallback: bool,
+    /// Whether only the plan is printed.
+    pub intent: Intent,
+    /// Whether users may lose their environment.
+    pub fallback: Fallback,
 }
 
 /// Makes a running pgusher's configuration say what a file says.
@@ -147,11 +149,11 @@ impl Call {
             true => println!("The configuration changes, and nobody's route, session, pool or secret."),
             false => super::print_plan(&rows),
         }
-        if rows.iter().any(|row| row[0] == Plan::FALLBACK) && !how.accept_fallback {
+        if rows.iter().any(|row| row[0] == Plan::FALLBACK) && how.fallback == Fallback::Refused {
             eprintln!("{}", super::FALLBACK);
             return Ok(ExitCode::FAILURE);
         }
-        if how.dry_run {
+        if how.intent == Intent::DryRun {
             return Ok(ExitCode::from(2));
         }
         println!("Applied: generation {} is in force.", put("")?.generation);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 
-use super::print_table;
+use super::{Format, Output, print_table};
 use crate::audit::{self, Question, Visits};
 use crate::prepare;
 use policy::config::{Draft, Outside};
@@ -34,9 +34,8 @@ pub(super) enum Command {
         /// Only this user.
         #[arg(long)]
         user: Option<String>,
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: Output,
     },
 }
 
@@ -68,8 +67,8 @@ impl Place {
 pub(super) fn run(command: &Command) -> ExitCode {
     let done = match command {
         Command::Verify { place, head } => place.find().and_then(|path| verify(&path, head.as_deref())),
-        Command::Who { place, environment, since, user, json } => {
-            place.find().and_then(|path| who(&path, environment, since, user.as_deref(), *json))
+        Command::Who { place, environment, since, user, output } => {
+            place.find().and_then(|path| who(&path, environment, since, user.as_deref(), output.format()))
         }
     };
     done.unwrap_or_else(|why| {
@@ -92,11 +91,11 @@ fn who(
     environment: &str,
     since: &str,
     user: Option<&str>,
-    json: bool,
+    format: Format,
 ) -> Result<ExitCode, String> {
     let question = Question { environment, since: time(since)?, user };
     let found = audit::who(path, &question).map_err(|error| format!("{}: {error}", path.display()))?;
-    if json {
+    if format == Format::Json {
         let object = |(user, visits): (&String, &Visits)| {
             let mut object = serde_json::json!({ "user": user });
             if let (Some(object), Ok(serde_json::Value::Object(visits))) =

@@ -6,6 +6,16 @@ use super::server::{Facts, Names};
 /// How many names are told of a difference.
 const TOLD: usize = 10;
 
+/// What a database has by names, and what two of one name may differ in.
+struct Named {
+    plural: &'static str,
+    detail: &'static str,
+}
+
+const EXTENSIONS: Named = Named { plural: "extensions", detail: "version" };
+const SCHEMAS: Named = Named { plural: "schemas", detail: "" };
+const RELATIONS: Named = Named { plural: "relations", detail: "columns" };
+
 pub(super) fn compare(subject: &str, base: &Facts, other: &Facts, report: &mut Report) {
     identity(subject, base, other, report);
     if base.major != other.major {
@@ -23,10 +33,10 @@ pub(super) fn compare(subject: &str, base: &Facts, other: &Facts, report: &mut R
         }
     }
     let mut same = true;
-    same &= named(subject, "extensions", &base.extensions, &other.extensions, "version", report);
-    same &= named(subject, "schemas", &base.schemas, &other.schemas, "", report);
+    same &= EXTENSIONS.compare(subject, &base.extensions, &other.extensions, report);
+    same &= SCHEMAS.compare(subject, &base.schemas, &other.schemas, report);
     if let (Some(one), Some(two)) = (&base.relations, &other.relations) {
-        same &= named(subject, "relations", one, two, "columns", report);
+        same &= RELATIONS.compare(subject, one, two, report);
         if same {
             report.ok(subject, format!("the same {} relations as the base", one.len()));
         }
@@ -69,28 +79,35 @@ fn identity(subject: &str, base: &Facts, other: &Facts, report: &mut Report) {
     }
 }
 
-/// Names that only one has, and those of which something differs; true if none.
-fn named(subject: &str, what: &str, base: &Names, other: &Names, detail: &str, report: &mut Report) -> bool {
-    let only =
-        |one: &Names, two: &Names| one.keys().filter(|name| !two.contains_key(*name)).cloned().collect();
-    let (missing, more): (Vec<String>, Vec<String>) = (only(base, other), only(other, base));
-    let differ: Vec<String> = base
-        .iter()
-        .filter_map(|(name, one)| Some((name, one, other.get(name)?)))
-        .filter(|(_, one, two)| one != two)
-        .map(|(name, one, two)| format!("{name} ({})", difference(one, two)))
-        .collect();
-    let hint = "Queries that work in one will fail in the other.";
-    if !missing.is_empty() {
-        report.warn(subject, format!("{what} of the base that are missing there: {}", some(&missing)), hint);
+impl Named {
+    /// Names that only one has, and those of which something differs; true if none.
+    fn compare(&self, subject: &str, base: &Names, other: &Names, report: &mut Report) -> bool {
+        let Self { plural, detail } = self;
+        let only =
+            |one: &Names, two: &Names| one.keys().filter(|name| !two.contains_key(*name)).cloned().collect();
+        let (missing, more): (Vec<String>, Vec<String>) = (only(base, other), only(other, base));
+        let differ: Vec<String> = base
+            .iter()
+            .filter_map(|(name, one)| Some((name, one, other.get(name)?)))
+            .filter(|(_, one, two)| one != two)
+            .map(|(name, one, two)| format!("{name} ({})", difference(one, two)))
+            .collect();
+        let hint = "Queries that work in one will fail in the other.";
+        if !missing.is_empty() {
+            report.warn(
+                subject,
+                format!("{plural} of the base that are missing there: {}", some(&missing)),
+                hint,
+            );
+        }
+        if !more.is_empty() {
+            report.warn(subject, format!("{plural} that the base has not: {}", some(&more)), hint);
+        }
+        if !differ.is_empty() {
+            report.warn(subject, format!("{plural} with other {detail}: {}", some(&differ)), hint);
+        }
+        missing.is_empty() && more.is_empty() && differ.is_empty()
     }
-    if !more.is_empty() {
-        report.warn(subject, format!("{what} that the base has not: {}", some(&more)), hint);
-    }
-    if !differ.is_empty() {
-        report.warn(subject, format!("{what} with other {detail}: {}", some(&differ)), hint);
-    }
-    missing.is_empty() && more.is_empty() && differ.is_empty()
 }
 
 /// Of lists, what only one of them has.

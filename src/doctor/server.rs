@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::{Known, Report};
+use super::{Comparison, Known, Report};
 use crate::pool::prove_resettable;
 use crate::stream::Stream;
 use crate::upstream::{Allowance, Dialer, UpstreamError, rows};
@@ -95,7 +95,7 @@ impl Facts {
 pub(super) async fn examine(
     server: &Server,
     connection: &Arc<Connection>,
-    parity: bool,
+    comparison: Comparison,
     report: &mut Report,
     subject: &str,
 ) -> Option<Facts> {
@@ -116,7 +116,7 @@ pub(super) async fn examine(
     let took = began.elapsed().as_millis();
     let encryption = backend.stream.tls().map_or("no TLS", |tls| tls.word());
     report.expiry(subject, backend.stream.peer_certificates());
-    let asked = timeout(PATIENCE, ask(&mut backend.stream, connection, parity)).await;
+    let asked = timeout(PATIENCE, ask(&mut backend.stream, connection, comparison)).await;
     match asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(facts) => {
             let (target, standby) = (&connection.target, if facts.is_standby { ", a standby" } else { "" });
@@ -210,7 +210,7 @@ fn hint(error: &UpstreamError) -> Cow<'static, str> {
     hint.into()
 }
 
-async fn ask(stream: &mut Stream, connection: &Connection, parity: bool) -> io::Result<Facts> {
+async fn ask(stream: &mut Stream, connection: &Connection, comparison: Comparison) -> io::Result<Facts> {
     let about = first(stream, ABOUT).await?;
     let about = about.ok_or_else(|| io::Error::other("no row about the database"))?;
     let number = |i: usize| about[i].parse().unwrap_or(0);
@@ -235,7 +235,10 @@ async fn ask(stream: &mut Stream, connection: &Connection, parity: bool) -> io::
             Some(_) => all(stream, MISSING).await?.into_iter().flatten().collect(),
             None => Vec::new(),
         },
-        relations: if parity { Some(names(stream, RELATIONS).await?) } else { None },
+        relations: match comparison {
+            Comparison::Schemas => None,
+            Comparison::Relations => Some(names(stream, RELATIONS).await?),
+        },
         rights: Rights { superuser: about[9] == "t", replication: about[12] == "t" },
     })
 }
