@@ -25,7 +25,7 @@ use crate::pool::{Lease, Outcome, Pinned, Pool, Subscription, Ticket, waited_too
 use crate::stats::Figure;
 use crate::stream::{Reader, Stream};
 use backlog::Backlog;
-pub(crate) use orders::{Order, OrderedBy, Orders};
+pub(crate) use orders::{Order, OrderedBy, Orders, When};
 use policy::names::UserName;
 pub(crate) use relay::conductor::Cause;
 use relay::conductor::{
@@ -222,9 +222,9 @@ impl Engine {
         (self.client_is_dry, self.upstream_is_dry) = (false, false);
         loop {
             if self.orders.is_pending()
-                && let Some(Order { now, refusal, .. }) = self.orders.pending()
+                && let Some(Order { when, refusal, .. }) = self.orders.pending()
             {
-                let event = Event::Order { now, refusal: Box::new(refusal) };
+                let event = Event::Order { now: when == When::Now, refusal: Box::new(refusal) };
                 self.follow(Follow::Say(event), cx, &mut scratch.out)?;
             }
             let mut progress = self.take_turn(cx, &mut scratch.out)?;
@@ -367,8 +367,9 @@ impl Engine {
                 self.timer.progress();
                 self.upstream_tail = Vec::new();
                 self.to_upstream = Backlog::default();
-                if let Leasing::Held(lease) = std::mem::replace(&mut self.leasing, Leasing::None) {
-                    lease.discard(running);
+                match std::mem::replace(&mut self.leasing, Leasing::None) {
+                    Leasing::Held(lease) if running => lease.cancel_and_discard(),
+                    leasing => drop(leasing),
                 }
                 Follow::Client
             }
@@ -428,15 +429,13 @@ impl Engine {
     }
 
     fn release(&mut self) {
-        if let Leasing::Held(lease) = std::mem::replace(&mut self.leasing, Leasing::None) {
-            if self.upstream_tail.is_empty() {
-                lease.release();
-            } else {
-                // Half of something unasked: the other half must not meet another client.
-                self.upstream_tail = Vec::new();
-                lease.discard(false);
-            }
+        let Leasing::Held(lease) = std::mem::replace(&mut self.leasing, Leasing::None) else { return };
+        if self.upstream_tail.is_empty() {
+            return lease.release();
         }
+        // Half of something unasked: the other half must not meet another client.
+        self.upstream_tail = Vec::new();
+        drop(lease);
     }
 
     /// A session that waits: has its turn come?
@@ -679,10 +678,10 @@ impl Engine {
             Leasing::Held(lease) => match closing.connection {
                 Leaving::Release if all_said => lease.release(),
                 Leaving::Clean if all_said => self.pool.spawn(lease.clean()),
-                Leaving::Discard { running } => lease.discard(running),
+                Leaving::Discard { running: true } => lease.cancel_and_discard(),
                 // It was never used: the session has ended before it began.
                 Leaving::Nothing => self.pool.spawn(lease.clean()),
-                Leaving::Release | Leaving::Clean => drop(lease),
+                Leaving::Discard { running: false } | Leaving::Release | Leaving::Clean => drop(lease),
             },
         }
     }

@@ -28,9 +28,11 @@ pub use host::HostCount;
 use host::{HostPlace, Share};
 use isolation::Resettable;
 pub(crate) use isolation::prove as prove_resettable;
+use lease::Usage;
 pub(crate) use lease::{Lease, Pooled};
 use listener::Line;
 pub(crate) use listener::Subscription;
+pub(crate) use operate::Admission;
 use policy::config::Connection;
 use policy::config::file::Isolation;
 use policy::names::UserName;
@@ -288,7 +290,7 @@ impl Pool {
     ///
     /// # Errors
     /// There is none.
-    async fn acquire_fit(self: &Arc<Self>, user: &UserName) -> Result<(Lease, bool), Refusal> {
+    async fn acquire_fit(self: &Arc<Self>, user: &UserName) -> Result<(Lease, Usage), Refusal> {
         for _ in 0..self.most_resets() {
             if let Some(fit) = self.acquire(user).await?.make_fit_for(user).await {
                 return Ok(fit);
@@ -322,8 +324,8 @@ impl Pool {
         let welcome = match known {
             Some(known) => known.named(name),
             None => {
-                let (mut lease, was_used) = self.acquire_fit(user).await?;
-                let welcome = lease.welcome(startup, was_used).await?;
+                let (mut lease, usage) = self.acquire_fit(user).await?;
+                let welcome = lease.welcome(startup, usage).await?;
                 // A setting that the server refuses has changed nothing there.
                 lease.release();
                 welcome?

@@ -24,7 +24,7 @@ use crate::aside::Aside;
 use crate::audit::{Audit, Event, Refusals, Refused};
 use crate::auth::{Authenticator, Identity, Logins, Terms};
 use crate::cancel::{Keys, Slot};
-use crate::engine::{Order, OrderedBy, Orders, Timeouts};
+use crate::engine::{Order, OrderedBy, Orders, Timeouts, When};
 use crate::grants::Grants;
 use crate::pool::{HostCount, Pool, PoolSettings, Runtimes};
 use crate::prepare::{self, Prepared};
@@ -684,11 +684,8 @@ impl Proxy {
                     self.audit.record(|| self.event("move", session).text("why", &detail));
                 }
                 let refusal = Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail(detail);
-                session.orders.give(Order {
-                    by: OrderedBy::Route,
-                    now: on_move == OnMove::Terminate,
-                    refusal,
-                });
+                let when = if on_move == OnMove::Terminate { When::Now } else { When::Idle };
+                session.orders.give(Order { by: OrderedBy::Route, when, refusal });
             }
             Some(_) => {}
             // An earlier reload may have moved it away, and this one back.
@@ -803,7 +800,7 @@ impl Proxy {
         if !matches!(entered, Ok(true)) {
             self.leave(session.id);
         } else if self.is_draining() {
-            session.orders.give(Order { by: OrderedBy::Operator, now: false, refusal: shutdown() });
+            session.orders.give(Order { by: OrderedBy::Operator, when: When::Idle, refusal: shutdown() });
         }
         entered
     }
@@ -864,14 +861,14 @@ impl Proxy {
         self.draining.store(true, Ordering::Release);
         self.closing.cancel();
         info!(sessions = self.sessions(), timeout = %humantime::format_duration(timeout), "draining");
-        self.order_all(false);
+        self.order_all(When::Idle);
         let deadline = Instant::now() + timeout;
         while self.sessions() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         if self.sessions() > 0 {
             warn!(sessions = self.sessions(), "shutdown_timeout is over: ending the sessions that are left");
-            self.order_all(true);
+            self.order_all(When::Now);
             let last = Instant::now() + Duration::from_secs(2);
             while self.sessions() > 0 && Instant::now() < last {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -882,9 +879,9 @@ impl Proxy {
         }
     }
 
-    fn order_all(&self, now: bool) {
+    fn order_all(&self, when: When) {
         for session in self.sessions.iter() {
-            session.orders.give(Order { by: OrderedBy::Operator, now, refusal: shutdown() });
+            session.orders.give(Order { by: OrderedBy::Operator, when, refusal: shutdown() });
         }
     }
 
@@ -947,7 +944,7 @@ impl Proxy {
     pub(crate) fn kill_client(&self, id: u64) -> bool {
         let session = self.sessions.get(&id).map(|session| session.clone());
         let Some(session) = session else { return false };
-        session.orders.give(Order { by: OrderedBy::Operator, now: true, refusal: killed() });
+        session.orders.give(Order { by: OrderedBy::Operator, when: When::Now, refusal: killed() });
         true
     }
 

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::command::Command;
 use super::show;
 use super::table::{Kind, Table};
-use crate::pool::{Halt, Pool};
+use crate::pool::{Admission, Halt, Pool};
 use crate::proxy::{Generation, LoadError, Proxy};
 use policy::grant::{Grant, Which};
 use policy::names::{ConnectionName, UserName};
@@ -134,11 +134,11 @@ pub(crate) async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) ->
             Ok(Reply::done("RECONNECT"))
         }
         Command::Disable(name) => {
-            proxy.set_disabled(&pool_of(proxy, name)?, true);
+            proxy.admit(&pool_of(proxy, name)?, Admission::Closed);
             Ok(Reply::done("DISABLE"))
         }
         Command::Enable(name) => {
-            proxy.set_disabled(&pool_of(proxy, name)?, false);
+            proxy.admit(&pool_of(proxy, name)?, Admission::Open);
             Ok(Reply::done("ENABLE"))
         }
         Command::Kill(name) => {
@@ -174,7 +174,7 @@ pub(crate) async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) ->
             in_force(rolled_back, "ROLLBACK CONFIG")
         }
         Command::DrainEnvironment(name) => {
-            let pools = environment_of(proxy.drain_environment(name, false), name)?;
+            let pools = environment_of(proxy.drain_environment(name), name)?;
             let has_sessions = |pool: &Arc<Pool>| {
                 proxy.live_sessions().iter().any(|session| Arc::ptr_eq(&session.pool, pool))
             };
@@ -182,7 +182,7 @@ pub(crate) async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) ->
             Ok(Reply::done("DRAIN"))
         }
         Command::ResumeEnvironment(name) => {
-            environment_of(proxy.drain_environment(name, true), name)?;
+            environment_of(proxy.resume_environment(name), name)?;
             Ok(Reply::done("RESUME"))
         }
         Command::Grant { environment, database, user, time, reason } => {

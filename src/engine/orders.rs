@@ -29,13 +29,22 @@ pub(crate) enum OrderedBy {
     Operator,
 }
 
+/// When a session ends by an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum When {
+    /// At the next idle point.
+    Idle,
+    /// Now.
+    Now,
+}
+
 /// An order to end.
 #[derive(Debug, Clone)]
 pub(crate) struct Order {
     /// Whose it is.
     pub by: OrderedBy,
-    /// Now, or at the next idle point.
-    pub now: bool,
+    /// When.
+    pub when: When,
     /// What the client is told.
     pub refusal: Refusal,
 }
@@ -44,10 +53,12 @@ impl Orders {
     /// Gives an order; a later one replaces it, but "now" stays "now", and an operator's is not replaced by the configuration's.
     pub(crate) fn give(&self, order: Order) {
         let mut slot = self.order.lock();
-        let now = order.now || slot.as_ref().is_some_and(|o| o.now);
+        let when = slot.as_ref().map_or(order.when, |known| order.when.max(known.when));
         match &mut *slot {
-            Some(known) if known.by == OrderedBy::Operator && order.by == OrderedBy::Route => known.now = now,
-            _ => *slot = Some(Box::new(Order { now, ..order })),
+            Some(known) if known.by == OrderedBy::Operator && order.by == OrderedBy::Route => {
+                known.when = when;
+            }
+            _ => *slot = Some(Box::new(Order { when, ..order })),
         }
         drop(slot);
         self.pending.store(true, Ordering::Release);
@@ -79,29 +90,29 @@ impl Orders {
 mod tests {
     use super::*;
 
-    fn order(by: OrderedBy, now: bool) -> Order {
-        Order { by, now, refusal: Refusal::protocol("an order") }
+    fn order(by: OrderedBy, when: When) -> Order {
+        Order { by, when, refusal: Refusal::protocol("an order") }
     }
 
-    fn held(orders: &Orders) -> Option<(OrderedBy, bool)> {
+    fn held(orders: &Orders) -> Option<(OrderedBy, When)> {
         assert_eq!(orders.is_pending(), orders.order.lock().is_some());
-        orders.order.lock().as_ref().map(|order| (order.by, order.now))
+        orders.order.lock().as_ref().map(|order| (order.by, order.when))
     }
 
     #[test]
     fn what_an_operator_has_ordered_the_configuration_does_not_take_back() {
         use OrderedBy::{Operator, Route};
         let orders = Orders::default();
-        orders.give(order(Route, false));
+        orders.give(order(Route, When::Idle));
         orders.take_back();
         assert_eq!(held(&orders), None);
         // In whichever order they come, and "now" stays.
         for (first, second) in [(Route, Operator), (Operator, Route)] {
             let orders = Orders::default();
-            orders.give(order(first, true));
-            orders.give(order(second, false));
+            orders.give(order(first, When::Now));
+            orders.give(order(second, When::Idle));
             orders.take_back();
-            assert_eq!(held(&orders), Some((Operator, true)), "{first:?}, then {second:?}");
+            assert_eq!(held(&orders), Some((Operator, When::Now)), "{first:?}, then {second:?}");
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::lease::Usage;
 use super::{Lease, Pool, Pooled};
 use crate::upstream::{Allowance, Backend, UpstreamError, rows};
 use policy::config::file::Isolation;
@@ -148,7 +149,7 @@ impl Lease {
         match self.reset().await {
             Ok(()) => Some(self),
             Err(_) => {
-                self.discard(true);
+                self.cancel_and_discard();
                 None
             }
         }
@@ -156,16 +157,19 @@ impl Lease {
 
     /// Makes it fit for this user, before anything of the user's is sent on it, and says whether the user has used it before;
     /// `None` if it cannot be: then it is closed.
-    pub(super) async fn make_fit_for(self, user: &UserName) -> Option<(Self, bool)> {
+    pub(super) async fn make_fit_for(self, user: &UserName) -> Option<(Self, Usage)> {
         let mut lease = self;
         let must_reset = lease.must_reset_for(user);
-        let was_used = !lease.state.is_clean() && !must_reset;
+        let usage = match !lease.state.is_clean() && !must_reset {
+            true => Usage::Used,
+            false => Usage::Unused,
+        };
         if must_reset {
             lease.pool().stats.isolated.hand_overs.fetch_add(1, Ordering::Relaxed);
             lease = lease.reset_or_discard().await?;
         }
         lease.serve(user);
-        Some((lease, was_used))
+        Some((lease, usage))
     }
 
     /// True if the server must reset it before this user may use it.

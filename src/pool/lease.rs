@@ -117,6 +117,15 @@ impl std::ops::DerefMut for Lease {
     }
 }
 
+/// Whether something of its user ran on a connection before, since it was opened or reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Usage {
+    /// Something did.
+    Used,
+    /// Nothing did.
+    Unused,
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(pooled) = self.pooled.take() {
@@ -156,13 +165,10 @@ impl Lease {
         self.pool.runtimes.tasks.spawn_on(wait, &self.pool.runtimes.control);
     }
 
-    /// Closes it because its session ended in the middle of something; a query that still runs is cancelled. Its place is
-    /// taken until the server has ended it, too: otherwise whoever starts statements that do not heed a cancel and leaves
-    /// would have as many server processes as he likes.
-    pub fn discard(mut self, running: bool) {
-        if !running {
-            return;
-        }
+    /// Closes it because its session ended in the middle of a query that still runs, which is cancelled. Its place is taken
+    /// until the server has ended it, too: otherwise whoever starts statements that do not heed a cancel and leaves would
+    /// have as many server processes as he likes.
+    pub fn cancel_and_discard(mut self) {
         let (runtimes, target) = (self.pool.runtimes.clone(), self.target.clone());
         let fence = target.fence();
         let end = async move {
@@ -210,7 +216,7 @@ impl Lease {
     pub(super) async fn welcome(
         &mut self,
         startup: &Settings,
-        was_used: bool,
+        usage: Usage,
     ) -> Result<Result<Welcome, Refusal>, Refusal> {
         let refused = startup.iter().any(|(name, _)| name.eq_ignore_ascii_case("session_authorization"));
         if refused {
@@ -232,7 +238,7 @@ impl Lease {
         let connection = self.pool.connection();
         let answer = self.simple(&sql).await;
         let proved = match answer {
-            Ok(answer) if was_used => self.prove().await.map(|()| answer),
+            Ok(answer) if usage == Usage::Used => self.prove().await.map(|()| answer),
             answer => answer,
         };
         let answer = proved.map_err(|e| {

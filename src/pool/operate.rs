@@ -9,6 +9,15 @@ use crate::stats::Stats;
 use crate::upstream::CancelTarget;
 use relay::ledger::{Halt, Limits};
 
+/// Whether users may log in to a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// Those who have the right to.
+    Open,
+    /// Nobody: it is disabled, or its environment is drained.
+    Closed,
+}
+
 /// A pool at one moment.
 #[derive(Debug)]
 pub struct View {
@@ -116,9 +125,9 @@ impl Pool {
         all.iter().any(|(opened, server)| *opened < epoch && server.strong_count() > 0)
     }
 
-    /// Whether anybody may log in to it.
-    pub fn set_disabled(&self, disabled: bool) {
-        self.disabled.store(disabled, Ordering::Relaxed);
+    /// Says whether anybody may log in to it.
+    pub fn admit(&self, admission: Admission) {
+        self.disabled.store(admission == Admission::Closed, Ordering::Relaxed);
     }
 
     /// Whether nobody may.

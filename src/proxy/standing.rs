@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Generation, Proxy, killed};
-use crate::engine::{Order, OrderedBy};
-use crate::pool::{Halt, Pool};
+use crate::engine::{Order, OrderedBy, When};
+use crate::pool::{Admission, Halt, Pool};
 use policy::config::Connection;
 use policy::names::{ConnectionName, EnvironmentName};
 
@@ -78,8 +78,8 @@ impl Standing {
     }
 
     fn let_in(&self, name: &ConnectionName, pool: &Pool) {
-        let disabled = self.disabled.contains(name) || self.drained.contains(&pool.connection().environment);
-        pool.set_disabled(disabled);
+        let is_closed = self.disabled.contains(name) || self.drained.contains(&pool.connection().environment);
+        pool.admit(if is_closed { Admission::Closed } else { Admission::Open });
     }
 }
 
@@ -128,13 +128,12 @@ impl Proxy {
     }
 
     /// Nobody logs in to a database, or those who may do again. A drained environment stays closed.
-    pub(crate) fn set_disabled(&self, pool: &Arc<Pool>, disabled: bool) {
+    pub(crate) fn admit(&self, pool: &Arc<Pool>, admission: Admission) {
         let mut standing = self.standing.lock();
         let name = pool.connection().name.clone();
-        if disabled {
-            standing.disabled.insert(name.clone());
-        } else {
-            standing.disabled.remove(&name);
+        match admission {
+            Admission::Closed => drop(standing.disabled.insert(name.clone())),
+            Admission::Open => drop(standing.disabled.remove(&name)),
         }
         standing.let_in(&name, pool);
         if let Some(now) = self.generation().pools.get(&name) {
@@ -146,30 +145,40 @@ impl Proxy {
     pub(crate) fn kill(&self, pool: &Arc<Pool>) {
         self.pause(pool);
         for session in self.live_sessions().iter().filter(|session| Arc::ptr_eq(&session.pool, pool)) {
-            session.orders.give(Order { by: OrderedBy::Operator, now: true, refusal: killed() });
+            session.orders.give(Order { by: OrderedBy::Operator, when: When::Now, refusal: killed() });
         }
     }
 
-    /// Ends the sessions of an environment at their next idle points, and lets nobody in; its pools. With `resume`, lets
-    /// them in again.
-    pub(crate) fn drain_environment(&self, environment: &str, resume: bool) -> Vec<Arc<Pool>> {
+    /// Ends the sessions of an environment at their next idle points, and lets nobody in; its pools.
+    pub(crate) fn drain_environment(&self, environment: &str) -> Vec<Arc<Pool>> {
         let mut standing = self.standing.lock();
-        let pools = self.generation().pools.clone();
-        let is_of = |pool: &Arc<Pool>| pool.connection().environment.as_str() == environment;
-        let pools: Vec<_> = pools.into_iter().filter(|(_, pool)| is_of(pool)).collect();
-        if resume {
-            standing.drained.remove(environment);
-        } else if !pools.is_empty() {
+        let pools = self.pools_of(environment);
+        if !pools.is_empty() {
             standing.drained.insert(environment.into());
         }
-        for (name, pool) in &pools {
-            standing.let_in(name, pool);
-            for session in self.live_sessions().iter().filter(|s| !resume && Arc::ptr_eq(&s.pool, pool)) {
+        for pool in &pools {
+            standing.let_in(&pool.connection().name, pool);
+            for session in self.live_sessions().iter().filter(|session| Arc::ptr_eq(&session.pool, pool)) {
                 let refusal =
                     killed().detail(format!("Environment \"{environment}\" is drained by an operator."));
-                session.orders.give(Order { by: OrderedBy::Operator, now: false, refusal });
+                session.orders.give(Order { by: OrderedBy::Operator, when: When::Idle, refusal });
             }
         }
-        pools.into_iter().map(|(_, pool)| pool).collect()
+        pools
+    }
+
+    /// Lets users into an environment again; its pools.
+    pub(crate) fn resume_environment(&self, environment: &str) -> Vec<Arc<Pool>> {
+        let mut standing = self.standing.lock();
+        let pools = self.pools_of(environment);
+        standing.drained.remove(environment);
+        pools.iter().for_each(|pool| standing.let_in(&pool.connection().name, pool));
+        pools
+    }
+
+    fn pools_of(&self, environment: &str) -> Vec<Arc<Pool>> {
+        let generation = self.generation();
+        let is_of = |pool: &&Arc<Pool>| pool.connection().environment.as_str() == environment;
+        generation.pools.values().filter(is_of).cloned().collect()
     }
 }
