@@ -1,8 +1,10 @@
 //! `SHOW …`: PgBouncer's tables, with its columns first and ours behind them, and then our own.
 
+mod sockets;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::table::Kind::{Int, Long, Numeric, Text};
 use super::table::{Column, Table, Value};
@@ -10,6 +12,7 @@ use crate::pool::{Halt, Pool};
 use crate::proxy::{LiveSession, Proxy};
 use crate::stats::{FIGURES, Figure, Totals, sum};
 use crate::stream::Tls;
+use crate::upstream::CancelTarget;
 use policy::attribute;
 use policy::config::Host;
 use policy::config::file::Server;
@@ -80,10 +83,10 @@ pub(crate) fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
         "totals" => view.totals(),
         "pools" => view.pools(),
         "databases" => view.databases(),
-        "clients" => view.sockets(true, false),
-        "servers" => view.sockets(false, true),
-        "sockets" => view.sockets(true, true),
-        "active_sockets" => view.sockets(true, true).only(|row| row[4] == Value::from("active")),
+        "clients" => view.clients(),
+        "servers" => view.servers(),
+        "sockets" => view.sockets(),
+        "active_sockets" => view.sockets().only(|row| row[4] == Value::from("active")),
         "lists" => view.lists(),
         "users" => view.users(),
         "config" => config(proxy),
@@ -443,106 +446,6 @@ impl<'a> Overview<'a> {
         table
     }
 
-    fn sockets(&self, clients: bool, servers: bool) -> Table {
-        let mut table = Table::new(&[
-            ("type", Text),
-            ("user", Text),
-            ("database", Text),
-            ("replication", Text),
-            ("state", Text),
-            ("addr", Text),
-            ("port", Int),
-            ("local_addr", Text),
-            ("local_port", Int),
-            ("connect_time", Text),
-            ("request_time", Text),
-            ("wait", Int),
-            ("wait_us", Int),
-            ("close_needed", Int),
-            ("ptr", Text),
-            ("link", Text),
-            ("remote_pid", Int),
-            ("tls", Text),
-            ("application_name", Text),
-            ("prepared_statements", Int),
-            ("id", Int),
-            ("environment", Text),
-            ("last_user", Text),
-        ]);
-        let mut sessions: Vec<_> = self.sessions.iter().collect();
-        sessions.sort_by_key(|session| session.id);
-        for session in sessions.iter().filter(|_| clients) {
-            let (target, waits) = session.slot.now();
-            let (wait, wait_us) = split(waits.map_or(Duration::ZERO, |since| since.elapsed()));
-            let (addr, port) = peer(&session.peer);
-            let state = state_of(target.is_some(), waits.is_some());
-            let since = waits.map_or(session.since, |since| SystemTime::now() - since.elapsed());
-            table.push(vec![
-                "C".into(),
-                session.identity.user().as_str().into(),
-                session.place.route.connection().as_str().into(),
-                "none".into(),
-                state.into(),
-                addr.into(),
-                port.into(),
-                "".into(),
-                0_u32.into(),
-                time(session.since).into(),
-                time(since).into(),
-                wait.into(),
-                wait_us.into(),
-                0_u32.into(),
-                format!("c{}", session.id).into(),
-                target.map_or(String::new(), |target| format!("s{}", target.pid())).into(),
-                0_u32.into(),
-                session.tls.map_or("", Tls::word).into(),
-                (*session.application_name).into(),
-                session.orders.watch.see().prepared.into(),
-                session.id.into(),
-                session.place.route.environment().as_str().into(),
-                "".into(),
-            ]);
-        }
-        for pool in self.pools.iter().filter(|_| servers) {
-            let lent: BTreeMap<u32, u64> = self
-                .sessions_of(pool)
-                .filter_map(|session| Some((session.slot.now().0?.pid(), session.id)))
-                .collect();
-            let connection = pool.connection();
-            for (server, is_idle) in pool.servers() {
-                let (addr, port) = server.remote();
-                let local = server.local();
-                let link = lent.get(&server.pid()).map_or(String::new(), |id| format!("c{id}"));
-                table.push(vec![
-                    "S".into(),
-                    connection.target.username.as_str().into(),
-                    connection.name.as_str().into(),
-                    "none".into(),
-                    if is_idle { "idle" } else { "active" }.into(),
-                    addr.into(),
-                    port.into(),
-                    local.map_or(String::new(), |local| local.ip().to_string()).into(),
-                    local.map_or(0, |local| local.port()).into(),
-                    time(server.opened()).into(),
-                    time(server.opened()).into(),
-                    0_u32.into(),
-                    0_u32.into(),
-                    server.is_spoiled().into(),
-                    format!("s{}", server.pid()).into(),
-                    link.into(),
-                    server.pid().into(),
-                    if server.is_tls() { "TLS" } else { "" }.into(),
-                    "".into(),
-                    0_u32.into(),
-                    server.pid().into(),
-                    connection.environment.as_str().into(),
-                    server.last_user().map_or(String::new(), |user| user.to_string()).into(),
-                ]);
-            }
-        }
-        table
-    }
-
     fn lists(&self) -> Table {
         let mut table = Table::new(&[("list", Text), ("items", Int)]);
         let generation = self.proxy.generation();
@@ -793,7 +696,7 @@ impl<'a> Overview<'a> {
         for session in sessions {
             let (target, waits) = session.slot.now();
             let seen = session.orders.watch.see();
-            let state = state_of(target.is_some(), waits.is_some());
+            let state = state_of(target.as_ref(), waits);
             let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
             table.push(vec![
                 session.id.into(),
@@ -939,20 +842,12 @@ const OF_TOTALS: [&str; FIGURES] = [
     "client_login_count",
 ];
 
-/// What a session does, by whether it is lent a connection or waits for one.
-pub(crate) fn state_of(is_lent: bool, waits: bool) -> &'static str {
-    match (is_lent, waits) {
-        (_, true) => "waiting",
-        (true, false) => "active",
-        (false, false) => "idle",
-    }
-}
-
-/// An address and a port.
-fn peer(peer: &str) -> (String, u16) {
-    match peer.parse::<std::net::SocketAddr>() {
-        Ok(address) => (address.ip().to_string(), address.port()),
-        Err(_) => (peer.to_owned(), 0),
+/// What a session does, by the connection that it is lent, and since when it waits for one.
+pub(crate) fn state_of(lent: Option<&Arc<CancelTarget>>, waits: Option<Instant>) -> &'static str {
+    match (lent, waits) {
+        (_, Some(_)) => "waiting",
+        (Some(_), None) => "active",
+        (None, None) => "idle",
     }
 }
 

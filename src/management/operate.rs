@@ -343,7 +343,7 @@ fn session(proxy: &Proxy, session: &LiveSession) -> Session {
         environment: session.place.route.environment().to_string(),
         connection: session.place.route.connection().to_string(),
         generation: session.place.generation,
-        state: state_of(target.is_some(), waits.is_some()),
+        state: state_of(target.as_ref(), waits),
         peer: session.peer.to_string(),
         application_name: session.application_name.to_string(),
         since: time(session.since),
