@@ -41,6 +41,22 @@ const LONG_FUNCTIONS: [(&str, &str); 9] = [
     ("src/upstream/login.rs", "authentication"),
 ];
 
+/// Parameters that are still a bare `bool`, by file, function and name.
+const BARE_BOOLS: [(&str, &str, &str); 11] = [
+    // As serde and the standard library have them.
+    ("src/console/table.rs", "from", "yes"),
+    ("src/management/json.rs", "visit_bool", "value"),
+    ("crates/relay/src/catalog.rs", "new", "is_of_event"),
+    ("crates/relay/src/channels.rs", "recall_channels", "in_query"),
+    ("crates/relay/src/from_client.rs", "remember_unnamed", "whole"),
+    ("crates/relay/src/replay.rs", "heal", "found_sync"),
+    ("crates/relay/src/requests.rs", "add", "hidden"),
+    ("crates/relay/src/sql.rs", "look_at", "alone"),
+    ("crates/relay/src/sql.rs", "set_config", "is_local"),
+    ("crates/relay/src/sql/body.rs", "look_through", "outermost"),
+    ("crates/relay/src/sql/lexer.rs", "string", "escapes"),
+];
+
 /// Statics, and why each may be.
 const STATICS: [(&str, &str); 5] = [
     // Buffers of a relaying thread: sessions own none.
@@ -268,4 +284,74 @@ fn functions_are_a_screen_and_those_that_are_not_are_listed() {
     let known: BTreeSet<_> =
         LONG_FUNCTIONS.iter().map(|(path, name)| ((*path).to_owned(), (*name).to_owned())).collect();
     assert_eq!(long, known);
+}
+
+/// What follows a `fn`, cut into the function's name and its parameters, however many lines they take.
+fn signature(text: &str) -> Option<(&str, Vec<&str>)> {
+    let end = text.find(|c: char| !(c.is_alphanumeric() || c == '_'))?;
+    let (name, rest) = text.split_at(end);
+    let (mut depth, mut angles) = (0_usize, 0_usize);
+    let (mut parameters, mut begin, mut before) = (Vec::new(), None, ' ');
+    for (at, c) in rest.char_indices() {
+        match c {
+            '<' => angles += 1,
+            '>' if before != '-' => angles = angles.checked_sub(1)?,
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth = depth.checked_sub(1)?,
+            _ => {}
+        }
+        match (begin, c) {
+            (None, '(') if depth == 1 && angles == 0 => begin = Some(at + 1),
+            // What is no function, but a type or a word.
+            (None, _) if !c.is_whitespace() && depth == 0 && angles == 0 && c != '>' => return None,
+            (Some(from), ',') if depth == 1 && angles == 0 => {
+                parameters.push(rest[from..at].trim());
+                begin = Some(at + 1);
+            }
+            (Some(from), ')') if depth == 0 => {
+                parameters.push(rest[from..at].trim());
+                return Some((name, parameters));
+            }
+            _ => {}
+        }
+        before = c;
+    }
+    None
+}
+
+/// The functions of a file with a parameter that is a bare `bool`, and its name.
+fn bare_bools(code: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (name, parameters) in code.split("fn ").skip(1).filter_map(signature) {
+        for (parameter, kind) in parameters.iter().filter_map(|parameter| parameter.split_once(':')) {
+            if kind.trim() == "bool" {
+                found.push((name.to_owned(), parameter.trim().trim_start_matches("mut ").to_owned()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn signatures_are_read_over_several_lines() {
+    let code = "fn one<T: Fn(bool) -> bool, const N: bool>(\n    &self,\n    mut a: bool,\n    b: Option<bool>,\n) -> bool {}\n\
+        fn two(f: impl Fn(u8, bool) -> bool, (c, d): (bool, bool)) {}\nfn three(\n    e: bool) {}";
+    let found = bare_bools(code);
+    let expected = [("one", "a"), ("three", "e")].map(|(name, of)| (name.to_owned(), of.to_owned()));
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn no_parameter_is_a_bare_bool_but_those_listed() {
+    let mut found = BTreeSet::new();
+    for (path, text) in all_sources().into_iter().filter(|(path, _)| !is_test(path)) {
+        for (name, parameter) in bare_bools(&code(&text)) {
+            found.insert((path.clone(), name, parameter));
+        }
+    }
+    let owned = |(path, name, parameter): (&str, &str, &str)| {
+        (path.to_owned(), name.to_owned(), parameter.to_owned())
+    };
+    let known: BTreeSet<_> = BARE_BOOLS.into_iter().map(owned).collect();
+    assert_eq!(found, known, "pass an enum, or write two functions");
 }
