@@ -502,11 +502,10 @@ fn users(file: &File, around: Surroundings<'_>, problems: &mut Problems) -> BTre
             problem.nearest(group, file.groups.names());
         }
         let password = read_secret(&u.password, around, problems).unwrap_or(None);
-        let auth_type = u.auth_type.unwrap_or(*file.server.auth_type);
-        check_auth(name, u, auth_type, password.as_ref(), file, problems);
+        check_auth((name, u), password.as_ref(), file, problems);
         let user = User {
             name: name.as_str().into(),
-            auth_type,
+            auth_type: auth_type_of(u, file),
             password,
             groups: u.groups.iter().map(|g| GroupName::from(g.as_str())).collect(),
             attributes: attributes(&u.attributes, problems),
@@ -522,15 +521,19 @@ fn users(file: &File, around: Surroundings<'_>, problems: &mut Problems) -> BTre
     users
 }
 
+/// A user's own, or that of all.
+fn auth_type_of(user: &file::User, file: &File) -> AuthType {
+    user.auth_type.unwrap_or(*file.server.auth_type)
+}
+
 /// Each method needs something to check against.
 fn check_auth(
-    name: &Setting<String>,
-    u: &file::User,
-    auth_type: AuthType,
+    (name, u): (&Setting<String>, &file::User),
     password: Option<&Secret>,
     file: &File,
     problems: &mut Problems,
 ) {
+    let auth_type = auth_type_of(u, file);
     let needs_password = matches!(auth_type, AuthType::ScramSha256 | AuthType::Md5 | AuthType::Password);
     let given = u.password.is_some();
     if needs_password && !given {
