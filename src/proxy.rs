@@ -1,11 +1,12 @@
 //! Everything assembled: the generation in force, its pools, the sessions that live, reload, drain.
 
+mod hosts;
 mod standing;
 mod write;
 
 pub(crate) use write::{Change, Intent, WriteError, Written};
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -26,17 +27,17 @@ use crate::auth::{Authenticator, Identity, Logins, Terms};
 use crate::cancel::{Keys, Slot};
 use crate::engine::{Order, OrderedBy, Orders, Timeouts, When};
 use crate::grants::Grants;
-use crate::pool::{HostCount, Pool, PoolSettings, Runtimes};
+use crate::pool::{Pool, Runtimes};
 use crate::prepare::{self, Prepared};
 use crate::stats::Counters;
 use crate::strangers::Strangers;
 use crate::stream::Tls;
 use crate::tls::ServerTls;
-use crate::upstream::Dialer;
+use hosts::Hosts;
 use policy::attribute;
 use policy::config::file::{self, PoolMode};
 use policy::config::read::Severity;
-use policy::config::{Config, Connection, Host, OnMove, Outside, Rejected, Server, Target};
+use policy::config::{Config, Connection, OnMove, Outside, Rejected, Target};
 use policy::grant::{Grant, Which};
 use policy::names::{ConnectionName, UserName};
 use policy::plan::{Hit, Plan};
@@ -278,7 +279,7 @@ pub(crate) struct Proxy {
     pub interner: Arc<Interner>,
     sessions: DashMap<u64, Arc<LiveSession>>,
     next_session: AtomicU64,
-    hosts: Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
+    hosts: Hosts,
     clients: Arc<AtomicUsize>,
     user_clients: DashMap<UserName, Arc<AtomicUsize>>,
     /// What was found to be unsettled last, and when that was begun.
@@ -326,7 +327,7 @@ impl Proxy {
     /// # Errors
     /// The system gives no random bytes.
     pub(crate) fn new(prepared: Prepared, runtimes: Runtimes, audit: Audit) -> Result<Arc<Self>, LoadError> {
-        let hosts = Mutex::default();
+        let hosts = Hosts::new(runtimes.clone());
         let config = prepared.checked().config();
         let path = config.path.clone();
         let timeouts = Timeouts::default();
@@ -334,7 +335,7 @@ impl Proxy {
         let grants = Arc::new(Grants::load(config.grants_file()));
         let authenticator = Authenticator::new(&config.auth_key_file())?;
         let logins = authenticator.prepare(config, None);
-        let generation = build(1, prepared, logins, None, &runtimes, &hosts, &grants);
+        let generation = build(prepared, logins, None, &hosts, &grants);
         let history = Mutex::new([Known::in_force(&generation, "start".into())].into());
         Ok(Arc::new(Self {
             path,
@@ -482,8 +483,7 @@ impl Proxy {
         let new = {
             // No order may fall between what is built and what is in force.
             let mut standing = self.standing.lock();
-            let (runtimes, hosts, grants) = (&self.runtimes, &self.hosts, &self.grants);
-            let new = Arc::new(build(old.number + 1, prepared, logins, Some(&old), runtimes, hosts, grants));
+            let new = Arc::new(build(prepared, logins, Some(&old), &self.hosts, &self.grants));
             standing.apply(&old, &new);
             self.generation.store(new.clone());
             new
@@ -1057,36 +1057,18 @@ fn moved(config: &Config, grants: &Grants, number: u64, session: &LiveSession) -
     }
 }
 
-/// Builds a generation. Pools of connections that lead to the same database are taken over from the old one.
+/// Builds the generation after the old one, or the first.
 fn build(
-    number: u64,
     prepared: Prepared,
     logins: Logins,
     old: Option<&Generation>,
-    runtimes: &Runtimes,
-    hosts: &Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
+    hosts: &Hosts,
     grants: &Arc<Grants>,
 ) -> Generation {
+    let number = old.map_or(1, |old| old.number + 1);
     let (checked, tls, dialers) = prepared.into_parts();
     let (config, file) = checked.into_parts();
-    let mut pools = BTreeMap::new();
-    for (connection, dialer) in dialers {
-        let settings = pool_settings(&config.server, dialer);
-        let known = old.and_then(|g| g.pools.get(&connection.name));
-        let pool = match known.filter(|pool| pool.connection().target == connection.target) {
-            Some(pool) => {
-                pool.update(settings);
-                pool.clone()
-            }
-            None => {
-                let place = (connection.target.host.clone(), connection.target.port);
-                let host = hosts.lock().entry(place).or_default().clone();
-                Pool::new(settings, number, runtimes.clone(), &host)
-            }
-        };
-        pools.insert(connection.name.clone(), pool);
-    }
-    hosts.lock().values().for_each(|host| host.set_limit(*config.server.max_host_connections));
+    let pools = hosts.pools(&config.server, dialers, old, number);
     Generation {
         number,
         config,
@@ -1096,16 +1078,5 @@ fn build(
         pools,
         places: DashMap::new(),
         grants: grants.clone(),
-    }
-}
-
-fn pool_settings(server: &Server, dialer: Dialer) -> PoolSettings {
-    PoolSettings {
-        dialer,
-        reserve_pool_timeout: *server.reserve_pool_timeout,
-        idle_timeout: *server.server_idle_timeout,
-        lifetime: *server.server_lifetime,
-        max_prepared_statements: *server.max_prepared_statements,
-        catalog_interval: *server.catalog_interval,
     }
 }
