@@ -11,14 +11,13 @@ use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 use tracing::info;
 
 use crate::audit::{self, Event, Refused};
 use crate::auth::{Terms, may_stay};
 use crate::handshake::Arrival;
-use crate::proxy::{Generation, Proxy, Seat};
-use crate::strangers::{Stranger, no_place};
+use crate::proxy::{Generation, LoginAttempt, Proxy, Seat};
 use crate::stream::Reader;
 use act::Reply;
 use command::Command;
@@ -49,39 +48,22 @@ pub(crate) fn is_database(name: &str) -> bool {
 }
 
 /// Serves an operator, from the proof of who he is to the last byte. The login has the rest of its time.
-pub(crate) async fn serve(
-    proxy: Arc<Proxy>,
-    generation: Arc<Generation>,
-    mut arrival: Box<Arrival>,
-    deadline: Instant,
-    peer: String,
-    stranger: Stranger,
-) {
-    stranger.asks_for_console();
-    let user = arrival.startup.user.clone();
-    let logged_in = tokio::select! {
-        logged_in = timeout_at(deadline, log_in(&proxy, &generation, &mut arrival, &peer, &stranger)) => logged_in,
-        () = stranger.must_leave() => Ok(Err(no_place())),
-    };
+pub(crate) async fn serve(proxy: Arc<Proxy>, attempt: LoginAttempt, mut arrival: Box<Arrival>) {
+    attempt.stranger.asks_for_console();
+    let (user, peer) = (arrival.startup.user.clone(), &attempt.peer);
+    let logged_in = attempt.in_time(log_in(&proxy, &attempt, &mut arrival)).await;
     let (name, right, _seat) = match logged_in {
-        Ok(Ok(who)) => who,
-        refused => {
-            let refusal = match refused {
-                Ok(Err(refusal)) => refusal,
-                _ => {
-                    let message = "canceling authentication due to client_login_timeout";
-                    Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message)
-                }
-            };
+        Ok(who) => who,
+        Err(refusal) => {
             let (what, database) = ("console login refused", &arrival.startup.database);
-            proxy.refused(Refused { what, refusal: &refusal, user: &user, database, peer: &peer });
+            proxy.refused(Refused { what, refusal: &refusal, user: &user, database, peer });
             wire::error_response(&mut arrival.owed, Severity::Fatal, &refusal);
             let _ = timeout(LAST_WORDS, arrival.pay()).await;
             return;
         }
     };
     info!(user = %name, peer, right = right.word(), "console login");
-    let event = |event| Event::new(event).text("user", &name).text("peer", &peer).text("right", right.word());
+    let event = |event| Event::new(event).text("user", &name).text("peer", peer).text("right", right.word());
     proxy.audit.record(|| event("console_login"));
     let session = Session {
         proxy: proxy.clone(),
@@ -112,15 +94,14 @@ pub(crate) async fn serve(
 
 async fn log_in(
     proxy: &Proxy,
-    generation: &Generation,
+    attempt: &LoginAttempt,
     arrival: &mut Arrival,
-    peer: &str,
-    stranger: &Stranger,
 ) -> Result<(UserName, Right, Seat), Refusal> {
+    let LoginAttempt { accepted_by, peer, stranger, .. } = attempt;
     let proved = proxy.generation();
-    may_stay(&generation.config, &proved.config)?;
+    may_stay(&accepted_by.config, &proved.config)?;
     // TLS was made with what was in force when the socket was accepted.
-    let terms = Terms { tls: generation.tls.as_deref(), ..proved.terms() };
+    let terms = Terms { tls: accepted_by.tls.as_deref(), ..proved.terms() };
     let identity = proxy.authenticator.authenticate(arrival, terms, peer).await?;
     let name = identity.user().clone();
     // By what is in force now: the proof may have taken long.

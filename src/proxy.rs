@@ -1,9 +1,11 @@
 //! Everything assembled: the generation in force, its pools, the sessions that live, reload, drain.
 
+mod attempt;
 mod hosts;
 mod standing;
 mod write;
 
+pub(crate) use attempt::LoginAttempt;
 pub(crate) use write::{Change, Intent, WriteError, Written};
 
 use std::collections::{BTreeMap, VecDeque};

@@ -20,9 +20,9 @@ use crate::console;
 use crate::engine::{Cause, End, Engine, Parts};
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
 use crate::pool::{Lease, Pool, Welcome, waited_too_long};
-use crate::proxy::{Asked, Generation, LiveSession, Place, Proxy, Seat};
+use crate::proxy::{Asked, Generation, LiveSession, LoginAttempt, Place, Proxy, Seat};
 use crate::stats::Figure;
-use crate::strangers::{Stranger, no_place};
+use crate::strangers::Stranger;
 use crate::stream::{Socket, Stream};
 use policy::config::Config;
 use policy::config::file::{AuditFailure, PoolMode};
@@ -42,16 +42,18 @@ pub(crate) async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String, stran
     let generation = proxy.generation();
     let limit = *generation.config.server.client_login_timeout;
     let deadline = tokio::time::Instant::from_std(accepted + limit);
-    let opened = match timeout_at(deadline, handshake::open(socket, generation.tls.as_ref(), &stranger)).await
+    let attempt = LoginAttempt { accepted_by: generation, deadline, peer, stranger };
+    let LoginAttempt { accepted_by, peer, stranger, .. } = &attempt;
+    let opened = match timeout_at(deadline, handshake::open(socket, accepted_by.tls.as_ref(), stranger)).await
     {
         Ok(Ok(opened)) => opened,
         Ok(Err(HandshakeError::Refused(stream, refusal))) => {
-            proxy.refused(refused(&refusal, "-", "-", &peer));
+            proxy.refused(refused(&refusal, "-", "-", peer));
             return refuse(*stream, &[], &refusal).await;
         }
         Ok(Err(HandshakeError::Tls(cause))) => {
             let refusal = Refusal::protocol(format!("TLS handshake failed: {cause}"));
-            return proxy.refused(refused(&refusal, "-", "-", &peer));
+            return proxy.refused(refused(&refusal, "-", "-", peer));
         }
         Ok(Err(error)) => return debug!(peer, %error, "no login"),
         Err(_) => return debug!(peer, "client_login_timeout before a login"),
@@ -69,24 +71,16 @@ pub(crate) async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String, stran
         }
     };
     if console::is_database(&arrival.startup.database) {
-        return console::serve(proxy, generation, arrival, deadline, peer, stranger).await;
+        return console::serve(proxy, attempt, arrival).await;
     }
-    let logged_in = tokio::select! {
-        logged_in = timeout_at(deadline, log_in(&proxy, &generation, &mut arrival, &peer, &stranger)) => logged_in,
-        () = stranger.must_leave() => Ok(Err(no_place())),
-    };
-    let logged_in = logged_in.unwrap_or_else(|_| {
-        let message = "canceling authentication due to client_login_timeout";
-        Err(Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message))
-    });
-    match logged_in {
+    match attempt.in_time(log_in(&proxy, &attempt, &mut arrival)).await {
         Ok(parts) => {
             proxy.counters.logins.observe(accepted.elapsed());
             relay(proxy, *arrival, parts, accepted);
         }
         Err(refusal) => {
             let startup = &arrival.startup;
-            proxy.refused(refused(&refusal, &startup.user, &startup.database, &peer));
+            proxy.refused(refused(&refusal, &startup.user, &startup.database, peer));
             refuse(arrival.reader.stream, &arrival.owed, &refusal).await;
         }
     }
@@ -104,6 +98,18 @@ struct LoggedIn {
     seat: Seat,
 }
 
+/// A login whose user has proved who he is.
+struct Login<'a> {
+    proxy: &'a Proxy,
+    arrival: &'a mut Arrival,
+    peer: &'a str,
+    /// Of the session to be.
+    id: u64,
+    identity: Identity,
+    /// What was in force when the proof was given.
+    proved: Arc<Generation>,
+}
+
 /// What a generation decides of a login.
 struct Decided {
     place: Arc<Place>,
@@ -116,13 +122,8 @@ struct Decided {
 ///
 /// A login can take long, in its proof and in the queue for a connection. It is decided by what is in force when it
 /// enters: whatever is put in force before, decides it anew.
-async fn log_in(
-    proxy: &Proxy,
-    accepted_by: &Generation,
-    arrival: &mut Arrival,
-    peer: &str,
-    stranger: &Stranger,
-) -> Result<LoggedIn, Refusal> {
+async fn log_in(proxy: &Proxy, attempt: &LoginAttempt, arrival: &mut Arrival) -> Result<LoggedIn, Refusal> {
+    let LoginAttempt { accepted_by, peer, stranger, .. } = attempt;
     negotiate_version(arrival);
     let proved = proxy.generation();
     may_stay(&accepted_by.config, &proved.config)?;
@@ -137,13 +138,14 @@ async fn log_in(
             "replication connections are not supported",
         ));
     }
-    let id = proxy.next_session();
+    let mut login = Login { proxy, arrival, peer, id: proxy.next_session(), identity, proved };
     for _ in 0..MAX_DECISIONS {
         let mut changes = proxy.changes();
         let generation = proxy.generation();
+        let Login { identity, proved, arrival, .. } = &login;
         identity.is_still(&proved.config, &generation.config)?;
-        let decided = decide(proxy, &generation, &identity, arrival)?;
-        let _arriving = proxy.arrives(id, generation.number);
+        let decided = decide(proxy, &generation, identity, arrival)?;
+        let _arriving = proxy.arrives(login.id, generation.number);
         let in_place = |refusal: Refusal| {
             let route = &decided.place.route;
             refusal.in_environment(route.environment().as_str(), route.connection().as_str())
@@ -153,13 +155,10 @@ async fn log_in(
         let welcomed = tokio::select! {
             biased;
             welcomed = welcome => Some(welcomed.map_err(in_place)?),
-            () = another(proxy, &mut changes, &decided, &identity, &proved) => None,
+            () = another(proxy, &mut changes, &decided, identity, proved) => None,
         };
         let Some((welcome, lease)) = welcomed else { continue };
-        if let Some(logged_in) =
-            enter(proxy, (&proved, &generation), &identity, id, decided, (welcome, lease), arrival, peer)
-                .await?
-        {
+        if let Some(logged_in) = login.enter(&generation, decided, (welcome, lease)).await? {
             return Ok(logged_in);
         }
     }
@@ -226,70 +225,70 @@ async fn another(
     std::future::pending::<()>().await;
 }
 
-/// The last step of a login; `None` if it must be decided anew.
-async fn enter(
-    proxy: &Proxy,
-    (proved, generation): (&Generation, &Generation),
-    identity: &Identity,
-    id: u64,
-    decided: Decided,
-    (welcome, lease): (Welcome, Option<Lease>),
-    arrival: &mut Arrival,
-    peer: &str,
-) -> Result<Option<LoggedIn>, Refusal> {
-    let Decided { place, seat, pool, mode } = decided;
-    let (config, startup) = (&generation.config, &arrival.startup);
-    let slot = Arc::new(Slot::default());
-    let pid = lease.as_ref().map(|lease| lease.target.pid());
-    let suffix = config
-        .server
-        .application_name_add_user
-        .then(|| format!(" [{}@{}]", identity.user(), place.route.environment()).into());
-    let settings = SessionSettings::new(
-        welcome.reported,
-        welcome.extra,
-        suffix.filter(|_| mode == PoolMode::Transaction),
-    );
-    let application_name = settings.reported().get(b"application_name").unwrap_or_default();
-    let live = Arc::new(LiveSession {
-        id,
-        identity: identity.clone(),
-        place: place.clone(),
-        orders: Arc::default(),
-        slot: slot.clone(),
-        pool: pool.clone(),
-        mode,
-        peer: peer.into(),
-        since: SystemTime::now(),
-        application_name: String::from_utf8_lossy(application_name).into(),
-        tls: arrival.reader.stream.tls(),
-        told: Mutex::default(),
-    });
-    if !proxy.enter(&live, &proved.config)? {
-        return Ok(None);
+impl Login<'_> {
+    /// The last step of a login; `None` if it must be decided anew.
+    async fn enter(
+        &mut self,
+        generation: &Generation,
+        decided: Decided,
+        (welcome, lease): (Welcome, Option<Lease>),
+    ) -> Result<Option<LoggedIn>, Refusal> {
+        let Self { proxy, arrival, peer, id, identity, proved } = self;
+        let (proxy, id) = (*proxy, *id);
+        let Decided { place, seat, pool, mode } = decided;
+        let (config, startup) = (&generation.config, &arrival.startup);
+        let slot = Arc::new(Slot::default());
+        let pid = lease.as_ref().map(|lease| lease.target.pid());
+        let suffix = config
+            .server
+            .application_name_add_user
+            .then(|| format!(" [{}@{}]", identity.user(), place.route.environment()).into());
+        let settings = SessionSettings::new(
+            welcome.reported,
+            welcome.extra,
+            suffix.filter(|_| mode == PoolMode::Transaction),
+        );
+        let application_name = settings.reported().get(b"application_name").unwrap_or_default();
+        let live = Arc::new(LiveSession {
+            id,
+            identity: identity.clone(),
+            place: place.clone(),
+            orders: Arc::default(),
+            slot: slot.clone(),
+            pool: pool.clone(),
+            mode,
+            peer: (*peer).into(),
+            since: SystemTime::now(),
+            application_name: String::from_utf8_lossy(application_name).into(),
+            tls: arrival.reader.stream.tls(),
+            told: Mutex::default(),
+        });
+        if !proxy.enter(&live, &proved.config)? {
+            return Ok(None);
+        }
+        let mut entering = Entering { proxy, live: &live, key: None, audited: false, done: false };
+        let random = |_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes");
+        let key = proxy.keys.issue(startup.minor, pid, &slot).map_err(random)?;
+        entering.key = Some(key.clone());
+        pool.stats().add(Figure::Logins, 1);
+        entering.audited = true;
+        if let Err(refusal) = audit_login(proxy, config, &live).await {
+            entering.audited = false;
+            let route = &live.place.route;
+            return Err(refusal.in_environment(route.environment().as_str(), route.connection().as_str()));
+        }
+        let notice = config.server.login_notice.then(|| place.route.to_string());
+        let greeting = greeting(settings.reported(), &place.facts, &key, notice.as_deref());
+        arrival.owed.extend_from_slice(&greeting);
+        if arrival.pay().await.is_err() {
+            return Err(Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left"));
+        }
+        entering.done = true;
+        drop(entering);
+        let interner = proxy.interner.clone();
+        let conductor = Conductor::new(Session { id, mode, interner, facts: place.facts.clone(), settings });
+        Ok(Some(LoggedIn { live, conductor, lease, key, seat }))
     }
-    let mut entering = Entering { proxy, live: &live, key: None, audited: false, done: false };
-    let random = |_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes");
-    let key = proxy.keys.issue(startup.minor, pid, &slot).map_err(random)?;
-    entering.key = Some(key.clone());
-    pool.stats().add(Figure::Logins, 1);
-    entering.audited = true;
-    if let Err(refusal) = audit_login(proxy, config, &live).await {
-        entering.audited = false;
-        let route = &live.place.route;
-        return Err(refusal.in_environment(route.environment().as_str(), route.connection().as_str()));
-    }
-    let notice = config.server.login_notice.then(|| place.route.to_string());
-    let greeting = greeting(settings.reported(), &place.facts, &key, notice.as_deref());
-    arrival.owed.extend_from_slice(&greeting);
-    if arrival.pay().await.is_err() {
-        return Err(Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left"));
-    }
-    entering.done = true;
-    drop(entering);
-    let interner = proxy.interner.clone();
-    let conductor = Conductor::new(Session { id, mode, interner, facts: place.facts.clone(), settings });
-    Ok(Some(LoggedIn { live, conductor, lease, key, seat }))
 }
 
 /// A client whose login is nearly done. Dropped before it is, also because its time is over, it leaves nothing.

