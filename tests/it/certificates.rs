@@ -100,8 +100,8 @@ impl Authority {
     /// The same of version 1, as `openssl x509 -req` makes it.
     fn sign_plain(&self, file: &str, name: &str, serial: u8, until: &str) {
         let key = KeyPair::generate().unwrap();
-        let issuer = common_name_only("ca");
-        self.write_plain(file, &key, &plain(&issuer, name, serial, until, &key, &self.key));
+        let signer = Signer { name: "ca", key: &self.key };
+        self.write_plain(file, &key, &plain(&signer, name, serial, until, &key));
     }
 
     fn write_plain(&self, file: &str, key: &KeyPair, der: &[u8]) {
@@ -150,21 +150,27 @@ fn common_name_only(name: &str) -> Vec<u8> {
     der(0x30, &der(0x31, &der(0x30, &attribute)))
 }
 
+/// Whom a certificate names as its issuer, and by whose key it is signed.
+struct Signer<'a> {
+    name: &'a str,
+    key: &'a KeyPair,
+}
+
 /// A certificate of version 1: neither a version nor extensions (RFC 5280 section 4.1).
-fn plain(issuer: &[u8], name: &str, serial: u8, until: &str, key: &KeyPair, signer: &KeyPair) -> Vec<u8> {
+fn plain(signer: &Signer<'_>, name: &str, serial: u8, until: &str, key: &KeyPair) -> Vec<u8> {
     // ecdsa-with-SHA256
     let algorithm = der(0x30, &[0x06, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2]);
     let validity = [der(0x17, b"200101000000Z"), der(0x17, until.as_bytes())].concat();
     let body = [
         der(0x02, &[serial]),
         algorithm.clone(),
-        issuer.to_vec(),
+        common_name_only(signer.name),
         der(0x30, &validity),
         common_name_only(name),
         key.subject_public_key_info(),
     ];
     let body = der(0x30, &body.concat());
-    let signature = der(0x03, &[&[0][..], &signer.sign(&body).unwrap()].concat());
+    let signature = der(0x03, &[&[0][..], &signer.key.sign(&body).unwrap()].concat());
     der(0x30, &[body, algorithm, signature].concat())
 }
 
@@ -192,7 +198,8 @@ fn made(name: &str) -> PathBuf {
     // It says that it is of `ca`, and is not.
     other.sign_plain("v1_forged", "localhost", 15, LATER);
     let key = KeyPair::generate().unwrap();
-    let of_other = plain(&common_name_only("other"), "localhost", 16, LATER, &key, &other.key);
+    let signer = Signer { name: "other", key: &other.key };
+    let of_other = plain(&signer, "localhost", 16, LATER, &key);
     ca.write_plain("v1_other", &key, &of_other);
     let own = KeyPair::generate().unwrap();
     let mut parameters = parameters("self", &["localhost"]);
