@@ -42,19 +42,10 @@ const LONG_FUNCTIONS: [(&str, &str); 8] = [
 ];
 
 /// Parameters that are still a bare `bool`, by file, function and name.
-const BARE_BOOLS: [(&str, &str, &str); 11] = [
+const BARE_BOOLS: [(&str, &str, &str); 2] = [
     // As serde and the standard library have them.
     ("src/console/table.rs", "from", "yes"),
     ("src/management/json.rs", "visit_bool", "value"),
-    ("crates/relay/src/catalog.rs", "new", "is_of_event"),
-    ("crates/relay/src/channels.rs", "recall_channels", "in_query"),
-    ("crates/relay/src/from_client.rs", "remember_unnamed", "whole"),
-    ("crates/relay/src/replay.rs", "heal", "found_sync"),
-    ("crates/relay/src/requests.rs", "add", "hidden"),
-    ("crates/relay/src/sql.rs", "look_at", "alone"),
-    ("crates/relay/src/sql.rs", "set_config", "is_local"),
-    ("crates/relay/src/sql/body.rs", "look_through", "outermost"),
-    ("crates/relay/src/sql/lexer.rs", "string", "escapes"),
 ];
 
 /// Statics, and why each may be.

@@ -30,7 +30,8 @@ fn read(data: &[u8]) -> (Vec<Function>, Relations, Vec<u8>) {
         let language = LANGUAGES[usize::from(kind >> 1) % LANGUAGES.len()];
         let (name, source) = (input.line(), input.line());
         let function = bounded(source.len() + name.len(), 1024, || {
-            Function::new(oid, name, language, source, kind & 1 == 1)
+            let function = Function::new(oid, name, language, source);
+            if kind & 1 == 1 { function.of_event() } else { function }
         });
         functions.push(function);
     }

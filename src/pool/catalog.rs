@@ -280,7 +280,8 @@ async fn ask_all(stream: &mut Stream) -> io::Result<Catalog> {
     // Somebody else's texts are read where nobody waits for it.
     let functions = apart(move || {
         let function = |(oid, name, language, source, is_of_event): &(_, Vec<u8>, Vec<u8>, Vec<u8>, _)| {
-            Function::new(*oid, name, language, source, *is_of_event)
+            let function = Function::new(*oid, name, language, source);
+            if *is_of_event { function.of_event() } else { function }
         };
         sources.iter().map(function).collect::<Vec<_>>()
     })

@@ -26,8 +26,8 @@ pub struct Function {
 
 impl Function {
     /// As `pg_proc` has it: `prosrc` (of a long one, a beginning that is longer than [`MAX_LEXED`]), the name of its
-    /// language, and whether it returns `event_trigger`.
-    pub fn new(oid: u32, name: &[u8], language: &[u8], source: &[u8], is_of_event: bool) -> Self {
+    /// language.
+    pub fn new(oid: u32, name: &[u8], language: &[u8], source: &[u8]) -> Self {
         let mut words = HashSet::new();
         // A longer one is opaque, whatever it calls.
         if source.len() <= MAX_LEXED {
@@ -36,7 +36,13 @@ impl Function {
             all.end(|word| words.extend([word]));
         }
         let effects = sql::of_function(name, language, source);
-        Self { oid, name: name.into(), effects, words, is_of_event }
+        Self { oid, name: name.into(), effects, words, is_of_event: false }
+    }
+
+    /// The same if it returns `event_trigger`.
+    #[must_use]
+    pub fn of_event(self) -> Self {
+        Self { is_of_event: true, ..self }
     }
 
     /// Whether it does anything to its session by itself.
@@ -358,7 +364,7 @@ mod tests {
     use super::*;
 
     fn plpgsql(oid: u32, name: &str, source: &str) -> Function {
-        Function::new(oid, name.as_bytes(), b"plpgsql", source.as_bytes(), false)
+        Function::new(oid, name.as_bytes(), b"plpgsql", source.as_bytes())
     }
 
     fn of(catalog: &Catalog, text: &str) -> Effects {
@@ -408,7 +414,7 @@ mod tests {
     #[test]
     fn what_runs_when_something_is_defined_belongs_to_the_words_that_define() {
         let source = b"begin set work_mem = 1; end";
-        let functions = vec![Function::new(1, b"e", b"plpgsql", source, true)];
+        let functions = vec![Function::new(1, b"e", b"plpgsql", source).of_event()];
         let catalog = Catalog::new(&functions, &Relations::default());
         assert_eq!(of(&catalog, "CREATE TABLE x ()").settings, ["work_mem"]);
     }

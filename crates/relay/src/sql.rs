@@ -256,8 +256,16 @@ pub fn suspected(text: &[u8]) -> Option<Box<Effects>> {
     (effects != Effects::default()).then(|| Box::new(effects))
 }
 
-/// One statement; it is the only one of its text, or it is not. What the functions in it do, [`functions`] says.
-fn look_at<'a>(statement: &[Token<'a>], alone: bool, findings: &mut Findings<'a>) {
+/// Whether a statement is the only one of what a client has sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Company {
+    Alone,
+    Others,
+}
+
+/// One statement. What the functions in it do, [`functions`] says.
+fn look_at<'a>(statement: &[Token<'a>], company: Company, findings: &mut Findings<'a>) {
+    let alone = company == Company::Alone;
     let word = |i: usize| match statement.get(i) {
         Some(Token::Word(word)) => &**word,
         _ => "",
@@ -433,12 +441,20 @@ fn functions(tokens: &[Token<'_>], effects: &mut Effects) {
         let is_local = end.is_some_and(|end| {
             end > i + 3 && tokens[end - 1].is("true") && tokens[end - 2] == Token::Symbol(b',')
         });
-        set_config(&tokens[i + 1..tokens.len().min(i + 3)], is_local, effects);
+        let scope = if is_local { Scope::Transaction } else { Scope::Session };
+        set_config(&tokens[i + 1..tokens.len().min(i + 3)], scope, effects);
     }
 }
 
+/// For how long a setting is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Transaction,
+    Session,
+}
+
 /// `arguments` begin with the parenthesis, if it is called.
-fn set_config(arguments: &[Token<'_>], is_local: bool, effects: &mut Effects) {
+fn set_config(arguments: &[Token<'_>], scope: Scope, effects: &mut Effects) {
     match arguments {
         [Token::Symbol(b'('), Token::Text(Some(name))] => {
             let name = name.to_lowercase();
@@ -446,14 +462,14 @@ fn set_config(arguments: &[Token<'_>], is_local: bool, effects: &mut Effects) {
             match name.as_str() {
                 "seed" => effects.pin_for(Pin::Opaque),
                 "session_authorization" => effects.pin_for(Pin::Role),
-                _ if is_local => {}
+                _ if scope == Scope::Transaction => {}
                 name if REPORTED.contains(&name) => {}
                 _ => effects.changes(name),
             }
         }
         [Token::Symbol(b'('), ..] => {
             effects.rereads = true;
-            if !is_local {
+            if scope == Scope::Session {
                 effects.pin_for(Pin::Setting);
             }
         }

@@ -114,6 +114,13 @@ pub(crate) struct Channels {
     stage: Stage,
 }
 
+/// How a statement comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Simple,
+    Extended,
+}
+
 /// How far the hand-over has come.
 #[derive(Debug, Default, PartialEq, Eq)]
 enum Stage {
@@ -306,12 +313,12 @@ impl Core {
     }
 
     /// A statement that has to do with channels, or may notify its own session, is about to run: the connection is to
-    /// listen to those of the session, in the same transaction. `in_query` says that it comes as a `Query`, which would
-    /// end an implicit transaction.
+    /// listen to those of the session, in the same transaction. A `Query` would end an implicit
+    /// transaction.
     pub(super) fn recall_channels(
         &mut self,
         effects: &Effects,
-        in_query: bool,
+        protocol: Protocol,
         backend: &mut BackendState,
         up: &mut Vec<u8>,
     ) {
@@ -342,7 +349,7 @@ impl Core {
         statements.push(format!("NOTIFY {own},{}", mark.payload(what, channels.recall, backend)));
         backend.unnamed = None;
         // LISTEN takes effect when its transaction ends: where none has begun, it has one of its own.
-        if in_query || self.status == b'I' && !self.unsynced {
+        if protocol == Protocol::Simple || self.status == b'I' && !self.unsynced {
             wire::query(up, &statements.join(";"));
             self.requests.push_hidden(Kind::Query, None);
         } else {

@@ -1,7 +1,7 @@
 //! From the upstream to the client.
 
 use super::replay::Replay;
-use super::requests::{Kind, NOTHING, Note, Request};
+use super::requests::{Kind, NOTHING, Note, Request, Whose};
 use super::{BackendState, Broken, Copy, Core, GATHER, Sink, survey};
 use crate::PoolMode;
 use crate::sql::Pin;
@@ -146,7 +146,7 @@ impl Core {
         }
         let ours = self.requests.front().is_some_and(|r| {
             matches!(r.kind, Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver)
-                || r.hidden && matches!(r.kind, Kind::Query | Kind::Execute)
+                || r.is_hidden() && matches!(r.kind, Kind::Query | Kind::Execute)
         });
         match header.tag {
             b'Z' => self.ready(body.and_then(|b| b.first().copied()), header, backend),
@@ -210,7 +210,7 @@ impl Core {
                 return Err(Broken::Desync(format!("message {:?} in answer to {front:?}", tag as char)));
             }
         };
-        Ok(if answered.is_some_and(|request| request.hidden) { Step::Drop } else { Step::Pass })
+        Ok(if answered.is_some_and(|request| request.is_hidden()) { Step::Drop } else { Step::Pass })
     }
 
     /// `ReadyForQuery`
@@ -235,7 +235,7 @@ impl Core {
             // A transaction is open, or this answers something else.
             return Err(Broken::Reset(Vec::new()));
         }
-        let hidden = self.requests.pop().is_some_and(|request| request.hidden);
+        let hidden = self.requests.pop().is_some_and(|request| request.is_hidden());
         self.copy = Copy::None;
         self.resetting = false;
         self.distrust &= !self.requests.is_empty();
@@ -284,7 +284,7 @@ impl Core {
         let tag = &tag[..end.unwrap_or(tag.len())];
         match self.requests.front_kind() {
             Some(Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver) => return true,
-            Some(Kind::Query) if front.is_some_and(|r| r.hidden) => return true,
+            Some(Kind::Query) if front.is_some_and(Request::is_hidden) => return true,
             Some(Kind::Query) => {}
             Some(Kind::Execute) => drop(self.requests.pop()),
             _ => return false,
@@ -351,7 +351,7 @@ impl Core {
             self.doubt_count();
         }
         self.copy = Copy::None;
-        let (skipped, found) = match self.requests.front_kind() {
+        let skipped = match self.requests.front_kind() {
             Some(Kind::Reset) => return Err(Broken::Reset(body.unwrap_or_default().to_vec())),
             Some(Kind::Setup) => return Err(Broken::Setup(body.unwrap_or_default().to_vec())),
             // A cancel that came too late, or a very short statement_timeout: it is asked again.
@@ -367,18 +367,19 @@ impl Core {
             }
             Some(Kind::Sync | Kind::FunctionCall) => return Ok(Step::Pass),
             // It failed with the transaction: what it was to prepare fails as well.
-            Some(Kind::Query) if self.requests.front().is_some_and(|r| r.hidden) => {
+            Some(Kind::Query) if self.requests.front().is_some_and(Request::is_hidden) => {
                 backend.foreign_sequences = true;
                 return Ok(if self.fatal { Step::Pass } else { Step::Drop });
             }
             Some(Kind::Query) => return Ok(self.failed_query(body, down, backend)),
             Some(_) => self.requests.skip_to_sync(),
         };
-        self.skipping |= !found;
-        let healed = self.heal(body.unwrap_or_default(), &skipped, found, backend);
+        self.skipping |= !skipped.has_sync;
+        let healed = self.heal(body.unwrap_or_default(), &skipped, backend);
+        let skipped = skipped.requests;
         // The preparation for a DEALLOCATE of ours failed: that has a Sync of its own, and says so itself.
-        let unseen =
-            skipped.first().is_some_and(|r| r.hidden) && self.requests.front().is_some_and(|r| r.hidden);
+        let unseen = skipped.first().is_some_and(Request::is_hidden)
+            && self.requests.front().is_some_and(Request::is_hidden);
         let refused = match skipped.first() {
             Some(Request { kind: Kind::Fail, note: Some(note), .. }) => match &**note {
                 Note::Refused(error) => Some(error.clone()),
@@ -436,7 +437,7 @@ impl Core {
             Note::Refused(error) => Some(error),
             note => {
                 let note = Some(Box::new(note));
-                let request = Request { kind: Kind::Query, hidden: false, number: 0, uses: 0, note };
+                let request = Request { kind: Kind::Query, whose: Whose::Clients, number: 0, uses: 0, note };
                 self.undo(vec![request], backend);
                 None
             }

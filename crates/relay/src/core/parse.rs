@@ -1,5 +1,6 @@
 //! `Parse`, and statements that are prepared for the client.
 
+use super::channels::Protocol;
 use super::from_client::{Incoming, Step, Wires};
 use super::names::NamesIn;
 use super::query::FORGET_SEQUENCES;
@@ -185,7 +186,7 @@ impl Core {
         if session_mode {
             self.requests.push(Kind::Parse);
         } else {
-            self.remember_unnamed(body, whole, backend);
+            self.remember_unnamed(whole.then_some(body), backend);
         }
         if !whole {
             return Step::Streams(Rest::Pass);
@@ -263,7 +264,7 @@ impl Core {
         }
         self.worked(effects.cost());
         self.foresee(effects);
-        self.recall_channels(effects, false, backend, up);
+        self.recall_channels(effects, Protocol::Extended, backend, up);
         self.shield_sequences(effects, backend, up);
     }
 
@@ -282,10 +283,10 @@ impl Core {
         self.run_hidden(FORGET_SEQUENCES, up);
     }
 
-    /// The request, and the statement that the session has by it. One that is too long is not remembered: then the
-    /// connection is kept, as it is the only one that knows it.
-    pub(super) fn remember_unnamed(&mut self, body: &[u8], whole: bool, backend: &mut BackendState) {
-        let text = if whole && body.len() <= MAX_UNNAMED {
+    /// The request, and the statement that the session has by it. One that is too long, or not there whole (`None`), is not
+    /// remembered: then the connection is kept, as it is the only one that knows it.
+    pub(super) fn remember_unnamed(&mut self, whole: Option<&[u8]>, backend: &mut BackendState) {
+        let text = if let Some(body) = whole.filter(|body| body.len() <= MAX_UNNAMED) {
             let old = match &mut self.unnamed.text {
                 UnnamedText::Known(old) if !self.unsynced => std::mem::take(old),
                 _ => Vec::new(),
@@ -294,7 +295,7 @@ impl Core {
             text.clear();
             text.extend_from_slice(body);
             UnnamedText::Known(text)
-        } else if let Some(long) = whole.then(|| self.interner.keep_long(body)).flatten() {
+        } else if let Some(long) = whole.and_then(|body| self.interner.keep_long(body)) {
             UnnamedText::Long(long)
         } else {
             self.pin_for(Pin::Opaque);

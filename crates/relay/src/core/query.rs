@@ -1,5 +1,6 @@
 //! Simple queries, of which some are answered otherwise.
 
+use super::channels::Protocol;
 use super::from_client::{Incoming, Step, Wires};
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, GATHER, Rest, Sink};
@@ -68,7 +69,7 @@ impl Core {
             return false;
         }
         self.foresee(&effects);
-        self.recall_channels(&effects, true, backend, up.buffer());
+        self.recall_channels(&effects, Protocol::Simple, backend, up.buffer());
         if effects.reads_sequences && std::mem::take(&mut backend.foreign_sequences) {
             wire::query(up.buffer(), FORGET_SEQUENCES);
             self.requests.push_hidden(Kind::Query, None);

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::requests::{Kind, Note, Request};
+use super::requests::{Kind, Note, Request, Skipped};
 use super::{BackendState, Core, GATHER};
 use crate::PoolMode;
 use crate::statement::{Names, Statement};
@@ -75,15 +75,10 @@ impl Core {
         }
     }
 
-    /// The upstream has refused the first of these requests. If that is because it does not have a statement that we
+    /// The upstream has refused the first of these. If that is because it does not have a statement that we
     /// thought it had, or cannot use its plan any more, this is remembered; true if the batch will be asked again.
-    pub(super) fn heal(
-        &mut self,
-        error: &[u8],
-        refused: &[Request],
-        found_sync: bool,
-        backend: &mut BackendState,
-    ) -> bool {
+    pub(super) fn heal(&mut self, error: &[u8], skipped: &Skipped, backend: &mut BackendState) -> bool {
+        let refused = &skipped.requests;
         let Some(first) = refused.first() else { return false };
         // By the place in the server's source: a function may raise the same codes, and another place is given then.
         let place = wire::error_field(error, b'R');
@@ -105,7 +100,7 @@ impl Core {
         let describes = refused.get(1).is_some_and(|next| next.kind == Kind::Describe);
         let unnoticed = lost || first.kind == Kind::Known || first.kind == Kind::Bind && describes;
         let again = unnoticed
-            && found_sync
+            && skipped.has_sync
             && first.number == backend.batch.first
             && self.client_rest.0 == 0
             && self.requests.hide_only_sync();

@@ -9,19 +9,40 @@ use crate::statement::{Named, Unnamed, significant};
 #[derive(Debug)]
 pub(crate) struct Request {
     pub kind: Kind,
-    /// Sent by us: its answer is not the client's.
-    pub hidden: bool,
+    pub whose: Whose,
     pub number: u64,
     /// The request that gave the name that this one uses; 0 if it uses none.
     pub uses: u64,
     pub note: Option<Box<Note>>,
 }
 
+/// Whose a request is, and so its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// The client's.
+    Clients,
+    /// Our own: the client does not see the answer.
+    Ours,
+}
+
 impl Request {
+    pub(crate) fn is_hidden(&self) -> bool {
+        self.whose == Whose::Ours
+    }
+
     /// Whether it ends a query: a `Query` itself, or a `Sync`.
     fn is_an_end(&self) -> bool {
-        matches!(self.kind, Kind::Sync | Kind::Query) && !self.hidden
+        matches!(self.kind, Kind::Sync | Kind::Query) && !self.is_hidden()
     }
+}
+
+/// What the upstream skips behind an error.
+#[derive(Debug)]
+pub(crate) struct Skipped {
+    /// The one that has failed, and those behind it.
+    pub requests: Vec<Request>,
+    /// Behind them is a `Sync`; else the client has still to send it.
+    pub has_sync: bool,
 }
 
 /// A [`Kind::Fake`] that describes a statement without parameters and columns.
@@ -119,20 +140,20 @@ impl Default for Requests {
 
 impl Requests {
     pub(crate) fn push(&mut self, kind: Kind) {
-        self.add(kind, false, None);
+        self.add(kind, Whose::Clients, None);
     }
 
     pub(crate) fn push_noted(&mut self, kind: Kind, note: Note) {
-        self.add(kind, false, Some(Box::new(note)));
+        self.add(kind, Whose::Clients, Some(Box::new(note)));
     }
 
     pub(crate) fn push_hidden(&mut self, kind: Kind, note: Option<Note>) {
-        self.add(kind, true, note.map(Box::new));
+        self.add(kind, Whose::Ours, note.map(Box::new));
     }
 
-    fn add(&mut self, kind: Kind, hidden: bool, note: Option<Box<Note>>) {
+    fn add(&mut self, kind: Kind, whose: Whose, note: Option<Box<Note>>) {
         self.last += 1;
-        let request = Request { kind, hidden, number: self.last, uses: 0, note };
+        let request = Request { kind, whose, number: self.last, uses: 0, note };
         self.noted += usize::from(request.note.is_some());
         self.bytes += request.note.as_ref().map_or(0, |note| note.bytes());
         if request.is_an_end() {
@@ -151,7 +172,7 @@ impl Requests {
 
     /// One that uses a name, which this request gave.
     pub(crate) fn push_using(&mut self, kind: Kind, giver: u64) {
-        self.add(kind, false, None);
+        self.add(kind, Whose::Clients, None);
         if let Some(request) = self.queue.back_mut() {
             request.uses = giver;
         }
@@ -183,7 +204,7 @@ impl Requests {
     pub(crate) fn hide_only_sync(&mut self) -> bool {
         let only = self.queue.len() == 1 && self.front_kind() == Some(Kind::Sync);
         if let (true, Some(sync)) = (only, self.queue.front_mut()) {
-            sync.hidden = true;
+            sync.whose = Whose::Ours;
             self.ends = 0;
         }
         only
@@ -311,13 +332,13 @@ impl Requests {
         self.queue.iter().any(|request| request.kind == Kind::Sync)
     }
 
-    /// Takes everything before the next `Sync`; false if there is none.
-    pub(crate) fn skip_to_sync(&mut self) -> (Vec<Request>, bool) {
+    /// Takes everything before the next `Sync`, or all if there is none.
+    pub(crate) fn skip_to_sync(&mut self) -> Skipped {
         let sync = self.queue.iter().position(|r| r.kind == Kind::Sync);
         let skipped: Vec<Request> = self.queue.drain(..sync.unwrap_or(self.queue.len())).collect();
         skipped.iter().for_each(|request| self.leaves(request));
         self.drop_unanswered();
-        (skipped, sync.is_some())
+        Skipped { requests: skipped, has_sync: sync.is_some() }
     }
 
     /// The front has turned out to be a COPY: the upstream reads and ignores the `Sync`s behind it, up to the end

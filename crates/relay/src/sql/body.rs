@@ -2,7 +2,7 @@
 
 use super::budget::Budget;
 use super::lexer::{Token, tokens};
-use super::{Effects, Pin, functions, look_at};
+use super::{Company, Effects, Pin, functions, look_at};
 
 /// Words that a statement of PL/pgSQL may begin behind.
 const BEFORE: [&str; 4] = ["begin", "then", "else", "loop"];
@@ -99,7 +99,7 @@ fn read_within(text: &[u8], language: Language, budget: &mut Budget) -> Effects 
     while let Some(next) = findings.later.pop() {
         (findings.runs, findings.depth) = (next.runs, next.depth);
         if budget.take(next.text.len(), next.depth) {
-            look_through(next.text, next.language, next.depth == 0, &mut findings);
+            look_through(next.text, next.language, &mut findings);
         } else {
             findings.here().see_nothing();
         }
@@ -116,14 +116,16 @@ fn read_within(text: &[u8], language: Language, budget: &mut Budget) -> Effects 
     effects
 }
 
-fn look_through<'a>(text: &'a [u8], language: Language, outermost: bool, findings: &mut Findings<'a>) {
+fn look_through<'a>(text: &'a [u8], language: Language, findings: &mut Findings<'a>) {
+    let outermost = findings.depth == 0;
     let tokens = tokens(text);
     functions(&tokens, findings.here());
     if language == Language::Statements {
         let ends = |token: &Token<'_>| *token == Token::Symbol(b';');
         let statements = || tokens.split(ends).filter(|statement| !statement.is_empty());
         let alone = outermost && statements().nth(1).is_none();
-        statements().for_each(|statement| look_at(statement, alone, findings));
+        let company = if alone { Company::Alone } else { Company::Others };
+        statements().for_each(|statement| look_at(statement, company, findings));
         if outermost && !alone {
             findings.several = true;
         }
@@ -135,7 +137,7 @@ fn look_through<'a>(text: &'a [u8], language: Language, outermost: bool, finding
         let begins =
             |token: &Token<'_>| *token == Token::Symbol(b';') || BEFORE.iter().any(|word| token.is(word));
         let end = rest.iter().position(begins).unwrap_or(rest.len());
-        look_at(&rest[..end], false, findings);
+        look_at(&rest[..end], Company::Others, findings);
         if language == Language::PlPgSql {
             dynamic(&rest[..end], findings);
         }

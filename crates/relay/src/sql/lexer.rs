@@ -37,6 +37,13 @@ struct Lexer<'a> {
     tokens: Vec<Token<'a>>,
 }
 
+/// What a backslash is in a string.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backslash {
+    IsPlain,
+    Escapes,
+}
+
 impl<'a> Lexer<'a> {
     fn peek(&self, ahead: usize) -> u8 {
         self.text.get(self.at + ahead).copied().unwrap_or(0)
@@ -47,10 +54,10 @@ impl<'a> Lexer<'a> {
             (b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c | 0, _) => self.at += 1,
             (b'-', b'-') => self.at = end_of_line(self.text, self.at),
             (b'/', b'*') => self.block_comment(),
-            (b'\'', _) => self.string(false),
+            (b'\'', _) => self.string(Backslash::IsPlain),
             (b'e' | b'E', b'\'') => {
                 self.at += 1;
-                self.string(true);
+                self.string(Backslash::Escapes);
             }
             (b'"', _) => self.quoted_identifier(),
             // An identifier with escapes can hide any name.
@@ -90,7 +97,8 @@ impl<'a> Lexer<'a> {
 
     /// A string, and those that go on with it: behind a line's end and another quote it is still the same, of the kind that
     /// it began with (manual section 4.1.2.1).
-    fn string(&mut self, escapes: bool) {
+    fn string(&mut self, backslash: Backslash) {
+        let escapes = backslash == Backslash::Escapes;
         self.at += 1;
         let from = self.at;
         let mut plain = !escapes;
