@@ -11,6 +11,7 @@ mod parse;
 mod query;
 mod replay;
 mod requests;
+mod residue;
 mod sink;
 mod survey;
 
@@ -28,7 +29,8 @@ use crate::statement::{Interner, Named, Names, Prepared, Unnamed, UnnamedText};
 use channels::Channels;
 use replay::{Batch, Replay};
 use requests::{Kind, Note, Request, Requests};
-use survey::{Left, Touched};
+use residue::{Residue, Surveyed};
+use survey::Touched;
 use wire::UserName;
 use wire::error::{Fault, Refusal, SqlState};
 
@@ -72,9 +74,6 @@ const MAX_NOTED: usize = 8 << 20;
 
 /// How many bytes of statements that are bound may be gone through before answers are waited for.
 const MAX_WORK: usize = 512 << 10;
-
-/// How often a connection may fail to say what is left on it before its session keeps it.
-const MAX_SURVEYS: u8 = 3;
 
 /// What is known of a database before a session was lent a connection to it. One for all: most sessions are idle.
 static NO_CATALOG: LazyLock<Arc<Catalog>> = LazyLock::new(Arc::default);
@@ -216,15 +215,6 @@ enum Rest {
     Scan(Box<(Scan, Words)>),
 }
 
-/// For how long a session keeps its connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lasting {
-    /// Until the connection, asked again, says that nothing is left.
-    UntilGone,
-    /// It cannot be asked for what is left.
-    Always,
-}
-
 /// One session's core.
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -252,33 +242,13 @@ pub(crate) struct Core {
     /// Only clients that name statements have any.
     names: Option<Box<Names>>,
     unnamed: Unnamed,
-    /// Why the session keeps its connection; for all its life, if `Lasting::Always`.
-    pin: Option<(Pin, Lasting)>,
-    foreseen: bool,
+    residue: Residue,
     /// What the database's own functions may do.
     catalog: Arc<Catalog>,
     /// Something is being defined that others may run, and this is what it may do.
     defines: Option<Box<Effects>>,
-    /// The connection may have settings that it cannot be asked for.
-    doubted: bool,
-    /// What may have been left on the connection: it is asked before it goes back.
-    touched: Option<Box<Touched>>,
-    /// What is to be asked for whenever something is, while the session has an object that may do it again: a statement
-    /// of `PREPARE`, a temporary view.
-    recurring: Option<Box<Touched>>,
-    /// What it is being asked, and what it has answered.
-    asked: Option<Box<(Touched, Proof, Option<Left>)>>,
-    surveys_failed: u8,
     /// Only sessions that listen have any.
     channels: Option<Box<Channels>>,
-    /// The connection is at its own defaults where the session has gone back to its startup values.
-    strays: bool,
-    /// What the upstream reports next are defaults of its own, to which a `RESET` went.
-    resetting: bool,
-    /// It may have left what `DISCARD ALL` does not take away, or has lost count of what the upstream owes.
-    stained: bool,
-    /// What the upstream owes may be another number of answers than was counted: a survey will tell.
-    miscounted: bool,
     /// A request that may deallocate every statement is under way.
     distrust: bool,
     /// A request is under way that may change how texts are read (`standard_conforming_strings`, `client_encoding`).
@@ -344,20 +314,10 @@ impl Core {
             upstream_rest: (0, false),
             names: None,
             unnamed: Unnamed::default(),
-            pin: None,
-            foreseen: false,
+            residue: Residue::default(),
             catalog: NO_CATALOG.clone(),
             defines: None,
-            doubted: false,
-            touched: None,
-            recurring: None,
-            asked: None,
-            surveys_failed: 0,
             channels: None,
-            strays: false,
-            resetting: false,
-            stained: false,
-            miscounted: false,
             distrust: false,
             rereading: false,
             replay: Replay::None,
@@ -388,52 +348,35 @@ impl Core {
 
     /// True if the connection must be asked what is left on it before anything is decided.
     pub(crate) fn wants_survey(&self) -> bool {
-        self.touched.is_some() && self.mode == PoolMode::Transaction && self.is_idle()
+        self.residue.is_touched() && self.mode == PoolMode::Transaction && self.is_idle()
     }
 
     /// True if the session keeps a connection that it must be given its startup values on again.
     pub(crate) fn wants_setup(&self) -> bool {
-        self.strays && self.is_idle() && self.touched.is_none() && !self.is_handing_over()
+        self.residue.has_strayed() && self.is_idle() && !self.residue.is_touched() && !self.is_handing_over()
     }
 
     /// Asks it; to be called when [`Core::wants_survey`] says so.
     pub(crate) fn survey(&mut self, proof: Proof, backend: &mut BackendState, up: &mut Vec<u8>) {
-        let Some(mut touched) = self.touched.take() else { return };
-        touched.objects |= self.pin.is_some();
-        if let Some(recurring) = &self.recurring {
-            touched.add(recurring);
-        }
-        if touched.all_settings {
-            touched.add_settings(self.settings.names());
-        }
-        if touched.everything {
-            touched.add_settings(self.settings.carried_names().chain(["role"]));
-        }
-        wire::query(up, &survey::question(&touched, proof));
+        let Some(question) = self.residue.ask(proof, &self.settings) else { return };
+        wire::query(up, &question);
         // A simple query destroys the unnamed statement.
         backend.unnamed = None;
         self.requests.push(Kind::Survey);
-        self.asked = Some(Box::new((*touched, proof, None)));
     }
 
     /// The connection has answered, or could not.
-    fn surveyed(&mut self, backend: &mut BackendState) -> Result<(), Broken> {
-        let Some((touched, _, left)) = self.asked.take().map(|asked| *asked) else { return Ok(()) };
-        let Some(left) = left else {
-            self.surveys_failed += 1;
-            if self.surveys_failed < MAX_SURVEYS {
-                self.touched = Some(Box::new(touched));
-            } else if self.has_recalled() {
+    fn surveyed(&mut self, backend: &mut BackendState) {
+        let (touched, left) = match self.residue.surveyed() {
+            Some(Surveyed::Known(touched, left)) => (touched, left),
+            Some(Surveyed::Never) if self.has_recalled() => {
                 // More channels than can be told: the connection listens to them itself from now on.
                 self.keep_channels();
-                self.pin_for(Pin::Listen);
-            } else {
-                self.pin_for(Pin::Opaque);
+                return self.pin_for(Pin::Listen);
             }
-            return Ok(());
+            Some(Surveyed::Never) => return self.pin_for(Pin::Opaque),
+            Some(Surveyed::Again) | None => return,
         };
-        self.surveys_failed = 0;
-        self.miscounted = false;
         for (name, value) in &left.settings {
             let name = name.as_bytes();
             match value {
@@ -445,26 +388,16 @@ impl Core {
                 None => {
                     backend.settings.reset(name);
                     self.settings.reset(name);
-                    self.strays = true;
+                    self.residue.stray();
                 }
             }
         }
-        if touched.objects {
-            if !self.is_pinned_for_good() {
-                self.pin = left.pin.map(|reason| (reason, Lasting::UntilGone));
-            }
-            if self.pin.is_none() {
-                self.recurring = None;
-            }
-            match left.channels {
-                Some(channels) => self.found_channels(channels),
-                None => self.keep_channels(),
-            }
+        match left.channels {
+            _ if !touched.objects => {}
+            Some(channels) => self.found_channels(channels),
+            None => self.keep_channels(),
         }
         self.settings.settled(&mut backend.settings);
-        // It may have settings whose names nobody can list.
-        self.doubted |= touched.everything;
-        Ok(())
     }
 
     /// Asks the server to take away what another user has left on it; nothing of this one's may be sent before that is
@@ -514,7 +447,7 @@ impl Core {
         backend.serve(&self.facts.user);
         backend.foreign_sequences |= backend.session != self.id && backend.session != 0;
         backend.session = self.id;
-        self.strays = false;
+        self.residue.give_defaults();
         if let Some(sql) = self.settings.setup(&mut backend.settings) {
             wire::query(up, &sql);
             // A simple query destroys the unnamed statement.
@@ -527,16 +460,13 @@ impl Core {
     pub(crate) fn may_release(&self) -> bool {
         self.is_idle()
             && self.mode == PoolMode::Transaction
-            && self.pin.is_none()
-            && self.touched.is_none()
+            && self.residue.is_nothing()
             && !self.is_handing_over()
     }
 
     /// The connection goes back.
     pub(crate) fn detach(&mut self, backend: &mut BackendState) {
-        self.foreseen = false;
-        self.strays = false;
-        if std::mem::take(&mut self.doubted) {
+        if self.residue.end_lease() {
             backend.settings.doubt();
         }
         self.flush_at = MAX_UNASKED;
@@ -558,12 +488,12 @@ impl Core {
 
     /// True if a `DISCARD ALL` leaves nothing of the session: no library that it loaded, no seed, no remote connection.
     pub(crate) fn is_cleanable(&self) -> bool {
-        self.is_idle() && !self.stained && !self.miscounted
+        self.is_idle() && self.residue.is_cleanable()
     }
 
     /// A statement that may do this is about to run in session mode.
     fn stain(&mut self, effects: &Effects) {
-        self.stained |= effects.pin == Some(Pin::Opaque) || effects.asks_all;
+        self.residue.stain_by(effects);
         if effects.defines {
             self.define(effects.defined.as_deref());
         }
@@ -576,7 +506,7 @@ impl Core {
 
     /// True if something of the session's may still run on its connection.
     pub(crate) fn may_be_busy(&self) -> bool {
-        !self.is_clients_turn() || self.stained || self.miscounted
+        !self.is_clients_turn() || !self.residue.is_cleanable()
     }
 
     /// True if so much is under way that no more should be read from the client.
@@ -597,7 +527,7 @@ impl Core {
 
     /// Why the session keeps its connection.
     pub(crate) fn pin(&self) -> Option<Pin> {
-        self.pin.map(|(reason, _)| reason)
+        self.residue.pin()
     }
 
     /// True if the upstream has said that it ends the connection (severity FATAL or PANIC).
@@ -629,17 +559,12 @@ impl Core {
         self.names.get_or_insert_with(|| Box::new(interner.names())).put(name, named)
     }
 
-    fn is_pinned_for_good(&self) -> bool {
-        matches!(self.pin, Some((_, Lasting::Always)))
-    }
-
     /// From now on the session keeps its connection.
     fn pin_for(&mut self, reason: Pin) {
-        if self.mode == PoolMode::Transaction && !self.is_pinned_for_good() {
-            self.pin = Some((reason, Lasting::Always));
-            let matters = self.has_recalled() || self.touched.as_ref().is_some_and(|t| t.resets);
-            if !matters {
-                self.touched = None;
+        if self.mode == PoolMode::Transaction && !self.residue.is_pinned_for_good() {
+            self.residue.pin_for_good(reason);
+            if !self.has_recalled() {
+                self.residue.ask_only_for_resets();
             }
         }
     }
@@ -712,39 +637,35 @@ impl Core {
 
     /// A statement that may do this is about to run.
     fn foresee(&mut self, effects: &Effects) {
-        self.foreseen |= effects.foreseen;
+        if effects.foreseen {
+            self.residue.foresee();
+        }
         if effects.defines {
             self.define(effects.defined.as_deref());
         }
         self.distrust |= effects.deallocates_all;
         self.rereading |= effects.may_reread();
         if let Some(reason) = effects.pin {
-            self.foreseen = true;
+            self.residue.foresee();
             self.pin_for(reason);
         }
-        let objects = effects.makes_objects
-            || effects.asks_all
-            || effects.ends_objects && self.pin.is_some()
-            || (effects.channels || effects.notifies) && self.has_carried_channels();
-        if objects || effects.resets_all || !effects.settings.is_empty() {
-            self.foreseen = true;
-            if self.is_pinned_for_good() && !effects.resets && !self.has_carried_channels() {
-                return;
-            }
-            let touched = self.touched.get_or_insert_default();
-            touched.objects |= objects;
-            touched.all_settings |= effects.resets_all;
-            touched.resets |= effects.resets;
-            touched.everything |= effects.asks_all;
-            touched.add_settings(effects.settings.iter().map(String::as_str));
-            let too_many = touched.too_many;
-            if effects.makes_objects && (effects.asks_all || !effects.settings.is_empty()) {
-                let again = touched.clone();
-                self.recurring.get_or_insert_default().add(&again);
-            }
-            if too_many || self.recurring.as_ref().is_some_and(|recurring| recurring.too_many) {
-                self.pin_for(Pin::Setting);
-            }
+        let carried = self.has_carried_channels();
+        let mut touched = Touched::by(effects);
+        touched.objects |= effects.ends_objects && self.pin().is_some();
+        touched.objects |= (effects.channels || effects.notifies) && carried;
+        if touched.is_nothing() {
+            return;
+        }
+        self.residue.foresee();
+        if self.residue.is_pinned_for_good() && !effects.resets && !carried {
+            return;
+        }
+        self.residue.touch(&touched);
+        if effects.makes_objects && (effects.asks_all || !effects.settings.is_empty()) {
+            self.residue.recur();
+        }
+        if self.residue.is_too_much() {
+            self.pin_for(Pin::Setting);
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aws_lc_rs::hmac;
 
 use super::requests::Kind;
-use super::{BackendState, Core, Lasting};
+use super::{BackendState, Core};
 use crate::PoolMode;
 use crate::sql::{Effects, Pin};
 use wire::{identifier, unicode_identifier};
@@ -241,9 +241,7 @@ impl Core {
     /// There is no listener to be had: the session keeps its connection.
     pub(crate) fn keep_channels(&mut self) {
         self.channels = None;
-        if self.pin.is_none() {
-            self.pin = Some((Pin::Listen, Lasting::UntilGone));
-        }
+        self.residue.pin_until_gone(Pin::Listen);
     }
 
     /// True if the session has any.

@@ -313,7 +313,7 @@ impl Core {
                 }
                 let function = input.get(HEADER..).and_then(|body| body.first_chunk());
                 if !function.is_some_and(|oid| LARGE_OBJECTS.contains(&u32::from_be_bytes(*oid))) {
-                    self.stained = true;
+                    self.residue.stain();
                     self.pin_for(Pin::Opaque);
                 }
                 self.requests.push(Kind::FunctionCall);
@@ -343,7 +343,7 @@ impl Core {
     /// error answers this message, and not the one that is next in the queue.
     pub(super) fn copies(&mut self) {
         if self.mode == PoolMode::Transaction && !matches!(self.copy, Copy::In { .. }) {
-            self.doubt_count();
+            self.residue.doubt_count();
         }
     }
 

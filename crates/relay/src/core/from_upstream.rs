@@ -2,7 +2,7 @@
 
 use super::replay::Replay;
 use super::requests::{Kind, NOTHING, Note, Request, Whose};
-use super::{BackendState, Broken, Copy, Core, GATHER, Sink, survey};
+use super::{BackendState, Broken, Copy, Core, GATHER, Sink};
 use crate::PoolMode;
 use crate::sql::Pin;
 use wire::{HEADER, Header, cstr};
@@ -97,14 +97,10 @@ impl Core {
             return Ok(Step::Drop);
         }
         let Some(row) = input.get(HEADER..header.total) else { return Ok(Step::Wait) };
-        if let Some(asked) = &mut self.asked {
-            let (touched, proof, left) = &mut **asked;
-            if !proof.is_in(row) {
-                return Err(Broken::Desync("a row that answers something else than what was asked".into()));
-            }
-            *left = survey::answer(touched, row);
+        match self.residue.answer(row) {
+            true => Ok(Step::Drop),
+            false => Err(Broken::Desync("a row that answers something else than what was asked".into())),
         }
-        Ok(Step::Drop)
     }
 
     /// Sends the fakes whose turn has come, with a `Flush` from the client.
@@ -237,7 +233,7 @@ impl Core {
         }
         let hidden = self.requests.pop().is_some_and(|request| request.is_hidden());
         self.copy = Copy::None;
-        self.resetting = false;
+        self.residue.end_reset();
         self.distrust &= !self.requests.is_empty();
         self.rereading &= !self.requests.is_empty();
         if self.requests.is_empty() {
@@ -254,7 +250,7 @@ impl Core {
             return Ok(Step::Drop);
         }
         if front == Some(Kind::Survey) {
-            self.surveyed(backend)?;
+            self.surveyed(backend);
             return Ok(Step::Drop);
         }
         if front == Some(Kind::HandOver) {
@@ -298,23 +294,25 @@ impl Core {
             // `SELECT`, `INSERT`, `UPDATE`, `BEGIN`, `FETCH`: none of those below.
             return true;
         }
-        self.resetting = match tag {
-            b"RESET" | b"DISCARD ALL" => self.mode == PoolMode::Transaction,
-            b"SET" | b"ROLLBACK" => false,
-            _ => self.resetting,
-        };
+        match tag {
+            b"RESET" | b"DISCARD ALL" if self.mode == PoolMode::Transaction => self.residue.begin_reset(),
+            b"RESET" | b"DISCARD ALL" | b"SET" | b"ROLLBACK" => self.residue.end_reset(),
+            _ => {}
+        }
         match tag {
             b"DEALLOCATE ALL" | b"DISCARD ALL" => {
                 self.names.iter_mut().for_each(|names| names.forget_before(number));
                 backend.prepared.forget_before(number);
                 if tag == b"DISCARD ALL" {
                     backend.unnamed = None;
-                    if !self.foreseen {
+                    if !self.residue.is_foreseen() {
                         self.pin_for(Pin::Opaque);
                     }
                 }
             }
-            b"SET" | b"RESET" | b"LISTEN" | b"PREPARE" | b"LOAD" | b"DO" | b"CALL" if !self.foreseen => {
+            b"SET" | b"RESET" | b"LISTEN" | b"PREPARE" | b"LOAD" | b"DO" | b"CALL"
+                if !self.residue.is_foreseen() =>
+            {
                 // The lexer did not see it coming: then it did not see what it does either.
                 self.pin_for(Pin::Opaque);
             }
@@ -323,17 +321,10 @@ impl Core {
         true
     }
 
-    /// Perhaps other answers are still to come than were counted: nobody else may have this connection before a survey has got
-    /// its own.
-    pub(super) fn doubt_count(&mut self) {
-        self.miscounted = true;
-        self.touched.get_or_insert_default();
-    }
-
     /// Nobody knows how many answers are still to come: nobody else may have this connection, ever.
     fn lose_count(&mut self) {
         self.pin_for(Pin::Copy);
-        self.stained = true;
+        self.residue.stain();
     }
 
     /// `ErrorResponse`
@@ -348,7 +339,7 @@ impl Core {
         let is_stray = matches!(self.copy, Copy::In { stray: true } | Copy::Ending { stray: true });
         if is_stray && !self.has_read_the_end(body) {
             // Whether the upstream ignored that Sync or answers it depends on when it failed.
-            self.doubt_count();
+            self.residue.doubt_count();
         }
         self.copy = Copy::None;
         let skipped = match self.requests.front_kind() {
@@ -471,8 +462,8 @@ impl Core {
         if setup {
             return news(self.settings.told(name, value));
         }
-        if self.resetting {
-            self.strays = true;
+        if self.residue.is_resetting() {
+            self.residue.stray();
             if let Some(value) = self.settings.reset_reported(name) {
                 wire::parameter_status(down.buffer(), name, &value);
             }

@@ -178,7 +178,9 @@ impl Core {
         }
         if session_mode {
             effects.iter().for_each(|effects| self.stain(effects));
-            self.stained |= !whole;
+            if !whole {
+                self.residue.stain();
+            }
         }
         self.counts.server_parses += 1;
         let shown = replaced.or_else(|| effects.and_then(|effects| self.shown_body(&effects, after)));

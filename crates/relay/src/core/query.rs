@@ -34,7 +34,9 @@ impl Core {
         backend.unnamed = None;
         if text.is_none() {
             // Too long to be looked at.
-            self.stained |= !transaction;
+            if !transaction {
+                self.residue.stain();
+            }
             self.push_changing_unnamed(Kind::Query, UnnamedText::None);
             up.pass(at..at + HEADER);
             let rest = if transaction { Rest::Scan(Box::default()) } else { Rest::Pass };

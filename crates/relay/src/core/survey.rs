@@ -4,7 +4,7 @@
 //! been rolled back, a block may have failed in the middle. So the connection is asked, once, when it could go back.
 
 use crate::reset::Proof;
-use crate::sql::Pin;
+use crate::sql::{Effects, Pin};
 use wire::{columns, literal};
 
 /// How many settings are asked for one by one: a session that has touched more keeps its connection.
@@ -28,6 +28,24 @@ pub(crate) struct Touched {
 }
 
 impl Touched {
+    /// What a statement may leave that may do this.
+    pub(crate) fn by(effects: &Effects) -> Self {
+        let mut touched = Self {
+            all_settings: effects.resets_all,
+            resets: effects.resets,
+            everything: effects.asks_all,
+            objects: effects.makes_objects || effects.asks_all,
+            ..Self::default()
+        };
+        touched.add_settings(effects.settings.iter().map(String::as_str));
+        touched
+    }
+
+    /// True if there is nothing to be asked for.
+    pub(crate) fn is_nothing(&self) -> bool {
+        !self.objects && !self.all_settings && self.settings.is_empty()
+    }
+
     /// All of another, too.
     pub(crate) fn add(&mut self, other: &Self) {
         self.add_settings(other.settings.iter().map(String::as_str));

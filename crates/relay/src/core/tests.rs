@@ -282,7 +282,7 @@ fn a_session_that_touches_very_many_settings_keeps_its_connection() {
         bench.upstream(&[m(b'C', b"SET\0"), m(b'Z', b"T")].concat());
     }
     assert_eq!(bench.core.pin(), Some(Pin::Setting));
-    assert!(bench.core.touched.is_none());
+    assert!(!bench.core.residue.is_touched());
 }
 
 /// Before another user's statement is sent, the server has answered that nothing is left; what it says meanwhile is not the

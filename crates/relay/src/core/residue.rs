@@ -1,0 +1,429 @@
+//! What a session may have left on its connection: whether the connection is to be asked, and for how long it is kept.
+
+use super::survey::{self, Left, Touched};
+use crate::reset::Proof;
+use crate::settings::SessionSettings;
+use crate::sql::{Effects, Pin};
+
+/// How often a connection may fail to say what is left on it before its session keeps it.
+const MAX_SURVEYS: u8 = 3;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Residue {
+    keeps: Keeps,
+    /// Whether the lexer saw coming, in this lease, what a statement did.
+    foresight: Foresight,
+    defaults: Defaults,
+    doubt: Doubt,
+    listing: Listing,
+    /// What may have been left on the connection: it is asked before it goes back.
+    touched: Option<Box<Touched>>,
+    /// What is to be asked for whenever something is, while the session has an object that may do it again: a statement
+    /// of `PREPARE`, a temporary view.
+    recurring: Option<Box<Touched>>,
+    asked: Option<Box<Question>>,
+    surveys_failed: u8,
+}
+
+/// Whether the session keeps its connection, and why.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Keeps {
+    #[default]
+    No,
+    /// Until the connection, asked again, says that nothing is left.
+    UntilGone(Pin),
+    /// It cannot be asked for what is left.
+    Always(Pin),
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Foresight {
+    #[default]
+    Nothing,
+    Something,
+}
+
+/// Whose the settings are that the session has gone back to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Defaults {
+    /// Its startup values, which it was given.
+    #[default]
+    Sessions,
+    /// A `RESET` is under way: what the upstream reports are defaults of its own. Whether it has reported any.
+    Resetting { strayed: bool },
+    /// The connection's own: it must be given its startup values again.
+    Connections,
+}
+
+/// Whether a `DISCARD ALL` leaves nothing of the session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Doubt {
+    #[default]
+    None,
+    /// What the upstream owes may be another number of answers than was counted: a survey will tell.
+    Miscounted,
+    /// It may have left what `DISCARD ALL` does not take away, or has lost count of what the upstream owes.
+    Stained,
+}
+
+/// Whether all settings of the connection can be asked for by name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Listing {
+    #[default]
+    Complete,
+    Doubtful,
+}
+
+/// What the connection is being asked, and what it has answered.
+#[derive(Debug)]
+struct Question {
+    touched: Touched,
+    proof: Proof,
+    left: Option<Left>,
+}
+
+/// What a survey has come to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Surveyed {
+    /// It will be asked again.
+    Again,
+    /// It could not say, too often.
+    Never,
+    /// What was asked for, and what is left of it.
+    Known(Touched, Left),
+}
+
+impl Residue {
+    /// Why the session keeps its connection.
+    pub(super) fn pin(&self) -> Option<Pin> {
+        match self.keeps {
+            Keeps::No => None,
+            Keeps::UntilGone(reason) | Keeps::Always(reason) => Some(reason),
+        }
+    }
+
+    pub(super) fn is_pinned_for_good(&self) -> bool {
+        matches!(self.keeps, Keeps::Always(_))
+    }
+
+    /// From now on the session keeps its connection; why it did so first counts.
+    pub(super) fn pin_for_good(&mut self, reason: Pin) {
+        if !self.is_pinned_for_good() {
+            self.keeps = Keeps::Always(reason);
+        }
+    }
+
+    /// It keeps its connection until that says that nothing is left.
+    pub(super) fn pin_until_gone(&mut self, reason: Pin) {
+        if self.keeps == Keeps::No {
+            self.keeps = Keeps::UntilGone(reason);
+        }
+    }
+
+    /// Nothing is asked any more of a connection that is kept, but for whether it has the session's startup values.
+    pub(super) fn ask_only_for_resets(&mut self) {
+        if !self.touched.as_ref().is_some_and(|touched| touched.resets) {
+            self.touched = None;
+        }
+    }
+
+    /// True if something may have been left, and the connection can be asked.
+    pub(super) fn is_touched(&self) -> bool {
+        self.touched.is_some()
+    }
+
+    /// True if nothing is left, as far as is known, and nothing is to be asked.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.keeps == Keeps::No && self.touched.is_none()
+    }
+
+    /// What a statement does was seen before it ran.
+    pub(super) fn foresee(&mut self) {
+        self.foresight = Foresight::Something;
+    }
+
+    /// True if the lexer saw it coming.
+    pub(super) fn is_foreseen(&self) -> bool {
+        self.foresight == Foresight::Something
+    }
+
+    /// This may be left, too.
+    pub(super) fn touch(&mut self, touched: &Touched) {
+        self.touched.get_or_insert_default().add(touched);
+    }
+
+    /// What may be left now may be left again by an object of the session.
+    pub(super) fn recur(&mut self) {
+        if let Some(touched) = &self.touched {
+            self.recurring.get_or_insert_default().add(touched);
+        }
+    }
+
+    /// True if there is more than can be asked for.
+    pub(super) fn is_too_much(&self) -> bool {
+        let too_many = |touched: &Option<Box<Touched>>| touched.as_ref().is_some_and(|t| t.too_many);
+        too_many(&self.touched) || too_many(&self.recurring)
+    }
+
+    /// The query that asks the connection, if there is anything to ask for.
+    pub(super) fn ask(&mut self, proof: Proof, settings: &SessionSettings) -> Option<String> {
+        let mut touched = *self.touched.take()?;
+        touched.objects |= self.keeps != Keeps::No;
+        if let Some(recurring) = &self.recurring {
+            touched.add(recurring);
+        }
+        if touched.all_settings {
+            touched.add_settings(settings.names());
+        }
+        if touched.everything {
+            touched.add_settings(settings.carried_names().chain(["role"]));
+        }
+        let question = survey::question(&touched, proof);
+        self.asked = Some(Box::new(Question { touched, proof, left: None }));
+        Some(question)
+    }
+
+    /// A row in answer to the question; false if it answers something else.
+    pub(super) fn answer(&mut self, row: &[u8]) -> bool {
+        let Some(question) = &mut self.asked else { return true };
+        let is_answer = question.proof.is_in(row);
+        if is_answer {
+            question.left = survey::answer(&question.touched, row);
+        }
+        is_answer
+    }
+
+    /// The connection has said all that it has to say to the question; `None` if there was none.
+    pub(super) fn surveyed(&mut self) -> Option<Surveyed> {
+        let Question { touched, left, .. } = *self.asked.take()?;
+        let Some(left) = left else {
+            self.surveys_failed += 1;
+            if self.surveys_failed >= MAX_SURVEYS {
+                return Some(Surveyed::Never);
+            }
+            self.touch(&touched);
+            return Some(Surveyed::Again);
+        };
+        self.surveys_failed = 0;
+        if self.doubt == Doubt::Miscounted {
+            self.doubt = Doubt::None;
+        }
+        // It may have settings whose names nobody can list.
+        if touched.everything {
+            self.listing = Listing::Doubtful;
+        }
+        if touched.objects && !self.is_pinned_for_good() {
+            self.keeps = left.pin.map_or(Keeps::No, Keeps::UntilGone);
+        }
+        if touched.objects && self.keeps == Keeps::No {
+            self.recurring = None;
+        }
+        Some(Surveyed::Known(touched, left))
+    }
+
+    /// A lease ends; true if the connection may have settings that cannot be asked for.
+    pub(super) fn end_lease(&mut self) -> bool {
+        self.foresight = Foresight::Nothing;
+        self.give_defaults();
+        std::mem::take(&mut self.listing) == Listing::Doubtful
+    }
+
+    /// The connection is given the session's startup values.
+    pub(super) fn give_defaults(&mut self) {
+        self.defaults = match self.defaults {
+            Defaults::Resetting { .. } => Defaults::Resetting { strayed: false },
+            Defaults::Sessions | Defaults::Connections => Defaults::Sessions,
+        };
+    }
+
+    /// A `RESET` was run.
+    pub(super) fn begin_reset(&mut self) {
+        self.defaults = Defaults::Resetting { strayed: self.has_strayed() };
+    }
+
+    /// What the upstream reports from now on is no default of its own.
+    pub(super) fn end_reset(&mut self) {
+        self.defaults = if self.has_strayed() { Defaults::Connections } else { Defaults::Sessions };
+    }
+
+    /// True if what the upstream reports are defaults of its own.
+    pub(super) fn is_resetting(&self) -> bool {
+        matches!(self.defaults, Defaults::Resetting { .. })
+    }
+
+    /// The connection has a default of its own where the session has gone back to its startup value.
+    pub(super) fn stray(&mut self) {
+        self.defaults = match self.defaults {
+            Defaults::Resetting { .. } => Defaults::Resetting { strayed: true },
+            Defaults::Sessions | Defaults::Connections => Defaults::Connections,
+        };
+    }
+
+    /// True if it has any.
+    pub(super) fn has_strayed(&self) -> bool {
+        matches!(self.defaults, Defaults::Connections | Defaults::Resetting { strayed: true })
+    }
+
+    /// Something is left that `DISCARD ALL` does not take away, or nobody knows how many answers are still to come.
+    pub(super) fn stain(&mut self) {
+        self.doubt = Doubt::Stained;
+    }
+
+    /// The same, if a statement in session mode may do so.
+    pub(super) fn stain_by(&mut self, effects: &Effects) {
+        if effects.pin == Some(Pin::Opaque) || effects.asks_all {
+            self.stain();
+        }
+    }
+
+    /// Perhaps other answers are still to come than were counted: nobody else may have this connection before a survey has
+    /// got its own.
+    pub(super) fn doubt_count(&mut self) {
+        self.doubt = self.doubt.max(Doubt::Miscounted);
+        self.touched.get_or_insert_default();
+    }
+
+    /// True if nothing is owed beside what was counted, and a `DISCARD ALL` leaves nothing of the session.
+    pub(super) fn is_cleanable(&self) -> bool {
+        self.doubt == Doubt::None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::tests::row;
+    use crate::settings::Parameters;
+
+    fn settings() -> SessionSettings {
+        SessionSettings::new(Parameters::new([]).into(), Parameters::new([]).into(), None)
+    }
+
+    fn proved(columns: &[Option<&str>], proof: Proof) -> Vec<u8> {
+        let question = proof.question();
+        let mut columns = columns.to_vec();
+        columns.push(question.split('\'').nth(1));
+        row(&columns)
+    }
+
+    /// Nothing is left of what was asked for.
+    fn nothing_left(residue: &mut Residue) -> Option<Surveyed> {
+        let proof = Proof::new(7);
+        residue.ask(proof, &settings())?;
+        let no = Some("f");
+        assert!(residue.answer(&proved(&[no, no, no, no, None], proof)));
+        residue.surveyed()
+    }
+
+    fn objects() -> Touched {
+        Touched { objects: true, ..Touched::default() }
+    }
+
+    #[test]
+    fn a_session_keeps_its_connection_until_that_says_that_nothing_is_left() {
+        let mut residue = Residue::default();
+        assert!(residue.is_nothing());
+        residue.touch(&objects());
+        assert!(residue.is_touched() && !residue.is_nothing());
+        let proof = Proof::new(7);
+        residue.ask(proof, &settings()).expect("something is asked");
+        assert!(!residue.is_touched());
+        let (yes, no) = (Some("t"), Some("f"));
+        assert!(residue.answer(&proved(&[yes, no, no, no, None], proof)));
+        assert!(matches!(residue.surveyed(), Some(Surveyed::Known(..))));
+        assert_eq!(residue.pin(), Some(Pin::Temporary));
+        // Asked again for something else, it is asked for objects, too.
+        residue.touch(&Touched { all_settings: true, ..Touched::default() });
+        assert!(matches!(nothing_left(&mut residue), Some(Surveyed::Known(..))));
+        assert!(residue.is_nothing());
+    }
+
+    #[test]
+    fn who_keeps_a_connection_for_good_does_so_for_the_first_reason() {
+        let mut residue = Residue::default();
+        residue.pin_until_gone(Pin::Listen);
+        residue.pin_until_gone(Pin::Copy);
+        assert_eq!((residue.pin(), residue.is_pinned_for_good()), (Some(Pin::Listen), false));
+        residue.pin_for_good(Pin::Opaque);
+        residue.pin_for_good(Pin::Copy);
+        residue.touch(&objects());
+        nothing_left(&mut residue).expect("asked");
+        assert_eq!((residue.pin(), residue.is_pinned_for_good()), (Some(Pin::Opaque), true));
+        residue.touch(&objects());
+        residue.ask_only_for_resets();
+        assert!(!residue.is_touched());
+        residue.touch(&Touched { resets: true, ..Touched::default() });
+        residue.ask_only_for_resets();
+        assert!(residue.is_touched());
+    }
+
+    #[test]
+    fn a_connection_that_cannot_say_is_asked_three_times() {
+        let mut residue = Residue::default();
+        residue.touch(&objects());
+        for last in [Surveyed::Again, Surveyed::Again, Surveyed::Never] {
+            residue.ask(Proof::new(7), &settings()).expect("something is asked");
+            assert!(!residue.answer(&row(&[Some("something else")])), "an answer without its proof is none");
+            assert_eq!(residue.surveyed(), Some(last));
+        }
+        assert_eq!((residue.ask(Proof::new(7), &settings()), residue.surveyed()), (None, None));
+    }
+
+    #[test]
+    fn what_an_object_may_do_again_is_asked_for_again_while_there_is_one() {
+        let mut residue = Residue::default();
+        let set = Touched { settings: vec!["work_mem".into()], objects: true, ..Touched::default() };
+        residue.touch(&set);
+        residue.recur();
+        residue.pin_until_gone(Pin::Prepare);
+        let asks = |residue: &mut Residue| {
+            residue.touch(&objects());
+            residue.ask(Proof::new(7), &settings()).expect("asked").contains("work_mem")
+        };
+        assert!(asks(&mut residue));
+        assert!(asks(&mut residue));
+        let proof = Proof::new(7);
+        let no = Some("f");
+        assert!(residue.answer(&proved(&[None, None, no, no, no, no, None], proof)));
+        assert!(matches!(residue.surveyed(), Some(Surveyed::Known(..))));
+        assert!(!asks(&mut residue), "the object is gone");
+    }
+
+    #[test]
+    fn a_count_that_is_doubted_is_right_when_a_survey_was_answered_and_a_stain_stays() {
+        let mut residue = Residue::default();
+        residue.doubt_count();
+        assert!(!residue.is_cleanable() && residue.is_touched());
+        let proof = Proof::new(7);
+        residue.ask(proof, &settings()).expect("asked");
+        assert!(residue.answer(&proved(&[], proof)));
+        residue.surveyed().expect("answered");
+        assert!(residue.is_cleanable());
+        residue.stain();
+        residue.doubt_count();
+        residue.ask(proof, &settings()).expect("asked");
+        assert!(residue.answer(&proved(&[], proof)));
+        residue.surveyed().expect("answered");
+        assert!(!residue.is_cleanable());
+    }
+
+    proptest! {
+        /// The connection strays by what it reports within a reset and by nothing else, until it is given the session's values.
+        #[test]
+        fn a_connection_strays_until_it_is_given_the_startup_values(steps in prop::collection::vec(0..4u8, 0..20)) {
+            let (mut residue, mut resetting, mut strayed) = (Residue::default(), false, false);
+            for step in steps {
+                match step {
+                    0 => (residue.begin_reset(), resetting = true).0,
+                    1 => (residue.end_reset(), resetting = false).0,
+                    2 => (residue.stray(), strayed = true).0,
+                    _ => (residue.give_defaults(), strayed = false).0,
+                }
+                prop_assert_eq!((residue.is_resetting(), residue.has_strayed()), (resetting, strayed));
+            }
+        }
+    }
+}
