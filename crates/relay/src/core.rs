@@ -6,6 +6,7 @@ mod channels;
 mod extended;
 mod from_client;
 mod from_upstream;
+mod hand_over;
 mod names;
 mod parse;
 mod query;
@@ -247,8 +248,7 @@ pub(crate) struct Core {
     catalog: Arc<Catalog>,
     /// Something is being defined that others may run, and this is what it may do.
     defines: Option<Box<Effects>>,
-    /// Only sessions that listen have any.
-    channels: Option<Box<Channels>>,
+    channels: Channels,
     /// A request that may deallocate every statement is under way.
     distrust: bool,
     /// A request is under way that may change how texts are read (`standard_conforming_strings`, `client_encoding`).
@@ -317,7 +317,7 @@ impl Core {
             residue: Residue::default(),
             catalog: NO_CATALOG.clone(),
             defines: None,
-            channels: None,
+            channels: Channels::default(),
             distrust: false,
             rereading: false,
             replay: Replay::None,
@@ -369,7 +369,7 @@ impl Core {
     fn surveyed(&mut self, backend: &mut BackendState) {
         let (touched, left) = match self.residue.surveyed() {
             Some(Surveyed::Known(touched, left)) => (touched, left),
-            Some(Surveyed::Never) if self.has_recalled() => {
+            Some(Surveyed::Never) if self.channels.is_recalled() => {
                 // More channels than can be told: the connection listens to them itself from now on.
                 self.keep_channels();
                 return self.pin_for(Pin::Listen);
@@ -563,7 +563,7 @@ impl Core {
     fn pin_for(&mut self, reason: Pin) {
         if self.mode == PoolMode::Transaction && !self.residue.is_pinned_for_good() {
             self.residue.pin_for_good(reason);
-            if !self.has_recalled() {
+            if !self.channels.is_recalled() {
                 self.residue.ask_only_for_resets();
             }
         }

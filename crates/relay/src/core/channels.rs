@@ -1,14 +1,11 @@
-//! `LISTEN` without a connection of one's own: the channels of a session are handed over to the pool's listener, and
-//! brought back to the connection for statements that ask for them or change them.
+//! The channels of a session, which are handed over to the pool's listener, and brought back to the connection for statements
+//! that ask for them or change them.
 
 use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 
-use super::requests::Kind;
-use super::{BackendState, Core};
-use crate::PoolMode;
-use crate::sql::{Effects, Pin};
+use crate::sql::Effects;
 use wire::{identifier, unicode_identifier};
 
 /// How many channels of a session are handed over: each statement that may notify its session brings them all back. One with
@@ -78,9 +75,10 @@ impl Mark {
     /// So they were, and from here on the lent connection delivers.
     pub const PAUSE: u8 = b'p';
 
-    pub(super) fn payload(&self, what: u8, number: u64, backend: &BackendState) -> String {
+    /// What is said on the channel, on the connection of this process if it is known.
+    fn payload(&self, what: u8, number: u64, pid: Option<u32>) -> String {
         let words = format!("{}.{}{number}", self.id, what as char);
-        format!("'{words}.{:016x}'", self.seal.of(backend.pid.unwrap_or(UNKNOWN), &words))
+        format!("'{words}.{:016x}'", self.seal.of(pid.unwrap_or(UNKNOWN), &words))
     }
 }
 
@@ -95,30 +93,54 @@ pub struct Asked {
     pub number: u64,
 }
 
-/// The channels of one session.
+/// The channels of one session. Only sessions that listen have any.
 #[derive(Debug, Default)]
-pub(crate) struct Channels {
+pub(super) struct Channels(Option<Box<State>>);
+
+#[derive(Debug, Default)]
+struct State {
     /// What the listener delivers, in order. Never empty without a mark.
     carried: Vec<String>,
     mark: Option<Mark>,
     /// Of the last marker or recall.
     number: u64,
-    /// Of the last recall, since which the connection listens to them as well; 0 for none.
-    recall: u64,
-    /// With which the listener stops to deliver.
-    pauses: bool,
-    /// It is the connection that delivers.
-    paused: bool,
-    /// What it delivers must wait for what the listener has delivered before.
-    pausing: bool,
+    recall: Recall,
     stage: Stage,
 }
 
-/// How a statement comes.
+/// Whether the connection listens to what the listener delivers as well, since which number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Recall {
+    #[default]
+    None,
+    /// It does, and does not deliver.
+    Mute(u64),
+    /// It does, and the listener stops to deliver.
+    Taking(u64, Delivery),
+}
+
+/// Who delivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Protocol {
-    Simple,
-    Extended,
+enum Delivery {
+    Listener,
+    /// The connection, but what the listener has delivered before comes first.
+    Pausing,
+    Connection,
+}
+
+impl Recall {
+    /// 0 for none.
+    fn number(self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Mute(number) | Self::Taking(number, _) => number,
+        }
+    }
+
+    /// Whether the connection delivers all that it listens to.
+    fn delivers(self) -> bool {
+        matches!(self, Self::Taking(_, Delivery::Pausing | Delivery::Connection))
+    }
 }
 
 /// How far the hand-over has come.
@@ -141,145 +163,111 @@ enum Stage {
     Settling,
 }
 
-impl Core {
-    /// True while the session's channels are on their way to the listener.
-    pub(crate) fn is_handing_over(&self) -> bool {
-        self.channels.as_ref().is_some_and(|c| c.stage != Stage::Still)
-    }
-
-    /// True if a notification can be put in between what the client gets, as PostgreSQL would: outside a transaction.
-    pub(crate) fn takes_notifications(&self) -> bool {
-        self.is_idle() && !self.refusing
-    }
-
-    /// True if the session has channels that the listener delivers.
-    pub(crate) fn has_carried_channels(&self) -> bool {
-        self.channels.as_ref().is_some_and(|c| !c.carried.is_empty())
-    }
-
-    pub(super) fn has_recalled(&self) -> bool {
-        self.channels.as_ref().is_some_and(|c| c.recall != 0)
-    }
-
-    /// True if what the client sends must wait: channels were brought back in a transaction that is over, or may be,
-    /// and in the next one it must be known what became of them.
-    pub(super) fn must_settle_first(&self) -> bool {
-        self.has_recalled() && (self.requests.has_an_end() || self.status == b'I' && !self.unsynced)
-    }
-
-    /// The connection says that it listens to these.
-    pub(super) fn found_channels(&mut self, mut found: Vec<String>) {
-        if found.is_empty() && !self.has_recalled() {
-            return;
-        }
-        if found.len() > MAX_CHANNELS {
-            return self.keep_channels();
-        }
-        let channels = self.channels.get_or_insert_default();
-        if let Some(mark) = &channels.mark {
-            found.retain(|channel| **channel != *mark.channel);
-        }
-        channels.stage = Stage::Found(found);
-    }
-
-    /// What the listener is to be asked now, if anything.
-    pub(crate) fn ask_listener(&mut self) -> Option<Asked> {
-        let channels = self.channels.as_mut()?;
-        let Stage::Found(found) = &mut channels.stage else { return None };
-        let found = std::mem::take(found);
-        channels.number += 1;
-        channels.stage = Stage::Asked;
-        Some(Asked { channels: found, recall: channels.recall, number: channels.number })
-    }
-
-    /// True if the listener's first answer is awaited, or its last one.
-    pub(crate) fn awaits_listener(&self) -> bool {
-        self.channels.as_ref().is_some_and(|c| matches!(c.stage, Stage::Asked | Stage::Settling))
-    }
-
-    /// The listener listens: the marker is sent. False if it would deliver in another encoding than the client's:
-    /// it does so in UTF-8.
-    pub(crate) fn mark(&mut self, mark: Mark, backend: &mut BackendState, up: &mut Vec<u8>) -> bool {
-        let is_utf8 = self.is_utf8();
-        let Some(channels) = self.channels.as_mut().filter(|c| is_utf8 || !c.carried.is_empty()) else {
-            return false;
-        };
-        let channel = identifier(&mark.channel);
-        let payload = mark.payload(Mark::MARKER, channels.number, backend);
-        wire::query(up, &format!("LISTEN {channel};NOTIFY {channel},{payload}"));
-        backend.unnamed = None;
-        self.requests.push(Kind::HandOver);
-        channels.mark = Some(mark);
-        channels.stage = Stage::Marking { seen: false };
-        true
-    }
-
-    /// Once the marker has come back: the connection is to listen no more. False if it is not the time.
-    pub(crate) fn unlisten(&mut self, up: &mut Vec<u8>) -> bool {
-        let Some(channels) = self.channels.as_mut().filter(|c| c.stage == Stage::Marked) else {
-            return false;
-        };
-        wire::query(up, "UNLISTEN *");
-        self.requests.push(Kind::HandOver);
-        channels.stage = Stage::Unlistening;
-        true
-    }
-
-    /// The listener delivers what comes on these.
-    pub(crate) fn carry_channels(&mut self, mut carried: Vec<String>) {
-        carried.sort_unstable();
-        self.channels = match self.channels.take() {
-            Some(mut channels) if !carried.is_empty() => {
-                (channels.carried, channels.stage) = (carried, Stage::Still);
-                (channels.recall, channels.paused) = (0, false);
-                Some(channels)
-            }
-            _ => None,
-        };
-    }
-
-    /// There is no listener to be had: the session keeps its connection.
-    pub(crate) fn keep_channels(&mut self) {
-        self.channels = None;
-        self.residue.pin_until_gone(Pin::Listen);
+impl Channels {
+    fn is(&self, so: impl FnOnce(&State) -> bool) -> bool {
+        self.0.as_deref().is_some_and(so)
     }
 
     /// True if the session has any.
-    pub(crate) fn has_channels(&self) -> bool {
-        self.channels.is_some()
+    pub(super) fn is_any(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// True while they are on their way to the listener.
+    pub(super) fn is_handing_over(&self) -> bool {
+        self.is(|all| all.stage != Stage::Still)
+    }
+
+    /// True if the listener delivers some.
+    pub(super) fn is_carried(&self) -> bool {
+        self.is(|all| !all.carried.is_empty())
+    }
+
+    /// True if they were brought back to the connection.
+    pub(super) fn is_recalled(&self) -> bool {
+        self.is(|all| all.recall != Recall::None)
+    }
+
+    /// True if the listener's first answer is awaited, or its last one.
+    pub(super) fn awaits_listener(&self) -> bool {
+        self.is(|all| matches!(all.stage, Stage::Asked | Stage::Settling))
     }
 
     /// True if the connection does not listen any more, and the listener has not said that it delivers.
-    pub(crate) fn is_settling(&self) -> bool {
-        self.channels.as_ref().is_some_and(|c| c.stage == Stage::Settling)
+    pub(super) fn is_settling(&self) -> bool {
+        self.is(|all| all.stage == Stage::Settling)
     }
 
     /// The recall with which the listener stops to deliver, while nothing that comes from the upstream may be dealt
     /// with: what the listener has delivered comes first.
-    pub(crate) fn pausing(&self) -> Option<u64> {
-        self.channels.as_ref().filter(|c| c.pausing).map(|c| c.recall)
-    }
-
-    /// They have been sent.
-    pub(crate) fn paused(&mut self) {
-        if let Some(channels) = &mut self.channels {
-            channels.pausing = false;
+    pub(super) fn pausing(&self) -> Option<u64> {
+        match self.0.as_deref()?.recall {
+            Recall::Taking(number, Delivery::Pausing) => Some(number),
+            _ => None,
         }
     }
 
-    /// False if a notification has characters that the listener was sent in another encoding than the client's.
-    pub(crate) fn can_be_told(&self, message: &[u8]) -> bool {
-        self.is_utf8() || message.get(wire::HEADER + 4..).unwrap_or_default().is_ascii()
+    /// What the listener has delivered has been sent.
+    pub(super) fn paused(&mut self) {
+        if let Some(State { recall: Recall::Taking(_, delivery @ Delivery::Pausing), .. }) =
+            self.0.as_deref_mut()
+        {
+            *delivery = Delivery::Connection;
+        }
     }
 
-    fn is_utf8(&self) -> bool {
-        self.settings.reported().get(b"client_encoding") == Some(b"UTF8")
+    /// The connection keeps them: none is handed over.
+    pub(super) fn give_up(&mut self) {
+        self.0 = None;
+    }
+
+    /// The connection says that it listens to these; false if they are too many to be handed over.
+    pub(super) fn found(&mut self, mut found: Vec<String>) -> bool {
+        if found.len() > MAX_CHANNELS {
+            return false;
+        }
+        if found.is_empty() && !self.is_recalled() {
+            return true;
+        }
+        let all = self.0.get_or_insert_default();
+        if let Some(mark) = &all.mark {
+            found.retain(|channel| **channel != *mark.channel);
+        }
+        all.stage = Stage::Found(found);
+        true
+    }
+
+    /// What the listener is to be asked now, if anything.
+    pub(super) fn ask(&mut self) -> Option<Asked> {
+        let all = self.0.as_mut()?;
+        let Stage::Found(found) = &mut all.stage else { return None };
+        let channels = std::mem::take(found);
+        all.number += 1;
+        all.stage = Stage::Asked;
+        Some(Asked { channels, recall: all.recall.number(), number: all.number })
+    }
+
+    /// The listener listens: the query that sends the marker, on the connection of this process. `None` if there is nothing
+    /// that it could listen to.
+    pub(super) fn mark(&mut self, mark: Mark, pid: Option<u32>) -> Option<String> {
+        let all = self.0.as_mut()?;
+        let channel = identifier(&mark.channel);
+        let payload = mark.payload(Mark::MARKER, all.number, pid);
+        (all.mark, all.stage) = (Some(mark), Stage::Marking { seen: false });
+        Some(format!("LISTEN {channel};NOTIFY {channel},{payload}"))
+    }
+
+    /// Once the marker has come back: the query with which the connection listens no more.
+    pub(super) fn unlisten(&mut self) -> Option<&'static str> {
+        let all = self.0.as_mut().filter(|all| all.stage == Stage::Marked)?;
+        all.stage = Stage::Unlistening;
+        Some("UNLISTEN *")
     }
 
     /// The `ReadyForQuery` of a step of the hand-over; false if it failed.
     pub(super) fn handed_over(&mut self) -> bool {
-        let Some(channels) = &mut self.channels else { return false };
-        channels.stage = match channels.stage {
+        let Some(all) = &mut self.0 else { return false };
+        all.stage = match all.stage {
             Stage::Marking { seen: true } => Stage::Marked,
             Stage::Unlistening => Stage::Settling,
             _ => return false,
@@ -287,98 +275,196 @@ impl Core {
         true
     }
 
-    /// Whether a notification is this connection's to deliver.
+    /// The listener delivers what comes on these.
+    pub(super) fn carry(&mut self, mut carried: Vec<String>) {
+        carried.sort_unstable();
+        self.0 = self.0.take().filter(|_| !carried.is_empty());
+        if let Some(all) = &mut self.0 {
+            (all.carried, all.stage, all.recall) = (carried, Stage::Still, Recall::None);
+        }
+    }
+
+    /// Whether a notification is the connection's to deliver.
     pub(super) fn delivers(&mut self, body: &[u8]) -> bool {
-        let Some(channels) = &mut self.channels else { return true };
+        let Some(all) = &mut self.0 else { return true };
         let Some((channel, _)) = wire::notification(body) else { return true };
-        if let Some(mark) = channels.mark.as_ref().filter(|mark| mark.channel.as_bytes() == channel) {
+        if let Some(mark) = all.mark.as_ref().filter(|mark| mark.channel.as_bytes() == channel) {
             let said = mark.seal.read(body);
-            if said == Some((mark.id, Mark::PAUSE, channels.recall)) {
-                (channels.paused, channels.pausing) = (true, true);
+            if let Recall::Taking(number, delivery) = &mut all.recall
+                && said == Some((mark.id, Mark::PAUSE, *number))
+            {
+                *delivery = Delivery::Pausing;
             }
-            if let Stage::Marking { seen } = &mut channels.stage {
-                *seen |= said == Some((mark.id, Mark::MARKER, channels.number));
+            if let Stage::Marking { seen } = &mut all.stage {
+                *seen |= said == Some((mark.id, Mark::MARKER, all.number));
             }
             return false;
         }
-        match &channels.stage {
+        match &all.stage {
             Stage::Marking { seen: true } | Stage::Marked | Stage::Unlistening => false,
             _ => {
-                let carried = channels.carried.binary_search_by(|carried| carried.as_bytes().cmp(channel));
-                channels.paused || carried.is_err()
+                let carried = all.carried.binary_search_by(|carried| carried.as_bytes().cmp(channel));
+                all.recall.delivers() || carried.is_err()
             }
         }
     }
 
-    /// A statement that has to do with channels, or may notify its own session, is about to run: the connection is to
-    /// listen to those of the session, in the same transaction. A `Query` would end an implicit
-    /// transaction.
-    pub(super) fn recall_channels(
-        &mut self,
-        effects: &Effects,
-        protocol: Protocol,
-        backend: &mut BackendState,
-        up: &mut Vec<u8>,
-    ) {
+    /// A statement that has to do with channels, or may notify its own session, is about to run on the connection of this
+    /// process: the statements with which that listens to those of the session, in the same transaction. `None` if it does
+    /// already, or has not to.
+    pub(super) fn recall(&mut self, effects: &Effects, pid: Option<u32>) -> Option<Vec<String>> {
         if !effects.channels && !effects.notifies {
-            return;
+            return None;
         }
-        let Some(channels) = &mut self.channels else { return };
-        if channels.recall != 0 {
-            // Whatever the connection listens to then is its own to deliver.
-            channels.paused |= channels.pauses && effects.channels;
-            return;
+        let all = self.0.as_mut()?;
+        if all.recall != Recall::None {
+            if let Recall::Taking(_, delivery @ Delivery::Listener) = &mut all.recall
+                && effects.channels
+            {
+                // Whatever the connection listens to then is its own to deliver.
+                *delivery = Delivery::Connection;
+            }
+            return None;
         }
-        let Some(mark) = channels.mark.as_ref().filter(|_| !channels.carried.is_empty()) else { return };
-        channels.number += 1;
-        channels.recall = channels.number;
+        let mark = all.mark.as_ref().filter(|_| !all.carried.is_empty())?;
+        all.number += 1;
+        let own = identifier(&mark.channel);
+        let mut statements: Vec<String> =
+            all.carried.iter().map(|channel| format!("LISTEN {}", unicode_identifier(channel))).collect();
         // One that asks for the channels must not see the one of pgusher's own.
         let what = if effects.channels { Mark::RECALL } else { Mark::PAUSE };
-        let own = identifier(&mark.channel);
-        let mut statements: Vec<String> = channels
-            .carried
-            .iter()
-            .map(|channel| format!("LISTEN {}", unicode_identifier(channel)))
-            .collect();
-        channels.pauses = what == Mark::PAUSE;
-        if channels.pauses {
+        if what == Mark::PAUSE {
+            all.recall = Recall::Taking(all.number, Delivery::Listener);
             statements.push(format!("LISTEN {own}"));
-        }
-        statements.push(format!("NOTIFY {own},{}", mark.payload(what, channels.recall, backend)));
-        backend.unnamed = None;
-        // LISTEN takes effect when its transaction ends: where none has begun, it has one of its own.
-        if protocol == Protocol::Simple || self.status == b'I' && !self.unsynced {
-            wire::query(up, &statements.join(";"));
-            self.requests.push_hidden(Kind::Query, None);
         } else {
-            statements.iter().for_each(|statement| self.run_hidden(statement, up));
+            all.recall = Recall::Mute(all.number);
         }
+        statements.push(format!("NOTIFY {own},{}", mark.payload(what, all.number, pid)));
+        Some(statements)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark() -> Mark {
+        Mark { id: 5, channel: "ours".into(), seal: Seal::new([7; 32]) }
     }
 
-    /// `Parse`, `Bind` and `Execute` of a statement of our own, inside the transaction that the client is in.
-    pub(super) fn run_hidden(&mut self, statement: &str, up: &mut Vec<u8>) {
-        debug_assert_eq!(self.mode, PoolMode::Transaction);
-        wire::message(up, b'P', |out| {
-            out.push(0);
-            wire::push_cstr(out, statement);
-            out.extend([0; 2]);
-        });
-        // Not the unnamed portal, which the client may have, or may ask for because it has none.
-        let portal = self.interner.name(0);
-        wire::message(up, b'B', |out| {
-            wire::push_cstr(out, &portal);
-            out.extend([0; 7]);
-        });
-        wire::message(up, b'E', |out| {
-            wire::push_cstr(out, &portal);
-            out.extend([0; 4]);
-        });
-        wire::message(up, b'C', |out| {
-            out.push(b'P');
-            wire::push_cstr(out, &portal);
-        });
-        for kind in [Kind::ParseUnnamed, Kind::Bind, Kind::Execute, Kind::Close] {
-            self.requests.push_hidden(kind, None);
-        }
+    /// A notification that this process sends on pgusher's own channel.
+    fn said(what: u8, number: u64) -> Vec<u8> {
+        let payload = mark().payload(what, number, Some(9));
+        let mut body = 9u32.to_be_bytes().to_vec();
+        wire::push_cstr(&mut body, "ours");
+        wire::push_cstr(&mut body, payload.trim_matches('\''));
+        body
+    }
+
+    fn notified(channel: &str) -> Vec<u8> {
+        let mut body = 9u32.to_be_bytes().to_vec();
+        wire::push_cstr(&mut body, channel);
+        wire::push_cstr(&mut body, "");
+        body
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    /// Those of a session that the listener delivers.
+    fn carried() -> Channels {
+        let mut channels = Channels::default();
+        assert!(channels.found(names(&["b", "a"])));
+        let asked = channels.ask().expect("the listener is asked");
+        assert_eq!(asked, Asked { channels: names(&["b", "a"]), recall: 0, number: 1 });
+        assert!(channels.awaits_listener() && channels.ask().is_none());
+        assert!(channels.unlisten().is_none(), "the marker was not even sent");
+        channels.mark(mark(), Some(9)).expect("the marker is sent");
+        assert!(channels.delivers(&notified("a")), "until the marker comes back");
+        assert!(!channels.delivers(&said(Mark::MARKER, 1)));
+        assert!(!channels.delivers(&notified("a")), "the listener delivers it");
+        assert!(channels.handed_over());
+        channels.unlisten().expect("it listens no more");
+        assert!(channels.handed_over() && channels.is_settling());
+        channels.carry(names(&["b", "a"]));
+        assert!(channels.is_carried() && !channels.is_handing_over());
+        channels
+    }
+
+    #[test]
+    fn a_marker_that_did_not_come_back_hands_nothing_over() {
+        let mut channels = Channels::default();
+        assert!(!channels.handed_over());
+        channels.found(names(&["a"]));
+        channels.ask();
+        channels.mark(mark(), Some(9)).expect("the marker is sent");
+        channels.delivers(&said(Mark::MARKER, 2));
+        channels.delivers(&notified("a"));
+        assert!(!channels.handed_over(), "the marker of another hand-over");
+    }
+
+    #[test]
+    fn who_delivers_after_a_recall_is_said_by_the_connection() {
+        let mut channels = carried();
+        let notifies = Effects { notifies: true, ..Effects::default() };
+        let statements = channels.recall(&notifies, Some(9)).expect("they are brought back");
+        assert!(statements.contains(&"LISTEN \"ours\"".to_owned()), "{statements:?}");
+        assert!(channels.recall(&notifies, Some(9)).is_none(), "once");
+        assert!(!channels.delivers(&notified("a")), "the listener still does");
+        assert!(channels.delivers(&notified("other")));
+        assert!(!channels.delivers(&said(Mark::PAUSE, 1)), "another recall's");
+        assert_eq!(channels.pausing(), None);
+        assert!(!channels.delivers(&said(Mark::PAUSE, 2)));
+        assert_eq!(channels.pausing(), Some(2));
+        channels.paused();
+        assert_eq!((channels.pausing(), channels.delivers(&notified("a"))), (None, true));
+    }
+
+    #[test]
+    fn a_statement_that_asks_for_the_channels_does_not_see_pgushers_own() {
+        let mut channels = carried();
+        let asks = Effects { channels: true, ..Effects::default() };
+        let statements = channels.recall(&asks, Some(9)).expect("they are brought back");
+        assert!(!statements.contains(&"LISTEN \"ours\"".to_owned()), "{statements:?}");
+        assert!(!channels.delivers(&notified("a")) && channels.pausing().is_none());
+        channels.carry(Vec::new());
+        assert!(!channels.is_any());
+    }
+
+    #[test]
+    fn what_changes_channels_in_a_recall_makes_the_connection_deliver() {
+        let mut channels = carried();
+        channels.recall(&Effects { notifies: true, ..Effects::default() }, Some(9)).expect("brought back");
+        channels.recall(&Effects { channels: true, ..Effects::default() }, Some(9));
+        assert!(channels.delivers(&notified("a")) && channels.pausing().is_none());
+    }
+
+    #[test]
+    fn too_many_are_not_handed_over_and_none_need_not_be() {
+        let mut channels = Channels::default();
+        assert!(channels.found(Vec::new()) && !channels.is_any());
+        assert!(channels.found((0..MAX_CHANNELS).map(|i| i.to_string()).collect()));
+        assert!(!channels.found((0..=MAX_CHANNELS).map(|i| i.to_string()).collect()));
+        channels.give_up();
+        assert!(!channels.is_any());
+    }
+
+    /// Whoever shares the upstream's role can read what was said on the channel of pgusher's own, and say it again.
+    #[test]
+    fn what_others_say_on_our_own_channel_is_not_heard() {
+        let mark = Mark { id: 7, channel: "c".into(), seal: Seal::new([1; 32]) };
+        let said = |pid: u32, payload: &str| {
+            [&pid.to_be_bytes()[..], b"c\0", payload.trim_matches('\'').as_bytes(), b"\0"].concat()
+        };
+        let payload = mark.payload(Mark::RECALL, 3, Some(42));
+        assert_eq!(mark.seal.read(&said(42, &payload)), Some((7, Mark::RECALL, 3)));
+        assert_eq!(mark.seal.read(&said(43, &payload)), None, "copied");
+        assert_eq!(mark.seal.read(&said(42, &payload.replacen('3', "4", 1))), None, "changed");
+        assert_eq!(mark.seal.read(&said(42, "7.r3")), None, "without a seal");
+        assert_eq!(mark.seal.read(&said(42, "7.r3.0000000000000000")), None);
+        assert_eq!(Seal::new([2; 32]).read(&said(42, &payload)), None, "of another listener");
+        let unknown = mark.payload(Mark::PAUSE, 3, None);
+        assert_eq!(mark.seal.read(&said(44, &unknown)), Some((7, Mark::PAUSE, 3)));
     }
 }

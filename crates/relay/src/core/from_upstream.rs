@@ -136,7 +136,7 @@ impl Core {
         }
         let body = input.get(HEADER..header.total);
         let looked_at = matches!(header.tag, b'S' | b'C' | b'E' | b'Z' | b'N')
-            || header.tag == b'A' && self.channels.is_some();
+            || header.tag == b'A' && self.channels.is_any();
         if body.is_none() && header.total <= GATHER && looked_at {
             return Ok(Step::Wait);
         }
@@ -168,7 +168,7 @@ impl Core {
             b'N' if ours => Ok(Step::Drop),
             // A notification is the client's, whatever it meets, unless the listener delivers it.
             b'A' if !self.is_setting_up() => {
-                Ok(if self.delivers(body.unwrap_or_default()) { Step::Pass } else { Step::Drop })
+                Ok(if self.channels.delivers(body.unwrap_or_default()) { Step::Pass } else { Step::Drop })
             }
             b'N' => Ok(Step::Pass),
             _ if ours => Ok(Step::Drop),
@@ -254,7 +254,7 @@ impl Core {
             return Ok(Step::Drop);
         }
         if front == Some(Kind::HandOver) {
-            return match self.handed_over() {
+            return match self.channels.handed_over() {
                 true => Ok(Step::Drop),
                 false => Err(Broken::Desync("a marker did not come back".into())),
             };

@@ -1,7 +1,7 @@
 //! `Parse`, and statements that are prepared for the client.
 
-use super::channels::Protocol;
 use super::from_client::{Incoming, Step, Wires};
+use super::hand_over::Protocol;
 use super::names::NamesIn;
 use super::query::FORGET_SEQUENCES;
 use super::requests::{Kind, Note};

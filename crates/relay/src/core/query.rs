@@ -1,7 +1,7 @@
 //! Simple queries, of which some are answered otherwise.
 
-use super::channels::Protocol;
 use super::from_client::{Incoming, Step, Wires};
+use super::hand_over::Protocol;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, GATHER, Rest, Sink};
 use crate::PoolMode;

@@ -631,25 +631,6 @@ fn in_a_failed_transaction_a_statement_that_another_connection_has_is_described(
     }
 }
 
-/// Whoever shares the upstream's role can read what was said on the channel of pgusher's own, and say it again.
-#[test]
-fn what_others_say_on_our_own_channel_is_not_heard() {
-    let mark = Mark { id: 7, channel: "c".into(), seal: Seal::new([1; 32]) };
-    let said = |pid: u32, payload: &str| {
-        [&pid.to_be_bytes()[..], b"c\0", payload.trim_matches('\'').as_bytes(), b"\0"].concat()
-    };
-    let of = |pid| BackendState::new(Arc::default(), 1, pid);
-    let payload = mark.payload(Mark::RECALL, 3, &of(Some(42)));
-    assert_eq!(mark.seal.read(&said(42, &payload)), Some((7, Mark::RECALL, 3)));
-    assert_eq!(mark.seal.read(&said(43, &payload)), None, "copied");
-    assert_eq!(mark.seal.read(&said(42, &payload.replacen('3', "4", 1))), None, "changed");
-    assert_eq!(mark.seal.read(&said(42, "7.r3")), None, "without a seal");
-    assert_eq!(mark.seal.read(&said(42, "7.r3.0000000000000000")), None);
-    assert_eq!(Seal::new([2; 32]).read(&said(42, &payload)), None, "of another listener");
-    let unknown = mark.payload(Mark::PAUSE, 3, &of(None));
-    assert_eq!(mark.seal.read(&said(44, &unknown)), Some((7, Mark::PAUSE, 3)));
-}
-
 /// However often a statement is bound or waits, it is gone through a few times.
 #[test]
 fn a_long_statement_is_gone_through_once_and_not_at_each_use() {

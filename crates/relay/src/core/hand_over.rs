@@ -1,0 +1,162 @@
+//! `LISTEN` without a connection of one's own: how a session's channels go to the pool's listener and come back.
+
+use super::channels::{Asked, Mark};
+use super::requests::Kind;
+use super::{BackendState, Core};
+use crate::PoolMode;
+use crate::sql::{Effects, Pin};
+
+/// How a statement comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Simple,
+    Extended,
+}
+
+impl Core {
+    /// True while the session's channels are on their way to the listener.
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.channels.is_handing_over()
+    }
+
+    /// True if a notification can be put in between what the client gets, as PostgreSQL would: outside a transaction.
+    pub(crate) fn takes_notifications(&self) -> bool {
+        self.is_idle() && !self.refusing
+    }
+
+    /// True if the session has channels that the listener delivers.
+    pub(crate) fn has_carried_channels(&self) -> bool {
+        self.channels.is_carried()
+    }
+
+    /// True if what the client sends must wait: channels were brought back in a transaction that is over, or may be,
+    /// and in the next one it must be known what became of them.
+    pub(super) fn must_settle_first(&self) -> bool {
+        self.channels.is_recalled() && (self.requests.has_an_end() || self.status == b'I' && !self.unsynced)
+    }
+
+    /// The connection says that it listens to these.
+    pub(super) fn found_channels(&mut self, found: Vec<String>) {
+        if !self.channels.found(found) {
+            self.keep_channels();
+        }
+    }
+
+    /// What the listener is to be asked now, if anything.
+    pub(crate) fn ask_listener(&mut self) -> Option<Asked> {
+        self.channels.ask()
+    }
+
+    /// True if the listener's first answer is awaited, or its last one.
+    pub(crate) fn awaits_listener(&self) -> bool {
+        self.channels.awaits_listener()
+    }
+
+    /// The listener listens: the marker is sent. False if it would deliver in another encoding than the client's:
+    /// it does so in UTF-8.
+    pub(crate) fn mark(&mut self, mark: Mark, backend: &mut BackendState, up: &mut Vec<u8>) -> bool {
+        if !self.is_utf8() && !self.channels.is_carried() {
+            return false;
+        }
+        let Some(query) = self.channels.mark(mark, backend.pid) else { return false };
+        wire::query(up, &query);
+        backend.unnamed = None;
+        self.requests.push(Kind::HandOver);
+        true
+    }
+
+    /// Once the marker has come back: the connection is to listen no more. False if it is not the time.
+    pub(crate) fn unlisten(&mut self, up: &mut Vec<u8>) -> bool {
+        let Some(query) = self.channels.unlisten() else { return false };
+        wire::query(up, query);
+        self.requests.push(Kind::HandOver);
+        true
+    }
+
+    /// The listener delivers what comes on these.
+    pub(crate) fn carry_channels(&mut self, carried: Vec<String>) {
+        self.channels.carry(carried);
+    }
+
+    /// There is no listener to be had: the session keeps its connection.
+    pub(crate) fn keep_channels(&mut self) {
+        self.channels.give_up();
+        self.residue.pin_until_gone(Pin::Listen);
+    }
+
+    /// True if the session has any.
+    pub(crate) fn has_channels(&self) -> bool {
+        self.channels.is_any()
+    }
+
+    /// True if the connection does not listen any more, and the listener has not said that it delivers.
+    pub(crate) fn is_settling(&self) -> bool {
+        self.channels.is_settling()
+    }
+
+    /// The recall with which the listener stops to deliver: see [`Channels::pausing`](super::channels::Channels::pausing).
+    pub(crate) fn pausing(&self) -> Option<u64> {
+        self.channels.pausing()
+    }
+
+    /// What the listener has delivered before has been sent.
+    pub(crate) fn paused(&mut self) {
+        self.channels.paused();
+    }
+
+    /// False if a notification has characters that the listener was sent in another encoding than the client's.
+    pub(crate) fn can_be_told(&self, message: &[u8]) -> bool {
+        self.is_utf8() || message.get(wire::HEADER + 4..).unwrap_or_default().is_ascii()
+    }
+
+    fn is_utf8(&self) -> bool {
+        self.settings.reported().get(b"client_encoding") == Some(b"UTF8")
+    }
+
+    /// A statement that has to do with channels, or may notify its own session, is about to run: the connection is to
+    /// listen to those of the session, in the same transaction. A `Query` would end an implicit transaction.
+    pub(super) fn recall_channels(
+        &mut self,
+        effects: &Effects,
+        protocol: Protocol,
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
+        let Some(statements) = self.channels.recall(effects, backend.pid) else { return };
+        backend.unnamed = None;
+        // LISTEN takes effect when its transaction ends: where none has begun, it has one of its own.
+        if protocol == Protocol::Simple || self.status == b'I' && !self.unsynced {
+            wire::query(up, &statements.join(";"));
+            self.requests.push_hidden(Kind::Query, None);
+        } else {
+            statements.iter().for_each(|statement| self.run_hidden(statement, up));
+        }
+    }
+
+    /// `Parse`, `Bind` and `Execute` of a statement of our own, inside the transaction that the client is in.
+    pub(super) fn run_hidden(&mut self, statement: &str, up: &mut Vec<u8>) {
+        debug_assert_eq!(self.mode, PoolMode::Transaction);
+        wire::message(up, b'P', |out| {
+            out.push(0);
+            wire::push_cstr(out, statement);
+            out.extend([0; 2]);
+        });
+        // Not the unnamed portal, which the client may have, or may ask for because it has none.
+        let portal = self.interner.name(0);
+        wire::message(up, b'B', |out| {
+            wire::push_cstr(out, &portal);
+            out.extend([0; 7]);
+        });
+        wire::message(up, b'E', |out| {
+            wire::push_cstr(out, &portal);
+            out.extend([0; 4]);
+        });
+        wire::message(up, b'C', |out| {
+            out.push(b'P');
+            wire::push_cstr(out, &portal);
+        });
+        for kind in [Kind::ParseUnnamed, Kind::Bind, Kind::Execute, Kind::Close] {
+            self.requests.push_hidden(kind, None);
+        }
+    }
+}
