@@ -3,6 +3,7 @@
 //! out is ranges of the input as long as nothing has to be changed.
 
 mod channels;
+mod facts;
 mod extended;
 mod from_client;
 mod from_upstream;
@@ -16,24 +17,26 @@ mod residue;
 mod sink;
 mod survey;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 pub use channels::{Asked, Mark, Seal};
+pub use facts::Facts;
 pub(crate) use sink::Sink;
 
 use crate::PoolMode;
 use crate::catalog::{Catalog, Words};
 use crate::reset::{self, Proof};
 use crate::settings::{BackendSettings, Parameters, SessionSettings};
-use crate::sql::{self, Effects, Pin, Scan};
+use crate::sql::{Effects, Pin, Scan};
 use crate::statement::{Interner, Named, Names, Prepared, Unnamed, UnnamedText};
 use channels::Channels;
+use facts::SessionFacts;
 use replay::{Batch, Replay};
 use requests::{Kind, Note, Request, Requests};
 use residue::{Residue, Surveyed};
 use survey::Touched;
 use wire::UserName;
-use wire::error::{Fault, Refusal, SqlState};
+use wire::error::Refusal;
 
 /// A message up to this long is looked at whole; it is waited for if only a part of it is there.
 pub const GATHER: usize = 16 << 10;
@@ -75,9 +78,6 @@ const MAX_NOTED: usize = 8 << 20;
 
 /// How many bytes of statements that are bound may be gone through before answers are waited for.
 const MAX_WORK: usize = 512 << 10;
-
-/// What is known of a database before a session was lent a connection to it. One for all: most sessions are idle.
-static NO_CATALOG: LazyLock<Arc<Catalog>> = LazyLock::new(Arc::default);
 
 type UnnamedStamp = (u64, u64);
 
@@ -144,19 +144,6 @@ impl BackendState {
     }
 }
 
-/// What a client may be shown by `SHOW pgusher.…`.
-#[derive(Debug, Clone)]
-pub struct Facts {
-    /// Its environment.
-    pub environment: String,
-    /// Its connection.
-    pub connection: String,
-    /// Who it is.
-    pub user: UserName,
-    /// Why.
-    pub route: String,
-}
-
 /// What a piece of the client's bytes led to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Then {
@@ -219,11 +206,8 @@ enum Rest {
 /// One session's core.
 #[derive(Debug)]
 pub(crate) struct Core {
-    id: u64,
-    mode: PoolMode,
+    facts: SessionFacts,
     interner: Arc<Interner>,
-    facts: Arc<Facts>,
-    settings: SessionSettings,
     requests: Requests,
     /// At how many requests answers are asked for next.
     flush_at: usize,
@@ -244,15 +228,9 @@ pub(crate) struct Core {
     names: Option<Box<Names>>,
     unnamed: Unnamed,
     residue: Residue,
-    /// What the database's own functions may do.
-    catalog: Arc<Catalog>,
-    /// Something is being defined that others may run, and this is what it may do.
-    defines: Option<Box<Effects>>,
     channels: Channels,
     /// A request that may deallocate every statement is under way.
     distrust: bool,
-    /// A request is under way that may change how texts are read (`standard_conforming_strings`, `client_encoding`).
-    rereading: bool,
     replay: Replay,
     /// What is held waits for the answer to this request, at the most.
     held_until: u64,
@@ -297,11 +275,8 @@ impl Core {
         settings: SessionSettings,
     ) -> Self {
         Self {
-            id,
-            mode,
+            facts: SessionFacts::new(id, mode, facts, settings),
             interner,
-            facts,
-            settings,
             requests: Requests::default(),
             flush_at: MAX_UNASKED,
             ahead: 0,
@@ -315,11 +290,8 @@ impl Core {
             names: None,
             unnamed: Unnamed::default(),
             residue: Residue::default(),
-            catalog: NO_CATALOG.clone(),
-            defines: None,
             channels: Channels::default(),
             distrust: false,
-            rereading: false,
             replay: Replay::None,
             held_until: 0,
             work: 0,
@@ -348,7 +320,7 @@ impl Core {
 
     /// True if the connection must be asked what is left on it before anything is decided.
     pub(crate) fn wants_survey(&self) -> bool {
-        self.residue.is_touched() && self.mode == PoolMode::Transaction && self.is_idle()
+        self.residue.is_touched() && self.facts.is_lent_for_transactions() && self.is_idle()
     }
 
     /// True if the session keeps a connection that it must be given its startup values on again.
@@ -358,7 +330,7 @@ impl Core {
 
     /// Asks it; to be called when [`Core::wants_survey`] says so.
     pub(crate) fn survey(&mut self, proof: Proof, backend: &mut BackendState, up: &mut Vec<u8>) {
-        let Some(question) = self.residue.ask(proof, &self.settings) else { return };
+        let Some(question) = self.residue.ask(proof, self.facts.settings()) else { return };
         wire::query(up, &question);
         // A simple query destroys the unnamed statement.
         backend.unnamed = None;
@@ -381,13 +353,15 @@ impl Core {
             let name = name.as_bytes();
             match value {
                 // Its value has been reported already.
-                Some(_) if self.settings.reports(name) => {}
-                Some(value) if self.settings.carry(name, value) => backend.settings.carry(name, value),
+                Some(_) if self.facts.settings().reports(name) => {}
+                Some(value) if self.facts.settings_mut().carry(name, value) => {
+                    backend.settings.carry(name, value);
+                }
                 // More than is carried from one connection to the next.
                 Some(_) => self.pin_for(Pin::Setting),
                 None => {
                     backend.settings.reset(name);
-                    self.settings.reset(name);
+                    self.facts.settings_mut().reset(name);
                     self.residue.stray();
                 }
             }
@@ -397,7 +371,7 @@ impl Core {
             Some(channels) => self.found_channels(channels),
             None => self.keep_channels(),
         }
-        self.settings.settled(&mut backend.settings);
+        self.facts.settings().settled(&mut backend.settings);
     }
 
     /// Asks the server to take away what another user has left on it; nothing of this one's may be sent before that is
@@ -417,7 +391,7 @@ impl Core {
     /// Who the session's user is.
     #[cfg(test)]
     pub(crate) fn user(&self) -> &UserName {
-        &self.facts.user
+        self.facts.user()
     }
 
     /// The connection that was to be set up is gone; nothing of the client's was sent on it.
@@ -436,19 +410,19 @@ impl Core {
 
     /// For how long the session has a connection.
     pub(crate) fn mode(&self) -> PoolMode {
-        self.mode
+        self.facts.mode()
     }
 
     /// Gives a connection to the session; what must be sent on it first goes to `up`.
     pub(crate) fn attach(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
-        if self.mode == PoolMode::Session {
+        if !self.facts.is_lent_for_transactions() {
             return;
         }
-        backend.serve(&self.facts.user);
-        backend.foreign_sequences |= backend.session != self.id && backend.session != 0;
-        backend.session = self.id;
+        backend.serve(self.facts.user());
+        backend.foreign_sequences |= backend.session != self.facts.id() && backend.session != 0;
+        backend.session = self.facts.id();
         self.residue.give_defaults();
-        if let Some(sql) = self.settings.setup(&mut backend.settings) {
+        if let Some(sql) = self.facts.settings().setup(&mut backend.settings) {
             wire::query(up, &sql);
             // A simple query destroys the unnamed statement.
             backend.unnamed = None;
@@ -459,7 +433,7 @@ impl Core {
     /// True if the connection can go back to its pool now: nothing is owed on it and nothing is left on it.
     pub(crate) fn may_release(&self) -> bool {
         self.is_idle()
-            && self.mode == PoolMode::Transaction
+            && self.facts.is_lent_for_transactions()
             && self.residue.is_nothing()
             && !self.is_handing_over()
     }
@@ -495,7 +469,7 @@ impl Core {
     fn stain(&mut self, effects: &Effects) {
         self.residue.stain_by(effects);
         if effects.defines {
-            self.define(effects.defined.as_deref());
+            self.facts.define(effects.defined.as_deref());
         }
     }
 
@@ -561,7 +535,7 @@ impl Core {
 
     /// From now on the session keeps its connection.
     fn pin_for(&mut self, reason: Pin) {
-        if self.mode == PoolMode::Transaction && !self.residue.is_pinned_for_good() {
+        if self.facts.is_lent_for_transactions() && !self.residue.is_pinned_for_good() {
             self.residue.pin_for_good(reason);
             if !self.channels.is_recalled() {
                 self.residue.ask_only_for_resets();
@@ -569,70 +543,23 @@ impl Core {
         }
     }
 
-    /// What a text may do to the session.
-    fn effects(&self, text: &[u8]) -> Option<Box<Effects>> {
-        let own = match sql::is_suspicious(text) {
-            false => None,
-            true if !self.can_lex() && !sql::reads_alike(text) => Some(Box::new(Effects::opaque())),
-            true => sql::suspected(text),
-        };
-        self.with_catalog(own, || self.catalog.mentioned(text))
-    }
-
-    /// Whether the lexer reads a text that comes now as the upstream will.
-    fn can_lex(&self) -> bool {
-        self.settings.is_lexable() && !self.rereading
-    }
-
     /// True if a text is to be read when what is under way is answered: only then it is known how.
     fn must_know_how_to_read(&self, tag: u8) -> bool {
-        self.rereading
+        self.facts.is_reading_changing()
             && matches!(tag, b'Q' | b'P' | b'B')
-            && self.mode == PoolMode::Transaction
+            && self.facts.is_lent_for_transactions()
             && !self.unsynced
             && !self.requests.is_empty()
     }
 
-    /// What a statement may do by itself, with what the database's functions may do that it names.
-    fn with_catalog(
-        &self,
-        own: Option<Box<Effects>>,
-        mentioned: impl FnOnce() -> Option<Box<Effects>>,
-    ) -> Option<Box<Effects>> {
-        if self.catalog.is_plain() && own.is_none() {
-            return None;
-        }
-        let mentioned = if self.catalog.is_plain() { None } else { mentioned() };
-        let Some(mut effects) = own else { return mentioned };
-        // A view of nothing that matters is nothing that matters.
-        let itself = effects.pin.is_some() || !effects.settings.is_empty() || effects.reads_sequences;
-        effects.defines |= effects.relates && (mentioned.is_some() || itself);
-        effects.asks_all |= effects.calls && !self.catalog.is_known();
-        mentioned.iter().for_each(|mentioned| effects.add(mentioned));
-        Some(effects)
-    }
-
     /// Takes what is known of the database from now on, if that is something else.
     pub(crate) fn knows(&mut self, catalog: impl FnOnce(&Arc<Catalog>) -> Option<Arc<Catalog>>) {
-        if let Some(other) = catalog(&self.catalog) {
-            self.catalog = other;
-        }
-    }
-
-    /// Something is about to be defined, which can be used in the same transaction.
-    fn define(&mut self, defined: Option<&Effects>) {
-        let all = self.defines.get_or_insert_default();
-        defined.into_iter().for_each(|defined| all.add(defined));
-        let doubted = self.catalog.doubted(all);
-        // What is known of statements by it goes on to be known.
-        if !doubted.doubts_as(&self.catalog) {
-            self.catalog = Arc::new(doubted);
-        }
+        self.facts.know(catalog);
     }
 
     /// What was defined since this was last asked, if anything: then the database is to be asked again.
     pub(crate) fn has_defined(&mut self) -> Option<Box<Effects>> {
-        if self.defines.is_some() && self.is_idle() { self.defines.take() } else { None }
+        if self.is_idle() { self.facts.take_defined() } else { None }
     }
 
     /// A statement that may do this is about to run.
@@ -640,11 +567,8 @@ impl Core {
         if effects.foreseen {
             self.residue.foresee();
         }
-        if effects.defines {
-            self.define(effects.defined.as_deref());
-        }
+        self.facts.foresee(effects);
         self.distrust |= effects.deallocates_all;
-        self.rereading |= effects.may_reread();
         if let Some(reason) = effects.pin {
             self.residue.foresee();
             self.pin_for(reason);
@@ -728,32 +652,6 @@ impl Core {
         wire::query(up, &format!("DEALLOCATE {none}"));
         self.unnamed = Unnamed::default();
         self.requests.push_noted(Kind::Query, Note::Refused(error));
-    }
-
-    /// Why a statement is refused that would set or reset one of pgusher's own settings: somebody who believes to have
-    /// changed the environment must not go on where he is.
-    fn refused_setting(&self, effects: &Effects) -> Option<Refusal> {
-        let name = effects.sets_ours.as_deref()?;
-        let (sqlstate, message) = match name.strip_prefix("pgusher.") {
-            Some("environment") => {
-                (SqlState("55P02"), format!("parameter \"{name}\" cannot be changed after connection start"))
-            }
-            Some("connection" | "user" | "route" | "pin") => {
-                (SqlState("55P02"), format!("parameter \"{name}\" cannot be changed"))
-            }
-            _ => {
-                let shown: String = name.chars().take(63).collect();
-                (SqlState::UNDEFINED_OBJECT, format!("unrecognized configuration parameter \"{shown}\""))
-            }
-        };
-        let environment = &self.facts.environment;
-        let refusal = Refusal::new(Fault::Client, sqlstate, message);
-        let refusal =
-            refusal.detail(format!("This session is in environment \"{environment}\"; nothing was run."));
-        Some(
-            refusal
-                .hint("To be in another environment, connect anew with options=-c pgusher.environment=NAME."),
-        )
     }
 }
 

@@ -6,7 +6,6 @@ use super::from_client::{Incoming, Step, Wires};
 use super::names::{NamesIn, names};
 use super::requests::{Kind, NOTHING, Note};
 use super::{BackendState, Core, GATHER, Rest, Seen, Sink};
-use crate::PoolMode;
 use crate::sql::Effects;
 use crate::statement::{Held, MAX_MENTIONING, Named, UnnamedText, significant};
 use wire::error::{Fault, Refusal, Shown, SqlState};
@@ -26,7 +25,7 @@ impl Core {
             b'D' => Kind::Describe,
             _ => Kind::Close,
         };
-        if self.mode != PoolMode::Transaction && kind != Kind::Parse {
+        if !self.facts.is_lent_for_transactions() && kind != Kind::Parse {
             self.requests.push(kind);
             return Ok(Step::Streams(Rest::Pass));
         }
@@ -83,8 +82,8 @@ impl Core {
     pub(super) fn has_seen_unnamed(&self) -> bool {
         let is_it = |seen: &Seen| {
             seen.stamp == self.unnamed.stamp
-                && seen.lexable == self.can_lex()
-                && Arc::ptr_eq(&seen.catalog, &self.catalog)
+                && seen.lexable == self.facts.can_lex()
+                && Arc::ptr_eq(&seen.catalog, self.facts.catalog())
         };
         self.seen.as_deref().is_some_and(is_it)
     }
@@ -99,11 +98,12 @@ impl Core {
             let text = cstr(text).map_or(text, |(text, _)| text);
             let effects = match text.len() > MAX_MENTIONING {
                 true => Some(Box::new(Effects::opaque())),
-                false => self.effects(text),
+                false => self.facts.effects(text),
             };
-            let (stamp, lexable, length) = (self.unnamed.stamp, self.can_lex(), text.len());
+            let (stamp, lexable, length) = (self.unnamed.stamp, self.facts.can_lex(), text.len());
             self.worked(length);
-            self.seen = Some(Box::new(Seen { stamp, lexable, catalog: self.catalog.clone(), effects }));
+            self.seen =
+                Some(Box::new(Seen { stamp, lexable, catalog: self.facts.catalog().clone(), effects }));
         }
         let seen = self.seen.take();
         if let Some(effects) = seen.as_ref().and_then(|seen| seen.effects.as_ref()) {
@@ -179,11 +179,12 @@ impl Core {
     /// A named statement is bound: what that may do is foreseen.
     fn foresee_named(&mut self, named: &Named, backend: &mut BackendState, up: &mut Vec<u8>) {
         let (statement, mut gone_through) = (&named.statement, 0);
-        let own = match self.can_lex() {
+        let own = match self.facts.can_lex() {
             true => statement.effects().map(|effects| Box::new(effects.clone())),
             false => statement.effects_unread(),
         };
-        let effects = self.with_catalog(own, || statement.mentions(&self.catalog, &mut gone_through));
+        let effects =
+            self.facts.with_catalog(own, || statement.mentions(self.facts.catalog(), &mut gone_through));
         self.worked(gone_through);
         if let Some(effects) = effects {
             self.foresee_extended(&effects, backend, up);
@@ -198,7 +199,7 @@ impl Core {
 
     /// Makes the upstream's unnamed statement this session's; false if the session has none.
     pub(super) fn ensure_unnamed(&mut self, backend: &mut BackendState, up: &mut Sink<'_>) -> bool {
-        let stamp = (self.id, self.unnamed.stamp);
+        let stamp = (self.facts.id(), self.unnamed.stamp);
         match self.unnamed.text.text() {
             _ if matches!(self.unnamed.text, UnnamedText::None) => return false,
             _ if backend.unnamed == Some(stamp) => {}

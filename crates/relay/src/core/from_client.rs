@@ -6,7 +6,6 @@ use super::requests::Kind;
 use super::{
     BackendState, Copy, Core, GATHER, MAX_ADDED, MAX_NOTED, MAX_UNASKED, MAX_WORK, Rest, Sink, Taken, Then,
 };
-use crate::PoolMode;
 use crate::sql::{Effects, Pin};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::{HEADER, Header, MAX_SMALL_LENGTH};
@@ -252,7 +251,8 @@ impl Core {
             Rest::Scan(scan) => {
                 let piece = &input[at..at + here];
                 scan.0.feed(piece);
-                let mentioned = !self.catalog.is_plain() && self.catalog.is_mentioned_in(piece, &mut scan.1);
+                let catalog = self.facts.catalog();
+                let mentioned = !catalog.is_plain() && catalog.is_mentioned_in(piece, &mut scan.1);
                 up.pass(at..at + here);
                 if mentioned {
                     self.foresee(&Effects { asks_all: true, foreseen: true, ..Effects::default() });
@@ -342,7 +342,7 @@ impl Core {
     /// Data of a COPY, or its end. A server that is not in a COPY ignores them, unless `statement_timeout` fires just then: its
     /// error answers this message, and not the one that is next in the queue.
     pub(super) fn copies(&mut self) {
-        if self.mode == PoolMode::Transaction && !matches!(self.copy, Copy::In { .. }) {
+        if self.facts.is_lent_for_transactions() && !matches!(self.copy, Copy::In { .. }) {
             self.residue.doubt_count();
         }
     }

@@ -3,7 +3,6 @@
 use super::replay::Replay;
 use super::requests::{Kind, NOTHING, Note, Request, Whose};
 use super::{BackendState, Broken, Copy, Core, GATHER, Sink};
-use crate::PoolMode;
 use crate::sql::Pin;
 use wire::{HEADER, Header, cstr};
 
@@ -235,9 +234,9 @@ impl Core {
         self.copy = Copy::None;
         self.residue.end_reset();
         self.distrust &= !self.requests.is_empty();
-        self.rereading &= !self.requests.is_empty();
         if self.requests.is_empty() {
             self.flush_at = super::MAX_UNASKED;
+            self.facts.all_is_answered();
         }
         if front == Some(Kind::Reset) {
             if self.requests.is_empty() {
@@ -246,7 +245,7 @@ impl Core {
             return Ok(Step::Drop);
         }
         if front == Some(Kind::Setup) {
-            self.settings.settled(&mut backend.settings);
+            self.facts.settings().settled(&mut backend.settings);
             return Ok(Step::Drop);
         }
         if front == Some(Kind::Survey) {
@@ -295,7 +294,7 @@ impl Core {
             return true;
         }
         match tag {
-            b"RESET" | b"DISCARD ALL" if self.mode == PoolMode::Transaction => self.residue.begin_reset(),
+            b"RESET" | b"DISCARD ALL" if self.facts.is_lent_for_transactions() => self.residue.begin_reset(),
             b"RESET" | b"DISCARD ALL" | b"SET" | b"ROLLBACK" => self.residue.end_reset(),
             _ => {}
         }
@@ -456,19 +455,19 @@ impl Core {
             // The server's defaults on the way to the session's settings.
             return Ok(Step::Drop);
         }
-        if self.settings.hides(name) && setup {
+        if self.facts.settings().hides(name) && setup {
             return Ok(Step::Drop);
         }
         if setup {
-            return news(self.settings.told(name, value));
+            return news(self.facts.settings_mut().told(name, value));
         }
         if self.residue.is_resetting() {
             self.residue.stray();
-            if let Some(value) = self.settings.reset_reported(name) {
+            if let Some(value) = self.facts.settings_mut().reset_reported(name) {
                 wire::parameter_status(down.buffer(), name, &value);
             }
             return Ok(Step::Drop);
         }
-        news(self.settings.report(name, value))
+        news(self.facts.settings_mut().report(name, value))
     }
 }

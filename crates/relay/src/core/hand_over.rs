@@ -3,7 +3,6 @@
 use super::channels::{Asked, Mark};
 use super::requests::Kind;
 use super::{BackendState, Core};
-use crate::PoolMode;
 use crate::sql::{Effects, Pin};
 
 /// How a statement comes.
@@ -55,7 +54,7 @@ impl Core {
     /// The listener listens: the marker is sent. False if it would deliver in another encoding than the client's:
     /// it does so in UTF-8.
     pub(crate) fn mark(&mut self, mark: Mark, backend: &mut BackendState, up: &mut Vec<u8>) -> bool {
-        if !self.is_utf8() && !self.channels.is_carried() {
+        if !self.facts.is_utf8() && !self.channels.is_carried() {
             return false;
         }
         let Some(query) = self.channels.mark(mark, backend.pid) else { return false };
@@ -106,11 +105,7 @@ impl Core {
 
     /// False if a notification has characters that the listener was sent in another encoding than the client's.
     pub(crate) fn can_be_told(&self, message: &[u8]) -> bool {
-        self.is_utf8() || message.get(wire::HEADER + 4..).unwrap_or_default().is_ascii()
-    }
-
-    fn is_utf8(&self) -> bool {
-        self.settings.reported().get(b"client_encoding") == Some(b"UTF8")
+        self.facts.is_utf8() || message.get(wire::HEADER + 4..).unwrap_or_default().is_ascii()
     }
 
     /// A statement that has to do with channels, or may notify its own session, is about to run: the connection is to
@@ -135,7 +130,7 @@ impl Core {
 
     /// `Parse`, `Bind` and `Execute` of a statement of our own, inside the transaction that the client is in.
     pub(super) fn run_hidden(&mut self, statement: &str, up: &mut Vec<u8>) {
-        debug_assert_eq!(self.mode, PoolMode::Transaction);
+        debug_assert!(self.facts.is_lent_for_transactions());
         wire::message(up, b'P', |out| {
             out.push(0);
             wire::push_cstr(out, statement);

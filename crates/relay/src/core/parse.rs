@@ -6,7 +6,6 @@ use super::names::NamesIn;
 use super::query::FORGET_SEQUENCES;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED, Rest};
-use crate::PoolMode;
 use crate::sql::{Effects, Pin};
 use crate::statement::{Held, Named, UnnamedText, significant};
 use wire::error::{Fault, Refusal, Shown, SqlState};
@@ -25,7 +24,7 @@ impl Core {
         wires: &mut Wires<'_, '_>,
     ) -> Result<Step, Refusal> {
         let name = names.statement.unwrap_or_default();
-        if name.is_empty() || self.mode != PoolMode::Transaction {
+        if name.is_empty() || !self.facts.is_lent_for_transactions() {
             return Ok(self.parse_unnamed(message, names.after, wires));
         }
         let Wires { backend, up, .. } = wires;
@@ -57,13 +56,13 @@ impl Core {
             return Ok(Step::Done);
         }
         let text = cstr(names.after).map_or(names.after, |(text, _)| text);
-        let effects = self.effects(text);
-        if let Some(refusal) = effects.as_deref().and_then(|effects| self.refused_setting(effects)) {
+        let effects = self.facts.effects(text);
+        if let Some(refusal) = effects.as_deref().and_then(|effects| self.facts.refused_setting(effects)) {
             self.refuse_request(&refusal, up.buffer());
             return Ok(Step::Done);
         }
         let shown = effects.as_ref().and_then(|effects| self.shown_body(effects, names.after));
-        if let Some(effects) = effects.filter(|effects| effects.channels || !self.can_lex()) {
+        if let Some(effects) = effects.filter(|effects| effects.channels || !self.facts.can_lex()) {
             // It may be bound in the same batch, and then a transaction has begun.
             self.foresee_extended(&effects, backend, up.buffer());
         }
@@ -77,7 +76,7 @@ impl Core {
             return Ok(Step::Done);
         }
         let body = shown.as_deref().unwrap_or(names.after);
-        let statement = self.interner.intern(body, &self.facts.connection, &self.settings.meaning());
+        let statement = self.interner.intern(body, self.facts.connection(), &self.facts.settings().meaning());
         if self.requests.is_preparation_in_doubt(statement.id()) && self.may_hold() {
             return Ok(Step::Hold);
         }
@@ -141,7 +140,7 @@ impl Core {
     /// If a `Parse` body is a `SHOW pgusher.…`, the body that answers it.
     pub(super) fn shown_body(&self, effects: &Effects, body: &[u8]) -> Option<Vec<u8>> {
         let (_, types) = cstr(body)?;
-        let sql = self.shown(effects.shows.as_deref()?)?;
+        let sql = self.facts.show(effects.shows.as_deref()?, self.pin())?;
         let mut body = Vec::new();
         wire::push_cstr(&mut body, &sql);
         body.extend_from_slice(types);
@@ -156,15 +155,15 @@ impl Core {
     ) -> Step {
         let Incoming { header, input, .. } = message;
         let Wires { backend, up, .. } = wires;
-        let session_mode = self.mode != PoolMode::Transaction;
+        let session_mode = !self.facts.is_lent_for_transactions();
         let whole = message.is_whole();
         if !whole && !session_mode && (header.total <= MAX_UNNAMED || self.interner.has_room(header.total)) {
             // However it was cut on its way: it must be known what it may do, and what it was.
             return Step::Need(header.total);
         }
         let text = cstr(after).map_or(after, |(text, _)| text);
-        let mut effects = if whole { self.effects(text) } else { None };
-        if let Some(refusal) = effects.as_deref().and_then(|effects| self.refused_setting(effects)) {
+        let mut effects = if whole { self.facts.effects(text) } else { None };
+        if let Some(refusal) = effects.as_deref().and_then(|effects| self.facts.refused_setting(effects)) {
             self.refuse_request(&refusal, up.buffer());
             return Step::Done;
         }
@@ -304,7 +303,7 @@ impl Core {
             UnnamedText::OnConnection
         };
         self.push_changing_unnamed(Kind::ParseUnnamed, text);
-        backend.unnamed = Some((self.id, self.unnamed.stamp));
+        backend.unnamed = Some((self.facts.id(), self.unnamed.stamp));
     }
 
     /// Prepares a statement on the upstream, unseen.

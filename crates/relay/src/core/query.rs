@@ -4,11 +4,10 @@ use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, GATHER, Rest, Sink};
-use crate::PoolMode;
-use crate::sql::{Effects, Pin};
+use crate::sql::Effects;
 use crate::statement::{Named, Unnamed, UnnamedText, significant};
 use wire::error::Refusal;
-use wire::{HEADER, identifier, literal};
+use wire::{HEADER, identifier};
 
 /// What takes away the last values of sequences that a session has been told.
 pub(super) const FORGET_SEQUENCES: &str = "DISCARD SEQUENCES";
@@ -21,12 +20,12 @@ impl Core {
     ) -> Result<Step, Refusal> {
         let Incoming { header, input, at } = message;
         let Wires { backend, up, .. } = wires;
-        let transaction = self.mode == PoolMode::Transaction;
+        let transaction = self.facts.is_lent_for_transactions();
         if !message.is_whole() && header.total <= GATHER {
             return Ok(Step::Need(header.total));
         }
         let text = input.get(HEADER..header.total);
-        let effects = text.and_then(|text| self.effects(text));
+        let effects = text.and_then(|text| self.facts.effects(text));
         let deallocates = effects.as_ref().and_then(|effects| effects.deallocates.as_deref());
         if deallocates.is_some_and(|name| self.is_in_doubt(name)) && self.may_hold() {
             return Ok(Step::Hold);
@@ -57,16 +56,16 @@ impl Core {
         backend: &mut BackendState,
         up: &mut Sink<'_>,
     ) -> bool {
-        if let Some(refusal) = self.refused_setting(&effects) {
+        if let Some(refusal) = self.facts.refused_setting(&effects) {
             self.refuse_query(&refusal, up.buffer());
             return true;
         }
-        if let Some(sql) = effects.shows.as_deref().and_then(|name| self.shown(name)) {
+        if let Some(sql) = effects.shows.as_deref().and_then(|name| self.facts.show(name, self.pin())) {
             wire::query(up.buffer(), &sql);
             self.push_changing_unnamed(Kind::Query, UnnamedText::None);
             return true;
         }
-        if self.mode != PoolMode::Transaction {
+        if !self.facts.is_lent_for_transactions() {
             self.stain(&effects);
             return false;
         }
@@ -122,18 +121,5 @@ impl Core {
             Kind::Query,
             Note::Named { name: significant(name).into(), previous, prepared: None, closed: Some(id) },
         );
-    }
-
-    /// The query that `SHOW pgusher.name` becomes.
-    pub(super) fn shown(&self, name: &str) -> Option<String> {
-        let value = match name {
-            "environment" => &*self.facts.environment,
-            "connection" => &self.facts.connection,
-            "user" => self.facts.user.as_str(),
-            "route" => &self.facts.route,
-            "pin" => self.pin().map_or("", Pin::word),
-            _ => return None,
-        };
-        Some(format!("SELECT {}::pg_catalog.text AS \"pgusher.{name}\"", literal(value.as_bytes())))
     }
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use super::requests::{Kind, Note, Request, Skipped};
 use super::{BackendState, Core, GATHER};
-use crate::PoolMode;
 use crate::statement::{Names, Statement};
 
 /// Where PostgreSQL says that there is no such prepared statement: of the protocol's names, and of the unnamed one.
@@ -45,7 +44,7 @@ pub(crate) enum Replay {
 impl Core {
     /// True if a request that comes now is the first of a batch, outside a transaction.
     pub(super) fn begins_batch(&self) -> bool {
-        self.mode == PoolMode::Transaction
+        self.facts.is_lent_for_transactions()
             && self.status == b'I'
             && !self.unsynced
             && self.requests.only_fakes()

@@ -1,6 +1,7 @@
 //! The core by itself, on a connection that says what the test says.
 
 use super::*;
+use wire::error::SqlState;
 use wire::{cstr, message};
 
 struct Bench {

@@ -1,0 +1,288 @@
+//! What is known of a session: who it is, its settings, and what its database has; and so what a text may do.
+
+use std::sync::{Arc, LazyLock};
+
+use crate::PoolMode;
+use crate::catalog::Catalog;
+use crate::settings::SessionSettings;
+use crate::sql::{self, Effects, Pin};
+use wire::error::{Fault, Refusal, SqlState};
+use wire::{UserName, literal};
+
+/// What is known of a database before a session was lent a connection to it. One for all: most sessions are idle.
+static NO_CATALOG: LazyLock<Arc<Catalog>> = LazyLock::new(Arc::default);
+
+/// What a client may be shown by `SHOW pgusher.…`.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Its environment.
+    pub environment: String,
+    /// Its connection.
+    pub connection: String,
+    /// Who it is.
+    pub user: UserName,
+    /// Why.
+    pub route: String,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct SessionFacts {
+    id: u64,
+    mode: PoolMode,
+    shown: Arc<Facts>,
+    settings: SessionSettings,
+    /// What the database's own functions may do.
+    catalog: Arc<Catalog>,
+    /// Something is being defined that others may run, and this is what it may do.
+    defines: Option<Box<Effects>>,
+    reading: Reading,
+}
+
+/// Whether it is known how texts are read (`standard_conforming_strings`, `client_encoding`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    Known,
+    /// A request is under way that may change it.
+    Changing,
+}
+
+impl SessionFacts {
+    /// Of a session that has just logged in.
+    pub(super) fn new(id: u64, mode: PoolMode, shown: Arc<Facts>, settings: SessionSettings) -> Self {
+        let catalog = NO_CATALOG.clone();
+        Self { id, mode, shown, settings, catalog, defines: None, reading: Reading::Known }
+    }
+
+    /// Its number, which no other session has.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// For how long it is lent a connection.
+    pub(super) fn mode(&self) -> PoolMode {
+        self.mode
+    }
+
+    /// True if it is lent one for each transaction.
+    pub(super) fn is_lent_for_transactions(&self) -> bool {
+        self.mode == PoolMode::Transaction
+    }
+
+    pub(super) fn user(&self) -> &UserName {
+        &self.shown.user
+    }
+
+    /// The connection of the configuration.
+    pub(super) fn connection(&self) -> &str {
+        &self.shown.connection
+    }
+
+    pub(super) fn settings(&self) -> &SessionSettings {
+        &self.settings
+    }
+
+    pub(super) fn settings_mut(&mut self) -> &mut SessionSettings {
+        &mut self.settings
+    }
+
+    pub(super) fn is_utf8(&self) -> bool {
+        self.settings.reported().get(b"client_encoding") == Some(b"UTF8")
+    }
+
+    pub(super) fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// A request is about to be under way that may do this.
+    pub(super) fn foresee(&mut self, effects: &Effects) {
+        if effects.defines {
+            self.define(effects.defined.as_deref());
+        }
+        if effects.may_reread() {
+            self.reading = Reading::Changing;
+        }
+    }
+
+    /// Nothing is under way any more.
+    pub(super) fn all_is_answered(&mut self) {
+        self.reading = Reading::Known;
+    }
+
+    /// True if something is under way that may change how texts are read.
+    pub(super) fn is_reading_changing(&self) -> bool {
+        self.reading == Reading::Changing
+    }
+
+    /// What a text may do to the session.
+    pub(super) fn effects(&self, text: &[u8]) -> Option<Box<Effects>> {
+        let own = match sql::is_suspicious(text) {
+            false => None,
+            true if !self.can_lex() && !sql::reads_alike(text) => Some(Box::new(Effects::opaque())),
+            true => sql::suspected(text),
+        };
+        self.with_catalog(own, || self.catalog.mentioned(text))
+    }
+
+    /// Whether the lexer reads a text that comes now as the upstream will.
+    pub(super) fn can_lex(&self) -> bool {
+        self.settings.is_lexable() && !self.is_reading_changing()
+    }
+
+    /// What a statement may do by itself, with what the database's functions may do that it names.
+    pub(super) fn with_catalog(
+        &self,
+        own: Option<Box<Effects>>,
+        mentioned: impl FnOnce() -> Option<Box<Effects>>,
+    ) -> Option<Box<Effects>> {
+        if self.catalog.is_plain() && own.is_none() {
+            return None;
+        }
+        let mentioned = if self.catalog.is_plain() { None } else { mentioned() };
+        let Some(mut effects) = own else { return mentioned };
+        // A view of nothing that matters is nothing that matters.
+        let itself = effects.pin.is_some() || !effects.settings.is_empty() || effects.reads_sequences;
+        effects.defines |= effects.relates && (mentioned.is_some() || itself);
+        effects.asks_all |= effects.calls && !self.catalog.is_known();
+        mentioned.iter().for_each(|mentioned| effects.add(mentioned));
+        Some(effects)
+    }
+
+    /// Takes what is known of the database from now on, if that is something else.
+    pub(super) fn know(&mut self, catalog: impl FnOnce(&Arc<Catalog>) -> Option<Arc<Catalog>>) {
+        if let Some(other) = catalog(&self.catalog) {
+            self.catalog = other;
+        }
+    }
+
+    /// Something is about to be defined, which can be used in the same transaction.
+    pub(super) fn define(&mut self, defined: Option<&Effects>) {
+        let all = self.defines.get_or_insert_default();
+        defined.into_iter().for_each(|defined| all.add(defined));
+        let doubted = self.catalog.doubted(all);
+        // What is known of statements by it goes on to be known.
+        if !doubted.doubts_as(&self.catalog) {
+            self.catalog = Arc::new(doubted);
+        }
+    }
+
+    /// What was defined since this was last asked, if anything.
+    pub(super) fn take_defined(&mut self) -> Option<Box<Effects>> {
+        self.defines.take()
+    }
+
+    /// The query that `SHOW pgusher.name` becomes.
+    pub(super) fn show(&self, name: &str, pin: Option<Pin>) -> Option<String> {
+        let value = match name {
+            "environment" => &*self.shown.environment,
+            "connection" => &self.shown.connection,
+            "user" => self.shown.user.as_str(),
+            "route" => &self.shown.route,
+            "pin" => pin.map_or("", Pin::word),
+            _ => return None,
+        };
+        Some(format!("SELECT {}::pg_catalog.text AS \"pgusher.{name}\"", literal(value.as_bytes())))
+    }
+
+    /// Why a statement is refused that would set or reset one of pgusher's own settings: somebody who believes to have
+    /// changed the environment must not go on where he is.
+    pub(super) fn refused_setting(&self, effects: &Effects) -> Option<Refusal> {
+        let name = effects.sets_ours.as_deref()?;
+        let (sqlstate, message) = match name.strip_prefix("pgusher.") {
+            Some("environment") => {
+                (SqlState("55P02"), format!("parameter \"{name}\" cannot be changed after connection start"))
+            }
+            Some("connection" | "user" | "route" | "pin") => {
+                (SqlState("55P02"), format!("parameter \"{name}\" cannot be changed"))
+            }
+            _ => {
+                let shown: String = name.chars().take(63).collect();
+                (SqlState::UNDEFINED_OBJECT, format!("unrecognized configuration parameter \"{shown}\""))
+            }
+        };
+        let environment = &self.shown.environment;
+        let refusal = Refusal::new(Fault::Client, sqlstate, message);
+        let refusal =
+            refusal.detail(format!("This session is in environment \"{environment}\"; nothing was run."));
+        Some(
+            refusal
+                .hint("To be in another environment, connect anew with options=-c pgusher.environment=NAME."),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::{Function, Relations};
+    use crate::settings::Parameters;
+
+    fn facts() -> SessionFacts {
+        let shown = Facts {
+            environment: "dev".into(),
+            connection: "base".into(),
+            user: "ann".into(),
+            route: "default".into(),
+        };
+        let reported = [("client_encoding", "UTF8"), ("standard_conforming_strings", "on")];
+        let reported = reported.map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into()));
+        let settings = SessionSettings::new(Parameters::new(reported).into(), Arc::default(), None);
+        SessionFacts::new(1, PoolMode::Transaction, shown.into(), settings)
+    }
+
+    fn of(effects: Option<Box<Effects>>) -> Effects {
+        effects.map(|effects| *effects).unwrap_or_default()
+    }
+
+    #[test]
+    fn while_it_may_change_how_texts_are_read_a_text_that_may_matter_is_opaque() {
+        let mut facts = facts();
+        let text = b"SELECT 'it\\'; SET work_mem = 1; --'";
+        assert!(facts.can_lex() && of(facts.effects(text)) != Effects::opaque());
+        facts.foresee(&of(facts.effects(b"SET standard_conforming_strings = off")));
+        assert!(facts.is_reading_changing());
+        assert_eq!(of(facts.effects(text)), Effects::opaque());
+        facts.all_is_answered();
+        assert!(facts.can_lex());
+    }
+
+    #[test]
+    fn what_a_function_of_the_database_does_is_what_its_callers_do() {
+        let mut facts = facts();
+        let source = b"begin set work_mem = 1; end";
+        let functions = [Function::new(1, b"f", b"plpgsql", source)];
+        let catalog = Arc::new(Catalog::new(&functions, &Relations::default()));
+        assert!(of(facts.effects(b"SELECT f()")).settings.is_empty());
+        facts.know(|known| (!Arc::ptr_eq(known, &catalog)).then(|| catalog.clone()));
+        assert_eq!(of(facts.effects(b"SELECT f()")).settings, ["work_mem"]);
+    }
+
+    #[test]
+    fn what_is_defined_may_be_used_at_once_and_is_told_once() {
+        let mut facts = facts();
+        assert_eq!(facts.take_defined(), None);
+        let text = b"CREATE FUNCTION g() RETURNS void LANGUAGE sql AS 'SET work_mem = 1'";
+        facts.foresee(&of(facts.effects(text)));
+        assert!(of(facts.effects(b"SELECT g()")) != Effects::default());
+        assert!(facts.take_defined().is_some() && facts.take_defined().is_none());
+    }
+
+    #[test]
+    fn its_own_settings_are_shown_and_not_set() {
+        let facts = facts();
+        let shown = facts.show("environment", None).expect("it is one of ours");
+        assert!(shown.contains("'dev'") && shown.contains("\"pgusher.environment\""), "{shown}");
+        let pin = facts.show("pin", Some(Pin::Listen)).expect("it is one of ours");
+        assert!(pin.contains(Pin::Listen.word()), "{pin}");
+        assert_eq!(facts.show("password", None), None);
+        for (text, sqlstate) in [
+            (&b"SET pgusher.environment = 'prod'"[..], SqlState("55P02")),
+            (b"RESET pgusher.user", SqlState("55P02")),
+            (b"SET pgusher.other = 1", SqlState::UNDEFINED_OBJECT),
+        ] {
+            let refusal = facts.refused_setting(&of(facts.effects(text))).expect("it is refused");
+            assert_eq!(refusal.sqlstate, sqlstate, "{refusal:?}");
+        }
+        assert!(facts.refused_setting(&of(facts.effects(b"SET work_mem = 1"))).is_none());
+    }
+}
