@@ -15,6 +15,7 @@ mod replay;
 mod requests;
 mod residue;
 mod sink;
+mod statements;
 mod survey;
 
 use std::sync::Arc;
@@ -28,12 +29,13 @@ use crate::catalog::{Catalog, Words};
 use crate::reset::{self, Proof};
 use crate::settings::{BackendSettings, Parameters, SessionSettings};
 use crate::sql::{Effects, Pin, Scan};
-use crate::statement::{Interner, Named, Names, Prepared, Unnamed, UnnamedText};
+use crate::statement::{Interner, Prepared};
 use channels::Channels;
 use facts::SessionFacts;
-use replay::{Batch, Replay};
+use replay::Batch;
 use requests::{Kind, Note, Request, Requests};
 use residue::{Residue, Surveyed};
+use statements::Statements;
 use survey::Touched;
 use wire::UserName;
 use wire::error::Refusal;
@@ -207,7 +209,7 @@ enum Rest {
 #[derive(Debug)]
 pub(crate) struct Core {
     facts: SessionFacts,
-    interner: Arc<Interner>,
+    statements: Statements,
     requests: Requests,
     /// At how many requests answers are asked for next.
     flush_at: usize,
@@ -224,32 +226,15 @@ pub(crate) struct Core {
     refusing: bool,
     client_rest: (usize, Rest),
     upstream_rest: (usize, bool),
-    /// Only clients that name statements have any.
-    names: Option<Box<Names>>,
-    unnamed: Unnamed,
     residue: Residue,
     channels: Channels,
-    /// A request that may deallocate every statement is under way.
-    distrust: bool,
-    replay: Replay,
     /// What is held waits for the answer to this request, at the most.
     held_until: u64,
     /// How many bytes of bound statements were gone through since answers were waited for.
     work: usize,
-    /// What the unnamed statement may do, once it was looked at.
-    seen: Option<Box<Seen>>,
     fatal: bool,
     transactions: u64,
     counts: Counts,
-}
-
-/// What an unnamed statement may do, as far as it was known how to read it and what the database has.
-#[derive(Debug)]
-struct Seen {
-    stamp: u64,
-    lexable: bool,
-    catalog: Arc<Catalog>,
-    effects: Option<Box<Effects>>,
 }
 
 /// What is counted until it is taken.
@@ -276,7 +261,7 @@ impl Core {
     ) -> Self {
         Self {
             facts: SessionFacts::new(id, mode, facts, settings),
-            interner,
+            statements: Statements::new(interner),
             requests: Requests::default(),
             flush_at: MAX_UNASKED,
             ahead: 0,
@@ -287,15 +272,10 @@ impl Core {
             refusing: false,
             client_rest: (0, Rest::Pass),
             upstream_rest: (0, false),
-            names: None,
-            unnamed: Unnamed::default(),
             residue: Residue::default(),
             channels: Channels::default(),
-            distrust: false,
-            replay: Replay::None,
             held_until: 0,
             work: 0,
-            seen: None,
             fatal: false,
             transactions: 0,
             counts: Counts::default(),
@@ -315,7 +295,7 @@ impl Core {
 
     /// True while nothing more of the client's may be sent: what it sends next may depend on what is under way.
     pub(crate) fn holds_client(&self) -> bool {
-        self.is_about_its_own() || self.replay != Replay::None
+        self.is_about_its_own() || self.statements.replays()
     }
 
     /// True if the connection must be asked what is left on it before anything is decided.
@@ -516,21 +496,12 @@ impl Core {
 
     /// How many statements the session has prepared by name.
     pub(crate) fn prepared(&self) -> usize {
-        self.names.as_ref().map_or(0, |names| names.count())
+        self.statements.count()
     }
 
     /// How many transactions (and queries outside of one) have ended.
     pub(crate) fn transactions(&self) -> u64 {
         self.transactions
-    }
-
-    fn named(&self, name: &[u8]) -> Option<&Named> {
-        self.names.as_ref()?.get(name)
-    }
-
-    fn put_name(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
-        let interner = &self.interner;
-        self.names.get_or_insert_with(|| Box::new(interner.names())).put(name, named)
     }
 
     /// From now on the session keeps its connection.
@@ -568,7 +539,7 @@ impl Core {
             self.residue.foresee();
         }
         self.facts.foresee(effects);
-        self.distrust |= effects.deallocates_all;
+        self.statements.foresee(effects);
         if let Some(reason) = effects.pin {
             self.residue.foresee();
             self.pin_for(reason);
@@ -604,7 +575,7 @@ impl Core {
             let was_refused = i == 0;
             match request.note.map(|note| *note) {
                 Some(Note::Named { name, previous, prepared, closed }) => {
-                    self.put_name(&name, previous);
+                    self.statements.put(&name, previous);
                     prepared.into_iter().for_each(|id| backend.prepared.remove(id));
                     if let Some(id) = closed {
                         backend.prepared.insert(id, 0, request.number, usize::MAX);
@@ -617,14 +588,10 @@ impl Core {
                 }
                 Some(Note::Unnamed(previous)) if !was_refused => {
                     backend.unnamed = None;
-                    if self.unnamed.stamp == request.number {
-                        self.unnamed = previous;
-                    }
+                    self.statements.restore_unnamed(request.number, previous);
                 }
                 // A Parse that fails has destroyed the old one already.
-                _ if request.kind == Kind::ParseUnnamed && self.unnamed.stamp == request.number => {
-                    self.unnamed.text = UnnamedText::None;
-                }
+                _ if request.kind == Kind::ParseUnnamed => self.statements.lose_unnamed(request.number),
                 Some(Note::Unnamed(_) | Note::Refused(_) | Note::Proof(_)) | None => {}
             }
         }
@@ -638,7 +605,7 @@ impl Core {
         // The upstream must fail there too, so that it skips to the Sync: it is asked for a statement that is none.
         wire::message(up, b'D', |out| {
             out.push(b'S');
-            wire::push_cstr(out, &self.interner.name(0));
+            wire::push_cstr(out, &self.statements.interner().name(0));
         });
         self.requests.push_noted(Kind::Fail, Note::Refused(error));
     }
@@ -648,9 +615,9 @@ impl Core {
     fn refuse_query(&mut self, refusal: &Refusal, up: &mut Vec<u8>) {
         let mut error = Vec::new();
         wire::error_response(&mut error, wire::Severity::Error, refusal);
-        let none = wire::identifier(&self.interner.name(0));
+        let none = wire::identifier(&self.statements.interner().name(0));
         wire::query(up, &format!("DEALLOCATE {none}"));
-        self.unnamed = Unnamed::default();
+        self.statements.drop_unnamed();
         self.requests.push_noted(Kind::Query, Note::Refused(error));
     }
 }

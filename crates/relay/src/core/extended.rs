@@ -1,15 +1,13 @@
 //! The messages that name statements: whether the upstream has what they name, and under which name.
 
-use std::sync::Arc;
-
 use super::from_client::{Incoming, Step, Wires};
 use super::names::{NamesIn, names};
 use super::requests::{Kind, NOTHING, Note};
-use super::{BackendState, Core, GATHER, Rest, Seen, Sink};
+use super::{BackendState, Core, GATHER, Rest, Sink};
 use crate::sql::Effects;
 use crate::statement::{Held, MAX_MENTIONING, Named, UnnamedText, significant};
+use wire::HEADER;
 use wire::error::{Fault, Refusal, Shown, SqlState};
-use wire::{HEADER, cstr};
 
 impl Core {
     /// `Parse`, `Bind`, `Describe`, `Close`: the messages that name statements.
@@ -51,7 +49,7 @@ impl Core {
             };
         };
         let in_doubt = |name: &[u8]| match name {
-            b"" => kind != Kind::Parse && self.requests.is_unnamed_in_doubt(self.unnamed.stamp),
+            b"" => kind != Kind::Parse && self.requests.is_unnamed_in_doubt(self.statements.stamp()),
             name => self.is_in_doubt(name),
         };
         if names.statement.is_some_and(in_doubt) && self.may_hold() {
@@ -75,41 +73,26 @@ impl Core {
     pub(super) fn is_in_doubt(&self, name: &[u8]) -> bool {
         let unprepared = |named: &Named| self.requests.is_preparation_in_doubt(named.statement.id());
         let is_any = self.requests.has_notes_in_doubt();
-        is_any && (self.requests.is_in_doubt(name) || self.named(name).is_some_and(unprepared))
-    }
-
-    /// Whether it is known what the unnamed statement may do: it may be long, and be bound often.
-    pub(super) fn has_seen_unnamed(&self) -> bool {
-        let is_it = |seen: &Seen| {
-            seen.stamp == self.unnamed.stamp
-                && seen.lexable == self.facts.can_lex()
-                && Arc::ptr_eq(&seen.catalog, self.facts.catalog())
-        };
-        self.seen.as_deref().is_some_and(is_it)
+        is_any && (self.requests.is_in_doubt(name) || self.statements.named(name).is_some_and(unprepared))
     }
 
     /// The unnamed statement is bound: what it may do was foreseen when it was parsed, unless that was in another batch.
     pub(super) fn foresee_unnamed(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
-        if !self.requests.is_of_earlier_batch(self.unnamed.stamp) {
+        if !self.requests.is_of_earlier_batch(self.statements.stamp()) {
             return;
         }
-        if !self.has_seen_unnamed() {
-            let Some(text) = self.unnamed.text.text() else { return };
-            let text = cstr(text).map_or(text, |(text, _)| text);
-            let effects = match text.len() > MAX_MENTIONING {
+        let (facts, mut gone_through) = (&self.facts, 0);
+        let effects = self.statements.see_unnamed(facts.reader(), |text| {
+            gone_through = text.len();
+            match text.len() > MAX_MENTIONING {
                 true => Some(Box::new(Effects::opaque())),
-                false => self.facts.effects(text),
-            };
-            let (stamp, lexable, length) = (self.unnamed.stamp, self.facts.can_lex(), text.len());
-            self.worked(length);
-            self.seen =
-                Some(Box::new(Seen { stamp, lexable, catalog: self.facts.catalog().clone(), effects }));
+                false => facts.effects(text),
+            }
+        });
+        self.worked(gone_through);
+        if let Some(effects) = effects {
+            self.foresee_extended(&effects, backend, up);
         }
-        let seen = self.seen.take();
-        if let Some(effects) = seen.as_ref().and_then(|seen| seen.effects.as_ref()) {
-            self.foresee_extended(effects, backend, up);
-        }
-        self.seen = seen;
     }
 
     /// `Bind` or `Describe` of a statement: it is made sure that the upstream has it, and under which name.
@@ -132,8 +115,8 @@ impl Core {
             self.requests.push(kind);
             return Step::Streams(Rest::Pass);
         }
-        let Some(named) = self.named(name).cloned() else {
-            if self.interner.is_reserved(name) {
+        let Some(named) = self.statements.named(name).cloned() else {
+            if self.statements.interner().is_reserved(name) {
                 let shown = Shown::bytes(name);
                 return self.refuse_reference(format!("prepared statement \"{shown}\" does not exist"), up);
             }
@@ -156,7 +139,7 @@ impl Core {
             }
         }
         match held {
-            Held::Yes if !self.distrust => {}
+            Held::Yes if self.statements.is_trusted() => {}
             Held::No => self.prepare(&named, backend, up.buffer()),
             Held::Yes | Held::Outdated => {
                 self.close_upstream(named.statement.id(), up.buffer());
@@ -199,9 +182,9 @@ impl Core {
 
     /// Makes the upstream's unnamed statement this session's; false if the session has none.
     pub(super) fn ensure_unnamed(&mut self, backend: &mut BackendState, up: &mut Sink<'_>) -> bool {
-        let stamp = (self.facts.id(), self.unnamed.stamp);
-        match self.unnamed.text.text() {
-            _ if matches!(self.unnamed.text, UnnamedText::None) => return false,
+        let stamp = (self.facts.id(), self.statements.stamp());
+        match self.statements.unnamed().text() {
+            _ if matches!(self.statements.unnamed(), UnnamedText::None) => return false,
             _ if backend.unnamed == Some(stamp) => {}
             None => return false,
             Some(text) => {
@@ -222,14 +205,14 @@ impl Core {
             wires.backend.unnamed = None;
             self.push_changing_unnamed(Kind::Close, UnnamedText::None);
             return wires.up.pass(message.range());
-        } else if self.named(name).is_some() {
-            let previous = self.put_name(name, None);
+        } else if self.statements.named(name).is_some() {
+            let previous = self.statements.put(name, None);
             self.requests.push_noted(
                 Kind::Fake(b'3'),
                 Note::Named { name: significant(name).into(), previous, prepared: None, closed: None },
             );
             return;
-        } else if self.interner.is_reserved(name) {
+        } else if self.statements.interner().is_reserved(name) {
             self.requests.push(Kind::Fake(b'3'));
             return;
         }
@@ -240,7 +223,7 @@ impl Core {
     pub(super) fn close_upstream(&mut self, id: u64, up: &mut Vec<u8>) {
         wire::message(up, b'C', |out| {
             out.push(b'S');
-            wire::push_cstr(out, &self.interner.name(id));
+            wire::push_cstr(out, &self.statements.interner().name(id));
         });
         self.requests.push_hidden(Kind::Close, Some(Note::Closed(id)));
     }

@@ -39,6 +39,19 @@ pub(super) struct SessionFacts {
     reading: Reading,
 }
 
+/// What a text is read with: what is seen in it depends on that.
+#[derive(Debug, Clone)]
+pub(super) struct Reader {
+    is_lexable: bool,
+    catalog: Arc<Catalog>,
+}
+
+impl PartialEq for Reader {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_lexable == other.is_lexable && Arc::ptr_eq(&self.catalog, &other.catalog)
+    }
+}
+
 /// Whether it is known how texts are read (`standard_conforming_strings`, `client_encoding`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reading {
@@ -102,6 +115,11 @@ impl SessionFacts {
         if effects.may_reread() {
             self.reading = Reading::Changing;
         }
+    }
+
+    /// What a text that comes now is read with.
+    pub(super) fn reader(&self) -> Reader {
+        Reader { is_lexable: self.can_lex(), catalog: self.catalog.clone() }
     }
 
     /// Nothing is under way any more.
@@ -212,12 +230,12 @@ impl SessionFacts {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::catalog::{Function, Relations};
     use crate::settings::Parameters;
 
-    fn facts() -> SessionFacts {
+    pub(in super::super) fn facts() -> SessionFacts {
         let shown = Facts {
             environment: "dev".into(),
             connection: "base".into(),
@@ -249,12 +267,14 @@ mod tests {
     #[test]
     fn what_a_function_of_the_database_does_is_what_its_callers_do() {
         let mut facts = facts();
+        let before = facts.reader();
         let source = b"begin set work_mem = 1; end";
         let functions = [Function::new(1, b"f", b"plpgsql", source)];
         let catalog = Arc::new(Catalog::new(&functions, &Relations::default()));
         assert!(of(facts.effects(b"SELECT f()")).settings.is_empty());
         facts.know(|known| (!Arc::ptr_eq(known, &catalog)).then(|| catalog.clone()));
         assert_eq!(of(facts.effects(b"SELECT f()")).settings, ["work_mem"]);
+        assert!(before != facts.reader() && facts.reader() == facts.reader());
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! From the upstream to the client.
 
-use super::replay::Replay;
 use super::requests::{Kind, NOTHING, Note, Request, Whose};
 use super::{BackendState, Broken, Copy, Core, GATHER, Sink};
 use crate::sql::Pin;
@@ -233,10 +232,10 @@ impl Core {
         let hidden = self.requests.pop().is_some_and(|request| request.is_hidden());
         self.copy = Copy::None;
         self.residue.end_reset();
-        self.distrust &= !self.requests.is_empty();
         if self.requests.is_empty() {
             self.flush_at = super::MAX_UNASKED;
             self.facts.all_is_answered();
+            self.statements.all_is_answered();
         }
         if front == Some(Kind::Reset) {
             if self.requests.is_empty() {
@@ -259,9 +258,7 @@ impl Core {
             };
         }
         if hidden {
-            if self.replay == Replay::AtReady {
-                self.replay = Replay::Due;
-            }
+            self.statements.is_ready();
             return Ok(Step::Drop);
         }
         self.status = status;
@@ -300,7 +297,7 @@ impl Core {
         }
         match tag {
             b"DEALLOCATE ALL" | b"DISCARD ALL" => {
-                self.names.iter_mut().for_each(|names| names.forget_before(number));
+                self.statements.forget_before(number);
                 backend.prepared.forget_before(number);
                 if tag == b"DISCARD ALL" {
                     backend.unnamed = None;
@@ -399,9 +396,9 @@ impl Core {
 
     /// An error that speaks of a statement by the name that it has on the connection, with the client's name for it.
     fn in_the_clients_words(&self, body: &[u8]) -> Option<Vec<u8>> {
-        let at = self.interner.find_name(body)?;
+        let at = self.statements.interner().find_name(body)?;
         let giver = self.requests.front()?.uses;
-        let given = self.names.as_ref().and_then(|names| names.given_by(giver));
+        let given = self.statements.name_given_by(giver);
         let of_client = given.or_else(|| self.requests.name_taken(giver))?;
         Some([&body[..at.start], of_client, &body[at.end..]].concat())
     }

@@ -137,7 +137,7 @@ impl Core {
             out.extend([0; 2]);
         });
         // Not the unnamed portal, which the client may have, or may ask for because it has none.
-        let portal = self.interner.name(0);
+        let portal = self.statements.interner().name(0);
         wire::message(up, b'B', |out| {
             wire::push_cstr(out, &portal);
             out.extend([0; 7]);

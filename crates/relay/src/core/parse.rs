@@ -38,8 +38,8 @@ impl Core {
         if !message.is_whole() {
             return Ok(Step::Need(header.total));
         }
-        if let Some(named) = self.named(name).cloned() {
-            if !self.distrust {
+        if let Some(named) = self.statements.named(name).cloned() {
+            if self.statements.is_trusted() {
                 // Any name that is taken there will do: what the client is told of it is its own.
                 let id = named.statement.id();
                 let taken = if backend.prepared.touch(id) { Some(id) } else { backend.prepared.any() };
@@ -67,8 +67,8 @@ impl Core {
             self.foresee_extended(&effects, backend, up.buffer());
         }
         // With those that have lost their names in requests that are not answered.
-        let own = self.names.as_ref().map_or(0, |names| names.bytes()) + self.requests.bytes();
-        if !self.interner.may_add(own, names.after.len()) {
+        let own = self.statements.bytes() + self.requests.bytes();
+        if !self.statements.interner().may_add(own, names.after.len()) {
             let message = "this session, or all of them together, have too many bytes of prepared statements";
             let refusal = Refusal::new(Fault::Client, SqlState::OUT_OF_MEMORY, message)
                 .hint("Close statements that are not used any more (DEALLOCATE).");
@@ -76,7 +76,11 @@ impl Core {
             return Ok(Step::Done);
         }
         let body = shown.as_deref().unwrap_or(names.after);
-        let statement = self.interner.intern(body, self.facts.connection(), &self.facts.settings().meaning());
+        let statement = self.statements.interner().intern(
+            body,
+            self.facts.connection(),
+            &self.facts.settings().meaning(),
+        );
         if self.requests.is_preparation_in_doubt(statement.id()) && self.may_hold() {
             return Ok(Step::Hold);
         }
@@ -85,7 +89,7 @@ impl Core {
         let id = named.statement.id();
         // In a failed transaction it would be refused; what is still to be answered may make it fail. Outside one, what
         // fails because its tables have changed must be asked again.
-        let trusted = self.status != b'E' && !self.distrust && !self.requests.has_an_end();
+        let trusted = self.status != b'E' && self.statements.is_trusted() && !self.requests.has_an_end();
         let trusted = trusted && (self.status == b'T' || self.begins_batch());
         let held = backend.prepared.hold(&named.statement);
         let note =
@@ -106,7 +110,7 @@ impl Core {
             self.requests.push_noted(Kind::Parse, note(Some(id)));
             self.remember_prepared(id, named.statement.edition(), backend, up.buffer());
         }
-        self.put_name(name, Some(Named { request, ..named }));
+        self.statements.put(name, Some(Named { request, ..named }));
         Ok(Step::Done)
     }
 
@@ -123,7 +127,7 @@ impl Core {
         if taken.is_none() {
             // An empty statement can always be prepared.
             wire::message(up, b'P', |out| {
-                wire::push_cstr(out, &self.interner.name(EMPTY));
+                wire::push_cstr(out, &self.statements.interner().name(EMPTY));
                 out.extend([0; 3]);
             });
             self.requests.push_hidden(Kind::Parse, Some(Note::Prepared(EMPTY)));
@@ -131,7 +135,7 @@ impl Core {
         }
         let taken = taken.unwrap_or(EMPTY);
         wire::message(up, b'P', |out| {
-            wire::push_cstr(out, &self.interner.name(taken));
+            wire::push_cstr(out, &self.statements.interner().name(taken));
             out.extend_from_slice(body);
         });
         self.requests.push_using(Kind::ParseTaken, old.request);
@@ -157,7 +161,10 @@ impl Core {
         let Wires { backend, up, .. } = wires;
         let session_mode = !self.facts.is_lent_for_transactions();
         let whole = message.is_whole();
-        if !whole && !session_mode && (header.total <= MAX_UNNAMED || self.interner.has_room(header.total)) {
+        if !whole
+            && !session_mode
+            && (header.total <= MAX_UNNAMED || self.statements.interner().has_room(header.total))
+        {
             // However it was cut on its way: it must be known what it may do, and what it was.
             return Step::Need(header.total);
         }
@@ -220,18 +227,21 @@ impl Core {
         let (_, types) = cstr(body)?;
         let deallocate = |id| {
             let mut body = Vec::new();
-            wire::push_cstr(&mut body, &format!("DEALLOCATE {}", identifier(&self.interner.name(id))));
+            wire::push_cstr(
+                &mut body,
+                &format!("DEALLOCATE {}", identifier(&self.statements.interner().name(id))),
+            );
             body.extend_from_slice(types);
             body
         };
-        if self.interner.is_reserved(name) {
+        if self.statements.interner().is_reserved(name) {
             let body = deallocate(0);
             effects.deallocates = None;
             return Some(body);
         }
-        self.named(name)?;
+        self.statements.named(name)?;
         let body = deallocate(SCAPEGOAT);
-        let scapegoat = self.interner.name(SCAPEGOAT);
+        let scapegoat = self.statements.interner().name(SCAPEGOAT);
         wire::message(up, b'C', |out| {
             out.push(b'S');
             wire::push_cstr(out, &scapegoat);
@@ -242,7 +252,7 @@ impl Core {
             out.extend([0; 3]);
         });
         let name = effects.deallocates.take()?;
-        let previous = self.put_name(&name, None);
+        let previous = self.statements.put(&name, None);
         let note = Note::Named { name: significant(&name).into(), previous, prepared: None, closed: None };
         self.requests.push_hidden(Kind::Parse, Some(note));
         Some(body)
@@ -256,9 +266,10 @@ impl Core {
         up: &mut Vec<u8>,
     ) {
         // The upstream knows a statement of the protocol by another name than the client does.
-        let scapegoat = self.interner.name(SCAPEGOAT);
+        let scapegoat = self.statements.interner().name(SCAPEGOAT);
         let of_protocol = |name: &[u8]| {
-            self.named(name).is_some() || self.interner.is_reserved(name) && name != scapegoat.as_bytes()
+            self.statements.named(name).is_some()
+                || self.statements.interner().is_reserved(name) && name != scapegoat.as_bytes()
         };
         if effects.deallocates.as_deref().is_some_and(of_protocol) {
             self.pin_for(Pin::Prepare);
@@ -288,22 +299,19 @@ impl Core {
     /// remembered: then the connection is kept, as it is the only one that knows it.
     pub(super) fn remember_unnamed(&mut self, whole: Option<&[u8]>, backend: &mut BackendState) {
         let text = if let Some(body) = whole.filter(|body| body.len() <= MAX_UNNAMED) {
-            let old = match &mut self.unnamed.text {
-                UnnamedText::Known(old) if !self.unsynced => std::mem::take(old),
-                _ => Vec::new(),
-            };
-            let mut text = old;
+            // Within a batch, what it was may be what it is again.
+            let mut text = if self.unsynced { Vec::new() } else { self.statements.take_unnamed_memory() };
             text.clear();
             text.extend_from_slice(body);
             UnnamedText::Known(text)
-        } else if let Some(long) = whole.and_then(|body| self.interner.keep_long(body)) {
+        } else if let Some(long) = whole.and_then(|body| self.statements.interner().keep_long(body)) {
             UnnamedText::Long(long)
         } else {
             self.pin_for(Pin::Opaque);
             UnnamedText::OnConnection
         };
         self.push_changing_unnamed(Kind::ParseUnnamed, text);
-        backend.unnamed = Some((self.facts.id(), self.unnamed.stamp));
+        backend.unnamed = Some((self.facts.id(), self.statements.stamp()));
     }
 
     /// Prepares a statement on the upstream, unseen.

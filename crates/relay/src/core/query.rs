@@ -5,7 +5,7 @@ use super::hand_over::Protocol;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, GATHER, Rest, Sink};
 use crate::sql::Effects;
-use crate::statement::{Named, Unnamed, UnnamedText, significant};
+use crate::statement::{Named, UnnamedText, significant};
 use wire::error::Refusal;
 use wire::{HEADER, identifier};
 
@@ -76,13 +76,16 @@ impl Core {
             self.requests.push_hidden(Kind::Query, None);
         }
         let Some(name) = effects.deallocates else { return false };
-        if self.interner.is_reserved(&name) {
+        if self.statements.interner().is_reserved(&name) {
             // Others may use it: it is none of the client's.
-            wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.interner.name(0))));
+            wire::query(
+                up.buffer(),
+                &format!("DEALLOCATE {}", identifier(&self.statements.interner().name(0))),
+            );
             self.push_changing_unnamed(Kind::Query, UnnamedText::None);
             return true;
         }
-        let Some(named) = self.named(&name).cloned() else { return false };
+        let Some(named) = self.statements.named(&name).cloned() else { return false };
         self.deallocate(&name, &named, backend, up);
         true
     }
@@ -91,7 +94,7 @@ impl Core {
     /// `Sync` fails, that is what it was.
     pub(super) fn push_changing_unnamed(&mut self, kind: Kind, text: UnnamedText) {
         let stamp = self.requests.next_number();
-        let previous = std::mem::replace(&mut self.unnamed, Unnamed { stamp, text });
+        let previous = self.statements.replace_unnamed(stamp, text);
         if self.unsynced {
             self.requests.push_noted(kind, Note::Unnamed(previous));
         } else {
@@ -114,9 +117,9 @@ impl Core {
             self.requests.push_hidden(Kind::Sync, None);
         }
         backend.prepared.remove(id);
-        wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.interner.name(id))));
-        self.unnamed = Unnamed::default();
-        let previous = self.put_name(name, None);
+        wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.statements.interner().name(id))));
+        self.statements.drop_unnamed();
+        let previous = self.statements.put(name, None);
         self.requests.push_noted(
             Kind::Query,
             Note::Named { name: significant(name).into(), previous, prepared: None, closed: Some(id) },

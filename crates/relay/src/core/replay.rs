@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::requests::{Kind, Note, Request, Skipped};
 use super::{BackendState, Core, GATHER};
-use crate::statement::{Names, Statement};
+use crate::statement::Statement;
 
 /// Where PostgreSQL says that there is no such prepared statement: of the protocol's names, and of the unnamed one.
 const WHERE_STATEMENTS_ARE_MISSED: [&[u8]; 3] =
@@ -104,7 +104,7 @@ impl Core {
             && self.client_rest.0 == 0
             && self.requests.hide_only_sync();
         if again {
-            self.replay = Replay::AtReady;
+            self.statements.replay_at_ready();
         }
         again
     }
@@ -112,22 +112,20 @@ impl Core {
     /// The statement that the first of these uses: it may have lost its name by a later one.
     fn statement_used(&self, requests: &[Request]) -> Option<Arc<Statement>> {
         let giver = requests.first().map(|first| first.uses).filter(|giver| *giver != 0)?;
-        let named = |names: &Names| Some(names.get(names.given_by(giver)?)?.statement.clone());
         let taken = |request: &Request| match request.note.as_deref() {
             Some(Note::Named { previous: Some(named), .. }) if named.request == giver => {
                 Some(named.statement.clone())
             }
             _ => None,
         };
-        self.names.as_deref().and_then(named).or_else(|| requests.iter().find_map(taken))
+        self.statements.given_by(giver).cloned().or_else(|| requests.iter().find_map(taken))
     }
 
     /// The batch that is to be asked again now, if one is.
     pub(crate) fn replay(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
-        if self.replay != Replay::Due {
+        if !self.statements.take_replay() {
             return None;
         }
-        self.replay = Replay::None;
         backend.batch.end();
         Some(std::mem::take(&mut backend.batch.bytes))
     }

@@ -456,7 +456,7 @@ fn many_bytes_during_a_copy_end_the_session() {
     bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
     bench.client(&m(b'Q', b"COPY t FROM STDIN\0"));
     bench.upstream(&m(b'G', b"\0\0\0"));
-    bench.core.distrust = true;
+    bench.core.statements.foresee(&Effects { deallocates_all: true, ..Effects::default() });
     let input = bind("a").repeat(3000);
     let (mut copy, mut down) = (Vec::new(), Vec::new());
     let mut up = Sink::new(&input, &mut copy);
@@ -497,7 +497,7 @@ fn statements_that_lost_their_names_count_until_that_is_answered() {
 fn references_to_reserved_names_cost_bounded_memory() {
     let mut bench = Bench::new();
     bench.client(&m(b'Q', b"SELECT pg_sleep(10)\0"));
-    let name = format!("{}zz{}", bench.core.interner.name(7), "x".repeat(9_000));
+    let name = format!("{}zz{}", bench.core.statements.interner().name(7), "x".repeat(9_000));
     for _ in 0..MAX_REQUESTS {
         bench.client(&bind(&name));
     }

@@ -1,0 +1,282 @@
+//! The statements of one session: those that it has named, the unnamed one, and whether the connection can be trusted to have
+//! them.
+
+use std::sync::Arc;
+
+use super::facts::Reader;
+use super::replay::Replay;
+use crate::sql::Effects;
+use crate::statement::{Interner, Named, Names, Statement, Unnamed, UnnamedText};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Statements {
+    interner: Arc<Interner>,
+    /// Only clients that name statements have any.
+    names: Option<Box<Names>>,
+    unnamed: Unnamed,
+    /// What the unnamed statement may do, once it was looked at.
+    seen: Option<Box<Seen>>,
+    trust: Trust,
+    replay: Replay,
+}
+
+/// Whether the connection has what it was told to prepare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    Full,
+    /// A request that may deallocate every statement is under way.
+    None,
+}
+
+/// What an unnamed statement may do, and with what it was read.
+#[derive(Debug)]
+struct Seen {
+    stamp: u64,
+    reader: Reader,
+    effects: Option<Arc<Effects>>,
+}
+
+impl Statements {
+    /// Of a session that has none yet.
+    pub(super) fn new(interner: Arc<Interner>) -> Self {
+        let (unnamed, replay) = (Unnamed::default(), Replay::None);
+        Self { interner, names: None, unnamed, seen: None, trust: Trust::Full, replay }
+    }
+
+    /// Those of all sessions.
+    pub(super) fn interner(&self) -> &Interner {
+        &self.interner
+    }
+
+    /// How many the session has named.
+    pub(super) fn count(&self) -> usize {
+        self.names.as_ref().map_or(0, |names| names.count())
+    }
+
+    /// How many bytes they have.
+    pub(super) fn bytes(&self) -> usize {
+        self.names.as_ref().map_or(0, |names| names.bytes())
+    }
+
+    /// The one of this name.
+    pub(super) fn named(&self, name: &[u8]) -> Option<&Named> {
+        self.names.as_ref()?.get(name)
+    }
+
+    /// Gives a name a statement, or takes it away; answers what it had.
+    pub(super) fn put(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
+        let interner = &self.interner;
+        self.names.get_or_insert_with(|| Box::new(interner.names())).put(name, named)
+    }
+
+    /// The name that this request gave.
+    pub(super) fn name_given_by(&self, request: u64) -> Option<&[u8]> {
+        self.names.as_ref()?.given_by(request)
+    }
+
+    /// The statement that this request named, if it still has that name.
+    pub(super) fn given_by(&self, request: u64) -> Option<&Arc<Statement>> {
+        Some(&self.named(self.name_given_by(request)?)?.statement)
+    }
+
+    /// Everything named before this request is gone.
+    pub(super) fn forget_before(&mut self, request: u64) {
+        self.names.iter_mut().for_each(|names| names.forget_before(request));
+    }
+
+    /// The request that made the unnamed statement what it is.
+    pub(super) fn stamp(&self) -> u64 {
+        self.unnamed.stamp
+    }
+
+    pub(super) fn unnamed(&self) -> &UnnamedText {
+        &self.unnamed.text
+    }
+
+    /// The unnamed statement is this one from now on, by the request of this number; answers what it was.
+    pub(super) fn replace_unnamed(&mut self, stamp: u64, text: UnnamedText) -> Unnamed {
+        std::mem::replace(&mut self.unnamed, Unnamed { stamp, text })
+    }
+
+    /// There is no unnamed statement any more.
+    pub(super) fn drop_unnamed(&mut self) {
+        self.unnamed = Unnamed::default();
+    }
+
+    /// It is again what it was before the request of this number, if that is what it is by.
+    pub(super) fn restore_unnamed(&mut self, stamp: u64, previous: Unnamed) {
+        if self.unnamed.stamp == stamp {
+            self.unnamed = previous;
+        }
+    }
+
+    /// The request of this number has failed: if the unnamed statement is by it, there is none.
+    pub(super) fn lose_unnamed(&mut self, stamp: u64) {
+        if self.unnamed.stamp == stamp {
+            self.unnamed.text = UnnamedText::None;
+        }
+    }
+
+    /// The memory of the unnamed statement, for the next one.
+    pub(super) fn take_unnamed_memory(&mut self) -> Vec<u8> {
+        match &mut self.unnamed.text {
+            UnnamedText::Known(text) => std::mem::take(text),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What the unnamed statement may do, from `look` if it was not looked at with this reader; `None` if it does nothing, or
+    /// it is not known what it is.
+    pub(super) fn see_unnamed(
+        &mut self,
+        reader: Reader,
+        look: impl FnOnce(&[u8]) -> Option<Box<Effects>>,
+    ) -> Option<Arc<Effects>> {
+        let is_it = |seen: &Seen| seen.stamp == self.unnamed.stamp && seen.reader == reader;
+        if !self.seen.as_deref().is_some_and(is_it) {
+            let text = self.unnamed.text.text()?;
+            let effects = look(wire::cstr(text).map_or(text, |(text, _)| text)).map(Arc::from);
+            self.seen = Some(Box::new(Seen { stamp: self.unnamed.stamp, reader, effects }));
+        }
+        self.seen.as_ref()?.effects.clone()
+    }
+
+    /// A request is about to be under way that may do this.
+    pub(super) fn foresee(&mut self, effects: &Effects) {
+        if effects.deallocates_all {
+            self.trust = Trust::None;
+        }
+    }
+
+    /// Nothing is under way any more.
+    pub(super) fn all_is_answered(&mut self) {
+        self.trust = Trust::Full;
+    }
+
+    /// True if the connection has what it was told to prepare.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.trust == Trust::Full
+    }
+
+    /// The batch is asked again when the upstream has answered its `Sync`.
+    pub(super) fn replay_at_ready(&mut self) {
+        self.replay = Replay::AtReady;
+    }
+
+    /// The upstream has answered a `Sync` of ours.
+    pub(super) fn is_ready(&mut self) {
+        if self.replay == Replay::AtReady {
+            self.replay = Replay::Due;
+        }
+    }
+
+    /// True while a batch is to be asked again.
+    pub(super) fn replays(&self) -> bool {
+        self.replay != Replay::None
+    }
+
+    /// True if it is to be asked now, which is said once.
+    pub(super) fn take_replay(&mut self) -> bool {
+        let is_due = self.replay == Replay::Due;
+        if is_due {
+            self.replay = Replay::None;
+        }
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::facts::{SessionFacts, tests::facts};
+    use crate::settings::Parameters;
+
+    fn statements() -> Statements {
+        Statements::new(Arc::new(Interner::new(7)))
+    }
+
+    fn known(text: &[u8]) -> UnnamedText {
+        UnnamedText::Known([text, b"\0\0\0"].concat())
+    }
+
+    #[test]
+    fn names_are_given_taken_back_and_forgotten() {
+        let mut statements = statements();
+        let statement = statements.interner().intern(b"x\0\0\0", "c", &Parameters::default());
+        let named = |request| Some(Named { statement: statement.clone(), request });
+        assert!(statements.put(b"a", named(1)).is_none());
+        assert_eq!((statements.count(), statements.bytes()), (1, statement.cost()));
+        assert_eq!(statements.name_given_by(1), Some(&b"a"[..]));
+        assert!(statements.given_by(1).is_some_and(|given| Arc::ptr_eq(given, &statement)));
+        let before = statements.put(b"a", None);
+        assert!(statements.named(b"a").is_none() && statements.given_by(1).is_none());
+        statements.put(b"a", before);
+        statements.put(b"b", named(2));
+        statements.forget_before(1);
+        assert!(statements.named(b"a").is_none() && statements.named(b"b").is_some());
+    }
+
+    #[test]
+    fn the_unnamed_statement_is_what_the_last_request_made_it() {
+        let mut statements = statements();
+        statements.replace_unnamed(1, known(b"one"));
+        let one = statements.replace_unnamed(2, known(b"two"));
+        statements.restore_unnamed(3, Unnamed::default());
+        statements.lose_unnamed(3);
+        assert_eq!((statements.stamp(), statements.unnamed().text()), (2, Some(&b"two\0\0\0"[..])));
+        statements.restore_unnamed(2, one);
+        assert_eq!((statements.stamp(), statements.unnamed().text()), (1, Some(&b"one\0\0\0"[..])));
+        statements.lose_unnamed(1);
+        assert!(matches!(statements.unnamed(), UnnamedText::None));
+        assert!(statements.take_unnamed_memory().is_empty());
+    }
+
+    #[test]
+    fn the_unnamed_statement_is_looked_at_once_for_each_way_of_reading_and_each_catalog() {
+        let mut statements = statements();
+        let mut facts = facts();
+        let looks = |statements: &mut Statements, facts: &SessionFacts| {
+            let mut looked = 0;
+            let seen = statements.see_unnamed(facts.reader(), |text| {
+                assert_eq!(text, b"one");
+                looked += 1;
+                Some(Box::new(Effects::opaque()))
+            });
+            (seen.is_some(), looked)
+        };
+        assert_eq!(looks(&mut statements, &facts), (false, 0), "there is none");
+        statements.replace_unnamed(1, known(b"one"));
+        assert_eq!(looks(&mut statements, &facts), (true, 1));
+        assert_eq!(looks(&mut statements, &facts), (true, 0));
+        facts.foresee(&Effects::opaque());
+        assert_eq!(looks(&mut statements, &facts), (true, 1));
+        facts.know(|_| Some(Arc::default()));
+        assert_eq!(looks(&mut statements, &facts), (true, 1));
+        statements.replace_unnamed(2, known(b"one"));
+        assert_eq!(looks(&mut statements, &facts), (true, 1));
+    }
+
+    #[test]
+    fn what_may_deallocate_all_is_not_trusted_until_all_is_answered() {
+        let mut statements = statements();
+        statements.foresee(&Effects::default());
+        assert!(statements.is_trusted());
+        statements.foresee(&Effects { deallocates_all: true, ..Effects::default() });
+        statements.foresee(&Effects::default());
+        assert!(!statements.is_trusted());
+        statements.all_is_answered();
+        assert!(statements.is_trusted());
+    }
+
+    #[test]
+    fn a_batch_is_asked_again_once_behind_its_sync() {
+        let mut statements = statements();
+        statements.is_ready();
+        assert!(!statements.replays() && !statements.take_replay());
+        statements.replay_at_ready();
+        assert!(statements.replays() && !statements.take_replay());
+        statements.is_ready();
+        assert!(statements.take_replay() && !statements.take_replay() && !statements.replays());
+    }
+}
