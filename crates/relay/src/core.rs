@@ -10,6 +10,7 @@ mod from_upstream;
 mod hand_over;
 mod names;
 mod parse;
+mod position;
 mod query;
 mod replay;
 mod requests;
@@ -22,18 +23,20 @@ use std::sync::Arc;
 
 pub use channels::{Asked, Mark, Seal};
 pub use facts::Facts;
+pub use position::Counts;
 pub(crate) use sink::Sink;
 
 use crate::PoolMode;
-use crate::catalog::{Catalog, Words};
+use crate::catalog::Catalog;
 use crate::reset::{self, Proof};
 use crate::settings::{BackendSettings, Parameters, SessionSettings};
-use crate::sql::{Effects, Pin, Scan};
+use crate::sql::{Effects, Pin};
 use crate::statement::{Interner, Prepared};
 use channels::Channels;
 use facts::SessionFacts;
+use position::Position;
 use replay::Batch;
-use requests::{Kind, Note, Request, Requests};
+use requests::{Kind, Note, Request};
 use residue::{Residue, Surveyed};
 use statements::Statements;
 use survey::Touched;
@@ -68,18 +71,10 @@ pub struct BackendState {
     clean: bool,
 }
 
-/// How many requests may be under way before the upstream is asked to answer, whether or not the client asks.
-const MAX_UNASKED: usize = 1000;
-/// How many may be under way before no more are taken from the client.
-const MAX_REQUESTS: usize = 8 * MAX_UNASKED;
-
 /// How many bytes of pgusher's own (statements that are prepared again) may be sent on top of the client's, and how many may
 /// be remembered of requests under way (names that are taken back if they fail), before all that is answered.
 const MAX_ADDED: usize = 1 << 20;
 const MAX_NOTED: usize = 8 << 20;
-
-/// How many bytes of statements that are bound may be gone through before answers are waited for.
-const MAX_WORK: usize = 512 << 10;
 
 type UnnamedStamp = (u64, u64);
 
@@ -182,72 +177,14 @@ pub(crate) enum Broken {
     Reset(Vec<u8>),
 }
 
-/// How far a COPY has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Copy {
-    None,
-    /// The upstream reads data; `stray` if the client sent a `Sync` meanwhile, which the upstream ignores.
-    In {
-        stray: bool,
-    },
-    /// The client has ended it; the upstream has still to say so.
-    Ending {
-        stray: bool,
-    },
-}
-
-/// What happens to the rest of a message whose beginning has gone already.
-#[derive(Debug)]
-enum Rest {
-    Pass,
-    Drop,
-    /// It is SQL too long to be looked at whole.
-    Scan(Box<(Scan, Words)>),
-}
-
 /// One session's core.
 #[derive(Debug)]
 pub(crate) struct Core {
     facts: SessionFacts,
+    position: Position,
     statements: Statements,
-    requests: Requests,
-    /// At how many requests answers are asked for next.
-    flush_at: usize,
-    /// Up to this request all must be answered before more is sent: much is under way.
-    ahead: u64,
-    /// Of the last `ReadyForQuery`: `I`, `T` or `E`.
-    status: u8,
-    copy: Copy,
-    /// Extended messages were sent since the last `Sync`.
-    unsynced: bool,
-    /// The upstream ignores everything up to a `Sync` that the client has still to send.
-    skipping: bool,
-    /// A request was refused for want of a connection; the rest up to its `Sync` is ignored.
-    refusing: bool,
-    client_rest: (usize, Rest),
-    upstream_rest: (usize, bool),
     residue: Residue,
     channels: Channels,
-    /// What is held waits for the answer to this request, at the most.
-    held_until: u64,
-    /// How many bytes of bound statements were gone through since answers were waited for.
-    work: usize,
-    fatal: bool,
-    transactions: u64,
-    counts: Counts,
-}
-
-/// What is counted until it is taken.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Answers that ended with `ReadyForQuery`.
-    pub queries: u32,
-    /// `Parse` messages of the client.
-    pub client_parses: u32,
-    /// `Parse` messages to the upstream.
-    pub server_parses: u32,
-    /// `Bind` messages.
-    pub binds: u32,
 }
 
 impl Core {
@@ -261,35 +198,21 @@ impl Core {
     ) -> Self {
         Self {
             facts: SessionFacts::new(id, mode, facts, settings),
+            position: Position::default(),
             statements: Statements::new(interner),
-            requests: Requests::default(),
-            flush_at: MAX_UNASKED,
-            ahead: 0,
-            status: b'I',
-            copy: Copy::None,
-            unsynced: false,
-            skipping: false,
-            refusing: false,
-            client_rest: (0, Rest::Pass),
-            upstream_rest: (0, false),
             residue: Residue::default(),
             channels: Channels::default(),
-            held_until: 0,
-            work: 0,
-            fatal: false,
-            transactions: 0,
-            counts: Counts::default(),
         }
     }
 
     /// True while a connection is reset for the session, or given its settings: nothing of the client's may be sent before.
     pub(crate) fn is_setting_up(&self) -> bool {
-        matches!(self.requests.front_kind(), Some(Kind::Reset | Kind::Setup))
+        matches!(self.position.requests().front_kind(), Some(Kind::Reset | Kind::Setup))
     }
 
     /// True while nothing of the client's runs on the connection: it is set up, asked, or given to the listener.
     pub(crate) fn is_about_its_own(&self) -> bool {
-        matches!(self.requests.front_kind(), Some(Kind::Reset | Kind::Setup | Kind::Survey))
+        matches!(self.position.requests().front_kind(), Some(Kind::Reset | Kind::Setup | Kind::Survey))
             || self.is_handing_over()
     }
 
@@ -314,7 +237,7 @@ impl Core {
         wire::query(up, &question);
         // A simple query destroys the unnamed statement.
         backend.unnamed = None;
-        self.requests.push(Kind::Survey);
+        self.position.requests_mut().push(Kind::Survey);
     }
 
     /// The connection has answered, or could not.
@@ -359,13 +282,13 @@ impl Core {
     pub(crate) fn reset(&mut self, seed: u64, proof: Proof, up: &mut Vec<u8>) {
         wire::query(up, reset::DISCARD);
         wire::query(up, &proof.new_seed(seed));
-        self.requests.push(Kind::Reset);
-        self.requests.push_noted(Kind::Reset, Note::Proof(proof));
+        self.position.requests_mut().push(Kind::Reset);
+        self.position.requests_mut().push_noted(Kind::Reset, Note::Proof(proof));
     }
 
     /// True while that is not done.
     pub(crate) fn is_resetting(&self) -> bool {
-        self.requests.front_kind() == Some(Kind::Reset)
+        self.position.requests().front_kind() == Some(Kind::Reset)
     }
 
     /// Who the session's user is.
@@ -376,16 +299,13 @@ impl Core {
 
     /// The connection that was to be set up is gone; nothing of the client's was sent on it.
     pub(crate) fn abandon_setup(&mut self) {
-        self.fatal = false;
-        self.requests.clear();
-        self.upstream_rest = (0, false);
+        self.position.lose_connection();
     }
 
     /// True if what was held may be looked at again: what it waits for may have been answered. It may be long, so that is not
     /// done at each piece of an answer.
     pub(crate) fn may_go_on(&self) -> bool {
-        let is_over = self.requests.front().is_none_or(|front| front.number > self.held_until);
-        is_over || matches!(self.copy, Copy::In { .. })
+        self.position.may_go_on()
     }
 
     /// For how long the session has a connection.
@@ -406,7 +326,7 @@ impl Core {
             wire::query(up, &sql);
             // A simple query destroys the unnamed statement.
             backend.unnamed = None;
-            self.requests.push(Kind::Setup);
+            self.position.requests_mut().push(Kind::Setup);
         }
     }
 
@@ -423,7 +343,7 @@ impl Core {
         if self.residue.end_lease() {
             backend.settings.doubt();
         }
-        self.flush_at = MAX_UNASKED;
+        self.position.end_lease();
         backend.prepared.end_lease();
         backend.batch.end();
     }
@@ -431,13 +351,7 @@ impl Core {
     /// True if the session could end here and leave its connection as a `DISCARD ALL` would find it: no
     /// transaction, no answer outstanding.
     pub(crate) fn is_idle(&self) -> bool {
-        self.requests.is_empty()
-            && self.status == b'I'
-            && !self.unsynced
-            && !self.skipping
-            && self.copy == Copy::None
-            && self.client_rest.0 == 0
-            && self.upstream_rest.0 == 0
+        self.position.is_idle()
     }
 
     /// True if a `DISCARD ALL` leaves nothing of the session: no library that it loaded, no seed, no remote connection.
@@ -455,7 +369,7 @@ impl Core {
 
     /// True if the client is owed no answer, whether or not a transaction is open: it is its turn.
     pub(crate) fn is_clients_turn(&self) -> bool {
-        self.requests.is_empty() && self.upstream_rest.0 == 0
+        self.position.is_clients_turn()
     }
 
     /// True if something of the session's may still run on its connection.
@@ -465,18 +379,18 @@ impl Core {
 
     /// True if so much is under way that no more should be read from the client.
     pub(crate) fn is_full(&self) -> bool {
-        self.requests.len() > MAX_REQUESTS
+        self.position.is_full()
     }
 
     /// True if the upstream will say nothing more before the client does: an extended query without its `Sync`, or
     /// a COPY that goes on.
     pub(crate) fn awaits_client(&self) -> bool {
-        self.unsynced || self.skipping || matches!(self.copy, Copy::In { .. })
+        self.position.awaits_client()
     }
 
     /// True if an error can be put in between what the client gets: no message has been begun and not ended.
     pub(crate) fn between_messages(&self) -> bool {
-        self.upstream_rest.0 == 0
+        self.position.between_messages()
     }
 
     /// Why the session keeps its connection.
@@ -486,12 +400,12 @@ impl Core {
 
     /// True if the upstream has said that it ends the connection (severity FATAL or PANIC).
     pub(crate) fn is_fatal(&self) -> bool {
-        self.fatal
+        self.position.is_farewell_said()
     }
 
     /// What was counted since this was last called.
     pub(crate) fn take_counts(&mut self) -> Counts {
-        std::mem::take(&mut self.counts)
+        std::mem::take(self.position.counts_mut())
     }
 
     /// How many statements the session has prepared by name.
@@ -501,7 +415,7 @@ impl Core {
 
     /// How many transactions (and queries outside of one) have ended.
     pub(crate) fn transactions(&self) -> u64 {
-        self.transactions
+        self.position.transactions()
     }
 
     /// From now on the session keeps its connection.
@@ -519,8 +433,8 @@ impl Core {
         self.facts.is_reading_changing()
             && matches!(tag, b'Q' | b'P' | b'B')
             && self.facts.is_lent_for_transactions()
-            && !self.unsynced
-            && !self.requests.is_empty()
+            && !self.position.is_unsynced()
+            && !self.position.requests().is_empty()
     }
 
     /// Takes what is known of the database from now on, if that is something else.
@@ -607,7 +521,7 @@ impl Core {
             out.push(b'S');
             wire::push_cstr(out, &self.statements.interner().name(0));
         });
-        self.requests.push_noted(Kind::Fail, Note::Refused(error));
+        self.position.requests_mut().push_noted(Kind::Fail, Note::Refused(error));
     }
 
     /// The same of a simple query, none of which is run: the upstream must fail there, too, so that a transaction does.
@@ -618,7 +532,7 @@ impl Core {
         let none = wire::identifier(&self.statements.interner().name(0));
         wire::query(up, &format!("DEALLOCATE {none}"));
         self.statements.drop_unnamed();
-        self.requests.push_noted(Kind::Query, Note::Refused(error));
+        self.position.requests_mut().push_noted(Kind::Query, Note::Refused(error));
     }
 }
 

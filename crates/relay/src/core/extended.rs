@@ -2,8 +2,9 @@
 
 use super::from_client::{Incoming, Step, Wires};
 use super::names::{NamesIn, names};
+use super::position::{Rest, Transaction};
 use super::requests::{Kind, NOTHING, Note};
-use super::{BackendState, Core, GATHER, Rest, Sink};
+use super::{BackendState, Core, GATHER, Sink};
 use crate::sql::Effects;
 use crate::statement::{Held, MAX_MENTIONING, Named, UnnamedText, significant};
 use wire::HEADER;
@@ -24,7 +25,7 @@ impl Core {
             _ => Kind::Close,
         };
         if !self.facts.is_lent_for_transactions() && kind != Kind::Parse {
-            self.requests.push(kind);
+            self.position.requests_mut().push(kind);
             return Ok(Step::Streams(Rest::Pass));
         }
         let whole = message.is_whole();
@@ -34,7 +35,7 @@ impl Core {
         let Some(names) = names(kind, message.body()) else {
             if whole {
                 // Broken: the upstream says how.
-                self.requests.push(kind);
+                self.position.requests_mut().push(kind);
                 wires.up.pass(message.range());
                 return Ok(Step::Done);
             }
@@ -49,16 +50,18 @@ impl Core {
             };
         };
         let in_doubt = |name: &[u8]| match name {
-            b"" => kind != Kind::Parse && self.requests.is_unnamed_in_doubt(self.statements.stamp()),
+            b"" => {
+                kind != Kind::Parse && self.position.requests().is_unnamed_in_doubt(self.statements.stamp())
+            }
             name => self.is_in_doubt(name),
         };
-        if names.statement.is_some_and(in_doubt) && self.may_hold() {
+        if names.statement.is_some_and(in_doubt) && self.position.may_hold() {
             return Ok(Step::Hold);
         }
         match (kind, names.statement) {
             (Kind::Parse, _) => self.parse(message, &names, wires),
             (_, None) => {
-                self.requests.push(kind);
+                self.position.requests_mut().push(kind);
                 Ok(Step::Streams(Rest::Pass))
             }
             (Kind::Close, Some(name)) => {
@@ -71,14 +74,17 @@ impl Core {
 
     /// Whether it depends on an answer to come what a name stands for, or if the upstream has the statement.
     pub(super) fn is_in_doubt(&self, name: &[u8]) -> bool {
-        let unprepared = |named: &Named| self.requests.is_preparation_in_doubt(named.statement.id());
-        let is_any = self.requests.has_notes_in_doubt();
-        is_any && (self.requests.is_in_doubt(name) || self.statements.named(name).is_some_and(unprepared))
+        let unprepared =
+            |named: &Named| self.position.requests().is_preparation_in_doubt(named.statement.id());
+        let is_any = self.position.requests().has_notes_in_doubt();
+        is_any
+            && (self.position.requests().is_in_doubt(name)
+                || self.statements.named(name).is_some_and(unprepared))
     }
 
     /// The unnamed statement is bound: what it may do was foreseen when it was parsed, unless that was in another batch.
     pub(super) fn foresee_unnamed(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
-        if !self.requests.is_of_earlier_batch(self.statements.stamp()) {
+        if !self.position.requests().is_of_earlier_batch(self.statements.stamp()) {
             return;
         }
         let (facts, mut gone_through) = (&self.facts, 0);
@@ -89,7 +95,7 @@ impl Core {
                 false => facts.effects(text),
             }
         });
-        self.worked(gone_through);
+        self.position.worked(gone_through);
         if let Some(effects) = effects {
             self.foresee_extended(&effects, backend, up);
         }
@@ -112,7 +118,7 @@ impl Core {
             if !self.ensure_unnamed(backend, up) {
                 return self.refuse_reference("unnamed prepared statement does not exist".into(), up);
             }
-            self.requests.push(kind);
+            self.position.requests_mut().push(kind);
             return Step::Streams(Rest::Pass);
         }
         let Some(named) = self.statements.named(name).cloned() else {
@@ -121,7 +127,7 @@ impl Core {
                 return self.refuse_reference(format!("prepared statement \"{shown}\" does not exist"), up);
             }
             // Perhaps of an SQL-level PREPARE; else the upstream says that there is none.
-            self.requests.push(kind);
+            self.position.requests_mut().push(kind);
             return Step::Streams(Rest::Pass);
         };
         if kind == Kind::Bind {
@@ -130,11 +136,11 @@ impl Core {
         let held = backend.prepared.hold(&named.statement);
         if kind == Kind::Describe && held != Held::Yes {
             // In a failed transaction nothing can be prepared. What is still to be answered may make it fail.
-            if self.requests.has_an_end() && self.may_hold() {
+            if self.position.requests().has_an_end() && self.position.may_hold() {
                 return Step::Hold;
             }
-            if self.status == b'E' && named.statement.answers_nothing() {
-                self.requests.push(Kind::Fake(NOTHING));
+            if self.position.transaction() == Transaction::Failed && named.statement.answers_nothing() {
+                self.position.requests_mut().push(Kind::Fake(NOTHING));
                 return Step::Streams(Rest::Drop);
             }
         }
@@ -146,7 +152,7 @@ impl Core {
                 self.prepare(&named, backend, up.buffer());
             }
         }
-        self.requests.push_using(kind, named.request);
+        self.position.requests_mut().push_using(kind, named.request);
         let upstream_name = named.statement.upstream_name();
         // The header is of the whole message, of which the end may not have come yet.
         let total = message.header.total - name.len() + upstream_name.len();
@@ -168,7 +174,7 @@ impl Core {
         };
         let effects =
             self.facts.with_catalog(own, || statement.mentions(self.facts.catalog(), &mut gone_through));
-        self.worked(gone_through);
+        self.position.worked(gone_through);
         if let Some(effects) = effects {
             self.foresee_extended(&effects, backend, up);
         }
@@ -192,7 +198,7 @@ impl Core {
                     out.push(0);
                     out.extend_from_slice(text);
                 });
-                self.requests.push_hidden(Kind::ParseUnnamed, None);
+                self.position.requests_mut().push_hidden(Kind::ParseUnnamed, None);
                 backend.unnamed = Some(stamp);
             }
         }
@@ -207,16 +213,16 @@ impl Core {
             return wires.up.pass(message.range());
         } else if self.statements.named(name).is_some() {
             let previous = self.statements.put(name, None);
-            self.requests.push_noted(
+            self.position.requests_mut().push_noted(
                 Kind::Fake(b'3'),
                 Note::Named { name: significant(name).into(), previous, prepared: None, closed: None },
             );
             return;
         } else if self.statements.interner().is_reserved(name) {
-            self.requests.push(Kind::Fake(b'3'));
+            self.position.requests_mut().push(Kind::Fake(b'3'));
             return;
         }
-        self.requests.push(Kind::Close);
+        self.position.requests_mut().push(Kind::Close);
         wires.up.pass(message.range());
     }
 
@@ -225,6 +231,6 @@ impl Core {
             out.push(b'S');
             wire::push_cstr(out, &self.statements.interner().name(id));
         });
-        self.requests.push_hidden(Kind::Close, Some(Note::Closed(id)));
+        self.position.requests_mut().push_hidden(Kind::Close, Some(Note::Closed(id)));
     }
 }

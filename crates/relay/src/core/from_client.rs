@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
+use super::position::Rest;
 use super::requests::Kind;
-use super::{
-    BackendState, Copy, Core, GATHER, MAX_ADDED, MAX_NOTED, MAX_UNASKED, MAX_WORK, Rest, Sink, Taken, Then,
-};
+use super::{BackendState, Core, GATHER, MAX_ADDED, MAX_NOTED, Sink, Taken, Then};
 use crate::sql::{Effects, Pin};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::{HEADER, Header, MAX_SMALL_LENGTH};
@@ -90,8 +89,8 @@ impl Core {
         let needs_one = |header: Header| {
             matches!(header.tag, b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F') && is_whole(header)
         };
-        self.client_rest.0 == 0
-            && !self.refusing
+        !self.position.is_in_clients_message()
+            && !self.position.is_refusing()
             && matches!(Header::read(input), Some(Ok(header)) if needs_one(header))
     }
 
@@ -128,14 +127,14 @@ impl Core {
                             debug_assert!(rest.len() >= header.total, "only a whole message is done");
                             at += header.total;
                         }
-                        Step::Streams(how) => self.client_rest = (header.total, how),
+                        Step::Streams(how) => self.position.expect_of_client(header.total, how),
                         Step::Partly(here, how) => {
                             at += here;
-                            self.client_rest = (header.total - here, how);
+                            self.position.expect_of_client(header.total - here, how);
                         }
                         Step::Need(length) => return Ok(Taken { consumed: at, then: Then::Need(length) }),
                         Step::Hold => {
-                            self.held_until = self.requests.last_end();
+                            self.position.hold();
                             return Ok(Taken { consumed: at, then: Then::Hold });
                         }
                     }
@@ -143,11 +142,11 @@ impl Core {
                 (tag, _) => return Err(Refusal::protocol(format!("invalid frontend message type {tag}"))),
             }
             at += self.go_on(input, at, up);
-            if self.requests.len() >= self.flush_at {
+            if self.position.wants_answers() {
                 self.flush_requests(up, down)?;
             }
-            let is_much = up.bytes().len() > at + MAX_ADDED || self.requests.bytes() > MAX_NOTED;
-            if is_much && self.client_rest.0 == 0 {
+            let is_much = up.bytes().len() > at + MAX_ADDED || self.position.requests().bytes() > MAX_NOTED;
+            if is_much && !self.position.is_in_clients_message() {
                 self.wait_for_answers(up, down)?;
             }
         }
@@ -163,67 +162,52 @@ impl Core {
         match header.tag {
             b'S' if header.total != HEADER => return Err(Refusal::protocol("invalid message format")),
             b'S' => {
-                self.refusing = false;
+                self.position.end_series();
                 wire::ready_for_query(down, b'I');
             }
             // A COPY that failed was still being sent: PostgreSQL ignores the rest of it, and so do we.
             b'd' | b'c' | b'f' | b'H' => {}
-            _ if self.refusing => {}
+            _ if self.position.is_refusing() => {}
             // Who sends a message bit by bit is lent a connection when it is whole.
             _ if there < header.total && header.total <= GATHER => return Ok(Some(Then::Need(header.total))),
             _ => return Ok(Some(Then::Lease)),
         }
-        self.client_rest = (header.total, Rest::Drop);
+        self.position.expect_of_client(header.total, Rest::Drop);
         Ok(None)
     }
 
     /// A pipeline without end: what it has earned is asked for, so that it costs bounded memory.
     pub(super) fn flush_requests(&mut self, up: &mut Sink<'_>, down: &mut Vec<u8>) -> Result<(), Refusal> {
-        if self.work > MAX_WORK && self.client_rest.0 == 0 {
-            self.work = 0;
+        if self.position.take_overwork() {
             self.wait_for_answers(up, down)?;
-        } else if self.requests.only_fakes() {
+        } else if self.position.requests().only_fakes() {
             if self.between_messages() {
                 self.send_fakes(down);
             }
-        } else if self.client_rest.0 == 0 {
+        } else if !self.position.is_in_clients_message() {
             wire::message(up.buffer(), b'H', |_| {});
         }
-        self.flush_at = self.requests.len() + MAX_UNASKED;
+        self.position.asked_for_answers();
         Ok(())
-    }
-
-    /// Counts bytes of a text that was gone through and is longer than the message at hand, such as a statement that is bound.
-    /// Beyond a limit the next answer is waited for, so that the other sessions of this thread have their turns.
-    pub(super) fn worked(&mut self, bytes: usize) {
-        self.work += bytes;
-        if self.work > MAX_WORK {
-            self.flush_at = 0;
-        }
     }
 
     /// A few of the client's bytes have become many, or many are remembered: what is under way must be answered first, or
     /// one piece of a pipeline could take all memory.
     #[cold]
     pub(super) fn wait_for_answers(&mut self, up: &mut Sink<'_>, down: &mut Vec<u8>) -> Result<(), Refusal> {
-        if self.requests.only_fakes() {
+        if self.position.requests().only_fakes() {
             if self.between_messages() {
                 self.send_fakes(down);
             }
             return Ok(());
         }
-        if !self.may_hold() {
+        if !self.position.may_hold() {
             let message = "too many statements during a COPY";
             return Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message));
         }
         wire::message(up.buffer(), b'H', |_| {});
-        self.ahead = self.requests.next_number() - 1;
+        self.position.wait_for_all();
         Ok(())
-    }
-
-    /// True while what must be answered first is not.
-    pub(super) fn is_ahead(&self) -> bool {
-        self.requests.front().is_some_and(|front| front.number <= self.ahead)
     }
 
     /// There is no connection for the request at the front of `input`, which waits for one: it gets this error.
@@ -231,21 +215,21 @@ impl Core {
     pub(crate) fn refuse(&mut self, input: &[u8], refusal: &Refusal, down: &mut Vec<u8>) {
         wire::error_response(down, wire::Severity::Error, refusal);
         let Some(Ok(header)) = Header::read(input) else { return };
-        self.client_rest = (header.total, Rest::Drop);
+        self.position.expect_of_client(header.total, Rest::Drop);
         if matches!(header.tag, b'Q' | b'F') {
             wire::ready_for_query(down, b'I');
         } else {
-            self.refusing = true;
+            self.position.refuse_series();
         }
     }
 
     /// Goes on with a message that was begun; answers how much of the input it takes.
     pub(super) fn go_on(&mut self, input: &[u8], at: usize, up: &mut Sink<'_>) -> usize {
-        let here = self.client_rest.0.min(input.len() - at);
+        let (here, rest) = self.position.client_rest(input.len() - at);
         if here == 0 {
             return 0;
         }
-        match &mut self.client_rest.1 {
+        match rest {
             Rest::Drop => {}
             Rest::Pass => up.pass(at..at + here),
             Rest::Scan(scan) => {
@@ -259,10 +243,7 @@ impl Core {
                 }
             }
         }
-        self.client_rest.0 -= here;
-        if self.client_rest.0 == 0
-            && let Rest::Scan(scan) = std::mem::replace(&mut self.client_rest.1, Rest::Pass)
-        {
+        if let Some(Rest::Scan(scan)) = self.position.passed_of_client(here) {
             self.foresee(&Effects { defines: scan.0.clone().defines(), ..Effects::default() });
             if scan.0.is_suspicious() {
                 self.pin_for(Pin::Opaque);
@@ -277,11 +258,12 @@ impl Core {
         wires: &mut Wires<'_, '_>,
     ) -> Result<Step, Refusal> {
         let Incoming { header, input, at } = message;
-        if self.skipping && header.tag != b'S' {
+        if self.position.is_skipping() && header.tag != b'S' {
             return Ok(Step::Streams(Rest::Pass));
         }
-        let waits = self.must_settle_first() || self.must_know_how_to_read(header.tag) || self.is_ahead();
-        if waits && self.may_hold() {
+        let waits =
+            self.must_settle_first() || self.must_know_how_to_read(header.tag) || self.position.is_ahead();
+        if waits && self.position.may_hold() {
             return Ok(Step::Hold);
         }
         match header.tag {
@@ -294,17 +276,15 @@ impl Core {
             // The server would answer an error, which answers nothing, and ignore what comes up to a `Sync`.
             b'H' if header.total != HEADER => return Err(Refusal::protocol("invalid message format")),
             b'H' => {
-                if self.requests.only_fakes() && self.between_messages() {
+                if self.position.requests().only_fakes() && self.between_messages() {
                     self.send_fakes(wires.down);
                 }
             }
             b'c' | b'f' => {
                 self.copies();
-                match self.copy {
-                    Copy::In { stray } => self.copy = Copy::Ending { stray },
-                    // Perhaps of a COPY whose beginning we have still to see.
-                    _ if !self.requests.is_empty() => self.requests.push(Kind::CopyEnd),
-                    _ => {}
+                // Perhaps of a COPY whose beginning we have still to see.
+                if !self.position.client_ends_copy() && !self.position.requests().is_empty() {
+                    self.position.requests_mut().push(Kind::CopyEnd);
                 }
             }
             b'F' => {
@@ -316,19 +296,19 @@ impl Core {
                     self.residue.stain();
                     self.pin_for(Pin::Opaque);
                 }
-                self.requests.push(Kind::FunctionCall);
+                self.position.requests_mut().push(Kind::FunctionCall);
             }
             b'E' => {
-                self.unsynced = true;
-                self.requests.push(Kind::Execute);
+                self.position.begin_series();
+                self.position.requests_mut().push(Kind::Execute);
             }
             _ => {
-                let first = self.begins_batch().then(|| self.requests.next_number());
+                let first = self.begins_batch().then(|| self.position.requests().next_number());
                 let step = self.naming(message, wires)?;
                 if !matches!(step, Step::Need(_) | Step::Hold) {
-                    self.counts.client_parses += u32::from(header.tag == b'P');
-                    self.counts.binds += u32::from(header.tag == b'B');
-                    self.unsynced = true;
+                    self.position.counts_mut().client_parses += u32::from(header.tag == b'P');
+                    self.position.counts_mut().binds += u32::from(header.tag == b'B');
+                    self.position.begin_series();
                     if let Some(number) = first {
                         self.begin_batch(number, at, wires.backend);
                     }
@@ -342,24 +322,16 @@ impl Core {
     /// Data of a COPY, or its end. A server that is not in a COPY ignores them, unless `statement_timeout` fires just then: its
     /// error answers this message, and not the one that is next in the queue.
     pub(super) fn copies(&mut self) {
-        if self.facts.is_lent_for_transactions() && !matches!(self.copy, Copy::In { .. }) {
+        if self.facts.is_lent_for_transactions() && !self.position.is_copying() {
             self.residue.doubt_count();
         }
     }
 
     pub(super) fn sync(&mut self) {
-        if let Copy::In { stray } = &mut self.copy {
-            *stray = true;
-            return;
+        if !self.position.stray_sync() {
+            self.position.end_series();
+            self.position.requests_mut().push(Kind::Sync);
         }
-        self.unsynced = false;
-        self.skipping = false;
-        self.requests.push(Kind::Sync);
-    }
-
-    /// During a COPY the upstream waits for the client, and whatever else that sends is an error.
-    pub(super) fn may_hold(&self) -> bool {
-        !matches!(self.copy, Copy::In { .. })
     }
 }
 

@@ -1,7 +1,8 @@
 //! From the upstream to the client.
 
+use super::position::{Answer, Transaction};
 use super::requests::{Kind, NOTHING, Note, Request, Whose};
-use super::{BackendState, Broken, Copy, Core, GATHER, Sink};
+use super::{BackendState, Broken, Core, GATHER, Sink};
 use crate::sql::Pin;
 use wire::{HEADER, Header, cstr};
 
@@ -45,8 +46,8 @@ impl Core {
                 _ => self.answer(header, rest, backend, down)?,
             };
             match step {
-                Step::Pass => self.upstream_rest = (header.total, true),
-                Step::Drop => self.upstream_rest = (header.total, false),
+                Step::Pass => self.position.expect_of_upstream(header.total, Answer::Pass),
+                Step::Drop => self.position.expect_of_upstream(header.total, Answer::Drop),
                 Step::Wait => return Ok(at),
             }
             at += self.go_on_down(input, at, down);
@@ -58,16 +59,15 @@ impl Core {
     }
 
     fn go_on_down(&mut self, input: &[u8], at: usize, down: &mut Sink<'_>) -> usize {
-        let here = self.upstream_rest.0.min(input.len() - at);
-        if here > 0 && self.upstream_rest.1 {
+        let (here, answer) = self.position.pass_of_upstream(input.len() - at);
+        if here > 0 && answer == Answer::Pass {
             down.pass(at..at + here);
         }
-        self.upstream_rest.0 -= here;
         here
     }
 
     fn data(&mut self, header: Header, input: &[u8]) -> Result<Step, Broken> {
-        match self.requests.front_kind() {
+        match self.position.requests().front_kind() {
             Some(Kind::Query | Kind::Execute) => Ok(Step::Pass),
             Some(Kind::Reset) => self.proved(header, input),
             Some(Kind::Setup | Kind::HandOver) => Ok(Step::Drop),
@@ -78,14 +78,14 @@ impl Core {
 
     /// The row that answers a reset is our own, or what comes on this connection answers something else.
     fn proved(&mut self, header: Header, input: &[u8]) -> Result<Step, Broken> {
-        let Some(proof) = self.requests.front_proof().filter(|_| header.total <= GATHER) else {
+        let Some(proof) = self.position.requests().front_proof().filter(|_| header.total <= GATHER) else {
             return Err(Broken::Reset(Vec::new()));
         };
         let Some(row) = input.get(HEADER..header.total) else { return Ok(Step::Wait) };
         if !proof.is_in(row) {
             return Err(Broken::Reset(Vec::new()));
         }
-        self.requests.take_front_note();
+        self.position.requests_mut().take_front_note();
         Ok(Step::Drop)
     }
 
@@ -103,8 +103,8 @@ impl Core {
 
     /// Sends the fakes whose turn has come, with a `Flush` from the client.
     pub(super) fn send_fakes(&mut self, down: &mut Vec<u8>) {
-        while let Some(Kind::Fake(tag)) = self.requests.front_kind() {
-            self.requests.pop();
+        while let Some(Kind::Fake(tag)) = self.position.requests().front_kind() {
+            self.position.requests_mut().pop();
             match tag {
                 NOTHING => {
                     wire::message(down, b't', |out| out.extend([0; 2]));
@@ -116,7 +116,9 @@ impl Core {
     }
 
     fn send_fakes_to(&mut self, down: &mut Sink<'_>) {
-        if matches!(self.requests.front_kind(), Some(Kind::Fake(_))) && self.upstream_rest.0 == 0 {
+        if matches!(self.position.requests().front_kind(), Some(Kind::Fake(_)))
+            && self.position.between_messages()
+        {
             self.send_fakes(down.buffer());
         }
     }
@@ -138,7 +140,7 @@ impl Core {
         if body.is_none() && header.total <= GATHER && looked_at {
             return Ok(Step::Wait);
         }
-        let ours = self.requests.front().is_some_and(|r| {
+        let ours = self.position.requests().front().is_some_and(|r| {
             matches!(r.kind, Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver)
                 || r.is_hidden() && matches!(r.kind, Kind::Query | Kind::Execute)
         });
@@ -146,7 +148,7 @@ impl Core {
             b'Z' => self.ready(body.and_then(|b| b.first().copied()), header, backend),
             b'C' => {
                 if !self.complete(body.unwrap_or_default(), backend) {
-                    let front = self.requests.front_kind();
+                    let front = self.position.requests().front_kind();
                     return Err(Broken::Desync(format!("an end of a command in answer to {front:?}")));
                 }
                 Ok(if ours { Step::Drop } else { Step::Pass })
@@ -170,9 +172,9 @@ impl Core {
             }
             b'N' => Ok(Step::Pass),
             _ if ours => Ok(Step::Drop),
-            b't' if self.requests.front_kind() == Some(Kind::Known) => Ok(Step::Drop),
-            b'T' | b'n' if self.requests.front_kind() == Some(Kind::Known) => {
-                self.requests.pop();
+            b't' if self.position.requests().front_kind() == Some(Kind::Known) => Ok(Step::Drop),
+            b'T' | b'n' if self.position.requests().front_kind() == Some(Kind::Known) => {
+                self.position.requests_mut().pop();
                 wire::message(down.buffer(), b'1', |_| {});
                 Ok(Step::Drop)
             }
@@ -182,22 +184,23 @@ impl Core {
 
     /// Messages that answer one request each, and those that a query is made of.
     fn structure(&mut self, tag: u8) -> Result<Step, Broken> {
-        let front = self.requests.front_kind();
+        let front = self.position.requests().front_kind();
         let answered = match (tag, front) {
             (b'1', Some(Kind::Parse | Kind::ParseUnnamed))
             | (b'2', Some(Kind::Bind))
             | (b'3', Some(Kind::Close))
             | (b'n' | b'T', Some(Kind::Describe))
-            | (b's' | b'I', Some(Kind::Execute)) => self.requests.pop(),
+            | (b's' | b'I', Some(Kind::Execute)) => self.position.requests_mut().pop(),
             (b'T' | b'I', Some(Kind::Query))
             | (b't', Some(Kind::Describe))
             | (b'V', Some(Kind::FunctionCall))
             | (b'H' | b'c', Some(Kind::Query | Kind::Execute)) => return Ok(Step::Pass),
             (b'G', Some(Kind::Query | Kind::Execute)) => {
-                let (ended, stray) = self.requests.begin_copy();
+                let stray = self.position.begin_copy();
                 // A `Sync` that the COPY has swallowed ends nothing.
-                self.unsynced |= stray && front == Some(Kind::Execute) && !self.requests.has_a_sync();
-                self.copy = if ended { Copy::Ending { stray } } else { Copy::In { stray } };
+                if stray && front == Some(Kind::Execute) && !self.position.requests().has_a_sync() {
+                    self.position.begin_series();
+                }
                 return Ok(Step::Pass);
             }
             _ => {
@@ -214,10 +217,10 @@ impl Core {
         header: Header,
         backend: &mut BackendState,
     ) -> Result<Step, Broken> {
-        let (Some(status @ (b'I' | b'T' | b'E')), 6) = (status, header.total) else {
+        let (Some(transaction), 6) = (status.and_then(Transaction::of), header.total) else {
             return Err(Broken::Desync("a broken ReadyForQuery".into()));
         };
-        let front = self.requests.front_kind();
+        let front = self.position.requests().front_kind();
         let ends = |kind| {
             use Kind::{FunctionCall, HandOver, Query, Reset, Setup, Survey, Sync};
             matches!(kind, Reset | Setup | Survey | HandOver | Query | FunctionCall | Sync)
@@ -225,20 +228,22 @@ impl Core {
         if !front.is_some_and(ends) {
             return Err(Broken::Desync(format!("ReadyForQuery in answer to {front:?}")));
         }
-        if front == Some(Kind::Reset) && (status != b'I' || self.requests.front_proof().is_some()) {
+        if front == Some(Kind::Reset)
+            && (transaction != Transaction::None || self.position.requests().front_proof().is_some())
+        {
             // A transaction is open, or this answers something else.
             return Err(Broken::Reset(Vec::new()));
         }
-        let hidden = self.requests.pop().is_some_and(|request| request.is_hidden());
-        self.copy = Copy::None;
+        let hidden = self.position.requests_mut().pop().is_some_and(|request| request.is_hidden());
+        self.position.end_copy();
         self.residue.end_reset();
-        if self.requests.is_empty() {
-            self.flush_at = super::MAX_UNASKED;
+        if self.position.requests().is_empty() {
+            self.position.all_is_answered();
             self.facts.all_is_answered();
             self.statements.all_is_answered();
         }
         if front == Some(Kind::Reset) {
-            if self.requests.is_empty() {
+            if self.position.requests().is_empty() {
                 backend.discarded();
             }
             return Ok(Step::Drop);
@@ -261,31 +266,29 @@ impl Core {
             self.statements.is_ready();
             return Ok(Step::Drop);
         }
-        self.status = status;
-        self.transactions += u64::from(status == b'I');
-        self.counts.queries += 1;
+        self.position.ready(transaction);
         Ok(Step::Pass)
     }
 
     /// `CommandComplete`; false if nothing was asked that ends so.
     fn complete(&mut self, tag: &[u8], backend: &mut BackendState) -> bool {
-        let front = self.requests.front();
+        let front = self.position.requests().front();
         let number = front.map_or(0, |r| r.number);
         // Those that matter are short, and most are: a loop is quicker than a search.
         let end = tag.iter().take(LONGEST_TAG + 1).position(|byte| *byte == 0);
         let tag = &tag[..end.unwrap_or(tag.len())];
-        match self.requests.front_kind() {
+        match self.position.requests().front_kind() {
             Some(Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver) => return true,
             Some(Kind::Query) if front.is_some_and(Request::is_hidden) => return true,
             Some(Kind::Query) => {}
-            Some(Kind::Execute) => drop(self.requests.pop()),
+            Some(Kind::Execute) => drop(self.position.requests_mut().pop()),
             _ => return false,
         }
-        if matches!(self.copy, Copy::In { .. }) {
+        if self.position.is_copying() {
             // It cannot be over, as the client has not ended it: what is owed is not what was counted.
             self.lose_count();
         }
-        self.copy = Copy::None;
+        self.position.end_copy();
         if matches!(tag, [b'S', b'E', b'L', ..] | [b'I' | b'U' | b'B' | b'F', ..]) {
             // `SELECT`, `INSERT`, `UPDATE`, `BEGIN`, `FETCH`: none of those below.
             return true;
@@ -331,42 +334,45 @@ impl Core {
         down: &mut Sink<'_>,
     ) -> Result<Step, Broken> {
         let severity = body.and_then(|b| wire::error_field(b, b'V').or_else(|| wire::error_field(b, b'S')));
-        self.fatal |= matches!(severity, Some(b"FATAL" | b"PANIC"));
-        let is_stray = matches!(self.copy, Copy::In { stray: true } | Copy::Ending { stray: true });
-        if is_stray && !self.has_read_the_end(body) {
+        if matches!(severity, Some(b"FATAL" | b"PANIC")) {
+            self.position.say_farewell();
+        }
+        if self.position.has_stray_sync() && !self.has_read_the_end(body) {
             // Whether the upstream ignored that Sync or answers it depends on when it failed.
             self.residue.doubt_count();
         }
-        self.copy = Copy::None;
-        let skipped = match self.requests.front_kind() {
+        self.position.end_copy();
+        let skipped = match self.position.requests().front_kind() {
             Some(Kind::Reset) => return Err(Broken::Reset(body.unwrap_or_default().to_vec())),
             Some(Kind::Setup) => return Err(Broken::Setup(body.unwrap_or_default().to_vec())),
             // A cancel that came too late, or a very short statement_timeout: it is asked again.
             Some(Kind::Survey | Kind::HandOver) => {
-                return Ok(if self.fatal { Step::Pass } else { Step::Drop });
+                return Ok(if self.position.is_farewell_said() { Step::Pass } else { Step::Drop });
             }
             // A server that owes nothing says only why it leaves: nobody knows any more what it owes.
             None => {
-                if !self.fatal {
+                if !self.position.is_farewell_said() {
                     self.lose_count();
                 }
                 return Ok(Step::Pass);
             }
             Some(Kind::Sync | Kind::FunctionCall) => return Ok(Step::Pass),
             // It failed with the transaction: what it was to prepare fails as well.
-            Some(Kind::Query) if self.requests.front().is_some_and(Request::is_hidden) => {
+            Some(Kind::Query) if self.position.requests().front().is_some_and(Request::is_hidden) => {
                 backend.foreign_sequences = true;
-                return Ok(if self.fatal { Step::Pass } else { Step::Drop });
+                return Ok(if self.position.is_farewell_said() { Step::Pass } else { Step::Drop });
             }
             Some(Kind::Query) => return Ok(self.failed_query(body, down, backend)),
-            Some(_) => self.requests.skip_to_sync(),
+            Some(_) => self.position.requests_mut().skip_to_sync(),
         };
-        self.skipping |= !skipped.has_sync;
+        if !skipped.has_sync {
+            self.position.skip_series();
+        }
         let healed = self.heal(body.unwrap_or_default(), &skipped, backend);
         let skipped = skipped.requests;
         // The preparation for a DEALLOCATE of ours failed: that has a Sync of its own, and says so itself.
         let unseen = skipped.first().is_some_and(Request::is_hidden)
-            && self.requests.front().is_some_and(Request::is_hidden);
+            && self.position.requests().front().is_some_and(Request::is_hidden);
         let refused = match skipped.first() {
             Some(Request { kind: Kind::Fail, note: Some(note), .. }) => match &**note {
                 Note::Refused(error) => Some(error.clone()),
@@ -376,7 +382,7 @@ impl Core {
         };
         self.undo(skipped, backend);
         match refused {
-            Some(error) if !self.fatal => {
+            Some(error) if !self.position.is_farewell_said() => {
                 down.buffer().extend_from_slice(&error);
                 Ok(Step::Drop)
             }
@@ -389,17 +395,15 @@ impl Core {
     /// place in the server's source, which no `RAISE` can give.
     fn has_read_the_end(&self, body: Option<&[u8]>) -> bool {
         let field = |code| body.and_then(|body| wire::error_field(body, code));
-        matches!(self.copy, Copy::Ending { .. })
-            && field(b'C') == Some(b"57014")
-            && field(b'R') == Some(b"CopyGetData")
+        self.position.is_copy_ending() && field(b'C') == Some(b"57014") && field(b'R') == Some(b"CopyGetData")
     }
 
     /// An error that speaks of a statement by the name that it has on the connection, with the client's name for it.
     fn in_the_clients_words(&self, body: &[u8]) -> Option<Vec<u8>> {
         let at = self.statements.interner().find_name(body)?;
-        let giver = self.requests.front()?.uses;
+        let giver = self.position.requests().front()?.uses;
         let given = self.statements.name_given_by(giver);
-        let of_client = given.or_else(|| self.requests.name_taken(giver))?;
+        let of_client = given.or_else(|| self.position.requests().name_taken(giver))?;
         Some([&body[..at.start], of_client, &body[at.end..]].concat())
     }
 
@@ -409,7 +413,7 @@ impl Core {
         // In a transaction that has failed before, that is what PostgreSQL says.
         let has_failed = body.and_then(|b| wire::error_field(b, b'C')) == Some(b"25P02");
         match self.take_back_query(backend) {
-            Some(error) if !self.fatal && !has_failed => {
+            Some(error) if !self.position.is_farewell_said() && !has_failed => {
                 down.buffer().extend_from_slice(&error);
                 Step::Drop
             }
@@ -420,7 +424,7 @@ impl Core {
     /// A simple query failed; if it was a `DEALLOCATE` of ours, the name is still there. If it was there to fail, what is to
     /// be said in place of the upstream's error.
     fn take_back_query(&mut self, backend: &mut BackendState) -> Option<Vec<u8>> {
-        match *self.requests.take_front_note()? {
+        match *self.position.requests_mut().take_front_note()? {
             Note::Refused(error) => Some(error),
             note => {
                 let note = Some(Box::new(note));

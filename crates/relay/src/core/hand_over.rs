@@ -20,7 +20,7 @@ impl Core {
 
     /// True if a notification can be put in between what the client gets, as PostgreSQL would: outside a transaction.
     pub(crate) fn takes_notifications(&self) -> bool {
-        self.is_idle() && !self.refusing
+        self.is_idle() && !self.position.is_refusing()
     }
 
     /// True if the session has channels that the listener delivers.
@@ -31,7 +31,8 @@ impl Core {
     /// True if what the client sends must wait: channels were brought back in a transaction that is over, or may be,
     /// and in the next one it must be known what became of them.
     pub(super) fn must_settle_first(&self) -> bool {
-        self.channels.is_recalled() && (self.requests.has_an_end() || self.status == b'I' && !self.unsynced)
+        self.channels.is_recalled()
+            && (self.position.requests().has_an_end() || self.position.is_before_transaction())
     }
 
     /// The connection says that it listens to these.
@@ -60,7 +61,7 @@ impl Core {
         let Some(query) = self.channels.mark(mark, backend.pid) else { return false };
         wire::query(up, &query);
         backend.unnamed = None;
-        self.requests.push(Kind::HandOver);
+        self.position.requests_mut().push(Kind::HandOver);
         true
     }
 
@@ -68,7 +69,7 @@ impl Core {
     pub(crate) fn unlisten(&mut self, up: &mut Vec<u8>) -> bool {
         let Some(query) = self.channels.unlisten() else { return false };
         wire::query(up, query);
-        self.requests.push(Kind::HandOver);
+        self.position.requests_mut().push(Kind::HandOver);
         true
     }
 
@@ -120,9 +121,9 @@ impl Core {
         let Some(statements) = self.channels.recall(effects, backend.pid) else { return };
         backend.unnamed = None;
         // LISTEN takes effect when its transaction ends: where none has begun, it has one of its own.
-        if protocol == Protocol::Simple || self.status == b'I' && !self.unsynced {
+        if protocol == Protocol::Simple || self.position.is_before_transaction() {
             wire::query(up, &statements.join(";"));
-            self.requests.push_hidden(Kind::Query, None);
+            self.position.requests_mut().push_hidden(Kind::Query, None);
         } else {
             statements.iter().for_each(|statement| self.run_hidden(statement, up));
         }
@@ -151,7 +152,7 @@ impl Core {
             wire::push_cstr(out, &portal);
         });
         for kind in [Kind::ParseUnnamed, Kind::Bind, Kind::Execute, Kind::Close] {
-            self.requests.push_hidden(kind, None);
+            self.position.requests_mut().push_hidden(kind, None);
         }
     }
 }

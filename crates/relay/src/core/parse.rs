@@ -3,9 +3,10 @@
 use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
 use super::names::NamesIn;
+use super::position::{Rest, Transaction};
 use super::query::FORGET_SEQUENCES;
 use super::requests::{Kind, Note};
-use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED, Rest};
+use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED};
 use crate::sql::{Effects, Pin};
 use crate::statement::{Held, Named, UnnamedText, significant};
 use wire::error::{Fault, Refusal, Shown, SqlState};
@@ -43,7 +44,9 @@ impl Core {
                 // Any name that is taken there will do: what the client is told of it is its own.
                 let id = named.statement.id();
                 let taken = if backend.prepared.touch(id) { Some(id) } else { backend.prepared.any() };
-                if taken.is_some_and(|id| self.requests.is_preparation_in_doubt(id)) && self.may_hold() {
+                if taken.is_some_and(|id| self.position.requests().is_preparation_in_doubt(id))
+                    && self.position.may_hold()
+                {
                     return Ok(Step::Hold);
                 }
                 self.parse_again(&named, taken, names.after, wires);
@@ -67,7 +70,7 @@ impl Core {
             self.foresee_extended(&effects, backend, up.buffer());
         }
         // With those that have lost their names in requests that are not answered.
-        let own = self.statements.bytes() + self.requests.bytes();
+        let own = self.statements.bytes() + self.position.requests().bytes();
         if !self.statements.interner().may_add(own, names.after.len()) {
             let message = "this session, or all of them together, have too many bytes of prepared statements";
             let refusal = Refusal::new(Fault::Client, SqlState::OUT_OF_MEMORY, message)
@@ -81,16 +84,18 @@ impl Core {
             self.facts.connection(),
             &self.facts.settings().meaning(),
         );
-        if self.requests.is_preparation_in_doubt(statement.id()) && self.may_hold() {
+        if self.position.requests().is_preparation_in_doubt(statement.id()) && self.position.may_hold() {
             return Ok(Step::Hold);
         }
-        let request = self.requests.next_number();
+        let request = self.position.requests().next_number();
         let named = Named { statement, request };
         let id = named.statement.id();
         // In a failed transaction it would be refused; what is still to be answered may make it fail. Outside one, what
         // fails because its tables have changed must be asked again.
-        let trusted = self.status != b'E' && self.statements.is_trusted() && !self.requests.has_an_end();
-        let trusted = trusted && (self.status == b'T' || self.begins_batch());
+        let trusted = self.position.transaction() != Transaction::Failed
+            && self.statements.is_trusted()
+            && !self.position.requests().has_an_end();
+        let trusted = trusted && (self.position.transaction() == Transaction::Open || self.begins_batch());
         let held = backend.prepared.hold(&named.statement);
         let note =
             |prepared| Note::Named { name: significant(name).into(), previous: None, prepared, closed: None };
@@ -101,13 +106,13 @@ impl Core {
                 out.push(b'S');
                 wire::push_cstr(out, upstream_name);
             });
-            self.requests.push_known(note(None));
+            self.position.requests_mut().push_known(note(None));
         } else {
             if held != Held::No {
                 self.close_upstream(id, up.buffer());
             }
             self.send_parse(&named, up.buffer());
-            self.requests.push_noted(Kind::Parse, note(Some(id)));
+            self.position.requests_mut().push_noted(Kind::Parse, note(Some(id)));
             self.remember_prepared(id, named.statement.edition(), backend, up.buffer());
         }
         self.statements.put(name, Some(Named { request, ..named }));
@@ -130,7 +135,7 @@ impl Core {
                 wire::push_cstr(out, &self.statements.interner().name(EMPTY));
                 out.extend([0; 3]);
             });
-            self.requests.push_hidden(Kind::Parse, Some(Note::Prepared(EMPTY)));
+            self.position.requests_mut().push_hidden(Kind::Parse, Some(Note::Prepared(EMPTY)));
             self.remember_prepared(EMPTY, 0, wires.backend, up);
         }
         let taken = taken.unwrap_or(EMPTY);
@@ -138,7 +143,7 @@ impl Core {
             wire::push_cstr(out, &self.statements.interner().name(taken));
             out.extend_from_slice(body);
         });
-        self.requests.push_using(Kind::ParseTaken, old.request);
+        self.position.requests_mut().push_using(Kind::ParseTaken, old.request);
     }
 
     /// If a `Parse` body is a `SHOW pgusher.…`, the body that answers it.
@@ -176,7 +181,9 @@ impl Core {
         }
         let mut replaced = None;
         if let (Some(effects), false) = (&mut effects, session_mode) {
-            if effects.deallocates.as_deref().is_some_and(|name| self.is_in_doubt(name)) && self.may_hold() {
+            if effects.deallocates.as_deref().is_some_and(|name| self.is_in_doubt(name))
+                && self.position.may_hold()
+            {
                 return Step::Hold;
             }
             replaced = self.deallocate_extended(effects, after, up.buffer());
@@ -188,11 +195,11 @@ impl Core {
                 self.residue.stain();
             }
         }
-        self.counts.server_parses += 1;
+        self.position.counts_mut().server_parses += 1;
         let shown = replaced.or_else(|| effects.and_then(|effects| self.shown_body(&effects, after)));
         let body = shown.as_deref().unwrap_or(after);
         if session_mode {
-            self.requests.push(Kind::Parse);
+            self.position.requests_mut().push(Kind::Parse);
         } else {
             self.remember_unnamed(whole.then_some(body), backend);
         }
@@ -246,7 +253,7 @@ impl Core {
             out.push(b'S');
             wire::push_cstr(out, &scapegoat);
         });
-        self.requests.push_hidden(Kind::Close, None);
+        self.position.requests_mut().push_hidden(Kind::Close, None);
         wire::message(up, b'P', |out| {
             wire::push_cstr(out, &scapegoat);
             out.extend([0; 3]);
@@ -254,7 +261,7 @@ impl Core {
         let name = effects.deallocates.take()?;
         let previous = self.statements.put(&name, None);
         let note = Note::Named { name: significant(&name).into(), previous, prepared: None, closed: None };
-        self.requests.push_hidden(Kind::Parse, Some(note));
+        self.position.requests_mut().push_hidden(Kind::Parse, Some(note));
         Some(body)
     }
 
@@ -274,7 +281,7 @@ impl Core {
         if effects.deallocates.as_deref().is_some_and(of_protocol) {
             self.pin_for(Pin::Prepare);
         }
-        self.worked(effects.cost());
+        self.position.worked(effects.cost());
         self.foresee(effects);
         self.recall_channels(effects, Protocol::Extended, backend, up);
         self.shield_sequences(effects, backend, up);
@@ -300,7 +307,8 @@ impl Core {
     pub(super) fn remember_unnamed(&mut self, whole: Option<&[u8]>, backend: &mut BackendState) {
         let text = if let Some(body) = whole.filter(|body| body.len() <= MAX_UNNAMED) {
             // Within a batch, what it was may be what it is again.
-            let mut text = if self.unsynced { Vec::new() } else { self.statements.take_unnamed_memory() };
+            let mut text =
+                if self.position.is_unsynced() { Vec::new() } else { self.statements.take_unnamed_memory() };
             text.clear();
             text.extend_from_slice(body);
             UnnamedText::Known(text)
@@ -318,7 +326,7 @@ impl Core {
     pub(super) fn prepare(&mut self, named: &Named, backend: &mut BackendState, up: &mut Vec<u8>) {
         self.send_parse(named, up);
         let id = named.statement.id();
-        self.requests.push_hidden(Kind::Parse, Some(Note::Prepared(id)));
+        self.position.requests_mut().push_hidden(Kind::Parse, Some(Note::Prepared(id)));
         self.remember_prepared(id, named.statement.edition(), backend, up);
     }
 
@@ -329,14 +337,14 @@ impl Core {
         backend: &mut BackendState,
         up: &mut Vec<u8>,
     ) {
-        let request = self.requests.next_number() - 1;
+        let request = self.position.requests().next_number() - 1;
         if let Some(oldest) = backend.prepared.insert(id, edition, request, backend.max_prepared) {
             self.close_upstream(oldest, up);
         }
     }
 
     pub(super) fn send_parse(&mut self, named: &Named, up: &mut Vec<u8>) {
-        self.counts.server_parses += 1;
+        self.position.counts_mut().server_parses += 1;
         wire::message(up, b'P', |out| {
             wire::push_cstr(out, named.statement.upstream_name());
             out.extend_from_slice(named.statement.body());

@@ -2,8 +2,9 @@
 
 use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
+use super::position::Rest;
 use super::requests::{Kind, Note};
-use super::{BackendState, Core, GATHER, Rest, Sink};
+use super::{BackendState, Core, GATHER, Sink};
 use crate::sql::Effects;
 use crate::statement::{Named, UnnamedText, significant};
 use wire::error::Refusal;
@@ -27,7 +28,7 @@ impl Core {
         let text = input.get(HEADER..header.total);
         let effects = text.and_then(|text| self.facts.effects(text));
         let deallocates = effects.as_ref().and_then(|effects| effects.deallocates.as_deref());
-        if deallocates.is_some_and(|name| self.is_in_doubt(name)) && self.may_hold() {
+        if deallocates.is_some_and(|name| self.is_in_doubt(name)) && self.position.may_hold() {
             return Ok(Step::Hold);
         }
         backend.unnamed = None;
@@ -73,7 +74,7 @@ impl Core {
         self.recall_channels(&effects, Protocol::Simple, backend, up.buffer());
         if effects.reads_sequences && std::mem::take(&mut backend.foreign_sequences) {
             wire::query(up.buffer(), FORGET_SEQUENCES);
-            self.requests.push_hidden(Kind::Query, None);
+            self.position.requests_mut().push_hidden(Kind::Query, None);
         }
         let Some(name) = effects.deallocates else { return false };
         if self.statements.interner().is_reserved(&name) {
@@ -93,12 +94,12 @@ impl Core {
     /// A request that changes what the unnamed statement is. Should it be skipped, because one before it since the last
     /// `Sync` fails, that is what it was.
     pub(super) fn push_changing_unnamed(&mut self, kind: Kind, text: UnnamedText) {
-        let stamp = self.requests.next_number();
+        let stamp = self.position.requests().next_number();
         let previous = self.statements.replace_unnamed(stamp, text);
-        if self.unsynced {
-            self.requests.push_noted(kind, Note::Unnamed(previous));
+        if self.position.is_unsynced() {
+            self.position.requests_mut().push_noted(kind, Note::Unnamed(previous));
         } else {
-            self.requests.push(kind);
+            self.position.requests_mut().push(kind);
         }
     }
 
@@ -114,13 +115,13 @@ impl Core {
         if !backend.prepared.touch(id) {
             self.prepare(named, backend, up.buffer());
             wire::message(up.buffer(), b'S', |_| {});
-            self.requests.push_hidden(Kind::Sync, None);
+            self.position.requests_mut().push_hidden(Kind::Sync, None);
         }
         backend.prepared.remove(id);
         wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.statements.interner().name(id))));
         self.statements.drop_unnamed();
         let previous = self.statements.put(name, None);
-        self.requests.push_noted(
+        self.position.requests_mut().push_noted(
             Kind::Query,
             Note::Named { name: significant(name).into(), previous, prepared: None, closed: Some(id) },
         );

@@ -45,15 +45,15 @@ impl Core {
     /// True if a request that comes now is the first of a batch, outside a transaction.
     pub(super) fn begins_batch(&self) -> bool {
         self.facts.is_lent_for_transactions()
-            && self.status == b'I'
-            && !self.unsynced
-            && self.requests.only_fakes()
+            && self.position.is_before_transaction()
+            && self.position.requests().only_fakes()
     }
 
     /// The first request of a batch was dealt with, which was to have this number and began at `at`.
     pub(super) fn begin_batch(&mut self, number: u64, at: usize, backend: &mut BackendState) {
         let batch = &mut backend.batch;
-        let of_named = self.requests.last_numbered(number).is_some_and(|request| request.uses != 0);
+        let of_named =
+            self.position.requests().last_numbered(number).is_some_and(|request| request.uses != 0);
         batch.first = if of_named { number } else { 0 };
         batch.start = at;
         batch.bytes.clear();
@@ -62,7 +62,8 @@ impl Core {
     /// The client's next piece was dealt with: it is kept if it may have to be asked again.
     pub(super) fn keep_batch(&self, piece: &[u8], backend: &mut BackendState) {
         let batch = &mut backend.batch;
-        if batch.first == 0 || self.requests.front().is_none_or(|front| front.number > batch.first) {
+        if batch.first == 0 || self.position.requests().front().is_none_or(|front| front.number > batch.first)
+        {
             return;
         }
         let start = std::mem::take(&mut batch.start);
@@ -101,8 +102,8 @@ impl Core {
         let again = unnoticed
             && skipped.has_sync
             && first.number == backend.batch.first
-            && self.client_rest.0 == 0
-            && self.requests.hide_only_sync();
+            && !self.position.is_in_clients_message()
+            && self.position.requests_mut().hide_only_sync();
         if again {
             self.statements.replay_at_ready();
         }

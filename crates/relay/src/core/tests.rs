@@ -1,5 +1,6 @@
 //! The core by itself, on a connection that says what the test says.
 
+use super::position::MAX_REQUESTS;
 use super::*;
 use wire::error::SqlState;
 use wire::{cstr, message};
@@ -472,11 +473,15 @@ fn what_is_remembered_of_a_pipeline_is_bounded_in_bytes() {
     let input = parse("", &text).repeat(3 * MAX_NOTED / MAX_UNNAMED);
     let (up, _, taken) = bench.client(&input);
     assert_eq!(taken.then, Then::Hold);
-    assert!(bench.core.requests.bytes() < MAX_NOTED + MAX_UNNAMED, "{}", bench.core.requests.bytes());
+    assert!(
+        bench.core.position.requests().bytes() < MAX_NOTED + MAX_UNNAMED,
+        "{}",
+        bench.core.position.requests().bytes()
+    );
     let tags = Bench::tags(&up);
     assert!(tags.ends_with("PH"), "{tags}");
     bench.upstream(&m(b'1', b"").repeat(tags.len() - 1));
-    assert_eq!(bench.core.requests.bytes(), 0);
+    assert_eq!(bench.core.position.requests().bytes(), 0);
     assert!(bench.client(&input[taken.consumed..]).2.consumed > MAX_NOTED / 2);
 }
 
@@ -490,7 +495,7 @@ fn statements_that_lost_their_names_count_until_that_is_answered() {
     assert_eq!((Bench::tags(&up).as_str(), taken.then), ("PH", Then::Hold));
     assert_eq!(taken.consumed, long("a").len() + close.len());
     assert_eq!(Bench::tags(&bench.upstream(&m(b'1', b""))), "13");
-    assert_eq!(bench.core.requests.bytes(), 0);
+    assert_eq!(bench.core.position.requests().bytes(), 0);
 }
 
 #[test]
@@ -501,7 +506,7 @@ fn references_to_reserved_names_cost_bounded_memory() {
     for _ in 0..MAX_REQUESTS {
         bench.client(&bind(&name));
     }
-    assert!(bench.core.requests.bytes() < 4 << 20, "{}", bench.core.requests.bytes());
+    assert!(bench.core.position.requests().bytes() < 4 << 20, "{}", bench.core.position.requests().bytes());
     bench.client(&bind(&name));
     assert!(bench.core.is_full());
 }
@@ -530,7 +535,7 @@ fn no_more_requests_are_kept_than_are_read() {
             bench.client(&message.repeat(100));
             sent += 100;
         }
-        assert!(bench.core.requests.len() <= MAX_REQUESTS + 100, "{message:?}");
+        assert!(bench.core.position.requests().len() <= MAX_REQUESTS + 100, "{message:?}");
     }
 }
 
