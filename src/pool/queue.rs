@@ -172,9 +172,10 @@ impl Pool {
     /// Hands idle connections to those who wait, the oldest first.
     pub(super) fn serve_waiters(self: &Arc<Self>) {
         loop {
+            let share = self.share.fair_share().unwrap_or(usize::MAX);
             let (place, isolation) = {
                 let mut ledger = self.ledger.lock();
-                let Some(place) = ledger.serve(|| self.share.has_room()) else { return };
+                let Some(place) = ledger.serve(share, || self.share.has_room()) else { return };
                 (place, ledger.limits().isolation)
             };
             match place {

@@ -215,8 +215,9 @@ impl<C: Lendable, W> Ledger<C, W> {
     }
 
     /// An idle connection for the one who has waited longest; `None` if there is nothing to be done. Where nothing that is idle
-    /// is for them and nothing more can be opened (`has_room` is the host's word), one makes way.
-    pub fn serve(&mut self, has_room: impl FnOnce() -> bool) -> Option<Disposition<C, W>> {
+    /// is for them and nothing more can be opened (`share` is as for [`Ledger::wants_one`], `has_room` is the host's word), one
+    /// makes way.
+    pub fn serve(&mut self, share: usize, has_room: impl FnOnce() -> bool) -> Option<Disposition<C, W>> {
         if self.halted.is_some() {
             return None;
         }
@@ -227,7 +228,7 @@ impl<C: Lendable, W> Ledger<C, W> {
         }
         let is_own = matches!(self.waiters.front()?.wanted, Wanted::Own(..));
         let is_on_its_way = !is_own && self.dialing >= self.waiters.len();
-        if is_on_its_way || self.taken() < self.limits.size && has_room() {
+        if is_on_its_way || self.taken() < self.limits.size.min(share) && has_room() {
             return None;
         }
         let unfit = self.idle.pop()?;
@@ -240,7 +241,8 @@ impl<C: Lendable, W> Ledger<C, W> {
         })
     }
 
-    /// Whether a connection is to be opened, for those who wait or to have the least that there should be.
+    /// Whether a connection is to be opened, for those who wait or to have the least that there should be. `share` is how many
+    /// this pool may have while another of the same host has too few.
     pub fn wants_one(&self, now: Duration, share: usize) -> bool {
         if self.halted.is_some() {
             return false;

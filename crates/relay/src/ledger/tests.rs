@@ -61,6 +61,8 @@ struct Rig {
     /// As the host has counted them.
     of_host: usize,
     most: usize,
+    /// How many the pool may have while another one of the host has too few.
+    share: Option<usize>,
 }
 
 fn user(name: u8) -> UserName {
@@ -97,6 +99,7 @@ impl Rig {
             opened: 0,
             of_host: 0,
             most: size + 1 + 1,
+            share: None,
         }
     }
 
@@ -165,10 +168,11 @@ impl Rig {
     /// What a pool does when something has changed.
     fn settle(&mut self) {
         for _ in 0..100 {
-            let place = self.ledger.serve(|| true);
+            let share = self.share.unwrap_or(usize::MAX);
+            let place = self.ledger.serve(share, || true);
             let served = place.is_some();
             place.into_iter().for_each(|place| self.place(place));
-            let dial = self.ledger.dial(self.now, usize::MAX);
+            let dial = self.ledger.dial(self.now, share);
             if let Some(dial) = dial {
                 self.of_host += 1;
                 if let Dial::Own(who, _) = &dial {
@@ -189,6 +193,9 @@ impl Rig {
         let all = counts.idle + counts.lent + counts.dialing;
         assert_eq!(all, self.of_host, "what is open is what the host has counted");
         assert!(all <= self.most, "{all} of {}", self.most);
+        let held_up = counts.halted.is_some() || self.ledger.retry_at.is_some_and(|at| self.now < at);
+        let in_sight = counts.lent + counts.dialing > 0 || counts.waiting == 0;
+        assert!(in_sight || held_up, "whoever waits has something to wait for");
     }
 
     fn dialed(&mut self, at: usize, succeeds: bool) {
@@ -231,7 +238,7 @@ impl Rig {
     }
 
     fn give_back(&mut self, connection: Connection) {
-        let (place, ages) = self.ledger.returned(connection, None);
+        let (place, ages) = self.ledger.returned(connection, self.share);
         self.place(place);
         if ages && let Some(dial) = self.ledger.dial_successor(self.now, || true) {
             self.of_host += 1;
@@ -279,6 +286,10 @@ impl Rig {
                 self.ledger.resume();
                 self.settle();
             }
+            Act::Share(share) => {
+                self.share = *share;
+                self.settle();
+            }
             Act::Spare => {
                 self.of_host -= usize::from(self.ledger.spare().is_some());
                 self.settle();
@@ -297,6 +308,7 @@ enum Act {
     Tick(u64),
     Halt(Halt),
     Resume,
+    Share(Option<usize>),
     Spare,
 }
 
@@ -314,6 +326,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         3 => (0..30_u64).prop_map(Act::Tick),
         1 => prop::sample::select(&[Halt::Paused, Halt::Suspended][..]).prop_map(Act::Halt),
         2 => Just(Act::Resume),
+        2 => prop::option::of(1..4_usize).prop_map(Act::Share),
         1 => Just(Act::Spare),
     ];
     prop::collection::vec(act, 1..80)
@@ -321,7 +334,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 
 proptest! {
     /// What is lent, idle and dialled is what is open, and never more than allowed; first come, first served; nothing is lent
-    /// while it is halted; every want ends exactly once; and when all is given back, nobody waits.
+    /// while it is halted; every want ends exactly once; nobody waits for nothing; and when all is given back, nobody waits.
     #[test]
     fn the_promises_hold_whatever_happens(
         acts in acts(),
@@ -371,9 +384,21 @@ fn where_the_host_has_no_room_as_many_make_way_as_are_needed() {
     assert_eq!(rig.ledger.occupancy().idle, 2);
     assert!(rig.ledger.lend(Want::Any(&user(1))).is_none(), "they serve one user alone");
     rig.ledger.wait(Waiter { who: 9, wanted: Wanted::Any(user(1)), since: rig.now });
-    assert!(matches!(rig.ledger.serve(|| false), Some(Disposition::Close(_))));
+    assert!(matches!(rig.ledger.serve(usize::MAX, || false), Some(Disposition::Close(_))));
     assert!(matches!(rig.ledger.dial(rig.now, 9), Some(Dial::Plain)));
-    assert!(rig.ledger.serve(|| false).is_none(), "one is on its way");
+    assert!(rig.ledger.serve(usize::MAX, || false).is_none(), "one is on its way");
+}
+
+/// The host may have room that this pool leaves to the others: then nothing is opened, and what is of no use makes way.
+#[test]
+fn where_the_pool_has_its_share_one_makes_way_though_the_host_has_room() {
+    let mut rig = Rig::new(4, Isolation::Strict);
+    used_by(&mut rig, &[0]);
+    rig.ledger.wait(Waiter { who: 9, wanted: Wanted::Any(user(1)), since: rig.now });
+    assert!(rig.ledger.serve(2, || true).is_none(), "one more may be opened");
+    assert!(!rig.ledger.wants_one(rig.now, 1));
+    assert!(matches!(rig.ledger.serve(1, || true), Some(Disposition::Close(_))));
+    assert!(rig.ledger.wants_one(rig.now, 1));
 }
 
 #[test]
@@ -580,7 +605,9 @@ fn what_is_outworn_or_of_a_pool_that_pauses_is_closed_and_a_suspended_pool_keeps
         ledger.halt(halt);
         wants(&mut ledger, 1, Wanted::Any(user(0)));
         assert_eq!(ends(&ledger.returned(connection(1, None, 0), None).0), expected, "{halt:?}");
-        assert!(ledger.serve(|| true).is_none() && ledger.dial(Duration::from_secs(9), 9).is_none());
+        assert!(
+            ledger.serve(usize::MAX, || true).is_none() && ledger.dial(Duration::from_secs(9), 9).is_none()
+        );
     }
     let mut retired = lent(limits(2, Isolation::User), 2);
     retired.retire();
