@@ -3,6 +3,7 @@
 //!
 //! Time is what it is told, since whenever the pool began.
 
+pub mod host;
 mod terms;
 #[cfg(test)]
 mod tests;
