@@ -25,7 +25,7 @@ use crate::stats::Stats;
 use crate::upstream::{CancelTarget, Dialer};
 use catalog::Known;
 pub use host::HostCount;
-use host::{HostPlace, Share};
+use host::{HostPermit, PermitApart, Share};
 use isolation::Resettable;
 pub(crate) use isolation::prove as prove_resettable;
 use lease::Usage;
@@ -235,12 +235,12 @@ impl Pool {
         if self.ledger.lock().is_retired() {
             return None;
         }
-        let place = HostPlace::take(self)?;
+        let permit = PermitApart::reserve(self)?;
         let dialer = self.settings.load().1.dialer.clone();
         let (commands, receiver) = mpsc::unbounded_channel();
         let listen = async move {
             listener::run(dialer, receiver).await;
-            drop(place);
+            drop(permit);
         };
         self.runtimes.tasks.spawn_on(listen, &self.runtimes.control);
         let line: Line = (commands, Arc::default());

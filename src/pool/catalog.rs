@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tracing::{debug, warn};
 
-use super::{HostPlace, Pool, PoolSettings};
+use super::{PermitApart, Pool, PoolSettings};
 use crate::stream::Stream;
 use crate::upstream::{Allowance, Backend, UpstreamError, rows};
 use relay::{Catalog, Effects, Function, Relations};
@@ -202,7 +202,7 @@ impl Pool {
             }
             return;
         }
-        let Some(_place) = HostPlace::take(self) else { return };
+        let Some(_permit) = PermitApart::reserve(self) else { return };
         let settings = self.settings.load_full();
         if let Ok(mut backend) = settings.1.dialer.dial(&Settings::default()).await {
             self.ask(&mut backend.stream).await;

@@ -1,180 +1,163 @@
-//! How many connections are open to one host and port, over all pools, and whose turn it is.
+//! The connections to one host and port, over all pools: its ledger under a lock, and who performs what it says.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use super::Pool;
+use relay::ledger::host::{HostLedger, Membership, Permit, Purpose};
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct HostCount {
-    /// 0 is no limit.
-    limit: AtomicUsize,
-    counts: Mutex<Counts>,
-    pools: Mutex<Vec<Weak<Pool>>>,
-    next: AtomicU64,
-    /// Whose turn it is when a connection was closed.
-    turn: AtomicUsize,
-    /// A pool could not open a connection that somebody waits for, because of the limit.
-    starved: AtomicBool,
+    state: Mutex<State>,
+    /// What the ledger has said at its last change: asked at every return of a connection, where no lock is to be taken.
+    is_starved: AtomicBool,
 }
 
-/// How many each pool has, and all of them.
 #[derive(Debug, Default)]
-struct Counts {
-    open: usize,
-    of: HashMap<u64, usize>,
-    /// Pools for which no place is kept when they have none.
-    retired: HashSet<u64>,
+struct State {
+    ledger: HostLedger,
+    pools: BTreeMap<u64, Weak<Pool>>,
 }
 
-impl Counts {
-    /// Whether a pool may have one more. Each pool that has none is kept a place, or, where there are more pools than places,
-    /// half of the places are: who holds many, perhaps idle within transactions, keeps nobody out.
-    fn has_room_for(&self, pool: u64, limit: usize) -> bool {
-        let own = self.of.get(&pool).copied().unwrap_or(0);
-        let without = self.of.iter().filter(|(other, open)| **other != pool && **open == 0).count();
-        let kept = match own {
-            0 => 0,
-            _ if self.of.len() <= limit => without,
-            _ => without.min(limit / 2),
-        };
-        limit == 0 || self.open + kept < limit
+impl State {
+    /// The pools of these numbers that are still there. They must not be dropped under the lock: the last one leaves.
+    fn living(&self, numbers: &[u64]) -> Vec<Arc<Pool>> {
+        numbers.iter().filter_map(|number| self.pools.get(number)?.upgrade()).collect()
     }
 }
 
-/// A pool's place among those of a host. Dropped, it leaves them.
+impl HostCount {
+    /// Sets the maximum number of connections; 0 is no limit.
+    pub fn set_limit(&self, limit: u32) {
+        self.with(|state| state.ledger.set_limit(limit as usize));
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.lock();
+        let answer = act(&mut state);
+        self.is_starved.store(state.ledger.is_starved(), Ordering::Relaxed);
+        answer
+    }
+}
+
+/// A pool's part in a host. Dropped, it leaves.
 #[derive(Debug)]
 pub(super) struct Share {
     host: Arc<HostCount>,
-    number: u64,
+    membership: Membership,
 }
 
 impl Share {
     pub(super) fn of(host: &Arc<HostCount>) -> Self {
-        let number = host.next.fetch_add(1, Ordering::Relaxed);
-        host.counts.lock().of.insert(number, 0);
-        Self { host: host.clone(), number }
+        let membership = host.with(|state| state.ledger.join());
+        Self { host: host.clone(), membership }
     }
 
-    /// One more connection, if there may be one.
-    pub(super) fn take(&self) -> bool {
-        let limit = self.host.limit.load(Ordering::Relaxed);
-        let mut counts = self.host.counts.lock();
-        let may = counts.has_room_for(self.number, limit);
-        if may {
-            counts.open += 1;
-            *counts.of.entry(self.number).or_default() += 1;
-        }
-        may
+    /// From now on it is told when it is this pool's turn.
+    pub(super) fn join(&self, pool: &Arc<Pool>) {
+        self.host.with(|state| state.pools.insert(self.membership.number(), Arc::downgrade(pool)));
+    }
+
+    /// A permit for one more connection, if there may be one.
+    pub(super) fn reserve(&self, purpose: Purpose) -> Option<HostPermit> {
+        let permit = self.host.with(|state| state.ledger.reserve(&self.membership, purpose));
+        permit.map(|permit| HostPermit { host: self.host.clone(), permit: Some(permit) })
     }
 
     /// Whether there may be one more.
     pub(super) fn has_room(&self) -> bool {
-        let limit = self.host.limit.load(Ordering::Relaxed);
-        self.host.counts.lock().has_room_for(self.number, limit)
+        self.host.with(|state| state.ledger.has_room(&self.membership))
     }
 
-    pub(super) fn give_back(&self) {
-        let mut counts = self.host.counts.lock();
-        counts.open = counts.open.saturating_sub(1);
-        let own = counts.of.entry(self.number).or_default();
-        *own = own.saturating_sub(1);
-        if *own == 0 && counts.retired.contains(&self.number) {
-            counts.of.remove(&self.number);
-        }
-    }
-
-    pub(super) fn join(&self, pool: &Arc<Pool>) {
-        let mut pools = self.host.pools.lock();
-        pools.retain(|pool| pool.strong_count() > 0);
-        pools.push(Arc::downgrade(pool));
-    }
-
-    /// No place is kept for it any more.
+    /// No permit is kept for it any more.
     pub(super) fn retire(&self) {
-        let mut counts = self.host.counts.lock();
-        counts.retired.insert(self.number);
-        if counts.of.get(&self.number) == Some(&0) {
-            counts.of.remove(&self.number);
-        }
+        self.host.with(|state| state.ledger.retire(&self.membership));
     }
 
     /// How many connections each pool that wants any may have while one is starved; `None` while none is.
     pub(super) fn fair_share(&self) -> Option<usize> {
-        if !self.host.starved.load(Ordering::Relaxed) {
+        if !self.host.is_starved.load(Ordering::Relaxed) {
             return None;
         }
-        let active = self.host.pools().iter().filter(|pool| pool.is_active()).count();
-        Some((self.host.limit.load(Ordering::Relaxed) / active.max(1)).max(1))
+        self.host.with(|state| state.ledger.fair_share())
     }
 
-    /// As [`Share::take`], after another pool has closed a connection that nobody there waits for.
-    pub(super) fn take_from_another(&self, pool: &Arc<Pool>) -> bool {
-        let spared = |other: Arc<Pool>| !Arc::ptr_eq(&other, pool) && other.spare_one();
-        let taken = self.host.pools().into_iter().any(spared) && self.take();
-        if !taken {
-            self.host.starved.store(true, Ordering::Relaxed);
+    /// As [`Share::reserve`], after another pool has closed a connection that nobody there waits for.
+    pub(super) fn reserve_from_another(&self) -> Option<HostPermit> {
+        let others = self.host.with(|state| state.living(&state.ledger.givers(&self.membership)));
+        let spared = others.iter().any(|other| other.spare_one());
+        let permit = if spared { self.reserve(Purpose::Pooled) } else { None };
+        if permit.is_none() {
+            self.host.with(|state| state.ledger.starve(&self.membership));
         }
-        taken
+        permit
     }
 
     /// A connection was closed: the pools that wait for one try in turn.
     pub(super) fn next_turn(&self, pool: &Arc<Pool>) {
-        if self.host.limit.load(Ordering::Relaxed) == 0 {
-            return pool.open_more();
+        let turns = self.host.with(|state| {
+            let is_limited = state.ledger.limit().is_some();
+            is_limited.then(|| {
+                let turns = state.ledger.next_turn();
+                state.living(&turns)
+            })
+        });
+        match turns {
+            Some(turns) => turns.iter().for_each(Pool::open_more),
+            None => pool.open_more(),
         }
-        self.host.starved.store(false, Ordering::Relaxed);
-        self.host.pools().iter().for_each(Pool::open_more);
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut counts = self.host.counts.lock();
-        counts.retired.remove(&self.number);
-        let own = counts.of.remove(&self.number).unwrap_or(0);
-        counts.open = counts.open.saturating_sub(own);
+        self.host.with(|state| {
+            state.ledger.leave(&self.membership);
+            state.pools.remove(&self.membership.number());
+        });
     }
 }
 
-impl HostCount {
-    /// Sets the most that may be open.
-    pub fn set_limit(&self, limit: u32) {
-        self.limit.store(limit as usize, Ordering::Relaxed);
-    }
-
-    /// The pools, beginning with another one at each call.
-    fn pools(&self) -> Vec<Arc<Pool>> {
-        let mut pools: Vec<_> = self.pools.lock().iter().filter_map(Weak::upgrade).collect();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        if !pools.is_empty() {
-            let first = turn % pools.len();
-            pools.rotate_left(first);
-        }
-        pools
-    }
+/// A permit of a host's ledger. Dropped, it is given back: it goes with the dial into the connection, and ends with either.
+#[must_use = "dropped, it is given back"]
+#[derive(Debug)]
+pub(super) struct HostPermit {
+    host: Arc<HostCount>,
+    /// Until it is dropped.
+    permit: Option<Permit>,
 }
 
-/// A place among the connections to a host, for one that is lent to nobody: it listens, or asks for functions.
-pub(super) struct HostPlace(Arc<Pool>);
-
-impl HostPlace {
-    /// One of this pool's, if there may be one.
-    pub(super) fn take(pool: &Arc<Pool>) -> Option<Self> {
-        pool.share.take().then(|| Self(pool.clone()))
-    }
-}
-
-impl Drop for HostPlace {
+impl Drop for HostPermit {
     fn drop(&mut self) {
-        self.0.share.give_back();
-        if self.0.share.host.limit.load(Ordering::Relaxed) > 0 {
-            self.0.share.host.pools().iter().for_each(Pool::open_more);
+        if let Some(permit) = self.permit.take() {
+            self.host.with(|state| state.ledger.give_back(permit));
         }
+    }
+}
+
+/// A permit for a connection that is lent to nobody: it listens, or asks for functions. Dropped, the pools try in turn to get it.
+pub(super) struct PermitApart {
+    pool: Arc<Pool>,
+    /// Until it is dropped.
+    permit: Option<HostPermit>,
+}
+
+impl PermitApart {
+    /// One of this pool's, if there may be one.
+    pub(super) fn reserve(pool: &Arc<Pool>) -> Option<Self> {
+        let permit = pool.share.reserve(Purpose::Apart)?;
+        Some(Self { pool: pool.clone(), permit: Some(permit) })
+    }
+}
+
+impl Drop for PermitApart {
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        self.pool.share.next_turn(&self.pool);
     }
 }
 
@@ -183,34 +166,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pool_that_has_retired_is_kept_no_place() {
+    fn a_permit_that_is_dropped_is_given_back_also_after_its_pool_has_gone() {
         let host = Arc::new(HostCount::default());
-        host.set_limit(3);
-        let [dev, idle, busy] = [0; 3].map(|_| Share::of(&host));
-        assert!(busy.take());
-        assert_eq!((0..9).filter(|_| dev.take()).count(), 1, "one is kept for the idle one");
-        idle.retire();
-        busy.retire();
-        assert_eq!((0..9).filter(|_| dev.take()).count(), 1);
-        busy.give_back();
-        assert_eq!((0..9).filter(|_| dev.take()).count(), 1);
-        assert!(!busy.take());
+        host.set_limit(2);
+        let (dev, prod) = (Share::of(&host), Share::of(&host));
+        let permits = [dev.reserve(Purpose::Pooled).unwrap(), prod.reserve(Purpose::Apart).unwrap()];
+        assert!(dev.reserve(Purpose::Pooled).is_none() && !prod.has_room());
+        drop(prod);
+        assert!(dev.reserve(Purpose::Pooled).is_none(), "its connection is still open");
+        drop(permits);
+        assert_eq!(host.state.lock().ledger.open(), 0);
+        let all: Vec<_> = (0..9).map_while(|_| dev.reserve(Purpose::Pooled)).collect();
+        assert_eq!(all.len(), 2, "nothing is kept for who has gone");
     }
 
     #[test]
-    fn a_pool_without_a_connection_is_kept_a_place_and_no_more_than_half_of_all() {
+    fn whether_a_pool_is_starved_is_known_without_the_lock() {
         let host = Arc::new(HostCount::default());
-        host.set_limit(6);
+        host.set_limit(1);
         let (dev, prod) = (Share::of(&host), Share::of(&host));
-        assert_eq!((0..9).filter(|_| dev.take()).count(), 5);
-        assert!(prod.take() && !prod.take());
-        dev.give_back();
-        assert!(prod.take());
-        drop(prod);
-        assert_eq!((0..9).filter(|_| dev.take()).count(), 2);
-        drop(dev);
-        let many: Vec<Share> = (0..20).map(|_| Share::of(&host)).collect();
-        assert_eq!((0..9).filter(|_| many[0].take()).count(), 3);
-        assert_eq!(many.iter().skip(1).filter(|pool| pool.take()).count(), 3);
+        let permit = dev.reserve(Purpose::Pooled).unwrap();
+        assert_eq!(dev.fair_share(), None);
+        assert!(prod.reserve_from_another().is_none(), "nobody spares one");
+        assert!(host.is_starved.load(Ordering::Relaxed));
+        assert_eq!((dev.fair_share(), prod.fair_share()), (Some(1), Some(1)));
+        drop(permit);
+        let permit = prod.reserve(Purpose::Pooled);
+        assert!(permit.is_some() && dev.fair_share().is_none());
     }
 }

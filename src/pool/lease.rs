@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{Pool, Welcome};
+use super::{HostPermit, Pool, Welcome};
 use crate::stream::Stream;
 use crate::upstream::CancelTarget;
 use policy::config::file::Isolation;
@@ -44,6 +44,8 @@ pub struct Pooled {
     pub(super) startup: Option<Arc<Settings>>,
     /// How it is shared, as of when it was lent.
     pub(super) isolation: Isolation,
+    /// The host's, for as long as it is open.
+    pub(super) permit: HostPermit,
 }
 
 /// A connection on loan. Dropped, it is closed; released, it goes back.
@@ -96,11 +98,12 @@ impl Pooled {
         pair.is_some_and(|(name, value)| self.state.settings.report(name, value))
     }
 
-    /// Says goodbye, if that is possible at once, and closes.
-    pub(super) fn goodbye(mut self: Box<Self>) {
+    /// Says goodbye, if that is possible at once, and closes. Its permit may be another's.
+    pub(super) fn goodbye(mut self: Box<Self>) -> HostPermit {
         let cx = &mut Context::from_waker(Waker::noop());
         let _ = Pin::new(&mut self.stream).poll_write(cx, &[b'X', 0, 0, 0, 4]);
         let _ = Pin::new(&mut self.stream).poll_flush(cx);
+        self.permit
     }
 }
 

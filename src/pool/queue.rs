@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-use super::{Lease, Outcome, Pool, PoolSettings, Pooled, SETTLED, Ticket};
+use super::{HostPermit, Lease, Outcome, Pool, PoolSettings, Pooled, SETTLED, Ticket};
 use crate::upstream::{Backend, UpstreamError};
 use policy::config::file::Isolation;
 use policy::names::UserName;
+use relay::ledger::host::Purpose;
 use relay::ledger::{Dial, Dialed, Disposition, Waiter, Want, Wanted};
 use relay::{BackendState, Parameters};
 use wire::error::{Fault, Refusal, SqlState};
@@ -46,7 +47,7 @@ impl Pool {
             pooled.isolation = isolation;
             return Some(Lease::of(self, pooled));
         }
-        pooled.goodbye();
+        drop(pooled.goodbye());
         self.lost();
         None
     }
@@ -154,8 +155,7 @@ impl Pool {
                     }
                 }
                 Disposition::Replace(unfit, dial) => {
-                    unfit.goodbye();
-                    self.start(dial);
+                    self.start(dial, unfit.goodbye());
                     return self.serve_waiters();
                 }
                 Disposition::Close(pooled) => return self.see_off(pooled),
@@ -188,10 +188,7 @@ impl Pool {
                     None if waiter.who.waits() => self.ledger.lock().wait_first(waiter),
                     None => {}
                 },
-                Disposition::Replace(unfit, dial) => {
-                    unfit.goodbye();
-                    self.start(dial);
-                }
+                Disposition::Replace(unfit, dial) => self.start(dial, unfit.goodbye()),
                 Disposition::Close(unfit) => self.see_off(unfit),
                 Disposition::Idle => return,
             }
@@ -205,35 +202,41 @@ impl Pool {
         loop {
             // Not under the lock: another pool may have to be asked.
             let wants_one = self.ledger.lock().wants_one(now, share);
-            if !wants_one || !(self.share.take() || self.share.take_from_another(self)) {
+            if !wants_one {
                 return;
             }
+            let reserved = self.share.reserve(Purpose::Pooled);
+            let Some(permit) = reserved.or_else(|| self.share.reserve_from_another()) else { return };
             let dial = self.ledger.lock().dial(now, share);
-            match dial {
-                Some(dial) => self.start(dial),
-                None => return self.share.give_back(),
-            }
+            let Some(dial) = dial else { return };
+            self.start(dial, permit);
         }
     }
 
     /// Opens a connection that will take the place of one that grows too old, if none is on its way.
     fn open_successor(self: &Arc<Self>) {
         let now = self.now();
-        let dial = self.ledger.lock().dial_successor(now, || self.share.take());
-        dial.into_iter().for_each(|dial| self.start(dial));
+        let mut permit = None;
+        let dial = self.ledger.lock().dial_successor(now, || {
+            permit = self.share.reserve(Purpose::Pooled);
+            permit.is_some()
+        });
+        if let (Some(dial), Some(permit)) = (dial, permit) {
+            self.start(dial, permit);
+        }
     }
 
-    fn start(self: &Arc<Self>, dial: Dial<Arc<Ticket>>) {
+    fn start(self: &Arc<Self>, dial: Dial<Arc<Ticket>>, permit: HostPermit) {
         let pool = self.clone();
         let work = async move {
             match dial {
-                Dial::Plain => pool.dial(Dialed::Plain).await,
-                Dial::Succeeding => pool.dial(Dialed::Succeeding).await,
+                Dial::Plain => pool.dial(Dialed::Plain, permit).await,
+                Dial::Succeeding => pool.dial(Dialed::Succeeding, permit).await,
                 Dial::Own(ticket, startup) => {
                     let (inner, own) = (pool.clone(), ticket.clone());
-                    let dial = tokio::spawn(async move { inner.dial_own(&own, startup).await });
+                    let dial = tokio::spawn(async move { inner.dial_own(&own, startup, permit).await });
                     if dial.await.is_err() {
-                        // It has panicked: whoever waits for it is told, and its place is free.
+                        // It has panicked: whoever waits for it is told. Its permit has been given back.
                         let refusal = Refusal::new(Fault::Ours, SqlState::INTERNAL, "dial failed");
                         pool.dial_own_failed(&ticket, refusal);
                     }
@@ -243,7 +246,7 @@ impl Pool {
         self.runtimes.tasks.spawn_on(work, &self.runtimes.control);
     }
 
-    async fn dial(self: Arc<Self>, how: Dialed) {
+    async fn dial(self: Arc<Self>, how: Dialed, permit: HostPermit) {
         let settings = self.settings.load_full();
         let begun = Instant::now();
         let dialed = settings.1.dialer.dial(&Settings::default()).await;
@@ -263,7 +266,7 @@ impl Pool {
                 // Of the present epoch, if it is made with what is in force.
                 let now = self.settings.load_full();
                 let same = Arc::ptr_eq(&now.1.dialer.connection, &settings.1.dialer.connection);
-                let pooled = self.pooled(backend, if same { &now } else { &settings }, None);
+                let pooled = self.pooled(backend, if same { &now } else { &settings }, None, permit);
                 self.ledger.lock().dialed(how);
                 debug!(connection = %self.connection().name, pid = pooled.target.pid(), "upstream connection opened");
                 self.put(pooled);
@@ -271,12 +274,15 @@ impl Pool {
                 predecessor.into_iter().for_each(|old| self.see_off(old));
                 self.open_more();
             }
-            Err(error) => self.dial_failed(how, &settings.1, &error),
+            Err(error) => {
+                drop(permit);
+                self.dial_failed(how, &settings.1, &error);
+            }
         }
     }
 
-    /// For a client in session mode. The place is taken as long as it is dialled, also for a client that has left.
-    async fn dial_own(self: Arc<Self>, ticket: &Ticket, startup: Arc<Settings>) {
+    /// For a client in session mode. It has its permit as long as it is dialled, also for a client that has left.
+    async fn dial_own(self: Arc<Self>, ticket: &Ticket, startup: Arc<Settings>, permit: HostPermit) {
         let settings = self.settings.load_full();
         let dial = async {
             if !self.is_proved() {
@@ -289,7 +295,7 @@ impl Pool {
         };
         match dial.await {
             Ok(backend) => {
-                let pooled = self.pooled(backend, &settings, Some(startup));
+                let pooled = self.pooled(backend, &settings, Some(startup), permit);
                 self.ledger.lock().dialed(Dialed::Own);
                 let lease = Lease::of(&self, pooled);
                 if let Some(lease) = ticket.grant(lease) {
@@ -297,6 +303,7 @@ impl Pool {
                 }
             }
             Err(error) => {
+                drop(permit);
                 let connection = settings.1.connection();
                 let refusal = own_words(&error).unwrap_or_else(|| error.refusal(connection));
                 self.dial_own_failed(ticket, refusal);
@@ -308,7 +315,7 @@ impl Pool {
         let now = self.now();
         drop(self.ledger.lock().dial_failed(Dialed::Own, now));
         ticket.refuse(refusal);
-        self.has_room();
+        self.share.next_turn(self);
     }
 
     fn rehome(&self, mut backend: Backend) -> Result<Backend, UpstreamError> {
@@ -322,6 +329,7 @@ impl Pool {
         backend: Backend,
         settings: &(u64, PoolSettings),
         startup: Option<Arc<Settings>>,
+        permit: HostPermit,
     ) -> Box<Pooled> {
         let reported = Arc::new(Parameters::new(backend.parameters));
         let pid = Some(backend.target.pid()).filter(|_| self.is_resettable());
@@ -336,6 +344,7 @@ impl Pool {
             query_timeout: settings.1.connection().query_timeout,
             isolation: settings.1.connection().isolation,
             startup,
+            permit,
         })
     }
 
@@ -356,7 +365,6 @@ impl Pool {
     /// Those who wait are told at once, unless connections are open that they can still get; the next attempt
     /// waits, twice as long each time.
     fn dial_failed(self: &Arc<Self>, how: Dialed, settings: &PoolSettings, error: &UpstreamError) {
-        self.share.give_back();
         self.stats.failures.fetch_add(1, Ordering::Relaxed);
         let connection = settings.connection();
         warn!(connection = %connection.name, environment = %connection.environment, %error, "cannot connect upstream");
@@ -374,34 +382,21 @@ impl Pool {
 
     /// Closes one that is counted no longer.
     pub(super) fn see_off(self: &Arc<Self>, pooled: Box<Pooled>) {
-        pooled.goodbye();
-        self.has_room();
-    }
-
-    /// One that was lent is closed.
-    pub(super) fn lost(self: &Arc<Self>) {
-        self.ledger.lock().lost();
-        self.has_room();
-    }
-
-    /// One of the host's places is free.
-    fn has_room(self: &Arc<Self>) {
-        self.share.give_back();
+        drop(pooled.goodbye());
         self.share.next_turn(self);
     }
 
-    /// Whether it has connections, or wants any.
-    pub(super) fn is_active(&self) -> bool {
-        let counts = self.ledger.lock().occupancy();
-        counts.idle + counts.lent + counts.dialing + counts.waiting > 0
+    /// One that was lent has been closed.
+    pub(super) fn lost(self: &Arc<Self>) {
+        self.ledger.lock().lost();
+        self.share.next_turn(self);
     }
 
     /// Closes an idle connection for the sake of another pool of the same host, if nobody here waits.
     pub(super) fn spare_one(&self) -> bool {
         let spared = self.ledger.lock().spare();
         let Some(spared) = spared else { return false };
-        spared.goodbye();
-        self.share.give_back();
+        drop(spared.goodbye());
         true
     }
 
