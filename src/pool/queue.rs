@@ -201,12 +201,18 @@ impl Pool {
         let share = self.share.fair_share().unwrap_or(usize::MAX);
         loop {
             // Not under the lock: another pool may have to be asked.
-            let wants_one = self.ledger.lock().wants_one(now, share);
+            let (wants_one, is_short) = {
+                let ledger = self.ledger.lock();
+                (ledger.wants_one(now, share), ledger.is_short())
+            };
             if !wants_one {
                 return;
             }
-            let reserved = self.share.reserve(Purpose::Pooled);
-            let Some(permit) = reserved.or_else(|| self.share.reserve_from_another()) else { return };
+            let mut permit = self.share.reserve(Purpose::Pooled);
+            if permit.is_none() && is_short {
+                permit = self.share.reserve_from_another();
+            }
+            let Some(permit) = permit else { return };
             let dial = self.ledger.lock().dial(now, share);
             let Some(dial) = dial else { return };
             self.start(dial, permit);

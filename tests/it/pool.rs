@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pgusher::inside::Dialer;
-use pgusher::inside::{HostCount, Pool, PoolSettings, Runtimes};
+use pgusher::inside::{HostCount, Outcome, Pool, PoolSettings, Runtimes};
 use policy::names::UserName;
 use relay::Effects;
 use tokio_util::task::TaskTracker;
@@ -13,6 +14,7 @@ use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
 
 use super::fake::{Fake, probed, ready};
+use super::house::eventually;
 
 /// It can be reset, as far as it says.
 fn upstream() -> Fake {
@@ -23,7 +25,11 @@ fn upstream() -> Fake {
 }
 
 fn settings_of(fake: &Fake, more: &str) -> PoolSettings {
-    let text = fake.config("", &["k0".into()], &format!("sslmode = \"disable\"\npool_size = 1\n{more}"));
+    settings_with(fake, &format!("pool_size = 1\n{more}"))
+}
+
+fn settings_with(fake: &Fake, connection: &str) -> PoolSettings {
+    let text = fake.config("", &["k0".into()], &format!("sslmode = \"disable\"\n{connection}"));
     let config =
         pgusher::inside::draft_of(Path::new("pgusher.toml"), &text.replace("@PORT@", "1")).unwrap().config;
     let connection = config.connections.values().next().unwrap();
@@ -64,7 +70,7 @@ fn a_connection_passes_over_however_many_have_left_while_they_waited() {
         let turn = std::future::poll_fn(|cx| waits.poll(cx));
         tokio::time::timeout(Duration::from_secs(20), turn).await
     });
-    assert!(matches!(granted, Ok(pgusher::inside::Outcome::Granted(_))), "{granted:?}");
+    assert!(matches!(granted, Ok(Outcome::Granted(_))), "{granted:?}");
 }
 
 /// Settings and the order to reconnect come from different threads: neither leaves the pool with connections that are outworn
@@ -114,4 +120,42 @@ fn what_others_define_pins_nobody() {
         assert_eq!(effects.pin, None, "{name}");
         assert!(effects.asks_all);
     }
+}
+
+/// Two pools of one host, which may have so many connections.
+fn pools(limit: u32, settings: [PoolSettings; 2]) -> (tokio::runtime::Runtime, [Arc<Pool>; 2]) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let host = Arc::new(HostCount::default());
+    host.set_limit(limit);
+    let pools = settings.map(|settings| {
+        let (control, data) = (runtime.handle().clone(), runtime.handle().clone());
+        Pool::new(settings, 1, Runtimes { control, data, tasks: TaskTracker::new() }, &host)
+    });
+    (runtime, pools)
+}
+
+/// A pool that nobody waits for does not close another's connections to have its least: that one would do the same.
+#[test]
+fn pools_do_not_take_from_each_other_what_nobody_waits_for() {
+    let opened = Arc::new(AtomicUsize::new(0));
+    let count = opened.clone();
+    let fake = Fake::start(move |peer| {
+        count.fetch_add(1, Ordering::SeqCst);
+        peer.welcome();
+        peer.serve(|sql| sql.contains("pg_backend_pid").then(|| [probed(), ready()].concat()));
+    });
+    let settings = || settings_with(&fake, "pool_size = 2\nmin_pool_size = 2");
+    let (runtime, pools) = pools(3, [settings(), settings()]);
+    let user = UserName::from("ann");
+    for pool in &pools {
+        runtime.block_on(pool.acquire(&user)).unwrap().release();
+    }
+    for _ in 0..10 {
+        for pool in &pools {
+            pool.tend();
+            eventually("it has dialled", || pool.view().dialing == 0);
+        }
+    }
+    assert_eq!(pools.map(|pool| pool.view().idle).iter().sum::<usize>(), 3);
+    assert_eq!(opened.load(Ordering::SeqCst), 3);
 }

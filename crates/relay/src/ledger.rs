@@ -258,8 +258,14 @@ impl<C: Lendable, W> Ledger<C, W> {
             return true;
         }
         let least = if self.used && !self.retired { self.limits.min } else { 0 };
-        let wanted = self.waiters.len() > self.dialing || self.taken() < least;
+        let wanted = self.is_short() || self.taken() < least;
         wanted && self.dialing < MAX_DIALING && self.retry_at.is_none_or(|at| now >= at)
+    }
+
+    /// Whether somebody waits for whom no connection is on its way: for their sake another pool of the host is asked to spare one.
+    pub fn is_short(&self) -> bool {
+        let is_own = |first: &Waiter<W>| matches!(first.wanted, Wanted::Own(..));
+        self.waiters.front().is_some_and(is_own) || self.waiters.len() > self.dialing
     }
 
     /// Opens it: the host has a place for it.

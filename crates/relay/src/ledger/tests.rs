@@ -723,6 +723,23 @@ fn another_pool_of_the_host_is_spared_what_has_been_idle_longest_unless_somebody
 }
 
 #[test]
+fn a_pool_is_short_while_somebody_waits_for_whom_nothing_is_dialled_and_not_for_its_least() {
+    let now = Duration::from_secs(1);
+    let mut ledger = lent(Limits { min: 3, ..limits(4, Isolation::User) }, 1);
+    assert!(ledger.wants_one(now, 9) && !ledger.is_short(), "it wants its least");
+    wants(&mut ledger, 1, Wanted::Any(user(0)));
+    assert!(ledger.is_short());
+    ledger.dial(now, 9).unwrap();
+    assert!(ledger.wants_one(now, 9) && !ledger.is_short(), "one is on its way");
+    let mut own_first = lent(limits(4, Isolation::User), 1);
+    wants(&mut own_first, 1, Wanted::Any(user(0)));
+    own_first.dial(now, 9).unwrap();
+    own_first.cancel(|who| *who == 1);
+    wants(&mut own_first, 2, Wanted::Own(user(0), own(1)));
+    assert!(own_first.is_short(), "what is on its way is of no use");
+}
+
+#[test]
 fn a_failure_is_told_while_it_lasts_and_the_least_is_kept_once_the_pool_was_used() {
     let now = Duration::from_secs(1);
     let mut unused: Ledger<Connection, u32> = Ledger::new(limits(2, Isolation::User));
