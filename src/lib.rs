@@ -41,7 +41,7 @@ pub mod inside {
     pub use crate::console::command::Command;
     pub use crate::console::show::HELP;
     pub use crate::files::beside;
-    pub use crate::pool::{HostCount, Outcome, Pool, PoolSettings, Runtimes};
+    pub use crate::pool::{HostCount, Outcome, Pool, PoolSettings, Runtimes, Ticket};
     pub use crate::prepare::draft_of;
     pub use crate::tls;
     pub use crate::upstream::Dialer;

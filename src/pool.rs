@@ -40,7 +40,7 @@ use relay::Parameters;
 pub(crate) use relay::ledger::Halt;
 use relay::ledger::{self, Ledger, Limits};
 pub use ticket::Outcome;
-pub(crate) use ticket::Ticket;
+pub use ticket::Ticket;
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
 

@@ -378,6 +378,8 @@ impl Pool {
         let failure = self.ledger.lock().dial_failed(how, now);
         let refusal = error.refusal(connection);
         failure.refused.into_iter().for_each(|ticket| ticket.refuse(refusal.clone()));
+        // What it could not use may be of use to another pool of the host.
+        self.share.next_turn(self);
         let pool = self.clone();
         let again = async move {
             tokio::time::sleep(failure.again_after).await;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pgusher::inside::Dialer;
-use pgusher::inside::{HostCount, Outcome, Pool, PoolSettings, Runtimes};
+use pgusher::inside::{HostCount, Outcome, Pool, PoolSettings, Runtimes, Ticket};
 use policy::names::UserName;
 use relay::Effects;
 use tokio_util::task::TaskTracker;
@@ -132,6 +132,33 @@ fn pools(limit: u32, settings: [PoolSettings; 2]) -> (tokio::runtime::Runtime, [
         Pool::new(settings, 1, Runtimes { control, data, tasks: TaskTracker::new() }, &host)
     });
     (runtime, pools)
+}
+
+/// What a dial gives back is offered to the host's other pools at once, not at the next second.
+#[test]
+fn a_dial_that_fails_leaves_its_turn_to_another_pool() {
+    let (begun, begins) = std::sync::mpsc::channel();
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    let ends = std::sync::Mutex::new(ends);
+    let refusing = Fake::start(move |_| {
+        begun.send(()).unwrap();
+        let _ = ends.lock().unwrap().recv();
+    });
+    let serving = upstream();
+    let (runtime, [failing, waiting]) = pools(1, [settings_of(&refusing, ""), settings_of(&serving, "")]);
+    let user = UserName::from("ann");
+    let first = failing.wait(&user);
+    begins.recv().unwrap();
+    let second = waiting.wait(&user);
+    drop(end);
+    let answer = |ticket: Arc<Ticket>| {
+        runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(20), std::future::poll_fn(|cx| ticket.poll(cx))).await
+        })
+    };
+    let (first, second) = (answer(first), answer(second));
+    assert!(matches!(first, Ok(Outcome::Refused(_))), "{first:?}");
+    assert!(matches!(second, Ok(Outcome::Granted(_))), "{second:?}");
 }
 
 /// A pool that nobody waits for does not close another's connections to have its least: that one would do the same.
