@@ -151,6 +151,10 @@ impl Rig {
                 None => assert!(pool.left && pool.permits.is_empty(), "who is there is not forgotten"),
             }
             let givers = self.ledger.givers(&pool.membership);
+            let can_spare = |pool: &Pool| pool.permits.iter().any(|p| p.purpose == Purpose::Pooled);
+            let others =
+                self.pools.iter().filter(|other| other.membership.number() != pool.membership.number());
+            assert_eq!(givers.len(), others.filter(|other| can_spare(other)).count(), "who has one to spare");
             assert!(!givers.contains(&pool.membership.number()));
         }
         assert_eq!(self.ledger.is_starved(), self.ledger.fair_share().is_some());
@@ -191,8 +195,7 @@ proptest! {
             let act = if reserves { Act::Reserve(at % greedy, Purpose::Pooled) } else { Act::GiveBack(at % greedy, 0) };
             rig.act(&act);
         }
-        // One of them takes all that it can.
-        while rig.reserve(0, Purpose::Pooled) {}
+        takes(&mut rig, 0);
         let without: Vec<usize> = (0..pools).filter(|at| rig.pools[*at].permits.is_empty()).collect();
         let free = limit - rig.ledger.open();
         let kept = if pools <= limit { without.len() } else { without.len().min(limit / 2) };
@@ -239,14 +242,14 @@ fn try_all(rig: &mut Rig) {
         let at = rig.pools.iter().position(|pool| pool.membership.number() == number).unwrap();
         let within =
             |rig: &Rig| rig.ledger.fair_share().is_none_or(|share| rig.pools[at].permits.len() < share);
-        while within(rig) && rig.reserve(at, Purpose::Pooled) {}
+        (0..99).take_while(|_| within(rig) && rig.reserve(at, Purpose::Pooled)).count();
         if within(rig) {
             rig.act(&Act::Starve(at));
         }
     }
 }
 
-/// How many a pool can reserve.
+/// How many a pool can reserve; all that it can.
 fn takes(rig: &mut Rig, at: usize) -> usize {
     (0..99).take_while(|_| rig.reserve(at, Purpose::Pooled)).count()
 }
@@ -291,6 +294,10 @@ fn what_each_may_keep_counts_what_is_lent_to_sessions() {
     assert_eq!(takes(&mut rig, 1), 2);
     rig.act(&Act::Starve(0));
     assert_eq!(rig.ledger.fair_share(), Some(1), "it has none to lend");
+    let mut rig = Rig::of(6, 3);
+    assert_eq!((takes(&mut rig, 0), rig.reserve(1, Purpose::Pooled)), (4, true));
+    rig.act(&Act::Starve(1));
+    assert_eq!(rig.ledger.fair_share(), Some(3), "who wants none has no part");
 }
 
 #[test]
