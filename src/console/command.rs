@@ -267,7 +267,7 @@ fn words(text: &str) -> Result<Vec<String>, Refusal> {
         return Err(syntax("the command is too long"));
     }
     let mut words = Vec::new();
-    let mut chars = text.trim().trim_end_matches(';').chars().peekable();
+    let mut chars = text.trim_end_matches(|c: char| c == ';' || c.is_whitespace()).chars().peekable();
     while let Some(&c) = chars.peek() {
         match c {
             c if c.is_whitespace() => {
@@ -324,6 +324,7 @@ mod tests {
         for (text, command) in [
             ("", Command::Empty),
             (" ; ", Command::Empty),
+            ("reload; ;\n", Command::Reload),
             ("show POOLS;", Command::Show("pools".into())),
             ("SHOW stats_totals", Command::Show("stats_totals".into())),
             ("Pause", Command::Pause(None)),
