@@ -20,6 +20,7 @@ use crate::handshake::Arrival;
 use crate::stream::Block;
 use crate::tls::ServerTls;
 use exchange::Exchange;
+pub use exchange::{Offered, initial_response};
 use guesses::Guesses;
 use key::Key;
 pub(crate) use logins::Logins;

@@ -38,11 +38,13 @@ pub mod cli;
 #[doc(hidden)]
 pub mod inside {
     pub use crate::audit::{Audit, files, verify};
+    pub use crate::auth::{Offered, initial_response};
     pub use crate::console::command::Command;
     pub use crate::console::show::HELP;
     pub use crate::files::beside;
+    pub use crate::management::{judge_body, strict_json};
     pub use crate::pool::{HostCount, Outcome, Pool, PoolSettings, Runtimes, Ticket};
     pub use crate::prepare::draft_of;
     pub use crate::tls;
-    pub use crate::upstream::Dialer;
+    pub use crate::upstream::{Dialer, server_iterations};
 }

@@ -10,6 +10,7 @@ mod document;
 mod edit;
 mod environments;
 mod json;
+mod judge;
 mod operate;
 mod overview;
 mod page;
@@ -34,6 +35,7 @@ use crate::aside::Aside;
 use crate::proxy::{Change, Generation, Intent, Proxy, Written};
 use access::{Caller, Gate};
 use answer::{Problem, Tags};
+pub use judge::{judge_body, strict_json};
 use overview::History;
 use policy::config::{Config, Connection, file};
 

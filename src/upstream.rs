@@ -22,6 +22,7 @@ use tracing::warn;
 use crate::aside::Aside;
 use crate::stream::{Socket, Stream};
 use crate::tls::{self, ALPN, TlsError, UpstreamClient};
+pub use login::server_iterations;
 use policy::config::file::{SslMode, SslNegotiation};
 use policy::config::{Connection, Host, Server};
 use policy::names::UserName;

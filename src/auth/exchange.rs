@@ -24,7 +24,7 @@ const SASL_FINAL: u32 = 12;
 
 /// The SASL mechanisms that a client is offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Offered {
+pub enum Offered {
     /// `SCRAM-SHA-256` alone.
     Scram,
     /// And `SCRAM-SHA-256-PLUS`, with channel binding.
@@ -138,8 +138,11 @@ fn authentication(out: &mut Vec<u8>, code: u32, data: &[u8]) {
     });
 }
 
-/// `SASLInitialResponse`: the mechanism, the length of the data, the data.
-fn initial_response(body: &[u8], offered: Offered) -> Result<&[u8], Refusal> {
+/// The client's first message in a `SASLInitialResponse`: the mechanism, the length of the data, the data.
+///
+/// # Errors
+/// `08P01`, or `28000` where the client thinks that there is no channel binding though it was offered.
+pub fn initial_response(body: &[u8], offered: Offered) -> Result<&[u8], Refusal> {
     let (mechanism, rest) = wire::cstr(body).ok_or_else(|| malformed_message("SASLInitialResponse"))?;
     let (length, data) =
         rest.split_first_chunk::<4>().ok_or_else(|| malformed_message("SASLInitialResponse"))?;

@@ -275,7 +275,17 @@ macro_rules! bodies {
                 if json::content_type(&request)? != "application/json" {
                     return Err(json::unsupported());
                 }
-                match json::read(&json::bytes(request.into_body()).await?)? {
+                Self::read(&json::bytes(request.into_body()).await?)
+            }
+        }
+
+        impl<T: Fielded> $Name<T> {
+            /// Of a body's bytes.
+            ///
+            /// # Errors
+            /// 400, 422: what is wrong with it.
+            pub(super) fn read(bytes: &[u8]) -> Result<Self, Problem> {
+                match json::read(bytes)? {
                     Value::Object(map) => {
                         T::read(Fields { map, purpose: $purpose, problems: Vec::new() }).map(Self)
                     }

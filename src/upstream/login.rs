@@ -292,6 +292,21 @@ fn choose(
     }
 }
 
+/// How many iterations a server's first message asks for.
+///
+/// # Errors
+/// Fewer than are wanted, or it does not say.
+pub fn server_iterations(first: &[u8], floor: u32) -> Result<u64, String> {
+    let text = std::str::from_utf8(first).map_err(|e| e.to_string())?;
+    let iterations =
+        text.split(',').find_map(|part| part.strip_prefix("i=")).and_then(|i| i.parse::<u64>().ok());
+    match iterations {
+        Some(i) if i >= u64::from(floor) => Ok(i),
+        Some(i) => Err(format!("{i} iterations are fewer than scram_min_iterations = {floor}")),
+        None => Err("no iteration count".into()),
+    }
+}
+
 /// Answers the server's first message, away from the runtime: its iterations are work.
 async fn answer(
     mut scram: ScramSha256,
@@ -300,16 +315,7 @@ async fn answer(
 ) -> Result<ScramSha256, UpstreamError> {
     let floor = dialer.connection.scram.min_iterations;
     let failed = |why: String| UpstreamError::Auth(format!("SCRAM: {why}"));
-    let text = std::str::from_utf8(&data).map_err(|e| failed(e.to_string()))?;
-    let iterations =
-        text.split(',').find_map(|part| part.strip_prefix("i=")).and_then(|i| i.parse::<u64>().ok());
-    match iterations {
-        Some(i) if i >= u64::from(floor) => {}
-        Some(i) => {
-            return Err(failed(format!("{i} iterations are fewer than scram_min_iterations = {floor}")));
-        }
-        None => return Err(failed("no iteration count".into())),
-    }
+    server_iterations(&data, floor).map_err(failed)?;
     let proved = dialer.aside.run(move || scram.update(&data).map(|()| scram)).await;
     proved.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))
 }
