@@ -4,6 +4,8 @@ mod exchange;
 mod guesses;
 mod key;
 mod logins;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use guesses::keep_the_busiest;
 
