@@ -3,6 +3,9 @@
 //! What stands in the clear behind a request for encryption is never read as anything (CVE-2021-23214, CVE-2021-3935,
 //! CVE-2021-43766): a client that has sent such bytes is left.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::sync::Arc;
 
