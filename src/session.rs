@@ -1,5 +1,8 @@
 //! One client's life, from the first byte to the last; the only place that answers a failure.
 
+#[cfg(test)]
+mod tests;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
