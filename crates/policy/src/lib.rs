@@ -17,3 +17,6 @@ pub mod grant;
 pub mod attribute;
 pub mod route;
 pub mod plan;
+
+#[cfg(test)]
+mod tests;
