@@ -34,6 +34,10 @@ mod management;
 mod listener;
 pub mod cli;
 
+#[cfg(test)]
+#[path = "../tests/it/random.rs"]
+mod random;
+
 /// What tests and fuzzers use of the inside; nobody else should.
 #[doc(hidden)]
 pub mod inside {

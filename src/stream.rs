@@ -365,19 +365,14 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_is_dropped_in_the_middle_loses_no_byte() {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let mut random = 0x5eed_u64;
-        let mut below = move |end: u64| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            random % end
-        };
+        let mut random = crate::random::Random(0x5eed);
+        let mut below = move |end| random.below(end);
         let sent: Vec<u8> = (0..200_000_u32).map(|i| i.to_be_bytes()[2] ^ i.to_be_bytes()[3]).collect();
-        let pieces: Vec<(Vec<u8>, u64)> = {
+        let pieces: Vec<(Vec<u8>, usize)> = {
             let mut pieces = Vec::new();
             let mut rest = &sent[..];
             while !rest.is_empty() {
-                let (piece, behind) = rest.split_at(rest.len().min(1 + usize::try_from(below(300)).unwrap()));
+                let (piece, behind) = rest.split_at(rest.len().min(1 + below(300)));
                 pieces.push((piece.to_vec(), below(3)));
                 rest = behind;
             }
@@ -394,7 +389,7 @@ mod tests {
         let mut reader = Reader::new(Stream::Plain(Socket::Unix(near)));
         let (mut received, mut dropped) = (Vec::new(), 0);
         while received.len() < sent.len() {
-            let length = (1 + usize::try_from(below(2000)).unwrap()).min(sent.len() - received.len());
+            let length = (1 + below(2000)).min(sent.len() - received.len());
             loop {
                 let filled = {
                     let mut fill = std::pin::pin!(reader.fill(length));

@@ -355,12 +355,9 @@ mod tests {
         };
         let kinds = [format!("{}X", &right[..63]), format!("X{}", &right[1..])];
         let t = || {
-            let (mut times, mut random) = ([const { Vec::new() }; 2], 0x5eed_u64);
+            let (mut times, mut random) = ([const { Vec::new() }; 2], crate::random::Random(0x5eed));
             for _ in 0..200_000 {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                let kind = usize::from(random & 1 == 1);
+                let kind = random.below(2);
                 // At a place of its own each time: two that stay would differ by where they stand.
                 let headers = header(&kinds[kind]);
                 let begun = Instant::now();

@@ -1,6 +1,5 @@
 //! A scripted upstream, and a relay that breaks what passes through it.
 
-use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
@@ -9,7 +8,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use super::house::{PATIENCE, Pgusher, eventually};
+use super::house::{PATIENCE, Pgusher, Random, eventually};
 use super::wire::{Message, Raw, message, startup};
 
 const SSL_REQUEST: u32 = 80_877_103;
@@ -326,6 +325,7 @@ pub(crate) struct Relay {
 
 /// One relayed connection.
 struct Link {
+    number: usize,
     near: Arc<TcpStream>,
     far: TcpStream,
     reset: AtomicBool,
@@ -337,11 +337,16 @@ impl Relay {
         let faults = Arc::new(Faults { answers: AtomicI64::new(-1), ..Faults::default() });
         let links = Arc::new(Mutex::new(Vec::new()));
         let (shared, known) = (faults.clone(), links.clone());
-        let acceptor = Acceptor::start(move |_, near| {
+        let acceptor = Acceptor::start(move |number, near| {
             let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return };
             far.set_nodelay(true).unwrap();
-            let link =
-                Arc::new(Link { near, far, reset: AtomicBool::new(false), dark: AtomicBool::new(false) });
+            let link = Arc::new(Link {
+                number,
+                near,
+                far,
+                reset: AtomicBool::new(false),
+                dark: AtomicBool::new(false),
+            });
             known.lock().unwrap().push(Arc::downgrade(&link));
             let (there, faults) = (link.clone(), shared.clone());
             std::thread::spawn(move || there.requests(&faults));
@@ -400,8 +405,8 @@ impl Link {
         while let Ok(read @ 1..) = (&*self.near).read(&mut space) {
             let most = faults.cancels.load(Ordering::SeqCst);
             if std::mem::take(&mut is_first) && most > 0 && space[4..8] == CANCEL_REQUEST.to_be_bytes() {
-                let random = RandomState::new().hash_one(read);
-                std::thread::sleep(Duration::from_millis(random % most as u64));
+                let milliseconds = Random(0xca4c_e100 + self.number as u64).below(most);
+                std::thread::sleep(Duration::from_millis(milliseconds as u64));
             }
             if !self.dark.load(Ordering::SeqCst) && pass(&self.far, &space[..read], faults).is_err() {
                 break;

@@ -12,6 +12,7 @@
 mod fake;
 mod functions;
 mod house;
+mod random;
 mod sources;
 mod wire;
 
