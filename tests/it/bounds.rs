@@ -67,7 +67,7 @@ fn paths(rows: &[Vec<String>]) -> BTreeSet<&str> {
 
 /// The lines of a file that are neither tests nor comments and have one of these.
 fn found<'a>(text: &'a str, patterns: &[&str]) -> Vec<&'a str> {
-    let code = text.split("\n#[cfg(test)]\nmod ").next().unwrap();
+    let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap();
     let is_code =
         |line: &&str| !line.trim_start().starts_with("//") && !line.trim_start().starts_with("use ");
     code.lines().filter(is_code).filter(|line| patterns.iter().any(|p| line.contains(p))).collect()
