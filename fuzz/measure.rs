@@ -35,40 +35,15 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// The answer, and how many bytes were asked for on the way, counting each time that a list grew.
-pub fn measured<T>(work: impl FnOnce() -> T) -> (T, usize) {
+pub(crate) fn measured<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let before = ASKED.get();
     let answer = work();
     (answer, ASKED.get().wrapping_sub(before))
 }
 
 /// Work on an input of this length may ask for `each` bytes for each of its bytes, and for a little that does not grow.
-pub fn bounded<T>(length: usize, each: usize, work: impl FnOnce() -> T) -> T {
+pub(crate) fn bounded<T>(length: usize, each: usize, work: impl FnOnce() -> T) -> T {
     let (answer, asked) = measured(work);
     assert!(asked <= each * length + (64 << 10), "{asked} bytes were asked for, for {length} of input");
     answer
-}
-
-/// Pieces of an input, in the order in which they are taken.
-pub struct Input<'a>(pub &'a [u8]);
-
-impl<'a> Input<'a> {
-    /// One byte; 0 at the end.
-    pub fn byte(&mut self) -> u8 {
-        self.take(1).first().copied().unwrap_or(0)
-    }
-
-    /// So many, or what there is.
-    pub fn take(&mut self, length: usize) -> &'a [u8] {
-        let (piece, rest) = self.0.split_at(length.min(self.0.len()));
-        self.0 = rest;
-        piece
-    }
-
-    /// Up to a line's end, or to the end.
-    pub fn line(&mut self) -> &'a [u8] {
-        let length = self.0.iter().position(|byte| *byte == b'\n').unwrap_or(self.0.len());
-        let line = self.take(length);
-        self.take(1);
-        line
-    }
 }

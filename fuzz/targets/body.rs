@@ -1,0 +1,4 @@
+//! Inputs by coverage for `promises/body.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| pgusher_fuzz::holds("body", data));
