@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-isolation soak fuzz test-compose test-drivers \
+.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-isolation soak fuzz fuzz-corpus test-compose test-drivers \
 	test-tools advisories
 
 build:
@@ -20,7 +20,7 @@ test: prerequisites lint deny docs-fresh unit integration
 quick:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo test --locked --workspace --lib --bins --test tidy
+	cargo test --locked --workspace --lib --bins --test tidy --test corpus
 
 prerequisites:
 	@tests/prerequisites.sh test
@@ -38,7 +38,7 @@ advisories:
 	@tests/advisories.sh
 
 unit:
-	cargo test --locked --workspace --lib --bins
+	cargo test --locked --workspace --lib --bins --test corpus
 
 integration:
 	cargo test --locked --test '*'
@@ -73,17 +73,27 @@ soak: prerequisites
 	PROPTEST_CASES=50000 cargo test --release --locked --package pgusher-relay --lib
 	PGUSHER_SOAK=1 cargo test --release --locked --test it -- --nocapture $(ARGS)
 
-# Inputs by coverage, each target for this long; what is found is kept in fuzz/artifacts. RUSTC_BOOTSTRAP: the flags are
-# nightly's, the compiler need not be.
+# Inputs by coverage, each target for this long: from the corpus and the seeds, which `make unit` replays. What is found is kept in
+# fuzz/found, what breaks a promise in fuzz/artifacts. RUSTC_BOOTSTRAP: the flags are nightly's, the compiler need not be.
 FUZZ_SECONDS ?= 600
-FUZZ_TARGETS ?= lexer startup relay catalog config
+FUZZ_TARGETS ?= body catalog config console frames lexer options relay scram startup
 fuzz:
 	@tests/prerequisites.sh fuzz
 	cd fuzz && for target in $(FUZZ_TARGETS); do \
-		mkdir -p corpus/$$target; \
-		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- \
+		mkdir -p found/$$target; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target found/$$target corpus/$$target seeds/$$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -max_len=66000 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 || exit 1; \
 	done
+
+# The corpus anew, from all that is there: as few and as short inputs as reach what all of them reach.
+fuzz-corpus:
+	@tests/prerequisites.sh fuzz
+	cd fuzz && for target in $(FUZZ_TARGETS); do \
+		mkdir -p found/$$target least/$$target; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target least/$$target seeds/$$target corpus/$$target found/$$target -- \
+			-set_cover_merge=1 -use_counters=0 -max_len=4096 -timeout=10 || exit 1; \
+		rm -rf corpus/$$target; mv least/$$target corpus/$$target; \
+	done; rmdir least
 
 test-compose:
 	tests/compose.sh
