@@ -210,7 +210,7 @@ proptest! {
             Err(rejected) => {
                 // Of what is made here, only this can be wrong.
                 prop_assert!(rejected.to_string().contains("is ambiguous for"), "{rejected}\n{text}");
-                return Err(TestCaseError::reject("ambiguous"));
+                return Ok(());
             }
         };
         let again = checked(&text).unwrap();
@@ -229,7 +229,7 @@ proptest! {
     fn what_is_taken_away_changes_the_route_of_nobody_else(
         world in world(), gone in 0..USERS, base in 0..2_usize, environment in 0..3_usize,
     ) {
-        let Ok(before) = checked(&world.text()) else { return Err(TestCaseError::reject("ambiguous")) };
+        let Ok(before) = checked(&world.text()) else { return Ok(()) };
         let text = world.text();
         let mut without = text.clone();
         let begin = without.find(&format!("\n[users.u{gone}]")).unwrap();
@@ -245,7 +245,7 @@ proptest! {
         let mut smaller = world.clone();
         smaller.bases[base].has[environment] = false;
         smaller.bases[base].leads.iter_mut().for_each(|lead| *lead = lead.filter(|place| *place != environment));
-        let Ok(after) = checked(&smaller.text()) else { return Err(TestCaseError::reject("no base any more")) };
+        let Ok(after) = checked(&smaller.text()) else { return Ok(()) };
         for (user, asked, request) in questions() {
             let of = &world.bases[base];
             let names_it = of.attribute.is_some_and(|attribute| {
