@@ -1,5 +1,6 @@
 //! A fake engine, and conversations through it: of an example each, and of a generator.
 
+mod edges;
 mod server;
 
 use std::sync::Arc;
@@ -40,6 +41,8 @@ struct Rig {
     to_upstream: Vec<u8>,
     /// Steps that were taken, but for those that say nothing.
     steps: Vec<&'static str>,
+    /// How often the client's bytes were to be shown again.
+    shown_again: usize,
     statistics: Vec<Statistics>,
     /// Something of the client's had to wait for an answer.
     deferred: bool,
@@ -72,6 +75,7 @@ impl Rig {
             to_client: Vec::new(),
             to_upstream: Vec::new(),
             steps: Vec::new(),
+            shown_again: 0,
             statistics: Vec::new(),
             deferred: false,
             closed: None,
@@ -156,7 +160,10 @@ impl Rig {
     fn take(&mut self, step: Step) -> Option<Next> {
         let (name, next) = match step {
             Step::Wait => return None,
-            Step::ShowClient => return Some(Next::Client),
+            Step::ShowClient => {
+                self.shown_again += 1;
+                return Some(Next::Client);
+            }
             Step::ShowUpstream => return Some(Next::Upstream),
             Step::Settle => return Some(Next::Event(Event::Settle)),
             Step::Lend => ("lend", Some(Next::Lend)),
