@@ -318,7 +318,7 @@ fn a_survey_that_fails_is_made_again_and_a_hopeless_one_pins() {
     one.value("SELECT 1");
     let pairs = [("user", "app"), ("database", "prod")];
     let mut direct = Raw::login_with(([127, 0, 0, 1], pair().prod.port).into(), 0x0003_0000, &pairs);
-    // The lock that a survey has to wait for, longer than the session's own timeout lets it.
+    // The lock that a state probe has to wait for, longer than the session's own timeout lets it.
     done(&mut direct, "BEGIN; LOCK pg_catalog.pg_depend IN ACCESS EXCLUSIVE MODE");
     done(&mut one, "SET statement_timeout = 100; PREPARE p AS SELECT 1");
     assert_eq!(one.value("SHOW pgusher.pin"), "opaque statement", "three surveys failed");

@@ -25,7 +25,7 @@ pub use refusals::not_reset;
 use figures::Clock;
 use refusals::{at, desync, no_random, untranslatable};
 
-use crate::core::{Broken, Core, Sink, Then};
+use crate::core::{Broken, Core, OutputBuffer, Then};
 use crate::reset::Proof;
 use crate::{BackendState, Facts, Interner, PoolMode, SessionSettings};
 use wire::Severity;
@@ -85,8 +85,8 @@ pub struct Conductor {
 
 /// What one event is dealt with.
 struct Turn<'a, 'g, W> {
-    up: Sink<'a>,
-    down: Sink<'a>,
+    up: OutputBuffer<'a>,
+    down: OutputBuffer<'a>,
     backend: Option<&'g mut BackendState>,
     written: bool,
     world: &'g W,
@@ -156,8 +156,8 @@ impl Conductor {
             _ => (&[], &[]),
         };
         let mut turn = Turn {
-            up: Sink::new(of_client, up),
-            down: Sink::new(of_upstream, down),
+            up: OutputBuffer::new(of_client, up),
+            down: OutputBuffer::new(of_upstream, down),
             backend,
             written,
             world,
@@ -238,7 +238,7 @@ impl Conductor {
         match taken.then {
             Then::More => {}
             Then::Need(length) => self.need = u32::try_from(length).unwrap_or(u32::MAX),
-            Then::Hold => self.deferred = true,
+            Then::Defer => self.deferred = true,
             Then::Terminate => (self.leaving, turn.consumed) = (true, input.len()),
             Then::Lease => {
                 self.lease = Lease::Waiting { notified: false };
@@ -252,7 +252,7 @@ impl Conductor {
     /// done nothing of the client's is sent, so that nothing of it can run without them, and there is nothing to cancel.
     fn lent<W: World>(&mut self, condition: Condition, input: &[u8], turn: &mut Turn<'_, '_, W>) -> Next {
         self.lease = Lease::Held;
-        self.core.knows(|known| turn.world.catalog(known));
+        self.core.set_catalog(|known| turn.world.catalog(known));
         if self.core.mode() == PoolMode::Transaction {
             match condition {
                 Condition::AsItIs => self.attach(turn),
@@ -329,11 +329,11 @@ impl Conductor {
             return Ok(Step::Outdate(defined));
         }
         if (self.permitted || self.core.mode() == PoolMode::Session) && self.core.is_idle() {
-            self.core.knows(|known| turn.world.catalog(known));
+            self.core.set_catalog(|known| turn.world.catalog(known));
         }
         if self.lease == Lease::Held && !self.core.is_fatal() {
-            let (releases, surveys) = (self.core.may_release(), self.core.wants_survey());
-            if releases || surveys {
+            let (releases, probes) = (self.core.may_release(), self.core.wants_probe());
+            if releases || probes {
                 if !turn.up.bytes().is_empty() {
                     return Ok(Step::Settle);
                 }
@@ -341,7 +341,7 @@ impl Conductor {
                     if releases {
                         return self.release(turn);
                     }
-                    self.survey(turn)?;
+                    self.probe(turn)?;
                 }
             }
         }
@@ -374,10 +374,10 @@ impl Conductor {
     }
 
     /// Asks the connection what the session has left on it.
-    fn survey<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) -> Result<(), Box<End>> {
+    fn probe<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) -> Result<(), Box<End>> {
         let proof = Proof::new(turn.world.random().ok_or_else(no_random)?);
         if let Some(backend) = &mut turn.backend {
-            self.core.survey(proof, backend, turn.up.buffer());
+            self.core.probe(proof, backend, turn.up.buffer());
         }
         Ok(())
     }

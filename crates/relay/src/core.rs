@@ -15,16 +15,16 @@ mod query;
 mod replay;
 mod requests;
 mod residue;
-mod sink;
+mod output;
 mod statements;
-mod survey;
+mod probe;
 
 use std::sync::Arc;
 
 pub use channels::{Asked, Mark, Seal};
 pub use facts::Facts;
+pub(crate) use output::OutputBuffer;
 pub use position::Counts;
-pub(crate) use sink::Sink;
 
 use crate::PoolMode;
 use crate::catalog::Catalog;
@@ -35,11 +35,11 @@ use crate::statement::{Interner, Prepared};
 use channels::Channels;
 use facts::SessionFacts;
 use position::Position;
+use probe::Touched;
 use replay::Batch;
 use requests::{Kind, Note, Request};
-use residue::{Residue, Surveyed};
+use residue::{Probed, Residue};
 use statements::Statements;
-use survey::Touched;
 use wire::UserName;
 use wire::error::Refusal;
 
@@ -150,7 +150,7 @@ pub(crate) enum Then {
     Need(usize),
     /// What the message at the front means depends on an answer that the upstream has still to give: it is to be
     /// shown again when some have come.
-    Hold,
+    Defer,
     /// The message at the front needs an upstream connection, and there is none.
     Lease,
     /// The client has said goodbye.
@@ -212,7 +212,7 @@ impl Core {
 
     /// True while nothing of the client's runs on the connection: it is set up, asked, or given to the listener.
     pub(crate) fn is_about_its_own(&self) -> bool {
-        matches!(self.position.requests().front_kind(), Some(Kind::Reset | Kind::Setup | Kind::Survey))
+        matches!(self.position.requests().front_kind(), Some(Kind::Reset | Kind::Setup | Kind::Probe))
             || self.is_handing_over()
     }
 
@@ -222,35 +222,35 @@ impl Core {
     }
 
     /// True if the connection must be asked what is left on it before anything is decided.
-    pub(crate) fn wants_survey(&self) -> bool {
+    pub(crate) fn wants_probe(&self) -> bool {
         self.residue.is_touched() && self.facts.is_lent_for_transactions() && self.is_idle()
     }
 
     /// True if the session keeps a connection that it must be given its startup values on again.
     pub(crate) fn wants_setup(&self) -> bool {
-        self.residue.has_strayed() && self.is_idle() && !self.residue.is_touched() && !self.is_handing_over()
+        self.residue.has_drifted() && self.is_idle() && !self.residue.is_touched() && !self.is_handing_over()
     }
 
-    /// Asks it; to be called when [`Core::wants_survey`] says so.
-    pub(crate) fn survey(&mut self, proof: Proof, backend: &mut BackendState, up: &mut Vec<u8>) {
+    /// Asks it; to be called when [`Core::wants_probe`] says so.
+    pub(crate) fn probe(&mut self, proof: Proof, backend: &mut BackendState, up: &mut Vec<u8>) {
         let Some(question) = self.residue.ask(proof, self.facts.settings()) else { return };
         wire::query(up, &question);
         // A simple query destroys the unnamed statement.
         backend.unnamed = None;
-        self.position.requests_mut().push(Kind::Survey);
+        self.position.requests_mut().push(Kind::Probe);
     }
 
     /// The connection has answered, or could not.
-    fn surveyed(&mut self, backend: &mut BackendState) {
-        let (touched, left) = match self.residue.surveyed() {
-            Some(Surveyed::Known(touched, left)) => (touched, left),
-            Some(Surveyed::Never) if self.channels.is_recalled() => {
+    fn probed(&mut self, backend: &mut BackendState) {
+        let (touched, left) = match self.residue.probed() {
+            Some(Probed::Known(touched, left)) => (touched, left),
+            Some(Probed::Never) if self.channels.is_recalled() => {
                 // More channels than can be told: the connection listens to them itself from now on.
                 self.keep_channels();
                 return self.pin_for(Pin::Listen);
             }
-            Some(Surveyed::Never) => return self.pin_for(Pin::Opaque),
-            Some(Surveyed::Again) | None => return,
+            Some(Probed::Never) => return self.pin_for(Pin::Opaque),
+            Some(Probed::Again) | None => return,
         };
         for (name, value) in &left.settings {
             let name = name.as_bytes();
@@ -265,7 +265,7 @@ impl Core {
                 None => {
                     backend.settings.reset(name);
                     self.facts.settings_mut().reset(name);
-                    self.residue.stray();
+                    self.residue.drift();
                 }
             }
         }
@@ -360,8 +360,8 @@ impl Core {
     }
 
     /// A statement that may do this is about to run in session mode.
-    fn stain(&mut self, effects: &Effects) {
-        self.residue.stain_by(effects);
+    fn mark_dirty(&mut self, effects: &Effects) {
+        self.residue.mark_dirty_by(effects);
         if effects.defines {
             self.facts.define(effects.defined.as_deref());
         }
@@ -400,7 +400,7 @@ impl Core {
 
     /// True if the upstream has said that it ends the connection (severity FATAL or PANIC).
     pub(crate) fn is_fatal(&self) -> bool {
-        self.position.is_farewell_said()
+        self.position.has_announced_end()
     }
 
     /// What was counted since this was last called.
@@ -438,8 +438,8 @@ impl Core {
     }
 
     /// Takes what is known of the database from now on, if that is something else.
-    pub(crate) fn knows(&mut self, catalog: impl FnOnce(&Arc<Catalog>) -> Option<Arc<Catalog>>) {
-        self.facts.know(catalog);
+    pub(crate) fn set_catalog(&mut self, catalog: impl FnOnce(&Arc<Catalog>) -> Option<Arc<Catalog>>) {
+        self.facts.set_catalog(catalog);
     }
 
     /// What was defined since this was last asked, if anything: then the database is to be asked again.
@@ -448,14 +448,14 @@ impl Core {
     }
 
     /// A statement that may do this is about to run.
-    fn foresee(&mut self, effects: &Effects) {
+    fn note_effects(&mut self, effects: &Effects) {
         if effects.foreseen {
-            self.residue.foresee();
+            self.residue.note_effects();
         }
-        self.facts.foresee(effects);
-        self.statements.foresee(effects);
+        self.facts.note_effects(effects);
+        self.statements.note_effects(effects);
         if let Some(reason) = effects.pin {
-            self.residue.foresee();
+            self.residue.note_effects();
             self.pin_for(reason);
         }
         let carried = self.has_carried_channels();
@@ -465,7 +465,7 @@ impl Core {
         if touched.is_nothing() {
             return;
         }
-        self.residue.foresee();
+        self.residue.note_effects();
         if self.residue.is_pinned_for_good() && !effects.resets && !carried {
             return;
         }

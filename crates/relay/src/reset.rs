@@ -7,7 +7,7 @@
 /// Takes away all that PostgreSQL can take away from a session.
 pub const DISCARD: &str = "DISCARD ALL";
 
-/// What nobody can know who has used the connection before: whatever answers a reset or a survey with it answers just that,
+/// What nobody can know who has used the connection before: whatever answers a reset or a state probe with it answers just that,
 /// and not something that was still under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Proof(u64);

@@ -535,7 +535,7 @@ enum Act {
     Sync,
     Flush,
     /// What was sent is answered before more is.
-    Rest,
+    Remainder,
 }
 
 const TEXTS: [&str; 8] = [
@@ -570,7 +570,7 @@ impl Act {
             }
             Self::Sync => m(b'S', b""),
             Self::Flush => m(b'H', b""),
-            Self::Rest => Vec::new(),
+            Self::Remainder => Vec::new(),
         }
     }
 
@@ -594,14 +594,14 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         1 => any::<bool>().prop_map(|fails| Act::Copy { fails }),
         4 => Just(Act::Sync),
         1 => Just(Act::Flush),
-        3 => Just(Act::Rest),
+        3 => Just(Act::Remainder),
     ];
     // A query behind requests without their Sync is not what any client sends, and its answers depend on the server.
     prop::collection::vec(act, 1..24).prop_map(|acts| {
         let mut whole = Vec::new();
         let mut open = false;
         for act in acts {
-            if open && matches!(act, Act::Query(_) | Act::Copy { .. } | Act::Rest) {
+            if open && matches!(act, Act::Query(_) | Act::Copy { .. } | Act::Remainder) {
                 whole.push(Act::Sync);
                 open = false;
             }
@@ -612,7 +612,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
             };
             whole.push(act);
         }
-        whole.extend([Act::Sync, Act::Rest, Act::Query("ROLLBACK"), Act::Rest]);
+        whole.extend([Act::Sync, Act::Remainder, Act::Query("ROLLBACK"), Act::Remainder]);
         whole
     })
 }
@@ -620,7 +620,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 /// Has a conversation, in pieces of these sizes; between two rests all is sent before anything is answered.
 fn have(acts: &[Act], of_client: &[usize], of_upstream: &[usize]) -> Rig {
     let mut rig = Rig::started();
-    for burst in acts.split(|act| matches!(act, Act::Rest)) {
+    for burst in acts.split(|act| matches!(act, Act::Remainder)) {
         let bytes: Vec<u8> = burst.iter().flat_map(Act::bytes).collect();
         rig.client(&bytes, of_client);
         rig.upstream(of_upstream);

@@ -2,9 +2,9 @@
 
 use super::from_client::{Incoming, Step, Wires};
 use super::names::{NamesIn, names};
-use super::position::{Rest, Transaction};
+use super::position::{Remainder, Transaction};
 use super::requests::{Kind, NOTHING, Note};
-use super::{BackendState, Core, GATHER, Sink};
+use super::{BackendState, Core, GATHER, OutputBuffer};
 use crate::sql::Effects;
 use crate::statement::{Held, MAX_MENTIONING, Named, UnnamedText, significant};
 use wire::HEADER;
@@ -26,7 +26,7 @@ impl Core {
         };
         if !self.facts.is_lent_for_transactions() && kind != Kind::Parse {
             self.position.requests_mut().push(kind);
-            return Ok(Step::Streams(Rest::Pass));
+            return Ok(Step::Streams(Remainder::Pass));
         }
         let whole = message.is_whole();
         if !whole && header.total <= GATHER {
@@ -55,14 +55,14 @@ impl Core {
             }
             name => self.is_in_doubt(name),
         };
-        if names.statement.is_some_and(in_doubt) && self.position.may_hold() {
-            return Ok(Step::Hold);
+        if names.statement.is_some_and(in_doubt) && self.position.may_defer() {
+            return Ok(Step::Defer);
         }
         match (kind, names.statement) {
             (Kind::Parse, _) => self.parse(message, &names, wires),
             (_, None) => {
                 self.position.requests_mut().push(kind);
-                Ok(Step::Streams(Rest::Pass))
+                Ok(Step::Streams(Remainder::Pass))
             }
             (Kind::Close, Some(name)) => {
                 self.close(name, message, wires);
@@ -83,7 +83,7 @@ impl Core {
     }
 
     /// The unnamed statement is bound: what it may do was foreseen when it was parsed, unless that was in another batch.
-    pub(super) fn foresee_unnamed(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
+    pub(super) fn note_unnamed_effects(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
         if !self.position.requests().is_of_earlier_batch(self.statements.stamp()) {
             return;
         }
@@ -97,7 +97,7 @@ impl Core {
         });
         self.position.worked(gone_through);
         if let Some(effects) = effects {
-            self.foresee_extended(&effects, backend, up);
+            self.note_extended_effects(&effects, backend, up);
         }
     }
 
@@ -113,13 +113,13 @@ impl Core {
         let name = names.statement.unwrap_or_default();
         if name.is_empty() {
             if kind == Kind::Bind {
-                self.foresee_unnamed(backend, up.buffer());
+                self.note_unnamed_effects(backend, up.buffer());
             }
             if !self.ensure_unnamed(backend, up) {
                 return self.refuse_reference("unnamed prepared statement does not exist".into(), up);
             }
             self.position.requests_mut().push(kind);
-            return Step::Streams(Rest::Pass);
+            return Step::Streams(Remainder::Pass);
         }
         let Some(named) = self.statements.named(name).cloned() else {
             if self.statements.interner().is_reserved(name) {
@@ -128,20 +128,20 @@ impl Core {
             }
             // Perhaps of an SQL-level PREPARE; else the upstream says that there is none.
             self.position.requests_mut().push(kind);
-            return Step::Streams(Rest::Pass);
+            return Step::Streams(Remainder::Pass);
         };
         if kind == Kind::Bind {
-            self.foresee_named(&named, backend, up.buffer());
+            self.note_named_effects(&named, backend, up.buffer());
         }
         let held = backend.prepared.hold(&named.statement);
         if kind == Kind::Describe && held != Held::Yes {
             // In a failed transaction nothing can be prepared. What is still to be answered may make it fail.
-            if self.position.requests().has_an_end() && self.position.may_hold() {
-                return Step::Hold;
+            if self.position.requests().has_an_end() && self.position.may_defer() {
+                return Step::Defer;
             }
             if self.position.transaction() == Transaction::Failed && named.statement.answers_nothing() {
                 self.position.requests_mut().push(Kind::Fake(NOTHING));
-                return Step::Streams(Rest::Drop);
+                return Step::Streams(Remainder::Drop);
             }
         }
         match held {
@@ -162,11 +162,11 @@ impl Core {
         out.extend_from_slice(names.before);
         wire::push_cstr(out, upstream_name);
         out.extend_from_slice(names.after);
-        Step::Partly(HEADER + message.body().len(), Rest::Pass)
+        Step::Partly(HEADER + message.body().len(), Remainder::Pass)
     }
 
     /// A named statement is bound: what that may do is foreseen.
-    fn foresee_named(&mut self, named: &Named, backend: &mut BackendState, up: &mut Vec<u8>) {
+    fn note_named_effects(&mut self, named: &Named, backend: &mut BackendState, up: &mut Vec<u8>) {
         let (statement, mut gone_through) = (&named.statement, 0);
         let own = match self.facts.can_lex() {
             true => statement.effects().map(|effects| Box::new(effects.clone())),
@@ -176,18 +176,18 @@ impl Core {
             self.facts.with_catalog(own, || statement.mentions(self.facts.catalog(), &mut gone_through));
         self.position.worked(gone_through);
         if let Some(effects) = effects {
-            self.foresee_extended(&effects, backend, up);
+            self.note_extended_effects(&effects, backend, up);
         }
     }
 
-    pub(super) fn refuse_reference(&mut self, message: String, up: &mut Sink<'_>) -> Step {
+    pub(super) fn refuse_reference(&mut self, message: String, up: &mut OutputBuffer<'_>) -> Step {
         let refusal = Refusal::new(Fault::Client, SqlState::INVALID_STATEMENT_NAME, message);
         self.refuse_request(&refusal, up.buffer());
-        Step::Streams(Rest::Drop)
+        Step::Streams(Remainder::Drop)
     }
 
     /// Makes the upstream's unnamed statement this session's; false if the session has none.
-    pub(super) fn ensure_unnamed(&mut self, backend: &mut BackendState, up: &mut Sink<'_>) -> bool {
+    pub(super) fn ensure_unnamed(&mut self, backend: &mut BackendState, up: &mut OutputBuffer<'_>) -> bool {
         let stamp = (self.facts.id(), self.statements.stamp());
         match self.statements.unnamed().text() {
             _ if matches!(self.statements.unnamed(), UnnamedText::None) => return false,

@@ -108,7 +108,7 @@ impl SessionFacts {
     }
 
     /// A request is about to be under way that may do this.
-    pub(super) fn foresee(&mut self, effects: &Effects) {
+    pub(super) fn note_effects(&mut self, effects: &Effects) {
         if effects.defines {
             self.define(effects.defined.as_deref());
         }
@@ -167,7 +167,7 @@ impl SessionFacts {
     }
 
     /// Takes what is known of the database from now on, if that is something else.
-    pub(super) fn know(&mut self, catalog: impl FnOnce(&Arc<Catalog>) -> Option<Arc<Catalog>>) {
+    pub(super) fn set_catalog(&mut self, catalog: impl FnOnce(&Arc<Catalog>) -> Option<Arc<Catalog>>) {
         if let Some(other) = catalog(&self.catalog) {
             self.catalog = other;
         }
@@ -257,7 +257,7 @@ pub(super) mod tests {
         let mut facts = facts();
         let text = b"SELECT 'it\\'; SET work_mem = 1; --'";
         assert!(facts.can_lex() && of(facts.effects(text)) != Effects::opaque());
-        facts.foresee(&of(facts.effects(b"SET standard_conforming_strings = off")));
+        facts.note_effects(&of(facts.effects(b"SET standard_conforming_strings = off")));
         assert!(facts.is_reading_changing());
         assert_eq!(of(facts.effects(text)), Effects::opaque());
         facts.all_is_answered();
@@ -272,7 +272,7 @@ pub(super) mod tests {
         let functions = [Function::new(1, b"f", b"plpgsql", source)];
         let catalog = Arc::new(Catalog::new(&functions, &Relations::default()));
         assert!(of(facts.effects(b"SELECT f()")).settings.is_empty());
-        facts.know(|known| (!Arc::ptr_eq(known, &catalog)).then(|| catalog.clone()));
+        facts.set_catalog(|known| (!Arc::ptr_eq(known, &catalog)).then(|| catalog.clone()));
         assert_eq!(of(facts.effects(b"SELECT f()")).settings, ["work_mem"]);
         assert!(before != facts.reader() && facts.reader() == facts.reader());
     }
@@ -282,7 +282,7 @@ pub(super) mod tests {
         let mut facts = facts();
         assert_eq!(facts.take_defined(), None);
         let text = b"CREATE FUNCTION g() RETURNS void LANGUAGE sql AS 'SET work_mem = 1'";
-        facts.foresee(&of(facts.effects(text)));
+        facts.note_effects(&of(facts.effects(text)));
         assert!(of(facts.effects(b"SELECT g()")) != Effects::default());
         assert!(facts.take_defined().is_some() && facts.take_defined().is_none());
     }

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::position::Rest;
+use super::position::Remainder;
 use super::requests::Kind;
-use super::{BackendState, Core, GATHER, MAX_ADDED, MAX_NOTED, Sink, Taken, Then};
+use super::{BackendState, Core, GATHER, MAX_ADDED, MAX_NOTED, OutputBuffer, Taken, Then};
 use crate::sql::{Effects, Pin};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::{HEADER, Header, MAX_SMALL_LENGTH};
@@ -43,7 +43,7 @@ impl<'a> Incoming<'a> {
 /// The connection that is lent, and what takes what goes to it and what goes back to the client at once.
 pub(super) struct Wires<'w, 'a> {
     pub backend: &'w mut BackendState,
-    pub up: &'w mut Sink<'a>,
+    pub up: &'w mut OutputBuffer<'a>,
     pub down: &'w mut Vec<u8>,
 }
 
@@ -52,13 +52,13 @@ pub(super) enum Step {
     /// It was dealt with whole.
     Done,
     /// All of it, as it comes, is to be treated like this.
-    Streams(Rest),
+    Streams(Remainder),
     /// So many bytes of it were dealt with; what comes behind them is to be treated like this.
-    Partly(usize, Rest),
+    Partly(usize, Remainder),
     /// So much of it must be there.
     Need(usize),
     /// It can be dealt with when more answers have come.
-    Hold,
+    Defer,
 }
 
 impl Core {
@@ -70,7 +70,7 @@ impl Core {
         &mut self,
         input: &[u8],
         mut backend: Option<&mut BackendState>,
-        up: &mut Sink<'_>,
+        up: &mut OutputBuffer<'_>,
         down: &mut Vec<u8>,
     ) -> Result<Taken, Refusal> {
         let taken = self.take_in(input, backend.as_deref_mut(), up, down)?;
@@ -98,7 +98,7 @@ impl Core {
         &mut self,
         input: &[u8],
         mut backend: Option<&mut BackendState>,
-        up: &mut Sink<'_>,
+        up: &mut OutputBuffer<'_>,
         down: &mut Vec<u8>,
     ) -> Result<Taken, Refusal> {
         let mut at = self.go_on(input, 0, up);
@@ -133,9 +133,9 @@ impl Core {
                             self.position.expect_of_client(header.total - here, how);
                         }
                         Step::Need(length) => return Ok(Taken { consumed: at, then: Then::Need(length) }),
-                        Step::Hold => {
-                            self.position.hold();
-                            return Ok(Taken { consumed: at, then: Then::Hold });
+                        Step::Defer => {
+                            self.position.defer();
+                            return Ok(Taken { consumed: at, then: Then::Defer });
                         }
                     }
                 }
@@ -172,12 +172,16 @@ impl Core {
             _ if there < header.total && header.total <= GATHER => return Ok(Some(Then::Need(header.total))),
             _ => return Ok(Some(Then::Lease)),
         }
-        self.position.expect_of_client(header.total, Rest::Drop);
+        self.position.expect_of_client(header.total, Remainder::Drop);
         Ok(None)
     }
 
     /// A pipeline without end: what it has earned is asked for, so that it costs bounded memory.
-    pub(super) fn flush_requests(&mut self, up: &mut Sink<'_>, down: &mut Vec<u8>) -> Result<(), Refusal> {
+    pub(super) fn flush_requests(
+        &mut self,
+        up: &mut OutputBuffer<'_>,
+        down: &mut Vec<u8>,
+    ) -> Result<(), Refusal> {
         if self.position.take_overwork() {
             self.wait_for_answers(up, down)?;
         } else if self.position.requests().only_fakes() {
@@ -194,14 +198,18 @@ impl Core {
     /// A few of the client's bytes have become many, or many are remembered: what is under way must be answered first, or
     /// one piece of a pipeline could take all memory.
     #[cold]
-    pub(super) fn wait_for_answers(&mut self, up: &mut Sink<'_>, down: &mut Vec<u8>) -> Result<(), Refusal> {
+    pub(super) fn wait_for_answers(
+        &mut self,
+        up: &mut OutputBuffer<'_>,
+        down: &mut Vec<u8>,
+    ) -> Result<(), Refusal> {
         if self.position.requests().only_fakes() {
             if self.between_messages() {
                 self.send_fakes(down);
             }
             return Ok(());
         }
-        if !self.position.may_hold() {
+        if !self.position.may_defer() {
             let message = "too many statements during a COPY";
             return Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message));
         }
@@ -215,7 +223,7 @@ impl Core {
     pub(crate) fn refuse(&mut self, input: &[u8], refusal: &Refusal, down: &mut Vec<u8>) {
         wire::error_response(down, wire::Severity::Error, refusal);
         let Some(Ok(header)) = Header::read(input) else { return };
-        self.position.expect_of_client(header.total, Rest::Drop);
+        self.position.expect_of_client(header.total, Remainder::Drop);
         if matches!(header.tag, b'Q' | b'F') {
             wire::ready_for_query(down, b'I');
         } else {
@@ -224,27 +232,27 @@ impl Core {
     }
 
     /// Goes on with a message that was begun; answers how much of the input it takes.
-    pub(super) fn go_on(&mut self, input: &[u8], at: usize, up: &mut Sink<'_>) -> usize {
-        let (here, rest) = self.position.client_rest(input.len() - at);
+    pub(super) fn go_on(&mut self, input: &[u8], at: usize, up: &mut OutputBuffer<'_>) -> usize {
+        let (here, rest) = self.position.client_remainder(input.len() - at);
         if here == 0 {
             return 0;
         }
         match rest {
-            Rest::Drop => {}
-            Rest::Pass => up.pass(at..at + here),
-            Rest::Scan(scan) => {
+            Remainder::Drop => {}
+            Remainder::Pass => up.pass(at..at + here),
+            Remainder::Scan(scan) => {
                 let piece = &input[at..at + here];
                 scan.0.feed(piece);
                 let catalog = self.facts.catalog();
                 let mentioned = !catalog.is_plain() && catalog.is_mentioned_in(piece, &mut scan.1);
                 up.pass(at..at + here);
                 if mentioned {
-                    self.foresee(&Effects { asks_all: true, foreseen: true, ..Effects::default() });
+                    self.note_effects(&Effects { asks_all: true, foreseen: true, ..Effects::default() });
                 }
             }
         }
-        if let Some(Rest::Scan(scan)) = self.position.passed_of_client(here) {
-            self.foresee(&Effects { defines: scan.0.clone().defines(), ..Effects::default() });
+        if let Some(Remainder::Scan(scan)) = self.position.passed_of_client(here) {
+            self.note_effects(&Effects { defines: scan.0.clone().defines(), ..Effects::default() });
             if scan.0.is_suspicious() {
                 self.pin_for(Pin::Opaque);
             }
@@ -259,17 +267,17 @@ impl Core {
     ) -> Result<Step, Refusal> {
         let Incoming { header, input, at } = message;
         if self.position.is_skipping() && header.tag != b'S' {
-            return Ok(Step::Streams(Rest::Pass));
+            return Ok(Step::Streams(Remainder::Pass));
         }
         let waits =
             self.must_settle_first() || self.must_know_how_to_read(header.tag) || self.position.is_ahead();
-        if waits && self.position.may_hold() {
-            return Ok(Step::Hold);
+        if waits && self.position.may_defer() {
+            return Ok(Step::Defer);
         }
         match header.tag {
             b'd' => {
                 self.copies();
-                return Ok(Step::Streams(Rest::Pass));
+                return Ok(Step::Streams(Remainder::Pass));
             }
             b'Q' => return self.query(message, wires),
             b'S' => self.sync(),
@@ -293,7 +301,7 @@ impl Core {
                 }
                 let function = input.get(HEADER..).and_then(|body| body.first_chunk());
                 if !function.is_some_and(|oid| LARGE_OBJECTS.contains(&u32::from_be_bytes(*oid))) {
-                    self.residue.stain();
+                    self.residue.mark_dirty();
                     self.pin_for(Pin::Opaque);
                 }
                 self.position.requests_mut().push(Kind::FunctionCall);
@@ -305,7 +313,7 @@ impl Core {
             _ => {
                 let first = self.begins_batch().then(|| self.position.requests().next_number());
                 let step = self.naming(message, wires)?;
-                if !matches!(step, Step::Need(_) | Step::Hold) {
+                if !matches!(step, Step::Need(_) | Step::Defer) {
                     self.position.counts_mut().client_parses += u32::from(header.tag == b'P');
                     self.position.counts_mut().binds += u32::from(header.tag == b'B');
                     self.position.begin_series();
@@ -316,7 +324,7 @@ impl Core {
                 return Ok(step);
             }
         }
-        Ok(Step::Streams(Rest::Pass))
+        Ok(Step::Streams(Remainder::Pass))
     }
 
     /// Data of a COPY, or its end. A server that is not in a COPY ignores them, unless `statement_timeout` fires just then: its

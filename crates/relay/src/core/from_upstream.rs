@@ -2,11 +2,11 @@
 
 use super::position::{Answer, Transaction};
 use super::requests::{Kind, NOTHING, Note, Request, Whose};
-use super::{BackendState, Broken, Core, GATHER, Sink};
+use super::{BackendState, Broken, Core, GATHER, OutputBuffer};
 use crate::sql::Pin;
 use wire::{HEADER, Header, cstr};
 
-/// The longest answer to a survey; the engine has room for it and what comes behind it.
+/// The longest answer to a state probe; the engine has room for it and what comes behind it.
 const MAX_ANSWER: usize = 3 * GATHER;
 
 /// Of the tags of commands (`CommandComplete`) that are looked at: `DEALLOCATE ALL`.
@@ -30,7 +30,7 @@ impl Core {
         &mut self,
         input: &[u8],
         backend: &mut BackendState,
-        down: &mut Sink<'_>,
+        down: &mut OutputBuffer<'_>,
     ) -> Result<usize, Broken> {
         let mut at = self.go_on_down(input, 0, down);
         self.send_fakes_to(down);
@@ -58,7 +58,7 @@ impl Core {
         Ok(at)
     }
 
-    fn go_on_down(&mut self, input: &[u8], at: usize, down: &mut Sink<'_>) -> usize {
+    fn go_on_down(&mut self, input: &[u8], at: usize, down: &mut OutputBuffer<'_>) -> usize {
         let (here, answer) = self.position.pass_of_upstream(input.len() - at);
         if here > 0 && answer == Answer::Pass {
             down.pass(at..at + here);
@@ -71,7 +71,7 @@ impl Core {
             Some(Kind::Query | Kind::Execute) => Ok(Step::Pass),
             Some(Kind::Reset) => self.proved(header, input),
             Some(Kind::Setup | Kind::HandOver) => Ok(Step::Drop),
-            Some(Kind::Survey) => self.answered(header, input),
+            Some(Kind::Probe) => self.answered(header, input),
             front => Err(Broken::Desync(format!("data in answer to {front:?}"))),
         }
     }
@@ -89,7 +89,7 @@ impl Core {
         Ok(Step::Drop)
     }
 
-    /// The row that answers a survey; one that is too long is no answer.
+    /// The row that answers a state probe; one that is too long is no answer.
     fn answered(&mut self, header: Header, input: &[u8]) -> Result<Step, Broken> {
         if header.total > MAX_ANSWER {
             return Ok(Step::Drop);
@@ -115,7 +115,7 @@ impl Core {
         }
     }
 
-    fn send_fakes_to(&mut self, down: &mut Sink<'_>) {
+    fn send_fakes_to(&mut self, down: &mut OutputBuffer<'_>) {
         if matches!(self.position.requests().front_kind(), Some(Kind::Fake(_)))
             && self.position.between_messages()
         {
@@ -128,7 +128,7 @@ impl Core {
         header: Header,
         input: &[u8],
         backend: &mut BackendState,
-        down: &mut Sink<'_>,
+        down: &mut OutputBuffer<'_>,
     ) -> Result<Step, Broken> {
         // Fakes in front of the message that this answers go first.
         if !matches!(header.tag, b'S' | b'N' | b'A') {
@@ -141,7 +141,7 @@ impl Core {
             return Ok(Step::Wait);
         }
         let ours = self.position.requests().front().is_some_and(|r| {
-            matches!(r.kind, Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver)
+            matches!(r.kind, Kind::Reset | Kind::Setup | Kind::Probe | Kind::HandOver)
                 || r.is_hidden() && matches!(r.kind, Kind::Query | Kind::Execute)
         });
         match header.tag {
@@ -222,8 +222,8 @@ impl Core {
         };
         let front = self.position.requests().front_kind();
         let ends = |kind| {
-            use Kind::{FunctionCall, HandOver, Query, Reset, Setup, Survey, Sync};
-            matches!(kind, Reset | Setup | Survey | HandOver | Query | FunctionCall | Sync)
+            use Kind::{FunctionCall, HandOver, Probe, Query, Reset, Setup, Sync};
+            matches!(kind, Reset | Setup | Probe | HandOver | Query | FunctionCall | Sync)
         };
         if !front.is_some_and(ends) {
             return Err(Broken::Desync(format!("ReadyForQuery in answer to {front:?}")));
@@ -252,8 +252,8 @@ impl Core {
             self.facts.settings().settled(&mut backend.settings);
             return Ok(Step::Drop);
         }
-        if front == Some(Kind::Survey) {
-            self.surveyed(backend);
+        if front == Some(Kind::Probe) {
+            self.probed(backend);
             return Ok(Step::Drop);
         }
         if front == Some(Kind::HandOver) {
@@ -278,7 +278,7 @@ impl Core {
         let end = tag.iter().take(LONGEST_TAG + 1).position(|byte| *byte == 0);
         let tag = &tag[..end.unwrap_or(tag.len())];
         match self.position.requests().front_kind() {
-            Some(Kind::Reset | Kind::Setup | Kind::Survey | Kind::HandOver) => return true,
+            Some(Kind::Reset | Kind::Setup | Kind::Probe | Kind::HandOver) => return true,
             Some(Kind::Query) if front.is_some_and(Request::is_hidden) => return true,
             Some(Kind::Query) => {}
             Some(Kind::Execute) => drop(self.position.requests_mut().pop()),
@@ -304,13 +304,13 @@ impl Core {
                 backend.prepared.forget_before(number);
                 if tag == b"DISCARD ALL" {
                     backend.unnamed = None;
-                    if !self.residue.is_foreseen() {
+                    if !self.residue.are_effects_noted() {
                         self.pin_for(Pin::Opaque);
                     }
                 }
             }
             b"SET" | b"RESET" | b"LISTEN" | b"PREPARE" | b"LOAD" | b"DO" | b"CALL"
-                if !self.residue.is_foreseen() =>
+                if !self.residue.are_effects_noted() =>
             {
                 // The lexer did not see it coming: then it did not see what it does either.
                 self.pin_for(Pin::Opaque);
@@ -323,7 +323,7 @@ impl Core {
     /// Nobody knows how many answers are still to come: nobody else may have this connection, ever.
     fn lose_count(&mut self) {
         self.pin_for(Pin::Copy);
-        self.residue.stain();
+        self.residue.mark_dirty();
     }
 
     /// `ErrorResponse`
@@ -331,11 +331,11 @@ impl Core {
         &mut self,
         body: Option<&[u8]>,
         backend: &mut BackendState,
-        down: &mut Sink<'_>,
+        down: &mut OutputBuffer<'_>,
     ) -> Result<Step, Broken> {
         let severity = body.and_then(|b| wire::error_field(b, b'V').or_else(|| wire::error_field(b, b'S')));
         if matches!(severity, Some(b"FATAL" | b"PANIC")) {
-            self.position.say_farewell();
+            self.position.announce_end();
         }
         if self.position.has_stray_sync() && !self.has_read_the_end(body) {
             // Whether the upstream ignored that Sync or answers it depends on when it failed.
@@ -346,12 +346,12 @@ impl Core {
             Some(Kind::Reset) => return Err(Broken::Reset(body.unwrap_or_default().to_vec())),
             Some(Kind::Setup) => return Err(Broken::Setup(body.unwrap_or_default().to_vec())),
             // A cancel that came too late, or a very short statement_timeout: it is asked again.
-            Some(Kind::Survey | Kind::HandOver) => {
-                return Ok(if self.position.is_farewell_said() { Step::Pass } else { Step::Drop });
+            Some(Kind::Probe | Kind::HandOver) => {
+                return Ok(if self.position.has_announced_end() { Step::Pass } else { Step::Drop });
             }
             // A server that owes nothing says only why it leaves: nobody knows any more what it owes.
             None => {
-                if !self.position.is_farewell_said() {
+                if !self.position.has_announced_end() {
                     self.lose_count();
                 }
                 return Ok(Step::Pass);
@@ -360,7 +360,7 @@ impl Core {
             // It failed with the transaction: what it was to prepare fails as well.
             Some(Kind::Query) if self.position.requests().front().is_some_and(Request::is_hidden) => {
                 backend.foreign_sequences = true;
-                return Ok(if self.position.is_farewell_said() { Step::Pass } else { Step::Drop });
+                return Ok(if self.position.has_announced_end() { Step::Pass } else { Step::Drop });
             }
             Some(Kind::Query) => return Ok(self.failed_query(body, down, backend)),
             Some(_) => self.position.requests_mut().skip_to_sync(),
@@ -382,7 +382,7 @@ impl Core {
         };
         self.undo(skipped, backend);
         match refused {
-            Some(error) if !self.position.is_farewell_said() => {
+            Some(error) if !self.position.has_announced_end() => {
                 down.buffer().extend_from_slice(&error);
                 Ok(Step::Drop)
             }
@@ -409,11 +409,16 @@ impl Core {
 
     /// What the client hears of a simple query that has failed.
     #[cold]
-    fn failed_query(&mut self, body: Option<&[u8]>, down: &mut Sink<'_>, backend: &mut BackendState) -> Step {
+    fn failed_query(
+        &mut self,
+        body: Option<&[u8]>,
+        down: &mut OutputBuffer<'_>,
+        backend: &mut BackendState,
+    ) -> Step {
         // In a transaction that has failed before, that is what PostgreSQL says.
         let has_failed = body.and_then(|b| wire::error_field(b, b'C')) == Some(b"25P02");
         match self.take_back_query(backend) {
-            Some(error) if !self.position.is_farewell_said() && !has_failed => {
+            Some(error) if !self.position.has_announced_end() && !has_failed => {
                 down.buffer().extend_from_slice(&error);
                 Step::Drop
             }
@@ -440,7 +445,7 @@ impl Core {
         &mut self,
         body: Option<&[u8]>,
         backend: &mut BackendState,
-        down: &mut Sink<'_>,
+        down: &mut OutputBuffer<'_>,
     ) -> Result<Step, Broken> {
         let setup = self.is_setting_up();
         let pair = body.and_then(cstr).and_then(|(name, rest)| Some((name, cstr(rest)?.0)));
@@ -463,7 +468,7 @@ impl Core {
             return news(self.facts.settings_mut().told(name, value));
         }
         if self.residue.is_resetting() {
-            self.residue.stray();
+            self.residue.drift();
             if let Some(value) = self.facts.settings_mut().reset_reported(name) {
                 wire::parameter_status(down.buffer(), name, &value);
             }

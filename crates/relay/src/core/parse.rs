@@ -3,7 +3,7 @@
 use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
 use super::names::NamesIn;
-use super::position::{Rest, Transaction};
+use super::position::{Remainder, Transaction};
 use super::query::FORGET_SEQUENCES;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED};
@@ -34,7 +34,7 @@ impl Core {
             let message = format!("a prepared statement is longer than {MAX_NAMED_PARSE} bytes");
             let refusal = Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message);
             self.refuse_request(&refusal, up.buffer());
-            return Ok(Step::Streams(Rest::Drop));
+            return Ok(Step::Streams(Remainder::Drop));
         }
         if !message.is_whole() {
             return Ok(Step::Need(header.total));
@@ -45,9 +45,9 @@ impl Core {
                 let id = named.statement.id();
                 let taken = if backend.prepared.touch(id) { Some(id) } else { backend.prepared.any() };
                 if taken.is_some_and(|id| self.position.requests().is_preparation_in_doubt(id))
-                    && self.position.may_hold()
+                    && self.position.may_defer()
                 {
-                    return Ok(Step::Hold);
+                    return Ok(Step::Defer);
                 }
                 self.parse_again(&named, taken, names.after, wires);
                 return Ok(Step::Done);
@@ -67,7 +67,7 @@ impl Core {
         let shown = effects.as_ref().and_then(|effects| self.shown_body(effects, names.after));
         if let Some(effects) = effects.filter(|effects| effects.channels || !self.facts.can_lex()) {
             // It may be bound in the same batch, and then a transaction has begun.
-            self.foresee_extended(&effects, backend, up.buffer());
+            self.note_extended_effects(&effects, backend, up.buffer());
         }
         // With those that have lost their names in requests that are not answered.
         let own = self.statements.bytes() + self.position.requests().bytes();
@@ -84,8 +84,8 @@ impl Core {
             self.facts.connection(),
             &self.facts.settings().meaning(),
         );
-        if self.position.requests().is_preparation_in_doubt(statement.id()) && self.position.may_hold() {
-            return Ok(Step::Hold);
+        if self.position.requests().is_preparation_in_doubt(statement.id()) && self.position.may_defer() {
+            return Ok(Step::Defer);
         }
         let request = self.position.requests().next_number();
         let named = Named { statement, request };
@@ -182,17 +182,17 @@ impl Core {
         let mut replaced = None;
         if let (Some(effects), false) = (&mut effects, session_mode) {
             if effects.deallocates.as_deref().is_some_and(|name| self.is_in_doubt(name))
-                && self.position.may_hold()
+                && self.position.may_defer()
             {
-                return Step::Hold;
+                return Step::Defer;
             }
             replaced = self.deallocate_extended(effects, after, up.buffer());
-            self.foresee_extended(effects, backend, up.buffer());
+            self.note_extended_effects(effects, backend, up.buffer());
         }
         if session_mode {
-            effects.iter().for_each(|effects| self.stain(effects));
+            effects.iter().for_each(|effects| self.mark_dirty(effects));
             if !whole {
-                self.residue.stain();
+                self.residue.mark_dirty();
             }
         }
         self.position.counts_mut().server_parses += 1;
@@ -204,7 +204,7 @@ impl Core {
             self.remember_unnamed(whole.then_some(body), backend);
         }
         if !whole {
-            return Step::Streams(Rest::Pass);
+            return Step::Streams(Remainder::Pass);
         }
         match &shown {
             // A statement of our own making; in session mode under whatever name it was given.
@@ -266,7 +266,7 @@ impl Core {
     }
 
     /// A statement that may do this comes in the extended protocol.
-    pub(super) fn foresee_extended(
+    pub(super) fn note_extended_effects(
         &mut self,
         effects: &Effects,
         backend: &mut BackendState,
@@ -282,7 +282,7 @@ impl Core {
             self.pin_for(Pin::Prepare);
         }
         self.position.worked(effects.cost());
-        self.foresee(effects);
+        self.note_effects(effects);
         self.recall_channels(effects, Protocol::Extended, backend, up);
         self.shield_sequences(effects, backend, up);
     }

@@ -19,15 +19,15 @@ pub(super) struct Position {
     series: Series,
     transaction: Transaction,
     copy: Copy,
-    client_rest: (usize, Rest),
-    upstream_rest: (usize, Answer),
-    farewell: Farewell,
+    client_remainder: (usize, Remainder),
+    upstream_remainder: (usize, Answer),
+    termination: Termination,
     /// At how many requests answers are asked for next.
     flush_at: usize,
     /// Up to this request all must be answered before more is sent: much is under way.
     ahead: u64,
     /// What is held waits for the answer to this request, at the most.
-    held_until: u64,
+    deferred_until: u64,
     /// How many bytes of bound statements were gone through since answers were waited for.
     work: usize,
     transactions: u64,
@@ -84,7 +84,7 @@ enum Copy {
 
 /// What happens to the rest of a message of the client's whose beginning has gone already.
 #[derive(Debug)]
-pub(super) enum Rest {
+pub(super) enum Remainder {
     Pass,
     Drop,
     /// It is SQL too long to be looked at whole.
@@ -100,9 +100,9 @@ pub(super) enum Answer {
 
 /// Whether the upstream has said that it ends the connection (severity FATAL or PANIC).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Farewell {
-    Unsaid,
-    Said,
+enum Termination {
+    None,
+    Announced,
 }
 
 /// What is counted until it is taken.
@@ -126,12 +126,12 @@ impl Default for Position {
             series: Series::Nothing,
             transaction: Transaction::None,
             copy: Copy::None,
-            client_rest: (0, Rest::Pass),
-            upstream_rest: (0, Answer::Pass),
-            farewell: Farewell::Unsaid,
+            client_remainder: (0, Remainder::Pass),
+            upstream_remainder: (0, Answer::Pass),
+            termination: Termination::None,
             flush_at: MAX_UNASKED,
             ahead: 0,
-            held_until: 0,
+            deferred_until: 0,
             work: 0,
             transactions: 0,
             counts: Counts::default(),
@@ -155,13 +155,13 @@ impl Position {
             && self.transaction == Transaction::None
             && matches!(self.series, Series::Nothing | Series::Refused)
             && self.copy == Copy::None
-            && self.client_rest.0 == 0
-            && self.upstream_rest.0 == 0
+            && self.client_remainder.0 == 0
+            && self.upstream_remainder.0 == 0
     }
 
     /// True if the client is owed no answer, whether or not a transaction is open.
     pub(super) fn is_clients_turn(&self) -> bool {
-        self.requests.is_empty() && self.upstream_rest.0 == 0
+        self.requests.is_empty() && self.upstream_remainder.0 == 0
     }
 
     /// True if the upstream will say nothing more before the client does: an extended query without its `Sync`, or
@@ -172,9 +172,9 @@ impl Position {
 
     /// The connection is gone, and nothing of the client's was sent on it.
     pub(super) fn lose_connection(&mut self) {
-        self.farewell = Farewell::Unsaid;
+        self.termination = Termination::None;
         self.requests.clear();
-        self.upstream_rest = (0, Answer::Pass);
+        self.upstream_remainder = (0, Answer::Pass);
     }
 
     /// The connection goes back.
@@ -186,41 +186,41 @@ impl Position {
 
     /// True if a message of the client's has begun and not ended.
     pub(super) fn is_in_clients_message(&self) -> bool {
-        self.client_rest.0 > 0
+        self.client_remainder.0 > 0
     }
 
     /// So many bytes of the client's are still to come that are treated like this.
-    pub(super) fn expect_of_client(&mut self, length: usize, rest: Rest) {
-        self.client_rest = (length, rest);
+    pub(super) fn expect_of_client(&mut self, length: usize, rest: Remainder) {
+        self.client_remainder = (length, rest);
     }
 
     /// How the client's next bytes are treated, and how many of so many.
-    pub(super) fn client_rest(&mut self, there: usize) -> (usize, &mut Rest) {
-        (self.client_rest.0.min(there), &mut self.client_rest.1)
+    pub(super) fn client_remainder(&mut self, there: usize) -> (usize, &mut Remainder) {
+        (self.client_remainder.0.min(there), &mut self.client_remainder.1)
     }
 
     /// So many of them were dealt with; how, if these were the last.
-    pub(super) fn passed_of_client(&mut self, length: usize) -> Option<Rest> {
-        self.client_rest.0 -= length;
-        let is_over = self.client_rest.0 == 0;
-        is_over.then(|| std::mem::replace(&mut self.client_rest.1, Rest::Pass))
+    pub(super) fn passed_of_client(&mut self, length: usize) -> Option<Remainder> {
+        self.client_remainder.0 -= length;
+        let is_over = self.client_remainder.0 == 0;
+        is_over.then(|| std::mem::replace(&mut self.client_remainder.1, Remainder::Pass))
     }
 
     /// True if no message of the upstream's has begun and not ended.
     pub(super) fn between_messages(&self) -> bool {
-        self.upstream_rest.0 == 0
+        self.upstream_remainder.0 == 0
     }
 
     /// So many bytes of the upstream's are still to come that are treated like this.
     pub(super) fn expect_of_upstream(&mut self, length: usize, answer: Answer) {
-        self.upstream_rest = (length, answer);
+        self.upstream_remainder = (length, answer);
     }
 
     /// How many of so many bytes of the upstream's belong to the message that has begun, and how they are treated.
     pub(super) fn pass_of_upstream(&mut self, there: usize) -> (usize, Answer) {
-        let here = self.upstream_rest.0.min(there);
-        self.upstream_rest.0 -= here;
-        (here, self.upstream_rest.1)
+        let here = self.upstream_remainder.0.min(there);
+        self.upstream_remainder.0 -= here;
+        (here, self.upstream_remainder.1)
     }
 
     // ── series of the extended protocol ──
@@ -343,12 +343,12 @@ impl Position {
     }
 
     /// The upstream has said that it ends the connection.
-    pub(super) fn say_farewell(&mut self) {
-        self.farewell = Farewell::Said;
+    pub(super) fn announce_end(&mut self) {
+        self.termination = Termination::Announced;
     }
 
-    pub(super) fn is_farewell_said(&self) -> bool {
-        self.farewell == Farewell::Said
+    pub(super) fn has_announced_end(&self) -> bool {
+        self.termination == Termination::Announced
     }
 
     // ── how much is under way ──
@@ -384,7 +384,7 @@ impl Position {
 
     /// True if it is beyond that limit, which is said once.
     pub(super) fn take_overwork(&mut self) -> bool {
-        let is_much = self.work > MAX_WORK && self.client_rest.0 == 0;
+        let is_much = self.work > MAX_WORK && self.client_remainder.0 == 0;
         if is_much {
             self.work = 0;
         }
@@ -402,18 +402,18 @@ impl Position {
     }
 
     /// A message waits for what is under way.
-    pub(super) fn hold(&mut self) {
-        self.held_until = self.requests.last_end();
+    pub(super) fn defer(&mut self) {
+        self.deferred_until = self.requests.last_end();
     }
 
     /// True if it may be looked at again: what it waits for may have been answered.
     pub(super) fn may_go_on(&self) -> bool {
-        let is_over = self.requests.front().is_none_or(|front| front.number > self.held_until);
+        let is_over = self.requests.front().is_none_or(|front| front.number > self.deferred_until);
         is_over || self.is_copying()
     }
 
     /// During a COPY the upstream waits for the client, and whatever else that sends is an error.
-    pub(super) fn may_hold(&self) -> bool {
+    pub(super) fn may_defer(&self) -> bool {
         !self.is_copying()
     }
 }
@@ -431,7 +431,7 @@ mod tests {
             (Position::begin_series, Position::end_series),
             (Position::skip_series, Position::end_series),
             (|p| p.ready(Transaction::Failed), |p| p.ready(Transaction::None)),
-            (|p| p.expect_of_client(1, Rest::Drop), |p| drop(p.passed_of_client(1))),
+            (|p| p.expect_of_client(1, Remainder::Drop), |p| drop(p.passed_of_client(1))),
             (|p| p.expect_of_upstream(1, Answer::Drop), |p| assert_eq!(p.pass_of_upstream(9).0, 1)),
         ];
         for (change, back) in changes {
@@ -468,10 +468,10 @@ mod tests {
         assert!(!position.stray_sync() && !position.client_ends_copy());
         position.requests_mut().push(Kind::Query);
         assert!(!position.begin_copy());
-        assert!(position.is_copying() && !position.may_hold() && position.awaits_client());
+        assert!(position.is_copying() && !position.may_defer() && position.awaits_client());
         assert!(!position.has_stray_sync() && position.stray_sync() && position.has_stray_sync());
         assert!(position.client_ends_copy() && position.is_copy_ending() && position.has_stray_sync());
-        assert!(!position.client_ends_copy() && !position.stray_sync() && position.may_hold());
+        assert!(!position.client_ends_copy() && !position.stray_sync() && position.may_defer());
         position.end_copy();
         assert!(!position.is_copy_ending() && !position.has_stray_sync());
     }
@@ -497,7 +497,7 @@ mod tests {
         position.asked_for_answers();
         assert!(!position.wants_answers());
         position.wait_for_all();
-        position.hold();
+        position.defer();
         assert!(position.is_ahead() && !position.may_go_on());
         position.worked(MAX_WORK);
         assert!(!position.wants_answers() && !position.take_overwork());
@@ -515,11 +515,11 @@ mod tests {
     #[test]
     fn what_is_begun_is_treated_alike_up_to_its_end() {
         let mut position = Position::default();
-        position.expect_of_client(5, Rest::Drop);
-        assert!(matches!(position.client_rest(3), (3, Rest::Drop)));
+        position.expect_of_client(5, Remainder::Drop);
+        assert!(matches!(position.client_remainder(3), (3, Remainder::Drop)));
         assert!(position.passed_of_client(3).is_none() && position.is_in_clients_message());
-        assert!(matches!(position.client_rest(9), (2, Rest::Drop)));
-        assert!(matches!(position.passed_of_client(2), Some(Rest::Drop)));
+        assert!(matches!(position.client_remainder(9), (2, Remainder::Drop)));
+        assert!(matches!(position.passed_of_client(2), Some(Remainder::Drop)));
         position.expect_of_upstream(5, Answer::Drop);
         assert_eq!(position.pass_of_upstream(4), (4, Answer::Drop));
         assert!(!position.between_messages());
@@ -535,7 +535,7 @@ mod tests {
         }
         assert_eq!((position.transactions(), position.counts_mut().queries), (2, 5));
         assert_eq!(Transaction::of(b'X'), None);
-        position.say_farewell();
-        assert!(position.is_farewell_said());
+        position.announce_end();
+        assert!(position.has_announced_end());
     }
 }

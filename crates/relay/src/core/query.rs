@@ -2,9 +2,9 @@
 
 use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
-use super::position::Rest;
+use super::position::Remainder;
 use super::requests::{Kind, Note};
-use super::{BackendState, Core, GATHER, Sink};
+use super::{BackendState, Core, GATHER, OutputBuffer};
 use crate::sql::Effects;
 use crate::statement::{Named, UnnamedText, significant};
 use wire::error::Refusal;
@@ -28,18 +28,18 @@ impl Core {
         let text = input.get(HEADER..header.total);
         let effects = text.and_then(|text| self.facts.effects(text));
         let deallocates = effects.as_ref().and_then(|effects| effects.deallocates.as_deref());
-        if deallocates.is_some_and(|name| self.is_in_doubt(name)) && self.position.may_hold() {
-            return Ok(Step::Hold);
+        if deallocates.is_some_and(|name| self.is_in_doubt(name)) && self.position.may_defer() {
+            return Ok(Step::Defer);
         }
         backend.unnamed = None;
         if text.is_none() {
             // Too long to be looked at.
             if !transaction {
-                self.residue.stain();
+                self.residue.mark_dirty();
             }
             self.push_changing_unnamed(Kind::Query, UnnamedText::None);
             up.pass(at..at + HEADER);
-            let rest = if transaction { Rest::Scan(Box::default()) } else { Rest::Pass };
+            let rest = if transaction { Remainder::Scan(Box::default()) } else { Remainder::Pass };
             return Ok(Step::Partly(HEADER, rest));
         }
         let answered_otherwise = effects.is_some_and(|effects| self.suspicious_query(*effects, backend, up));
@@ -55,7 +55,7 @@ impl Core {
         &mut self,
         effects: Effects,
         backend: &mut BackendState,
-        up: &mut Sink<'_>,
+        up: &mut OutputBuffer<'_>,
     ) -> bool {
         if let Some(refusal) = self.facts.refused_setting(&effects) {
             self.refuse_query(&refusal, up.buffer());
@@ -67,10 +67,10 @@ impl Core {
             return true;
         }
         if !self.facts.is_lent_for_transactions() {
-            self.stain(&effects);
+            self.mark_dirty(&effects);
             return false;
         }
-        self.foresee(&effects);
+        self.note_effects(&effects);
         self.recall_channels(&effects, Protocol::Simple, backend, up.buffer());
         if effects.reads_sequences && std::mem::take(&mut backend.foreign_sequences) {
             wire::query(up.buffer(), FORGET_SEQUENCES);
@@ -109,7 +109,7 @@ impl Core {
         name: &[u8],
         named: &Named,
         backend: &mut BackendState,
-        up: &mut Sink<'_>,
+        up: &mut OutputBuffer<'_>,
     ) {
         let id = named.statement.id();
         if !backend.prepared.touch(id) {

@@ -56,7 +56,7 @@ pub(crate) enum Kind {
     /// Our own `Query`, which gives the connection the session's settings.
     Setup,
     /// Our own `Query`, too: it asks what the session has left.
-    Survey,
+    Probe,
     /// And so are the steps that hand the session's channels over to the listener.
     HandOver,
     Query,

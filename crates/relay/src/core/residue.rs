@@ -1,29 +1,29 @@
 //! What a session may have left on its connection: whether the connection is to be asked, and for how long it is kept.
 
-use super::survey::{self, Left, Touched};
+use super::probe::{self, Left, Touched};
 use crate::reset::Proof;
 use crate::settings::SessionSettings;
 use crate::sql::{Effects, Pin};
 
 /// How often a connection may fail to say what is left on it before its session keeps it.
-const MAX_SURVEYS: u8 = 3;
+const MAX_PROBES: u8 = 3;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Residue {
     keeps: Keeps,
-    /// Whether the lexer saw coming, in this lease, what a statement did.
-    foresight: Foresight,
+    /// Whether the lexer saw, in this lease, a statement whose effects are noted.
+    noted: Noted,
     defaults: Defaults,
     doubt: Doubt,
-    listing: Listing,
+    tracking: Tracking,
     /// What may have been left on the connection: it is asked before it goes back.
     touched: Option<Box<Touched>>,
     /// What is to be asked for whenever something is, while the session has an object that may do it again: a statement
     /// of `PREPARE`, a temporary view.
     recurring: Option<Box<Touched>>,
     asked: Option<Box<Question>>,
-    surveys_failed: u8,
+    probes_failed: u8,
 }
 
 /// Whether the session keeps its connection, and why.
@@ -38,10 +38,10 @@ enum Keeps {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Foresight {
+enum Noted {
     #[default]
-    Nothing,
-    Something,
+    No,
+    Yes,
 }
 
 /// Whose the settings are that the session has gone back to.
@@ -51,7 +51,7 @@ enum Defaults {
     #[default]
     Sessions,
     /// A `RESET` is under way: what the upstream reports are defaults of its own. Whether it has reported any.
-    Resetting { strayed: bool },
+    Resetting { drifted: bool },
     /// The connection's own: it must be given its startup values again.
     Connections,
 }
@@ -61,18 +61,18 @@ enum Defaults {
 enum Doubt {
     #[default]
     None,
-    /// What the upstream owes may be another number of answers than was counted: a survey will tell.
+    /// What the upstream owes may be another number of answers than was counted: a state probe will tell.
     Miscounted,
     /// It may have left what `DISCARD ALL` does not take away, or has lost count of what the upstream owes.
-    Stained,
+    Dirty,
 }
 
 /// Whether all settings of the connection can be asked for by name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Listing {
+enum Tracking {
     #[default]
     Complete,
-    Doubtful,
+    Partial,
 }
 
 /// What the connection is being asked, and what it has answered.
@@ -83,9 +83,9 @@ struct Question {
     left: Option<Left>,
 }
 
-/// What a survey has come to.
+/// What a state probe has come to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Surveyed {
+pub(super) enum Probed {
     /// It will be asked again.
     Again,
     /// It could not say, too often.
@@ -139,13 +139,13 @@ impl Residue {
     }
 
     /// What a statement does was seen before it ran.
-    pub(super) fn foresee(&mut self) {
-        self.foresight = Foresight::Something;
+    pub(super) fn note_effects(&mut self) {
+        self.noted = Noted::Yes;
     }
 
     /// True if the lexer saw it coming.
-    pub(super) fn is_foreseen(&self) -> bool {
-        self.foresight == Foresight::Something
+    pub(super) fn are_effects_noted(&self) -> bool {
+        self.noted == Noted::Yes
     }
 
     /// This may be left, too.
@@ -179,7 +179,7 @@ impl Residue {
         if touched.everything {
             touched.add_settings(settings.carried_names().chain(["role"]));
         }
-        let question = survey::question(&touched, proof);
+        let question = probe::question(&touched, proof);
         self.asked = Some(Box::new(Question { touched, proof, left: None }));
         Some(question)
     }
@@ -189,29 +189,29 @@ impl Residue {
         let Some(question) = &mut self.asked else { return true };
         let is_answer = question.proof.is_in(row);
         if is_answer {
-            question.left = survey::answer(&question.touched, row);
+            question.left = probe::answer(&question.touched, row);
         }
         is_answer
     }
 
     /// The connection has said all that it has to say to the question; `None` if there was none.
-    pub(super) fn surveyed(&mut self) -> Option<Surveyed> {
+    pub(super) fn probed(&mut self) -> Option<Probed> {
         let Question { touched, left, .. } = *self.asked.take()?;
         let Some(left) = left else {
-            self.surveys_failed += 1;
-            if self.surveys_failed >= MAX_SURVEYS {
-                return Some(Surveyed::Never);
+            self.probes_failed += 1;
+            if self.probes_failed >= MAX_PROBES {
+                return Some(Probed::Never);
             }
             self.touch(&touched);
-            return Some(Surveyed::Again);
+            return Some(Probed::Again);
         };
-        self.surveys_failed = 0;
+        self.probes_failed = 0;
         if self.doubt == Doubt::Miscounted {
             self.doubt = Doubt::None;
         }
         // It may have settings whose names nobody can list.
         if touched.everything {
-            self.listing = Listing::Doubtful;
+            self.tracking = Tracking::Partial;
         }
         if touched.objects && !self.is_pinned_for_good() {
             self.keeps = left.pin.map_or(Keeps::No, Keeps::UntilGone);
@@ -219,32 +219,32 @@ impl Residue {
         if touched.objects && self.keeps == Keeps::No {
             self.recurring = None;
         }
-        Some(Surveyed::Known(touched, left))
+        Some(Probed::Known(touched, left))
     }
 
     /// A lease ends; true if the connection may have settings that cannot be asked for.
     pub(super) fn end_lease(&mut self) -> bool {
-        self.foresight = Foresight::Nothing;
+        self.noted = Noted::No;
         self.give_defaults();
-        std::mem::take(&mut self.listing) == Listing::Doubtful
+        std::mem::take(&mut self.tracking) == Tracking::Partial
     }
 
     /// The connection is given the session's startup values.
     pub(super) fn give_defaults(&mut self) {
         self.defaults = match self.defaults {
-            Defaults::Resetting { .. } => Defaults::Resetting { strayed: false },
+            Defaults::Resetting { .. } => Defaults::Resetting { drifted: false },
             Defaults::Sessions | Defaults::Connections => Defaults::Sessions,
         };
     }
 
     /// A `RESET` was run.
     pub(super) fn begin_reset(&mut self) {
-        self.defaults = Defaults::Resetting { strayed: self.has_strayed() };
+        self.defaults = Defaults::Resetting { drifted: self.has_drifted() };
     }
 
     /// What the upstream reports from now on is no default of its own.
     pub(super) fn end_reset(&mut self) {
-        self.defaults = if self.has_strayed() { Defaults::Connections } else { Defaults::Sessions };
+        self.defaults = if self.has_drifted() { Defaults::Connections } else { Defaults::Sessions };
     }
 
     /// True if what the upstream reports are defaults of its own.
@@ -253,31 +253,31 @@ impl Residue {
     }
 
     /// The connection has a default of its own where the session has gone back to its startup value.
-    pub(super) fn stray(&mut self) {
+    pub(super) fn drift(&mut self) {
         self.defaults = match self.defaults {
-            Defaults::Resetting { .. } => Defaults::Resetting { strayed: true },
+            Defaults::Resetting { .. } => Defaults::Resetting { drifted: true },
             Defaults::Sessions | Defaults::Connections => Defaults::Connections,
         };
     }
 
     /// True if it has any.
-    pub(super) fn has_strayed(&self) -> bool {
-        matches!(self.defaults, Defaults::Connections | Defaults::Resetting { strayed: true })
+    pub(super) fn has_drifted(&self) -> bool {
+        matches!(self.defaults, Defaults::Connections | Defaults::Resetting { drifted: true })
     }
 
     /// Something is left that `DISCARD ALL` does not take away, or nobody knows how many answers are still to come.
-    pub(super) fn stain(&mut self) {
-        self.doubt = Doubt::Stained;
+    pub(super) fn mark_dirty(&mut self) {
+        self.doubt = Doubt::Dirty;
     }
 
     /// The same, if a statement in session mode may do so.
-    pub(super) fn stain_by(&mut self, effects: &Effects) {
+    pub(super) fn mark_dirty_by(&mut self, effects: &Effects) {
         if effects.pin == Some(Pin::Opaque) || effects.asks_all {
-            self.stain();
+            self.mark_dirty();
         }
     }
 
-    /// Perhaps other answers are still to come than were counted: nobody else may have this connection before a survey has
+    /// Perhaps other answers are still to come than were counted: nobody else may have this connection before a state probe has
     /// got its own.
     pub(super) fn doubt_count(&mut self) {
         self.doubt = self.doubt.max(Doubt::Miscounted);
@@ -310,12 +310,12 @@ mod tests {
     }
 
     /// Nothing is left of what was asked for.
-    fn nothing_left(residue: &mut Residue) -> Option<Surveyed> {
+    fn nothing_left(residue: &mut Residue) -> Option<Probed> {
         let proof = Proof::new(7);
         residue.ask(proof, &settings())?;
         let no = Some("f");
         assert!(residue.answer(&proved(&[no, no, no, no, None], proof)));
-        residue.surveyed()
+        residue.probed()
     }
 
     fn objects() -> Touched {
@@ -333,11 +333,11 @@ mod tests {
         assert!(!residue.is_touched());
         let (yes, no) = (Some("t"), Some("f"));
         assert!(residue.answer(&proved(&[yes, no, no, no, None], proof)));
-        assert!(matches!(residue.surveyed(), Some(Surveyed::Known(..))));
+        assert!(matches!(residue.probed(), Some(Probed::Known(..))));
         assert_eq!(residue.pin(), Some(Pin::Temporary));
         // Asked again for something else, it is asked for objects, too.
         residue.touch(&Touched { all_settings: true, ..Touched::default() });
-        assert!(matches!(nothing_left(&mut residue), Some(Surveyed::Known(..))));
+        assert!(matches!(nothing_left(&mut residue), Some(Probed::Known(..))));
         assert!(residue.is_nothing());
     }
 
@@ -364,12 +364,12 @@ mod tests {
     fn a_connection_that_cannot_say_is_asked_three_times() {
         let mut residue = Residue::default();
         residue.touch(&objects());
-        for last in [Surveyed::Again, Surveyed::Again, Surveyed::Never] {
+        for last in [Probed::Again, Probed::Again, Probed::Never] {
             residue.ask(Proof::new(7), &settings()).expect("something is asked");
             assert!(!residue.answer(&row(&[Some("something else")])), "an answer without its proof is none");
-            assert_eq!(residue.surveyed(), Some(last));
+            assert_eq!(residue.probed(), Some(last));
         }
-        assert_eq!((residue.ask(Proof::new(7), &settings()), residue.surveyed()), (None, None));
+        assert_eq!((residue.ask(Proof::new(7), &settings()), residue.probed()), (None, None));
     }
 
     #[test]
@@ -388,7 +388,7 @@ mod tests {
         let proof = Proof::new(7);
         let no = Some("f");
         assert!(residue.answer(&proved(&[None, None, no, no, no, no, None], proof)));
-        assert!(matches!(residue.surveyed(), Some(Surveyed::Known(..))));
+        assert!(matches!(residue.probed(), Some(Probed::Known(..))));
         assert!(!asks(&mut residue), "the object is gone");
     }
 
@@ -400,13 +400,13 @@ mod tests {
         let proof = Proof::new(7);
         residue.ask(proof, &settings()).expect("asked");
         assert!(residue.answer(&proved(&[], proof)));
-        residue.surveyed().expect("answered");
+        residue.probed().expect("answered");
         assert!(residue.is_cleanable());
-        residue.stain();
+        residue.mark_dirty();
         residue.doubt_count();
         residue.ask(proof, &settings()).expect("asked");
         assert!(residue.answer(&proved(&[], proof)));
-        residue.surveyed().expect("answered");
+        residue.probed().expect("answered");
         assert!(!residue.is_cleanable());
     }
 
@@ -414,15 +414,15 @@ mod tests {
         /// The connection strays by what it reports within a reset and by nothing else, until it is given the session's values.
         #[test]
         fn a_connection_strays_until_it_is_given_the_startup_values(steps in prop::collection::vec(0..4u8, 0..20)) {
-            let (mut residue, mut resetting, mut strayed) = (Residue::default(), false, false);
+            let (mut residue, mut resetting, mut drifted) = (Residue::default(), false, false);
             for step in steps {
                 match step {
                     0 => (residue.begin_reset(), resetting = true).0,
                     1 => (residue.end_reset(), resetting = false).0,
-                    2 => (residue.stray(), strayed = true).0,
-                    _ => (residue.give_defaults(), strayed = false).0,
+                    2 => (residue.drift(), drifted = true).0,
+                    _ => (residue.give_defaults(), drifted = false).0,
                 }
-                prop_assert_eq!((residue.is_resetting(), residue.has_strayed()), (resetting, strayed));
+                prop_assert_eq!((residue.is_resetting(), residue.has_drifted()), (resetting, drifted));
             }
         }
     }

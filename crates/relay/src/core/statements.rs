@@ -143,7 +143,7 @@ impl Statements {
     }
 
     /// A request is about to be under way that may do this.
-    pub(super) fn foresee(&mut self, effects: &Effects) {
+    pub(super) fn note_effects(&mut self, effects: &Effects) {
         if effects.deallocates_all {
             self.trust = Trust::None;
         }
@@ -249,9 +249,9 @@ mod tests {
         statements.replace_unnamed(1, known(b"one"));
         assert_eq!(looks(&mut statements, &facts), (true, 1));
         assert_eq!(looks(&mut statements, &facts), (true, 0));
-        facts.foresee(&Effects::opaque());
+        facts.note_effects(&Effects::opaque());
         assert_eq!(looks(&mut statements, &facts), (true, 1));
-        facts.know(|_| Some(Arc::default()));
+        facts.set_catalog(|_| Some(Arc::default()));
         assert_eq!(looks(&mut statements, &facts), (true, 1));
         statements.replace_unnamed(2, known(b"one"));
         assert_eq!(looks(&mut statements, &facts), (true, 1));
@@ -260,10 +260,10 @@ mod tests {
     #[test]
     fn what_may_deallocate_all_is_not_trusted_until_all_is_answered() {
         let mut statements = statements();
-        statements.foresee(&Effects::default());
+        statements.note_effects(&Effects::default());
         assert!(statements.is_trusted());
-        statements.foresee(&Effects { deallocates_all: true, ..Effects::default() });
-        statements.foresee(&Effects::default());
+        statements.note_effects(&Effects { deallocates_all: true, ..Effects::default() });
+        statements.note_effects(&Effects::default());
         assert!(!statements.is_trusted());
         statements.all_is_answered();
         assert!(statements.is_trusted());

@@ -68,7 +68,7 @@ impl Bench {
     /// What goes up, what goes back, and what next.
     fn client(&mut self, input: &[u8]) -> (Vec<u8>, Vec<u8>, Taken) {
         let (mut copy, mut down) = (Vec::new(), Vec::new());
-        let mut up = Sink::new(input, &mut copy);
+        let mut up = OutputBuffer::new(input, &mut copy);
         let taken = self.core.client_sent(input, Some(&mut self.backend), &mut up, &mut down).unwrap();
         (up.bytes().to_vec(), down, taken)
     }
@@ -79,7 +79,7 @@ impl Bench {
 
     fn try_upstream(&mut self, input: &[u8]) -> Result<Vec<u8>, Broken> {
         let mut copy = Vec::new();
-        let mut down = Sink::new(input, &mut copy);
+        let mut down = OutputBuffer::new(input, &mut copy);
         let consumed = self.core.upstream_sent(input, &mut self.backend, &mut down)?;
         assert_eq!(consumed, input.len());
         Ok(down.bytes().to_vec())
@@ -201,7 +201,7 @@ fn what_the_protocol_does_not_allow_breaks_the_connection() {
     ] {
         let mut bench = Bench::new();
         let mut copy = Vec::new();
-        let mut down = Sink::new(&unasked, &mut copy);
+        let mut down = OutputBuffer::new(&unasked, &mut copy);
         let broken = bench.core.upstream_sent(&unasked, &mut bench.backend, &mut down);
         assert!(matches!(broken, Err(Broken::Desync(_))), "{unasked:?}");
         assert!(down.bytes().is_empty());
@@ -213,7 +213,7 @@ fn without_a_connection_a_sync_is_answered_and_late_copy_data_ignored() {
     let mut bench = Bench::new();
     let input = [m(b'd', b"late"), m(b'c', b""), m(b'S', b""), m(b'Q', b"SELECT 1\0")].concat();
     let (mut copy, mut down) = (Vec::new(), Vec::new());
-    let mut up = Sink::new(&input, &mut copy);
+    let mut up = OutputBuffer::new(&input, &mut copy);
     let taken = bench.core.client_sent(&input, None, &mut up, &mut down).unwrap();
     assert_eq!(taken, Taken { consumed: 19, then: Then::Lease });
     assert_eq!(down, m(b'Z', b"I"));
@@ -244,7 +244,7 @@ fn random_bytes_are_dealt_with() {
                 input.truncate(usize::try_from(random() % (input.len() as u64 + 1)).unwrap());
             }
             let (mut copy, mut down) = (Vec::new(), Vec::new());
-            let mut sink = Sink::new(&input, &mut copy);
+            let mut sink = OutputBuffer::new(&input, &mut copy);
             let backend = (random() % 4 != 0).then_some(&mut bench.backend);
             let from_client = random() % 2 == 0;
             if from_client {
@@ -267,7 +267,7 @@ fn a_pipeline_that_parses_anew_in_each_segment_is_not_held_back() {
     assert_eq!(taken, Taken { consumed: 3 * segment.len(), then: Then::More });
     // What a segment takes over from one that may still fail is held back.
     let (up, _, taken) = bench.client(&[bind(""), m(b'S', b"")].concat());
-    assert_eq!((up.len(), taken), (0, Taken { consumed: 0, then: Then::Hold }));
+    assert_eq!((up.len(), taken), (0, Taken { consumed: 0, then: Then::Defer }));
     let answer = [m(b'1', b""), m(b'2', b""), m(b'C', b"SELECT 1\0"), m(b'Z', b"I")].concat();
     bench.upstream(&answer.repeat(3));
     assert_eq!(Bench::tags(&bench.client(&[bind(""), m(b'S', b"")].concat()).0), "BS");
@@ -328,7 +328,7 @@ fn a_reset_that_fails_or_leaves_a_transaction_open_is_the_end_of_the_connection(
         bench.backend.serve(&"somebody else".into());
         bench.core.reset(7, Proof::new(8), &mut Vec::new());
         let mut copy = Vec::new();
-        let mut down = Sink::new(&answer, &mut copy);
+        let mut down = OutputBuffer::new(&answer, &mut copy);
         assert!(bench.core.upstream_sent(&answer, &mut bench.backend, &mut down).is_err());
         assert_eq!(down.bytes(), b"");
         assert!(!bench.backend.is_clean());
@@ -342,7 +342,7 @@ fn a_text_is_not_judged_before_it_is_known_how_it_is_read() {
     let change = m(b'Q', b"set standard_conforming_strings = off\0");
     let behind = m(b'Q', b"select '\\', set_config('search_path', 'evil', false), ''\0");
     let (up, _, taken) = bench.client(&[change.clone(), behind.clone()].concat());
-    assert_eq!((up, taken.consumed, taken.then), (change.clone(), change.len(), Then::Hold));
+    assert_eq!((up, taken.consumed, taken.then), (change.clone(), change.len(), Then::Defer));
     bench.upstream(
         &[m(b'S', b"standard_conforming_strings\0off\0"), m(b'C', b"SET\0"), m(b'Z', b"I")].concat(),
     );
@@ -435,15 +435,15 @@ fn a_few_bytes_that_become_many_wait_for_the_upstream() {
     let binds = [m(b'Q', b"DEALLOCATE ALL\0"), bind("a").repeat(3000)].concat();
     let (up, down, taken) = bench.client(&binds);
     let tags = Bench::tags(&up);
-    assert_eq!((taken.then, down.len()), (Then::Hold, 0));
+    assert_eq!((taken.then, down.len()), (Then::Defer, 0));
     assert!(tags.starts_with("QCPB") && tags.ends_with("BH"), "{tags}");
     assert!(up.len() < MAX_ADDED + 2 * length, "{} bytes for {}", up.len(), taken.consumed);
     // Not before all of it is answered.
     let rest = &binds[taken.consumed..];
     bench.upstream(&[m(b'C', b"DEALLOCATE ALL\0"), m(b'Z', b"I")].concat());
-    assert_eq!(bench.client(rest).2, Taken { consumed: 0, then: Then::Hold });
+    assert_eq!(bench.client(rest).2, Taken { consumed: 0, then: Then::Defer });
     for _ in 0..tags.matches('B').count() {
-        assert_eq!(bench.client(rest).2.then, Then::Hold);
+        assert_eq!(bench.client(rest).2.then, Then::Defer);
         bench.upstream(&[m(b'3', b""), m(b'1', b""), m(b'2', b"")].concat());
     }
     assert_eq!(bench.client(rest).2, Taken { consumed: rest.len(), then: Then::More });
@@ -457,10 +457,10 @@ fn many_bytes_during_a_copy_end_the_session() {
     bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
     bench.client(&m(b'Q', b"COPY t FROM STDIN\0"));
     bench.upstream(&m(b'G', b"\0\0\0"));
-    bench.core.statements.foresee(&Effects { deallocates_all: true, ..Effects::default() });
+    bench.core.statements.note_effects(&Effects { deallocates_all: true, ..Effects::default() });
     let input = bind("a").repeat(3000);
     let (mut copy, mut down) = (Vec::new(), Vec::new());
-    let mut up = Sink::new(&input, &mut copy);
+    let mut up = OutputBuffer::new(&input, &mut copy);
     let refusal = bench.core.client_sent(&input, Some(&mut bench.backend), &mut up, &mut down).unwrap_err();
     assert_eq!(refusal.sqlstate, SqlState::LIMIT_EXCEEDED);
     assert!(up.bytes().len() < 3 * MAX_ADDED);
@@ -472,7 +472,7 @@ fn what_is_remembered_of_a_pipeline_is_bounded_in_bytes() {
     let text = format!("SELECT '{}'", "x".repeat(MAX_UNNAMED - 100));
     let input = parse("", &text).repeat(3 * MAX_NOTED / MAX_UNNAMED);
     let (up, _, taken) = bench.client(&input);
-    assert_eq!(taken.then, Then::Hold);
+    assert_eq!(taken.then, Then::Defer);
     assert!(
         bench.core.position.requests().bytes() < MAX_NOTED + MAX_UNNAMED,
         "{}",
@@ -492,7 +492,7 @@ fn statements_that_lost_their_names_count_until_that_is_answered() {
     let long = |name: &str| parse(name, &format!("SELECT '{name}{}'", "x".repeat(MAX_NOTED)));
     let close = m(b'C', b"Sa\0");
     let (up, _, taken) = bench.client(&[long("a"), close.clone(), long("a")].concat());
-    assert_eq!((Bench::tags(&up).as_str(), taken.then), ("PH", Then::Hold));
+    assert_eq!((Bench::tags(&up).as_str(), taken.then), ("PH", Then::Defer));
     assert_eq!(taken.consumed, long("a").len() + close.len());
     assert_eq!(Bench::tags(&bench.upstream(&m(b'1', b""))), "13");
     assert_eq!(bench.core.position.requests().bytes(), 0);
@@ -558,7 +558,7 @@ fn a_connection_of_a_copy_that_failed_with_syncs_behind_it_is_nobody_elses() {
     }
 }
 
-/// Not before it has answered a survey with its own row: then nothing else is under way.
+/// Not before it has answered a state probe with its own row: then nothing else is under way.
 #[test]
 fn a_connection_whose_answers_may_have_been_miscounted_is_asked_before_it_goes_back() {
     let row = |word: &str| {
@@ -572,13 +572,13 @@ fn a_connection_whose_answers_may_have_been_miscounted_is_asked_before_it_goes_b
         bench.upstream(
             &[m(b'G', b"\0\0\x01\0\0"), m(b'E', b"SERROR\0C22P02\0Mno\0\0"), m(b'Z', b"I")].concat(),
         );
-        assert!(bench.core.wants_survey() && !bench.core.may_release() && bench.core.may_be_busy());
+        assert!(bench.core.wants_probe() && !bench.core.may_release() && bench.core.may_be_busy());
         bench
     };
     let ask = |bench: &mut Bench, number| {
         let mut asked = Vec::new();
-        bench.core.survey(Proof::new(number), &mut bench.backend, &mut asked);
-        assert!(asked.ends_with(b"::pg_catalog.text\0") && !bench.core.wants_survey());
+        bench.core.probe(Proof::new(number), &mut bench.backend, &mut asked);
+        assert!(asked.ends_with(b"::pg_catalog.text\0") && !bench.core.wants_probe());
     };
     let own = whole(&row("0000000000000001"));
     let mut bench = failed();
@@ -592,7 +592,7 @@ fn a_connection_whose_answers_may_have_been_miscounted_is_asked_before_it_goes_b
         ask(&mut bench, 1);
         let mut is_broken = bench.try_upstream(&late).is_err();
         if !is_broken {
-            assert!(bench.core.wants_survey() && !bench.core.may_release());
+            assert!(bench.core.wants_probe() && !bench.core.may_release());
             ask(&mut bench, 2);
             is_broken = bench.try_upstream(&own).is_err();
         }
@@ -620,7 +620,7 @@ fn in_a_failed_transaction_a_statement_that_another_connection_has_is_described(
         let describe = [m(b'D', b"Sa\0"), m(b'S', b"")].concat();
         let asked = [m(b'Q', b"BEGIN\0"), m(b'Q', b"SELECT 1/0\0"), describe.clone()].concat();
         let (_, _, taken) = bench.client(&asked);
-        assert_eq!((taken.then, asked.len() - taken.consumed), (Then::Hold, describe.len()), "{sql}");
+        assert_eq!((taken.then, asked.len() - taken.consumed), (Then::Defer, describe.len()), "{sql}");
         assert!(!bench.core.may_go_on());
         bench.upstream(&[m(b'C', b"BEGIN\0"), m(b'Z', b"T")].concat());
         assert!(!bench.core.may_go_on(), "half of it");
@@ -720,7 +720,7 @@ fn data_that_nobody_waits_for_puts_in_doubt_what_is_answered() {
         bench.client(&[data, m(b'S', b""), m(b'Q', b"select 1\0")].concat());
         let timed_out = [m(b'E', b"SERROR\0C57014\0Mtimeout\0\0"), m(b'Z', b"I"), m(b'Z', b"I")].concat();
         bench.upstream(&timed_out);
-        assert!(bench.core.is_idle() && bench.core.wants_survey() && !bench.core.may_release());
+        assert!(bench.core.is_idle() && bench.core.wants_probe() && !bench.core.may_release());
     }
 }
 
@@ -759,7 +759,7 @@ fn after_much_work_for_few_bytes_the_servers_answer_is_waited_for() {
     bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
     let binds = bind("a").repeat(100);
     let (.., taken) = bench.client(&binds);
-    assert_eq!(taken.then, Then::Hold);
+    assert_eq!(taken.then, Then::Defer);
     assert!(taken.consumed <= 2 * bind("a").len(), "{}", taken.consumed);
     // Then it goes on.
     bench.upstream(&m(b'2', b""));
@@ -808,7 +808,7 @@ fn an_error_that_answers_nothing_costs_the_connection() {
     // And the message that would bring one about is refused.
     let mut bench = Bench::new();
     let (mut copy, mut down, flush) = (Vec::new(), Vec::new(), m(b'H', b"x"));
-    let mut up = Sink::new(&flush, &mut copy);
+    let mut up = OutputBuffer::new(&flush, &mut copy);
     assert!(bench.core.client_sent(&flush, Some(&mut bench.backend), &mut up, &mut down).is_err());
     assert_eq!(up.bytes(), b"");
 }

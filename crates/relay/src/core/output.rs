@@ -4,14 +4,14 @@ use std::ops::Range;
 
 /// Gathers what goes out of one chunk of input.
 #[derive(Debug)]
-pub(crate) struct Sink<'a> {
+pub(crate) struct OutputBuffer<'a> {
     input: &'a [u8],
     range: Range<usize>,
     copy: &'a mut Vec<u8>,
     copied: bool,
 }
 
-impl<'a> Sink<'a> {
+impl<'a> OutputBuffer<'a> {
     /// Nothing yet. `copy` is scratch; what is in it is thrown away.
     pub(crate) fn new(input: &'a [u8], copy: &'a mut Vec<u8>) -> Self {
         copy.clear();
@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn adjacent_ranges_are_one_and_the_rest_is_copied_in_order() {
         let mut copy = vec![9];
-        let mut sink = Sink::new(b"0123456789", &mut copy);
+        let mut sink = OutputBuffer::new(b"0123456789", &mut copy);
         sink.pass(2..4);
         sink.pass(4..6);
         assert_eq!(sink.bytes(), b"2345");
