@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::Mutex as Turn;
 use tracing::debug;
 
-use crate::pool::Ticket;
+use crate::pool::Waiter;
 use crate::upstream::CancelTarget;
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::CancelKey;
@@ -25,7 +25,7 @@ enum Doing {
     #[default]
     Nothing,
     /// It waits for a connection.
-    Waiting(Arc<Ticket>),
+    Waiting(Arc<Waiter>),
     /// It has been lent this one.
     Lent(Arc<CancelTarget>),
 }
@@ -42,8 +42,8 @@ pub(crate) struct Slot {
 
 impl Slot {
     /// The session waits.
-    pub(crate) fn waits(&self, ticket: Arc<Ticket>) {
-        *self.doing.lock() = Doing::Waiting(ticket);
+    pub(crate) fn waits(&self, waiter: Arc<Waiter>) {
+        *self.doing.lock() = Doing::Waiting(waiter);
     }
 
     /// The session is lent a connection.
@@ -55,7 +55,7 @@ impl Slot {
     pub(crate) fn now(&self) -> (Option<Arc<CancelTarget>>, Option<Instant>) {
         match &*self.doing.lock() {
             Doing::Nothing => (None, None),
-            Doing::Waiting(ticket) => (None, Some(ticket.since)),
+            Doing::Waiting(waiter) => (None, Some(waiter.since)),
             Doing::Lent(target) => (Some(target.clone()), None),
         }
     }
@@ -127,9 +127,9 @@ impl Keys {
         };
         let (target, _fence) = match &*slot.doing.lock() {
             Doing::Nothing => return,
-            Doing::Waiting(ticket) => {
+            Doing::Waiting(waiter) => {
                 let message = "canceling statement due to user request";
-                return ticket.refuse(Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message));
+                return waiter.refuse(Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message));
             }
             // Fenced while the session is known to have it: it is lent to nobody else until we are through.
             Doing::Lent(target) => (target.clone(), target.fence()),

@@ -23,7 +23,7 @@ use crate::prepare::{self, Prepared};
 use crate::proxy::Intent;
 use policy::attribute;
 use policy::config::read::Severity;
-use policy::config::{Checked, Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, file};
+use policy::config::{Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, ValidatedConfig, file};
 use policy::plan::Plan;
 use policy::route;
 
@@ -240,7 +240,7 @@ pub fn run() -> ExitCode {
 }
 
 /// What is enough to say who goes where.
-fn load(file: &Path) -> Result<Checked, ExitCode> {
+fn load(file: &Path) -> Result<ValidatedConfig, ExitCode> {
     prepare::reviewed(file).map_err(|rejected| refused(file, &rejected))
 }
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::prepare;
 use crate::tls;
 use policy::config::read::{Problems, Severity};
-use policy::config::{Checked, Config};
+use policy::config::{Config, ValidatedConfig};
 use policy::verifier::Verifier;
 use server::Facts;
 
@@ -142,7 +142,7 @@ pub(crate) enum Comparison {
 }
 
 /// Looks at everything.
-pub(crate) async fn examine(checked: &Checked, comparison: Comparison) -> Vec<Finding> {
+pub(crate) async fn examine(checked: &ValidatedConfig, comparison: Comparison) -> Vec<Finding> {
     let config = checked.config();
     let mut report = Report::default();
     let path = config.path.display();

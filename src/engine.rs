@@ -21,8 +21,8 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::cancel::Slot;
-use crate::pool::{Lease, Outcome, Pinned, Pool, Subscription, Ticket, waited_too_long};
-use crate::stats::Figure;
+use crate::pool::{Lease, Outcome, Pinned, Pool, Subscription, Waiter, waited_too_long};
+use crate::stats::Counter;
 use crate::stream::{Reader, Stream};
 use backlog::Backlog;
 pub(crate) use orders::{Order, OrderedBy, Orders, When};
@@ -76,7 +76,7 @@ pub(crate) struct End {
 
 enum Leasing {
     None,
-    Waiting(Arc<Ticket>),
+    Waiting(Arc<Waiter>),
     Held(Lease),
 }
 
@@ -351,9 +351,9 @@ impl Engine {
             Step::ShowClient => Follow::Client,
             Step::ShowUpstream => Follow::Upstream,
             Step::Lend => {
-                let ticket = self.pool.wait(&self.user);
-                self.slot.waits(ticket.clone());
-                self.leasing = Leasing::Waiting(ticket);
+                let waiter = self.pool.wait(&self.user);
+                self.slot.waits(waiter.clone());
+                self.leasing = Leasing::Waiting(waiter);
                 Follow::Nothing
             }
             Step::Settle if self.to_upstream.is_empty() => Follow::Say(Event::Settle),
@@ -423,7 +423,7 @@ impl Engine {
     }
 
     fn hold(&mut self, lease: Lease) {
-        self.pool.stats().add(Figure::Assignments, 1);
+        self.pool.stats().add(Counter::Assignments, 1);
         self.leasing = Leasing::Held(lease);
         self.upstream_is_dry = false;
     }
@@ -440,15 +440,15 @@ impl Engine {
 
     /// A session that waits: has its turn come?
     fn take_turn(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
-        let Leasing::Waiting(ticket) = &self.leasing else { return Ok(false) };
-        match ticket.poll(cx) {
+        let Leasing::Waiting(waiter) = &self.leasing else { return Ok(false) };
+        match waiter.poll(cx) {
             Poll::Pending if self.client.has_ended(cx) => {
                 self.follow(Follow::Say(Event::ClientEnded), cx, out)?;
             }
             Poll::Pending => return Ok(false),
             Poll::Ready(Outcome::Granted(mut lease)) => {
-                let waited = u64::try_from(ticket.since.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.pool.stats().observe(Figure::WaitTime, waited);
+                let waited = u64::try_from(waiter.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.pool.stats().observe(Counter::WaitTime, waited);
                 self.orders.watch.waited(waited);
                 let condition = lease.lend_to(&self.user);
                 self.hold(lease);
@@ -468,8 +468,8 @@ impl Engine {
         cx: &mut Context<'_>,
         out: &mut Out,
     ) -> Result<(), Box<Closing>> {
-        if let Leasing::Waiting(ticket) = std::mem::replace(&mut self.leasing, Leasing::None) {
-            self.pool.abandon(&ticket);
+        if let Leasing::Waiting(waiter) = std::mem::replace(&mut self.leasing, Leasing::None) {
+            self.pool.abandon(&waiter);
         }
         let tail = std::mem::take(&mut self.client_tail);
         let follow = self.tell(Event::Refused(refusal, &tail), Shown::Client, cx, out)?;
@@ -674,7 +674,7 @@ impl Engine {
         let all_said = self.to_upstream.is_empty() && self.upstream_tail.is_empty();
         match std::mem::replace(&mut self.leasing, Leasing::None) {
             Leasing::None => {}
-            Leasing::Waiting(ticket) => self.pool.abandon(&ticket),
+            Leasing::Waiting(waiter) => self.pool.abandon(&waiter),
             Leasing::Held(lease) => match closing.connection {
                 Leaving::Release if all_said => lease.release(),
                 Leaving::Clean if all_said => self.pool.spawn(lease.clean()),
@@ -728,8 +728,8 @@ impl Future for Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.slot.has_nothing();
-        if let Leasing::Waiting(ticket) = &self.leasing {
-            self.pool.abandon(ticket);
+        if let Leasing::Waiting(waiter) = &self.leasing {
+            self.pool.abandon(waiter);
         }
     }
 }

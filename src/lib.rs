@@ -47,7 +47,7 @@ pub mod inside {
     pub use crate::console::show::HELP;
     pub use crate::files::beside;
     pub use crate::management::{judge_body, strict_json};
-    pub use crate::pool::{HostCount, Outcome, Pool, PoolSettings, Runtimes, Ticket};
+    pub use crate::pool::{HostCount, Outcome, Pool, PoolSettings, Runtimes, Waiter};
     pub use crate::prepare::draft_of;
     pub use crate::tls;
     pub use crate::upstream::{Dialer, server_iterations};

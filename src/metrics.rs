@@ -12,7 +12,7 @@ use prometheus_client::registry::Registry;
 
 use crate::pool::Pool;
 use crate::proxy::{LiveSession, Proxy};
-use crate::stats::{Figure, Isolated, Times};
+use crate::stats::{Counter, Isolated, Times};
 use relay::Pin;
 
 /// All metrics now.
@@ -192,28 +192,28 @@ fn process(
 /// What each pool has counted.
 fn counted(pools: &[Arc<Pool>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     for (figure, name, help) in [
-        (Figure::Assignments, "assignments", "How often a connection was lent"),
-        (Figure::Transactions, "transactions", "Transactions, and queries outside of one"),
-        (Figure::Queries, "queries", "Queries"),
-        (Figure::Received, "received_bytes", "Bytes from clients"),
-        (Figure::Sent, "sent_bytes", "Bytes to clients"),
-        (Figure::ClientParses, "client_parses", "Parse messages of clients"),
+        (Counter::Assignments, "assignments", "How often a connection was lent"),
+        (Counter::Transactions, "transactions", "Transactions, and queries outside of one"),
+        (Counter::Queries, "queries", "Queries"),
+        (Counter::Received, "received_bytes", "Bytes from clients"),
+        (Counter::Sent, "sent_bytes", "Bytes to clients"),
+        (Counter::ClientParses, "client_parses", "Parse messages of clients"),
         (
-            Figure::ServerParses,
+            Counter::ServerParses,
             "server_parses",
             "Parse messages to the upstream: the others were known there",
         ),
-        (Figure::Binds, "binds", "Bind messages of clients"),
-        (Figure::Logins, "logins", "Logins"),
+        (Counter::Binds, "binds", "Bind messages of clients"),
+        (Counter::Logins, "logins", "Logins"),
     ] {
         let samples =
             pools.iter().map(|pool| (of_pool(pool), Sample::Counter(pool.stats().totals()[figure as usize])));
         family(encoder, name, help, samples)?;
     }
     for (figure, name, help) in [
-        (Figure::WaitTime, "wait_seconds", "How long those waited who had to wait for a connection"),
-        (Figure::TransactionTime, "transaction_seconds", "How long transactions took"),
-        (Figure::QueryTime, "query_seconds", "How long the upstream owed an answer"),
+        (Counter::WaitTime, "wait_seconds", "How long those waited who had to wait for a connection"),
+        (Counter::TransactionTime, "transaction_seconds", "How long transactions took"),
+        (Counter::QueryTime, "query_seconds", "How long the upstream owed an answer"),
     ] {
         let samples = pools
             .iter()

@@ -7,7 +7,7 @@ mod lease;
 mod listener;
 mod operate;
 mod queue;
-mod ticket;
+mod waiter;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -39,8 +39,8 @@ use policy::names::UserName;
 use relay::Parameters;
 pub(crate) use relay::ledger::Halt;
 use relay::ledger::{self, Ledger, Limits};
-pub use ticket::Outcome;
-pub use ticket::Ticket;
+pub use waiter::Outcome;
+pub use waiter::Waiter;
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
 
@@ -99,7 +99,7 @@ pub struct Pool {
     settings: ArcSwap<(u64, PoolSettings)>,
     /// Held while settings and epoch change: what is dialled and what is outworn are told apart by the same number.
     changing: Mutex<()>,
-    ledger: Mutex<Ledger<Box<Pooled>, Arc<Ticket>>>,
+    ledger: Mutex<Ledger<Box<Pooled>, Arc<Waiter>>>,
     born: Instant,
     runtimes: Runtimes,
     share: Share,

@@ -17,14 +17,14 @@ use crate::upstream::Dialer;
 use policy::config::file::{self, SslMode};
 use policy::config::read::{Problems, Setting};
 use policy::config::{
-    Checked, Config, Connection, Draft, Host, ListenAddress, Machine, Outside, Rejected, Surroundings,
+    Config, Connection, Draft, Host, ListenAddress, Machine, Outside, Rejected, Surroundings, ValidatedConfig,
 };
 use policy::route;
 
 /// A configuration of which all has been made that can fail. Made only by this module.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    checked: Checked,
+    checked: ValidatedConfig,
     tls: Option<ServerTls>,
     dialers: Dialers,
 }
@@ -34,7 +34,7 @@ pub(crate) type Dialers = Vec<(Arc<Connection>, Dialer)>;
 
 impl Prepared {
     /// The settings, and what somebody should look at.
-    pub(crate) fn checked(&self) -> &Checked {
+    pub(crate) fn checked(&self) -> &ValidatedConfig {
         &self.checked
     }
 
@@ -44,7 +44,7 @@ impl Prepared {
     }
 
     /// The settings, TLS towards clients, and how each connection is dialled: all of it takes effect.
-    pub(crate) fn into_parts(self) -> (Checked, Option<ServerTls>, Dialers) {
+    pub(crate) fn into_parts(self) -> (ValidatedConfig, Option<ServerTls>, Dialers) {
         (self.checked, self.tls, self.dialers)
     }
 }
@@ -75,7 +75,7 @@ pub fn draft_of(path: &Path, text: &str) -> Result<Draft, Rejected> {
 ///
 /// # Errors
 /// All that is wrong with it, with line and column.
-pub(crate) fn reviewed(path: &Path) -> Result<Checked, Rejected> {
+pub(crate) fn reviewed(path: &Path) -> Result<ValidatedConfig, Rejected> {
     route::review(draft(path, Outside::Read)?)
 }
 
@@ -135,7 +135,7 @@ fn of(draft: Draft) -> Result<Prepared, Rejected> {
 }
 
 /// What a start would be refused for, of a configuration that is right in itself.
-pub(crate) fn problems(checked: &Checked) -> Problems {
+pub(crate) fn problems(checked: &ValidatedConfig) -> Problems {
     let config = checked.config();
     let mut problems = Problems::new(&config.path, config.source.expose_secret());
     make(config, checked.file(), checked.outside(), &mut problems);

@@ -24,7 +24,7 @@ use crate::engine::{Cause, End, Engine, Parts};
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
 use crate::pool::{Lease, Pool, Welcome, waited_too_long};
 use crate::proxy::{Asked, Generation, LiveSession, LoginAttempt, Place, Proxy, Seat};
-use crate::stats::Figure;
+use crate::stats::Counter;
 use crate::strangers::Stranger;
 use crate::stream::{Socket, Stream};
 use policy::config::Config;
@@ -273,7 +273,7 @@ impl Login<'_> {
         let random = |_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes");
         let key = proxy.keys.issue(startup.minor, pid, &slot).map_err(random)?;
         entering.key = Some(key.clone());
-        pool.stats().add(Figure::Logins, 1);
+        pool.stats().add(Counter::Logins, 1);
         entering.audited = true;
         if let Err(refusal) = audit_login(proxy, config, &live).await {
             entering.audited = false;

@@ -16,7 +16,7 @@ const PERIOD: Duration = Duration::from_secs(60);
 
 /// A figure, in the order of `SHOW STATS`. Times are in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Figure {
+pub enum Counter {
     /// How often a connection was lent.
     Assignments,
     /// Transactions, and queries outside of one.
@@ -46,7 +46,7 @@ pub enum Figure {
 /// How many figures there are.
 pub(crate) const FIGURES: usize = 12;
 
-/// The figures at one moment, by [`Figure`].
+/// The figures at one moment, by [`Counter`].
 pub(crate) type Totals = [u64; FIGURES];
 
 /// What is counted of connections that go from one user to another.
@@ -119,14 +119,14 @@ impl Default for Stats {
 
 impl Stats {
     /// Adds to a figure.
-    pub fn add(&self, figure: Figure, value: u64) {
+    pub fn add(&self, figure: Counter, value: u64) {
         if value > 0 {
             self.figures[figure as usize].fetch_add(value, Ordering::Relaxed);
         }
     }
 
     /// A time more: its sum and its class.
-    pub fn observe(&self, figure: Figure, micros: u64) {
+    pub fn observe(&self, figure: Counter, micros: u64) {
         self.add(figure, micros);
         if let Some(histogram) = self.histogram(figure) {
             histogram.record(micros);
@@ -134,16 +134,16 @@ impl Stats {
     }
 
     /// The times that a figure is the sum of.
-    pub fn times(&self, figure: Figure) -> Option<Times> {
+    pub fn times(&self, figure: Counter) -> Option<Times> {
         let sum = self.figures[figure as usize].load(Ordering::Relaxed);
         self.histogram(figure).map(|histogram| histogram.times_of(sum))
     }
 
-    fn histogram(&self, figure: Figure) -> Option<&Histogram> {
+    fn histogram(&self, figure: Counter) -> Option<&Histogram> {
         match figure {
-            Figure::WaitTime => Some(&self.waits),
-            Figure::TransactionTime => Some(&self.transactions),
-            Figure::QueryTime => Some(&self.queries),
+            Counter::WaitTime => Some(&self.waits),
+            Counter::TransactionTime => Some(&self.transactions),
+            Counter::QueryTime => Some(&self.queries),
             _ => None,
         }
     }
@@ -175,14 +175,14 @@ impl Stats {
 /// Of what has come in such a time (as PgBouncer's `calc_average`).
 pub(crate) fn averages(grown: &Totals, elapsed: Duration) -> Totals {
     let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
-    let each = |time: Figure, count: Figure| match grown[count as usize] {
+    let each = |time: Counter, count: Counter| match grown[count as usize] {
         0 => 0,
         count => grown[time as usize] / count,
     };
     let mut averages = grown.map(|value| value.saturating_mul(1_000_000) / micros);
-    averages[Figure::TransactionTime as usize] = each(Figure::TransactionTime, Figure::Transactions);
-    averages[Figure::QueryTime as usize] = each(Figure::QueryTime, Figure::Queries);
-    averages[Figure::WaitTime as usize] = each(Figure::WaitTime, Figure::Assignments);
+    averages[Counter::TransactionTime as usize] = each(Counter::TransactionTime, Counter::Transactions);
+    averages[Counter::QueryTime as usize] = each(Counter::QueryTime, Counter::Queries);
+    averages[Counter::WaitTime as usize] = each(Counter::WaitTime, Counter::Assignments);
     averages
 }
 
@@ -207,16 +207,17 @@ mod tests {
             let asked = first.elapsed();
             let answered = first.elapsed();
             let micros = u64::try_from((answered - asked).as_micros()).unwrap_or(0) + 700;
-            stats.observe(Figure::QueryTime, micros);
-            stats.observe(Figure::TransactionTime, micros);
-            for (figure, at) in [Figure::Transactions, Figure::Received, Figure::Sent].into_iter().zip(&watch)
+            stats.observe(Counter::QueryTime, micros);
+            stats.observe(Counter::TransactionTime, micros);
+            for (figure, at) in
+                [Counter::Transactions, Counter::Received, Counter::Sent].into_iter().zip(&watch)
             {
                 let before = at.load(Ordering::Relaxed);
                 at.store(round, Ordering::Relaxed);
                 stats.add(figure, round - before);
             }
-            stats.add(Figure::Queries, 1);
-            stats.add(Figure::Assignments, 1);
+            stats.add(Counter::Queries, 1);
+            stats.add(Counter::Assignments, 1);
             watch[3].store(round, Ordering::Relaxed);
         }
         let each = begun.elapsed().as_nanos() / u128::from(rounds);
@@ -228,15 +229,15 @@ mod tests {
     #[test]
     fn averages_are_a_second_and_times_are_each() {
         let stats = Stats::default();
-        stats.add(Figure::Transactions, 120);
-        stats.add(Figure::Queries, 240);
-        stats.add(Figure::TransactionTime, 1200);
-        stats.add(Figure::QueryTime, 240);
+        stats.add(Counter::Transactions, 120);
+        stats.add(Counter::Queries, 240);
+        stats.add(Counter::TransactionTime, 1200);
+        stats.add(Counter::QueryTime, 240);
         let averages = averages(&stats.totals(), Duration::from_secs(60));
-        assert_eq!(averages[Figure::Transactions as usize], 2);
-        assert_eq!(averages[Figure::Queries as usize], 4);
-        assert_eq!(averages[Figure::TransactionTime as usize], 10);
-        assert_eq!(averages[Figure::QueryTime as usize], 1);
+        assert_eq!(averages[Counter::Transactions as usize], 2);
+        assert_eq!(averages[Counter::Queries as usize], 4);
+        assert_eq!(averages[Counter::TransactionTime as usize], 10);
+        assert_eq!(averages[Counter::QueryTime as usize], 1);
         assert_eq!(sum(&stats.totals(), &stats.totals())[1], 240);
     }
 }

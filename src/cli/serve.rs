@@ -23,7 +23,7 @@ use crate::pool::Runtimes;
 use crate::prepare::Prepared;
 use crate::proxy::{Proxy, Shutdown};
 use crate::stream::ReusePort;
-use policy::config::{Checked, Outside, Server};
+use policy::config::{Outside, Server, ValidatedConfig};
 
 /// What is left running when everything was told to end may take this long.
 const LAST_TASKS: Duration = Duration::from_secs(2);
@@ -204,7 +204,7 @@ fn pid() -> u64 {
 ///
 /// # Errors
 /// What is wrong with its file, and what to do.
-fn open_audit(checked: &Checked) -> Result<Audit, String> {
+fn open_audit(checked: &ValidatedConfig) -> Result<Audit, String> {
     let server = &checked.config().server;
     let Some(path) = checked.config().audit_file() else { return Ok(Audit::default()) };
     Audit::open(&path, server.audit_max_size.0).map_err(|error| {

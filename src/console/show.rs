@@ -10,7 +10,7 @@ use super::table::Kind::{Int, Long, Numeric, Text};
 use super::table::{Column, Table, Value};
 use crate::pool::{Halt, Pool};
 use crate::proxy::{LiveSession, Proxy};
-use crate::stats::{FIGURES, Figure, Totals, sum};
+use crate::stats::{Counter, FIGURES, Totals, sum};
 use crate::stream::Tls;
 use crate::upstream::CancelTarget;
 use policy::attribute;
@@ -310,7 +310,7 @@ impl<'a> Overview<'a> {
             self.figures(&["total", "avg"], |pool| vec![pool.stats().totals(), pool.stats().averages()]);
         table.columns.push(("total_requests", Numeric));
         for row in &mut table.rows {
-            let queries = row[1 + Figure::Queries as usize].clone();
+            let queries = row[1 + Counter::Queries as usize].clone();
             row.push(queries);
         }
         table
@@ -744,20 +744,20 @@ impl<'a> Overview<'a> {
         for pool in &self.pools {
             let connection = pool.connection();
             let totals = pool.stats().totals();
-            let of = |figure: Figure| totals[figure as usize];
-            let each = |time: Figure, count: Figure| of(time).checked_div(of(count)).unwrap_or(0);
+            let of = |figure: Counter| totals[figure as usize];
+            let each = |time: Counter, count: Counter| of(time).checked_div(of(count)).unwrap_or(0);
             table.push(vec![
                 connection.name.as_str().into(),
                 connection.environment.as_str().into(),
-                of(Figure::Transactions).into(),
-                of(Figure::Queries).into(),
-                of(Figure::WaitTime).into(),
-                of(Figure::TransactionTime).into(),
-                of(Figure::QueryTime).into(),
-                of(Figure::TransactionTime).saturating_sub(of(Figure::QueryTime)).into(),
-                each(Figure::WaitTime, Figure::Assignments).into(),
-                each(Figure::TransactionTime, Figure::Transactions).into(),
-                each(Figure::QueryTime, Figure::Queries).into(),
+                of(Counter::Transactions).into(),
+                of(Counter::Queries).into(),
+                of(Counter::WaitTime).into(),
+                of(Counter::TransactionTime).into(),
+                of(Counter::QueryTime).into(),
+                of(Counter::TransactionTime).saturating_sub(of(Counter::QueryTime)).into(),
+                each(Counter::WaitTime, Counter::Assignments).into(),
+                each(Counter::TransactionTime, Counter::Transactions).into(),
+                each(Counter::QueryTime, Counter::Queries).into(),
             ]);
         }
         table

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::stats::{Figure, Stats};
+use crate::stats::{Counter, Stats};
 use relay::Pin;
 use relay::conductor::{Ended, Resets, Statistics};
 
@@ -63,7 +63,7 @@ impl Watch {
     /// What was counted goes to the pool, and to whoever looks: who looked last knows which bytes were counted already.
     pub(super) fn count(&self, statistics: &Statistics, bytes: (u64, u64), stats: &Stats) {
         if let Some(micros) = statistics.query {
-            stats.observe(Figure::QueryTime, micros);
+            stats.observe(Counter::QueryTime, micros);
         }
         if let Some(ended) = &statistics.ended {
             self.count_ended(ended, bytes, stats);
@@ -78,7 +78,7 @@ impl Watch {
 
     fn count_ended(&self, ended: &Ended, bytes: (u64, u64), stats: &Stats) {
         if let Some(micros) = ended.took {
-            stats.observe(Figure::TransactionTime, micros);
+            stats.observe(Counter::TransactionTime, micros);
         }
         let grown = |figure: &AtomicU64, now: u64| {
             let before = figure.load(Ordering::Relaxed);
@@ -87,13 +87,13 @@ impl Watch {
         };
         let transactions = self.transactions.load(Ordering::Relaxed) + ended.transactions;
         self.transactions.store(transactions, Ordering::Relaxed);
-        stats.add(Figure::Transactions, ended.transactions);
-        stats.add(Figure::Received, grown(&self.received, bytes.0));
-        stats.add(Figure::Sent, grown(&self.sent, bytes.1));
-        stats.add(Figure::Queries, ended.counts.queries.into());
-        stats.add(Figure::ClientParses, ended.counts.client_parses.into());
-        stats.add(Figure::ServerParses, ended.counts.server_parses.into());
-        stats.add(Figure::Binds, ended.counts.binds.into());
+        stats.add(Counter::Transactions, ended.transactions);
+        stats.add(Counter::Received, grown(&self.received, bytes.0));
+        stats.add(Counter::Sent, grown(&self.sent, bytes.1));
+        stats.add(Counter::Queries, ended.counts.queries.into());
+        stats.add(Counter::ClientParses, ended.counts.client_parses.into());
+        stats.add(Counter::ServerParses, ended.counts.server_parses.into());
+        stats.add(Counter::Binds, ended.counts.binds.into());
         self.prepared.store(u32::try_from(ended.prepared).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 }

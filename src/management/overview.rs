@@ -15,7 +15,7 @@ use super::Api;
 use super::answer::Problem;
 use super::operate::{target, time};
 use crate::pool::Pool;
-use crate::stats::Figure;
+use crate::stats::Counter;
 use policy::attribute;
 use policy::names::{ConnectionName, UserName};
 use policy::route::{self, Reason, Route};
@@ -55,7 +55,7 @@ impl History {
         let mut all = self.0.lock();
         all.retain(|name, _| pools.iter().any(|pool| pool.connection().name == *name));
         for pool in pools {
-            let (view, transactions) = (pool.view(), pool.stats().totals()[Figure::Transactions as usize]);
+            let (view, transactions) = (pool.view(), pool.stats().totals()[Counter::Transactions as usize]);
             let kept = all.entry(pool.connection().name.clone()).or_default();
             // Of a pool in the place of another it begins anew.
             let new = transactions.checked_sub(kept.transactions).unwrap_or(transactions);

@@ -98,8 +98,8 @@ impl Pooled {
         pair.is_some_and(|(name, value)| self.state.settings.report(name, value))
     }
 
-    /// Says goodbye, if that is possible at once, and closes. Its permit may be another's.
-    pub(super) fn goodbye(mut self: Box<Self>) -> HostPermit {
+    /// Sends `Terminate`, if that is possible at once, and closes. Its permit may be another's.
+    pub(super) fn terminate(mut self: Box<Self>) -> HostPermit {
         let cx = &mut Context::from_waker(Waker::noop());
         let _ = Pin::new(&mut self.stream).poll_write(cx, &[b'X', 0, 0, 0, 4]);
         let _ = Pin::new(&mut self.stream).poll_flush(cx);

@@ -87,7 +87,7 @@ impl Pool {
     /// Lends nothing any more, until [`Pool::resume`].
     pub fn halt(self: &Arc<Self>, halt: Halt) {
         let idle = self.ledger.lock().halt(halt);
-        idle.into_iter().for_each(|pooled| self.see_off(pooled));
+        idle.into_iter().for_each(|pooled| self.evict(pooled));
     }
 
     /// Whether its route went elsewhere while it was halted: it lends nothing any more, whoever resumes.

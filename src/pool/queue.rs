@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-use super::{HostPermit, Lease, Outcome, Pool, PoolSettings, Pooled, SETTLED, Ticket};
+use super::{HostPermit, Lease, Outcome, Pool, PoolSettings, Pooled, SETTLED, Waiter};
 use crate::upstream::{Backend, UpstreamError};
 use policy::config::file::Isolation;
 use policy::names::UserName;
 use relay::ledger::host::Purpose;
-use relay::ledger::{Dial, Dialed, Disposition, Waiter, Want, Wanted};
+use relay::ledger::{Dial, Dialed, Disposition, Queued, Want, Wanted};
 use relay::{BackendState, Parameters};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
@@ -47,22 +47,22 @@ impl Pool {
             pooled.isolation = isolation;
             return Some(Lease::of(self, pooled));
         }
-        drop(pooled.goodbye());
+        drop(pooled.terminate());
         self.lost();
         None
     }
 
-    /// Joins the queue. The ticket answers when its turn has come, or when there is no connection to be had.
-    pub fn wait(self: &Arc<Self>, user: &UserName) -> Arc<Ticket> {
+    /// Joins the queue. The waiter answers when its turn has come, or when there is no connection to be had.
+    pub fn wait(self: &Arc<Self>, user: &UserName) -> Arc<Waiter> {
         self.wait_for(Wanted::Any(user.clone()))
     }
 
-    fn wait_for(self: &Arc<Self>, wanted: Wanted) -> Arc<Ticket> {
-        let ticket = Ticket::new();
+    fn wait_for(self: &Arc<Self>, wanted: Wanted) -> Arc<Waiter> {
+        let waiter = Waiter::new();
         let (full, idle) = {
             let since = self.now();
             let mut ledger = self.ledger.lock();
-            ledger.wait(Waiter { who: ticket.clone(), wanted, since });
+            ledger.wait(Queued { who: waiter.clone(), wanted, since });
             let counts = ledger.occupancy();
             (counts.idle + counts.lent + counts.dialing >= ledger.limits().size, counts.idle > 0)
         };
@@ -73,21 +73,21 @@ impl Pool {
             // It came back between the look and the queueing, or is of other settings.
             self.serve_waiters();
         }
-        ticket
+        waiter
     }
 
     /// Leaves the queue; what was granted meanwhile goes back.
-    pub fn abandon(self: &Arc<Self>, ticket: &Arc<Ticket>) {
+    pub fn abandon(self: &Arc<Self>, waiter: &Arc<Waiter>) {
         let counts = {
             let mut ledger = self.ledger.lock();
-            ledger.cancel(|waiter| Arc::ptr_eq(waiter, ticket));
+            ledger.cancel(|who| Arc::ptr_eq(who, waiter));
             ledger.occupancy()
         };
         if counts.idle > 0 && counts.waiting > 0 {
             // What was of no use to the one who has left may be for the next.
             self.serve_waiters();
         }
-        if let Some(lease) = ticket.abandon() {
+        if let Some(lease) = waiter.abandon() {
             lease.release();
         }
     }
@@ -123,8 +123,8 @@ impl Pool {
         if let Some(lease) = self.lend_at_once(wanted.want()) {
             return Ok(lease);
         }
-        let guard = Waiting { pool: self, ticket: self.wait_for(wanted) };
-        std::future::poll_fn(|cx| match guard.ticket.poll(cx) {
+        let guard = Waiting { pool: self, waiter: self.wait_for(wanted) };
+        std::future::poll_fn(|cx| match guard.waiter.poll(cx) {
             Poll::Ready(Outcome::Granted(lease)) => Poll::Ready(Ok(lease)),
             Poll::Ready(Outcome::Refused(refusal)) => Poll::Ready(Err(*refusal)),
             Poll::Pending => Poll::Pending,
@@ -155,10 +155,10 @@ impl Pool {
                     }
                 }
                 Disposition::Replace(unfit, dial) => {
-                    self.start(dial, unfit.goodbye());
+                    self.start(dial, unfit.terminate());
                     return self.serve_waiters();
                 }
-                Disposition::Close(pooled) => return self.see_off(pooled),
+                Disposition::Close(pooled) => return self.evict(pooled),
                 Disposition::Idle => {
                     if share.is_some() {
                         self.share.next_turn(self);
@@ -188,8 +188,8 @@ impl Pool {
                     None if waiter.who.waits() => self.ledger.lock().wait_first(waiter),
                     None => {}
                 },
-                Disposition::Replace(unfit, dial) => self.start(dial, unfit.goodbye()),
-                Disposition::Close(unfit) => self.see_off(unfit),
+                Disposition::Replace(unfit, dial) => self.start(dial, unfit.terminate()),
+                Disposition::Close(unfit) => self.evict(unfit),
                 Disposition::Idle => return,
             }
         }
@@ -232,19 +232,19 @@ impl Pool {
         }
     }
 
-    fn start(self: &Arc<Self>, dial: Dial<Arc<Ticket>>, permit: HostPermit) {
+    fn start(self: &Arc<Self>, dial: Dial<Arc<Waiter>>, permit: HostPermit) {
         let pool = self.clone();
         let work = async move {
             match dial {
                 Dial::Plain => pool.dial(Dialed::Plain, permit).await,
                 Dial::Succeeding => pool.dial(Dialed::Succeeding, permit).await,
-                Dial::Own(ticket, startup) => {
-                    let (inner, own) = (pool.clone(), ticket.clone());
+                Dial::Own(waiter, startup) => {
+                    let (inner, own) = (pool.clone(), waiter.clone());
                     let dial = tokio::spawn(async move { inner.dial_own(&own, startup, permit).await });
                     if dial.await.is_err() {
                         // It has panicked: whoever waits for it is told. Its permit has been given back.
                         let refusal = Refusal::new(Fault::Ours, SqlState::INTERNAL, "dial failed");
-                        pool.dial_own_failed(&ticket, refusal);
+                        pool.dial_own_failed(&waiter, refusal);
                     }
                 }
             }
@@ -277,7 +277,7 @@ impl Pool {
                 debug!(connection = %self.connection().name, pid = pooled.target.pid(), "upstream connection opened");
                 self.put(pooled);
                 let predecessor = self.ledger.lock().take_predecessor();
-                predecessor.into_iter().for_each(|old| self.see_off(old));
+                predecessor.into_iter().for_each(|old| self.evict(old));
                 self.open_more();
             }
             Err(error) => {
@@ -288,7 +288,7 @@ impl Pool {
     }
 
     /// For a client in session mode. It has its permit as long as it is dialled, also for a client that has left.
-    async fn dial_own(self: Arc<Self>, ticket: &Ticket, startup: Arc<Settings>, permit: HostPermit) {
+    async fn dial_own(self: Arc<Self>, waiter: &Waiter, startup: Arc<Settings>, permit: HostPermit) {
         let settings = self.settings.load_full();
         let dial = async {
             if !self.is_proved() {
@@ -304,7 +304,7 @@ impl Pool {
                 let pooled = self.pooled(backend, &settings, Some(startup), permit);
                 self.ledger.lock().dialed(Dialed::Own);
                 let lease = Lease::of(&self, pooled);
-                if let Some(lease) = ticket.grant(lease) {
+                if let Some(lease) = waiter.grant(lease) {
                     lease.release();
                 }
             }
@@ -312,15 +312,15 @@ impl Pool {
                 drop(permit);
                 let connection = settings.1.connection();
                 let refusal = own_words(&error).unwrap_or_else(|| error.refusal(connection));
-                self.dial_own_failed(ticket, refusal);
+                self.dial_own_failed(waiter, refusal);
             }
         }
     }
 
-    fn dial_own_failed(self: &Arc<Self>, ticket: &Ticket, refusal: Refusal) {
+    fn dial_own_failed(self: &Arc<Self>, waiter: &Waiter, refusal: Refusal) {
         let now = self.now();
         drop(self.ledger.lock().dial_failed(Dialed::Own, now));
-        ticket.refuse(refusal);
+        waiter.refuse(refusal);
         self.share.next_turn(self);
     }
 
@@ -377,7 +377,7 @@ impl Pool {
         let now = self.now();
         let failure = self.ledger.lock().dial_failed(how, now);
         let refusal = error.refusal(connection);
-        failure.refused.into_iter().for_each(|ticket| ticket.refuse(refusal.clone()));
+        failure.refused.into_iter().for_each(|waiter| waiter.refuse(refusal.clone()));
         // What it could not use may be of use to another pool of the host.
         self.share.next_turn(self);
         let pool = self.clone();
@@ -389,8 +389,8 @@ impl Pool {
     }
 
     /// Closes one that is counted no longer.
-    pub(super) fn see_off(self: &Arc<Self>, pooled: Box<Pooled>) {
-        drop(pooled.goodbye());
+    pub(super) fn evict(self: &Arc<Self>, pooled: Box<Pooled>) {
+        drop(pooled.terminate());
         self.share.next_turn(self);
     }
 
@@ -404,7 +404,7 @@ impl Pool {
     pub(super) fn spare_one(&self) -> bool {
         let spared = self.ledger.lock().spare();
         let Some(spared) = spared else { return false };
-        drop(spared.goodbye());
+        drop(spared.terminate());
         true
     }
 
@@ -422,7 +422,7 @@ impl Pool {
     pub(super) fn close_outworn(self: &Arc<Self>) {
         let now = self.now();
         let gone = self.ledger.lock().tick(now, |pooled| pooled.is_usable());
-        gone.into_iter().for_each(|pooled| self.see_off(pooled));
+        gone.into_iter().for_each(|pooled| self.evict(pooled));
     }
 }
 
@@ -436,11 +436,11 @@ fn own_words(error: &UpstreamError) -> Option<Refusal> {
 /// Leaves the queue if the wait is dropped.
 struct Waiting<'a> {
     pool: &'a Arc<Pool>,
-    ticket: Arc<Ticket>,
+    waiter: Arc<Waiter>,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.pool.abandon(&self.ticket);
+        self.pool.abandon(&self.waiter);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pgusher::inside::Dialer;
-use pgusher::inside::{HostCount, Outcome, Pool, PoolSettings, Runtimes, Ticket};
+use pgusher::inside::{HostCount, Outcome, Pool, PoolSettings, Runtimes, Waiter};
 use policy::names::UserName;
 use relay::Effects;
 use tokio_util::task::TaskTracker;
@@ -151,9 +151,9 @@ fn a_dial_that_fails_leaves_its_turn_to_another_pool() {
     begins.recv().unwrap();
     let second = waiting.wait(&user);
     drop(end);
-    let answer = |ticket: Arc<Ticket>| {
+    let answer = |waiter: Arc<Waiter>| {
         runtime.block_on(async {
-            tokio::time::timeout(Duration::from_secs(20), std::future::poll_fn(|cx| ticket.poll(cx))).await
+            tokio::time::timeout(Duration::from_secs(20), std::future::poll_fn(|cx| waiter.poll(cx))).await
         })
     };
     let (first, second) = (answer(first), answer(second));

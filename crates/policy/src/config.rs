@@ -205,14 +205,14 @@ pub struct Draft {
 
 /// A file that was read and found good, and what somebody should look at all the same. Made by [`Draft::accept`] alone.
 #[derive(Debug)]
-pub struct Checked {
+pub struct ValidatedConfig {
     config: Config,
     file: file::File,
     warnings: Problems,
     outside: Outside,
 }
 
-impl Checked {
+impl ValidatedConfig {
     /// The settings.
     pub fn config(&self) -> &Config {
         &self.config
@@ -268,11 +268,11 @@ impl Draft {
     ///
     /// # Errors
     /// Something was wrong.
-    pub fn accept(self) -> Result<Checked, Rejected> {
+    pub fn accept(self) -> Result<ValidatedConfig, Rejected> {
         let Self { config, file, problems, outside } = self;
         match problems.refuse() {
             true => Err(Rejected(Box::new(problems))),
-            false => Ok(Checked { config, file, warnings: problems, outside }),
+            false => Ok(ValidatedConfig { config, file, warnings: problems, outside }),
         }
     }
 }

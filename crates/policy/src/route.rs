@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::attribute::{self, Attributes, Origin, Subject};
 use crate::config::file::OnUnmatched;
-use crate::config::{Base, Checked, Config, Connection, Draft, Environment, Rejected};
+use crate::config::{Base, Config, Connection, Draft, Environment, Rejected, ValidatedConfig};
 use crate::grant::Grant;
 use crate::names::{AttributeName, ConnectionName, EnvironmentName, UserName};
 use wire::error::{Fault, Refusal, Shown, SqlState};
@@ -427,7 +427,7 @@ impl<'a> Question<'a> {
 ///
 /// # Errors
 /// All that is wrong with it, with line and column.
-pub fn review(draft: Draft) -> Result<Checked, Rejected> {
+pub fn review(draft: Draft) -> Result<ValidatedConfig, Rejected> {
     reviewed(draft).accept()
 }
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::attribute;
 use crate::config::file::OnUnmatched;
 use crate::config::read::Severity;
-use crate::config::{Checked, Config, Rejected, Surroundings};
+use crate::config::{Config, Rejected, Surroundings, ValidatedConfig};
 use crate::route;
 
 const ATTRIBUTES: [&str; 2] = ["env", "tier"];
@@ -172,7 +172,7 @@ impl World {
     }
 }
 
-fn checked(text: &str) -> Result<Checked, Rejected> {
+fn checked(text: &str) -> Result<ValidatedConfig, Rejected> {
     let around = Surroundings { machine: None, commands: None, state_directory: None };
     route::review(Config::draft(Path::new("/nowhere/pgusher.toml"), text, around)?)
 }

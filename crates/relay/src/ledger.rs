@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use terms::{
-    Dial, Dialed, Disposition, Failure, Halt, Isolation, Lendable, Limits, Occupancy, Waiter, Want, Wanted,
+    Dial, Dialed, Disposition, Failure, Halt, Isolation, Lendable, Limits, Occupancy, Queued, Want, Wanted,
 };
 use wire::UserName;
 
@@ -29,7 +29,7 @@ const MAX_IDLE_DIRTY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Ledger<C, W> {
     idle: Vec<C>,
-    waiters: VecDeque<Waiter<W>>,
+    waiters: VecDeque<Queued<W>>,
     lent: usize,
     /// For whoever waits, and for those who get their own.
     dialing: usize,
@@ -84,13 +84,13 @@ impl<C: Lendable, W> Ledger<C, W> {
     }
 
     /// Joins the queue: whoever came first is served first, whatever they want.
-    pub fn wait(&mut self, waiter: Waiter<W>) {
+    pub fn wait(&mut self, waiter: Queued<W>) {
         self.used = true;
         self.waiters.push_back(waiter);
     }
 
     /// Comes back to the front of the queue: the connection that it was to get is none, and was closed.
-    pub fn wait_first(&mut self, waiter: Waiter<W>) {
+    pub fn wait_first(&mut self, waiter: Queued<W>) {
         self.waiters.push_front(waiter);
     }
 
@@ -254,7 +254,7 @@ impl<C: Lendable, W> Ledger<C, W> {
         if self.taken() >= most.min(share) {
             return false;
         }
-        if matches!(first, Some(Waiter { wanted: Wanted::Own(..), .. })) {
+        if matches!(first, Some(Queued { wanted: Wanted::Own(..), .. })) {
             return true;
         }
         let least = if self.used && !self.retired { self.limits.min } else { 0 };
@@ -264,7 +264,7 @@ impl<C: Lendable, W> Ledger<C, W> {
 
     /// Whether somebody waits for whom no connection is on its way: for their sake another pool of the host is asked to spare one.
     pub fn is_short(&self) -> bool {
-        let is_own = |first: &Waiter<W>| matches!(first.wanted, Wanted::Own(..));
+        let is_own = |first: &Queued<W>| matches!(first.wanted, Wanted::Own(..));
         self.waiters.front().is_some_and(is_own) || self.waiters.len() > self.dialing
     }
 

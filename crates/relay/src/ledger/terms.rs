@@ -113,7 +113,7 @@ pub enum Want<'a> {
 
 /// Somebody who waits.
 #[derive(Debug)]
-pub struct Waiter<W> {
+pub struct Queued<W> {
     /// Who.
     pub who: W,
     /// What for.
@@ -157,7 +157,7 @@ pub enum Dialed {
 #[derive(Debug)]
 pub enum Disposition<C, W> {
     /// It is this one's; who cannot be given it after all comes first again ([`Ledger::wait_first`](super::Ledger::wait_first)).
-    Grant(Waiter<W>, C),
+    Grant(Queued<W>, C),
     /// It is closed, and its place is another's, which is opened.
     Replace(C, Dial<W>),
     /// It is closed.

@@ -114,7 +114,7 @@ impl Rig {
             }
             None => {
                 self.waiting.insert(who);
-                self.ledger.wait(Waiter { who, wanted, since: self.now });
+                self.ledger.wait(Queued { who, wanted, since: self.now });
             }
         }
         self.settle();
@@ -383,7 +383,7 @@ fn where_the_host_has_no_room_as_many_make_way_as_are_needed() {
     used_by(&mut rig, &[0, 0]);
     assert_eq!(rig.ledger.occupancy().idle, 2);
     assert!(rig.ledger.lend(Want::Any(&user(1))).is_none(), "they serve one user alone");
-    rig.ledger.wait(Waiter { who: 9, wanted: Wanted::Any(user(1)), since: rig.now });
+    rig.ledger.wait(Queued { who: 9, wanted: Wanted::Any(user(1)), since: rig.now });
     assert!(matches!(rig.ledger.serve(usize::MAX, || false), Some(Disposition::Close(_))));
     assert!(matches!(rig.ledger.dial(rig.now, 9), Some(Dial::Plain)));
     assert!(rig.ledger.serve(usize::MAX, || false).is_none(), "one is on its way");
@@ -394,7 +394,7 @@ fn where_the_host_has_no_room_as_many_make_way_as_are_needed() {
 fn where_the_pool_has_its_share_one_makes_way_though_the_host_has_room() {
     let mut rig = Rig::new(4, Isolation::Strict);
     used_by(&mut rig, &[0]);
-    rig.ledger.wait(Waiter { who: 9, wanted: Wanted::Any(user(1)), since: rig.now });
+    rig.ledger.wait(Queued { who: 9, wanted: Wanted::Any(user(1)), since: rig.now });
     assert!(rig.ledger.serve(2, || true).is_none(), "one more may be opened");
     assert!(!rig.ledger.wants_one(rig.now, 1));
     assert!(matches!(rig.ledger.serve(1, || true), Some(Disposition::Close(_))));
@@ -442,12 +442,12 @@ fn retries_wait_twice_as_long_each_time_up_to_a_second() {
     let mut now = Duration::ZERO;
     let waits: Vec<u128> = (0..8)
         .map(|who| {
-            ledger.wait(Waiter { who, wanted: Wanted::Any(user(0)), since: now });
+            ledger.wait(Queued { who, wanted: Wanted::Any(user(0)), since: now });
             assert!(matches!(ledger.dial(now, 9), Some(Dial::Plain)));
             assert!(ledger.dial(now, 9).is_none(), "one is on its way");
             let failure = ledger.dial_failed(Dialed::Plain, now);
             assert_eq!(failure.refused, [who]);
-            ledger.wait(Waiter { who, wanted: Wanted::Any(user(0)), since: now });
+            ledger.wait(Queued { who, wanted: Wanted::Any(user(0)), since: now });
             assert!(ledger.dial(now, 9).is_none(), "not yet");
             ledger.cancel(|other| *other == who);
             now += failure.again_after;
@@ -531,7 +531,7 @@ fn lent(limits: Limits, count: usize) -> Ledger<Connection, u32> {
 }
 
 fn open(ledger: &mut Ledger<Connection, u32>) {
-    ledger.wait(Waiter { who: 99, wanted: Wanted::Any(user(0)), since: Duration::ZERO });
+    ledger.wait(Queued { who: 99, wanted: Wanted::Any(user(0)), since: Duration::ZERO });
     let dial = ledger.dial(Duration::from_secs(9), usize::MAX);
     assert!(matches!(dial, Some(Dial::Plain)));
     ledger.dialed(Dialed::Plain);
@@ -539,7 +539,7 @@ fn open(ledger: &mut Ledger<Connection, u32>) {
 }
 
 fn wants(ledger: &mut Ledger<Connection, u32>, who: u32, wanted: Wanted) {
-    ledger.wait(Waiter { who, wanted, since: Duration::ZERO });
+    ledger.wait(Queued { who, wanted, since: Duration::ZERO });
 }
 
 fn ends(place: &Disposition<Connection, u32>) -> &'static str {

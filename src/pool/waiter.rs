@@ -28,13 +28,13 @@ enum State {
 
 /// Held by the pool and by whoever waits.
 #[derive(Debug)]
-pub struct Ticket {
+pub struct Waiter {
     state: Mutex<State>,
     /// Since when.
     pub since: Instant,
 }
 
-impl Ticket {
+impl Waiter {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self { state: Mutex::new(State::Waiting(None)), since: Instant::now() })
     }
