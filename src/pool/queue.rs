@@ -134,11 +134,20 @@ impl Pool {
 
     /// A connection is free: what becomes of it, the ledger says. Who gives up at this very moment gives it back: then it is
     /// the next one's.
-    pub(super) fn put(self: &Arc<Self>, mut pooled: Box<Pooled>) {
+    pub(super) fn put(self: &Arc<Self>, pooled: Box<Pooled>) {
+        self.put_by(pooled, None);
+    }
+
+    /// The same, of one that was dialled just now: between its coming and its going to whoever waits, nobody may believe that
+    /// another is needed for them.
+    fn put_by(self: &Arc<Self>, mut pooled: Box<Pooled>, mut dialed: Option<Dialed>) {
         loop {
             let share = self.share.fair_share();
             let (place, ages, isolation) = {
                 let mut ledger = self.ledger.lock();
+                if let Some(how) = dialed.take() {
+                    ledger.dialed(how);
+                }
                 let (place, ages) = ledger.returned(pooled, share);
                 (place, ages, ledger.limits().isolation)
             };
@@ -273,9 +282,8 @@ impl Pool {
                 let now = self.settings.load_full();
                 let same = Arc::ptr_eq(&now.1.dialer.connection, &settings.1.dialer.connection);
                 let pooled = self.pooled(backend, if same { &now } else { &settings }, None, permit);
-                self.ledger.lock().dialed(how);
                 debug!(connection = %self.connection().name, pid = pooled.target.pid(), "upstream connection opened");
-                self.put(pooled);
+                self.put_by(pooled, Some(how));
                 let predecessor = self.ledger.lock().take_predecessor();
                 predecessor.into_iter().for_each(|old| self.evict(old));
                 self.open_more();
