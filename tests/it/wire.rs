@@ -202,6 +202,14 @@ impl Raw {
         cancel(address, self.key.0, &self.key.1);
     }
 
+    /// Whether anything comes within this time.
+    pub(crate) fn answers_within(&self, time: Duration) -> bool {
+        self.stream.set_read_timeout(Some(time)).unwrap();
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_read_timeout(Some(super::house::PATIENCE)).unwrap();
+        peeked.is_ok()
+    }
+
     /// True if the other side closes the connection within a second.
     pub(crate) fn is_closed(&mut self) -> bool {
         self.stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
