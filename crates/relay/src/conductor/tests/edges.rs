@@ -263,3 +263,29 @@ fn notifications_that_the_client_cannot_read_end_its_session() {
         Cause::Refused(refusal) if refusal.sqlstate == SqlState::UNTRANSLATABLE_CHARACTER
     ));
 }
+
+#[test]
+fn an_order_that_can_wait_ends_a_session_that_keeps_its_connection_when_that_is_idle() {
+    let mut rig = Rig::new(PoolMode::Session);
+    rig.held = rig.idle.pop();
+    rig.say(Event::Lent(Condition::AsItIs, &[]));
+    rig.converse(&query("BEGIN"));
+    rig.say(Event::Order { now: false, refusal: Box::new(refusal()) });
+    assert!(rig.closed.is_none(), "a transaction is open");
+    rig.converse(&query("COMMIT"));
+    rig.say(Event::Order { now: false, refusal: Box::new(refusal()) });
+    assert_eq!(rig.closed.unwrap().connection, Leaving::Clean);
+}
+
+#[test]
+fn in_session_mode_what_the_database_has_stays_what_it_was_within_a_transaction() {
+    let mut rig = Rig::new(PoolMode::Session);
+    rig.held = rig.idle.pop();
+    rig.say(Event::Lent(Condition::AsItIs, &[]));
+    rig.converse(&query("BEGIN"));
+    rig.world.has(opaque());
+    rig.converse(&query("SELECT f()"));
+    rig.converse(&query("COMMIT"));
+    rig.say(Event::ClientEnded);
+    assert_eq!(rig.closed.unwrap().connection, Leaving::Clean);
+}
