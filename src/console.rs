@@ -17,7 +17,7 @@ use tracing::info;
 use crate::audit::{self, Event, Refused};
 use crate::auth::{Terms, may_stay};
 use crate::handshake::Arrival;
-use crate::proxy::{Generation, LoginAttempt, Proxy, Seat};
+use crate::proxy::{ConnectionPermit, Generation, LoginAttempt, Proxy};
 use crate::stream::Reader;
 use act::Reply;
 use command::Command;
@@ -52,13 +52,13 @@ pub(crate) async fn serve(proxy: Arc<Proxy>, attempt: LoginAttempt, mut arrival:
     attempt.stranger.asks_for_console();
     let (user, peer) = (arrival.startup.user.clone(), &attempt.peer);
     let logged_in = attempt.in_time(log_in(&proxy, &attempt, &mut arrival)).await;
-    let (name, right, _seat) = match logged_in {
+    let (name, right, _permit) = match logged_in {
         Ok(who) => who,
         Err(refusal) => {
             let (what, database) = ("console login refused", &arrival.startup.database);
             proxy.refused(Refused { what, refusal: &refusal, user: &user, database, peer });
-            wire::error_response(&mut arrival.owed, Severity::Fatal, &refusal);
-            let _ = timeout(LAST_WORDS, arrival.pay()).await;
+            wire::error_response(&mut arrival.pending, Severity::Fatal, &refusal);
+            let _ = timeout(LAST_WORDS, arrival.flush_pending()).await;
             return;
         }
     };
@@ -96,7 +96,7 @@ async fn log_in(
     proxy: &Proxy,
     attempt: &LoginAttempt,
     arrival: &mut Arrival,
-) -> Result<(UserName, Right, Seat), Refusal> {
+) -> Result<(UserName, Right, ConnectionPermit), Refusal> {
     let LoginAttempt { accepted_by, peer, stranger, .. } = attempt;
     let proved = proxy.generation();
     may_stay(&accepted_by.config, &proved.config)?;
@@ -112,13 +112,13 @@ async fn log_in(
         Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message)
             .hint("It takes console = \"admin\" or \"stats\" in [users.NAME].")
     })?;
-    let seat = proxy.console_seat(&now, &name, right)?;
+    let permit = proxy.console_permit(&now, &name, right)?;
     // `reserved_connections` are for users with `console = "admin"`.
     match right {
         Right::Admin => stranger.is_operator()?,
         Right::Stats => stranger.is_known()?,
     }
-    let out = &mut arrival.owed;
+    let out = &mut arrival.pending;
     wire::message(out, b'R', |out| out.extend([0; 4]));
     for (name, value) in [
         ("server_version", concat!("17.0 (pgusher ", env!("CARGO_PKG_VERSION"), ")")),
@@ -134,8 +134,8 @@ async fn log_in(
     }
     wire::ready_for_query(out, b'I');
     let left = |_| Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left");
-    arrival.pay().await.map_err(left)?;
-    Ok((name, right, seat))
+    arrival.flush_pending().await.map_err(left)?;
+    Ok((name, right, permit))
 }
 
 /// What a user may do on the console by this generation.

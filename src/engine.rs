@@ -8,7 +8,7 @@ mod backlog;
 mod orders;
 mod world;
 mod timing;
-mod watch;
+mod statistics;
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -33,9 +33,9 @@ use relay::conductor::{
     UpstreamEnd, Wishes,
 };
 use relay::{Gathered, Gathering};
+pub(crate) use statistics::SessionStatistics;
 pub(crate) use timing::Timeouts;
 use timing::Timer;
-pub(crate) use watch::Watch;
 use wire::error::{Fault, Refusal, SqlState};
 use world::RealWorld;
 
@@ -295,7 +295,7 @@ impl Engine {
                 self.to_upstream = Backlog::default();
             }
             if out.statistics.any {
-                self.orders.watch.count(&std::mem::take(&mut out.statistics), self.bytes, self.pool.stats());
+                self.orders.statistics.count(&out.statistics.take(), self.bytes, self.pool.stats());
             }
             if let Step::Lend = step
                 && !lost
@@ -381,7 +381,7 @@ impl Engine {
             }
             Step::Pin(reason) => {
                 self.pinned = None;
-                self.orders.watch.pin_is(reason);
+                self.orders.statistics.pin_is(reason);
                 match reason {
                     None => Follow::Say(Event::Settle),
                     Some(_) => {
@@ -449,7 +449,7 @@ impl Engine {
             Poll::Ready(Outcome::Granted(mut lease)) => {
                 let waited = u64::try_from(waiter.since.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.pool.stats().observe(Counter::WaitTime, waited);
-                self.orders.watch.waited(waited);
+                self.orders.statistics.waited(waited);
                 let condition = lease.lend_to(&self.user);
                 self.hold(lease);
                 let tail = std::mem::take(&mut self.client_tail);

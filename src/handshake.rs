@@ -41,7 +41,7 @@ pub(crate) struct Arrival {
     /// Its connection.
     pub reader: Reader,
     /// What is to be sent to it.
-    pub owed: Vec<u8>,
+    pub pending: Vec<u8>,
     /// What it said.
     pub startup: Startup,
     /// The common name of its TLS certificate, verified against `client_ca`.
@@ -72,9 +72,9 @@ impl Arrival {
     ///
     /// # Errors
     /// It has left.
-    pub(crate) async fn pay(&mut self) -> io::Result<()> {
-        let owed = std::mem::take(&mut self.owed);
-        self.reader.stream.write_all(&owed).await?;
+    pub(crate) async fn flush_pending(&mut self) -> io::Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        self.reader.stream.write_all(&pending).await?;
         self.reader.stream.flush().await
     }
 }
@@ -170,7 +170,7 @@ fn arrival(
         let refusal = certificate_refused(&startup.user);
         return Err(HandshakeError::Refused(Box::new(reader.stream), refusal));
     }
-    Ok(Opened::Login(Box::new(Arrival { reader, owed: Vec::new(), startup, certificate_name })))
+    Ok(Opened::Login(Box::new(Arrival { reader, pending: Vec::new(), startup, certificate_name })))
 }
 
 /// One that is told to leave before it has said anything reads why, should it ever read.

@@ -276,7 +276,7 @@ fn standing(
     let pins = pools.iter().flat_map(|pool| {
         Pin::ALL.map(|reason| {
             let here = |session: &&Arc<LiveSession>| {
-                Arc::ptr_eq(&session.pool, pool) && session.orders.watch.see().pin == Some(reason)
+                Arc::ptr_eq(&session.pool, pool) && session.orders.statistics.see().pin == Some(reason)
             };
             (with(of_pool(pool), "reason", reason.word()), gauge(sessions.iter().filter(here).count()))
         })

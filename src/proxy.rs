@@ -77,7 +77,7 @@ pub(crate) struct Generation {
     /// A pool for each connection.
     pub pools: BTreeMap<ConnectionName, Arc<Pool>>,
     /// Where sessions have gone: one allocation for all that asked the same.
-    places: DashMap<(UserName, Asked), Arc<Place>>,
+    places: DashMap<(UserName, Asked), Arc<SessionTarget>>,
     grants: Arc<Grants>,
 }
 
@@ -92,7 +92,7 @@ pub(crate) struct Asked {
 
 /// Where a session is.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct SessionTarget {
     /// What it asked for.
     pub asked: Asked,
     /// What it was given, and why.
@@ -120,7 +120,7 @@ impl Generation {
     ///
     /// # Errors
     /// As [`route::resolve`].
-    pub(crate) fn place(&self, identity: &Identity, asked: Asked) -> Result<Arc<Place>, Refusal> {
+    pub(crate) fn place(&self, identity: &Identity, asked: Asked) -> Result<Arc<SessionTarget>, Refusal> {
         let attributes =
             attribute::of(&self.config, identity.clone()).with(self.grants.of(identity.user().as_str()));
         let route = route::resolve(&self.config, &attributes, &asked.database, asked.environment.as_deref())?;
@@ -141,7 +141,8 @@ impl Generation {
                 route: format!("{route}; generation {}", self.number),
             };
             let target = connection.target.clone();
-            Ok(Arc::new(Place { asked, target, generation: self.number, facts: Arc::new(facts), route }))
+            let (facts, generation) = (Arc::new(facts), self.number);
+            Ok(Arc::new(SessionTarget { asked, target, generation, facts, route }))
         };
         Ok(entry.or_try_insert_with(place)?.clone())
     }
@@ -218,7 +219,7 @@ pub(crate) struct LiveSession {
     /// Who.
     pub identity: Identity,
     /// Where it is.
-    pub place: Arc<Place>,
+    pub place: Arc<SessionTarget>,
     /// For telling it to end, and for looking at it.
     pub orders: Arc<Orders>,
     /// What it does now.
@@ -241,9 +242,9 @@ pub(crate) struct LiveSession {
 
 /// A place among the clients that are counted: of all, of a user, of a connection.
 #[derive(Debug, Default)]
-pub(crate) struct Seat([Option<Arc<AtomicUsize>>; 3]);
+pub(crate) struct ConnectionPermit([Option<Arc<AtomicUsize>>; 3]);
 
-impl Seat {
+impl ConnectionPermit {
     /// One more of these. 0 is no limit.
     fn take(&mut self, count: Arc<AtomicUsize>, limit: u32, message: String) -> Result<(), Refusal> {
         let taken = count.fetch_add(1, Ordering::AcqRel);
@@ -257,7 +258,7 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         for count in self.0.iter().flatten() {
             count.fetch_sub(1, Ordering::AcqRel);
@@ -717,56 +718,53 @@ impl Proxy {
     ///
     /// # Errors
     /// `53300`
-    pub(crate) fn seat(
+    pub(crate) fn connection_permit(
         &self,
         generation: &Generation,
         identity: &Identity,
         route: &Route<Identity>,
-    ) -> Result<Seat, Refusal> {
+    ) -> Result<ConnectionPermit, Refusal> {
         let config = &generation.config;
         let user = config.users.get(identity.user());
         let connection = config.connections.get(route.connection());
-        let mut seat = Seat::default();
-        seat.take(
-            self.clients.clone(),
-            *config.server.max_client_conn,
-            "sorry, too many clients already".into(),
-        )?;
-        seat.take(
+        let mut permit = ConnectionPermit::default();
+        let message = "sorry, too many clients already";
+        permit.take(self.clients.clone(), *config.server.max_client_conn, message.into())?;
+        permit.take(
             self.user_clients.entry(identity.user().clone()).or_default().clone(),
             user.map_or(0, |u| u.max_client_connections),
             format!("too many connections for role \"{}\"", identity.user()),
         )?;
-        seat.take(
+        permit.take(
             self.connection_clients.entry(route.connection().clone()).or_default().clone(),
             connection.map_or(0, |c| c.max_client_connections),
             format!("too many connections for database \"{}\"", route.base()),
         )?;
-        Ok(seat)
+        Ok(permit)
     }
 
     /// A place for a console session. Users with `console = "stats"` share a fixed number of places.
     ///
     /// # Errors
     /// `53300`
-    pub(crate) fn console_seat(
+    pub(crate) fn console_permit(
         &self,
         generation: &Generation,
         user: &UserName,
         right: file::Console,
-    ) -> Result<Seat, Refusal> {
-        let mut seat = Seat::default();
+    ) -> Result<ConnectionPermit, Refusal> {
+        let mut permit = ConnectionPermit::default();
         if right == file::Console::Stats {
             let message =
                 format!("too many sessions of the console for users with console = \"{}\"", right.word());
-            seat.take(self.lookers.clone(), MAX_LOOKERS, message)?;
+            permit.take(self.lookers.clone(), MAX_LOOKERS, message)?;
         }
-        seat.take(
+        permit.take(
             self.user_clients.entry(user.clone()).or_default().clone(),
             generation.config.users.get(user).map_or(0, |u| u.max_client_connections),
             format!("too many connections for role \"{user}\""),
         )?;
-        Ok(seat)
+        Ok(permit)
     }
 
     /// Counts what somebody was refused who is in; whether that is told by itself, and not only how many there were.

@@ -23,7 +23,7 @@ use crate::console;
 use crate::engine::{Cause, End, Engine, Parts};
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
 use crate::pool::{Lease, Pool, Welcome, waited_too_long};
-use crate::proxy::{Asked, Generation, LiveSession, LoginAttempt, Place, Proxy, Seat};
+use crate::proxy::{Asked, ConnectionPermit, Generation, LiveSession, LoginAttempt, Proxy, SessionTarget};
 use crate::stats::Counter;
 use crate::strangers::Stranger;
 use crate::stream::{Socket, Stream};
@@ -84,7 +84,7 @@ pub(crate) async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String, stran
         Err(refusal) => {
             let startup = &arrival.startup;
             proxy.refused(refused(&refusal, &startup.user, &startup.database, peer));
-            refuse(arrival.reader.stream, &arrival.owed, &refusal).await;
+            refuse(arrival.reader.stream, &arrival.pending, &refusal).await;
         }
     }
 }
@@ -98,7 +98,7 @@ struct LoggedIn {
     conductor: Conductor,
     lease: Option<Lease>,
     key: CancelKey,
-    seat: Seat,
+    permit: ConnectionPermit,
 }
 
 /// A login whose user has proved who he is.
@@ -115,8 +115,8 @@ struct Login<'a> {
 
 /// What a generation decides of a login.
 struct Decided {
-    place: Arc<Place>,
-    seat: Seat,
+    place: Arc<SessionTarget>,
+    permit: ConnectionPermit,
     pool: Arc<Pool>,
     mode: PoolMode,
 }
@@ -193,7 +193,7 @@ fn decide(
     let route = &place.route;
     let in_place =
         |refusal: Refusal| refusal.in_environment(route.environment().as_str(), route.connection().as_str());
-    let seat = proxy.seat(generation, identity, route).map_err(in_place)?;
+    let permit = proxy.connection_permit(generation, identity, route).map_err(in_place)?;
     let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a connection without a pool");
     let pool = generation.pools.get(route.connection()).ok_or_else(missing)?.clone();
     let connection = pool.connection();
@@ -203,7 +203,7 @@ fn decide(
     }
     let user = generation.config.users.get(identity.user());
     let mode = user.and_then(|user| user.pool_mode).unwrap_or(connection.pool_mode);
-    Ok(Decided { place, seat, pool, mode })
+    Ok(Decided { place, permit, pool, mode })
 }
 
 /// Waits until something is in force by which this login would go elsewhere, or nowhere.
@@ -216,7 +216,7 @@ async fn another(
 ) {
     while changes.changed().await.is_ok() {
         let now = proxy.generation();
-        let leads_here = |place: Arc<Place>| {
+        let leads_here = |place: Arc<SessionTarget>| {
             now.pools.get(place.route.connection()).is_some_and(|pool| Arc::ptr_eq(pool, &decided.pool))
         };
         let same = identity.is_still(&proved.config, &now.config).is_ok()
@@ -238,7 +238,7 @@ impl Login<'_> {
     ) -> Result<Option<LoggedIn>, Refusal> {
         let Self { proxy, arrival, peer, id, identity, proved } = self;
         let (proxy, id) = (*proxy, *id);
-        let Decided { place, seat, pool, mode } = decided;
+        let Decided { place, permit, pool, mode } = decided;
         let (config, startup) = (&generation.config, &arrival.startup);
         let slot = Arc::new(Slot::default());
         let pid = lease.as_ref().map(|lease| lease.target.pid());
@@ -282,15 +282,15 @@ impl Login<'_> {
         }
         let notice = config.server.login_notice.then(|| place.route.to_string());
         let greeting = greeting(settings.reported(), &place.facts, &key, notice.as_deref());
-        arrival.owed.extend_from_slice(&greeting);
-        if arrival.pay().await.is_err() {
+        arrival.pending.extend_from_slice(&greeting);
+        if arrival.flush_pending().await.is_err() {
             return Err(Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left"));
         }
         entering.done = true;
         drop(entering);
         let interner = proxy.interner.clone();
         let conductor = Conductor::new(Session { id, mode, interner, facts: place.facts.clone(), settings });
-        Ok(Some(LoggedIn { live, conductor, lease, key, seat }))
+        Ok(Some(LoggedIn { live, conductor, lease, key, permit }))
     }
 }
 
@@ -356,7 +356,7 @@ fn negotiate_version(arrival: &mut Arrival) {
         return;
     }
     startup.minor = startup.minor.min(NEWEST_MINOR);
-    wire::message(&mut arrival.owed, b'v', |out| {
+    wire::message(&mut arrival.pending, b'v', |out| {
         out.extend((0x0003_0000 | u32::from(startup.minor)).to_be_bytes());
         out.extend(u32::try_from(startup.unknown_extensions.len()).unwrap_or(0).to_be_bytes());
         startup.unknown_extensions.iter().for_each(|name| wire::push_cstr(out, name));
@@ -381,7 +381,7 @@ fn greeting(reported: &Parameters, facts: &Facts, key: &CancelKey, notice: Optio
 
 /// The rest of the session, as a task of its own on the runtime that relays: small, because it lives long.
 fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant) {
-    let LoggedIn { live, conductor, lease, key, seat } = parts;
+    let LoggedIn { live, conductor, lease, key, permit } = parts;
     let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
     let engine = Engine::new(Parts {
         client: arrival.reader,
@@ -396,7 +396,7 @@ fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant
         gathering: proxy.interner.gathered().clone(),
     });
     // A token in place of a tracked task: the tracker would be asked at every poll.
-    let registered = Registered { proxy, live, key, told: false, _seat: seat, _token: tasks.token() };
+    let registered = Registered { proxy, live, key, told: false, _permit: permit, _token: tasks.token() };
     match engine {
         Ok(engine) => drop(data.spawn(Life { engine, registered, accepted })),
         Err(error) => warn!(peer = %registered.live.peer, %error, "a socket was lost between the runtimes"),
@@ -432,7 +432,7 @@ struct Registered {
     key: CancelKey,
     /// How it ended was told.
     told: bool,
-    _seat: Seat,
+    _permit: ConnectionPermit,
     _token: TaskTrackerToken,
 }
 
@@ -515,8 +515,8 @@ fn refused<'a>(refusal: &'a Refusal, user: &'a str, database: &'a str, peer: &'a
 }
 
 /// A client that does not get in is told why, once, behind what it is owed.
-async fn refuse(mut stream: Stream, owed: &[u8], refusal: &Refusal) {
-    let mut out = owed.to_vec();
+async fn refuse(mut stream: Stream, pending: &[u8], refusal: &Refusal) {
+    let mut out = pending.to_vec();
     wire::error_response(&mut out, Severity::Fatal, refusal);
     let farewell = async {
         stream.write_all(&out).await?;

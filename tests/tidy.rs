@@ -25,7 +25,7 @@ const LONG_FILES: [(&str, usize); 7] = [
     ("src/console/show.rs", 897),
     ("src/engine.rs", 735),
     ("src/management/operate.rs", 725),
-    ("src/proxy.rs", 1084),
+    ("src/proxy.rs", 1082),
 ];
 
 /// Functions that are still longer.

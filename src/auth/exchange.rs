@@ -82,7 +82,7 @@ impl<'a> Exchange<'a> {
         match waiting.on_client_final_message(&client_final) {
             Ok(server_final) => {
                 // Nobody waits for it alone: it goes with what follows from it.
-                authentication(&mut self.0.owed, SASL_FINAL, server_final.as_bytes());
+                authentication(&mut self.0.pending, SASL_FINAL, server_final.as_bytes());
                 Ok(true)
             }
             Err(PgWireError::InvalidPassword(_)) => Ok(false),
@@ -91,8 +91,8 @@ impl<'a> Exchange<'a> {
     }
 
     async fn ask(&mut self, code: u32, data: &[u8]) -> Result<(), Refusal> {
-        authentication(&mut self.0.owed, code, data);
-        self.0.pay().await.map_err(|_| left())
+        authentication(&mut self.0.pending, code, data);
+        self.0.flush_pending().await.map_err(|_| left())
     }
 
     async fn password(&mut self) -> Result<SecretString, Refusal> {

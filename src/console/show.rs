@@ -695,7 +695,7 @@ impl<'a> Overview<'a> {
         sessions.sort_by_key(|session| session.id);
         for session in sessions {
             let (target, waits) = session.slot.now();
-            let seen = session.orders.watch.see();
+            let seen = session.orders.statistics.see();
             let state = state_of(target.as_ref(), waits);
             let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
             table.push(vec![

@@ -6,7 +6,7 @@ use std::task::Waker;
 
 use parking_lot::Mutex;
 
-use super::Watch;
+use super::SessionStatistics;
 use wire::error::Refusal;
 
 /// What others may tell a session to do.
@@ -17,7 +17,7 @@ pub(crate) struct Orders {
     pub(super) waker: OnceLock<Waker>,
     pending: AtomicBool,
     /// What can be seen of the session meanwhile.
-    pub watch: Watch,
+    pub statistics: SessionStatistics,
 }
 
 /// Whose an order is: what one has ordered, another does not take back.

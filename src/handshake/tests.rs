@@ -81,7 +81,7 @@ async fn a_startup_packet_is_a_login_with_whatever_was_sent_behind_it() {
     let Ok(Opened::Login(arrival)) = outcome else { panic!("{outcome:?}") };
     assert_eq!((arrival.startup.user.as_str(), arrival.startup.database.as_str()), ("ann", "w"));
     assert_eq!(arrival.reader.ahead(), b"p\0\0");
-    assert!(answer.is_empty() && arrival.owed.is_empty() && arrival.certificate_name.is_none());
+    assert!(answer.is_empty() && arrival.pending.is_empty() && arrival.certificate_name.is_none());
 }
 
 #[tokio::test]

@@ -335,7 +335,7 @@ pub(super) struct Sessions {
 
 fn session(proxy: &Proxy, session: &LiveSession) -> Session {
     let (target, waits) = session.slot.now();
-    let seen = session.orders.watch.see();
+    let seen = session.orders.statistics.see();
     Session {
         id: session.id,
         user: session.identity.user().to_string(),

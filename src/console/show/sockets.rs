@@ -84,7 +84,7 @@ impl Overview<'_> {
                 0_u32.into(),
                 session.tls.map_or("", Tls::word).into(),
                 (*session.application_name).into(),
-                session.orders.watch.see().prepared.into(),
+                session.orders.statistics.see().prepared.into(),
                 session.id.into(),
                 session.place.route.environment().as_str().into(),
                 "".into(),

@@ -156,6 +156,14 @@ pub struct Statistics {
     pub reset: Option<Resets>,
 }
 
+impl Statistics {
+    /// What is there, and nothing is left.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        std::mem::take(self)
+    }
+}
+
 /// Transactions that have ended, and what was in them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {

@@ -9,7 +9,7 @@ use relay::conductor::{Ended, Resets, Statistics};
 
 /// What can be seen of a session from outside, while it lives.
 #[derive(Debug, Default)]
-pub(crate) struct Watch {
+pub(crate) struct SessionStatistics {
     transactions: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
@@ -20,9 +20,9 @@ pub(crate) struct Watch {
     pin: AtomicU8,
 }
 
-/// The figures of a [`Watch`] at one moment.
+/// [`SessionStatistics`] at one moment.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Seen {
+pub(crate) struct Snapshot {
     /// How many have ended.
     pub transactions: u64,
     /// Bytes from the client and to it, as of the last of them.
@@ -35,12 +35,12 @@ pub(crate) struct Seen {
     pub pin: Option<Pin>,
 }
 
-impl Watch {
+impl SessionStatistics {
     /// What can be seen now.
-    pub(crate) fn see(&self) -> Seen {
+    pub(crate) fn see(&self) -> Snapshot {
         let get = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         let pin = usize::from(self.pin.load(Ordering::Relaxed));
-        Seen {
+        Snapshot {
             transactions: get(&self.transactions),
             bytes: (get(&self.received), get(&self.sent)),
             waited: Duration::from_micros(get(&self.waited)),
