@@ -56,7 +56,7 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// The pool among those of its host.
+    /// The pool's number at this host; never used again for another.
     pub fn number(&self) -> u64 {
         self.number
     }
@@ -80,7 +80,7 @@ pub struct Permit {
 }
 
 impl HostLedger {
-    /// A pool joins.
+    /// A pool joins, until it leaves ([`HostLedger::leave`]); a membership is of this ledger only.
     pub fn join(&mut self) -> Membership {
         let number = self.joined;
         self.joined += 1;
@@ -109,9 +109,17 @@ impl HostLedger {
         }
     }
 
-    /// Sets the maximum number of permits; 0 is no limit. Where more are out, none is reserved until enough have come back.
+    /// Sets the maximum number of permits; 0 is no limit, and then nobody is starved. Where more are out, none is reserved until
+    /// enough have come back.
     pub fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
+        if limit == 0 {
+            self.end_starvation();
+        }
+    }
+
+    fn end_starvation(&mut self) {
+        self.pools.values_mut().for_each(|standing| standing.starved = false);
     }
 
     /// The maximum number of permits, if there is one.
@@ -142,7 +150,7 @@ impl HostLedger {
         if counted().count() <= limit { without } else { without.min(limit / 2) }
     }
 
-    /// A permit for one more connection, if the pool may have one.
+    /// A permit for one more connection; `None` if there is no room ([`HostLedger::has_room`]) or the pool has left.
     pub fn reserve(&mut self, pool: &Membership, purpose: Purpose) -> Option<Permit> {
         if !self.has_room(pool) {
             return None;
@@ -158,7 +166,7 @@ impl HostLedger {
         Some(Permit { pool: pool.number, purpose })
     }
 
-    /// The connection was closed, or could not be opened.
+    /// The connection was closed, or could not be opened. The permit must be of this ledger.
     #[expect(clippy::needless_pass_by_value, reason = "who has given it back has it no more")]
     pub fn give_back(&mut self, permit: Permit) {
         // The pool is there: it is forgotten with its last permit.
@@ -171,10 +179,12 @@ impl HostLedger {
         self.forget(permit.pool);
     }
 
-    /// A pool could not reserve what somebody waits for: the others leave it some, until the next turn.
+    /// A pool could not reserve what somebody waits for: the others leave it some, until the next turn. Nothing for a pool that
+    /// has left, or where there is no limit any more.
     pub fn starve(&mut self, pool: &Membership) {
+        let is_limited = self.limit().is_some();
         if let Some(standing) = self.pools.get_mut(&pool.number) {
-            standing.starved = !standing.left;
+            standing.starved = is_limited && !standing.left;
         }
     }
 
@@ -198,7 +208,7 @@ impl HostLedger {
         let mut turns: Vec<_> = self.pools.iter().filter(|(_, standing)| !standing.left).collect();
         turns.sort_by_key(|(_, s)| (!s.starved, if s.starved { s.pooled } else { 0 }, s.last));
         let turns = turns.into_iter().map(|(number, _)| *number).collect();
-        self.pools.values_mut().for_each(|standing| standing.starved = false);
+        self.end_starvation();
         turns
     }
 

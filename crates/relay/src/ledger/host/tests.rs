@@ -91,6 +91,7 @@ impl Rig {
             }
             Act::Limit(limit) => {
                 self.ledger.set_limit(*limit);
+                assert!(*limit > 0 || !self.ledger.is_starved());
                 self.most = self.ledger.open().max(*limit);
             }
             Act::Turn => {
@@ -124,8 +125,17 @@ impl Rig {
             }
             Act::Starve(at) => {
                 let pool = &self.pools[at % count];
+                let before = self
+                    .ledger
+                    .pools
+                    .iter()
+                    .any(|(number, standing)| *number != pool.membership.number() && standing.starved);
                 self.ledger.starve(&pool.membership);
-                assert!(pool.left || self.ledger.is_starved());
+                assert_eq!(
+                    self.ledger.is_starved(),
+                    before || !pool.left && self.ledger.limit().is_some(),
+                    "where nothing is limited nobody is starved"
+                );
             }
         }
         self.check();
