@@ -1,4 +1,4 @@
-# `make demo` shows the main job, `make test` runs what CI runs; both install what is missing.
+# `make demo` shows the main job, `make test` runs every check; both install what is missing.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
@@ -16,7 +16,7 @@ demo:
 
 test: prerequisites lint deny docs-fresh unit integration
 
-# What fails in seconds: formatting, lints, and every test that needs no server.
+# Formatting, lints, and the tests of crates, layout and corpus: seconds once built. The tests in tests/it are not run.
 quick:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
@@ -54,7 +54,7 @@ bench:
 	cargo build --release --locked
 	python3 bench/bench.py $(ARGS)
 
-# Instructions for each transaction, of the conductor and of the whole process, beside those of the last release.
+# Instructions for each transaction, of the conductor and of the whole process, beside those that were saved last (bench/instructions.txt).
 bench-core:
 	@tests/prerequisites.sh bench-core
 	cargo build --release --locked
@@ -104,7 +104,7 @@ test-tools:
 	cargo build --release --locked
 	/usr/bin/python3 tests/tools.py
 
-# Real drivers of five languages, all at once, through three connections.
+# Real drivers of four languages, all at once, through three connections.
 test-drivers:
 	@tests/prerequisites.sh drivers
 	cargo build --release --locked

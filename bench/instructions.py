@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Instructions for each transaction in user space, counted by callgrind: of the conductor by itself, and of the whole process
-under pgbench. They repeat to a few in a thousand, on a busy machine too. Beside each stands that of the last release
+under pgbench. They repeat to a few in a thousand, on a busy machine too. Beside each is the one that was saved last
 (bench/instructions.txt, which --save writes)."""
 
 import argparse
@@ -133,7 +133,7 @@ def main():
     if arguments.save:
         KNOWN.write_text("".join(f"{what} {count}\n" for what, count in found.items()))
     elif worse:
-        sys.exit(f"more than {TOLERANCE:.0f} % more instructions than the last release")
+        sys.exit(f"more than {TOLERANCE:.0f} % more instructions than were saved last")
 
 
 if __name__ == "__main__":

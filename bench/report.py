@@ -48,7 +48,7 @@ KINDS = {
         scale=1024.0, latency=False),
 }
 
-# design.md, section "Cost": the row, its work, the bound, and whether the bound is on the ratio or on KiB.
+# The targets: the row, its work, the bound, and whether the bound is on the ratio or on KiB.
 COST = [
     ("simple, 16 clients (within the pool)", "simple-16", 0.97, "×"),
     ("simple, 100 clients (more than the pool)", "simple-100", 0.85, "×"),
@@ -151,7 +151,7 @@ def kind_section(kind, works, targets, samples):
 
 
 def cost_row(samples, words, work, bound, unit):
-    """A target of design.md, what was measured, and whether that meets it."""
+    """A target of COST, what was measured, and whether that meets it."""
     if unit == "×":
         values = ratios(samples, work, "pgusher")
     else:

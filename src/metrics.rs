@@ -191,7 +191,7 @@ fn process(
 
 /// What each pool has counted.
 fn counted(pools: &[Arc<Pool>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    for (figure, name, help) in [
+    for (counter, name, help) in [
         (Counter::Assignments, "assignments", "How often a connection was lent"),
         (Counter::Transactions, "transactions", "Transactions, and queries outside of one"),
         (Counter::Queries, "queries", "Queries"),
@@ -206,18 +206,19 @@ fn counted(pools: &[Arc<Pool>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
         (Counter::Binds, "binds", "Bind messages of clients"),
         (Counter::Logins, "logins", "Logins"),
     ] {
-        let samples =
-            pools.iter().map(|pool| (of_pool(pool), Sample::Counter(pool.stats().totals()[figure as usize])));
+        let samples = pools
+            .iter()
+            .map(|pool| (of_pool(pool), Sample::Counter(pool.stats().totals()[counter as usize])));
         family(encoder, name, help, samples)?;
     }
-    for (figure, name, help) in [
+    for (counter, name, help) in [
         (Counter::WaitTime, "wait_seconds", "How long those waited who had to wait for a connection"),
         (Counter::TransactionTime, "transaction_seconds", "How long transactions took"),
         (Counter::QueryTime, "query_seconds", "How long the upstream owed an answer"),
     ] {
         let samples = pools
             .iter()
-            .filter_map(|pool| Some((of_pool(pool), Sample::Histogram(pool.stats().times(figure)?))));
+            .filter_map(|pool| Some((of_pool(pool), Sample::Histogram(pool.stats().times(counter)?))));
         family(encoder, name, help, samples)?;
     }
     let connects = pools.iter().map(|pool| (of_pool(pool), Sample::Histogram(pool.stats().connects.times())));

@@ -14,7 +14,7 @@ pub(crate) use process::Counters;
 /// How long the times are over which averages are taken (PgBouncer's `stats_period`).
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// A figure, in the order of `SHOW STATS`. Times are in microseconds.
+/// A counter, in the order of `SHOW STATS`. Times are in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counter {
     /// How often a connection was lent.
@@ -44,10 +44,10 @@ pub enum Counter {
 }
 
 /// How many figures there are.
-pub(crate) const FIGURES: usize = 12;
+pub(crate) const COUNTERS: usize = 12;
 
 /// The figures at one moment, by [`Counter`].
-pub(crate) type Totals = [u64; FIGURES];
+pub(crate) type Totals = [u64; COUNTERS];
 
 /// What is counted of connections that go from one user to another.
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ impl Isolated {
 /// See the module.
 #[derive(Debug)]
 pub struct Stats {
-    figures: [AtomicU64; FIGURES],
+    figures: [AtomicU64; COUNTERS],
     period: Mutex<Period>,
     /// How long those waited for a connection who had to.
     waits: Histogram,
@@ -103,7 +103,7 @@ struct Period {
 
 impl Default for Stats {
     fn default() -> Self {
-        let period = Period { begun: Instant::now(), then: [0; FIGURES], averages: [0; FIGURES] };
+        let period = Period { begun: Instant::now(), then: [0; COUNTERS], averages: [0; COUNTERS] };
         Self {
             figures: Default::default(),
             period: Mutex::new(period),
@@ -118,29 +118,29 @@ impl Default for Stats {
 }
 
 impl Stats {
-    /// Adds to a figure.
-    pub fn add(&self, figure: Counter, value: u64) {
+    /// Adds to a counter.
+    pub fn add(&self, counter: Counter, value: u64) {
         if value > 0 {
-            self.figures[figure as usize].fetch_add(value, Ordering::Relaxed);
+            self.figures[counter as usize].fetch_add(value, Ordering::Relaxed);
         }
     }
 
     /// A time more: its sum and its class.
-    pub fn observe(&self, figure: Counter, micros: u64) {
-        self.add(figure, micros);
-        if let Some(histogram) = self.histogram(figure) {
+    pub fn observe(&self, counter: Counter, micros: u64) {
+        self.add(counter, micros);
+        if let Some(histogram) = self.histogram(counter) {
             histogram.record(micros);
         }
     }
 
-    /// The times that a figure is the sum of.
-    pub fn times(&self, figure: Counter) -> Option<Times> {
-        let sum = self.figures[figure as usize].load(Ordering::Relaxed);
-        self.histogram(figure).map(|histogram| histogram.times_of(sum))
+    /// The times that a counter is the sum of.
+    pub fn times(&self, counter: Counter) -> Option<Times> {
+        let sum = self.figures[counter as usize].load(Ordering::Relaxed);
+        self.histogram(counter).map(|histogram| histogram.times_of(sum))
     }
 
-    fn histogram(&self, figure: Counter) -> Option<&Histogram> {
-        match figure {
+    fn histogram(&self, counter: Counter) -> Option<&Histogram> {
+        match counter {
             Counter::WaitTime => Some(&self.waits),
             Counter::TransactionTime => Some(&self.transactions),
             Counter::QueryTime => Some(&self.queries),
@@ -209,12 +209,12 @@ mod tests {
             let micros = u64::try_from((answered - asked).as_micros()).unwrap_or(0) + 700;
             stats.observe(Counter::QueryTime, micros);
             stats.observe(Counter::TransactionTime, micros);
-            for (figure, at) in
+            for (counter, at) in
                 [Counter::Transactions, Counter::Received, Counter::Sent].into_iter().zip(&watch)
             {
                 let before = at.load(Ordering::Relaxed);
                 at.store(round, Ordering::Relaxed);
-                stats.add(figure, round - before);
+                stats.add(counter, round - before);
             }
             stats.add(Counter::Queries, 1);
             stats.add(Counter::Assignments, 1);

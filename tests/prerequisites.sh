@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing for `make demo`, `make test`, `make bench`, `make fuzz`, `make test-tools` or `make test-drivers`
+# Installs what is missing for `make demo`, `make test`, `make bench`, `make bench-core`, `make fuzz`, `make test-tools` or `make test-drivers`
 # on Debian and Ubuntu, and says what it does.
 set -euo pipefail
 

@@ -1,5 +1,5 @@
-//! The house is kept: walls, stair, no circles, no statics, nothing too long. What is not there yet is in lists that may only
-//! become shorter.
+//! The house is kept: walls, stair, no circles, no statics, nothing too long. What is not there yet is in lists; what
+//! is short enough must leave its list.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

@@ -15,7 +15,7 @@ const MAX_PASSWORD_LENGTH: usize = 65_535;
 const SCRAM: &[u8] = b"SCRAM-SHA-256";
 const SCRAM_PLUS: &[u8] = b"SCRAM-SHA-256-PLUS";
 
-/// `Authentication…` codes (protocol section 53.7).
+/// `Authentication…` codes (PostgreSQL's manual, "Message Formats").
 const CLEARTEXT: u32 = 3;
 const MD5: u32 = 5;
 const SASL: u32 = 10;

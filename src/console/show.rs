@@ -10,7 +10,7 @@ use super::table::Kind::{Int, Long, Numeric, Text};
 use super::table::{Column, Table, Value};
 use crate::pool::{Halt, Pool};
 use crate::proxy::{LiveSession, Proxy};
-use crate::stats::{Counter, FIGURES, Totals, sum};
+use crate::stats::{COUNTERS, Counter, Totals, sum};
 use crate::stream::Tls;
 use crate::upstream::CancelTarget;
 use policy::attribute;
@@ -327,7 +327,7 @@ impl<'a> Overview<'a> {
     fn totals(&self) -> Table {
         let mut table = Table::new(&[("name", Text), ("value", Numeric)]);
         let all = |each: fn(&Pool) -> Totals| {
-            self.pools.iter().fold([0; FIGURES], |all, pool| sum(&all, &each(pool)))
+            self.pools.iter().fold([0; COUNTERS], |all, pool| sum(&all, &each(pool)))
         };
         let (totals, averages) = (all(|pool| pool.stats().totals()), all(|pool| pool.stats().averages()));
         for (prefix, figures) in [("total", totals), ("avg", averages)] {
@@ -744,7 +744,7 @@ impl<'a> Overview<'a> {
         for pool in &self.pools {
             let connection = pool.connection();
             let totals = pool.stats().totals();
-            let of = |figure: Counter| totals[figure as usize];
+            let of = |counter: Counter| totals[counter as usize];
             let each = |time: Counter, count: Counter| of(time).checked_div(of(count)).unwrap_or(0);
             table.push(vec![
                 connection.name.as_str().into(),
@@ -765,7 +765,7 @@ impl<'a> Overview<'a> {
 }
 
 /// What PgBouncer calls the figures, in their order.
-fn names(prefix: &str) -> [&'static str; FIGURES] {
+fn names(prefix: &str) -> [&'static str; COUNTERS] {
     match prefix {
         "total" => [
             "total_server_assignment_count",
@@ -827,7 +827,7 @@ fn names(prefix: &str) -> [&'static str; FIGURES] {
 }
 
 /// What `SHOW TOTALS` calls them.
-const OF_TOTALS: [&str; FIGURES] = [
+const OF_TOTALS: [&str; COUNTERS] = [
     "server_assignment_count",
     "xact_count",
     "query_count",

@@ -6,7 +6,7 @@
 
 mod action;
 mod event;
-mod figures;
+mod counting;
 mod refusals;
 #[doc(hidden)]
 pub mod still;
@@ -22,7 +22,7 @@ pub use action::{
 pub use event::{Answer, Condition, Database, Event, Grounds, Moment, Overdue, UpstreamEnd, World};
 pub use refusals::not_reset;
 
-use figures::Clock;
+use counting::Clock;
 use refusals::{at, desync, no_random, untranslatable};
 
 use crate::core::{Broken, Core, OutputBuffer, Then};
@@ -43,7 +43,7 @@ pub struct Session {
     pub mode: PoolMode,
     /// The statements that sessions share.
     pub interner: Arc<Interner>,
-    /// What the client may be shown of its route.
+    /// Whose it is and where it was routed.
     pub facts: Arc<Facts>,
     /// What it has asked for at startup.
     pub settings: SessionSettings,

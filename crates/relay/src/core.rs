@@ -1,4 +1,4 @@
-//! What a session's bytes mean: it walks over the headers of messages (protocol section 53.2), from either side and cut as they
+//! What a session's bytes mean: it walks over the headers of messages (PostgreSQL's manual, "Message Flow"), from either side and cut as they
 //! happen to be, and answers how much of a piece it has dealt with; what is left is shown again with more behind it. What goes
 //! out is ranges of the input as long as nothing has to be changed.
 
@@ -71,11 +71,12 @@ pub struct BackendState {
     clean: bool,
 }
 
-/// How many bytes of pgusher's own (statements that are prepared again) may be sent on top of the client's, and how many may
-/// be remembered of requests under way (names that are taken back if they fail), before all that is answered.
+/// Bytes of pgusher's own (statements that are prepared again) that may be sent on top of the client's before all is answered.
 const MAX_ADDED: usize = 1 << 20;
+/// Bytes that may be kept to undo requests under way (names that are taken back if they fail) before all is answered.
 const MAX_NOTED: usize = 8 << 20;
 
+/// A session's number, and that of its request that parsed the unnamed statement.
 type UnnamedStamp = (u64, u64);
 
 impl BackendState {
@@ -177,7 +178,7 @@ pub(crate) enum Broken {
     Reset(Vec<u8>),
 }
 
-/// One session's core.
+/// The protocol state machine of one session.
 #[derive(Debug)]
 pub(crate) struct Core {
     facts: SessionFacts,
@@ -210,7 +211,8 @@ impl Core {
         matches!(self.position.requests().front_kind(), Some(Kind::Reset | Kind::Setup))
     }
 
-    /// True while nothing of the client's runs on the connection: it is set up, asked, or given to the listener.
+    /// True while nothing of the client's runs on the connection: it is reset, set up or probed, or the
+    /// session's channels are on their way to the listener.
     pub(crate) fn is_about_its_own(&self) -> bool {
         matches!(self.position.requests().front_kind(), Some(Kind::Reset | Kind::Setup | Kind::Probe))
             || self.is_handing_over()
@@ -226,7 +228,7 @@ impl Core {
         self.residue.is_touched() && self.facts.is_lent_for_transactions() && self.is_idle()
     }
 
-    /// True if the session keeps a connection that it must be given its startup values on again.
+    /// True if the connection is no longer at the session's startup values, and must be given them again.
     pub(crate) fn wants_setup(&self) -> bool {
         self.residue.has_drifted() && self.is_idle() && !self.residue.is_touched() && !self.is_handing_over()
     }
@@ -302,7 +304,7 @@ impl Core {
         self.position.lose_connection();
     }
 
-    /// True if what was held may be looked at again: what it waits for may have been answered. It may be long, so that is not
+    /// True if what was deferred may be looked at again: what it waits for may have been answered. It may be long, so that is not
     /// done at each piece of an answer.
     pub(crate) fn may_go_on(&self) -> bool {
         self.position.may_go_on()

@@ -1,13 +1,15 @@
-//! A session between its client and the connections that it is lent: which bytes go where, and what may be done between them.
-//! Pure: no socket, no clock, nothing asynchronous.
+//! A session between its client and the connections that it is lent, and the pools and hosts that lend them: which bytes go
+//! where, and who gets which connection. Pure: no socket, no clock, nothing asynchronous.
 //!
 //! - [`conductor`]: a session as a whole. What happened goes in ([`conductor::Event`]), what is to be done comes out
 //!   ([`conductor::Actions`]).
-//! - [`ledger`]: who is lent which connection of a pool, who waits, and what may be open.
+//! - [`ledger`]: who is lent which connection of a pool, who waits, and what may be open; [`ledger::host`]: the same of a host.
+//! - [`PoolMode`]: for how long a session is lent a connection.
 //! - [`BackendState`]: what is known of a connection; [`settings`]: what a session wants on one.
-//! - [`Interner`]: the statements that sessions share.
+//! - [`statement`]: prepared statements; [`Interner`]: those that sessions share.
 //! - [`sql`]: what a statement may do; [`Catalog`]: what the database's own functions may do.
 //! - [`reset`]: what is asked of a server between two users of a connection.
+//! - `core` (private): the protocol itself, below the conductor.
 
 mod mode;
 pub mod reset;

@@ -82,7 +82,7 @@ impl Core {
                 || self.statements.named(name).is_some_and(unprepared))
     }
 
-    /// The unnamed statement is bound: what it may do was foreseen when it was parsed, unless that was in another batch.
+    /// The unnamed statement is bound: what it may do was noted when it was parsed, unless that was in another batch.
     pub(super) fn note_unnamed_effects(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
         if !self.position.requests().is_of_earlier_batch(self.statements.stamp()) {
             return;
@@ -165,7 +165,7 @@ impl Core {
         Step::Partly(HEADER + message.body().len(), Remainder::Pass)
     }
 
-    /// A named statement is bound: what that may do is foreseen.
+    /// A named statement is bound: what that may do is noted.
     fn note_named_effects(&mut self, named: &Named, backend: &mut BackendState, up: &mut Vec<u8>) {
         let (statement, mut gone_through) = (&named.statement, 0);
         let own = match self.facts.can_lex() {

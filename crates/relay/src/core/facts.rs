@@ -12,16 +12,17 @@ use wire::{UserName, literal};
 /// What is known of a database before a session was lent a connection to it. One for all: most sessions are idle.
 static NO_CATALOG: LazyLock<Arc<Catalog>> = LazyLock::new(Arc::default);
 
-/// What a client may be shown by `SHOW pgusher.…`.
+/// Whose session this is and where it was routed. `SHOW pgusher.…` shows it, and the pin; the user decides resets, the connection
+/// which statements are shared.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    /// Its environment.
+    /// The name of the environment.
     pub environment: String,
-    /// Its connection.
+    /// The name of the connection in the configuration.
     pub connection: String,
-    /// Who it is.
+    /// The authenticated user.
     pub user: UserName,
-    /// Why.
+    /// Why it is routed there, in words, with the generation.
     pub route: String,
 }
 

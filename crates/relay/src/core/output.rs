@@ -59,14 +59,14 @@ mod tests {
     #[test]
     fn adjacent_ranges_are_one_and_the_rest_is_copied_in_order() {
         let mut copy = vec![9];
-        let mut sink = OutputBuffer::new(b"0123456789", &mut copy);
-        sink.pass(2..4);
-        sink.pass(4..6);
-        assert_eq!(sink.bytes(), b"2345");
-        sink.pass(7..8);
-        assert_eq!(sink.bytes(), b"23457");
-        sink.buffer().extend_from_slice(b"xy");
-        sink.pass(9..10);
-        assert_eq!(sink.bytes(), b"23457xy9");
+        let mut output = OutputBuffer::new(b"0123456789", &mut copy);
+        output.pass(2..4);
+        output.pass(4..6);
+        assert_eq!(output.bytes(), b"2345");
+        output.pass(7..8);
+        assert_eq!(output.bytes(), b"23457");
+        output.buffer().extend_from_slice(b"xy");
+        output.pass(9..10);
+        assert_eq!(output.bytes(), b"23457xy9");
     }
 }

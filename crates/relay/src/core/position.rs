@@ -26,7 +26,7 @@ pub(super) struct Position {
     flush_at: usize,
     /// Up to this request all must be answered before more is sent: much is under way.
     ahead: u64,
-    /// What is held waits for the answer to this request, at the most.
+    /// What is deferred waits for the answer to this request, at the most.
     deferred_until: u64,
     /// How many bytes of bound statements were gone through since answers were waited for.
     work: usize,
@@ -45,7 +45,7 @@ enum Series {
     Refused,
 }
 
-/// What the last `ReadyForQuery` has said (protocol section 53.7).
+/// What the last `ReadyForQuery` has said (PostgreSQL's manual, "Message Formats").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transaction {
     /// `I`
@@ -105,16 +105,17 @@ enum Termination {
     Announced,
 }
 
-/// What is counted until it is taken.
+/// Numbers of messages since they were last taken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Answers that ended with `ReadyForQuery`.
+    /// `ReadyForQuery` to the client; those that answer pgusher's own queries are not counted.
     pub queries: u32,
-    /// `Parse` messages of the client.
+    /// `Parse` messages of the client, also those that were refused.
     pub client_parses: u32,
-    /// `Parse` messages to the upstream.
+    /// `Parse` messages sent for statements of the client, named ones that are prepared again included; not the unnamed one sent
+    /// again, nor pgusher's own.
     pub server_parses: u32,
-    /// `Bind` messages.
+    /// `Bind` messages of the client.
     pub binds: u32,
 }
 
@@ -287,7 +288,7 @@ impl Position {
         stray
     }
 
-    /// A `Sync` of the client's; false if no COPY is open, in which it is ignored.
+    /// A `Sync` of the client's. True if a COPY is open, which ignores it; else it ends the series.
     pub(super) fn stray_sync(&mut self) -> bool {
         match &mut self.copy {
             Copy::In { stray } => {
@@ -374,7 +375,7 @@ impl Position {
     }
 
     /// Counts bytes of a text that was gone through and is longer than the message at hand, such as a statement that is bound.
-    /// Beyond a limit the next answer is waited for, so that the other sessions of this thread have their turns.
+    /// Beyond a limit all that is under way must be answered first, so that the other sessions of this thread have their turns.
     pub(super) fn worked(&mut self, bytes: usize) {
         self.work += bytes;
         if self.work > MAX_WORK {

@@ -48,7 +48,7 @@ pub(crate) struct Skipped {
 /// A [`Kind::Fake`] that describes a statement without parameters and columns.
 pub(crate) const NOTHING: u8 = b't';
 
-/// What it was.
+/// What was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Our own `Query`: everything up to its `ReadyForQuery` is ours. It takes away what another user has left.
@@ -287,7 +287,7 @@ impl Requests {
         self.last_end
     }
 
-    /// True if something is under way of which the transaction's status depends.
+    /// True if an answer is awaited on which the transaction's status depends.
     pub(crate) fn has_an_end(&self) -> bool {
         self.ends > 0
     }

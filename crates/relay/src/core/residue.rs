@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_that_is_doubted_is_right_when_a_survey_was_answered_and_a_stain_stays() {
+    fn a_count_that_is_doubted_is_right_when_a_state_probe_was_answered_and_dirt_stays() {
         let mut residue = Residue::default();
         residue.doubt_count();
         assert!(!residue.is_cleanable() && residue.is_touched());
@@ -411,9 +411,9 @@ mod tests {
     }
 
     proptest! {
-        /// The connection strays by what it reports within a reset and by nothing else, until it is given the session's values.
+        /// The connection drifts by what it reports within a reset and by nothing else, until it is given the session's values.
         #[test]
-        fn a_connection_strays_until_it_is_given_the_startup_values(steps in prop::collection::vec(0..4u8, 0..20)) {
+        fn a_connection_drifts_until_it_is_given_the_startup_values(steps in prop::collection::vec(0..4u8, 0..20)) {
             let (mut residue, mut resetting, mut drifted) = (Residue::default(), false, false);
             for step in steps {
                 match step {

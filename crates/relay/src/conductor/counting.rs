@@ -14,7 +14,7 @@ pub(super) struct Clock {
 }
 
 impl Conductor {
-    /// Something was asked, or answered: what that means for the pool's figures. The clock is read when a transaction
+    /// Something was asked, or answered: what that means for the pool's counters. The clock is read when a transaction
     /// begins and when it ends, and around each query within.
     pub(super) fn count<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) {
         if self.lease != Lease::Held {
