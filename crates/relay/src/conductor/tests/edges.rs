@@ -289,3 +289,56 @@ fn in_session_mode_what_the_database_has_stays_what_it_was_within_a_transaction(
     rig.say(Event::ClientEnded);
     assert_eq!(rig.closed.unwrap().connection, Leaving::Clean);
 }
+
+#[test]
+fn who_leaves_in_a_series_without_its_sync_is_not_waited_for() {
+    let mut rig = Rig::started();
+    rig.client(&[m(b'P', b"\0SELECT 1\0\0\0"), m(b'X', b"")].concat(), &[]);
+    assert!(matches!(rig.closed.unwrap().cause, Cause::Client));
+}
+
+#[test]
+fn why_no_connection_could_be_reset_is_not_said_in_the_words_of_one() {
+    let mut rig = Rig::started();
+    (rig.is_mute, rig.idle) = (true, vec![fresh(Some("mallory")), fresh(Some("mallory"))]);
+    rig.client(&query("SELECT 1"), &[]);
+    rig.say(Event::FromUpstream(&error("of mallory's making")));
+    rig.say(Event::FromUpstream(&error("of mallory's making")));
+    assert!(
+        matches!(&rig.closed.as_ref().unwrap().cause, Cause::Refused(told) if told.message == not_reset().message)
+    );
+    assert!(matches!(resets(&rig)[..], [Resets::Begun, Resets::Failed, Resets::Begun, Resets::Failed]));
+}
+
+#[test]
+fn a_reset_that_is_done_is_not_overdue() {
+    let mut rig = Rig::started();
+    rig.client(&query("SELECT 1"), &[]);
+    rig.say(Event::Overdue(Overdue::Phase(Phase::Resetting { attempt: 0 })));
+    rig.upstream(&[]);
+    assert_eq!((rig.steps.as_slice(), rig.tags()), (&["lend", "release"][..], "DCZ".into()));
+}
+
+#[test]
+fn no_notification_goes_to_the_client_while_its_channels_are_on_their_way() {
+    assert!(!listening().wishes.takes_notifications);
+    assert!(carried().wishes.takes_notifications);
+}
+
+#[test]
+fn who_keeps_a_connection_and_does_nothing_is_idle() {
+    let mut rig = Rig::new(PoolMode::Session);
+    rig.held = rig.idle.pop();
+    rig.say(Event::Lent(Condition::AsItIs, &[]));
+    assert_eq!(rig.wishes.phase, Phase::Idle);
+    rig.converse(&query("BEGIN"));
+    assert_eq!(rig.wishes.phase, Phase::IdleInTransaction);
+}
+
+#[test]
+fn each_transaction_is_counted_once() {
+    let mut rig = Rig::started();
+    (0..3).for_each(|_| rig.converse(&query("SELECT 1")));
+    let ended: Vec<u64> = rig.statistics.iter().filter_map(|all| Some(all.ended?.transactions)).collect();
+    assert_eq!(ended, [1, 1, 1]);
+}
