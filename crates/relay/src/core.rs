@@ -402,7 +402,7 @@ impl Core {
 
     /// True if the upstream has said that it ends the connection (severity FATAL or PANIC).
     pub(crate) fn is_fatal(&self) -> bool {
-        self.position.has_announced_end()
+        self.position.has_sent_fatal()
     }
 
     /// What was counted since this was last called.
@@ -432,7 +432,7 @@ impl Core {
 
     /// True if a text is to be read when what is under way is answered: only then it is known how.
     fn must_know_how_to_read(&self, tag: u8) -> bool {
-        self.facts.is_reading_changing()
+        self.facts.are_lex_rules_changing()
             && matches!(tag, b'Q' | b'P' | b'B')
             && self.facts.is_lent_for_transactions()
             && !self.position.is_unsynced()
@@ -452,12 +452,12 @@ impl Core {
     /// A statement that may do this is about to run.
     fn note_effects(&mut self, effects: &Effects) {
         if effects.foreseen {
-            self.residue.note_effects();
+            self.residue.mark_effects_noted();
         }
         self.facts.note_effects(effects);
         self.statements.note_effects(effects);
         if let Some(reason) = effects.pin {
-            self.residue.note_effects();
+            self.residue.mark_effects_noted();
             self.pin_for(reason);
         }
         let carried = self.has_carried_channels();
@@ -467,13 +467,13 @@ impl Core {
         if touched.is_nothing() {
             return;
         }
-        self.residue.note_effects();
+        self.residue.mark_effects_noted();
         if self.residue.is_pinned_for_good() && !effects.resets && !carried {
             return;
         }
         self.residue.touch(&touched);
         if effects.makes_objects && (effects.asks_all || !effects.settings.is_empty()) {
-            self.residue.recur();
+            self.residue.mark_repeatable();
         }
         if self.residue.is_too_much() {
             self.pin_for(Pin::Setting);

@@ -114,9 +114,9 @@ enum Recall {
     #[default]
     None,
     /// It does, and does not deliver.
-    Mute(u64),
+    Silent(u64),
     /// It does, and the listener stops to deliver.
-    Taking(u64, Delivery),
+    TakingOver(u64, Delivery),
 }
 
 /// Who delivers.
@@ -133,13 +133,13 @@ impl Recall {
     fn number(self) -> u64 {
         match self {
             Self::None => 0,
-            Self::Mute(number) | Self::Taking(number, _) => number,
+            Self::Silent(number) | Self::TakingOver(number, _) => number,
         }
     }
 
     /// Whether the connection delivers all that it listens to.
     fn delivers(self) -> bool {
-        matches!(self, Self::Taking(_, Delivery::Pausing | Delivery::Connection))
+        matches!(self, Self::TakingOver(_, Delivery::Pausing | Delivery::Connection))
     }
 }
 
@@ -148,7 +148,7 @@ impl Recall {
 enum Stage {
     /// There is none.
     #[default]
-    Still,
+    Idle,
     /// The connection listens to these.
     Found(Vec<String>),
     /// The listener was asked.
@@ -175,7 +175,7 @@ impl Channels {
 
     /// True while they are on their way to the listener.
     pub(super) fn is_handing_over(&self) -> bool {
-        self.is(|all| all.stage != Stage::Still)
+        self.is(|all| all.stage != Stage::Idle)
     }
 
     /// True if the listener delivers some.
@@ -202,14 +202,14 @@ impl Channels {
     /// with: what the listener has delivered comes first.
     pub(super) fn pausing(&self) -> Option<u64> {
         match self.0.as_deref()?.recall {
-            Recall::Taking(number, Delivery::Pausing) => Some(number),
+            Recall::TakingOver(number, Delivery::Pausing) => Some(number),
             _ => None,
         }
     }
 
     /// What the listener has delivered has been sent.
     pub(super) fn paused(&mut self) {
-        if let Some(State { recall: Recall::Taking(_, delivery @ Delivery::Pausing), .. }) =
+        if let Some(State { recall: Recall::TakingOver(_, delivery @ Delivery::Pausing), .. }) =
             self.0.as_deref_mut()
         {
             *delivery = Delivery::Connection;
@@ -280,7 +280,7 @@ impl Channels {
         carried.sort_unstable();
         self.0 = self.0.take().filter(|_| !carried.is_empty());
         if let Some(all) = &mut self.0 {
-            (all.carried, all.stage, all.recall) = (carried, Stage::Still, Recall::None);
+            (all.carried, all.stage, all.recall) = (carried, Stage::Idle, Recall::None);
         }
     }
 
@@ -290,7 +290,7 @@ impl Channels {
         let Some((channel, _)) = wire::notification(body) else { return true };
         if let Some(mark) = all.mark.as_ref().filter(|mark| mark.channel.as_bytes() == channel) {
             let said = mark.seal.read(body);
-            if let Recall::Taking(number, delivery) = &mut all.recall
+            if let Recall::TakingOver(number, delivery) = &mut all.recall
                 && said == Some((mark.id, Mark::PAUSE, *number))
             {
                 *delivery = Delivery::Pausing;
@@ -318,7 +318,7 @@ impl Channels {
         }
         let all = self.0.as_mut()?;
         if all.recall != Recall::None {
-            if let Recall::Taking(_, delivery @ Delivery::Listener) = &mut all.recall
+            if let Recall::TakingOver(_, delivery @ Delivery::Listener) = &mut all.recall
                 && effects.channels
             {
                 // Whatever the connection listens to then is its own to deliver.
@@ -334,10 +334,10 @@ impl Channels {
         // One that asks for the channels must not see the one of pgusher's own.
         let what = if effects.channels { Mark::RECALL } else { Mark::PAUSE };
         if what == Mark::PAUSE {
-            all.recall = Recall::Taking(all.number, Delivery::Listener);
+            all.recall = Recall::TakingOver(all.number, Delivery::Listener);
             statements.push(format!("LISTEN {own}"));
         } else {
-            all.recall = Recall::Mute(all.number);
+            all.recall = Recall::Silent(all.number);
         }
         statements.push(format!("NOTIFY {own},{}", mark.payload(what, all.number, pid)));
         Some(statements)

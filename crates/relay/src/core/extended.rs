@@ -3,7 +3,7 @@
 use super::from_client::{Incoming, Step, Wires};
 use super::names::{NamesIn, names};
 use super::position::{Remainder, Transaction};
-use super::requests::{Kind, NOTHING, Note};
+use super::requests::{Kind, NO_COLUMNS, Note};
 use super::{BackendState, Core, GATHER, OutputBuffer};
 use crate::sql::Effects;
 use crate::statement::{Held, MAX_MENTIONING, Named, UnnamedText, significant};
@@ -88,14 +88,14 @@ impl Core {
             return;
         }
         let (facts, mut gone_through) = (&self.facts, 0);
-        let effects = self.statements.see_unnamed(facts.reader(), |text| {
+        let effects = self.statements.see_unnamed(facts.lex_context(), |text| {
             gone_through = text.len();
             match text.len() > MAX_MENTIONING {
                 true => Some(Box::new(Effects::opaque())),
                 false => facts.effects(text),
             }
         });
-        self.position.worked(gone_through);
+        self.position.add_scanned_bytes(gone_through);
         if let Some(effects) = effects {
             self.note_extended_effects(&effects, backend, up);
         }
@@ -140,7 +140,7 @@ impl Core {
                 return Step::Defer;
             }
             if self.position.transaction() == Transaction::Failed && named.statement.answers_nothing() {
-                self.position.requests_mut().push(Kind::Fake(NOTHING));
+                self.position.requests_mut().push(Kind::Local(NO_COLUMNS));
                 return Step::Streams(Remainder::Drop);
             }
         }
@@ -174,7 +174,7 @@ impl Core {
         };
         let effects =
             self.facts.with_catalog(own, || statement.mentions(self.facts.catalog(), &mut gone_through));
-        self.position.worked(gone_through);
+        self.position.add_scanned_bytes(gone_through);
         if let Some(effects) = effects {
             self.note_extended_effects(&effects, backend, up);
         }
@@ -214,12 +214,12 @@ impl Core {
         } else if self.statements.named(name).is_some() {
             let previous = self.statements.put(name, None);
             self.position.requests_mut().push_noted(
-                Kind::Fake(b'3'),
+                Kind::Local(b'3'),
                 Note::Named { name: significant(name).into(), previous, prepared: None, closed: None },
             );
             return;
         } else if self.statements.interner().is_reserved(name) {
-            self.position.requests_mut().push(Kind::Fake(b'3'));
+            self.position.requests_mut().push(Kind::Local(b'3'));
             return;
         }
         self.position.requests_mut().push(Kind::Close);

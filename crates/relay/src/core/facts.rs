@@ -37,17 +37,17 @@ pub(super) struct SessionFacts {
     catalog: Arc<Catalog>,
     /// Something is being defined that others may run, and this is what it may do.
     defines: Option<Box<Effects>>,
-    reading: Reading,
+    lex_rules: LexRules,
 }
 
 /// What a text is read with: what is seen in it depends on that.
 #[derive(Debug, Clone)]
-pub(super) struct Reader {
+pub(super) struct LexContext {
     is_lexable: bool,
     catalog: Arc<Catalog>,
 }
 
-impl PartialEq for Reader {
+impl PartialEq for LexContext {
     fn eq(&self, other: &Self) -> bool {
         self.is_lexable == other.is_lexable && Arc::ptr_eq(&self.catalog, &other.catalog)
     }
@@ -55,7 +55,7 @@ impl PartialEq for Reader {
 
 /// Whether it is known how texts are read (`standard_conforming_strings`, `client_encoding`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reading {
+enum LexRules {
     Known,
     /// A request is under way that may change it.
     Changing,
@@ -65,7 +65,7 @@ impl SessionFacts {
     /// Of a session that has just logged in.
     pub(super) fn new(id: u64, mode: PoolMode, shown: Arc<Facts>, settings: SessionSettings) -> Self {
         let catalog = NO_CATALOG.clone();
-        Self { id, mode, shown, settings, catalog, defines: None, reading: Reading::Known }
+        Self { id, mode, shown, settings, catalog, defines: None, lex_rules: LexRules::Known }
     }
 
     /// Its number, which no other session has.
@@ -114,23 +114,23 @@ impl SessionFacts {
             self.define(effects.defined.as_deref());
         }
         if effects.may_reread() {
-            self.reading = Reading::Changing;
+            self.lex_rules = LexRules::Changing;
         }
     }
 
     /// What a text that comes now is read with.
-    pub(super) fn reader(&self) -> Reader {
-        Reader { is_lexable: self.can_lex(), catalog: self.catalog.clone() }
+    pub(super) fn lex_context(&self) -> LexContext {
+        LexContext { is_lexable: self.can_lex(), catalog: self.catalog.clone() }
     }
 
     /// Nothing is under way any more.
     pub(super) fn all_is_answered(&mut self) {
-        self.reading = Reading::Known;
+        self.lex_rules = LexRules::Known;
     }
 
     /// True if something is under way that may change how texts are read.
-    pub(super) fn is_reading_changing(&self) -> bool {
-        self.reading == Reading::Changing
+    pub(super) fn are_lex_rules_changing(&self) -> bool {
+        self.lex_rules == LexRules::Changing
     }
 
     /// What a text may do to the session.
@@ -145,7 +145,7 @@ impl SessionFacts {
 
     /// Whether the lexer reads a text that comes now as the upstream will.
     pub(super) fn can_lex(&self) -> bool {
-        self.settings.is_lexable() && !self.is_reading_changing()
+        self.settings.is_lexable() && !self.are_lex_rules_changing()
     }
 
     /// What a statement may do by itself, with what the database's functions may do that it names.
@@ -259,7 +259,7 @@ pub(super) mod tests {
         let text = b"SELECT 'it\\'; SET work_mem = 1; --'";
         assert!(facts.can_lex() && of(facts.effects(text)) != Effects::opaque());
         facts.note_effects(&of(facts.effects(b"SET standard_conforming_strings = off")));
-        assert!(facts.is_reading_changing());
+        assert!(facts.are_lex_rules_changing());
         assert_eq!(of(facts.effects(text)), Effects::opaque());
         facts.all_is_answered();
         assert!(facts.can_lex());
@@ -268,14 +268,14 @@ pub(super) mod tests {
     #[test]
     fn what_a_function_of_the_database_does_is_what_its_callers_do() {
         let mut facts = facts();
-        let before = facts.reader();
+        let before = facts.lex_context();
         let source = b"begin set work_mem = 1; end";
         let functions = [Function::new(1, b"f", b"plpgsql", source)];
         let catalog = Arc::new(Catalog::new(&functions, &Relations::default()));
         assert!(of(facts.effects(b"SELECT f()")).settings.is_empty());
         facts.set_catalog(|known| (!Arc::ptr_eq(known, &catalog)).then(|| catalog.clone()));
         assert_eq!(of(facts.effects(b"SELECT f()")).settings, ["work_mem"]);
-        assert!(before != facts.reader() && facts.reader() == facts.reader());
+        assert!(before != facts.lex_context() && facts.lex_context() == facts.lex_context());
     }
 
     #[test]

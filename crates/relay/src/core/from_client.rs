@@ -182,11 +182,11 @@ impl Core {
         up: &mut OutputBuffer<'_>,
         down: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
-        if self.position.take_overwork() {
+        if self.position.take_scan_limit_reached() {
             self.wait_for_answers(up, down)?;
-        } else if self.position.requests().only_fakes() {
+        } else if self.position.requests().only_local() {
             if self.between_messages() {
-                self.send_fakes(down);
+                self.send_local_answers(down);
             }
         } else if !self.position.is_in_clients_message() {
             wire::message(up.buffer(), b'H', |_| {});
@@ -203,9 +203,9 @@ impl Core {
         up: &mut OutputBuffer<'_>,
         down: &mut Vec<u8>,
     ) -> Result<(), Refusal> {
-        if self.position.requests().only_fakes() {
+        if self.position.requests().only_local() {
             if self.between_messages() {
-                self.send_fakes(down);
+                self.send_local_answers(down);
             }
             return Ok(());
         }
@@ -276,7 +276,7 @@ impl Core {
         }
         match header.tag {
             b'd' => {
-                self.copies();
+                self.note_copy_message();
                 return Ok(Step::Streams(Remainder::Pass));
             }
             b'Q' => return self.query(message, wires),
@@ -284,12 +284,12 @@ impl Core {
             // The server would answer an error, which answers nothing, and ignore what comes up to a `Sync`.
             b'H' if header.total != HEADER => return Err(Refusal::protocol("invalid message format")),
             b'H' => {
-                if self.position.requests().only_fakes() && self.between_messages() {
-                    self.send_fakes(wires.down);
+                if self.position.requests().only_local() && self.between_messages() {
+                    self.send_local_answers(wires.down);
                 }
             }
             b'c' | b'f' => {
-                self.copies();
+                self.note_copy_message();
                 // Perhaps of a COPY whose beginning we have still to see.
                 if !self.position.client_ends_copy() && !self.position.requests().is_empty() {
                     self.position.requests_mut().push(Kind::CopyEnd);
@@ -329,14 +329,14 @@ impl Core {
 
     /// Data of a COPY, or its end. A server that is not in a COPY ignores them, unless `statement_timeout` fires just then: its
     /// error answers this message, and not the one that is next in the queue.
-    pub(super) fn copies(&mut self) {
+    pub(super) fn note_copy_message(&mut self) {
         if self.facts.is_lent_for_transactions() && !self.position.is_copying() {
             self.residue.doubt_count();
         }
     }
 
     pub(super) fn sync(&mut self) {
-        if !self.position.stray_sync() {
+        if !self.position.note_sync_in_copy() {
             self.position.end_series();
             self.position.requests_mut().push(Kind::Sync);
         }

@@ -1,7 +1,7 @@
 //! From the upstream to the client.
 
-use super::position::{Answer, Transaction};
-use super::requests::{Kind, NOTHING, Note, Request, Whose};
+use super::position::{Forward, Transaction};
+use super::requests::{Kind, NO_COLUMNS, Note, Request, Whose};
 use super::{BackendState, Broken, Core, GATHER, OutputBuffer};
 use crate::sql::Pin;
 use wire::{HEADER, Header, cstr};
@@ -33,7 +33,7 @@ impl Core {
         down: &mut OutputBuffer<'_>,
     ) -> Result<usize, Broken> {
         let mut at = self.go_on_down(input, 0, down);
-        self.send_fakes_to(down);
+        self.send_local_answers_to(down);
         while self.pausing().is_none() {
             let rest = &input[at..];
             let header = match Header::read(rest) {
@@ -46,13 +46,13 @@ impl Core {
                 _ => self.answer(header, rest, backend, down)?,
             };
             match step {
-                Step::Pass => self.position.expect_of_upstream(header.total, Answer::Pass),
-                Step::Drop => self.position.expect_of_upstream(header.total, Answer::Drop),
+                Step::Pass => self.position.expect_of_upstream(header.total, Forward::Pass),
+                Step::Drop => self.position.expect_of_upstream(header.total, Forward::Drop),
                 Step::Wait => return Ok(at),
             }
             at += self.go_on_down(input, at, down);
             if header.tag != b'D' && header.tag != b'd' {
-                self.send_fakes_to(down);
+                self.send_local_answers_to(down);
             }
         }
         Ok(at)
@@ -60,7 +60,7 @@ impl Core {
 
     fn go_on_down(&mut self, input: &[u8], at: usize, down: &mut OutputBuffer<'_>) -> usize {
         let (here, answer) = self.position.pass_of_upstream(input.len() - at);
-        if here > 0 && answer == Answer::Pass {
+        if here > 0 && answer == Forward::Pass {
             down.pass(at..at + here);
         }
         here
@@ -101,12 +101,12 @@ impl Core {
         }
     }
 
-    /// Sends the fakes whose turn has come, with a `Flush` from the client.
-    pub(super) fn send_fakes(&mut self, down: &mut Vec<u8>) {
-        while let Some(Kind::Fake(tag)) = self.position.requests().front_kind() {
+    /// Sends the local answers whose turn has come, with a `Flush` from the client.
+    pub(super) fn send_local_answers(&mut self, down: &mut Vec<u8>) {
+        while let Some(Kind::Local(tag)) = self.position.requests().front_kind() {
             self.position.requests_mut().pop();
             match tag {
-                NOTHING => {
+                NO_COLUMNS => {
                     wire::message(down, b't', |out| out.extend([0; 2]));
                     wire::message(down, b'n', |_| {});
                 }
@@ -115,11 +115,11 @@ impl Core {
         }
     }
 
-    fn send_fakes_to(&mut self, down: &mut OutputBuffer<'_>) {
-        if matches!(self.position.requests().front_kind(), Some(Kind::Fake(_)))
+    fn send_local_answers_to(&mut self, down: &mut OutputBuffer<'_>) {
+        if matches!(self.position.requests().front_kind(), Some(Kind::Local(_)))
             && self.position.between_messages()
         {
-            self.send_fakes(down.buffer());
+            self.send_local_answers(down.buffer());
         }
     }
 
@@ -130,9 +130,9 @@ impl Core {
         backend: &mut BackendState,
         down: &mut OutputBuffer<'_>,
     ) -> Result<Step, Broken> {
-        // Fakes in front of the message that this answers go first.
+        // Local answers in front of the message that this answers go first.
         if !matches!(header.tag, b'S' | b'N' | b'A') {
-            self.send_fakes_to(down);
+            self.send_local_answers_to(down);
         }
         let body = input.get(HEADER..header.total);
         let looked_at = matches!(header.tag, b'S' | b'C' | b'E' | b'Z' | b'N')
@@ -172,8 +172,8 @@ impl Core {
             }
             b'N' => Ok(Step::Pass),
             _ if ours => Ok(Step::Drop),
-            b't' if self.position.requests().front_kind() == Some(Kind::Known) => Ok(Step::Drop),
-            b'T' | b'n' if self.position.requests().front_kind() == Some(Kind::Known) => {
+            b't' if self.position.requests().front_kind() == Some(Kind::ParseAsDescribe) => Ok(Step::Drop),
+            b'T' | b'n' if self.position.requests().front_kind() == Some(Kind::ParseAsDescribe) => {
                 self.position.requests_mut().pop();
                 wire::message(down.buffer(), b'1', |_| {});
                 Ok(Step::Drop)
@@ -196,9 +196,9 @@ impl Core {
             | (b'V', Some(Kind::FunctionCall))
             | (b'H' | b'c', Some(Kind::Query | Kind::Execute)) => return Ok(Step::Pass),
             (b'G', Some(Kind::Query | Kind::Execute)) => {
-                let stray = self.position.begin_copy();
+                let has_sync = self.position.begin_copy();
                 // A `Sync` that the COPY has swallowed ends nothing.
-                if stray && front == Some(Kind::Execute) && !self.position.requests().has_a_sync() {
+                if has_sync && front == Some(Kind::Execute) && !self.position.requests().has_a_sync() {
                     self.position.begin_series();
                 }
                 return Ok(Step::Pass);
@@ -335,9 +335,9 @@ impl Core {
     ) -> Result<Step, Broken> {
         let severity = body.and_then(|b| wire::error_field(b, b'V').or_else(|| wire::error_field(b, b'S')));
         if matches!(severity, Some(b"FATAL" | b"PANIC")) {
-            self.position.announce_end();
+            self.position.note_fatal();
         }
-        if self.position.has_stray_sync() && !self.has_read_the_end(body) {
+        if self.position.has_sync_in_copy() && !self.has_read_the_end(body) {
             // Whether the upstream ignored that Sync or answers it depends on when it failed.
             self.residue.doubt_count();
         }
@@ -347,11 +347,11 @@ impl Core {
             Some(Kind::Setup) => return Err(Broken::Setup(body.unwrap_or_default().to_vec())),
             // A cancel that came too late, or a very short statement_timeout: it is asked again.
             Some(Kind::Probe | Kind::HandOver) => {
-                return Ok(if self.position.has_announced_end() { Step::Pass } else { Step::Drop });
+                return Ok(if self.position.has_sent_fatal() { Step::Pass } else { Step::Drop });
             }
             // A server that owes nothing says only why it leaves: nobody knows any more what it owes.
             None => {
-                if !self.position.has_announced_end() {
+                if !self.position.has_sent_fatal() {
                     self.lose_count();
                 }
                 return Ok(Step::Pass);
@@ -360,7 +360,7 @@ impl Core {
             // It failed with the transaction: what it was to prepare fails as well.
             Some(Kind::Query) if self.position.requests().front().is_some_and(Request::is_hidden) => {
                 backend.foreign_sequences = true;
-                return Ok(if self.position.has_announced_end() { Step::Pass } else { Step::Drop });
+                return Ok(if self.position.has_sent_fatal() { Step::Pass } else { Step::Drop });
             }
             Some(Kind::Query) => return Ok(self.failed_query(body, down, backend)),
             Some(_) => self.position.requests_mut().skip_to_sync(),
@@ -368,7 +368,7 @@ impl Core {
         if !skipped.has_sync {
             self.position.skip_series();
         }
-        let healed = self.heal(body.unwrap_or_default(), &skipped, backend);
+        let replays = self.plan_replay(body.unwrap_or_default(), &skipped, backend);
         let skipped = skipped.requests;
         // The preparation for a DEALLOCATE of ours failed: that has a Sync of its own, and says so itself.
         let unseen = skipped.first().is_some_and(Request::is_hidden)
@@ -382,11 +382,11 @@ impl Core {
         };
         self.undo(skipped, backend);
         match refused {
-            Some(error) if !self.position.has_announced_end() => {
+            Some(error) if !self.position.has_sent_fatal() => {
                 down.buffer().extend_from_slice(&error);
                 Ok(Step::Drop)
             }
-            _ if unseen || healed => Ok(Step::Drop),
+            _ if unseen || replays => Ok(Step::Drop),
             _ => Ok(Step::Pass),
         }
     }
@@ -418,7 +418,7 @@ impl Core {
         // In a transaction that has failed before, that is what PostgreSQL says.
         let has_failed = body.and_then(|b| wire::error_field(b, b'C')) == Some(b"25P02");
         match self.take_back_query(backend) {
-            Some(error) if !self.position.has_announced_end() && !has_failed => {
+            Some(error) if !self.position.has_sent_fatal() && !has_failed => {
                 down.buffer().extend_from_slice(&error);
                 Step::Drop
             }

@@ -81,7 +81,7 @@ impl Core {
     /// There is no listener to be had: the session keeps its connection.
     pub(crate) fn keep_channels(&mut self) {
         self.channels.give_up();
-        self.residue.pin_until_gone(Pin::Listen);
+        self.residue.pin_while_left(Pin::Listen);
     }
 
     /// True if the session has any.

@@ -15,7 +15,7 @@ use wire::{HEADER, cstr, identifier};
 /// The number of a statement of pgusher's own that does nothing.
 const EMPTY: u64 = u64::MAX;
 /// And of one that is there to be deallocated.
-const SCAPEGOAT: u64 = u64::MAX - 1;
+const DUMMY: u64 = u64::MAX - 1;
 
 impl Core {
     pub(super) fn parse(
@@ -106,7 +106,7 @@ impl Core {
                 out.push(b'S');
                 wire::push_cstr(out, upstream_name);
             });
-            self.position.requests_mut().push_known(note(None));
+            self.position.requests_mut().push_parse_as_describe(note(None));
         } else {
             if held != Held::No {
                 self.close_upstream(id, up.buffer());
@@ -143,7 +143,7 @@ impl Core {
             wire::push_cstr(out, &self.statements.interner().name(taken));
             out.extend_from_slice(body);
         });
-        self.position.requests_mut().push_using(Kind::ParseTaken, old.request);
+        self.position.requests_mut().push_using(Kind::ParseDuplicate, old.request);
     }
 
     /// If a `Parse` body is a `SHOW pgusher.…`, the body that answers it.
@@ -247,15 +247,15 @@ impl Core {
             return Some(body);
         }
         self.statements.named(name)?;
-        let body = deallocate(SCAPEGOAT);
-        let scapegoat = self.statements.interner().name(SCAPEGOAT);
+        let body = deallocate(DUMMY);
+        let dummy = self.statements.interner().name(DUMMY);
         wire::message(up, b'C', |out| {
             out.push(b'S');
-            wire::push_cstr(out, &scapegoat);
+            wire::push_cstr(out, &dummy);
         });
         self.position.requests_mut().push_hidden(Kind::Close, None);
         wire::message(up, b'P', |out| {
-            wire::push_cstr(out, &scapegoat);
+            wire::push_cstr(out, &dummy);
             out.extend([0; 3]);
         });
         let name = effects.deallocates.take()?;
@@ -273,15 +273,15 @@ impl Core {
         up: &mut Vec<u8>,
     ) {
         // The upstream knows a statement of the protocol by another name than the client does.
-        let scapegoat = self.statements.interner().name(SCAPEGOAT);
+        let dummy = self.statements.interner().name(DUMMY);
         let of_protocol = |name: &[u8]| {
             self.statements.named(name).is_some()
-                || self.statements.interner().is_reserved(name) && name != scapegoat.as_bytes()
+                || self.statements.interner().is_reserved(name) && name != dummy.as_bytes()
         };
         if effects.deallocates.as_deref().is_some_and(of_protocol) {
             self.pin_for(Pin::Prepare);
         }
-        self.position.worked(effects.cost());
+        self.position.add_scanned_bytes(effects.cost());
         self.note_effects(effects);
         self.recall_channels(effects, Protocol::Extended, backend, up);
         self.shield_sequences(effects, backend, up);

@@ -10,7 +10,7 @@ pub(super) const MAX_UNASKED: usize = 1000;
 /// How many may be under way before no more are taken from the client.
 pub(super) const MAX_REQUESTS: usize = 8 * MAX_UNASKED;
 /// How many bytes of statements that are bound may be gone through before answers are waited for.
-const MAX_WORK: usize = 512 << 10;
+const MAX_SCANNED: usize = 512 << 10;
 
 /// See the module.
 #[derive(Debug)]
@@ -20,8 +20,8 @@ pub(super) struct Position {
     transaction: Transaction,
     copy: Copy,
     client_remainder: (usize, Remainder),
-    upstream_remainder: (usize, Answer),
-    termination: Termination,
+    upstream_remainder: (usize, Forward),
+    fatal: Fatal,
     /// At how many requests answers are asked for next.
     flush_at: usize,
     /// Up to this request all must be answered before more is sent: much is under way.
@@ -29,7 +29,7 @@ pub(super) struct Position {
     /// What is deferred waits for the answer to this request, at the most.
     deferred_until: u64,
     /// How many bytes of bound statements were gone through since answers were waited for.
-    work: usize,
+    scanned: usize,
     transactions: u64,
     counts: Counts,
 }
@@ -72,13 +72,13 @@ impl Transaction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Copy {
     None,
-    /// The upstream reads data; `stray` if the client sent a `Sync` meanwhile, which the upstream ignores.
+    /// The upstream reads data; `has_sync` if the client sent a `Sync` meanwhile, which the upstream ignores.
     In {
-        stray: bool,
+        has_sync: bool,
     },
     /// The client has ended it; the upstream has still to say so.
     Ending {
-        stray: bool,
+        has_sync: bool,
     },
 }
 
@@ -93,16 +93,16 @@ pub(super) enum Remainder {
 
 /// What happens to a message of the upstream's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum Forward {
     Pass,
     Drop,
 }
 
 /// Whether the upstream has said that it ends the connection (severity FATAL or PANIC).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Termination {
-    None,
-    Announced,
+enum Fatal {
+    No,
+    Sent,
 }
 
 /// Numbers of messages since they were last taken.
@@ -128,12 +128,12 @@ impl Default for Position {
             transaction: Transaction::None,
             copy: Copy::None,
             client_remainder: (0, Remainder::Pass),
-            upstream_remainder: (0, Answer::Pass),
-            termination: Termination::None,
+            upstream_remainder: (0, Forward::Pass),
+            fatal: Fatal::No,
             flush_at: MAX_UNASKED,
             ahead: 0,
             deferred_until: 0,
-            work: 0,
+            scanned: 0,
             transactions: 0,
             counts: Counts::default(),
         }
@@ -173,9 +173,9 @@ impl Position {
 
     /// The connection is gone, and nothing of the client's was sent on it.
     pub(super) fn lose_connection(&mut self) {
-        self.termination = Termination::None;
+        self.fatal = Fatal::No;
         self.requests.clear();
-        self.upstream_remainder = (0, Answer::Pass);
+        self.upstream_remainder = (0, Forward::Pass);
     }
 
     /// The connection goes back.
@@ -213,12 +213,12 @@ impl Position {
     }
 
     /// So many bytes of the upstream's are still to come that are treated like this.
-    pub(super) fn expect_of_upstream(&mut self, length: usize, answer: Answer) {
-        self.upstream_remainder = (length, answer);
+    pub(super) fn expect_of_upstream(&mut self, length: usize, forward: Forward) {
+        self.upstream_remainder = (length, forward);
     }
 
     /// How many of so many bytes of the upstream's belong to the message that has begun, and how they are treated.
-    pub(super) fn pass_of_upstream(&mut self, there: usize) -> (usize, Answer) {
+    pub(super) fn pass_of_upstream(&mut self, there: usize) -> (usize, Forward) {
         let here = self.upstream_remainder.0.min(there);
         self.upstream_remainder.0 -= here;
         (here, self.upstream_remainder.1)
@@ -276,23 +276,23 @@ impl Position {
     }
 
     /// True if the client has sent a `Sync` during the COPY.
-    pub(super) fn has_stray_sync(&self) -> bool {
-        matches!(self.copy, Copy::In { stray: true } | Copy::Ending { stray: true })
+    pub(super) fn has_sync_in_copy(&self) -> bool {
+        matches!(self.copy, Copy::In { has_sync: true } | Copy::Ending { has_sync: true })
     }
 
     /// The upstream waits for data: what is under way behind the request is a part of it, perhaps up to its end. True if it
     /// ignores a `Sync` of that.
     pub(super) fn begin_copy(&mut self) -> bool {
-        let (ended, stray) = self.requests.begin_copy();
-        self.copy = if ended { Copy::Ending { stray } } else { Copy::In { stray } };
-        stray
+        let (ended, has_sync) = self.requests.begin_copy();
+        self.copy = if ended { Copy::Ending { has_sync } } else { Copy::In { has_sync } };
+        has_sync
     }
 
     /// A `Sync` of the client's. True if a COPY is open, which ignores it; else it ends the series.
-    pub(super) fn stray_sync(&mut self) -> bool {
+    pub(super) fn note_sync_in_copy(&mut self) -> bool {
         match &mut self.copy {
-            Copy::In { stray } => {
-                *stray = true;
+            Copy::In { has_sync } => {
+                *has_sync = true;
                 true
             }
             Copy::None | Copy::Ending { .. } => false,
@@ -302,8 +302,8 @@ impl Position {
     /// `CopyDone` or `CopyFail`; false if no COPY is open.
     pub(super) fn client_ends_copy(&mut self) -> bool {
         match self.copy {
-            Copy::In { stray } => {
-                self.copy = Copy::Ending { stray };
+            Copy::In { has_sync } => {
+                self.copy = Copy::Ending { has_sync };
                 true
             }
             Copy::None | Copy::Ending { .. } => false,
@@ -344,12 +344,12 @@ impl Position {
     }
 
     /// The upstream has said that it ends the connection.
-    pub(super) fn announce_end(&mut self) {
-        self.termination = Termination::Announced;
+    pub(super) fn note_fatal(&mut self) {
+        self.fatal = Fatal::Sent;
     }
 
-    pub(super) fn has_announced_end(&self) -> bool {
-        self.termination == Termination::Announced
+    pub(super) fn has_sent_fatal(&self) -> bool {
+        self.fatal == Fatal::Sent
     }
 
     // ── how much is under way ──
@@ -376,18 +376,18 @@ impl Position {
 
     /// Counts bytes of a text that was gone through and is longer than the message at hand, such as a statement that is bound.
     /// Beyond a limit all that is under way must be answered first, so that the other sessions of this thread have their turns.
-    pub(super) fn worked(&mut self, bytes: usize) {
-        self.work += bytes;
-        if self.work > MAX_WORK {
+    pub(super) fn add_scanned_bytes(&mut self, bytes: usize) {
+        self.scanned += bytes;
+        if self.scanned > MAX_SCANNED {
             self.flush_at = 0;
         }
     }
 
     /// True if it is beyond that limit, which is said once.
-    pub(super) fn take_overwork(&mut self) -> bool {
-        let is_much = self.work > MAX_WORK && self.client_remainder.0 == 0;
+    pub(super) fn take_scan_limit_reached(&mut self) -> bool {
+        let is_much = self.scanned > MAX_SCANNED && self.client_remainder.0 == 0;
         if is_much {
-            self.work = 0;
+            self.scanned = 0;
         }
         is_much
     }
@@ -433,7 +433,7 @@ mod tests {
             (Position::skip_series, Position::end_series),
             (|p| p.ready(Transaction::Failed), |p| p.ready(Transaction::None)),
             (|p| p.expect_of_client(1, Remainder::Drop), |p| drop(p.passed_of_client(1))),
-            (|p| p.expect_of_upstream(1, Answer::Drop), |p| assert_eq!(p.pass_of_upstream(9).0, 1)),
+            (|p| p.expect_of_upstream(1, Forward::Drop), |p| assert_eq!(p.pass_of_upstream(9).0, 1)),
         ];
         for (change, back) in changes {
             let mut position = Position::default();
@@ -466,15 +466,15 @@ mod tests {
     #[test]
     fn a_sync_within_a_copy_is_stray() {
         let mut position = Position::default();
-        assert!(!position.stray_sync() && !position.client_ends_copy());
+        assert!(!position.note_sync_in_copy() && !position.client_ends_copy());
         position.requests_mut().push(Kind::Query);
         assert!(!position.begin_copy());
         assert!(position.is_copying() && !position.may_defer() && position.awaits_client());
-        assert!(!position.has_stray_sync() && position.stray_sync() && position.has_stray_sync());
-        assert!(position.client_ends_copy() && position.is_copy_ending() && position.has_stray_sync());
-        assert!(!position.client_ends_copy() && !position.stray_sync() && position.may_defer());
+        assert!(!position.has_sync_in_copy() && position.note_sync_in_copy() && position.has_sync_in_copy());
+        assert!(position.client_ends_copy() && position.is_copy_ending() && position.has_sync_in_copy());
+        assert!(!position.client_ends_copy() && !position.note_sync_in_copy() && position.may_defer());
         position.end_copy();
-        assert!(!position.is_copy_ending() && !position.has_stray_sync());
+        assert!(!position.is_copy_ending() && !position.has_sync_in_copy());
     }
 
     #[test]
@@ -484,7 +484,7 @@ mod tests {
             position.requests_mut().push(kind);
         }
         assert!(position.begin_copy());
-        assert!(position.is_copy_ending() && position.has_stray_sync());
+        assert!(position.is_copy_ending() && position.has_sync_in_copy());
         assert_eq!(position.requests().len(), 2);
     }
 
@@ -500,10 +500,14 @@ mod tests {
         position.wait_for_all();
         position.defer();
         assert!(position.is_ahead() && !position.may_go_on());
-        position.worked(MAX_WORK);
-        assert!(!position.wants_answers() && !position.take_overwork());
-        position.worked(1);
-        assert!(position.wants_answers() && position.take_overwork() && !position.take_overwork());
+        position.add_scanned_bytes(MAX_SCANNED);
+        assert!(!position.wants_answers() && !position.take_scan_limit_reached());
+        position.add_scanned_bytes(1);
+        assert!(
+            position.wants_answers()
+                && position.take_scan_limit_reached()
+                && !position.take_scan_limit_reached()
+        );
         while position.requests_mut().pop().is_some() {}
         position.all_is_answered();
         assert!(!position.is_ahead() && position.may_go_on() && !position.wants_answers());
@@ -521,10 +525,10 @@ mod tests {
         assert!(position.passed_of_client(3).is_none() && position.is_in_clients_message());
         assert!(matches!(position.client_remainder(9), (2, Remainder::Drop)));
         assert!(matches!(position.passed_of_client(2), Some(Remainder::Drop)));
-        position.expect_of_upstream(5, Answer::Drop);
-        assert_eq!(position.pass_of_upstream(4), (4, Answer::Drop));
+        position.expect_of_upstream(5, Forward::Drop);
+        assert_eq!(position.pass_of_upstream(4), (4, Forward::Drop));
         assert!(!position.between_messages());
-        assert_eq!(position.pass_of_upstream(4), (1, Answer::Drop));
+        assert_eq!(position.pass_of_upstream(4), (1, Forward::Drop));
         assert!(position.between_messages());
     }
 
@@ -536,7 +540,7 @@ mod tests {
         }
         assert_eq!((position.transactions(), position.counts_mut().queries), (2, 5));
         assert_eq!(Transaction::of(b'X'), None);
-        position.announce_end();
-        assert!(position.has_announced_end());
+        position.note_fatal();
+        assert!(position.has_sent_fatal());
     }
 }

@@ -46,7 +46,7 @@ impl Core {
     pub(super) fn begins_batch(&self) -> bool {
         self.facts.is_lent_for_transactions()
             && self.position.is_before_transaction()
-            && self.position.requests().only_fakes()
+            && self.position.requests().only_local()
     }
 
     /// The first request of a batch was dealt with, which was to have this number and began at `at`.
@@ -77,7 +77,12 @@ impl Core {
 
     /// The upstream has refused the first of these. If that is because it does not have a statement that we
     /// thought it had, or cannot use its plan any more, this is remembered; true if the batch will be asked again.
-    pub(super) fn heal(&mut self, error: &[u8], skipped: &Skipped, backend: &mut BackendState) -> bool {
+    pub(super) fn plan_replay(
+        &mut self,
+        error: &[u8],
+        skipped: &Skipped,
+        backend: &mut BackendState,
+    ) -> bool {
         let refused = &skipped.requests;
         let Some(first) = refused.first() else { return false };
         // By the place in the server's source: a function may raise the same codes, and another place is given then.
@@ -98,7 +103,7 @@ impl Core {
         // Rows of other columns than the client was told are for it to refuse, unless it asks for them. (Of a Describe
         // the parameters have been answered when its columns fail.)
         let describes = refused.get(1).is_some_and(|next| next.kind == Kind::Describe);
-        let unnoticed = lost || first.kind == Kind::Known || first.kind == Kind::Bind && describes;
+        let unnoticed = lost || first.kind == Kind::ParseAsDescribe || first.kind == Kind::Bind && describes;
         let again = unnoticed
             && skipped.has_sync
             && first.number == backend.batch.first

@@ -45,8 +45,8 @@ pub(crate) struct Skipped {
     pub has_sync: bool,
 }
 
-/// A [`Kind::Fake`] that describes a statement without parameters and columns.
-pub(crate) const NOTHING: u8 = b't';
+/// A [`Kind::Local`] that describes a statement without parameters and columns.
+pub(crate) const NO_COLUMNS: u8 = b't';
 
 /// What was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,16 +64,16 @@ pub(crate) enum Kind {
     Parse,
     ParseUnnamed,
     /// Of a name that is taken: it fails.
-    ParseTaken,
+    ParseDuplicate,
     /// A `Parse` of what the upstream has prepared already: it was asked to describe it in its place.
-    Known,
+    ParseAsDescribe,
     Bind,
     Describe,
     Execute,
     Close,
     Sync,
-    /// Was not sent; answered by this message without a body (`CloseComplete`), or by [`NOTHING`], when its turn comes.
-    Fake(u8),
+    /// Was not sent; answered by this message without a body (`CloseComplete`), or by [`NO_COLUMNS`], when its turn comes.
+    Local(u8),
     /// `CopyDone` or `CopyFail` for a COPY that has not begun yet, as far as we know. Gets no answer.
     CopyEnd,
     /// Was replaced by something that fails; the error is in the note.
@@ -179,8 +179,8 @@ impl Requests {
     }
 
     /// A `Parse` of what the upstream has prepared: it uses the name that it gives.
-    pub(crate) fn push_known(&mut self, note: Note) {
-        self.push_noted(Kind::Known, note);
+    pub(crate) fn push_parse_as_describe(&mut self, note: Note) {
+        self.push_noted(Kind::ParseAsDescribe, note);
         if let Some(request) = self.queue.back_mut() {
             request.uses = request.number;
         }
@@ -322,9 +322,9 @@ impl Requests {
         self.queue.is_empty()
     }
 
-    /// True if nothing but fakes is left: the upstream owes no answer.
-    pub(crate) fn only_fakes(&self) -> bool {
-        self.queue.iter().all(|r| matches!(r.kind, Kind::Fake(_)))
+    /// True if nothing but local answers is left: the upstream owes no answer.
+    pub(crate) fn only_local(&self) -> bool {
+        self.queue.iter().all(|r| matches!(r.kind, Kind::Local(_)))
     }
 
     /// Whether a `Sync` is among them.
@@ -345,21 +345,21 @@ impl Requests {
     /// of the data. Whether that end was sent already, and whether there are such `Sync`s: if the COPY fails before it
     /// has read them, they are answered after all.
     pub(crate) fn begin_copy(&mut self) -> (bool, bool) {
-        let (mut stray, mut at) = (false, 1);
+        let (mut has_sync, mut at) = (false, 1);
         loop {
             match self.queue.get(at).map(|r| r.kind) {
                 // It was never sent.
-                Some(Kind::Fake(_)) => at += 1,
+                Some(Kind::Local(_)) => at += 1,
                 Some(Kind::Sync) => {
                     let ignored = self.queue.remove(at);
                     ignored.iter().for_each(|request| self.leaves(request));
-                    stray = true;
+                    has_sync = true;
                 }
                 Some(Kind::CopyEnd) => {
                     self.queue.remove(at);
-                    return (true, stray);
+                    return (true, has_sync);
                 }
-                _ => return (false, stray),
+                _ => return (false, has_sync),
             }
         }
     }

@@ -11,7 +11,7 @@ const MAX_PROBES: u8 = 3;
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Residue {
-    keeps: Keeps,
+    pinned: Pinned,
     /// Whether the lexer saw, in this lease, a statement whose effects are noted.
     noted: Noted,
     defaults: Defaults,
@@ -21,20 +21,20 @@ pub(super) struct Residue {
     touched: Option<Box<Touched>>,
     /// What is to be asked for whenever something is, while the session has an object that may do it again: a statement
     /// of `PREPARE`, a temporary view.
-    recurring: Option<Box<Touched>>,
+    repeatable: Option<Box<Touched>>,
     asked: Option<Box<Question>>,
     probes_failed: u8,
 }
 
 /// Whether the session keeps its connection, and why.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Keeps {
+enum Pinned {
     #[default]
     No,
     /// Until the connection, asked again, says that nothing is left.
-    UntilGone(Pin),
+    WhileLeft(Pin),
     /// It cannot be asked for what is left.
-    Always(Pin),
+    ForGood(Pin),
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -97,27 +97,27 @@ pub(super) enum Probed {
 impl Residue {
     /// Why the session keeps its connection.
     pub(super) fn pin(&self) -> Option<Pin> {
-        match self.keeps {
-            Keeps::No => None,
-            Keeps::UntilGone(reason) | Keeps::Always(reason) => Some(reason),
+        match self.pinned {
+            Pinned::No => None,
+            Pinned::WhileLeft(reason) | Pinned::ForGood(reason) => Some(reason),
         }
     }
 
     pub(super) fn is_pinned_for_good(&self) -> bool {
-        matches!(self.keeps, Keeps::Always(_))
+        matches!(self.pinned, Pinned::ForGood(_))
     }
 
     /// From now on the session keeps its connection; why it did so first counts.
     pub(super) fn pin_for_good(&mut self, reason: Pin) {
         if !self.is_pinned_for_good() {
-            self.keeps = Keeps::Always(reason);
+            self.pinned = Pinned::ForGood(reason);
         }
     }
 
     /// It keeps its connection until that says that nothing is left.
-    pub(super) fn pin_until_gone(&mut self, reason: Pin) {
-        if self.keeps == Keeps::No {
-            self.keeps = Keeps::UntilGone(reason);
+    pub(super) fn pin_while_left(&mut self, reason: Pin) {
+        if self.pinned == Pinned::No {
+            self.pinned = Pinned::WhileLeft(reason);
         }
     }
 
@@ -135,11 +135,11 @@ impl Residue {
 
     /// True if nothing is left, as far as is known, and nothing is to be asked.
     pub(super) fn is_nothing(&self) -> bool {
-        self.keeps == Keeps::No && self.touched.is_none()
+        self.pinned == Pinned::No && self.touched.is_none()
     }
 
     /// What a statement does was seen before it ran.
-    pub(super) fn note_effects(&mut self) {
+    pub(super) fn mark_effects_noted(&mut self) {
         self.noted = Noted::Yes;
     }
 
@@ -154,24 +154,24 @@ impl Residue {
     }
 
     /// What may be left now may be left again by an object of the session.
-    pub(super) fn recur(&mut self) {
+    pub(super) fn mark_repeatable(&mut self) {
         if let Some(touched) = &self.touched {
-            self.recurring.get_or_insert_default().add(touched);
+            self.repeatable.get_or_insert_default().add(touched);
         }
     }
 
     /// True if there is more than can be asked for.
     pub(super) fn is_too_much(&self) -> bool {
         let too_many = |touched: &Option<Box<Touched>>| touched.as_ref().is_some_and(|t| t.too_many);
-        too_many(&self.touched) || too_many(&self.recurring)
+        too_many(&self.touched) || too_many(&self.repeatable)
     }
 
     /// The query that asks the connection, if there is anything to ask for.
     pub(super) fn ask(&mut self, proof: Proof, settings: &SessionSettings) -> Option<String> {
         let mut touched = *self.touched.take()?;
-        touched.objects |= self.keeps != Keeps::No;
-        if let Some(recurring) = &self.recurring {
-            touched.add(recurring);
+        touched.objects |= self.pinned != Pinned::No;
+        if let Some(repeatable) = &self.repeatable {
+            touched.add(repeatable);
         }
         if touched.all_settings {
             touched.add_settings(settings.names());
@@ -214,10 +214,10 @@ impl Residue {
             self.tracking = Tracking::Partial;
         }
         if touched.objects && !self.is_pinned_for_good() {
-            self.keeps = left.pin.map_or(Keeps::No, Keeps::UntilGone);
+            self.pinned = left.pin.map_or(Pinned::No, Pinned::WhileLeft);
         }
-        if touched.objects && self.keeps == Keeps::No {
-            self.recurring = None;
+        if touched.objects && self.pinned == Pinned::No {
+            self.repeatable = None;
         }
         Some(Probed::Known(touched, left))
     }
@@ -344,8 +344,8 @@ mod tests {
     #[test]
     fn who_keeps_a_connection_for_good_does_so_for_the_first_reason() {
         let mut residue = Residue::default();
-        residue.pin_until_gone(Pin::Listen);
-        residue.pin_until_gone(Pin::Copy);
+        residue.pin_while_left(Pin::Listen);
+        residue.pin_while_left(Pin::Copy);
         assert_eq!((residue.pin(), residue.is_pinned_for_good()), (Some(Pin::Listen), false));
         residue.pin_for_good(Pin::Opaque);
         residue.pin_for_good(Pin::Copy);
@@ -377,8 +377,8 @@ mod tests {
         let mut residue = Residue::default();
         let set = Touched { settings: vec!["work_mem".into()], objects: true, ..Touched::default() };
         residue.touch(&set);
-        residue.recur();
-        residue.pin_until_gone(Pin::Prepare);
+        residue.mark_repeatable();
+        residue.pin_while_left(Pin::Prepare);
         let asks = |residue: &mut Residue| {
             residue.touch(&objects());
             residue.ask(Proof::new(7), &settings()).expect("asked").contains("work_mem")

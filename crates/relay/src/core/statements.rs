@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::facts::Reader;
+use super::facts::LexContext;
 use super::replay::Replay;
 use crate::sql::Effects;
 use crate::statement::{Interner, Named, Names, Statement, Unnamed, UnnamedText};
@@ -33,7 +33,7 @@ enum Trust {
 #[derive(Debug)]
 struct Seen {
     stamp: u64,
-    reader: Reader,
+    lex_context: LexContext,
     effects: Option<Arc<Effects>>,
 }
 
@@ -130,14 +130,14 @@ impl Statements {
     /// it is not known what it is.
     pub(super) fn see_unnamed(
         &mut self,
-        reader: Reader,
+        lex_context: LexContext,
         look: impl FnOnce(&[u8]) -> Option<Box<Effects>>,
     ) -> Option<Arc<Effects>> {
-        let is_it = |seen: &Seen| seen.stamp == self.unnamed.stamp && seen.reader == reader;
+        let is_it = |seen: &Seen| seen.stamp == self.unnamed.stamp && seen.lex_context == lex_context;
         if !self.seen.as_deref().is_some_and(is_it) {
             let text = self.unnamed.text.text()?;
             let effects = look(wire::cstr(text).map_or(text, |(text, _)| text)).map(Arc::from);
-            self.seen = Some(Box::new(Seen { stamp: self.unnamed.stamp, reader, effects }));
+            self.seen = Some(Box::new(Seen { stamp: self.unnamed.stamp, lex_context, effects }));
         }
         self.seen.as_ref()?.effects.clone()
     }
@@ -238,7 +238,7 @@ mod tests {
         let mut facts = facts();
         let looks = |statements: &mut Statements, facts: &SessionFacts| {
             let mut looked = 0;
-            let seen = statements.see_unnamed(facts.reader(), |text| {
+            let seen = statements.see_unnamed(facts.lex_context(), |text| {
                 assert_eq!(text, b"one");
                 looked += 1;
                 Some(Box::new(Effects::opaque()))
