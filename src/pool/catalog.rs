@@ -97,9 +97,13 @@ impl Newest {
     }
 
     fn put(&self, catalog: Catalog) {
+        let catalog = Arc::new(catalog);
         let mut now = self.catalog.lock();
-        *now = Arc::new(catalog);
+        // The old one lives until the address is another: nobody else's catalog can have it.
+        let old = std::mem::replace(&mut *now, catalog);
         self.address.store(Arc::as_ptr(&now).cast_mut(), Ordering::Release);
+        drop(now);
+        drop(old);
     }
 
     /// It, if it is another than this: no other can have the address of one that somebody holds.

@@ -170,7 +170,7 @@ mod tests {
         let host = Arc::new(HostCount::default());
         host.set_limit(2);
         let (dev, prod) = (Share::of(&host), Share::of(&host));
-        let permits = [dev.reserve(Purpose::Pooled).unwrap(), prod.reserve(Purpose::Apart).unwrap()];
+        let permits = [dev.reserve(Purpose::Pooled).unwrap(), prod.reserve(Purpose::Pooled).unwrap()];
         assert!(dev.reserve(Purpose::Pooled).is_none() && !prod.has_room());
         drop(prod);
         assert!(dev.reserve(Purpose::Pooled).is_none(), "its connection is still open");

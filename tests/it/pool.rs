@@ -186,3 +186,33 @@ fn pools_do_not_take_from_each_other_what_nobody_waits_for() {
     assert_eq!(pools.map(|pool| pool.view().idle).iter().sum::<usize>(), 3);
     assert_eq!(opened.load(Ordering::SeqCst), 3);
 }
+
+/// Somebody who waits for one more connection of dev must not have prod's only one closed: it would be of no use to dev, as a
+/// place is kept for prod.
+#[test]
+fn who_waits_in_one_pool_closes_no_connection_that_is_of_no_use_to_it() {
+    let opened = Arc::new(AtomicUsize::new(0));
+    let count = opened.clone();
+    let fake = Fake::start(move |peer| {
+        count.fetch_add(1, Ordering::SeqCst);
+        peer.welcome();
+        peer.serve(|sql| sql.contains("pg_backend_pid").then(|| [probed(), ready()].concat()));
+    });
+    let settings = |least| settings_with(&fake, &format!("pool_size = 9\nmin_pool_size = {least}"));
+    let (runtime, [dev, prod]) = pools(4, [settings(0), settings(1)]);
+    let user = UserName::from("ann");
+    runtime.block_on(prod.acquire(&user)).unwrap().release();
+    let held: Vec<_> = (0..3).map(|_| runtime.block_on(dev.acquire(&user)).unwrap()).collect();
+    let waits = dev.wait(&user);
+    for _ in 0..50 {
+        prod.try_lend(Some(&user)).expect("its only connection was closed").release();
+        [&dev, &prod].into_iter().for_each(|pool| pool.tend());
+    }
+    assert_eq!(opened.load(Ordering::SeqCst), 4);
+    drop(held);
+    let turn = async {
+        let turn = std::future::poll_fn(|cx| waits.poll(cx));
+        tokio::time::timeout(Duration::from_secs(20), turn).await
+    };
+    assert!(matches!(runtime.block_on(turn), Ok(Outcome::Granted(_))));
+}

@@ -39,13 +39,19 @@ struct Standing {
 }
 
 impl Standing {
+    /// It has none to lend: what is apart serves nobody who waits.
     fn has_none(&self) -> bool {
-        self.pooled + self.apart == 0
+        self.pooled == 0
     }
 
     /// It has a part in what is kept and shared.
     fn counts(&self) -> bool {
         !(self.retired && self.has_none())
+    }
+
+    /// No permit of its own is out.
+    fn is_empty(&self) -> bool {
+        self.pooled + self.apart == 0
     }
 }
 
@@ -60,6 +66,16 @@ impl Membership {
     pub fn number(&self) -> u64 {
         self.number
     }
+}
+
+/// A connection that a pool spares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spared {
+    NotLast,
+    /// Its last one: a permit is kept for it from then on.
+    Last,
+    /// The last one of a pool for which none is kept: it counts no more.
+    LastOfRetired,
 }
 
 /// What a connection is for.
@@ -104,7 +120,7 @@ impl HostLedger {
     }
 
     fn forget(&mut self, number: u64) {
-        if self.pools.get(&number).is_some_and(|standing| standing.left && standing.has_none()) {
+        if self.pools.get(&number).is_some_and(|standing| standing.left && standing.is_empty()) {
             self.pools.remove(&number);
         }
     }
@@ -132,27 +148,35 @@ impl HostLedger {
         self.open
     }
 
-    /// Whether a pool may have one more. Each pool that has none is kept one, or, where there are more pools than the limit,
-    /// half of the limit is kept for them: who holds many, perhaps idle within transactions, keeps nobody out.
+    /// Whether a pool may have one more to lend. Each pool that has none is kept one, or, where there are more pools than the
+    /// limit, half of the limit is kept for them: who holds many, perhaps idle within transactions, keeps nobody out.
     pub fn has_room(&self, pool: &Membership) -> bool {
+        self.has_room_for(pool, Purpose::Pooled)
+    }
+
+    /// What is kept for a pool is kept to be lent: one of its own has to leave it, as the others have.
+    fn has_room_for(&self, pool: &Membership, purpose: Purpose) -> bool {
         let Some(standing) = self.pools.get(&pool.number).filter(|standing| !standing.left) else {
             return false;
         };
         let Some(limit) = self.limit() else { return true };
-        let kept = if standing.has_none() { 0 } else { self.kept(limit) };
+        let is_kept_for_it = standing.has_none() && purpose == Purpose::Pooled;
+        let kept = if is_kept_for_it { 0 } else { self.kept(limit, Spared::NotLast) };
         self.open + kept < limit
     }
 
-    /// How many are kept for the pools that have none.
-    fn kept(&self, limit: usize) -> usize {
+    /// How many are kept for the pools that have none, if one of them had spared such a connection.
+    fn kept(&self, limit: usize, spared: Spared) -> usize {
         let counted = || self.pools.values().filter(|standing| standing.counts());
         let without = counted().filter(|standing| standing.has_none()).count();
-        if counted().count() <= limit { without } else { without.min(limit / 2) }
+        let without = without + usize::from(spared == Spared::Last);
+        let pools = counted().count() - usize::from(spared == Spared::LastOfRetired);
+        if pools <= limit { without } else { without.min(limit / 2) }
     }
 
     /// A permit for one more connection; `None` if there is no room ([`HostLedger::has_room`]) or the pool has left.
     pub fn reserve(&mut self, pool: &Membership, purpose: Purpose) -> Option<Permit> {
-        if !self.has_room(pool) {
+        if !self.has_room_for(pool, purpose) {
             return None;
         }
         let standing = self.pools.get_mut(&pool.number)?;
@@ -212,9 +236,23 @@ impl HostLedger {
         turns
     }
 
-    /// The other pools in the order in which they are asked to spare one: whoever has most first.
+    /// The other pools in the order in which they are asked to spare one: whoever has most first. Only those whose connection is
+    /// of use to the one who asks: the last one of a pool leaves a permit that is kept for that pool.
     pub fn givers(&self, pool: &Membership) -> Vec<u64> {
-        let others = self.pools.iter().filter(|(number, s)| **number != pool.number && s.pooled > 0);
+        let has_none = self.pools.get(&pool.number).is_some_and(Standing::has_none);
+        let is_of_use = |other: &Standing| {
+            let spared = match (other.pooled, other.retired) {
+                (1, false) => Spared::Last,
+                (1, true) => Spared::LastOfRetired,
+                _ => Spared::NotLast,
+            };
+            let kept = if has_none { 0 } else { self.kept(self.limit, spared) };
+            self.open - 1 + kept < self.limit
+        };
+        let others = self
+            .pools
+            .iter()
+            .filter(|(number, other)| **number != pool.number && other.pooled > 0 && is_of_use(other));
         let mut others: Vec<_> = others.collect();
         others.sort_by_key(|(_, standing)| std::cmp::Reverse(standing.pooled));
         others.into_iter().map(|(number, _)| *number).collect()

@@ -61,7 +61,12 @@ impl Rig {
         let had_room = self.ledger.has_room(&pool.membership);
         let permit = self.ledger.reserve(&pool.membership, purpose);
         let reserved = permit.is_some();
-        assert_eq!(had_room, reserved, "there is room where a permit can be reserved, and nowhere else");
+        match purpose {
+            Purpose::Pooled => {
+                assert_eq!(had_room, reserved, "there is room where one can be reserved, and only there");
+            }
+            Purpose::Apart => assert!(had_room || !reserved, "what serves nobody comes after what does"),
+        }
         pool.permits.extend(permit);
         match self.ledger.limit() {
             _ if pool.left => assert!(!reserved, "who has left reserves nothing"),
@@ -76,7 +81,8 @@ impl Rig {
         for at in 0..self.pools.len() {
             let pool = &self.pools[at];
             let free = self.ledger.limit().is_none_or(|limit| self.ledger.open() < limit);
-            if pool.permits.is_empty() && !pool.left {
+            let has_none = pool.permits.iter().all(|permit| permit.purpose == Purpose::Apart);
+            if has_none && !pool.left {
                 assert_eq!(self.ledger.has_room(&pool.membership), free);
             }
         }
@@ -141,6 +147,18 @@ impl Rig {
         self.check();
     }
 
+    /// Whether a pool could reserve one if another gave one back.
+    fn would_have_room(&self, pool: &Membership, giver: u64) -> bool {
+        let copy = |standing: &Standing| Standing { ..*standing };
+        let mut pools: BTreeMap<u64, Standing> =
+            self.ledger.pools.iter().map(|(number, standing)| (*number, copy(standing))).collect();
+        if let Some(standing) = pools.get_mut(&giver) {
+            standing.pooled -= 1;
+        }
+        let HostLedger { limit, open, joined, reserved, .. } = self.ledger;
+        HostLedger { limit, open: open - 1, pools, joined, reserved }.has_room(pool)
+    }
+
     fn check(&mut self) {
         let open = self.ledger.open();
         let parts: usize = self.pools.iter().map(|pool| pool.permits.len()).sum();
@@ -161,10 +179,10 @@ impl Rig {
                 None => assert!(pool.left && pool.permits.is_empty(), "who is there is not forgotten"),
             }
             let givers = self.ledger.givers(&pool.membership);
-            let can_spare = |pool: &Pool| pool.permits.iter().any(|p| p.purpose == Purpose::Pooled);
-            let others =
-                self.pools.iter().filter(|other| other.membership.number() != pool.membership.number());
-            assert_eq!(givers.len(), others.filter(|other| can_spare(other)).count(), "who has one to spare");
+            for giver in &givers {
+                assert!(self.ledger.pools[giver].pooled > 0, "it has one to spare");
+                assert!(pool.left || self.would_have_room(&pool.membership, *giver), "it is of use");
+            }
             assert!(!givers.contains(&pool.membership.number()));
         }
         assert_eq!(self.ledger.is_starved(), self.ledger.fair_share().is_some());
@@ -210,7 +228,8 @@ proptest! {
         let free = limit - rig.ledger.open();
         let kept = if pools <= limit { without.len() } else { without.len().min(limit / 2) };
         prop_assert_eq!(free, kept);
-        let served = without.into_iter().filter(|at| rig.reserve(*at, Purpose::Apart)).count();
+        prop_assert!(!without.iter().any(|at| rig.reserve(*at, Purpose::Apart)), "it is kept to be lent");
+        let served = without.into_iter().filter(|at| rig.reserve(*at, Purpose::Pooled)).count();
         prop_assert_eq!(served, free);
     }
 
@@ -301,9 +320,10 @@ fn what_each_may_keep_counts_what_is_lent_to_sessions() {
     assert_eq!(rig.ledger.fair_share(), Some(2), "who has one more than another keeps it");
     let mut rig = Rig::of(3, 2);
     rig.reserve(0, Purpose::Apart);
-    assert_eq!(takes(&mut rig, 1), 2);
+    assert_eq!(takes(&mut rig, 1), 1, "one is kept for who has none to lend");
     rig.act(&Act::Starve(0));
     assert_eq!(rig.ledger.fair_share(), Some(1), "it has none to lend");
+    assert!(rig.reserve(0, Purpose::Pooled));
     let mut rig = Rig::of(6, 3);
     assert_eq!((takes(&mut rig, 0), rig.reserve(1, Purpose::Pooled)), (4, true));
     rig.act(&Act::Starve(1));
@@ -337,4 +357,16 @@ fn a_limit_that_is_lowered_closes_nothing_and_opens_nothing_until_enough_have_co
     assert!(rig.reserve(1, Purpose::Pooled));
     rig.act(&Act::Limit(0));
     assert!(rig.reserve(0, Purpose::Apart));
+}
+
+/// Whoever waits for one more does not have the only connection of another pool closed, of which only that pool could make use.
+#[test]
+fn the_last_connection_of_a_pool_is_spared_for_nobody_who_cannot_have_it() {
+    let mut rig = Rig::of(4, 2);
+    assert_eq!((takes(&mut rig, 0), rig.reserve(1, Purpose::Pooled)), (3, true));
+    assert_eq!(rig.ledger.givers(&rig.pools[0].membership), []);
+    assert_eq!(rig.ledger.givers(&rig.pools[1].membership), [0]);
+    // No permit is kept for who has retired.
+    rig.act(&Act::Retire(1));
+    assert_eq!(rig.ledger.givers(&rig.pools[0].membership), [1]);
 }
