@@ -1,5 +1,7 @@
 //! `Parse`, and statements that are prepared for the client.
 
+use std::sync::Arc;
+
 use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
 use super::names::NamesIn;
@@ -8,7 +10,7 @@ use super::query::FORGET_SEQUENCES;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED};
 use crate::sql::{Effects, Pin};
-use crate::statement::{Held, Named, UnnamedText, significant};
+use crate::statement::{Held, Named, Statement, UnnamedText, significant};
 use wire::error::{Fault, Refusal, Shown, SqlState};
 use wire::{HEADER, cstr, identifier};
 
@@ -65,10 +67,6 @@ impl Core {
             return Ok(Step::Done);
         }
         let shown = effects.as_ref().and_then(|effects| self.shown_body(effects, names.after));
-        if let Some(effects) = effects.filter(|effects| effects.channels || !self.facts.can_lex()) {
-            // It may be bound in the same batch, and then a transaction has begun.
-            self.note_extended_effects(&effects, backend, up.buffer());
-        }
         // With those that have lost their names in requests that are not answered.
         let own = self.statements.bytes() + self.position.requests().bytes();
         if !self.statements.interner().may_add(own, names.after.len()) {
@@ -87,6 +85,23 @@ impl Core {
         if self.position.requests().is_preparation_in_doubt(statement.id()) && self.position.may_defer() {
             return Ok(Step::Defer);
         }
+        // Not before it is sure that the message is dealt with now: what is sent for it waits for the client's `Sync`.
+        if let Some(effects) = effects.filter(|effects| effects.channels || !self.facts.can_lex()) {
+            // It may be bound in the same batch, and then a transaction has begun.
+            self.note_extended_effects(&effects, backend, up.buffer());
+        }
+        self.prepare_named(name, statement, backend, up.buffer());
+        Ok(Step::Done)
+    }
+
+    /// Gives a statement this name, and has the upstream prepare it, or say that it still could.
+    fn prepare_named(
+        &mut self,
+        name: &[u8],
+        statement: Arc<Statement>,
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
         let request = self.position.requests().next_number();
         let named = Named { statement, request };
         let id = named.statement.id();
@@ -102,21 +117,20 @@ impl Core {
         if held == Held::Yes && trusted {
             // It need not be parsed again, but its tables may be gone since: then that is to be said now.
             let upstream_name = named.statement.upstream_name();
-            wire::message(up.buffer(), b'D', |out| {
+            wire::message(up, b'D', |out| {
                 out.push(b'S');
                 wire::push_cstr(out, upstream_name);
             });
             self.position.requests_mut().push_parse_as_describe(note(None));
         } else {
             if held != Held::No {
-                self.close_upstream(id, up.buffer());
+                self.close_upstream(id, up);
             }
-            self.send_parse(&named, up.buffer());
+            self.send_parse(&named, up);
             self.position.requests_mut().push_noted(Kind::Parse, note(Some(id)));
-            self.remember_prepared(id, named.statement.edition(), backend, up.buffer());
+            self.remember_prepared(id, named.statement.edition(), backend, up);
         }
         self.statements.put(name, Some(Named { request, ..named }));
-        Ok(Step::Done)
     }
 
     /// A `Parse` under a name that the client has given already: the upstream refuses it, after it has looked at the

@@ -342,3 +342,27 @@ fn each_transaction_is_counted_once() {
     let ended: Vec<u64> = rig.statistics.iter().filter_map(|all| Some(all.ended?.transactions)).collect();
     assert_eq!(ended, [1, 1, 1]);
 }
+
+/// What is sent for a message must not be sent before the message itself can be: nobody would send a `Sync` behind it.
+#[test]
+fn a_parse_that_has_to_wait_sends_nothing_before() {
+    let mut rig = carried();
+    let parse = |name: &str| m(b'P', format!("{name}\0LISTEN x\0\0\0").as_bytes());
+    rig.converse(&[parse("a"), m(b'S', b"")].concat());
+    for _ in 0..4 {
+        rig.upstream(&[]);
+        if rig.steps.last() == Some(&"ask the listener") {
+            let mark = crate::Mark { id: 1, channel: "ours".into(), seal: crate::Seal::new([3; 32]) };
+            rig.say(Event::Listener(Box::new(Ok(Answer::Listening(mark)))));
+            rig.upstream(&[]);
+            rig.upstream(&[]);
+            rig.say(Event::Listener(Box::new(Ok(Answer::Settled(vec!["news".into()])))));
+        }
+    }
+    assert_eq!(rig.steps.last(), Some(&"release"), "{:?}", rig.steps);
+    rig.converse(&query("BEGIN"));
+    let before = rig.to_client.len();
+    rig.client(&[query("DEALLOCATE a"), query("COMMIT"), parse("b"), m(b'S', b"")].concat(), &[]);
+    (0..4).for_each(|_| rig.upstream(&[]));
+    assert_eq!(tags(&rig.to_client[before..]), "CZCZ1Z", "{:?} {:?}", rig.steps, rig.wishes);
+}

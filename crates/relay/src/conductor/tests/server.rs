@@ -178,6 +178,10 @@ impl Server {
                 self.listens.insert((*name).trim_matches('"').to_owned());
                 "LISTEN"
             }
+            ["DEALLOCATE", name] => {
+                self.prepared.remove(name.trim_matches('"').as_bytes());
+                "DEALLOCATE"
+            }
             ["UNLISTEN", "*"] => {
                 self.listens.clear();
                 "UNLISTEN"
