@@ -1,0 +1,169 @@
+//! Obeys the conductor's wishes, and takes the steps that it says.
+
+use std::task::Context;
+
+use super::backlog::Backlog;
+use super::{Engine, Follow, Leasing};
+use crate::pool::Lease;
+use crate::stats::Counter;
+use relay::Asked;
+use relay::conductor::{Closing, Doing, Event, Leaving, Listening, Step, Wishes};
+
+impl Engine {
+    /// What holds from now on.
+    pub(super) fn obey(&mut self, wishes: Wishes) {
+        let before = std::mem::replace(&mut self.wishes, wishes);
+        if wishes.doing != before.doing {
+            match (wishes.doing, &self.leasing) {
+                (Doing::Running, Leasing::Held(lease)) => self.slot.is_lent(lease.target.clone()),
+                (Doing::Waiting, _) => {}
+                _ => self.slot.has_nothing(),
+            }
+        }
+        if wishes.listening == Listening::No {
+            self.subscription = None;
+        }
+    }
+
+    /// The client is lost: what was to be done is done, and then its session ends.
+    #[cold]
+    pub(super) fn take_and_leave(
+        &mut self,
+        step: Step,
+        cx: &mut Context<'_>,
+    ) -> Result<Follow, Box<Closing>> {
+        if !matches!(step, Step::Lend) {
+            self.take(step, cx)?;
+        }
+        Ok(Follow::Say(Event::ClientEnded))
+    }
+
+    pub(super) fn take(&mut self, step: Step, cx: &mut Context<'_>) -> Result<Follow, Box<Closing>> {
+        Ok(match step {
+            Step::Wait => Follow::Nothing,
+            Step::ShowClient => Follow::Client,
+            Step::ShowUpstream => Follow::Upstream,
+            Step::Lend => {
+                let waiter = self.pool.wait(&self.user);
+                self.slot.waits(waiter.clone());
+                self.leasing = Leasing::Waiting(waiter);
+                Follow::Nothing
+            }
+            Step::Settle if self.to_upstream.is_empty() => Follow::Say(Event::Settle),
+            Step::Settle => Follow::Nothing,
+            Step::Release => {
+                self.release();
+                Follow::Nothing
+            }
+            Step::Replace { running: true } => {
+                if let Leasing::Held(lease) = self.part() {
+                    lease.cancel_and_discard();
+                }
+                Follow::Client
+            }
+            Step::Replace { running: false } => {
+                drop(self.part());
+                Follow::Client
+            }
+            Step::PutBack(bytes) => {
+                let mut bytes = bytes.into_vec();
+                bytes.append(&mut self.client_tail);
+                self.client_tail = bytes;
+                Follow::Say(Event::PutBack)
+            }
+            Step::Pin(reason) => {
+                self.pinned = None;
+                self.orders.statistics.pin_is(reason);
+                match reason {
+                    None => Follow::Say(Event::Settle),
+                    Some(_) => {
+                        self.pinned = self.pool.pin();
+                        Follow::Say(Event::Permitted(self.pinned.is_some()))
+                    }
+                }
+            }
+            Step::Outdate(defined) => {
+                self.pool.outdate_catalog(&defined);
+                Follow::Say(Event::Settle)
+            }
+            Step::AskListener(asked) => self.ask_listener(*asked, cx),
+            Step::Cancel => {
+                self.cancel();
+                Follow::Nothing
+            }
+            Step::Close(closing) => return Err(closing),
+        })
+    }
+
+    pub(super) fn hold(&mut self, lease: Lease) {
+        self.pool.stats().add(Counter::Assignments, 1);
+        self.leasing = Leasing::Held(lease);
+        self.upstream_is_dry = false;
+    }
+
+    fn release(&mut self) {
+        let Leasing::Held(lease) = std::mem::replace(&mut self.leasing, Leasing::None) else { return };
+        if self.upstream_tail.is_empty() {
+            return lease.release();
+        }
+        // Half of something unasked: the other half must not meet another client.
+        self.upstream_tail = Vec::new();
+        drop(lease);
+    }
+
+    /// The connection, of which nothing is kept. The next one has its own time.
+    fn part(&mut self) -> Leasing {
+        self.timer.progress();
+        self.upstream_tail = Vec::new();
+        self.to_upstream = Backlog::default();
+        std::mem::replace(&mut self.leasing, Leasing::None)
+    }
+
+    fn cancel(&self) {
+        let Leasing::Held(lease) = &self.leasing else { return };
+        let target = lease.target.clone();
+        let fence = target.fence();
+        self.pool.spawn(async move {
+            let _ = target.cancel().await;
+            drop(fence);
+        });
+    }
+
+    fn ask_listener(&mut self, asked: Asked, cx: &mut Context<'_>) -> Follow {
+        if self.subscription.is_none() {
+            let subscription = self.pool.subscribe(self.id, cx.waker().clone());
+            self.subscription = subscription.map(Box::new);
+        }
+        match &self.subscription {
+            Some(subscription) => {
+                subscription.ask(asked);
+                Follow::Nothing
+            }
+            None => Follow::Say(Event::NoListener),
+        }
+    }
+
+    /// The session is over: the connection is given back, cleaned or closed.
+    pub(super) fn leave(&mut self, closing: &Closing) {
+        self.timer.progress();
+        self.slot.has_nothing();
+        self.pinned = None;
+        if let Some(what) = &closing.broke {
+            let connection = self.pool.connection();
+            tracing::warn!(connection = %connection.name, %what, "the upstream broke the protocol");
+        }
+        let all_said = self.to_upstream.is_empty() && self.upstream_tail.is_empty();
+        match std::mem::replace(&mut self.leasing, Leasing::None) {
+            Leasing::None => {}
+            Leasing::Waiting(waiter) => self.pool.abandon(&waiter),
+            Leasing::Held(lease) => match closing.connection {
+                Leaving::Release if all_said => lease.release(),
+                Leaving::Clean if all_said => self.pool.spawn(lease.clean()),
+                Leaving::Discard { running: true } => lease.cancel_and_discard(),
+                // It was never used: the session has ended before it began.
+                Leaving::Nothing => self.pool.spawn(lease.clean()),
+                Leaving::Discard { running: false } | Leaving::Release | Leaving::Clean => drop(lease),
+            },
+        }
+    }
+}
