@@ -18,10 +18,19 @@ use super::house::eventually;
 
 /// It can be reset, as far as it says.
 fn upstream() -> Fake {
-    Fake::start(|peer| {
+    counted_upstream().0
+}
+
+/// The same, and how many connections to it were opened.
+fn counted_upstream() -> (Fake, Arc<AtomicUsize>) {
+    let opened = Arc::new(AtomicUsize::new(0));
+    let count = opened.clone();
+    let fake = Fake::start(move |peer| {
+        count.fetch_add(1, Ordering::SeqCst);
         peer.welcome();
         peer.serve(|sql| sql.contains("pg_backend_pid").then(|| [probed(), ready()].concat()));
-    })
+    });
+    (fake, opened)
 }
 
 fn settings_of(fake: &Fake, more: &str) -> PoolSettings {
@@ -164,13 +173,7 @@ fn a_dial_that_fails_leaves_its_turn_to_another_pool() {
 /// A pool that nobody waits for does not close another's connections to have its least: that one would do the same.
 #[test]
 fn pools_do_not_take_from_each_other_what_nobody_waits_for() {
-    let opened = Arc::new(AtomicUsize::new(0));
-    let count = opened.clone();
-    let fake = Fake::start(move |peer| {
-        count.fetch_add(1, Ordering::SeqCst);
-        peer.welcome();
-        peer.serve(|sql| sql.contains("pg_backend_pid").then(|| [probed(), ready()].concat()));
-    });
+    let (fake, opened) = counted_upstream();
     let settings = || settings_with(&fake, "pool_size = 2\nmin_pool_size = 2");
     let (runtime, pools) = pools(3, [settings(), settings()]);
     let user = UserName::from("ann");
@@ -191,13 +194,7 @@ fn pools_do_not_take_from_each_other_what_nobody_waits_for() {
 /// place is kept for prod.
 #[test]
 fn who_waits_in_one_pool_closes_no_connection_that_is_of_no_use_to_it() {
-    let opened = Arc::new(AtomicUsize::new(0));
-    let count = opened.clone();
-    let fake = Fake::start(move |peer| {
-        count.fetch_add(1, Ordering::SeqCst);
-        peer.welcome();
-        peer.serve(|sql| sql.contains("pg_backend_pid").then(|| [probed(), ready()].concat()));
-    });
+    let (fake, opened) = counted_upstream();
     let settings = |least| settings_with(&fake, &format!("pool_size = 9\nmin_pool_size = {least}"));
     let (runtime, [dev, prod]) = pools(4, [settings(0), settings(1)]);
     let user = UserName::from("ann");
@@ -205,10 +202,10 @@ fn who_waits_in_one_pool_closes_no_connection_that_is_of_no_use_to_it() {
     let held: Vec<_> = (0..3).map(|_| runtime.block_on(dev.acquire(&user)).unwrap()).collect();
     let waits = dev.wait(&user);
     for _ in 0..50 {
-        prod.try_lend(Some(&user)).expect("its only connection was closed").release();
+        runtime.block_on(prod.acquire(&user)).unwrap().release();
         [&dev, &prod].into_iter().for_each(|pool| pool.tend());
     }
-    assert_eq!(opened.load(Ordering::SeqCst), 4);
+    assert_eq!(opened.load(Ordering::SeqCst), 4, "prod's only connection was closed and opened again");
     drop(held);
     let turn = async {
         let turn = std::future::poll_fn(|cx| waits.poll(cx));

@@ -89,6 +89,32 @@ impl Rig {
         rig
     }
 
+    /// Of a client that has sent `LISTEN news`, which the listener is asked to take over.
+    fn listening() -> Self {
+        let mut rig = Self::new(PoolMode::Transaction);
+        let reported = reported(&[("client_encoding", "UTF8")]);
+        rig.conductor = Conductor::new(session(PoolMode::Transaction, reported.clone()));
+        rig.idle = vec![Backend { state: BackendState::new(reported, 100, Some(7)), ..fresh(None) }];
+        rig.listener = true;
+        rig.say(Event::FromClient(&[]));
+        rig.converse(&query("LISTEN news"));
+        rig.upstream(&[]);
+        rig
+    }
+
+    /// The listener listens: the marker goes by, and the connection listens no more.
+    fn listener_listens(&mut self) {
+        let mark = crate::Mark { id: 1, channel: "ours".into(), seal: crate::Seal::new([3; 32]) };
+        self.say(Event::Listener(Box::new(Ok(Answer::Listening(mark)))));
+        self.upstream(&[]);
+        self.upstream(&[]);
+    }
+
+    /// The listener delivers from here on.
+    fn listener_delivers(&mut self) {
+        self.say(Event::Listener(Box::new(Ok(Answer::Settled(vec!["news".into()])))));
+    }
+
     /// Deals with one event and with all that follows from it.
     fn say(&mut self, event: Event<'_>) {
         let mut queue = self.one(event);
@@ -470,25 +496,15 @@ fn in_session_mode_the_connection_stays_and_is_cleaned_at_the_end() {
 
 #[test]
 fn the_channels_of_a_session_go_over_to_the_listener_and_its_connection_goes_back() {
-    let mut rig = Rig::new(PoolMode::Transaction);
-    let reported = reported(&[("client_encoding", "UTF8")]);
-    rig.conductor = Conductor::new(session(PoolMode::Transaction, reported.clone()));
-    rig.idle = vec![Backend { state: BackendState::new(reported, 100, Some(7)), ..fresh(None) }];
-    rig.listener = true;
-    rig.say(Event::FromClient(&[]));
-    rig.converse(&query("LISTEN news"));
-    rig.upstream(&[]);
+    let mut rig = Rig::listening();
     assert_eq!(
         (rig.steps.as_slice(), rig.wishes.listening),
         (&["lend", "ask the listener"][..], Listening::Answer)
     );
     assert_eq!((rig.wishes.doing, rig.wishes.from_client), (Doing::Nothing, false));
-    let mark = crate::Mark { id: 1, channel: "ours".into(), seal: crate::Seal::new([3; 32]) };
-    rig.say(Event::Listener(Box::new(Ok(Answer::Listening(mark)))));
-    rig.upstream(&[]);
-    rig.upstream(&[]);
+    rig.listener_listens();
     assert_eq!(rig.wishes.listening, Listening::Answer);
-    rig.say(Event::Listener(Box::new(Ok(Answer::Settled(vec!["news".into()])))));
+    rig.listener_delivers();
     assert_eq!((rig.steps.last(), rig.wishes.listening), (Some(&"release"), Listening::Yes));
     assert_eq!(rig.tags(), "CZ", "the client hears nothing of the hand-over");
     let news = m(b'A', b"\0\0\0\x07news\0x\0");

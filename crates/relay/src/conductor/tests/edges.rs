@@ -193,33 +193,18 @@ fn a_session_that_keeps_its_connection_knows_between_transactions_what_the_datab
     assert!(rig.held.is_some(), "it is kept for good: {:?}", rig.steps);
 }
 
-/// A session that listens to `news`, by the listener.
-fn listening() -> Rig {
-    let mut rig = Rig::new(PoolMode::Transaction);
-    let reported = reported(&[("client_encoding", "UTF8")]);
-    rig.conductor = Conductor::new(session(PoolMode::Transaction, reported.clone()));
-    rig.idle = vec![Backend { state: BackendState::new(reported, 100, Some(7)), ..fresh(None) }];
-    rig.listener = true;
-    rig.say(Event::FromClient(&[]));
-    rig.converse(&query("LISTEN news"));
-    rig.upstream(&[]);
-    rig
-}
-
+/// A session that listens to `news`, which the listener delivers.
 fn carried() -> Rig {
-    let mut rig = listening();
-    let mark = crate::Mark { id: 1, channel: "ours".into(), seal: crate::Seal::new([3; 32]) };
-    rig.say(Event::Listener(Box::new(Ok(Answer::Listening(mark)))));
-    rig.upstream(&[]);
-    rig.upstream(&[]);
-    rig.say(Event::Listener(Box::new(Ok(Answer::Settled(vec!["news".into()])))));
+    let mut rig = Rig::listening();
+    rig.listener_listens();
+    rig.listener_delivers();
     assert_eq!(rig.steps.last(), Some(&"release"));
     rig
 }
 
 #[test]
 fn who_cannot_be_taken_by_the_listener_keeps_its_connection() {
-    let mut rig = listening();
+    let mut rig = Rig::listening();
     rig.say(Event::Listener(Box::new(Err(refusal()))));
     assert_eq!((rig.steps.last(), rig.closed.is_none()), (Some(&"pin"), true));
     // It would deliver in another encoding than the client's.
@@ -227,8 +212,7 @@ fn who_cannot_be_taken_by_the_listener_keeps_its_connection() {
     rig.listener = true;
     rig.converse(&query("LISTEN news"));
     rig.upstream(&[]);
-    let mark = crate::Mark { id: 1, channel: "ours".into(), seal: crate::Seal::new([3; 32]) };
-    rig.say(Event::Listener(Box::new(Ok(Answer::Listening(mark)))));
+    rig.listener_listens();
     assert_eq!((rig.steps.last(), rig.closed.is_none()), (Some(&"pin"), true));
 }
 
@@ -241,11 +225,8 @@ fn who_was_taken_by_the_listener_ends_when_that_fails() {
     assert_eq!(rig.steps.last(), Some(&"ask the listener"), "{:?}", rig.steps);
     rig.say(Event::Listener(Box::new(Err(refusal()))));
     assert!(matches!(rig.closed.unwrap().cause, Cause::Refused(told) if told == refusal()));
-    let mut rig = listening();
-    let mark = crate::Mark { id: 1, channel: "ours".into(), seal: crate::Seal::new([3; 32]) };
-    rig.say(Event::Listener(Box::new(Ok(Answer::Listening(mark)))));
-    rig.upstream(&[]);
-    rig.upstream(&[]);
+    let mut rig = Rig::listening();
+    rig.listener_listens();
     rig.say(Event::Listener(Box::new(Err(refusal()))));
     assert!(rig.closed.is_some(), "nobody listens any more");
 }
@@ -321,7 +302,7 @@ fn a_reset_that_is_done_is_not_overdue() {
 
 #[test]
 fn no_notification_goes_to_the_client_while_its_channels_are_on_their_way() {
-    assert!(!listening().wishes.takes_notifications);
+    assert!(!Rig::listening().wishes.takes_notifications);
     assert!(carried().wishes.takes_notifications);
 }
 
@@ -352,11 +333,8 @@ fn a_parse_that_has_to_wait_sends_nothing_before() {
     for _ in 0..4 {
         rig.upstream(&[]);
         if rig.steps.last() == Some(&"ask the listener") {
-            let mark = crate::Mark { id: 1, channel: "ours".into(), seal: crate::Seal::new([3; 32]) };
-            rig.say(Event::Listener(Box::new(Ok(Answer::Listening(mark)))));
-            rig.upstream(&[]);
-            rig.upstream(&[]);
-            rig.say(Event::Listener(Box::new(Ok(Answer::Settled(vec!["news".into()])))));
+            rig.listener_listens();
+            rig.listener_delivers();
         }
     }
     assert_eq!(rig.steps.last(), Some(&"release"), "{:?}", rig.steps);
