@@ -30,8 +30,8 @@ pub(crate) use orders::{Order, OrderedBy, Orders, When};
 use policy::names::UserName;
 pub(crate) use relay::conductor::Cause;
 use relay::conductor::{
-    Actions, Closing, Conductor, Event, Grounds, Listening, Overdue, Phase, Statistics, Step, UpstreamEnd,
-    Wishes,
+    Actions, Closing, Conductor, Event, Grounds, Listening, Overdue, Phase, Shown, Statistics, Step,
+    UpstreamEnd, Wishes,
 };
 use relay::{Gathered, Gathering};
 pub(crate) use statistics::SessionStatistics;
@@ -150,14 +150,6 @@ enum Follow {
     Say(Event<'static>),
 }
 
-/// Which input an event shows, of which the rest is kept.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Shown {
-    Nothing,
-    Client,
-    Upstream,
-}
-
 impl Engine {
     /// Ready to be polled, by whatever runtime: the client's socket is registered there then.
     ///
@@ -211,7 +203,7 @@ impl Engine {
             Leasing::Held(lease) => {
                 let condition = lease.lend_to(&self.user);
                 let tail = std::mem::take(&mut self.client_tail);
-                let follow = self.tell(Event::Lent(condition, &tail), Shown::Client, cx, out)?;
+                let follow = self.tell(Event::Lent(condition, &tail), cx, out)?;
                 self.follow(follow, cx, out)
             }
             _ => self.follow(Follow::Client, cx, out),
@@ -250,13 +242,13 @@ impl Engine {
                 Follow::Nothing => return Ok(()),
                 Follow::Client => {
                     let tail = std::mem::take(&mut self.client_tail);
-                    self.tell(Event::FromClient(&tail), Shown::Client, cx, out)?
+                    self.tell(Event::FromClient(&tail), cx, out)?
                 }
                 Follow::Upstream => {
                     let tail = std::mem::take(&mut self.upstream_tail);
-                    self.tell(Event::FromUpstream(&tail), Shown::Upstream, cx, out)?
+                    self.tell(Event::FromUpstream(&tail), cx, out)?
                 }
-                Follow::Say(event) => self.tell(event, Shown::Nothing, cx, out)?,
+                Follow::Say(event) => self.tell(event, cx, out)?,
             };
         }
     }
@@ -265,14 +257,13 @@ impl Engine {
     fn tell<'a>(
         &mut self,
         mut event: Event<'a>,
-        shown: Shown,
         cx: &mut Context<'_>,
         out: &mut Out,
     ) -> Result<Follow, Box<Closing>> {
-        let mut rest: &'a [u8] = match event {
-            Event::FromClient(input) | Event::FromUpstream(input) => input,
-            Event::Lent(_, input) | Event::Refused(_, input) => input,
-            _ => &[],
+        let shown = event.shown();
+        let mut rest: &'a [u8] = match shown {
+            Shown::Client(input) | Shown::Upstream(input) => input,
+            Shown::Nothing => &[],
         };
         loop {
             let Out { up, down, statistics } = &mut *out;
@@ -309,14 +300,14 @@ impl Engine {
             }
             match shown {
                 Shown::Nothing => {}
-                Shown::Client => {
+                Shown::Client(_) => {
                     self.client_tail.extend_from_slice(rest);
                     if self.client_tail.len() <= CHUNK {
                         // It was counted until now, also while it had to wait for a connection.
                         self.gathered = None;
                     }
                 }
-                Shown::Upstream => self.upstream_tail = rest.to_vec(),
+                Shown::Upstream(_) => self.upstream_tail = rest.to_vec(),
             }
             return if lost { self.take_and_leave(step, cx) } else { self.take(step, cx) };
         }
@@ -337,7 +328,7 @@ impl Engine {
                 let condition = lease.lend_to(&self.user);
                 self.hold(lease);
                 let tail = std::mem::take(&mut self.client_tail);
-                let follow = self.tell(Event::Lent(condition, &tail), Shown::Client, cx, out)?;
+                let follow = self.tell(Event::Lent(condition, &tail), cx, out)?;
                 self.follow(follow, cx, out)?;
             }
             Poll::Ready(Outcome::Refused(refusal)) => self.refuse_waiting(&refusal, cx, out)?,
@@ -356,7 +347,7 @@ impl Engine {
             self.pool.abandon(&waiter);
         }
         let tail = std::mem::take(&mut self.client_tail);
-        let follow = self.tell(Event::Refused(refusal, &tail), Shown::Client, cx, out)?;
+        let follow = self.tell(Event::Refused(refusal, &tail), cx, out)?;
         self.follow(follow, cx, out)
     }
 
@@ -393,7 +384,7 @@ impl Engine {
             Poll::Ready(Ok(())) if read > 0 => {
                 self.bytes.0 += read as u64;
                 self.client_tail = Vec::new();
-                self.tell(Event::FromClient(&input[..tail + read]), Shown::Client, cx, out).map(Some)
+                self.tell(Event::FromClient(&input[..tail + read]), cx, out).map(Some)
             }
             Poll::Ready(_) => Ok(Some(Follow::Say(Event::ClientEnded))),
         };
@@ -456,7 +447,7 @@ impl Engine {
             }
             Poll::Ready(Ok(())) if read > 0 => {
                 let event = Event::FromUpstream(&input[..tail + read]);
-                self.tell(event, Shown::Upstream, cx, out).map(Some)
+                self.tell(event, cx, out).map(Some)
             }
             Poll::Ready(end) => {
                 let why = end.err().map(|error| error.to_string());

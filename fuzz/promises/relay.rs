@@ -5,7 +5,7 @@
 use crate::input::Input;
 use relay::conductor::still::{Still, reported, session};
 use relay::conductor::{
-    Actions, Condition, Conductor, Event, Grounds, Overdue, Statistics, Step, UpstreamEnd, Wishes,
+    Actions, Condition, Conductor, Event, Grounds, Overdue, Shown, Statistics, Step, UpstreamEnd, Wishes,
 };
 use relay::{BackendState, PoolMode};
 use wire::error::{Fault, Refusal, SqlState};
@@ -66,11 +66,7 @@ impl Engine {
     }
 
     fn say(&mut self, event: Event<'_>) {
-        let (input, of_client): (&[u8], bool) = match event {
-            Event::FromClient(input) | Event::Lent(_, input) | Event::Refused(_, input) => (input, true),
-            Event::FromUpstream(input) => (input, false),
-            _ => (&[], false),
-        };
+        let shown = event.shown();
         let (mut up, mut down, mut statistics) = (Vec::new(), Vec::new(), Statistics::default());
         let grounds = Grounds {
             backend: self.lease.as_mut(),
@@ -83,10 +79,10 @@ impl Engine {
         let Actions { consumed, to_client, to_upstream, step, wishes } = self.conductor.on(event, grounds);
         self.sent += to_client.len() + to_upstream.len();
         assert!(to_upstream.is_empty() || self.lease.is_some(), "bytes for no connection");
-        if of_client {
-            self.from_client = input[consumed..].to_vec();
-        } else if !input.is_empty() {
-            self.from_upstream = input[consumed..].to_vec();
+        match shown {
+            Shown::Client(input) => self.from_client = input[consumed..].to_vec(),
+            Shown::Upstream(input) => self.from_upstream = input[consumed..].to_vec(),
+            Shown::Nothing => assert_eq!(consumed, 0),
         }
         self.wishes = wishes;
         self.take(step);

@@ -19,7 +19,7 @@ use std::time::Duration;
 pub use action::{
     Actions, Cause, Closing, Doing, Ended, Leaving, Listening, Phase, Resets, Statistics, Step, Wishes,
 };
-pub use event::{Answer, Condition, Database, Event, Grounds, Moment, Overdue, UpstreamEnd, World};
+pub use event::{Answer, Condition, Database, Event, Grounds, Moment, Overdue, Shown, UpstreamEnd, World};
 pub use refusals::not_reset;
 
 use counting::Clock;
@@ -150,10 +150,10 @@ impl Conductor {
             return self.lend();
         }
         let Grounds { backend, written, up, down, statistics, world } = grounds;
-        let (of_client, of_upstream): (&[u8], &[u8]) = match event {
-            Event::FromClient(input) | Event::Lent(_, input) | Event::Refused(_, input) => (input, &[]),
-            Event::FromUpstream(input) => (&[], input),
-            _ => (&[], &[]),
+        let (of_client, of_upstream): (&[u8], &[u8]) = match event.shown() {
+            Shown::Client(input) => (input, &[]),
+            Shown::Upstream(input) => (&[], input),
+            Shown::Nothing => (&[], &[]),
         };
         let mut turn = Turn {
             up: OutputBuffer::new(of_client, up),

@@ -48,6 +48,28 @@ pub enum Event<'a> {
     Overdue(Overdue),
 }
 
+/// The bytes that an event shows. What is not consumed of them is kept, and shown again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown<'a> {
+    /// None.
+    Nothing,
+    /// Of the client.
+    Client(&'a [u8]),
+    /// Of the upstream.
+    Upstream(&'a [u8]),
+}
+
+impl<'a> Event<'a> {
+    /// The bytes that it shows.
+    pub fn shown(&self) -> Shown<'a> {
+        match self {
+            Self::FromClient(input) | Self::Lent(_, input) | Self::Refused(_, input) => Shown::Client(input),
+            Self::FromUpstream(input) => Shown::Upstream(input),
+            _ => Shown::Nothing,
+        }
+    }
+}
+
 /// How an upstream has ended its connection.
 #[derive(Debug, Default)]
 pub struct UpstreamEnd {

@@ -145,11 +145,7 @@ impl Rig {
     fn one(&mut self, event: Event<'_>) -> Option<Next> {
         assert!(self.closed.is_none(), "an event behind the end");
         let (mut up, mut down, mut statistics) = (vec![9; 3], vec![9; 5], Statistics::default());
-        let (input, of_client): (&[u8], bool) = match event {
-            Event::FromClient(input) | Event::Lent(_, input) | Event::Refused(_, input) => (input, true),
-            Event::FromUpstream(input) => (input, false),
-            _ => (&[], false),
-        };
+        let shown = event.shown();
         let backend = self.held.as_mut().map(|backend| &mut backend.state);
         let grounds = Grounds {
             backend,
@@ -160,7 +156,6 @@ impl Rig {
             world: &self.world,
         };
         let Actions { consumed, to_client, to_upstream, step, wishes } = self.conductor.on(event, grounds);
-        let rest = input[consumed..].to_vec();
         assert!(!wishes.from_upstream || self.held.is_some(), "bytes of no connection are wanted");
         self.wishes = wishes;
         self.deferred |= wishes.doing == Doing::Running && !wishes.from_client;
@@ -175,10 +170,10 @@ impl Rig {
         if statistics.any {
             self.statistics.push(statistics);
         }
-        if of_client {
-            self.client_tail = rest;
-        } else if !input.is_empty() {
-            self.upstream_tail = rest;
+        match shown {
+            Shown::Client(input) => self.client_tail = input[consumed..].to_vec(),
+            Shown::Upstream(input) => self.upstream_tail = input[consumed..].to_vec(),
+            Shown::Nothing => assert_eq!(consumed, 0),
         }
         self.take(step)
     }
