@@ -1,23 +1,23 @@
-//! What a session's bytes mean: it walks over the headers of messages (PostgreSQL's manual, "Message Flow"), from either side and cut as they
-//! happen to be, and answers how much of a piece it has dealt with; what is left is shown again with more behind it. What goes
-//! out is ranges of the input as long as nothing has to be changed.
+//! What a session's bytes mean: it walks over the headers of messages (PostgreSQL's manual, "Message Flow"), from either side and
+//! cut as they happen to be, and answers how much of a piece it has dealt with; what is left is shown again with more behind it.
+//! What goes out is ranges of the input as long as nothing has to be changed.
 
 mod channels;
-mod facts;
 mod extended;
+mod facts;
 mod from_client;
 mod from_upstream;
 mod hand_over;
 mod names;
+mod output;
 mod parse;
 mod position;
+mod probe;
 mod query;
 mod replay;
 mod requests;
 mod residue;
-mod output;
 mod statements;
-mod probe;
 
 use std::sync::Arc;
 
@@ -50,6 +50,11 @@ pub const MAX_NAMED_PARSE: usize = 16 << 20;
 /// The longest unnamed statement that is remembered from one transaction to the next whatever others there are.
 const MAX_UNNAMED: usize = 64 << 10;
 
+/// Bytes of pgusher's own (statements that are prepared again) that may be sent on top of the client's before all is answered.
+const MAX_ADDED: usize = 1 << 20;
+/// Bytes that may be kept to undo requests under way (names that are taken back if they fail) before all is answered.
+const MAX_NOTED: usize = 8 << 20;
+
 /// The part of an upstream connection that the core knows: what was done on it.
 #[derive(Debug)]
 pub struct BackendState {
@@ -70,11 +75,6 @@ pub struct BackendState {
     /// Nothing can be left of that user: it has not been lent since it was opened or reset.
     clean: bool,
 }
-
-/// Bytes of pgusher's own (statements that are prepared again) that may be sent on top of the client's before all is answered.
-const MAX_ADDED: usize = 1 << 20;
-/// Bytes that may be kept to undo requests under way (names that are taken back if they fail) before all is answered.
-const MAX_NOTED: usize = 8 << 20;
 
 /// A session's number, and that of its request that parsed the unnamed statement.
 type UnnamedStamp = (u64, u64);

@@ -83,7 +83,7 @@ impl Core {
     }
 
     /// The unnamed statement is bound: what it may do was noted when it was parsed, unless that was in another batch.
-    pub(super) fn note_unnamed_effects(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
+    fn note_unnamed_effects(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
         if !self.position.requests().is_of_earlier_batch(self.statements.stamp()) {
             return;
         }
@@ -102,7 +102,7 @@ impl Core {
     }
 
     /// `Bind` or `Describe` of a statement: it is made sure that the upstream has it, and under which name.
-    pub(super) fn reference(
+    fn reference(
         &mut self,
         kind: Kind,
         message: Incoming<'_>,
@@ -180,14 +180,14 @@ impl Core {
         }
     }
 
-    pub(super) fn refuse_reference(&mut self, message: String, up: &mut OutputBuffer<'_>) -> Step {
+    fn refuse_reference(&mut self, message: String, up: &mut OutputBuffer<'_>) -> Step {
         let refusal = Refusal::new(Fault::Client, SqlState::INVALID_STATEMENT_NAME, message);
         self.refuse_request(&refusal, up.buffer());
         Step::Streams(Remainder::Drop)
     }
 
     /// Makes the upstream's unnamed statement this session's; false if the session has none.
-    pub(super) fn ensure_unnamed(&mut self, backend: &mut BackendState, up: &mut OutputBuffer<'_>) -> bool {
+    fn ensure_unnamed(&mut self, backend: &mut BackendState, up: &mut OutputBuffer<'_>) -> bool {
         let stamp = (self.facts.id(), self.statements.stamp());
         match self.statements.unnamed().text() {
             _ if matches!(self.statements.unnamed(), UnnamedText::None) => return false,
@@ -206,7 +206,7 @@ impl Core {
     }
 
     /// `Close` of a statement. Upstream, others may use it: it is only the name that goes.
-    pub(super) fn close(&mut self, name: &[u8], message: Incoming<'_>, wires: &mut Wires<'_, '_>) {
+    fn close(&mut self, name: &[u8], message: Incoming<'_>, wires: &mut Wires<'_, '_>) {
         if name.is_empty() {
             wires.backend.unnamed = None;
             self.push_changing_unnamed(Kind::Close, UnnamedText::None);

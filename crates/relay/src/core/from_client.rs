@@ -82,19 +82,15 @@ impl Core {
 
     /// True if the client's bytes begin with a message that needs a connection, and can be dealt with when there is one.
     pub(crate) fn asks_for_a_connection(&self, input: &[u8]) -> bool {
-        let is_whole = |header: Header| {
-            input.len() >= header.total
-                && !(is_small(header.tag) && header.total > MAX_SMALL_LENGTH as usize + 1)
-        };
         let needs_one = |header: Header| {
-            matches!(header.tag, b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F') && is_whole(header)
+            needs_connection(header.tag) && input.len() >= header.total && !is_too_long(header)
         };
         !self.position.is_in_clients_message()
             && !self.position.is_refusing()
             && matches!(Header::read(input), Some(Ok(header)) if needs_one(header))
     }
 
-    pub(super) fn take_in(
+    fn take_in(
         &mut self,
         input: &[u8],
         mut backend: Option<&mut BackendState>,
@@ -109,7 +105,7 @@ impl Core {
                 Some(Err(_)) => return Err(Refusal::protocol("invalid message length")),
                 Some(Ok(header)) => header,
             };
-            if is_small(header.tag) && header.total > MAX_SMALL_LENGTH as usize + 1 {
+            if is_too_long(header) {
                 return Err(Refusal::protocol("invalid message length"));
             }
             match (header.tag, &mut backend) {
@@ -120,9 +116,8 @@ impl Core {
                     }
                 }
                 (tag, Some(backend)) if is_frontend(tag) => {
-                    match self
-                        .message(Incoming { header, input: rest, at }, &mut Wires { backend, up, down })?
-                    {
+                    let message = Incoming { header, input: rest, at };
+                    match self.message(message, &mut Wires { backend, up, down })? {
                         Step::Done => {
                             debug_assert!(rest.len() >= header.total, "only a whole message is done");
                             at += header.total;
@@ -177,17 +172,11 @@ impl Core {
     }
 
     /// A pipeline without end: what it has earned is asked for, so that it costs bounded memory.
-    pub(super) fn flush_requests(
-        &mut self,
-        up: &mut OutputBuffer<'_>,
-        down: &mut Vec<u8>,
-    ) -> Result<(), Refusal> {
+    fn flush_requests(&mut self, up: &mut OutputBuffer<'_>, down: &mut Vec<u8>) -> Result<(), Refusal> {
         if self.position.take_scan_limit_reached() {
             self.wait_for_answers(up, down)?;
         } else if self.position.requests().only_local() {
-            if self.between_messages() {
-                self.send_local_answers(down);
-            }
+            self.send_local_answers_between_messages(down);
         } else if !self.position.is_in_clients_message() {
             wire::message(up.buffer(), b'H', |_| {});
         }
@@ -198,15 +187,9 @@ impl Core {
     /// A few of the client's bytes have become many, or many are remembered: what is under way must be answered first, or
     /// one piece of a pipeline could take all memory.
     #[cold]
-    pub(super) fn wait_for_answers(
-        &mut self,
-        up: &mut OutputBuffer<'_>,
-        down: &mut Vec<u8>,
-    ) -> Result<(), Refusal> {
+    fn wait_for_answers(&mut self, up: &mut OutputBuffer<'_>, down: &mut Vec<u8>) -> Result<(), Refusal> {
         if self.position.requests().only_local() {
-            if self.between_messages() {
-                self.send_local_answers(down);
-            }
+            self.send_local_answers_between_messages(down);
             return Ok(());
         }
         if !self.position.may_defer() {
@@ -216,6 +199,12 @@ impl Core {
         wire::message(up.buffer(), b'H', |_| {});
         self.position.wait_for_all();
         Ok(())
+    }
+
+    fn send_local_answers_between_messages(&mut self, down: &mut Vec<u8>) {
+        if self.between_messages() {
+            self.send_local_answers(down);
+        }
     }
 
     /// There is no connection for the request at the front of `input`, which waits for one: it gets this error.
@@ -232,7 +221,7 @@ impl Core {
     }
 
     /// Goes on with a message that was begun; answers how much of the input it takes.
-    pub(super) fn go_on(&mut self, input: &[u8], at: usize, up: &mut OutputBuffer<'_>) -> usize {
+    fn go_on(&mut self, input: &[u8], at: usize, up: &mut OutputBuffer<'_>) -> usize {
         let (here, rest) = self.position.client_remainder(input.len() - at);
         if here == 0 {
             return 0;
@@ -260,11 +249,7 @@ impl Core {
         here
     }
 
-    pub(super) fn message(
-        &mut self,
-        message: Incoming<'_>,
-        wires: &mut Wires<'_, '_>,
-    ) -> Result<Step, Refusal> {
+    fn message(&mut self, message: Incoming<'_>, wires: &mut Wires<'_, '_>) -> Result<Step, Refusal> {
         let Incoming { header, input, at } = message;
         if self.position.is_skipping() && header.tag != b'S' {
             return Ok(Step::Streams(Remainder::Pass));
@@ -284,8 +269,8 @@ impl Core {
             // The server would answer an error, which answers nothing, and ignore what comes up to a `Sync`.
             b'H' if header.total != HEADER => return Err(Refusal::protocol("invalid message format")),
             b'H' => {
-                if self.position.requests().only_local() && self.between_messages() {
-                    self.send_local_answers(wires.down);
+                if self.position.requests().only_local() {
+                    self.send_local_answers_between_messages(wires.down);
                 }
             }
             b'c' | b'f' => {
@@ -329,13 +314,13 @@ impl Core {
 
     /// Data of a COPY, or its end. A server that is not in a COPY ignores them, unless `statement_timeout` fires just then: its
     /// error answers this message, and not the one that is next in the queue.
-    pub(super) fn note_copy_message(&mut self) {
+    fn note_copy_message(&mut self) {
         if self.facts.is_lent_for_transactions() && !self.position.is_copying() {
             self.residue.doubt_count();
         }
     }
 
-    pub(super) fn sync(&mut self) {
+    fn sync(&mut self) {
         if !self.position.note_sync_in_copy() {
             self.position.end_series();
             self.position.requests_mut().push(Kind::Sync);
@@ -343,11 +328,17 @@ impl Core {
     }
 }
 
-fn is_frontend(tag: u8) -> bool {
-    matches!(tag, b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F' | b'S' | b'H' | b'd' | b'c' | b'f')
+/// The kinds that ask the upstream for something by themselves.
+fn needs_connection(tag: u8) -> bool {
+    matches!(tag, b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F')
 }
 
-/// The kinds that PostgreSQL takes only in small.
-fn is_small(tag: u8) -> bool {
-    matches!(tag, b'C' | b'D' | b'E' | b'H' | b'S' | b'X' | b'c' | b'f')
+fn is_frontend(tag: u8) -> bool {
+    needs_connection(tag) || matches!(tag, b'S' | b'H' | b'd' | b'c' | b'f')
+}
+
+/// Longer than PostgreSQL takes a message of this kind.
+fn is_too_long(header: Header) -> bool {
+    let is_small = matches!(header.tag, b'C' | b'D' | b'E' | b'H' | b'S' | b'X' | b'c' | b'f');
+    is_small && header.total > MAX_SMALL_LENGTH as usize + 1
 }

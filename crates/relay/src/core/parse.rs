@@ -135,13 +135,7 @@ impl Core {
 
     /// A `Parse` under a name that the client has given already: the upstream refuses it, after it has looked at the
     /// text, because it comes under the name of a statement that is there, `taken`.
-    pub(super) fn parse_again(
-        &mut self,
-        old: &Named,
-        taken: Option<u64>,
-        body: &[u8],
-        wires: &mut Wires<'_, '_>,
-    ) {
+    fn parse_again(&mut self, old: &Named, taken: Option<u64>, body: &[u8], wires: &mut Wires<'_, '_>) {
         let up = wires.up.buffer();
         if taken.is_none() {
             // An empty statement can always be prepared.
@@ -161,7 +155,7 @@ impl Core {
     }
 
     /// If a `Parse` body is a `SHOW pgusher.…`, the body that answers it.
-    pub(super) fn shown_body(&self, effects: &Effects, body: &[u8]) -> Option<Vec<u8>> {
+    fn shown_body(&self, effects: &Effects, body: &[u8]) -> Option<Vec<u8>> {
         let (_, types) = cstr(body)?;
         let sql = self.facts.show(effects.shows.as_deref()?, self.pin())?;
         let mut body = Vec::new();
@@ -170,12 +164,7 @@ impl Core {
         Some(body)
     }
 
-    pub(super) fn parse_unnamed(
-        &mut self,
-        message: Incoming<'_>,
-        after: &[u8],
-        wires: &mut Wires<'_, '_>,
-    ) -> Step {
+    fn parse_unnamed(&mut self, message: Incoming<'_>, after: &[u8], wires: &mut Wires<'_, '_>) -> Step {
         let Incoming { header, input, .. } = message;
         let Wires { backend, up, .. } = wires;
         let session_mode = !self.facts.is_lent_for_transactions();
@@ -238,7 +227,7 @@ impl Core {
     /// `DEALLOCATE name` in the extended protocol, of a statement that was prepared by the protocol: others may use what
     /// the upstream has. The client's name is taken away, and the `Parse` body that is sent in its place deallocates a
     /// statement that was prepared for that.
-    pub(super) fn deallocate_extended(
+    fn deallocate_extended(
         &mut self,
         effects: &mut Effects,
         body: &[u8],
@@ -303,12 +292,7 @@ impl Core {
 
     /// The statement to come asks for last values of sequences: the connection is to know none of another session's.
     /// In the extended protocol, because a `Query` would end the implicit transaction that may be open.
-    pub(super) fn shield_sequences(
-        &mut self,
-        effects: &Effects,
-        backend: &mut BackendState,
-        up: &mut Vec<u8>,
-    ) {
+    fn shield_sequences(&mut self, effects: &Effects, backend: &mut BackendState, up: &mut Vec<u8>) {
         if !effects.reads_sequences || !std::mem::take(&mut backend.foreign_sequences) {
             return;
         }
@@ -318,7 +302,7 @@ impl Core {
 
     /// The request, and the statement that the session has by it. One that is too long, or not there whole (`None`), is not
     /// remembered: then the connection is kept, as it is the only one that knows it.
-    pub(super) fn remember_unnamed(&mut self, whole: Option<&[u8]>, backend: &mut BackendState) {
+    fn remember_unnamed(&mut self, whole: Option<&[u8]>, backend: &mut BackendState) {
         let text = if let Some(body) = whole.filter(|body| body.len() <= MAX_UNNAMED) {
             // Within a batch, what it was may be what it is again.
             let mut text =
@@ -344,20 +328,14 @@ impl Core {
         self.remember_prepared(id, named.statement.edition(), backend, up);
     }
 
-    pub(super) fn remember_prepared(
-        &mut self,
-        id: u64,
-        edition: u64,
-        backend: &mut BackendState,
-        up: &mut Vec<u8>,
-    ) {
+    fn remember_prepared(&mut self, id: u64, edition: u64, backend: &mut BackendState, up: &mut Vec<u8>) {
         let request = self.position.requests().next_number() - 1;
         if let Some(oldest) = backend.prepared.insert(id, edition, request, backend.max_prepared) {
             self.close_upstream(oldest, up);
         }
     }
 
-    pub(super) fn send_parse(&mut self, named: &Named, up: &mut Vec<u8>) {
+    fn send_parse(&mut self, named: &Named, up: &mut Vec<u8>) {
         self.position.counts_mut().server_parses += 1;
         wire::message(up, b'P', |out| {
             wire::push_cstr(out, named.statement.upstream_name());

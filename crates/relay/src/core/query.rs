@@ -51,7 +51,7 @@ impl Core {
     }
 
     /// A query that may do this. True if another was sent in its place.
-    pub(super) fn suspicious_query(
+    fn suspicious_query(
         &mut self,
         effects: Effects,
         backend: &mut BackendState,
@@ -104,7 +104,7 @@ impl Core {
     }
 
     /// `DEALLOCATE name` for a statement that was prepared by the protocol: the upstream knows it by another name.
-    pub(super) fn deallocate(
+    fn deallocate(
         &mut self,
         name: &[u8],
         named: &Named,
