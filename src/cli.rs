@@ -78,9 +78,8 @@ enum Command {
         /// Look at nothing but the two files: no secret, certificate, folder or permission.
         #[arg(long, requires = "from")]
         no_secrets: bool,
-        /// Users may lose their environment and fall back to the base connection.
-        #[arg(long)]
-        accept_fallback: bool,
+        #[command(flatten)]
+        acceptance: Acceptance,
         #[command(flatten)]
         output: Output,
     },
@@ -138,9 +137,8 @@ enum Command {
         /// Only print the plan.
         #[arg(long)]
         dry_run: bool,
-        /// Users may lose their environment and fall back to the base connection.
-        #[arg(long)]
-        accept_fallback: bool,
+        #[command(flatten)]
+        acceptance: Acceptance,
     },
     /// Look into the audit.
     #[command(subcommand)]
@@ -157,6 +155,20 @@ enum Command {
     },
     /// Print the manual of the configuration, in Markdown.
     Manual,
+}
+
+/// Whether a fallback is accepted, as it is asked for.
+#[derive(Debug, Clone, Copy, Args)]
+struct Acceptance {
+    /// Users may lose their environment and fall back to the base connection.
+    #[arg(long)]
+    accept_fallback: bool,
+}
+
+impl Acceptance {
+    fn fallback(self) -> Fallback {
+        if self.accept_fallback { Fallback::Accepted } else { Fallback::Refused }
+    }
 }
 
 /// How an answer is printed, as it is asked for.
@@ -201,14 +213,13 @@ pub fn run() -> ExitCode {
         Command::Resolve { file, user, database, environment } => {
             resolve(&file, &user, &database, environment.as_deref())
         }
-        Command::Plan { new, from, console, no_secrets, accept_fallback, output } => {
+        Command::Plan { new, from, console, no_secrets, acceptance, output } => {
             let outside = if no_secrets { Outside::Leave } else { Outside::Read };
-            let fallback = if accept_fallback { Fallback::Accepted } else { Fallback::Refused };
             let rows = match from {
                 Some(from) => planned(&from, &new, outside),
                 None => planned_there(&console, &new),
             };
-            rows.map_or_else(|code| code, |rows| plan(&rows, fallback, output.format()))
+            rows.map_or_else(|code| code, |rows| plan(&rows, acceptance.fallback(), output.format()))
         }
         Command::Grant { environment, on, to, r#for, reason, console } => {
             let what = operator::environment(&environment, on.as_deref());
@@ -226,10 +237,9 @@ pub fn run() -> ExitCode {
         Command::Audit(command) => audit::run(&command),
         Command::HashPassword => password::hash(),
         Command::HashToken => hash_token(),
-        Command::Apply { file, target, dry_run, accept_fallback } => {
+        Command::Apply { file, target, dry_run, acceptance } => {
             let intent = if dry_run { Intent::DryRun } else { Intent::Write };
-            let fallback = if accept_fallback { Fallback::Accepted } else { Fallback::Refused };
-            apply::apply(&target, &file, apply::How { intent, fallback })
+            apply::apply(&target, &file, apply::How { intent, fallback: acceptance.fallback() })
         }
         Command::Health { target } => health(&target),
         Command::Manual => {

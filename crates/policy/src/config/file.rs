@@ -416,8 +416,8 @@ options! {
         /// How many sessions may keep an upstream connection for longer than a transaction, because they have left on
         /// it what cannot be carried; 0 is one less than the pool has, but at least one.
         Reload max_pinned: u32 = 0, 0 => 100_000;
-        /// The maximum number of upstream connections to one host and port, over all pools. Each pool that has none to lend is kept
-        /// one; where there are more pools than that, half of them are kept, and pools that are always busy can keep others waiting.
+        /// The maximum number of upstream connections to one host and port, over all pools. One of them is reserved for each pool
+        /// that has none to lend. With more pools than connections only half are reserved, and busy pools can keep others waiting.
         Reload max_host_connections: u32 = 0, 0 => 100_000;
         /// The time for opening an upstream connection: name look-up, TCP, TLS and login together.
         Reload server_connect_timeout: Duration = seconds(15), MILLISECOND => DAY;
