@@ -170,7 +170,7 @@ impl HostLedger {
         let counted = || self.pools.values().filter(|standing| standing.counts());
         let without = counted().filter(|standing| standing.has_none()).count();
         let without = without + usize::from(spared == Spared::Last);
-        let pools = counted().count() - usize::from(spared == Spared::LastOfRetired);
+        let pools = counted().count().saturating_sub(usize::from(spared == Spared::LastOfRetired));
         if pools <= limit { without } else { without.min(limit / 2) }
     }
 
@@ -240,19 +240,21 @@ impl HostLedger {
     /// of use to the one who asks: the last one of a pool leaves a permit that is kept for that pool.
     pub fn givers(&self, pool: &Membership) -> Vec<u64> {
         let has_none = self.pools.get(&pool.number).is_some_and(Standing::has_none);
-        let is_of_use = |other: &Standing| {
-            let spared = match (other.pooled, other.retired) {
-                (1, false) => Spared::Last,
-                (1, true) => Spared::LastOfRetired,
-                _ => Spared::NotLast,
-            };
+        let is_of_use = |spared| {
             let kept = if has_none { 0 } else { self.kept(self.limit, spared) };
-            self.open - 1 + kept < self.limit
+            self.open + kept <= self.limit
         };
-        let others = self
-            .pools
-            .iter()
-            .filter(|(number, other)| **number != pool.number && other.pooled > 0 && is_of_use(other));
+        let [not_last, last, last_of_retired] =
+            [Spared::NotLast, Spared::Last, Spared::LastOfRetired].map(is_of_use);
+        let others = self.pools.iter().filter(|(number, other)| {
+            **number != pool.number
+                && match (other.pooled, other.retired) {
+                    (0, _) => false,
+                    (1, false) => last,
+                    (1, true) => last_of_retired,
+                    _ => not_last,
+                }
+        });
         let mut others: Vec<_> = others.collect();
         others.sort_by_key(|(_, standing)| std::cmp::Reverse(standing.pooled));
         others.into_iter().map(|(number, _)| *number).collect()
