@@ -117,7 +117,15 @@ impl Core {
                 }
                 (tag, Some(backend)) if is_frontend(tag) => {
                     let message = Incoming { header, input: rest, at };
-                    match self.message(message, &mut Wires { backend, up, down })? {
+                    let asked = self.position.requests().next_number();
+                    let step = self.message(message, &mut Wires { backend, up, down })?;
+                    // Else nobody would end the series that was begun for it.
+                    debug_assert!(
+                        !matches!(step, Step::Need(_) | Step::Defer)
+                            || asked == self.position.requests().next_number(),
+                        "something was asked for a message that is not dealt with yet"
+                    );
+                    match step {
                         Step::Done => {
                             debug_assert!(rest.len() >= header.total, "only a whole message is done");
                             at += header.total;
