@@ -264,9 +264,9 @@ fn what_cannot_be_asked_for_pins_for_good_and_is_gone_with_its_session() {
             "4MB",
         ),
         (
-            "CREATE TEMP TABLE t AS SELECT 1; LOAD 'plpgsql'",
+            "CREATE TEMP TABLE kept_with_load AS SELECT 1; LOAD 'plpgsql'",
             "opaque statement",
-            "SELECT count(*) FROM pg_class WHERE relname = 't'",
+            "SELECT count(*) FROM pg_class WHERE relname = 'kept_with_load'",
             "0",
         ),
     ] {
