@@ -10,14 +10,14 @@ use super::house::{Pgusher, Postgres, Random, WAREHOUSE, pair, size};
 use super::wire::{Message, Raw, bind, describe_statement, execute, message, parse, query, sync};
 
 /// A server with two-phase commit, for these alone.
-fn server() -> &'static Postgres {
+pub(crate) fn server() -> &'static Postgres {
     static SERVER: OnceLock<Postgres> = OnceLock::new();
     SERVER.get_or_init(|| Postgres::start_with("dev", &["-c max_prepared_transactions=20"]))
 }
 
 /// Statements, one a line, over the ground of PostgreSQL's regression files of these names. `@` is the session's
 /// number. A line that begins with `>` is sent together with those above it, before any answer is read.
-const SCRIPTS: [(&str, &str); 14] = [
+pub(crate) const SCRIPTS: [(&str, &str); 14] = [
     (
         "guc",
         "SHOW datestyle
@@ -423,42 +423,50 @@ fn normal(mut message: Message) -> Message {
     message
 }
 
-/// The answers to a script, in the simple protocol.
-fn simply(address: SocketAddr, user: &str, script: &str, number: usize) -> Vec<Vec<Message>> {
-    let mut raw = arrive(address, user);
-    let mut answers = Vec::new();
-    let mut pending = 0;
-    let lines: Vec<&str> = script.lines().map(str::trim_start).collect();
-    for (i, line) in lines.iter().enumerate() {
-        let sql = line.trim_start_matches('>').replace('@', &number.to_string());
-        raw.send(&query(&sql));
-        pending += 1;
-        if lines.get(i + 1).is_some_and(|next| next.starts_with('>')) {
-            continue;
-        }
-        for _ in 0..std::mem::take(&mut pending) {
-            answers.push(raw.until_ready().into_iter().map(normal).collect());
+/// What a client sends before it reads, and how many times it is told then that the server is ready.
+pub(crate) type Burst = (Vec<u8>, usize);
+
+/// A script in the simple protocol.
+pub(crate) fn simple(script: &str, number: usize) -> Vec<Burst> {
+    let mut bursts: Vec<Burst> = Vec::new();
+    for line in script.lines().map(str::trim_start) {
+        let sql = query(&line.trim_start_matches('>').replace('@', &number.to_string()));
+        match bursts.last_mut() {
+            Some((bytes, answers)) if line.starts_with('>') => {
+                bytes.extend(sql);
+                *answers += 1;
+            }
+            _ => bursts.push((sql, 1)),
         }
     }
-    answers
+    bursts
 }
 
 /// The same in the extended protocol, unnamed and named by turns; what is no single statement is an error there, and
 /// must be the same error.
-fn extended(address: SocketAddr, user: &str, script: &str, number: usize) -> Vec<Vec<Message>> {
-    let mut raw = arrive(address, user);
-    let mut answers = Vec::new();
-    for (i, line) in script.lines().map(str::trim_start).enumerate() {
+pub(crate) fn extended(script: &str, number: usize) -> Vec<Burst> {
+    let burst = |(i, line): (usize, &str)| {
         let sql = line.trim_start_matches('>').replace('@', &number.to_string());
         let name = if i % 2 == 0 { String::new() } else { format!("s{i}") };
         let messages =
             [parse(&name, &sql), describe_statement(&name), bind("", &name, &[]), execute(), sync()];
-        answers.push(raw.ask(&messages.concat()).into_iter().map(normal).collect());
+        (messages.concat(), 1)
+    };
+    script.lines().map(str::trim_start).enumerate().map(burst).collect()
+}
+
+/// The answers to a script, one list for each time that the server is ready.
+fn answers(address: SocketAddr, user: &str, script: &[Burst]) -> Vec<Vec<Message>> {
+    let mut raw = arrive(address, user);
+    let mut answers = Vec::new();
+    for (bytes, ready) in script {
+        raw.send(bytes);
+        answers.extend((0..*ready).map(|_| raw.until_ready().into_iter().map(normal).collect()));
     }
     answers
 }
 
-fn arrive(address: SocketAddr, user: &str) -> Raw {
+pub(crate) fn arrive(address: SocketAddr, user: &str) -> Raw {
     Raw::login_with(
         address,
         0x0003_0000,
@@ -484,13 +492,13 @@ fn through(pool_mode: &str, pool_size: usize) -> Pgusher {
     Pgusher::start(&config)
 }
 
-type Way = fn(SocketAddr, &str, &str, usize) -> Vec<Vec<Message>>;
+pub(crate) type Way = fn(&str, usize) -> Vec<Burst>;
 
 /// `numbers` are the sessions': the tests run at the same time, on the same server.
 fn compare(way: Way, numbers: Range<usize>) {
     let direct: SocketAddr = ([127, 0, 0, 1], server().port).into();
     let run = |address: SocketAddr, user: &'static str, number: usize| {
-        SCRIPTS.map(|(_, script)| way(address, user, script, number))
+        SCRIPTS.map(|(_, script)| answers(address, user, &way(script, number)))
     };
     let expected: Vec<_> = numbers.clone().map(|number| run(direct, "app", number)).collect();
     for (pool_mode, pool_size) in POOLS {
@@ -523,7 +531,7 @@ fn shown(messages: &[Message]) -> Vec<String> {
 
 #[test]
 fn scripts_in_the_simple_protocol_answer_as_they_do_directly() {
-    compare(simply, 1..5);
+    compare(simple, 1..5);
 }
 
 #[test]

@@ -52,3 +52,4 @@ mod startup;
 mod state;
 mod statements;
 mod tls;
+mod traces;
