@@ -688,6 +688,27 @@ fn one_successor_at_a_time_is_opened_and_none_where_it_would_be_of_no_use() {
     assert!(busy.dial_successor(now, || true).is_none(), "so many are on their way");
 }
 
+/// The place beyond those of the pool is taken as long as both are there, and by no one else.
+#[test]
+fn a_successor_is_one_more_only_until_its_predecessor_is_gone() {
+    let now = Duration::from_secs(50);
+    let succeeding = || {
+        let mut ledger = lent(limits(1, Isolation::User), 1);
+        assert!(ledger.tick(now, |_| true).is_empty());
+        assert!(ledger.dial_successor(now, || true).is_some());
+        ledger.dialed(Dialed::Succeeding);
+        assert!(ledger.dial_successor(now, || true).is_none(), "both are there");
+        ledger
+    };
+    let mut ledger = succeeding();
+    assert_eq!(ends(&ledger.returned(connection(1, Some(0), 0), None).0), "close");
+    assert_eq!(ends(&ledger.returned(connection(2, None, 50), None).0), "idle");
+    assert!(ledger.dial_successor(now, || true).is_some(), "the next one");
+    let mut ledger = succeeding();
+    ledger.lost();
+    assert!(ledger.dial_successor(now, || true).is_some(), "the next one, after one that failed");
+}
+
 #[test]
 fn what_is_idle_and_dirty_is_lent_to_be_reset_where_that_harms_nobody() {
     let dirty = |isolation: Isolation| {
