@@ -3,6 +3,7 @@
 //! What goes out is ranges of the input as long as nothing has to be changed.
 
 mod channels;
+mod doubts;
 mod extended;
 mod facts;
 mod from_client;

@@ -1,7 +1,8 @@
 //! Prepared statements: one identity for every text, its name on the upstream connections, and what each side
 //! knows of it.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -462,6 +463,8 @@ impl Names {
 #[derive(Debug, Default)]
 pub struct Prepared {
     known: BTreeMap<u64, Use>,
+    /// When each was used, at the latest, the longest ago first: as it was when that was looked at.
+    uses: BinaryHeap<Reverse<(u64, u64)>>,
     clock: u64,
     /// Which lease it is: requests are numbered within one.
     lease: u64,
@@ -513,13 +516,28 @@ impl Prepared {
     pub fn insert(&mut self, id: u64, edition: u64, request: u64, limit: usize) -> Option<u64> {
         self.clock += 1;
         self.known.insert(id, Use { last: self.clock, request, lease: self.lease, edition });
-        if self.known.len() <= limit.max(1) {
-            return None;
+        if self.uses.len() > 2 * self.known.len() {
+            // Of many that are there no more.
+            self.uses = self.known.iter().map(|(id, used)| Reverse((used.last, *id))).collect();
+        } else {
+            self.uses.push(Reverse((self.clock, id)));
         }
-        let oldest =
-            self.known.iter().filter(|(k, _)| **k != id).min_by_key(|(_, u)| u.last).map(|(k, _)| *k)?;
-        self.known.remove(&oldest);
-        Some(oldest)
+        if self.known.len() <= limit.max(1) { None } else { self.take_oldest() }
+    }
+
+    /// Takes out the one that was not used for longest. Each use is looked at once, when its turn has come.
+    fn take_oldest(&mut self) -> Option<u64> {
+        loop {
+            let Reverse((when, id)) = self.uses.pop()?;
+            match self.known.get(&id) {
+                Some(used) if used.last == when => {
+                    self.known.remove(&id);
+                    return Some(id);
+                }
+                Some(used) if used.last > when => self.uses.push(Reverse((used.last, id))),
+                _ => {}
+            }
+        }
     }
 
     /// One that it has, if it has any.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::doubts::{Doubts, Subjects};
 use crate::reset::Proof;
 use crate::statement::{Named, Unnamed, significant};
 
@@ -28,6 +29,10 @@ pub(crate) enum Whose {
 impl Request {
     pub(crate) fn is_hidden(&self) -> bool {
         self.whose == Whose::Ours
+    }
+
+    fn was_sent(&self) -> bool {
+        !matches!(self.kind, Kind::Local(_))
     }
 
     /// Whether it ends a query: a `Query` itself, or a `Sync`.
@@ -105,6 +110,17 @@ pub(crate) enum Note {
 }
 
 impl Note {
+    /// What depends on whether its request fails.
+    fn subjects(&self) -> Subjects<'_> {
+        match self {
+            Self::Named { name, prepared, closed, .. } => {
+                Subjects { name: Some(name), statements: [*prepared, *closed] }
+            }
+            Self::Prepared(id) | Self::Closed(id) => Subjects { name: None, statements: [Some(*id), None] },
+            Self::Proof(_) | Self::Unnamed(_) | Self::Refused(_) => Subjects::default(),
+        }
+    }
+
     /// How many bytes are kept for it.
     fn bytes(&self) -> usize {
         match self {
@@ -122,9 +138,11 @@ impl Note {
 pub(crate) struct Requests {
     queue: VecDeque<Request>,
     last: u64,
-    /// How many of them end a query, and how many have a note: mostly none, and then nothing is in doubt.
+    /// How many of them were sent, how many end a query, and how many have a note: mostly none, and then nothing is in doubt.
+    sent: usize,
     ends: usize,
     noted: usize,
+    doubts: Doubts,
     /// Of all notes.
     bytes: usize,
     /// The last one that ended a query.
@@ -134,7 +152,16 @@ pub(crate) struct Requests {
 impl Default for Requests {
     /// With room for what most clients need, who send one query at a time: idle clients keep it.
     fn default() -> Self {
-        Self { queue: VecDeque::with_capacity(1), last: 0, ends: 0, noted: 0, bytes: 0, last_end: 0 }
+        Self {
+            queue: VecDeque::with_capacity(1),
+            last: 0,
+            sent: 0,
+            ends: 0,
+            noted: 0,
+            doubts: Doubts::default(),
+            bytes: 0,
+            last_end: 0,
+        }
     }
 }
 
@@ -154,8 +181,12 @@ impl Requests {
     fn add(&mut self, kind: Kind, whose: Whose, note: Option<Box<Note>>) {
         self.last += 1;
         let request = Request { kind, whose, number: self.last, uses: 0, note };
-        self.noted += usize::from(request.note.is_some());
-        self.bytes += request.note.as_ref().map_or(0, |note| note.bytes());
+        self.sent += usize::from(request.was_sent());
+        if let Some(note) = &request.note {
+            self.noted += 1;
+            self.bytes += note.bytes();
+            self.doubts.add(note.subjects(), self.last, self.last_end);
+        }
         if request.is_an_end() {
             self.ends += 1;
             self.last_end = self.last;
@@ -165,9 +196,17 @@ impl Requests {
 
     /// It is not under way any more.
     fn leaves(&mut self, request: &Request) {
-        self.noted -= usize::from(request.note.is_some());
-        self.bytes -= request.note.as_ref().map_or(0, |note| note.bytes());
+        if let Some(note) = &request.note {
+            self.loses_note(note, request.number);
+        }
+        self.sent -= usize::from(request.was_sent());
         self.ends -= usize::from(request.is_an_end());
+    }
+
+    fn loses_note(&mut self, note: &Note, number: u64) {
+        self.noted -= 1;
+        self.bytes -= note.bytes();
+        self.doubts.remove(note.subjects(), number);
     }
 
     /// One that uses a name, which this request gave.
@@ -223,10 +262,10 @@ impl Requests {
     }
 
     pub(crate) fn take_front_note(&mut self) -> Option<Box<Note>> {
-        let note = self.queue.front_mut().and_then(|r| r.note.take());
-        self.noted -= usize::from(note.is_some());
-        self.bytes -= note.as_ref().map_or(0, |note| note.bytes());
-        note
+        let front = self.queue.front_mut()?;
+        let (note, number) = (front.note.take()?, front.number);
+        self.loses_note(&note, number);
+        Some(note)
     }
 
     pub(crate) fn pop(&mut self) -> Option<Request> {
@@ -239,36 +278,31 @@ impl Requests {
     /// What gets no answer is over when its turn comes.
     fn drop_unanswered(&mut self) {
         while self.front_kind() == Some(Kind::CopyEnd) {
-            self.queue.pop_front();
+            let over = self.queue.pop_front();
+            over.iter().for_each(|request| self.leaves(request));
         }
     }
 
-    /// What was sent before the last `Sync`, is not answered yet, and has a note. It may fail, and what depends on it
-    /// may then mean something else. (With what was sent behind the last `Sync`, whatever comes now fails as well.)
-    fn notes_in_doubt(&self) -> impl Iterator<Item = &Note> {
-        let end = if self.noted > 0 && self.ends > 0 { self.last_end } else { 0 };
-        self.queue.iter().take_while(move |r| r.number <= end).filter_map(|r| r.note.as_deref())
+    /// Whether anything may be in doubt.
+    pub(crate) fn has_notes_in_doubt(&self) -> bool {
+        self.noted > 0 && self.ends > 0
     }
 
-    /// Whether anything is in doubt.
-    pub(crate) fn has_notes_in_doubt(&self) -> bool {
-        self.notes_in_doubt().next().is_some()
+    /// Whether a request that was sent before the last `Sync` is not answered yet and has its note: it may fail, and what depends on
+    /// it may then mean something else. (With what was sent behind the last `Sync`, whatever comes now fails as well.)
+    fn is_note_in_doubt(&self, number: u64) -> bool {
+        let has_its_note = |front: &Request| front.number < number || front.note.is_some();
+        self.ends > 0 && self.queue.front().is_some_and(|front| front.number <= number && has_its_note(front))
     }
 
     /// Whether it depends on an answer to come what a name stands for.
     pub(crate) fn is_in_doubt(&self, name: &[u8]) -> bool {
-        let name = significant(name);
-        self.notes_in_doubt()
-            .any(|note| matches!(note, Note::Named { name: changed, .. } if **changed == *name))
+        self.is_note_in_doubt(self.doubts.of_name(significant(name), self.last_end))
     }
 
     /// Whether it depends on an answer to come if the upstream has this statement.
     pub(crate) fn is_preparation_in_doubt(&self, id: u64) -> bool {
-        self.notes_in_doubt().any(|note| match note {
-            Note::Named { prepared, closed, .. } => [prepared, closed].contains(&&Some(id)),
-            Note::Prepared(changed) | Note::Closed(changed) => *changed == id,
-            _ => false,
-        })
+        self.is_note_in_doubt(self.doubts.of_statement(id, self.last_end))
     }
 
     /// Whether it depends on an answer to come what the unnamed statement is, which this request made what it is.
@@ -305,7 +339,8 @@ impl Requests {
     /// Forgets all.
     pub(crate) fn clear(&mut self) {
         self.queue.clear();
-        (self.ends, self.noted, self.bytes) = (0, 0, 0);
+        self.doubts.clear();
+        (self.sent, self.ends, self.noted, self.bytes) = (0, 0, 0, 0);
     }
 
     /// How many there are.
@@ -324,7 +359,7 @@ impl Requests {
 
     /// True if nothing but local answers is left: the upstream owes no answer.
     pub(crate) fn only_local(&self) -> bool {
-        self.queue.iter().all(|r| matches!(r.kind, Kind::Local(_)))
+        self.sent == 0
     }
 
     /// Whether a `Sync` is among them.
@@ -345,22 +380,151 @@ impl Requests {
     /// of the data. Whether that end was sent already, and whether there are such `Sync`s: if the COPY fails before it
     /// has read them, they are answered after all.
     pub(crate) fn begin_copy(&mut self) -> (bool, bool) {
-        let (mut has_sync, mut at) = (false, 1);
-        loop {
-            match self.queue.get(at).map(|r| r.kind) {
-                // It was never sent.
-                Some(Kind::Local(_)) => at += 1,
-                Some(Kind::Sync) => {
-                    let ignored = self.queue.remove(at);
-                    ignored.iter().for_each(|request| self.leaves(request));
-                    has_sync = true;
+        if self.queue.is_empty() {
+            return (false, false);
+        }
+        let behind = self.queue.iter().skip(1);
+        let ignored = behind.take_while(|r| matches!(r.kind, Kind::Local(_) | Kind::Sync)).count();
+        let is_ended = self.queue.get(1 + ignored).is_some_and(|request| request.kind == Kind::CopyEnd);
+        let mut has_sync = false;
+        let taken: Vec<Request> = self.queue.drain(1..1 + ignored + usize::from(is_ended)).collect();
+        // What was never sent stays.
+        let (stay, leave): (Vec<Request>, Vec<Request>) =
+            taken.into_iter().partition(|request| !request.was_sent());
+        leave.iter().for_each(|request| {
+            has_sync |= request.kind == Kind::Sync;
+            self.leaves(request);
+        });
+        stay.into_iter().rev().for_each(|request| self.queue.insert(1, request));
+        (is_ended, has_sync)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Act {
+        Name(u8, Option<u64>, Option<u64>),
+        Prepared(u64),
+        Closed(u64),
+        Plain(Kind),
+        Pop,
+        TakeNote,
+        SkipToSync,
+        BeginCopy,
+        Clear,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        let id = || prop::option::of(0..3_u64);
+        let kinds = vec![Kind::Sync, Kind::Sync, Kind::Query, Kind::Bind, Kind::Local(b'3'), Kind::CopyEnd];
+        prop_oneof![
+            4 => (0..3_u8, id(), id()).prop_map(|(name, prepared, closed)| Act::Name(name, prepared, closed)),
+            2 => (0..3_u64).prop_map(Act::Prepared),
+            2 => (0..3_u64).prop_map(Act::Closed),
+            5 => prop::sample::select(kinds).prop_map(Act::Plain),
+            4 => Just(Act::Pop),
+            1 => Just(Act::TakeNote),
+            1 => Just(Act::SkipToSync),
+            1 => Just(Act::BeginCopy),
+            1 => Just(Act::Clear),
+        ]
+    }
+
+    fn run(requests: &mut Requests, act: &Act) {
+        match *act {
+            Act::Name(name, prepared, closed) => {
+                let note = Note::Named { name: [name].into(), previous: None, prepared, closed };
+                requests.push_noted(Kind::Parse, note);
+            }
+            Act::Prepared(id) => requests.push_hidden(Kind::Parse, Some(Note::Prepared(id))),
+            Act::Closed(id) => requests.push_hidden(Kind::Close, Some(Note::Closed(id))),
+            Act::Plain(kind) => requests.push(kind),
+            Act::Pop => drop(requests.pop()),
+            Act::TakeNote => drop(requests.take_front_note()),
+            Act::SkipToSync => drop(requests.skip_to_sync()),
+            Act::BeginCopy => drop(requests.begin_copy()),
+            Act::Clear => requests.clear(),
+        }
+    }
+
+    /// By going through all of them: what was sent before the last `Sync` or `Query` and has a note like this.
+    fn any(requests: &Requests, is_it: impl Fn(&Note) -> bool) -> bool {
+        let end = if requests.ends > 0 { requests.last_end } else { 0 };
+        let notes = requests.queue.iter().take_while(|r| r.number <= end).filter_map(|r| r.note.as_deref());
+        notes.into_iter().any(is_it)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_in_doubt_is_what_is_found_by_going_through_all(acts in prop::collection::vec(act(), 0..80)) {
+            let mut requests = Requests::default();
+            for act in acts {
+                run(&mut requests, &act);
+                for thing in 0..3_u8 {
+                    let id = u64::from(thing);
+                    let of_name = any(&requests, |note| matches!(note, Note::Named { name, .. } if **name == [thing]));
+                    let of_statement = any(&requests, |note| match note {
+                        Note::Named { prepared, closed, .. } => [prepared, closed].contains(&&Some(id)),
+                        Note::Prepared(changed) | Note::Closed(changed) => *changed == id,
+                        _ => false,
+                    });
+                    prop_assert_eq!(requests.is_in_doubt(&[thing]), of_name);
+                    prop_assert_eq!(requests.is_preparation_in_doubt(id), of_statement);
+                    prop_assert!(requests.has_notes_in_doubt() || !of_name && !of_statement);
                 }
-                Some(Kind::CopyEnd) => {
-                    self.queue.remove(at);
-                    return (true, has_sync);
-                }
-                _ => return (false, has_sync),
+                let is_local = |request: &Request| matches!(request.kind, Kind::Local(_));
+                prop_assert_eq!(requests.only_local(), requests.queue.iter().all(is_local));
+                let notes = requests.queue.iter().filter_map(|request| request.note.as_deref());
+                prop_assert_eq!(requests.bytes(), notes.map(Note::bytes).sum::<usize>());
             }
         }
+    }
+
+    /// A client may have thousands under way, and name something in thousands of messages that come in one piece. Not by the
+    /// clock, but by how much longer it takes with a hundred times as many: least of all that was measured.
+    #[test]
+    fn what_is_in_doubt_is_not_searched_for() {
+        let looks = |notes: u64| {
+            let mut requests = Requests::default();
+            for id in 0..notes {
+                requests.push_noted(Kind::Parse, Note::Prepared(id));
+            }
+            requests.push(Kind::Sync);
+            let round = || {
+                let since = std::time::Instant::now();
+                let found = (0..8000).filter(|id| requests.is_preparation_in_doubt(8000 + id)).count();
+                assert_eq!((found, requests.is_in_doubt(b"~"), requests.only_local()), (0, false, false));
+                since.elapsed()
+            };
+            (0..9).map(|_| round()).min().unwrap_or_default()
+        };
+        let (few, many) = (looks(80), looks(8000));
+        assert!(many < 25 * few, "{few:?} with 80 under way, {many:?} with 8000");
+    }
+
+    #[test]
+    fn a_copy_ignores_the_syncs_behind_it_up_to_its_end_and_nothing_else() {
+        let of = |kinds: &[Kind]| {
+            let mut requests = Requests::default();
+            kinds.iter().for_each(|kind| requests.push(*kind));
+            let (ended, has_sync) = requests.begin_copy();
+            let left: Vec<_> = std::iter::from_fn(|| requests.pop()).map(|request| request.kind).collect();
+            (ended, has_sync, left)
+        };
+        let local = Kind::Local(b'3');
+        use Kind::{CopyEnd, Execute, Query, Sync};
+        assert_eq!(of(&[Execute]), (false, false, vec![Execute]));
+        assert_eq!(of(&[Execute, Sync, local, Sync]), (false, true, vec![Execute, local]));
+        assert_eq!(
+            of(&[Query, local, local, Sync, CopyEnd, Sync]),
+            (true, true, vec![Query, local, local, Sync])
+        );
+        assert_eq!(of(&[Query, CopyEnd, CopyEnd]), (true, false, vec![Query]));
+        assert_eq!(of(&[Query, Execute, Sync]), (false, false, vec![Query, Execute, Sync]));
     }
 }
