@@ -459,6 +459,9 @@ impl Names {
     }
 }
 
+/// The edition of a statement that a connection may have lost: no other one.
+const DOUBTED: u64 = u64::MAX;
+
 /// What one upstream connection has prepared; the least recently used go first.
 #[derive(Debug, Default)]
 pub struct Prepared {
@@ -484,7 +487,7 @@ struct Use {
 pub enum Held {
     /// It does not.
     No,
-    /// Prepared before it was outdated.
+    /// Prepared before it was outdated; or it may have lost it.
     Outdated,
     /// It does.
     Yes,
@@ -540,9 +543,16 @@ impl Prepared {
         }
     }
 
-    /// One that it has, if it has any.
-    pub fn any(&self) -> Option<u64> {
-        self.known.keys().next().copied()
+    /// One that it has, if it has any: this one, if it can be.
+    pub fn any(&self, rather: u64) -> Option<u64> {
+        let has = |used: &Use| used.edition != DOUBTED;
+        let any = || self.known.iter().find(|(_, used)| has(used)).map(|(id, _)| *id);
+        self.known.get(&rather).is_some_and(has).then_some(rather).or_else(any)
+    }
+
+    /// It may have none of them any more.
+    pub fn doubt_all(&mut self) {
+        self.known.values_mut().for_each(|used| used.edition = DOUBTED);
     }
 
     /// It does not have it after all.
@@ -639,6 +649,23 @@ mod tests {
         assert!(prepared.touch(1));
         assert_eq!(prepared.insert(3, 0, 3, 2), Some(2));
         assert!(prepared.touch(1) && prepared.touch(3) && !prepared.touch(2));
+    }
+
+    #[test]
+    fn a_statement_that_may_be_lost_is_prepared_again_and_is_not_one_that_is_there() {
+        let interner = Interner::new(7);
+
+        let none = Parameters::default();
+        let (one, other) = (interner.intern(b"x\0\0\0", "c", &none), interner.intern(b"y\0\0\0", "c", &none));
+        let mut prepared = Prepared::default();
+        assert_eq!(prepared.any(one.id()), None);
+        prepared.insert(one.id(), one.edition(), 1, 9);
+        prepared.doubt_all();
+        assert_eq!((prepared.hold(&one), prepared.any(one.id())), (Held::Outdated, None));
+        prepared.insert(other.id(), other.edition(), 2, 9);
+        assert_eq!((prepared.hold(&other), prepared.any(one.id())), (Held::Yes, Some(other.id())));
+        prepared.insert(one.id(), one.edition(), 3, 9);
+        assert_eq!((prepared.hold(&one), prepared.any(one.id())), (Held::Yes, Some(one.id())));
     }
 
     #[test]

@@ -55,7 +55,9 @@ impl Core {
             }
             name => self.is_in_doubt(name),
         };
-        if names.statement.is_some_and(in_doubt) && self.position.may_defer() {
+        if names.statement.is_some_and(in_doubt) && self.position.may_defer()
+            || names.statement.is_some_and(|name| self.waits_for_names(name, wires.up))
+        {
             return Ok(Step::Defer);
         }
         match (kind, names.statement) {
@@ -80,6 +82,25 @@ impl Core {
         is_any
             && (self.position.requests().is_in_doubt(name)
                 || self.statements.named(name).is_some_and(unprepared))
+            || self.losing_request().is_some_and(|lost| self.position.requests().is_of_earlier_batch(lost))
+    }
+
+    /// The request under way that may take every name away, if there is one.
+    fn losing_request(&self) -> Option<u64> {
+        self.statements.lost_by().filter(|lost| self.position.requests().is_unanswered(*lost))
+    }
+
+    /// True if what this name stands for depends on a request of the same batch that may take every name away: then its answer is
+    /// asked for, and waited for.
+    pub(super) fn waits_for_names(&mut self, name: &[u8], up: &mut OutputBuffer<'_>) -> bool {
+        let waits = !name.is_empty()
+            && self.facts.is_lent_for_transactions()
+            && self.losing_request().is_some()
+            && self.position.may_defer();
+        if waits {
+            self.ask_for_all_answers(up.buffer());
+        }
+        waits
     }
 
     /// The unnamed statement is bound: what it may do was noted when it was parsed, unless that was in another batch.

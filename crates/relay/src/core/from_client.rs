@@ -204,9 +204,14 @@ impl Core {
             let message = "too many statements during a COPY";
             return Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message));
         }
-        wire::message(up.buffer(), b'H', |_| {});
-        self.position.wait_for_all();
+        self.ask_for_all_answers(up.buffer());
         Ok(())
+    }
+
+    /// What is under way must be answered before more is sent.
+    pub(super) fn ask_for_all_answers(&mut self, up: &mut Vec<u8>) {
+        wire::message(up, b'H', |_| {});
+        self.position.wait_for_all();
     }
 
     fn send_local_answers_between_messages(&mut self, down: &mut Vec<u8>) {
@@ -272,7 +277,11 @@ impl Core {
                 self.note_copy_message();
                 return Ok(Step::Streams(Remainder::Pass));
             }
-            b'Q' => return self.query(message, wires),
+            b'Q' => {
+                let step = self.query(message, wires)?;
+                self.statements.executes(self.position.requests().last_number());
+                return Ok(step);
+            }
             b'S' => self.sync(),
             // The server would answer an error, which answers nothing, and ignore what comes up to a `Sync`.
             b'H' if header.total != HEADER => return Err(Refusal::protocol("invalid message format")),
@@ -302,6 +311,7 @@ impl Core {
             b'E' => {
                 self.position.begin_series();
                 self.position.requests_mut().push(Kind::Execute);
+                self.statements.executes(self.position.requests().last_number());
             }
             _ => {
                 let first = self.begins_batch().then(|| self.position.requests().next_number());

@@ -240,7 +240,10 @@ impl Core {
         if self.position.requests().is_empty() {
             self.position.all_is_answered();
             self.facts.all_is_answered();
-            self.statements.all_is_answered();
+            if !self.statements.is_trusted() {
+                backend.prepared.doubt_all();
+            }
+            self.statements.all_is_answered(transaction);
         }
         if front == Some(Kind::Reset) {
             if self.position.requests().is_empty() {

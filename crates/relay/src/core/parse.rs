@@ -44,8 +44,7 @@ impl Core {
         if let Some(named) = self.statements.named(name).cloned() {
             if self.statements.is_trusted() {
                 // Any name that is taken there will do: what the client is told of it is its own.
-                let id = named.statement.id();
-                let taken = if backend.prepared.touch(id) { Some(id) } else { backend.prepared.any() };
+                let taken = backend.prepared.any(named.statement.id());
                 if taken.is_some_and(|id| self.position.requests().is_preparation_in_doubt(id))
                     && self.position.may_defer()
                 {
@@ -138,6 +137,9 @@ impl Core {
     fn parse_again(&mut self, old: &Named, taken: Option<u64>, body: &[u8], wires: &mut Wires<'_, '_>) {
         let up = wires.up.buffer();
         if taken.is_none() {
+            if wires.backend.prepared.touch(EMPTY) {
+                self.close_upstream(EMPTY, up);
+            }
             // An empty statement can always be prepared.
             wire::message(up, b'P', |out| {
                 wire::push_cstr(out, &self.statements.interner().name(EMPTY));
@@ -184,8 +186,9 @@ impl Core {
         }
         let mut replaced = None;
         if let (Some(effects), false) = (&mut effects, session_mode) {
-            if effects.deallocates.as_deref().is_some_and(|name| self.is_in_doubt(name))
-                && self.position.may_defer()
+            let name = effects.deallocates.as_deref();
+            if name.is_some_and(|name| self.is_in_doubt(name)) && self.position.may_defer()
+                || name.is_some_and(|name| self.waits_for_names(name, up))
             {
                 return Step::Defer;
             }

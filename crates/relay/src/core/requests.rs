@@ -225,6 +225,11 @@ impl Requests {
         }
     }
 
+    /// The number of the last one, under way or not.
+    pub(crate) fn last_number(&self) -> u64 {
+        self.last
+    }
+
     /// The number that the next request will have.
     pub(crate) fn next_number(&self) -> u64 {
         self.last + 1
@@ -309,6 +314,11 @@ impl Requests {
     pub(crate) fn is_unnamed_in_doubt(&self, stamp: u64) -> bool {
         let is_under_way = self.queue.front().is_some_and(|front| front.number <= stamp);
         is_under_way && self.has_an_end() && stamp <= self.last_end
+    }
+
+    /// Whether the request of this number is not answered yet.
+    pub(crate) fn is_unanswered(&self, number: u64) -> bool {
+        self.queue.front().is_some_and(|front| front.number <= number)
     }
 
     /// Whether a `Sync` or a `Query` came behind this request.

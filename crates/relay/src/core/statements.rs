@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::facts::LexContext;
+use super::position::Transaction;
 use super::replay::Replay;
 use crate::sql::Effects;
 use crate::statement::{Interner, Named, Names, Statement, Unnamed, UnnamedText};
@@ -25,8 +26,10 @@ pub(super) struct Statements {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trust {
     Full,
-    /// A request that may deallocate every statement is under way.
-    None,
+    /// There may be a portal that deallocates every statement when it is executed.
+    Portal,
+    /// This request, which may be under way, may deallocate every statement.
+    Lost(u64),
 }
 
 /// What an unnamed statement may do, and with what it was read.
@@ -142,21 +145,39 @@ impl Statements {
         self.seen.as_ref()?.effects.clone()
     }
 
-    /// A request is about to be under way that may do this.
-    pub(super) fn note_effects(&mut self, effects: &Effects) {
+    /// The request of this number is about to be under way, and may do this.
+    pub(super) fn note_effects(&mut self, effects: &Effects, request: u64) {
         if effects.deallocates_all {
-            self.trust = Trust::None;
+            self.trust = Trust::Lost(request);
         }
     }
 
-    /// Nothing is under way any more.
-    pub(super) fn all_is_answered(&mut self) {
-        self.trust = Trust::Full;
+    /// The request of this number executes a portal.
+    pub(super) fn executes(&mut self, request: u64) {
+        if self.trust != Trust::Full {
+            self.trust = Trust::Lost(request);
+        }
+    }
+
+    /// Nothing is under way any more; a portal may be there if a transaction is open.
+    pub(super) fn all_is_answered(&mut self, transaction: Transaction) {
+        self.trust = match (self.trust, transaction) {
+            (Trust::Portal | Trust::Lost(_), Transaction::Open) => Trust::Portal,
+            _ => Trust::Full,
+        };
     }
 
     /// True if the connection has what it was told to prepare.
     pub(super) fn is_trusted(&self) -> bool {
-        self.trust == Trust::Full
+        !matches!(self.trust, Trust::Lost(_))
+    }
+
+    /// The last request that may take every statement away, if it may be under way.
+    pub(super) fn lost_by(&self) -> Option<u64> {
+        match self.trust {
+            Trust::Lost(request) => Some(request),
+            Trust::Full | Trust::Portal => None,
+        }
     }
 
     /// The batch is asked again when the upstream has answered its `Sync`.
@@ -260,12 +281,21 @@ mod tests {
     #[test]
     fn what_may_deallocate_all_is_not_trusted_until_all_is_answered() {
         let mut statements = statements();
-        statements.note_effects(&Effects::default());
-        assert!(statements.is_trusted());
-        statements.note_effects(&Effects { deallocates_all: true, ..Effects::default() });
-        statements.note_effects(&Effects::default());
-        assert!(!statements.is_trusted());
-        statements.all_is_answered();
+        statements.note_effects(&Effects::default(), 1);
+        statements.executes(1);
+        assert!(statements.is_trusted() && statements.lost_by().is_none());
+        statements.note_effects(&Effects { deallocates_all: true, ..Effects::default() }, 2);
+        statements.note_effects(&Effects::default(), 3);
+        assert!(!statements.is_trusted() && statements.lost_by() == Some(2));
+        statements.executes(4);
+        assert_eq!(statements.lost_by(), Some(4));
+        // Its portal may still be there, and be executed again.
+        statements.all_is_answered(Transaction::Open);
+        assert!(statements.is_trusted() && statements.lost_by().is_none());
+        statements.executes(5);
+        assert_eq!(statements.lost_by(), Some(5));
+        statements.all_is_answered(Transaction::None);
+        statements.executes(6);
         assert!(statements.is_trusted());
     }
 
