@@ -238,8 +238,9 @@ impl Pool {
         let permit = PermitApart::reserve(self)?;
         let dialer = self.settings.load().1.dialer.clone();
         let (commands, receiver) = mpsc::unbounded_channel();
+        let pool = self.clone();
         let listen = async move {
-            listener::run(dialer, receiver).await;
+            listener::run(dialer, receiver, || pool.share.is_starving()).await;
             drop(permit);
         };
         self.runtimes.tasks.spawn_on(listen, &self.runtimes.control);

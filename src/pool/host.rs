@@ -80,21 +80,30 @@ impl Share {
 
     /// How many connections each pool that wants any may have while one is starved; `None` while none is.
     pub(super) fn fair_share(&self) -> Option<usize> {
-        if !self.host.is_starved.load(Ordering::Relaxed) {
+        if !self.is_starving() {
             return None;
         }
         self.host.with(|state| state.ledger.fair_share())
     }
 
-    /// As [`Share::reserve`], after another pool has closed a connection that nobody there waits for.
-    pub(super) fn reserve_from_another(&self) -> Option<HostPermit> {
-        let others = self.host.with(|state| state.living(&state.ledger.givers(&self.membership)));
-        let spared = others.iter().any(|other| other.spare_one());
-        let permit = if spared { self.reserve(Purpose::Pooled) } else { None };
-        if permit.is_none() {
-            self.host.with(|state| state.ledger.starve(&self.membership));
+    /// Whether a pool of the host has too few.
+    pub(super) fn is_starving(&self) -> bool {
+        self.host.is_starved.load(Ordering::Relaxed)
+    }
+
+    /// As [`Share::reserve`], after other pools have closed connections that nobody there waits for: as many as it takes.
+    pub(super) fn reserve_from_others(&self) -> Option<HostPermit> {
+        loop {
+            let others = self.host.with(|state| state.living(&state.ledger.givers(&self.membership)));
+            if !others.iter().any(|other| other.spare_one()) {
+                self.host.with(|state| state.ledger.starve(&self.membership));
+                return None;
+            }
+            let permit = self.reserve(Purpose::Pooled);
+            if permit.is_some() {
+                return permit;
+            }
         }
-        permit
     }
 
     /// A connection was closed: the pools that wait for one try in turn.
@@ -187,7 +196,7 @@ mod tests {
         let (dev, prod) = (Share::of(&host), Share::of(&host));
         let permit = dev.reserve(Purpose::Pooled).unwrap();
         assert_eq!(dev.fair_share(), None);
-        assert!(prod.reserve_from_another().is_none(), "nobody spares one");
+        assert!(prod.reserve_from_others().is_none(), "nobody spares one");
         assert!(host.is_starved.load(Ordering::Relaxed));
         assert_eq!((dev.fair_share(), prod.fair_share()), (Some(1), Some(1)));
         drop(permit);

@@ -33,7 +33,7 @@ const MAX_ALL_MAIL: usize = 128 << 20;
 const OVERHEAD: usize = 64;
 /// The longest message that an upstream sends to a connection that only listens.
 const MAX_MESSAGE: usize = 64 << 10;
-/// How long the connection is kept when nobody listens any more.
+/// How long the connection is kept when nobody listens any more, and nobody else waits for its place at the host.
 const LINGER: Duration = Duration::from_secs(30);
 /// How long the upstream may take for a `LISTEN`, and a session for its marker.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -235,12 +235,17 @@ fn too_many() -> Refusal {
     ))
 }
 
-/// Listens until nobody wants it any more, or until the connection is lost.
-pub(super) async fn run(dialer: Dialer, mut commands: UnboundedReceiver<Command>) {
+/// Listens until nobody wants it any more, or until the connection is lost. Whether somebody waits for its place is asked of
+/// `is_coveted`.
+pub(super) async fn run(
+    dialer: Dialer,
+    mut commands: UnboundedReceiver<Command>,
+    is_coveted: impl Fn() -> bool,
+) {
     let mut hub = Hub::default();
     let name = dialer.connection.name.clone();
     let end = match Listener::dial(&dialer).await {
-        Ok(listener) => listener.listen(&mut hub, &mut commands).await,
+        Ok(listener) => listener.listen(&mut hub, &mut commands, is_coveted).await,
         Err(why) => Err(why),
     };
     commands.close();
@@ -286,6 +291,7 @@ impl Listener {
         mut self,
         hub: &mut Hub,
         commands: &mut UnboundedReceiver<Command>,
+        is_coveted: impl Fn() -> bool,
     ) -> Result<(), String> {
         self.ask(&format!("LISTEN {}", identifier(&self.channel)), Vec::new()).await?;
         let mut input = Vec::new();
@@ -313,8 +319,12 @@ impl Listener {
                         return Err("the server does not answer".into());
                     }
                     hub.lose_patience();
-                    idle_since = hub.members.is_empty().then(|| idle_since.unwrap_or_else(Instant::now));
-                    if idle_since.is_some_and(|since| since.elapsed() > LINGER) {
+                    // Whoever has asked and was not heard yet is no member yet.
+                    let is_idle = hub.members.is_empty() && commands.is_empty();
+                    idle_since = is_idle.then(|| idle_since.unwrap_or_else(Instant::now));
+                    if idle_since.is_some_and(|since| since.elapsed() > LINGER || is_coveted()) {
+                        // From now on another is opened for whoever comes.
+                        commands.close();
                         let bye = self.stream.write_all(&[b'X', 0, 0, 0, 4]);
                         let _ = tokio::time::timeout(Duration::from_secs(1), bye).await;
                         return Ok(());

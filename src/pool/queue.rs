@@ -219,7 +219,7 @@ impl Pool {
             }
             let mut permit = self.share.reserve(Purpose::Pooled);
             if permit.is_none() && is_short {
-                permit = self.share.reserve_from_another();
+                permit = self.share.reserve_from_others();
             }
             let Some(permit) = permit else { return };
             let dial = self.ledger.lock().dial(now, share);

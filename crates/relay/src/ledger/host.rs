@@ -71,6 +71,7 @@ impl Membership {
 /// A connection that a pool spares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Spared {
+    None,
     NotLast,
     /// Its last one: a permit is kept for it from then on.
     Last,
@@ -161,7 +162,7 @@ impl HostLedger {
         };
         let Some(limit) = self.limit() else { return true };
         let is_kept_for_it = standing.has_none() && purpose == Purpose::Pooled;
-        let kept = if is_kept_for_it { 0 } else { self.kept(limit, Spared::NotLast) };
+        let kept = if is_kept_for_it { 0 } else { self.kept(limit, Spared::None) };
         self.open + kept < limit
     }
 
@@ -237,13 +238,12 @@ impl HostLedger {
     }
 
     /// The other pools in the order in which they are asked to spare one: whoever has most first. Only those whose connection is
-    /// of use to the one who asks: the last one of a pool leaves a permit that is kept for that pool.
+    /// of use to the one who asks: the last one of a pool leaves a permit that is kept for that pool. One may not be enough where
+    /// the limit was lowered, or where a pool has come for which one is kept.
     pub fn givers(&self, pool: &Membership) -> Vec<u64> {
         let has_none = self.pools.get(&pool.number).is_some_and(Standing::has_none);
-        let is_of_use = |spared| {
-            let kept = if has_none { 0 } else { self.kept(self.limit, spared) };
-            self.open + kept <= self.limit
-        };
+        let kept = |spared| if has_none { 0 } else { self.kept(self.limit, spared) };
+        let is_of_use = |spared| kept(spared) <= kept(Spared::None) || self.open + kept(spared) <= self.limit;
         let [not_last, last, last_of_retired] =
             [Spared::NotLast, Spared::Last, Spared::LastOfRetired].map(is_of_use);
         let others = self.pools.iter().filter(|(number, other)| {

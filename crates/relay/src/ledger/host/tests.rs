@@ -147,8 +147,15 @@ impl Rig {
         self.check();
     }
 
-    /// Whether a pool could reserve one if another gave one back.
-    fn would_have_room(&self, pool: &Membership, giver: u64) -> bool {
+    /// By how much a pool is nearer to one more if another gives one back.
+    fn gains(&self, pool: &Membership, giver: u64) -> bool {
+        if self.ledger.has_room(pool) {
+            return true;
+        }
+        let excess = |ledger: &HostLedger| {
+            let has_none = ledger.pools[&pool.number].has_none();
+            ledger.open + if has_none { 0 } else { ledger.kept(ledger.limit, Spared::None) }
+        };
         let copy = |standing: &Standing| Standing { ..*standing };
         let mut pools: BTreeMap<u64, Standing> =
             self.ledger.pools.iter().map(|(number, standing)| (*number, copy(standing))).collect();
@@ -156,7 +163,7 @@ impl Rig {
             standing.pooled -= 1;
         }
         let HostLedger { limit, open, joined, reserved, .. } = self.ledger;
-        HostLedger { limit, open: open - 1, pools, joined, reserved }.has_room(pool)
+        excess(&HostLedger { limit, open: open - 1, pools, joined, reserved }) < excess(&self.ledger)
     }
 
     fn check(&mut self) {
@@ -181,7 +188,7 @@ impl Rig {
             let givers = self.ledger.givers(&pool.membership);
             for giver in &givers {
                 assert!(self.ledger.pools[giver].pooled > 0, "it has one to spare");
-                assert!(pool.left || self.would_have_room(&pool.membership, *giver), "it is of use");
+                assert!(pool.left || self.gains(&pool.membership, *giver), "it is of use");
             }
             assert!(!givers.contains(&pool.membership.number()));
         }
@@ -357,6 +364,33 @@ fn a_limit_that_is_lowered_closes_nothing_and_opens_nothing_until_enough_have_co
     assert!(rig.reserve(1, Purpose::Pooled));
     rig.act(&Act::Limit(0));
     assert!(rig.reserve(0, Purpose::Apart));
+}
+
+/// What a change of the configuration has made too many, or what is kept for more pools than the limit: whoever has most spares one
+/// after the other, until there is room for who has less.
+#[test]
+fn as_many_are_spared_as_it_takes() {
+    let spared = |rig: &mut Rig| {
+        let mut spared = 0;
+        while !rig.reserve(1, Purpose::Pooled) {
+            assert_eq!(rig.ledger.givers(&rig.pools[1].membership), [0]);
+            rig.act(&Act::GiveBack(0, 0));
+            spared += 1;
+        }
+        spared
+    };
+    let full = |limit, pools, of_dev| {
+        let mut rig = Rig::of(limit, pools);
+        assert_eq!((takes(&mut rig, 0), rig.reserve(1, Purpose::Pooled)), (of_dev, true));
+        rig
+    };
+    let mut rig = full(10, 2, 9);
+    rig.act(&Act::Join);
+    assert_eq!(spared(&mut rig), 2, "one for who has come");
+    let mut rig = full(10, 2, 9);
+    rig.act(&Act::Limit(6));
+    assert_eq!(spared(&mut rig), 5);
+    assert_eq!(spared(&mut full(6, 8, 3)), 2);
 }
 
 /// Whoever waits for one more does not have the only connection of another pool closed, of which only that pool could make use.
