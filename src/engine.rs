@@ -346,6 +346,8 @@ impl Engine {
         if let Leasing::Waiting(waiter) = std::mem::replace(&mut self.leasing, Leasing::None) {
             self.pool.abandon(&waiter);
         }
+        // Whatever it asks for next has its own time.
+        self.timer.progress();
         let tail = std::mem::take(&mut self.client_tail);
         let follow = self.tell(Event::Refused(refusal, &tail), cx, out)?;
         self.follow(follow, cx, out)

@@ -78,7 +78,7 @@ pub struct Conductor {
     setups_failed: u32,
     /// Whether the engine has the pool's permit to keep the connection.
     permitted: bool,
-    /// The transaction of which the statement under way was overdue, and cancelled.
+    /// The query under way that was overdue, and cancelled.
     overdue: Option<u32>,
     clock: Clock,
 }
@@ -474,8 +474,8 @@ impl Conductor {
                 return self.setup_failed(None, turn);
             }
             // The upstream should have ended the statement itself: it is cancelled, and if that does not help, given up.
-            Overdue::Phase(Phase::Querying(transaction)) => {
-                self.overdue = Some(transaction);
+            Overdue::Phase(Phase::Querying(query)) => {
+                self.overdue = Some(query);
                 return Ok(Some(Step::Cancel));
             }
             Overdue::Phase(Phase::Cancelled(_)) => {
@@ -550,11 +550,6 @@ impl Conductor {
         (listening, self.core.takes_notifications() && !self.core.is_handing_over())
     }
 
-    /// What tells one transaction from the next.
-    fn turn(&self) -> u32 {
-        u32::try_from(self.core.transactions() & u64::from(u32::MAX)).unwrap_or(0)
-    }
-
     fn phase(&mut self) -> Phase {
         match self.lease {
             Lease::Waiting { notified } => Phase::Waiting { notified },
@@ -564,8 +559,10 @@ impl Conductor {
                     Phase::IdleInTransaction
                 }
                 () if self.core.is_resetting() => Phase::Resetting { attempt: self.setups_failed },
-                () if self.overdue == Some(self.turn()) => Phase::Cancelled(self.turn()),
-                () => Phase::Querying(self.turn()),
+                () if self.overdue == Some(self.core.query_number()) => {
+                    Phase::Cancelled(self.core.query_number())
+                }
+                () => Phase::Querying(self.core.query_number()),
             },
             Lease::None | Lease::Held | Lease::Returned => {
                 self.overdue = None;

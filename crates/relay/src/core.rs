@@ -421,6 +421,11 @@ impl Core {
         self.position.transactions()
     }
 
+    /// A number that tells the query under way from the one before it.
+    pub(crate) fn query_number(&self) -> u32 {
+        self.position.query_number()
+    }
+
     /// From now on the session keeps its connection.
     fn pin_for(&mut self, reason: Pin) {
         if self.facts.is_lent_for_transactions() && !self.residue.is_pinned_for_good() {

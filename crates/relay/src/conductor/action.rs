@@ -132,7 +132,7 @@ pub enum Phase {
         /// The client has been told.
         notified: bool,
     },
-    /// The upstream works; the number tells one transaction from the next.
+    /// The upstream works; the number tells one query (or series up to its `Sync`) from the next.
     Querying(u32),
     /// It works although it was cancelled.
     Cancelled(u32),

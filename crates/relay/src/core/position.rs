@@ -31,6 +31,8 @@ pub(super) struct Position {
     /// How many bytes of bound statements were gone through since answers were waited for.
     scanned: usize,
     transactions: u64,
+    /// How many queries were answered, as far as that tells one from the next.
+    queries: u32,
     counts: Counts,
 }
 
@@ -135,6 +137,7 @@ impl Default for Position {
             deferred_until: 0,
             scanned: 0,
             transactions: 0,
+            queries: 0,
             counts: Counts::default(),
         }
     }
@@ -330,7 +333,13 @@ impl Position {
     pub(super) fn ready(&mut self, transaction: Transaction) {
         self.transaction = transaction;
         self.transactions += u64::from(transaction == Transaction::None);
+        self.queries = self.queries.wrapping_add(1);
         self.counts.queries += 1;
+    }
+
+    /// A number that tells the query under way from the one before it.
+    pub(super) fn query_number(&self) -> u32 {
+        self.queries
     }
 
     /// How many transactions (and queries outside of one) have ended.
