@@ -978,9 +978,7 @@ impl Proxy {
         loop {
             interval.tick().await;
             self.refusals.tend(&self.audit);
-            for pool in self.generation().pools.values() {
-                pool.tend();
-            }
+            self.hosts.living().iter().for_each(Pool::tend);
             if self.grants.are_due() {
                 let proxy = self.clone();
                 let _ = tokio::task::spawn_blocking(move || proxy.tend_grants()).await;

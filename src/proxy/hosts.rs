@@ -1,7 +1,7 @@
 //! The hosts that upstream connections go to, and the pools that open them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
@@ -15,11 +15,20 @@ use policy::names::ConnectionName;
 pub(super) struct Hosts {
     runtimes: Runtimes,
     counts: Mutex<HashMap<(Host, u16), Arc<HostCount>>>,
+    /// Every pool that there is, also one to which no route leads any more.
+    pools: Mutex<Vec<Weak<Pool>>>,
 }
 
 impl Hosts {
     pub(super) fn new(runtimes: Runtimes) -> Self {
-        Self { runtimes, counts: Mutex::default() }
+        Self { runtimes, counts: Mutex::default(), pools: Mutex::default() }
+    }
+
+    /// All pools of all generations that are still there.
+    pub(super) fn living(&self) -> Vec<Arc<Pool>> {
+        let mut pools = self.pools.lock();
+        pools.retain(|pool| pool.strong_count() > 0);
+        pools.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// A pool for each connection of the generation of this number. Those of connections that lead to the same database are
@@ -43,7 +52,9 @@ impl Hosts {
                 None => {
                     let place = (connection.target.host.clone(), connection.target.port);
                     let host = self.counts.lock().entry(place).or_default().clone();
-                    Pool::new(settings, number, self.runtimes.clone(), &host)
+                    let pool = Pool::new(settings, number, self.runtimes.clone(), &host);
+                    self.pools.lock().push(Arc::downgrade(&pool));
+                    pool
                 }
             };
             pools.insert(connection.name.clone(), pool);

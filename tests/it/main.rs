@@ -53,3 +53,4 @@ mod state;
 mod statements;
 mod tls;
 mod traces;
+mod waits;
