@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// What a request may change: a name of the session's, and whether the connection has these statements.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Subjects<'a> {
     pub name: Option<&'a [u8]>,
     pub statements: [Option<u64>; 2],

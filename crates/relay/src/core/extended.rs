@@ -55,8 +55,11 @@ impl Core {
             }
             name => self.is_in_doubt(name),
         };
-        if names.statement.is_some_and(in_doubt) && self.position.may_defer()
-            || names.statement.is_some_and(|name| self.waits_for_names(name, wires.up))
+        if names.statement.is_some_and(in_doubt) && self.position.may_defer() {
+            return Ok(Step::Defer);
+        }
+        if self.statements.lost_by().is_some()
+            && names.statement.is_some_and(|name| self.waits_for_names(name, wires.up))
         {
             return Ok(Step::Defer);
         }
@@ -92,6 +95,7 @@ impl Core {
 
     /// True if what this name stands for depends on a request of the same batch that may take every name away: then its answer is
     /// asked for, and waited for.
+    #[cold]
     pub(super) fn waits_for_names(&mut self, name: &[u8], up: &mut OutputBuffer<'_>) -> bool {
         let waits = !name.is_empty()
             && self.facts.is_lent_for_transactions()

@@ -111,13 +111,15 @@ pub(crate) enum Note {
 
 impl Note {
     /// What depends on whether its request fails.
-    fn subjects(&self) -> Subjects<'_> {
+    fn subjects(&self) -> Option<Subjects<'_>> {
         match self {
             Self::Named { name, prepared, closed, .. } => {
-                Subjects { name: Some(name), statements: [*prepared, *closed] }
+                Some(Subjects { name: Some(name), statements: [*prepared, *closed] })
             }
-            Self::Prepared(id) | Self::Closed(id) => Subjects { name: None, statements: [Some(*id), None] },
-            Self::Proof(_) | Self::Unnamed(_) | Self::Refused(_) => Subjects::default(),
+            Self::Prepared(id) | Self::Closed(id) => {
+                Some(Subjects { name: None, statements: [Some(*id), None] })
+            }
+            Self::Proof(_) | Self::Unnamed(_) | Self::Refused(_) => None,
         }
     }
 
@@ -138,8 +140,7 @@ impl Note {
 pub(crate) struct Requests {
     queue: VecDeque<Request>,
     last: u64,
-    /// How many of them were sent, how many end a query, and how many have a note: mostly none, and then nothing is in doubt.
-    sent: usize,
+    /// How many of them end a query, and how many have a note: mostly none, and then nothing is in doubt.
     ends: usize,
     noted: usize,
     doubts: Doubts,
@@ -155,7 +156,6 @@ impl Default for Requests {
         Self {
             queue: VecDeque::with_capacity(1),
             last: 0,
-            sent: 0,
             ends: 0,
             noted: 0,
             doubts: Doubts::default(),
@@ -181,11 +181,12 @@ impl Requests {
     fn add(&mut self, kind: Kind, whose: Whose, note: Option<Box<Note>>) {
         self.last += 1;
         let request = Request { kind, whose, number: self.last, uses: 0, note };
-        self.sent += usize::from(request.was_sent());
         if let Some(note) = &request.note {
             self.noted += 1;
             self.bytes += note.bytes();
-            self.doubts.add(note.subjects(), self.last, self.last_end);
+            if let Some(subjects) = note.subjects() {
+                self.doubts.add(subjects, self.last, self.last_end);
+            }
         }
         if request.is_an_end() {
             self.ends += 1;
@@ -199,14 +200,15 @@ impl Requests {
         if let Some(note) = &request.note {
             self.loses_note(note, request.number);
         }
-        self.sent -= usize::from(request.was_sent());
         self.ends -= usize::from(request.is_an_end());
     }
 
     fn loses_note(&mut self, note: &Note, number: u64) {
         self.noted -= 1;
         self.bytes -= note.bytes();
-        self.doubts.remove(note.subjects(), number);
+        if let Some(subjects) = note.subjects() {
+            self.doubts.remove(subjects, number);
+        }
     }
 
     /// One that uses a name, which this request gave.
@@ -350,7 +352,7 @@ impl Requests {
     pub(crate) fn clear(&mut self) {
         self.queue.clear();
         self.doubts.clear();
-        (self.sent, self.ends, self.noted, self.bytes) = (0, 0, 0, 0);
+        (self.ends, self.noted, self.bytes) = (0, 0, 0);
     }
 
     /// How many there are.
@@ -369,7 +371,7 @@ impl Requests {
 
     /// True if nothing but local answers is left: the upstream owes no answer.
     pub(crate) fn only_local(&self) -> bool {
-        self.sent == 0
+        !self.queue.iter().any(Request::was_sent)
     }
 
     /// Whether a `Sync` is among them.
@@ -487,8 +489,6 @@ mod tests {
                     prop_assert_eq!(requests.is_preparation_in_doubt(id), of_statement);
                     prop_assert!(requests.has_notes_in_doubt() || !of_name && !of_statement);
                 }
-                let is_local = |request: &Request| matches!(request.kind, Kind::Local(_));
-                prop_assert_eq!(requests.only_local(), requests.queue.iter().all(is_local));
                 let notes = requests.queue.iter().filter_map(|request| request.note.as_deref());
                 prop_assert_eq!(requests.bytes(), notes.map(Note::bytes).sum::<usize>());
             }
