@@ -291,7 +291,7 @@ impl Engine {
             }
             if let Step::Lend = step
                 && !lost
-                && let Some(mut lease) = self.pool.try_lend(Some(&self.user))
+                && let Some(mut lease) = self.pool.try_lend(&self.user, self.id)
             {
                 let condition = lease.lend_to(&self.user);
                 self.hold(lease);

@@ -135,6 +135,9 @@ impl ledger::Lendable for Box<Pooled> {
     fn last_user(&self) -> Option<&UserName> {
         self.state.last_user()
     }
+    fn last_session(&self) -> u64 {
+        self.state.last_session()
+    }
     fn is_clean(&self) -> bool {
         self.state.is_clean()
     }

@@ -23,18 +23,22 @@ impl Pool {
         self.born.elapsed()
     }
 
-    /// Lends a connection if one is idle and nobody waits: if there is one, the connection that this user had last; to the
-    /// house itself (`None`) only a clean one. A connection that has died meanwhile is not lent; it
-    /// costs no system call to know.
-    pub fn try_lend(self: &Arc<Self>, user: Option<&UserName>) -> Option<Lease> {
-        self.lend_at_once(user.map_or(Want::Clean, Want::Any))
+    /// Lends a connection if one is idle and nobody waits: if it can be, the one that this session had last, or that its user
+    /// had. A connection that has died meanwhile is not lent; it costs no system call to know.
+    pub fn try_lend(self: &Arc<Self>, user: &UserName, session: u64) -> Option<Lease> {
+        self.lend_at_once(Want::Any(user), session)
     }
 
-    fn lend_at_once(self: &Arc<Self>, want: Want<'_>) -> Option<Lease> {
+    /// The same, to the house itself: only a clean one.
+    pub(super) fn try_lend_clean(self: &Arc<Self>) -> Option<Lease> {
+        self.lend_at_once(Want::Clean, 0)
+    }
+
+    fn lend_at_once(self: &Arc<Self>, want: Want<'_>, session: u64) -> Option<Lease> {
         loop {
             let (pooled, isolation) = {
                 let mut ledger = self.ledger.lock();
-                (ledger.lend(want)?, ledger.limits().isolation)
+                (ledger.lend_to(want, session)?, ledger.limits().isolation)
             };
             if let Some(lease) = self.lend(pooled, isolation) {
                 return Some(lease);
@@ -120,7 +124,7 @@ impl Pool {
     }
 
     async fn acquire_for(self: &Arc<Self>, wanted: Wanted) -> Result<Lease, Refusal> {
-        if let Some(lease) = self.lend_at_once(wanted.want()) {
+        if let Some(lease) = self.lend_at_once(wanted.want(), 0) {
             return Ok(lease);
         }
         let guard = Waiting { pool: self, waiter: self.wait_for(wanted) };

@@ -100,7 +100,7 @@ fn new_settings_and_orders_to_reconnect_at_the_same_time_leave_a_pool_that_serve
         runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), pool.acquire(&user)).await });
     let lease = acquired.expect("nobody is served").unwrap();
     lease.release();
-    assert!(pool.try_lend(Some(&user)).is_some(), "it was outworn when it was opened");
+    assert!(pool.try_lend(&user, 0).is_some(), "it was outworn when it was opened");
 }
 
 /// What a login is shown of settings is shown to all later ones: on a connection that was used it must be proved.

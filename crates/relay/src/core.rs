@@ -122,6 +122,11 @@ impl BackendState {
         self.last_user.as_ref()
     }
 
+    /// The session that had it last for a transaction; 0 if none had, or it was reset since.
+    pub fn last_session(&self) -> u64 {
+        self.session
+    }
+
     /// True if nobody has used it since it was opened or reset.
     pub fn is_clean(&self) -> bool {
         self.clean

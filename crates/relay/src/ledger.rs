@@ -73,13 +73,18 @@ impl<C: Lendable, W> Ledger<C, W> {
         }
     }
 
-    /// Lends a connection at once, if there is one and nobody waits.
+    /// Lends a connection at once, if there is one and nobody waits; to nobody who would rather have one than another.
     pub fn lend(&mut self, wanted: Want<'_>) -> Option<C> {
+        self.lend_to(wanted, 0)
+    }
+
+    /// The same, to the session of this number, which rather has the one that it had last; 0 is none.
+    pub fn lend_to(&mut self, wanted: Want<'_>, session: u64) -> Option<C> {
         if !self.waiters.is_empty() || self.halted.is_some() {
             return None;
         }
         self.used = true;
-        let at = self.choose(wanted)?;
+        let at = self.choose(wanted, session)?;
         Some(self.take(at))
     }
 
@@ -100,15 +105,20 @@ impl<C: Lendable, W> Ledger<C, W> {
         at.and_then(|at| self.waiters.remove(at));
     }
 
-    /// The idle connection for somebody: one that was opened for them; else the one that their user had last; else the newest,
-    /// which is the warmest, so that others can grow old.
-    fn choose(&self, wanted: Want<'_>) -> Option<usize> {
+    /// The idle connection for somebody: one that was opened for them, or that the session had last; else the one that their user
+    /// had last; else the newest, which is the warmest, so that others can grow old.
+    fn choose(&self, wanted: Want<'_>, session: u64) -> Option<usize> {
         let fits = |connection: &C| self.fits(connection, wanted);
         let own = |connection: &C| match wanted {
             Want::Any(user) => fits(connection) && !connection.is_foreign_to(user),
             Want::Own(..) | Want::Clean => fits(connection),
         };
-        self.idle.iter().rposition(own).or_else(|| self.idle.iter().rposition(fits))
+        let sessions = |connection: &C| session != 0 && connection.last_session() == session;
+        match self.idle.iter().rposition(own) {
+            Some(at) if session == 0 || sessions(&self.idle[at]) => Some(at),
+            Some(at) => self.idle.iter().rposition(|one| sessions(one) && own(one)).or(Some(at)),
+            None => self.idle.iter().rposition(fits),
+        }
     }
 
     /// Whether a connection is one of those that somebody wants.
@@ -222,7 +232,7 @@ impl<C: Lendable, W> Ledger<C, W> {
         if self.halted.is_some() {
             return None;
         }
-        if let Some(at) = self.choose(self.waiters.front()?.wanted.want()) {
+        if let Some(at) = self.choose(self.waiters.front()?.wanted.want(), 0) {
             let connection = self.take(at);
             let first = self.waiters.pop_front()?;
             return Some(Disposition::Grant(first, connection));

@@ -41,6 +41,8 @@ impl Isolation {
 pub trait Lendable {
     /// The user whom it has served last, if it has served one.
     fn last_user(&self) -> Option<&UserName>;
+    /// The number of the session that had it last for a transaction; 0 for none.
+    fn last_session(&self) -> u64;
     /// Nobody has used it since it was opened or reset.
     fn is_clean(&self) -> bool;
     /// Something may be left on it of somebody else than this user.

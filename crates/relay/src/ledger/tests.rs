@@ -12,6 +12,7 @@ use wire::startup::Settings;
 struct Connection {
     number: u32,
     user: Option<UserName>,
+    session: u64,
     clean: bool,
     startup: Option<Arc<Settings>>,
     epoch: u64,
@@ -22,6 +23,9 @@ struct Connection {
 impl Lendable for Connection {
     fn last_user(&self) -> Option<&UserName> {
         self.user.as_ref()
+    }
+    fn last_session(&self) -> u64 {
+        self.session
     }
     fn is_clean(&self) -> bool {
         self.clean
@@ -219,8 +223,16 @@ impl Rig {
         self.opened += 1;
         let (number, born) = (self.opened, self.now);
         let startup = if let Dial::Own(_, startup) = &dial { Some(startup.clone()) } else { None };
-        let connection =
-            Connection { number, user: None, clean: true, startup, epoch: 1, born, idle_since: None };
+        let connection = Connection {
+            number,
+            user: None,
+            session: 0,
+            clean: true,
+            startup,
+            epoch: 1,
+            born,
+            idle_since: None,
+        };
         match dial {
             // Its owner has it, also while nothing else is lent.
             Dial::Own(who, _) => {
@@ -378,6 +390,25 @@ fn among_idle_connections_the_users_own_is_chosen_then_the_newest() {
 }
 
 #[test]
+fn among_idle_connections_the_sessions_own_is_chosen_before_the_users() {
+    let mut ledger = lent(limits(3, Isolation::User), 3);
+    for (number, session, name) in [(1, 7, 0), (2, 8, 0), (3, 9, 1)] {
+        let used = Connection { session, ..connection(number, Some(name), 0) };
+        assert_eq!(ends(&ledger.returned(used, None).0), "idle");
+    }
+    let lend = |ledger: &mut Ledger<Connection, u32>, name, session| {
+        let one = ledger.lend_to(Want::Any(&user(name)), session).unwrap();
+        let number = one.number;
+        assert_eq!(ends(&ledger.returned(one, None).0), "idle");
+        number
+    };
+    assert_eq!(lend(&mut ledger, 0, 7), 1, "its own, though another of the user's is newer");
+    assert_eq!(lend(&mut ledger, 0, 8), 2);
+    assert_eq!((lend(&mut ledger, 0, 5), lend(&mut ledger, 0, 0)), (2, 2), "it has none: the user's newest");
+    assert_eq!(lend(&mut ledger, 1, 7), 3, "another user's is not its own");
+}
+
+#[test]
 fn where_the_host_has_no_room_as_many_make_way_as_are_needed() {
     let mut rig = Rig::new(4, Isolation::Strict);
     used_by(&mut rig, &[0, 0]);
@@ -515,6 +546,7 @@ fn connection(number: u32, last: Option<u8>, born: u64) -> Connection {
     Connection {
         number,
         user: last.map(user),
+        session: 0,
         clean: last.is_none(),
         startup: None,
         epoch: 1,
