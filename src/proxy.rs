@@ -964,7 +964,8 @@ impl Proxy {
             Shutdown::WaitForServers => self.drain_within(Duration::from_secs(86_400)).await,
             Shutdown::WaitForClients => {
                 self.closing.cancel();
-                while self.sessions() > 0 || Arc::strong_count(&self.door) > 1 {
+                // The door first: whoever comes in is a session before it is counted there no more.
+                while Arc::strong_count(&self.door) > 1 || self.sessions() > 0 {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
                 self.drain_within(Duration::ZERO).await;
