@@ -63,12 +63,6 @@ impl Doubts {
         }
     }
 
-    /// None is.
-    pub(super) fn clear(&mut self) {
-        self.names.clear();
-        self.statements.clear();
-    }
-
     /// The last request behind which a query has ended, of those that change this name; 0 if none does.
     pub(super) fn of_name(&self, name: &[u8], last_end: u64) -> u64 {
         self.names.get(name).map_or(0, |changes| changes.ended(last_end))

@@ -143,7 +143,8 @@ pub(crate) struct Requests {
     /// How many of them end a query, and how many have a note: mostly none, and then nothing is in doubt.
     ends: usize,
     noted: usize,
-    doubts: Doubts,
+    /// Most clients never have any.
+    doubts: Option<Box<Doubts>>,
     /// Of all notes.
     bytes: usize,
     /// The last one that ended a query.
@@ -158,7 +159,7 @@ impl Default for Requests {
             last: 0,
             ends: 0,
             noted: 0,
-            doubts: Doubts::default(),
+            doubts: None,
             bytes: 0,
             last_end: 0,
         }
@@ -185,7 +186,7 @@ impl Requests {
             self.noted += 1;
             self.bytes += note.bytes();
             if let Some(subjects) = note.subjects() {
-                self.doubts.add(subjects, self.last, self.last_end);
+                self.doubts.get_or_insert_default().add(subjects, self.last, self.last_end);
             }
         }
         if request.is_an_end() {
@@ -206,8 +207,8 @@ impl Requests {
     fn loses_note(&mut self, note: &Note, number: u64) {
         self.noted -= 1;
         self.bytes -= note.bytes();
-        if let Some(subjects) = note.subjects() {
-            self.doubts.remove(subjects, number);
+        if let (Some(subjects), Some(doubts)) = (note.subjects(), &mut self.doubts) {
+            doubts.remove(subjects, number);
         }
     }
 
@@ -304,12 +305,14 @@ impl Requests {
 
     /// Whether it depends on an answer to come what a name stands for.
     pub(crate) fn is_in_doubt(&self, name: &[u8]) -> bool {
-        self.is_note_in_doubt(self.doubts.of_name(significant(name), self.last_end))
+        let of_name = |doubts: &Doubts| doubts.of_name(significant(name), self.last_end);
+        self.is_note_in_doubt(self.doubts.as_deref().map_or(0, of_name))
     }
 
     /// Whether it depends on an answer to come if the upstream has this statement.
     pub(crate) fn is_preparation_in_doubt(&self, id: u64) -> bool {
-        self.is_note_in_doubt(self.doubts.of_statement(id, self.last_end))
+        let of_statement = |doubts: &Doubts| doubts.of_statement(id, self.last_end);
+        self.is_note_in_doubt(self.doubts.as_deref().map_or(0, of_statement))
     }
 
     /// Whether it depends on an answer to come what the unnamed statement is, which this request made what it is.
@@ -351,7 +354,7 @@ impl Requests {
     /// Forgets all.
     pub(crate) fn clear(&mut self) {
         self.queue.clear();
-        self.doubts.clear();
+        self.doubts = None;
         (self.ends, self.noted, self.bytes) = (0, 0, 0);
     }
 
