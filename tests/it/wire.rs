@@ -125,7 +125,10 @@ impl Raw {
     pub(crate) fn login_with(address: SocketAddr, version: u32, pairs: &[(&str, &str)]) -> Self {
         let mut raw = Self::connect(address);
         raw.send(&startup(version, pairs));
-        for message in raw.until_ready() {
+        let answer = raw.until_ready();
+        let last = answer.last().map(|message| message.tag);
+        assert!(matches!(last, Some('Z' | 'E')), "the connection was lost during the login: {answer:?}");
+        for message in answer {
             match message.tag {
                 'K' => {
                     let pid = u32::from_be_bytes(message.body[..4].try_into().unwrap());
