@@ -3,10 +3,8 @@
 //! than what it was sent allows.
 
 use crate::input::Input;
-use relay::conductor::still::{Still, reported, session};
-use relay::conductor::{
-    Actions, Condition, Conductor, Event, Grounds, Overdue, Shown, Statistics, Step, UpstreamEnd, Wishes,
-};
+use relay::conductor::still::{Still, Told, reported, session, tell};
+use relay::conductor::{Condition, Conductor, Event, Overdue, Shown, Step, UpstreamEnd, Wishes};
 use relay::{BackendState, PoolMode};
 use wire::error::{Fault, Refusal, SqlState};
 
@@ -67,16 +65,8 @@ impl Engine {
 
     fn say(&mut self, event: Event<'_>) {
         let shown = event.shown();
-        let (mut up, mut down, mut statistics) = (Vec::new(), Vec::new(), Statistics::default());
-        let grounds = Grounds {
-            backend: self.lease.as_mut(),
-            written: true,
-            up: &mut up,
-            down: &mut down,
-            statistics: &mut statistics,
-            world: &self.world,
-        };
-        let Actions { consumed, to_client, to_upstream, step, wishes } = self.conductor.on(event, grounds);
+        let Told { consumed, to_client, to_upstream, step, wishes, .. } =
+            tell(&mut self.conductor, event, self.lease.as_mut(), &self.world);
         self.sent += to_client.len() + to_upstream.len();
         assert!(to_upstream.is_empty() || self.lease.is_some(), "bytes for no connection");
         match shown {

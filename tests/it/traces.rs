@@ -4,10 +4,8 @@
 use std::io::{Read, Write};
 use std::sync::Arc;
 
-use relay::conductor::still::{Still, reported, session};
-use relay::conductor::{
-    Actions, Condition, Conductor, Event, Grounds, Phase, Shown, Statistics, Step, Wishes,
-};
+use relay::conductor::still::{Still, Told, reported, session, tell};
+use relay::conductor::{Condition, Conductor, Event, Phase, Shown, Step, Wishes};
 use relay::{BackendState, Parameters, PoolMode};
 
 use super::differential::{Burst, SCRIPTS, Way, arrive, extended, server, simple};
@@ -129,19 +127,12 @@ impl Engine {
 
     fn tell(&mut self, event: Event<'_>) {
         assert!(!self.closed, "an event behind the end");
-        let (mut up, mut down, mut statistics) = (Vec::new(), Vec::new(), Statistics::default());
         let shown = event.shown();
-        let grounds = Grounds {
-            backend: self.held.as_mut().map(|connection| &mut connection.state),
-            written: true,
-            up: &mut up,
-            down: &mut down,
-            statistics: &mut statistics,
-            world: &self.world,
-        };
-        let Actions { consumed, to_client, to_upstream, step, wishes } = self.conductor.on(event, grounds);
+        let backend = self.held.as_mut().map(|connection| &mut connection.state);
+        let Told { consumed, to_client, to_upstream, step, wishes, .. } =
+            tell(&mut self.conductor, event, backend, &self.world);
         self.wishes = wishes;
-        self.to_client.extend_from_slice(to_client);
+        self.to_client.extend_from_slice(&to_client);
         while let Some(Ok(header)) = wire::Header::read(&self.to_client[self.looked_at..])
             && self.to_client.len() >= self.looked_at + header.total
         {
@@ -149,7 +140,7 @@ impl Engine {
             self.looked_at += header.total;
         }
         if !to_upstream.is_empty() {
-            self.held.as_mut().expect("a connection for what is sent").send(to_upstream);
+            self.held.as_mut().expect("a connection for what is sent").send(&to_upstream);
         }
         match shown {
             Shown::Client(input) => self.client_tail = input[consumed..].to_vec(),

@@ -3,8 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-use super::{Database, Moment, Session, World};
-use crate::{Catalog, Facts, Interner, Parameters, PoolMode, SessionSettings};
+use super::{Actions, Conductor, Database, Event, Grounds, Moment, Session, Statistics, Step, Wishes, World};
+use crate::{BackendState, Catalog, Facts, Interner, Parameters, PoolMode, SessionSettings};
 
 /// Time passes by a millisecond at each look, nothing is random, and the catalog is what it is told to be.
 #[derive(Debug, Default)]
@@ -37,6 +37,39 @@ impl World for Still {
     fn database(&self) -> Database {
         Database { environment: "dev".into(), connection: "warehouse".into(), pool_size: 2, most_resets: 2 }
     }
+}
+
+/// What a conductor has said, for whoever keeps it.
+#[derive(Debug)]
+pub struct Told {
+    /// See [`Actions`].
+    pub consumed: usize,
+    /// See [`Actions`].
+    pub to_client: Vec<u8>,
+    /// See [`Actions`].
+    pub to_upstream: Vec<u8>,
+    /// See [`Actions`].
+    pub step: Step,
+    /// See [`Actions`].
+    pub wishes: Wishes,
+    /// What was counted.
+    pub statistics: Statistics,
+}
+
+/// Tells it what happened on this connection, where all was written that was to be sent before. The scratch is not empty: nothing
+/// of what was in it is sent.
+pub fn tell(
+    conductor: &mut Conductor,
+    event: Event<'_>,
+    backend: Option<&mut BackendState>,
+    world: &Still,
+) -> Told {
+    let (mut up, mut down, mut statistics) = (vec![9; 3], vec![9; 5], Statistics::default());
+    let grounds =
+        Grounds { backend, written: true, up: &mut up, down: &mut down, statistics: &mut statistics, world };
+    let Actions { consumed, to_client, to_upstream, step, wishes } = conductor.on(event, grounds);
+    let (to_client, to_upstream) = (to_client.to_vec(), to_upstream.to_vec());
+    Told { consumed, to_client, to_upstream, step, wishes, statistics }
 }
 
 /// A session of the user `dana`, whose server has reported these.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use server::Server;
-use still::{Still, reported, session};
+use still::{Still, Told, reported, session, tell};
 use wire::{Header, message};
 
 /// A connection of the fake pool.
@@ -144,27 +144,19 @@ impl Rig {
 
     fn one(&mut self, event: Event<'_>) -> Option<Next> {
         assert!(self.closed.is_none(), "an event behind the end");
-        let (mut up, mut down, mut statistics) = (vec![9; 3], vec![9; 5], Statistics::default());
         let shown = event.shown();
         let backend = self.held.as_mut().map(|backend| &mut backend.state);
-        let grounds = Grounds {
-            backend,
-            written: true,
-            up: &mut up,
-            down: &mut down,
-            statistics: &mut statistics,
-            world: &self.world,
-        };
-        let Actions { consumed, to_client, to_upstream, step, wishes } = self.conductor.on(event, grounds);
+        let Told { consumed, to_client, to_upstream, step, wishes, statistics } =
+            tell(&mut self.conductor, event, backend, &self.world);
         assert!(!wishes.from_upstream || self.held.is_some(), "bytes of no connection are wanted");
         self.wishes = wishes;
         self.deferred |= wishes.doing == Doing::Running && !wishes.from_client;
-        self.to_client.extend_from_slice(to_client);
+        self.to_client.extend_from_slice(&to_client);
         if !to_upstream.is_empty() {
-            self.to_upstream.extend_from_slice(to_upstream);
+            self.to_upstream.extend_from_slice(&to_upstream);
             let backend = self.held.as_mut().expect("a connection for what is sent");
             if !self.is_mute {
-                backend.answers.extend(backend.server.answer(to_upstream));
+                backend.answers.extend(backend.server.answer(&to_upstream));
             }
         }
         if statistics.any {
