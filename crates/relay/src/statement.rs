@@ -654,7 +654,6 @@ mod tests {
     #[test]
     fn a_statement_that_may_be_lost_is_prepared_again_and_is_not_one_that_is_there() {
         let interner = Interner::new(7);
-
         let none = Parameters::default();
         let (one, other) = (interner.intern(b"x\0\0\0", "c", &none), interner.intern(b"y\0\0\0", "c", &none));
         let mut prepared = Prepared::default();

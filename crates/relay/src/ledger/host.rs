@@ -71,7 +71,9 @@ impl Membership {
 /// A connection that a pool spares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Spared {
+    /// None at all.
     None,
+    /// One of several.
     NotLast,
     /// Its last one: a permit is kept for it from then on.
     Last,
