@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use listenfd::ListenFd;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{SockFilter, SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::{info, warn};
 
@@ -25,6 +25,16 @@ const REST: Duration = Duration::from_millis(100);
 /// How many sockets beyond `max_client_conn` may be there: cancels, and clients that are about to be refused.
 const BEYOND: usize = 1000;
 const DEFAULT_PORT: u16 = 6432;
+/// How long a handshake that the system has begun may take to end while another process takes over.
+const HANDSHAKE: Duration = Duration::from_millis(50);
+/// Takes no SYN any more, and everything else: load the flags of the TCP header, return nothing of the packet if SYN is
+/// among them, else all of it (bpf(4); socket(7), `SO_ATTACH_FILTER`).
+const NO_SYN: [SockFilter; 4] = [
+    SockFilter::new(0x30, 0, 0, 13),
+    SockFilter::new(0x45, 0, 1, 0x02),
+    SockFilter::new(0x06, 0, 0, 0),
+    SockFilter::new(0x06, 0, 0, u32::MAX),
+];
 
 /// Who has opened the sockets that are listened on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,6 +167,7 @@ pub(crate) async fn run(proxy: Arc<Proxy>, listener: Listener, opened_by: Opened
             biased;
             () = proxy.closing.cancelled() => {
                 if opened_by == OpenedBy::Us {
+                    leave_to_others(&listener).await;
                     last_ones(&proxy, listener);
                 }
                 return;
@@ -184,6 +195,21 @@ pub(crate) async fn run(proxy: Arc<Proxy>, listener: Listener, opened_by: Opened
                 }
             }
         }
+    }
+}
+
+/// Where another process listens, too, the system goes on choosing this one until its socket is closed, and resets whoever
+/// came between the last accept and that. So nobody new is let in first: their systems ask again after a second (RFC 6298,
+/// 2.1), and find the other process.
+async fn leave_to_others(listener: &Listener) {
+    let Listener::Tcp(tcp) = listener else { return };
+    let socket = SockRef::from(tcp);
+    if !socket.reuse_port().unwrap_or(false) {
+        return;
+    }
+    match socket.attach_filter(&NO_SYN) {
+        Ok(()) => tokio::time::sleep(HANDSHAKE).await,
+        Err(error) => warn!(%error, "clients that come at this very moment may be reset"),
     }
 }
 
