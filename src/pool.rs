@@ -36,9 +36,9 @@ pub(crate) use operate::Admission;
 use policy::config::Connection;
 use policy::config::file::Isolation;
 use policy::names::UserName;
-use relay::Parameters;
 pub(crate) use relay::ledger::Halt;
 use relay::ledger::{self, Ledger, Limits};
+use relay::{Parameters, UserMemory};
 pub use waiter::Outcome;
 pub use waiter::Waiter;
 use wire::error::{Fault, Refusal, SqlState};
@@ -115,6 +115,8 @@ pub struct Pool {
     catalog: Known,
     resettable: Resettable,
     stats: Stats,
+    /// What the sessions of each user remember together: one for each user who was ever placed here.
+    memories: Mutex<HashMap<UserName, Arc<UserMemory>>>,
     /// Every connection that was opened and may still be there, with its epoch.
     servers: Mutex<Vec<(u64, Weak<CancelTarget>)>>,
     /// `DISABLE`: nobody logs in to it.
@@ -137,6 +139,9 @@ impl ledger::Lendable for Box<Pooled> {
     }
     fn last_session(&self) -> u64 {
         self.state.last_session()
+    }
+    fn is_kept(&self) -> bool {
+        self.state.is_kept()
     }
     fn is_clean(&self) -> bool {
         self.state.is_clean()
@@ -200,6 +205,7 @@ impl Pool {
             catalog: Known::default(),
             resettable: Resettable::default(),
             stats: Stats::default(),
+            memories: Mutex::default(),
             servers: Mutex::default(),
             disabled: AtomicBool::new(false),
         });

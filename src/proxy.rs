@@ -139,6 +139,7 @@ impl Generation {
                 connection: route.connection().to_string(),
                 user: identity.user().clone(),
                 route: format!("{route}; generation {}", self.number),
+                memory: self.pools.get(route.connection()).ok_or_else(missing)?.memory_of(identity.user()),
             };
             let target = connection.target.clone();
             let (facts, generation) = (Arc::new(facts), self.number);

@@ -60,6 +60,11 @@ impl Pool {
         &self.stats
     }
 
+    /// What the sessions of a user remember together.
+    pub fn memory_of(&self, user: &policy::names::UserName) -> Arc<relay::UserMemory> {
+        self.memories.lock().entry(user.clone()).or_default().clone()
+    }
+
     /// How it is now.
     pub fn view(&self) -> View {
         let counts = self.ledger.lock().occupancy();

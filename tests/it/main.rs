@@ -46,6 +46,7 @@ mod pool;
 mod relay;
 mod resets;
 mod routing;
+mod sequences;
 mod service;
 mod soak;
 mod startup;

@@ -37,6 +37,7 @@ use channels::Channels;
 use facts::SessionFacts;
 use position::Position;
 use probe::Touched;
+use query::FORGET_SEQUENCES;
 use replay::Batch;
 use requests::{Kind, Note, Request};
 use residue::{Probed, Residue};
@@ -70,6 +71,10 @@ pub struct BackendState {
     /// Whom it is or was lent to, and whether it may know last values of sequences of somebody else.
     session: u64,
     foreign_sequences: bool,
+    /// Something of the client's was run in this lease.
+    has_run: bool,
+    /// The session that had it last asks for last values of sequences, and may come back for them.
+    kept: bool,
     batch: Batch,
     /// The user that it was lent for last.
     last_user: Option<UserName>,
@@ -91,6 +96,8 @@ impl BackendState {
             unnamed: None,
             session: 0,
             foreign_sequences: false,
+            has_run: false,
+            kept: false,
             batch: Batch::default(),
             last_user: None,
             clean: true,
@@ -105,7 +112,7 @@ impl BackendState {
     /// `DISCARD ALL` was run on it by us, and it has a new seed.
     pub fn discarded(&mut self) {
         self.clean = true;
-        self.session = 0;
+        (self.session, self.kept) = (0, false);
         self.prepared = Prepared::default();
         self.unnamed = None;
         self.foreign_sequences = false;
@@ -125,6 +132,11 @@ impl BackendState {
     /// The session that had it last for a transaction; 0 if none had, or it was reset since.
     pub fn last_session(&self) -> u64 {
         self.session
+    }
+
+    /// True if that session may come back for the last values of its sequences.
+    pub fn is_kept(&self) -> bool {
+        self.kept
     }
 
     /// True if nobody has used it since it was opened or reset.
@@ -336,6 +348,29 @@ impl Core {
             backend.unnamed = None;
             self.position.requests_mut().push(Kind::Setup);
         }
+        if self.facts.memory().asks_for_last_values() {
+            self.forget_sequences(backend, up);
+        }
+    }
+
+    /// Last values of another session's sequences are forgotten, if there may be any. No answer is waited for.
+    fn forget_sequences(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
+        if std::mem::take(&mut backend.foreign_sequences) {
+            wire::query(up, FORGET_SEQUENCES);
+            backend.unnamed = None;
+            self.position.requests_mut().push_hidden(Kind::Query, None);
+        }
+    }
+
+    /// A statement is about to run that may ask for last values of sequences. True if the connection may have another session's,
+    /// and can have none of this one's: nothing of it has run. (Had something, it may have advanced one; and whoever asks again is
+    /// lent a connection without any.)
+    fn has_only_foreign_sequences(&self, effects: &Effects, backend: &BackendState) -> bool {
+        if !effects.reads_sequences {
+            return false;
+        }
+        self.facts.memory().asked_for_last_value();
+        backend.foreign_sequences && !backend.has_run
     }
 
     /// True if the connection can go back to its pool now: nothing is owed on it and nothing is left on it.
@@ -352,6 +387,8 @@ impl Core {
             backend.settings.doubt();
         }
         self.position.end_lease();
+        backend.has_run = false;
+        backend.kept = self.facts.memory().asks_for_last_values();
         backend.prepared.end_lease();
         backend.batch.end();
     }

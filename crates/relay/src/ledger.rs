@@ -114,11 +114,20 @@ impl<C: Lendable, W> Ledger<C, W> {
             Want::Own(..) | Want::Clean => fits(connection),
         };
         let sessions = |connection: &C| session != 0 && connection.last_session() == session;
-        match self.idle.iter().rposition(own) {
-            Some(at) if session == 0 || sessions(&self.idle[at]) => Some(at),
-            Some(at) => self.idle.iter().rposition(|one| sessions(one) && own(one)).or(Some(at)),
-            None => self.idle.iter().rposition(fits),
+        let newest = self.idle.iter().rposition(own);
+        let Some(at) = newest else { return self.idle.iter().rposition(fits) };
+        if sessions(&self.idle[at]) {
+            return newest;
         }
+        let its_own = || self.idle.iter().rposition(|one| sessions(one) && own(one));
+        its_own().or_else(|| if self.idle[at].is_kept() { self.least_kept(own) } else { newest })
+    }
+
+    /// Where sessions may come back for what they had: the newest that is kept for none, else the one that was kept for longest.
+    #[cold]
+    fn least_kept(&self, own: impl Fn(&C) -> bool) -> Option<usize> {
+        let is_free = |connection: &C| own(connection) && !connection.is_kept();
+        self.idle.iter().rposition(is_free).or_else(|| self.idle.iter().position(own))
     }
 
     /// Whether a connection is one of those that somebody wants.

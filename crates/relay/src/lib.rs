@@ -11,6 +11,7 @@
 //! - [`reset`]: what is asked of a server between two users of a connection.
 //! - `core` (private): the protocol itself, below the conductor.
 
+mod memory;
 mod mode;
 pub mod reset;
 pub mod settings;
@@ -23,6 +24,7 @@ pub mod conductor;
 
 pub use catalog::{Catalog, Function, Relations};
 pub use core::{Asked, BackendState, Counts, Facts, GATHER, MAX_NAMED_PARSE, Mark, Seal};
+pub use memory::UserMemory;
 pub use mode::PoolMode;
 pub use settings::{BackendSettings, Parameters, SessionSettings};
 pub use sql::{Effects, Pin};

@@ -79,6 +79,7 @@ pub fn session(mode: PoolMode, reported: Arc<Parameters>) -> Session {
         connection: "warehouse".into(),
         user: "dana".into(),
         route: "because".into(),
+        memory: Arc::default(),
     };
     Session {
         id: 1,

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, LazyLock};
 
-use crate::PoolMode;
 use crate::catalog::Catalog;
 use crate::settings::SessionSettings;
 use crate::sql::{self, Effects, Pin};
+use crate::{PoolMode, UserMemory};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::{UserName, literal};
 
@@ -24,6 +24,8 @@ pub struct Facts {
     pub user: UserName,
     /// Why it is routed there, in words, with the generation.
     pub route: String,
+    /// What the sessions of its user remember together.
+    pub memory: Arc<UserMemory>,
 }
 
 /// See the module.
@@ -98,6 +100,11 @@ impl SessionFacts {
 
     pub(super) fn settings_mut(&mut self) -> &mut SessionSettings {
         &mut self.settings
+    }
+
+    /// What the sessions of its user remember together.
+    pub(super) fn memory(&self) -> &UserMemory {
+        &self.shown.memory
     }
 
     pub(super) fn is_utf8(&self) -> bool {
@@ -242,6 +249,7 @@ pub(super) mod tests {
             connection: "base".into(),
             user: "ann".into(),
             route: "default".into(),
+            memory: Arc::default(),
         };
         let reported = [("client_encoding", "UTF8"), ("standard_conforming_strings", "on")];
         let reported = reported.map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into()));

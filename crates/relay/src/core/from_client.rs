@@ -279,7 +279,10 @@ impl Core {
             }
             b'Q' => {
                 let step = self.query(message, wires)?;
-                self.statements.executes(self.position.requests().last_number());
+                if !matches!(step, Step::Need(_) | Step::Defer) {
+                    wires.backend.has_run = true;
+                    self.statements.executes(self.position.requests().last_number());
+                }
                 return Ok(step);
             }
             b'S' => self.sync(),
@@ -306,10 +309,12 @@ impl Core {
                     self.residue.mark_dirty();
                     self.pin_for(Pin::Opaque);
                 }
+                wires.backend.has_run = true;
                 self.position.requests_mut().push(Kind::FunctionCall);
             }
             b'E' => {
                 self.position.begin_series();
+                wires.backend.has_run = true;
                 self.position.requests_mut().push(Kind::Execute);
                 self.statements.executes(self.position.requests().last_number());
             }

@@ -296,11 +296,11 @@ impl Core {
     /// The statement to come asks for last values of sequences: the connection is to know none of another session's.
     /// In the extended protocol, because a `Query` would end the implicit transaction that may be open.
     fn shield_sequences(&mut self, effects: &Effects, backend: &mut BackendState, up: &mut Vec<u8>) {
-        if !effects.reads_sequences || !std::mem::take(&mut backend.foreign_sequences) {
-            return;
+        if self.has_only_foreign_sequences(effects, backend) {
+            backend.foreign_sequences = false;
+            backend.unnamed = None;
+            self.run_hidden(FORGET_SEQUENCES, up);
         }
-        backend.unnamed = None;
-        self.run_hidden(FORGET_SEQUENCES, up);
     }
 
     /// The request, and the statement that the session has by it. One that is too long, or not there whole (`None`), is not

@@ -72,9 +72,8 @@ impl Core {
         }
         self.note_effects(&effects);
         self.recall_channels(&effects, Protocol::Simple, backend, up.buffer());
-        if effects.reads_sequences && std::mem::take(&mut backend.foreign_sequences) {
-            wire::query(up.buffer(), FORGET_SEQUENCES);
-            self.position.requests_mut().push_hidden(Kind::Query, None);
+        if self.has_only_foreign_sequences(&effects, backend) {
+            self.forget_sequences(backend, up.buffer());
         }
         let Some(name) = effects.deallocates else { return false };
         if self.statements.interner().is_reserved(&name) {

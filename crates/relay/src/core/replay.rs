@@ -46,7 +46,7 @@ impl Core {
     pub(super) fn begins_batch(&self) -> bool {
         self.facts.is_lent_for_transactions()
             && self.position.is_before_transaction()
-            && self.position.requests().only_local()
+            && self.position.requests().only_unseen()
     }
 
     /// The first request of a batch was dealt with, which was to have this number and began at `at`.

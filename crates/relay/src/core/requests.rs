@@ -377,6 +377,13 @@ impl Requests {
         !self.queue.iter().any(Request::was_sent)
     }
 
+    /// True if nothing is left but local answers and queries of our own, which the client does not see: nothing of its own was
+    /// sent.
+    pub(crate) fn only_unseen(&self) -> bool {
+        let is_ours = |request: &Request| request.is_hidden() && request.kind == Kind::Query;
+        !self.queue.iter().any(|request| request.was_sent() && !is_ours(request))
+    }
+
     /// Whether a `Sync` is among them.
     pub(crate) fn has_a_sync(&self) -> bool {
         self.queue.iter().any(|request| request.kind == Kind::Sync)

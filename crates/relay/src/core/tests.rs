@@ -56,7 +56,8 @@ impl Bench {
     fn of(mode: PoolMode, interner: &Arc<Interner>, id: u64) -> Self {
         let facts = ["dev", "warehouse", "dana", "because"].map(str::to_owned);
         let [environment, connection, user, route] = facts;
-        let facts = Arc::new(Facts { environment, connection, user: user.into(), route });
+        let facts =
+            Arc::new(Facts { environment, connection, user: user.into(), route, memory: Arc::default() });
         let reported: Arc<Parameters> = Arc::default();
         let settings = SessionSettings::new(reported.clone(), Arc::default(), None);
         Self {

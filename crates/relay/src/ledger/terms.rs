@@ -43,6 +43,8 @@ pub trait Lendable {
     fn last_user(&self) -> Option<&UserName>;
     /// The number of the session that had it last for a transaction; 0 for none.
     fn last_session(&self) -> u64;
+    /// That session may come back for what only this connection has: others rather have another.
+    fn is_kept(&self) -> bool;
     /// Nobody has used it since it was opened or reset.
     fn is_clean(&self) -> bool;
     /// Something may be left on it of somebody else than this user.

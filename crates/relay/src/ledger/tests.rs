@@ -13,6 +13,7 @@ struct Connection {
     number: u32,
     user: Option<UserName>,
     session: u64,
+    kept: bool,
     clean: bool,
     startup: Option<Arc<Settings>>,
     epoch: u64,
@@ -26,6 +27,9 @@ impl Lendable for Connection {
     }
     fn last_session(&self) -> u64 {
         self.session
+    }
+    fn is_kept(&self) -> bool {
+        self.kept
     }
     fn is_clean(&self) -> bool {
         self.clean
@@ -227,6 +231,7 @@ impl Rig {
             number,
             user: None,
             session: 0,
+            kept: false,
             clean: true,
             startup,
             epoch: 1,
@@ -409,6 +414,18 @@ fn among_idle_connections_the_sessions_own_is_chosen_before_the_users() {
 }
 
 #[test]
+fn what_a_session_may_come_back_for_is_lent_to_others_last_and_the_oldest_first() {
+    let mut ledger = lent(limits(4, Isolation::User), 4);
+    for (number, session, kept) in [(1, 7, true), (2, 8, false), (3, 9, true), (4, 10, true)] {
+        let used = Connection { session, kept, ..connection(number, Some(0), 0) };
+        assert_eq!(ends(&ledger.returned(used, None).0), "idle");
+    }
+    let mut lend = |session| ledger.lend_to(Want::Any(&user(0)), session).unwrap().number;
+    assert_eq!(lend(9), 3, "its own");
+    assert_eq!((lend(1), lend(1), lend(1)), (2, 1, 4));
+}
+
+#[test]
 fn where_the_host_has_no_room_as_many_make_way_as_are_needed() {
     let mut rig = Rig::new(4, Isolation::Strict);
     used_by(&mut rig, &[0, 0]);
@@ -547,6 +564,7 @@ fn connection(number: u32, last: Option<u8>, born: u64) -> Connection {
         number,
         user: last.map(user),
         session: 0,
+        kept: false,
         clean: last.is_none(),
         startup: None,
         epoch: 1,
