@@ -363,7 +363,10 @@ enum Set {
 }
 
 fn set(statement: &[Token<'_>], effects: &mut Effects) -> Set {
-    let first = |rest: &[Token<'_>], word: &str| rest.first().is_some_and(|t| t.is(word));
+    // Behind a dot it is no such word, but the name of somebody's own settings: `session.x`.
+    let first = |rest: &[Token<'_>], word: &str| {
+        rest.first().is_some_and(|t| t.is(word)) && rest.get(1) != Some(&Token::Symbol(b'.'))
+    };
     let mut rest = &statement[1..];
     if first(rest, "local") {
         effects.sets(&dotted(&rest[1..]));
@@ -442,7 +445,7 @@ fn functions(tokens: &[Token<'_>], effects: &mut Effects) {
             end > i + 3 && tokens[end - 1].is("true") && tokens[end - 2] == Token::Symbol(b',')
         });
         let scope = if is_local { Scope::Transaction } else { Scope::Session };
-        set_config(&tokens[i + 1..tokens.len().min(i + 3)], scope, effects);
+        set_config(&tokens[i + 1..tokens.len().min(i + 4)], scope, effects);
     }
 }
 
@@ -453,10 +456,11 @@ enum Scope {
     Session,
 }
 
-/// `arguments` begin with the parenthesis, if it is called.
+/// `arguments` begin with the parenthesis, if it is called, and end behind what follows the first of them: only where that is
+/// over, or is cast, it is known what is set.
 fn set_config(arguments: &[Token<'_>], scope: Scope, effects: &mut Effects) {
     match arguments {
-        [Token::Symbol(b'('), Token::Text(Some(name))] => {
+        [Token::Symbol(b'('), Token::Text(Some(name)), Token::Symbol(b',' | b':' | b')')] => {
             let name = name.to_lowercase();
             effects.sets(&name);
             match name.as_str() {
@@ -540,6 +544,51 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_is_put_together_is_not_known() {
+        for text in [
+            "SELECT set_config('tenant' || '.id', '5', false)",
+            "SELECT set_config('my'\n'.x', '5', false)",
+            "SELECT set_config(lower('my.x'), '5', false)",
+            "SELECT set_config($1, '5', false)",
+        ] {
+            assert_eq!(of(text).pin, Some(Pin::Setting), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_a_function_runs_is_read_and_what_else_it_may_do_is_asked_for() {
+        // One with escapes is not read: it is asked for everything.
+        for (text, settings, pin) in [
+            (
+                "SELECT query_to_xml($$SELECT set_config('a.b', 'c', false)$$, true, true, '')",
+                &["a.b"][..],
+                None,
+            ),
+            (
+                "SELECT xmlelement(name x, QUERY_TO_XML('SET LOCAL x = 1; SELECT setseed(1)', true, true, ''))",
+                &[],
+                Some(Pin::Opaque),
+            ),
+            (
+                "SELECT * FROM ts_stat('SELECT set_config(''search_path'', ''x'', false)::tsvector')",
+                &[],
+                None,
+            ),
+            ("SELECT ts_rewrite('a'::tsquery, 'SELECT 1')", &[], None),
+            ("SELECT schema_to_xml('s', true, true, ''), database_to_xml(true, true, '')", &[], None),
+            ("SELECT table_to_xml('some_view', true, true, '')", &[], None),
+        ] {
+            let effects = of(text);
+            assert_eq!(
+                (effects.asks_all, &effects.settings[..], effects.pin),
+                (true, &settings.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()[..], pin),
+                "{text}"
+            );
+        }
+        assert!(!of("SELECT query_text, table_name, schema_name, database FROM ts_config").asks_all);
+    }
+
+    #[test]
     fn what_can_be_asked_for_is_named() {
         for (text, expected) in [
             ("SET work_mem = '1MB'", "work_mem"),
@@ -550,6 +599,12 @@ mod tests {
             ("SET \"MyApp\".\"x\" TO 1", "myapp.x"),
             ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "default_transaction_read_only"),
             ("SELECT set_config('a.B', 'c', false)", "a.b"),
+            ("SELECT set_config('a.B'::text, 'c', false)", "a.b"),
+            ("SET session.x = 5", "session.x"),
+            ("SET LOCAL.x = 5", "local.x"),
+            ("SET SESSION local.x TO 5", "local.x"),
+            ("SET transaction.x TO 5; SET x.y = 1", "transaction.x"),
+            ("RESET session.x", "session.x"),
             ("SELECT pg_catalog.\"set_config\"('a.b', 'c', false)", "a.b"),
             ("SET ROLE bob", "role"),
             ("SET SESSION ROLE bob", "role"),

@@ -7,6 +7,25 @@ use super::{Company, Effects, Pin, functions, look_at};
 /// Words that a statement of PL/pgSQL may begin behind.
 const BEFORE: [&str; 4] = ["begin", "then", "else", "loop"];
 
+/// PostgreSQL's own functions that run a text which they are given, or read a relation of which they are given the name (those of
+/// `pg_proc` in version 18 whose source uses `SPI_prepare` or `SPI_execute` with an argument; `dblink` and what other extensions
+/// have is [`functions`]' business).
+const RUN_TEXTS: [&str; 13] = [
+    "query_to_xml",
+    "query_to_xmlschema",
+    "query_to_xml_and_xmlschema",
+    "table_to_xml",
+    "table_to_xmlschema",
+    "table_to_xml_and_xmlschema",
+    "schema_to_xml",
+    "schema_to_xml_and_xmlschema",
+    "database_to_xml",
+    "database_to_xml_and_xmlschema",
+    "ts_stat",
+    "ts_rewrite",
+    "cursor_to_xml",
+];
+
 /// How a text is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Language {
@@ -120,6 +139,14 @@ fn look_through<'a>(text: &'a [u8], language: Language, findings: &mut Findings<
     let outermost = findings.depth == 0;
     let tokens = tokens(text);
     functions(&tokens, findings.here());
+    if tokens.iter().any(|token| RUN_TEXTS.iter().any(|name| token.is(name))) {
+        findings.here().asks_all = true;
+        for token in &tokens {
+            if let Token::Text(Some(text)) = token {
+                findings.put_off(text, Language::Statements, Runs::Now);
+            }
+        }
+    }
     if language == Language::Statements {
         let ends = |token: &Token<'_>| *token == Token::Symbol(b';');
         let statements = || tokens.split(ends).filter(|statement| !statement.is_empty());

@@ -117,6 +117,12 @@ fn matters_anywhere(word: u64) -> bool {
     const SETSEED: u64 = key(b"setseed");
     const CURRVAL: u64 = key(b"currval");
     const LASTVAL: u64 = key(b"lastval");
+    const QUERY_TO_XML: u64 = scanned(b"query_to");
+    const TABLE_TO_XML: u64 = scanned(b"table_to");
+    const SCHEMA_TO_XML: u64 = scanned(b"schema_t");
+    const DATABASE_TO_XML: u64 = key(b"database");
+    const TS_STAT: u64 = scanned(b"ts_stat_") >> 8;
+    const TS_REWRITE: u64 = scanned(b"ts_rewri");
     matches!(
         word,
         SET_CONFIG
@@ -135,6 +141,12 @@ fn matters_anywhere(word: u64) -> bool {
             | CURRVAL
             | LASTVAL
             | DBLINK
+            | QUERY_TO_XML
+            | TABLE_TO_XML
+            | SCHEMA_TO_XML
+            | DATABASE_TO_XML
+            | TS_STAT
+            | TS_REWRITE
     ) || word >> 16 == DBLINK
 }
 
@@ -177,9 +189,26 @@ pub fn is_suspicious(text: &[u8]) -> bool {
 }
 
 /// How words begin that matter anywhere, in lower case.
-const ANYWHERE: [&[u8]; 13] = [
-    b"temp", b"hold", b"curr", b"last", b"setse", b"set_c", b"dblink", b"pg_t", b"pg_a", b"pg_r", b"pg_s",
-    b"pg_li", b"pg_no",
+const ANYWHERE: [&[u8]; 19] = [
+    b"temp",
+    b"hold",
+    b"curr",
+    b"last",
+    b"setse",
+    b"set_c",
+    b"dblink",
+    b"pg_t",
+    b"pg_a",
+    b"pg_r",
+    b"pg_s",
+    b"pg_li",
+    b"pg_no",
+    b"query_",
+    b"table_",
+    b"schema_",
+    b"database",
+    b"ts_s",
+    b"ts_r",
 ];
 
 /// How words begin that matter as the first of a statement.
@@ -200,7 +229,7 @@ struct Automaton {
 impl Automaton {
     /// More than there are classes: what the numbers of states grow by.
     const STEP: u16 = 32;
-    const SIZE: usize = 128 * 32;
+    const SIZE: usize = 256 * 32;
 
     // States, as they stand in the table: in front of a statement's first word; ...
     const START: u16 = 0;
