@@ -294,6 +294,7 @@ impl Core {
             Some(channels) => self.found_channels(channels),
             None => self.keep_channels(),
         }
+        self.facts.look_at_path();
         self.facts.settings().settled(&mut backend.settings);
     }
 

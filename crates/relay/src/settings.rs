@@ -213,6 +213,11 @@ impl SessionSettings {
         Parameters(MEANING.iter().filter_map(pair).collect())
     }
 
+    /// Its `search_path`, if it has set one.
+    pub fn search_path(&self) -> Option<&[u8]> {
+        self.extra.get(b"search_path")
+    }
+
     /// Whether the lexer reads a text as the upstream does: not where a backslash escapes in every string, nor
     /// where the second byte of a character can be one.
     pub fn is_lexable(&self) -> bool {

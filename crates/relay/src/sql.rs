@@ -6,8 +6,8 @@ pub mod budget;
 mod lexer;
 pub mod scan;
 
-pub use body::of_function;
 use body::{Findings, Language};
+pub use body::{names_temp_schema, of_function};
 use budget::{MAX_LEXED, MAX_SETTINGS};
 use lexer::Token;
 pub use scan::{Scan, is_suspicious};
@@ -109,6 +109,8 @@ pub struct Effects {
     pub relates: bool,
     /// It may change how the statements behind it are read.
     pub rereads: bool,
+    /// It may put the session's temporary schema into `search_path`: what is made then without the word is temporary, too.
+    pub temp_path: bool,
 }
 
 /// Settings that every supported PostgreSQL reports: the upstream itself says what became of them.
@@ -217,6 +219,7 @@ impl Effects {
         }
         self.relates |= other.relates;
         self.rereads |= other.rereads;
+        self.temp_path |= other.temp_path;
     }
 
     /// It may change this setting; one whose name depends on the client's encoding cannot be asked for.

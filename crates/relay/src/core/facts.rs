@@ -40,6 +40,15 @@ pub(super) struct SessionFacts {
     /// Something is being defined that others may run, and this is what it may do.
     defines: Option<Box<Effects>>,
     lex_rules: LexRules,
+    temp_path: TempPath,
+}
+
+/// Whether the session's temporary schema is, or was, in its `search_path`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TempPath {
+    Never,
+    /// Whatever it makes may be temporary.
+    Perhaps,
 }
 
 /// What a text is read with: what is seen in it depends on that.
@@ -67,7 +76,17 @@ impl SessionFacts {
     /// Of a session that has just logged in.
     pub(super) fn new(id: u64, mode: PoolMode, shown: Arc<Facts>, settings: SessionSettings) -> Self {
         let catalog = NO_CATALOG.clone();
-        Self { id, mode, shown, settings, catalog, defines: None, lex_rules: LexRules::Known }
+        let (lex_rules, temp_path) = (LexRules::Known, TempPath::Never);
+        let mut facts = Self { id, mode, shown, settings, catalog, defines: None, lex_rules, temp_path };
+        facts.look_at_path();
+        facts
+    }
+
+    /// The session's settings are other ones.
+    pub(super) fn look_at_path(&mut self) {
+        if self.settings.search_path().is_some_and(sql::names_temp_schema) {
+            self.temp_path = TempPath::Perhaps;
+        }
     }
 
     /// Its number, which no other session has.
@@ -123,6 +142,9 @@ impl SessionFacts {
         if effects.may_reread() {
             self.lex_rules = LexRules::Changing;
         }
+        if effects.temp_path {
+            self.temp_path = TempPath::Perhaps;
+        }
     }
 
     /// What a text that comes now is read with.
@@ -157,6 +179,22 @@ impl SessionFacts {
 
     /// What a statement may do by itself, with what the database's functions may do that it names.
     pub(super) fn with_catalog(
+        &self,
+        own: Option<Box<Effects>>,
+        mentioned: impl FnOnce() -> Option<Box<Effects>>,
+    ) -> Option<Box<Effects>> {
+        let effects = self.joined(own, mentioned);
+        match self.temp_path {
+            TempPath::Never => effects,
+            TempPath::Perhaps => {
+                let mut effects = effects.unwrap_or_default();
+                effects.makes_objects = true;
+                Some(effects)
+            }
+        }
+    }
+
+    fn joined(
         &self,
         own: Option<Box<Effects>>,
         mentioned: impl FnOnce() -> Option<Box<Effects>>,
@@ -259,6 +297,26 @@ pub(super) mod tests {
 
     fn of(effects: Option<Box<Effects>>) -> Effects {
         effects.map(|effects| *effects).unwrap_or_default()
+    }
+
+    /// Wherever that schema stands in the path: what is made without a word of it may be temporary.
+    #[test]
+    fn with_the_temporary_schema_in_the_path_whatever_is_made_is_asked_for() {
+        let (mut facts, mut carried) = (facts(), facts());
+        let makes = |facts: &SessionFacts, text: &[u8]| facts.effects(text).is_some_and(|e| e.makes_objects);
+        assert!(!makes(&facts, b"CREATE TABLE t (a int)") && !makes(&facts, b"SELECT 1 AS a INTO t"));
+        let plain = facts.effects(b"SET search_path = public").unwrap();
+        facts.note_effects(&plain);
+        assert!(!plain.makes_objects && !makes(&facts, b"SELECT 1 AS a INTO t"));
+        let together =
+            facts.effects(b"SET search_path = \"PG_TEMP\", public; CREATE TABLE t (a int)").unwrap();
+        assert!(together.makes_objects);
+        facts.note_effects(&together);
+        assert!(makes(&facts, b"CREATE TABLE t (a int)") && makes(&facts, b"SELECT 1 AS a INTO t"));
+        // However it got there.
+        assert!(carried.settings_mut().carry(b"search_path", b"a, pg_temp"));
+        carried.look_at_path();
+        assert!(makes(&carried, b"SELECT 1 AS a INTO t"));
     }
 
     #[test]

@@ -26,6 +26,14 @@ const RUN_TEXTS: [&str; 13] = [
     "cursor_to_xml",
 ];
 
+const SEARCH_PATH: &str = "search_path";
+
+/// Whether these bytes have the name of a session's temporary schema, by which it is known in every session.
+pub fn names_temp_schema(text: &[u8]) -> bool {
+    let name = b"pg_temp";
+    text.windows(name.len()).any(|piece| piece.eq_ignore_ascii_case(name))
+}
+
 /// How a text is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Language {
@@ -123,7 +131,11 @@ fn read_within(text: &[u8], language: Language, budget: &mut Budget) -> Effects 
             findings.here().see_nothing();
         }
     }
-    let Findings { mut effects, defined, several, .. } = findings;
+    let Findings { mut effects, mut defined, several, .. } = findings;
+    for found in [&mut effects, &mut defined] {
+        found.temp_path = found.settings.iter().any(|name| name == SEARCH_PATH) && names_temp_schema(text);
+        found.makes_objects |= found.temp_path;
+    }
     if effects.defines && several {
         // Another of these statements may use what one of them defines.
         effects.asks_all = true;
