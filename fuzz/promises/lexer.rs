@@ -79,6 +79,13 @@ pub(crate) fn holds(text: &[u8]) {
     let mut scan = Scan::default();
     scan.feed(text);
     assert!(!scan.clone().is_suspicious() || is_suspicious(text), "the quick look sees less");
+    let mut aware = Scan::of_statements();
+    aware.feed(text);
+    let sees = aware.clone().is_suspicious() || aware.defines();
+    assert!(
+        sees || !of_text.as_deref().is_some_and(Effects::matter),
+        "a long one is not looked into: {of_text:?}"
+    );
     let (one, other) = text.split_at(text.len() / 3);
     let mut pieces = Scan::default();
     pieces.feed(one);

@@ -4,6 +4,7 @@
 mod body;
 pub mod budget;
 mod lexer;
+mod outside;
 pub mod scan;
 
 use body::{Findings, Language};
@@ -247,7 +248,7 @@ pub fn reads_alike(text: &[u8]) -> bool {
 /// The same of a text that was found suspicious.
 pub fn suspected(text: &[u8]) -> Option<Box<Effects>> {
     if text.len() > MAX_LEXED {
-        let mut scan = Scan::default();
+        let mut scan = Scan::of_statements();
         scan.feed(text);
         let defines = scan.clone().defines();
         return match scan.is_suspicious() {

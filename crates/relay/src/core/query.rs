@@ -5,7 +5,8 @@ use super::hand_over::Protocol;
 use super::position::Remainder;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, GATHER, OutputBuffer};
-use crate::sql::Effects;
+use crate::catalog::Words;
+use crate::sql::{Effects, Scan};
 use crate::statement::{Named, UnnamedText, significant};
 use wire::error::Refusal;
 use wire::{HEADER, identifier};
@@ -39,7 +40,11 @@ impl Core {
             }
             self.push_changing_unnamed(Kind::Query, UnnamedText::None);
             up.pass(at..at + HEADER);
-            let rest = if transaction { Remainder::Scan(Box::default()) } else { Remainder::Pass };
+            let scan = if self.facts.can_lex() { Scan::of_statements() } else { Scan::default() };
+            let rest = match transaction {
+                true => Remainder::Scan(Box::new((scan, Words::default()))),
+                false => Remainder::Pass,
+            };
             return Ok(Step::Partly(HEADER, rest));
         }
         let answered_otherwise = effects.is_some_and(|effects| self.suspicious_query(*effects, backend, up));

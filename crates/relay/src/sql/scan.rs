@@ -1,5 +1,7 @@
 //! The byte scan: it tells in nanoseconds that a text cannot matter.
 
+use super::outside::Outside;
+
 const fn key(word: &[u8]) -> u64 {
     let mut key = 0;
     let mut i = 0;
@@ -26,8 +28,18 @@ pub const WORD: [bool; 256] = {
 /// The byte scan; it can be fed a text in pieces.
 #[derive(Debug, Clone)]
 pub struct Scan {
+    /// If it is known how the text is read: then what is data is passed over.
+    outside: Option<Outside>,
+    words: Words,
+}
+
+/// The words of a text, as far as they matter.
+#[derive(Debug, Clone)]
+struct Words {
     key: u64,
     length: usize,
+    /// It is a number: up to PostgreSQL 14, a word may follow without a space.
+    number: bool,
     at_start: bool,
     suspicious: bool,
     defines: bool,
@@ -35,34 +47,74 @@ pub struct Scan {
 }
 
 impl Default for Scan {
+    /// Of a text of which it is not known where strings end: all of it is looked at.
     fn default() -> Self {
-        Self { key: 0, length: 0, at_start: true, suspicious: false, defines: false, last: 0 }
+        Self { outside: None, words: Words::default() }
     }
 }
 
 impl Scan {
+    /// Of a text that is read as the lexer reads it.
+    pub fn of_statements() -> Self {
+        Self { outside: Some(Outside::default()), ..Self::default() }
+    }
+
     /// Looks at the next piece.
     pub fn feed(&mut self, text: &[u8]) {
-        for &byte in text {
-            if WORD[byte as usize] {
-                if self.length < 8 {
-                    self.key = self.key << 8 | u64::from(byte | 0x20);
-                }
-                self.length += 1;
-                self.last = byte;
-                continue;
+        let words = &mut self.words;
+        match &mut self.outside {
+            None => text.iter().for_each(|byte| words.step(*byte)),
+            Some(outside) => {
+                words.suspicious |= outside.feed(text, &mut |byte| words.step(byte)).is_err();
             }
-            self.end_word();
-            match byte {
-                b';' => self.at_start = true,
-                b' ' | b'\t' | b'\n' | b'\r' | 0 => {}
-                b'"' if self.last == b'&' => self.suspicious = true,
-                // A comment or a parenthesis before the first word: let the lexer look.
-                _ if self.at_start => self.suspicious = true,
-                _ => {}
-            }
-            self.last = byte;
         }
+    }
+
+    /// Whether the text so far begins a statement with `CREATE` or `ALTER`, in which the lexer would see more.
+    pub fn defines(mut self) -> bool {
+        self.words.end_word();
+        self.words.defines
+    }
+
+    /// Whether the text so far, as a whole, might matter.
+    pub fn is_suspicious(mut self) -> bool {
+        self.words.end_word();
+        // What may be a tag still was not looked at.
+        self.words.suspicious || self.outside.is_some_and(|outside| outside.is_within_tag())
+    }
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self { key: 0, length: 0, number: false, at_start: true, suspicious: false, defines: false, last: 0 }
+    }
+}
+
+impl Words {
+    fn step(&mut self, byte: u8) {
+        if WORD[byte as usize] {
+            let digit = byte.is_ascii_digit();
+            if self.number && !digit {
+                self.end_word();
+            }
+            self.number = digit && (self.number || self.length == 0);
+            if self.length < 8 {
+                self.key = self.key << 8 | u64::from(byte | 0x20);
+            }
+            self.length += 1;
+            self.last = byte;
+            return;
+        }
+        self.end_word();
+        match byte {
+            b';' => self.at_start = true,
+            b' ' | b'\t' | b'\n' | b'\r' | 0 => {}
+            b'"' if self.last == b'&' => self.suspicious = true,
+            // A comment or a parenthesis before the first word: let the lexer look.
+            _ if self.at_start => self.suspicious = true,
+            _ => {}
+        }
+        self.last = byte;
     }
 
     fn end_word(&mut self) {
@@ -73,19 +125,7 @@ impl Scan {
         }
         self.suspicious |= matters_anywhere(self.key) || (self.at_start && matters_first(self.key));
         self.defines |= self.at_start && matches!(self.key, CREATE | ALTER);
-        (self.key, self.length, self.at_start) = (0, 0, false);
-    }
-
-    /// Whether the text so far begins a statement with `CREATE` or `ALTER`, in which the lexer would see more.
-    pub fn defines(mut self) -> bool {
-        self.end_word();
-        self.defines
-    }
-
-    /// Whether the text so far, as a whole, might matter.
-    pub fn is_suspicious(mut self) -> bool {
-        self.end_word();
-        self.suspicious
+        (self.key, self.length, self.number, self.at_start) = (0, 0, false, false);
     }
 }
 
@@ -248,7 +288,8 @@ impl Automaton {
     const AND: u16 = 3;
     const QUOTE: u16 = 4;
     const WORD: u16 = 5;
-    const LETTERS: u16 = 6;
+    const DIGIT: u16 = 6;
+    const LETTERS: u16 = 7;
 
     #[inline]
     fn after(&self, state: u16, byte: u8) -> u16 {
@@ -265,13 +306,16 @@ impl Automaton {
                 Self::OTHER | Self::QUOTE => (Self::BETWEEN, Self::SUSPICIOUS),
                 Self::SPACE => (Self::BETWEEN, Self::START),
                 Self::SEMICOLON => (Self::START, Self::START),
+                // Behind a number a word may follow without a space.
+                Self::DIGIT => (Self::BETWEEN, Self::BETWEEN),
                 // An identifier with escapes (U&"…") can hide any name.
                 Self::AND => (Self::AMPERSAND, Self::SUSPICIOUS),
                 _ => (Self::WITHIN, Self::WITHIN),
             };
             all.next[(Self::START + class) as usize] = first;
             all.next[(Self::BETWEEN + class) as usize] = outside;
-            all.next[(Self::WITHIN + class) as usize] = outside;
+            all.next[(Self::WITHIN + class) as usize] =
+                if class == Self::DIGIT { Self::WITHIN } else { outside };
             all.next[(Self::SUSPICIOUS + class) as usize] = Self::SUSPICIOUS;
             class += 1;
         }
@@ -324,7 +368,9 @@ impl Automaton {
         let mut class = [Self::OTHER; 256];
         let mut byte = 0;
         while byte < class.len() {
-            if WORD[byte] {
+            if matches!(byte, 48..=57) {
+                class[byte] = Self::DIGIT;
+            } else if WORD[byte] {
                 class[byte] = Self::WORD;
             }
             byte += 1;
@@ -374,6 +420,9 @@ mod tests {
         for piece in pieces {
             match piece[0] {
                 byte if WORD[usize::from(byte)] => {
+                    let digits = piece.iter().take_while(|byte| byte.is_ascii_digit()).count();
+                    at_start &= digits == 0;
+                    let piece = &piece[digits..];
                     if begins(piece, &ANYWHERE) || at_start && begins(piece, &FIRST) {
                         return true;
                     }
