@@ -30,6 +30,7 @@ mod differential;
 mod doctor;
 mod faults;
 mod grants;
+mod hidden;
 mod hostile;
 mod isolation;
 mod lexer;

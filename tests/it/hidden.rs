@@ -1,0 +1,157 @@
+//! What texts hide: settings by odd names, texts that functions run, temporary objects without a word of it, and data that only
+//! looks like statements.
+
+use super::house::{Pgusher, pair, warehouse};
+use super::relay::one_connection;
+use super::state::done;
+use super::wire::{Raw, query};
+
+#[test]
+fn settings_of_odd_names_are_carried_and_seen_by_nobody_else() {
+    let pgusher = one_connection();
+    for (make, name) in [
+        ("SET session.x = '5'", "session.x"),
+        ("SET local.x TO '5'", "local.x"),
+        ("SET SESSION transaction.x = '5'", "transaction.x"),
+        ("SET constraints.x = '5'", "constraints.x"),
+    ] {
+        let (mut one, mut other) =
+            (Raw::login(pgusher.address(), "raw"), Raw::login(pgusher.address(), "raw"));
+        done(&mut one, make);
+        let look = format!("SELECT coalesce(nullif(current_setting('{name}', true), ''), 'nothing')");
+        assert_eq!(other.value(&look), "nothing", "{make}");
+        assert_eq!(one.value(&look), "5", "{make}");
+        assert_eq!(one.value("SHOW pgusher.pin"), "", "{make}");
+    }
+}
+
+#[test]
+fn settings_whose_names_are_put_together_stay_with_their_session() {
+    for make in [
+        "SELECT set_config('tenant' || '.id', '5', false)",
+        "SELECT set_config('tenant.i' || 'd', '5', false)",
+        "SELECT set_config('tenant'\n'.id', '5', false)",
+    ] {
+        let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
+        let (mut one, mut other) =
+            (Raw::login(pgusher.address(), "raw"), Raw::login(pgusher.address(), "raw"));
+        done(&mut one, make);
+        let look = "SELECT coalesce(current_setting('tenant.id', true), 'nothing')";
+        assert_eq!((other.value(look), one.value(look)), ("nothing".into(), "5".into()), "{make}");
+    }
+}
+
+/// What such a text leaves is asked for, or goes when the connection does.
+#[test]
+fn a_text_that_one_of_the_servers_functions_runs_leaves_nothing_to_others() {
+    let pgusher = one_connection();
+    for run in [
+        "SELECT query_to_xml($$%$$, true, true, '')",
+        "SELECT query_to_xml(concat('%'::text), true, true, '')",
+        "SELECT query_to_xml_and_xmlschema($$%$$, true, true, '')",
+    ] {
+        for (text, look, others) in [
+            (
+                "select set_config($x$search_path$x$, $x$pg_catalog$x$, false)",
+                "SHOW search_path",
+                "\"$user\", public",
+            ),
+            ("select set_config($x$work_mem$x$, $x$9MB$x$, false)", "SHOW work_mem", "4MB"),
+            ("select set_config($x$role$x$, $x$plain$x$, false)", "SELECT current_user", "app"),
+            (
+                "select set_config($x$hidden.x$x$, $x$5$x$, false)",
+                "SELECT coalesce(nullif(current_setting('hidden.x', true), ''), 'nothing')",
+                "nothing",
+            ),
+        ] {
+            let (mut one, mut other) =
+                (Raw::login(pgusher.address(), "raw"), Raw::login(pgusher.address(), "raw"));
+            let made = run.replace('%', text);
+            done(&mut one, &made);
+            assert_eq!(other.value(look), others, "{made}");
+        }
+        let (mut one, mut other) =
+            (Raw::login(pgusher.address(), "raw"), Raw::login(pgusher.address(), "raw"));
+        done(&mut one, &run.replace('%', "select pg_advisory_lock(7711)"));
+        assert_eq!(one.value("SHOW pgusher.pin"), "advisory lock");
+        done(&mut one, "SELECT pg_advisory_unlock(7711)");
+        assert_eq!(other.value("SELECT 'free'"), "free");
+    }
+    let tsvector = "SELECT * FROM ts_stat('select set_config(''work_mem'', ''9MB'', false)::tsvector')";
+    let (mut one, mut other) = (Raw::login(pgusher.address(), "raw"), Raw::login(pgusher.address(), "raw"));
+    done(&mut one, tsvector);
+    assert_eq!((other.value("SHOW work_mem"), one.value("SHOW work_mem")), ("4MB".into(), "9MB".into()));
+}
+
+/// Where `search_path` begins with it, whatever is made is in the session's temporary schema.
+#[test]
+fn what_is_made_in_the_temporary_schema_without_a_word_of_it_keeps_its_connection() {
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
+    pair().dev.sql(
+        "dev",
+        "CREATE TABLE path_shadowed AS SELECT 'of all' AS a; GRANT ALL ON path_shadowed TO public",
+    );
+    for (set, make) in [
+        ("SET search_path = pg_temp, public", "CREATE TABLE path_shadowed AS SELECT 'own' AS a"),
+        (
+            "SELECT set_config('search_path', 'PG_TEMP, public', false)",
+            "SELECT 'own' AS a INTO path_shadowed",
+        ),
+        ("SET search_path = 'pg_temp'", "CREATE VIEW path_shadowed AS SELECT 'own' AS a"),
+    ] {
+        for together in [false, true] {
+            let (mut one, mut other) =
+                (Raw::login(pgusher.address(), "raw"), Raw::login(pgusher.address(), "raw"));
+            if together {
+                done(&mut one, &format!("{set}; {make}"));
+            } else {
+                done(&mut one, set);
+                done(&mut one, make);
+            }
+            assert_eq!(one.value("SHOW pgusher.pin"), "temporary object", "{set}, {make}");
+            assert_eq!(other.value("SELECT a FROM path_shadowed"), "of all", "{set}, {make}");
+            assert_eq!(one.value("SELECT a FROM path_shadowed"), "own", "{set}, {make}");
+        }
+    }
+    let pairs = [("user", "raw"), ("database", "warehouse"), ("options", "-c search_path=pg_temp,public")];
+    let mut startup = Raw::login_with(pgusher.address(), 0x0003_0000, &pairs);
+    done(&mut startup, "CREATE TABLE path_shadowed AS SELECT 'own' AS a");
+    assert_eq!(startup.value("SHOW pgusher.pin"), "temporary object");
+    drop(startup);
+    pair().dev.sql("dev", "DROP TABLE path_shadowed");
+}
+
+/// However long a query is, and however it is cut on its way: what is in its strings and comments is data.
+#[test]
+fn data_in_long_queries_pins_nothing() {
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 1", "", ""));
+    pair().dev.sql("dev", "CREATE TABLE long_data (t text); GRANT ALL ON long_data TO public");
+    let (mut one, mut other) = (Raw::login(pgusher.address(), "raw"), Raw::login(pgusher.address(), "raw"));
+    let datum = "('temp hold; set_config(''a'', ''b''); SET x = 1; (see /* -- DISCARD ALL'), (E'it\\'s; LISTEN'), ($d$; RESET ALL$d$)";
+    for length in [2_000, 20_000, 40_000, 150_000, 400_000] {
+        let rows = vec![datum; length / datum.len() + 1].join(", ");
+        for begin in ["INSERT INTO long_data VALUES ", "/* temp; set x = 1 */ INSERT INTO long_data VALUES "]
+        {
+            let message = query(&format!("{begin}{rows}"));
+            for piece in [message.len(), 16_000, 7_001] {
+                for part in message.chunks(piece) {
+                    one.send(part);
+                    if piece < message.len() {
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                    }
+                }
+                let answer = one.until_ready();
+                assert!(answer.iter().all(|m| m.tag != 'E'), "{answer:?}");
+                assert_eq!(one.value("SHOW pgusher.pin"), "", "{length} bytes by {piece}");
+                assert_eq!(other.value("SELECT 'free'"), "free");
+            }
+        }
+    }
+    // And what is none is seen behind any data.
+    let rows = vec![datum; 150_000 / datum.len()].join(", ");
+    done(&mut one, &format!("INSERT INTO long_data VALUES {rows}; SET work_mem = '9MB'"));
+    assert_eq!(one.value("SHOW pgusher.pin"), "opaque statement");
+    drop(one);
+    assert_eq!(other.value("SHOW work_mem"), "4MB");
+    pair().dev.sql("dev", "DROP TABLE long_data");
+}
