@@ -155,3 +155,22 @@ fn data_in_long_queries_pins_nothing() {
     assert_eq!(other.value("SHOW work_mem"), "4MB");
     pair().dev.sql("dev", "DROP TABLE long_data");
 }
+
+/// A connection that idles in the pool is nobody's: what one session has said of its own idleness does not hold there.
+#[test]
+fn one_clients_limit_of_idleness_ends_nobody_elses_session() {
+    let pgusher = one_connection();
+    let pairs = [("user", "raw"), ("database", "warehouse"), ("options", "-c idle_session_timeout=300ms")];
+    let mut other = Raw::login(pgusher.address(), "raw");
+    for mut one in
+        [Raw::login(pgusher.address(), "raw"), Raw::login_with(pgusher.address(), 0x0003_0000, &pairs)]
+    {
+        let pid = other.value("SELECT pg_backend_pid()");
+        done(&mut one, "SET idle_session_timeout = '300ms'");
+        assert_eq!(one.value("SHOW idle_session_timeout"), "300ms");
+        std::thread::sleep(std::time::Duration::from_millis(900));
+        assert_eq!(other.value("SELECT pg_backend_pid()"), pid, "the connection is still there");
+        assert_eq!(other.value("SHOW idle_session_timeout"), "0");
+        assert_eq!(one.value("SHOW idle_session_timeout"), "300ms");
+    }
+}

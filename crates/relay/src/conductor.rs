@@ -361,6 +361,9 @@ impl Conductor {
     /// The connection goes back: nothing is owed on it and nothing is left on it.
     fn release<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) -> Result<Step, Box<End>> {
         if let Some(backend) = &mut turn.backend {
+            if self.core.stay_when_idle(backend, turn.up.buffer()) {
+                return Ok(Step::Wait);
+            }
             self.core.detach(backend);
         }
         self.lease = Lease::None;

@@ -382,6 +382,19 @@ impl Core {
             && !self.is_handing_over()
     }
 
+    /// What would end the connection when nobody uses it, and somebody else with it, is taken off before it goes back. True if that
+    /// is to be answered first.
+    pub(crate) fn stay_when_idle(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) -> bool {
+        if !self.facts.settings().limits_idle() {
+            return false;
+        }
+        let Some(sql) = backend.settings.stay_when_idle() else { return false };
+        wire::query(up, sql);
+        backend.unnamed = None;
+        self.position.requests_mut().push(Kind::Setup);
+        true
+    }
+
     /// The connection goes back.
     pub(crate) fn detach(&mut self, backend: &mut BackendState) {
         if self.residue.end_lease() {

@@ -41,6 +41,8 @@ const MEANING: [&str; 20] = [
 const MAX_CARRIED: usize = 256;
 const MAX_CARRIED_BYTES: usize = 1 << 20;
 const ROLE: &[u8] = b"role";
+/// Ends a connection that is idle, whoever is lent it next.
+const IDLE_TIMEOUT: &[u8] = b"idle_session_timeout";
 const APPLICATION_NAME: &str = "application_name";
 /// PostgreSQL cuts names, and so `application_name`, to this many bytes.
 const NAME_LENGTH: usize = 63;
@@ -129,6 +131,7 @@ pub struct SessionSettings {
     /// ` [alice@prod]`, if the upstream is to see that.
     suffix: Option<Arc<str>>,
     lexable: bool,
+    limits_idle: bool,
 }
 
 /// What is set on an upstream connection now.
@@ -159,6 +162,13 @@ impl BackendSettings {
             return !self.reported.is_too_much();
         }
         true
+    }
+
+    /// The query that takes off it what ends it when it is idle, if that was set: it is off then.
+    pub fn stay_when_idle(&mut self) -> Option<&'static str> {
+        self.extra.get(IDLE_TIMEOUT)?;
+        self.reset(IDLE_TIMEOUT);
+        Some("RESET idle_session_timeout")
     }
 
     /// These beside the reported ones were set on it.
@@ -198,7 +208,8 @@ impl SessionSettings {
         let wanted = decorated(&reported, suffix.as_deref());
         let (told, startup, startup_extra) = (reported.clone(), reported.clone(), extra.clone());
         let lexable = is_lexable(&reported);
-        Self { wanted, told, startup, reported, extra, startup_extra, suffix, lexable }
+        let limits_idle = extra.get(IDLE_TIMEOUT).is_some();
+        Self { limits_idle, wanted, told, startup, reported, extra, startup_extra, suffix, lexable }
     }
 
     /// What the client is told at login.
@@ -211,6 +222,12 @@ impl SessionSettings {
         let value = |name: &str| self.extra.get(name.as_bytes()).or(self.reported.get(name.as_bytes()));
         let pair = |name: &&str| Some((name.as_bytes().into(), value(name)?.into()));
         Parameters(MEANING.iter().filter_map(pair).collect())
+    }
+
+    /// Whether it has set, or had, a limit of its own for how long a session may be idle: no connection may keep that when nobody
+    /// uses it.
+    pub fn limits_idle(&self) -> bool {
+        self.limits_idle
     }
 
     /// Its `search_path`, if it has set one.
@@ -275,6 +292,7 @@ impl SessionSettings {
             return true;
         }
         let extra = self.extra.with(name, value);
+        self.limits_idle |= name.eq_ignore_ascii_case(IDLE_TIMEOUT);
         let may = extra.0.len() <= MAX_CARRIED && extra.bytes() <= MAX_CARRIED_BYTES;
         if may {
             self.extra = Arc::new(extra);

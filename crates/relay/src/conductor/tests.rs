@@ -397,6 +397,25 @@ fn what_a_session_has_set_is_asked_for_before_its_connection_goes_back_and_is_se
     assert_eq!(rig.tags(), "CZDCZ");
 }
 
+/// It would end the connection in the hands of somebody else.
+#[test]
+fn a_limit_for_idle_sessions_is_taken_off_before_the_connection_goes_back() {
+    let mut rig = Rig::started();
+    rig.converse(&query("SET idle_session_timeout TO 20"));
+    rig.upstream(&[]);
+    assert_eq!((rig.steps.as_slice(), rig.tags()), (&["lend", "release"][..], "CZ".into()));
+    let set = |rig: &Rig| rig.idle.iter().any(|b| b.server.settings.contains_key("idle_session_timeout"));
+    assert!(!set(&rig));
+    // The session has it again whenever it has one, and only then.
+    rig.client(&query("SELECT 1"), &[]);
+    rig.upstream(&[]);
+    assert_eq!(rig.steps, ["lend", "release", "lend", "release"]);
+    assert!(!set(&rig) && rig.ran().concat().iter().filter(|ran| ran.contains("set_config")).count() > 0);
+    rig.client(&[query("SELECT 1"), m(b'X', b"")].concat(), &[]);
+    rig.upstream(&[]);
+    assert!(matches!(rig.closed.as_ref().unwrap().connection, Leaving::Release) && !set(&rig));
+}
+
 #[test]
 fn orders_end_a_session_between_transactions_or_at_once() {
     let order = |now| Event::Order { now, refusal: Box::new(refusal()) };

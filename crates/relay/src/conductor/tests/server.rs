@@ -174,6 +174,10 @@ impl Server {
                 self.settings.insert((*name).to_owned(), (*value).to_owned());
                 "SET"
             }
+            ["RESET", name] => {
+                self.settings.remove(*name);
+                "RESET"
+            }
             ["LISTEN", name] => {
                 self.listens.insert((*name).trim_matches('"').to_owned());
                 "LISTEN"
