@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::sql::budget::{MAX_LEXED, MAX_MENTIONS, goes_through};
-use super::sql::{self, Effects, Pin, scan::WORD};
+use super::sql::{self, Effects, Pin, words::WORD};
 
 /// How many ways from one function or relation to another are followed; a database that has more is not seen through.
 const MAX_WAYS: usize = 2_000_000;

@@ -18,6 +18,7 @@ mod query;
 mod replay;
 mod requests;
 mod residue;
+mod sequences;
 mod statements;
 
 use std::sync::Arc;
@@ -37,7 +38,6 @@ use channels::Channels;
 use facts::SessionFacts;
 use position::Position;
 use probe::Touched;
-use query::FORGET_SEQUENCES;
 use replay::Batch;
 use requests::{Kind, Note, Request};
 use residue::{Probed, Residue};
@@ -354,45 +354,12 @@ impl Core {
         }
     }
 
-    /// Last values of another session's sequences are forgotten, if there may be any. No answer is waited for.
-    fn forget_sequences(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) {
-        if std::mem::take(&mut backend.foreign_sequences) {
-            wire::query(up, FORGET_SEQUENCES);
-            backend.unnamed = None;
-            self.position.requests_mut().push_hidden(Kind::Query, None);
-        }
-    }
-
-    /// A statement is about to run that may ask for last values of sequences. True if the connection may have another session's,
-    /// and can have none of this one's: nothing of it has run. (Had something, it may have advanced one; and whoever asks again is
-    /// lent a connection without any.)
-    fn has_only_foreign_sequences(&self, effects: &Effects, backend: &BackendState) -> bool {
-        if !effects.reads_sequences {
-            return false;
-        }
-        self.facts.memory().asked_for_last_value();
-        backend.foreign_sequences && !backend.has_run
-    }
-
     /// True if the connection can go back to its pool now: nothing is owed on it and nothing is left on it.
     pub(crate) fn may_release(&self) -> bool {
         self.is_idle()
             && self.facts.is_lent_for_transactions()
             && self.residue.is_nothing()
             && !self.is_handing_over()
-    }
-
-    /// What would end the connection when nobody uses it, and somebody else with it, is taken off before it goes back. True if that
-    /// is to be answered first.
-    pub(crate) fn stay_when_idle(&mut self, backend: &mut BackendState, up: &mut Vec<u8>) -> bool {
-        if !self.facts.settings().limits_idle() {
-            return false;
-        }
-        let Some(sql) = backend.settings.stay_when_idle() else { return false };
-        wire::query(up, sql);
-        backend.unnamed = None;
-        self.position.requests_mut().push(Kind::Setup);
-        true
     }
 
     /// The connection goes back.

@@ -6,6 +6,7 @@ pub mod budget;
 mod lexer;
 mod outside;
 pub mod scan;
+pub mod words;
 
 use body::{Findings, Language};
 pub use body::{names_temp_schema, of_function};

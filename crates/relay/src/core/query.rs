@@ -11,9 +11,6 @@ use crate::statement::{Named, UnnamedText, significant};
 use wire::error::Refusal;
 use wire::{HEADER, identifier};
 
-/// What takes away the last values of sequences that a session has been told.
-pub(super) const FORGET_SEQUENCES: &str = "DISCARD SEQUENCES";
-
 impl Core {
     pub(super) fn query(
         &mut self,

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::scan::WORD;
+use super::words::WORD;
 
 /// A token, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]

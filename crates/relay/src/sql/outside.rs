@@ -1,6 +1,6 @@
 //! What of a text stands outside of its strings and comments. It can be fed a text in pieces, and agrees with the lexer.
 
-use super::scan::WORD;
+use super::words::WORD;
 
 /// The longest `$tag$`: of a longer one nothing is known.
 const MAX_TAG: usize = 128;
@@ -99,15 +99,36 @@ impl Outside {
                     self.state = State::Plain;
                 }
             }
+            State::Identifier => {
+                show(byte);
+                if byte == b'"' {
+                    self.state = State::Plain;
+                }
+            }
+            State::Text(_) | State::Escaped | State::Quote(_) | State::Behind { .. } => {
+                return self.in_text(byte, show);
+            }
+            State::Tag(_) => return self.in_tag(byte, show),
+            State::Dollars(tag, there) => {
+                *there = if tag[*there] == byte { *there + 1 } else { usize::from(byte == b'$') };
+                if *there == tag.len() {
+                    self.state = State::Plain;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn in_text(&mut self, byte: u8, show: &mut impl FnMut(u8)) -> Result<(), Lost> {
+        match &mut self.state {
             State::Text(Backslash::Escapes) if byte == b'\\' => self.state = State::Escaped,
             State::Text(backslash) if byte == b'\'' => self.state = State::Quote(*backslash),
-            State::Text(_) => {}
             State::Escaped => self.state = State::Text(Backslash::Escapes),
             State::Quote(backslash) if byte == b'\'' => self.state = State::Text(*backslash),
             State::Quote(Backslash::IsPlain) => self.not(b"", byte, show),
             State::Quote(Backslash::Escapes) => {
                 self.state = State::Behind { lines: 0 };
-                return self.step(byte, show);
+                return self.in_text(byte, show);
             }
             State::Behind { lines } => match byte {
                 b'\n' | b'\r' => *lines = 1,
@@ -117,44 +138,28 @@ impl Outside {
                 b'-' => return Err(Lost),
                 _ => self.not(b" ", byte, show),
             },
-            State::Identifier => {
-                show(byte);
-                if byte == b'"' {
-                    self.state = State::Plain;
-                }
-            }
-            State::Tag(tag) => match byte {
-                b'$' => {
-                    let mut tag = std::mem::take(tag);
-                    tag.insert(0, b'$');
-                    tag.push(b'$');
-                    show(b' ');
-                    self.state = State::Dollars(tag, 0);
-                }
-                _ if WORD[usize::from(byte)] && !(tag.is_empty() && byte.is_ascii_digit()) => {
-                    tag.push(byte);
-                    if tag.len() > MAX_TAG {
-                        return Err(Lost);
-                    }
-                }
-                _ => {
-                    // It is none: a dollar sign, and perhaps a word.
-                    let tag = std::mem::take(tag);
-                    show(b'$');
-                    self.not(b"", *tag.first().unwrap_or(&byte), show);
-                    for byte in tag.iter().skip(1).chain(Some(&byte).filter(|_| !tag.is_empty())) {
-                        self.step(*byte, show)?;
-                    }
-                }
-            },
-            State::Dollars(tag, there) => {
-                *there = if tag[*there] == byte { *there + 1 } else { usize::from(byte == b'$') };
-                if *there == tag.len() {
-                    self.state = State::Plain;
-                }
-            }
+            _ => {}
         }
         Ok(())
+    }
+
+    fn in_tag(&mut self, byte: u8, show: &mut impl FnMut(u8)) -> Result<(), Lost> {
+        let State::Tag(tag) = &mut self.state else { return Ok(()) };
+        if byte == b'$' {
+            let tag = [b"$", &tag[..], b"$"].concat();
+            show(b' ');
+            self.state = State::Dollars(tag, 0);
+            return Ok(());
+        }
+        if WORD[usize::from(byte)] && !(tag.is_empty() && byte.is_ascii_digit()) {
+            tag.push(byte);
+            return if tag.len() > MAX_TAG { Err(Lost) } else { Ok(()) };
+        }
+        // It is none: a dollar sign, and perhaps a word.
+        let word = std::mem::take(tag);
+        show(b'$');
+        (self.state, self.token) = (State::Plain, Token::None);
+        word.iter().chain([&byte]).try_for_each(|byte| self.step(*byte, show))
     }
 
     /// What was begun is over, or was nothing but these: the byte stands outside of it.

@@ -1,6 +1,7 @@
 //! The byte scan: it tells in nanoseconds that a text cannot matter.
 
 use super::outside::Outside;
+use super::words::WORD;
 
 const fn key(word: &[u8]) -> u64 {
     let mut key = 0;
@@ -11,19 +12,6 @@ const fn key(word: &[u8]) -> u64 {
     }
     key
 }
-
-/// Letters, digits, `_`, `$` and every byte of a multi-byte character.
-pub const WORD: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut b = 0u8;
-    loop {
-        table[b as usize] = b.is_ascii_alphanumeric() || b == b'_' || b == b'$' || b >= 0x80;
-        if b == u8::MAX {
-            break table;
-        }
-        b += 1;
-    }
-};
 
 /// The byte scan; it can be fed a text in pieces.
 #[derive(Debug, Clone)]
