@@ -17,9 +17,10 @@ fn is_opaque(effects: &Effects) -> bool {
 
 /// With what is defined by it, and by that, as if it ran at once; all that makes a difference to a session.
 fn flat(effects: &Effects) -> Effects {
-    let mut all = Effects { defined: None, foreseen: false, relates: false, ..effects.clone() };
+    let mut all =
+        Effects { defined: None, foreseen: false, relates: false, changes: Vec::new(), ..effects.clone() };
     effects.defined.iter().for_each(|defined| all.add(&flat(defined)));
-    (all.foreseen, all.relates) = (false, false);
+    (all.foreseen, all.relates, all.changes) = (false, false, Vec::new());
     all
 }
 

@@ -17,7 +17,7 @@ pub(crate) fn server() -> &'static Postgres {
 
 /// Statements, one a line, over the ground of PostgreSQL's regression files of these names. `@` is the session's
 /// number. A line that begins with `>` is sent together with those above it, before any answer is read.
-pub(crate) const SCRIPTS: [(&str, &str); 14] = [
+pub(crate) const SCRIPTS: [(&str, &str); 15] = [
     (
         "guc",
         "SHOW datestyle
@@ -88,6 +88,52 @@ pub(crate) const SCRIPTS: [(&str, &str); 14] = [
          SHOW work_mem
          DISCARD ALL
          SHOW lock_timeout",
+    ),
+    (
+        "values and defaults",
+        "SET TIME ZONE 'UTC'; RESET ROLE
+         SHOW timezone
+         SET timezone TO 'America/New_York'; RESET work_mem
+         SHOW timezone
+         SELECT '2026-12-31 12:00'::timestamptz
+         RESET timezone; SET work_mem = '5MB'
+         SHOW timezone
+         SET application_name = 'one @'; RESET ALL
+         SHOW application_name
+         RESET ALL; SET application_name = 'two @'
+         SHOW application_name
+         SET application_name TO DEFAULT
+         SHOW application_name
+         SET datestyle = 'German'
+         SET TIME ZONE 'Asia/Tokyo'
+         SET TIME ZONE LOCAL
+         SHOW timezone
+         SELECT set_config('datestyle', 'SQL, DMY', false)
+         SELECT set_config('application_name', NULL, false)
+         SHOW application_name
+         SET application_name = 'three @'
+         >RESET application_name
+         >SET application_name = 'four @'
+         SHOW application_name
+         RESET datestyle
+         >SET intervalstyle = 'iso_8601'
+         SHOW datestyle
+         SELECT interval '1 day'
+         BEGIN; SET application_name = 'five'; ROLLBACK; RESET intervalstyle
+         SHOW application_name
+         BEGIN
+         RESET application_name
+         SET timezone = 'Asia/Tokyo'
+         COMMIT
+         SHOW timezone
+         SHOW application_name
+         DISCARD ALL
+         >SET application_name = 'six @'
+         SHOW application_name
+         DO $$ BEGIN RESET timezone; SET datestyle = 'ISO'; END $$
+         SHOW application_name
+         RESET ALL
+         SHOW application_name",
     ),
     (
         "role",

@@ -27,5 +27,5 @@ pub use core::{Asked, BackendState, Counts, Facts, GATHER, MAX_NAMED_PARSE, Mark
 pub use memory::UserMemory;
 pub use mode::PoolMode;
 pub use settings::{BackendSettings, Parameters, SessionSettings};
-pub use sql::{Effects, Pin};
+pub use sql::{Change, Effects, Pin};
 pub use statement::{Gathered, Gathering, Interner};

@@ -68,6 +68,17 @@ impl Pin {
     }
 }
 
+/// What a text says of a setting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It gives this one a value; in lower case.
+    Set(String),
+    /// It takes this one back to its default: `RESET`, or `SET … TO DEFAULT`.
+    Default(String),
+    /// All of them.
+    AllDefault,
+}
+
 /// What a text may do to its session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effects {
@@ -89,6 +100,8 @@ pub struct Effects {
     pub reads_sequences: bool,
     /// `DEALLOCATE ALL` or `DISCARD ALL`: no prepared statement is left.
     pub deallocates_all: bool,
+    /// What it says of settings, in its order: if PostgreSQL reports that one has changed, this tells a default from a value.
+    pub changes: Vec<Change>,
     /// `RESET ALL` or `DISCARD ALL`: every setting goes back to its default.
     pub resets_all: bool,
     /// It has a `RESET`.
@@ -124,6 +137,9 @@ const REPORTED: [&str; 6] = [
     "timezone",
     "standard_conforming_strings",
 ];
+
+/// What `SET TIME ZONE` sets.
+const TIMEZONE: &str = "timezone";
 
 /// What `SET SESSION CHARACTERISTICS AS TRANSACTION` sets.
 const CHARACTERISTICS: [&str; 3] =
@@ -177,8 +193,8 @@ impl Effects {
 
     /// Whether there is anything that a session does beside its statements' ordinary work.
     pub fn matter(&self) -> bool {
-        let nothing = Self { foreseen: self.foreseen, relates: self.relates, ..Self::default() };
-        *self != nothing
+        let (foreseen, relates, changes) = (self.foreseen, self.relates, self.changes.clone());
+        *self != Self { foreseen, relates, changes, ..Self::default() }
     }
 
     /// It sets or resets this, for however long.
@@ -186,6 +202,13 @@ impl Effects {
         self.rereads |= READING.contains(&name);
         if name.starts_with("pgusher.") {
             self.sets_ours.get_or_insert_with(|| name.to_owned());
+        }
+    }
+
+    /// Of more than can be kept, the command tags tell which is which.
+    fn change(&mut self, change: Change) {
+        if self.changes.len() < MAX_SETTINGS {
+            self.changes.push(change);
         }
     }
 
@@ -204,6 +227,7 @@ impl Effects {
     pub fn add(&mut self, other: &Self) {
         self.pin = self.pin.or(other.pin);
         other.settings.iter().for_each(|name| self.add_setting(name.clone()));
+        other.changes.iter().for_each(|change| self.change(change.clone()));
         self.foreseen |= other.foreseen;
         self.makes_objects |= other.makes_objects;
         self.ends_objects |= other.ends_objects;
@@ -289,11 +313,18 @@ fn look_at<'a>(statement: &[Token<'a>], company: Company, findings: &mut Finding
             (effects.foreseen, effects.resets) = (true, true);
             match (word(1), word(2)) {
                 ("session", "authorization") => effects.pin_for(Pin::Role),
-                ("all", _) => (effects.resets_all, effects.rereads) = (true, true),
-                ("time", "zone") => effects.add_setting("timezone".into()),
+                ("all", _) => {
+                    (effects.resets_all, effects.rereads) = (true, true);
+                    effects.change(Change::AllDefault);
+                }
+                ("time", "zone") => {
+                    effects.add_setting(TIMEZONE.into());
+                    effects.change(Change::Default(TIMEZONE.into()));
+                }
                 (_, _) => {
                     let name = dotted(&statement[1..]);
                     effects.sets(&name);
+                    effects.change(Change::Default(name.clone()));
                     effects.changes(name);
                 }
             }
@@ -304,6 +335,7 @@ fn look_at<'a>(statement: &[Token<'a>], company: Company, findings: &mut Finding
             if word(1) == "all" {
                 (effects.deallocates_all, effects.resets_all, effects.channels) = (true, true, true);
                 (effects.resets, effects.rereads) = (true, true);
+                effects.change(Change::AllDefault);
             }
         }
         "deallocate" => {
@@ -373,8 +405,15 @@ fn set(statement: &[Token<'_>], effects: &mut Effects) -> Set {
         rest.first().is_some_and(|t| t.is(word)) && rest.get(1) != Some(&Token::Symbol(b'.'))
     };
     let mut rest = &statement[1..];
+    let is_default = statement.last().is_some_and(|last| last.is("default"));
+    let change = |name: &str| match is_default {
+        true => Change::Default(name.to_owned()),
+        false => Change::Set(name.to_owned()),
+    };
     if first(rest, "local") {
-        effects.sets(&dotted(&rest[1..]));
+        let name = dotted(&rest[1..]);
+        effects.sets(&name);
+        effects.change(Change::Set(if name == "time" { TIMEZONE.to_owned() } else { name }));
         return Set::Nothing;
     }
     if first(rest, "transaction") || first(rest, "constraints") {
@@ -386,11 +425,18 @@ fn set(statement: &[Token<'_>], effects: &mut Effects) -> Set {
             return Set::Opaque(Pin::Role);
         }
         if first(rest, "characteristics") {
+            CHARACTERISTICS.iter().for_each(|name| effects.change(change(name)));
             return Set::Settings(CHARACTERISTICS.map(str::to_owned).to_vec());
         }
     }
     let name = dotted(rest);
     effects.sets(&name);
+    effects.change(match name.as_str() {
+        "time" if statement.last().is_some_and(|last| last.is("local")) => Change::Default(TIMEZONE.into()),
+        "time" => change(TIMEZONE),
+        "names" => change("client_encoding"),
+        name => change(name),
+    });
     let name = match name.as_str() {
         // SET TIME ZONE, SET NAMES
         "time" | "names" => return Set::Nothing,
@@ -450,7 +496,7 @@ fn functions(tokens: &[Token<'_>], effects: &mut Effects) {
             end > i + 3 && tokens[end - 1].is("true") && tokens[end - 2] == Token::Symbol(b',')
         });
         let scope = if is_local { Scope::Transaction } else { Scope::Session };
-        set_config(&tokens[i + 1..tokens.len().min(i + 4)], scope, effects);
+        set_config(&tokens[i + 1..tokens.len().min(i + 5)], scope, effects);
     }
 }
 
@@ -461,13 +507,17 @@ enum Scope {
     Session,
 }
 
-/// `arguments` begin with the parenthesis, if it is called, and end behind what follows the first of them: only where that is
+/// `arguments` begin with the parenthesis, if it is called, and end behind what the second one begins with: only where the first is
 /// over, or is cast, it is known what is set.
 fn set_config(arguments: &[Token<'_>], scope: Scope, effects: &mut Effects) {
     match arguments {
-        [Token::Symbol(b'('), Token::Text(Some(name)), Token::Symbol(b',' | b':' | b')')] => {
+        [Token::Symbol(b'('), Token::Text(Some(name)), Token::Symbol(b',' | b':' | b')'), value @ ..] => {
             let name = name.to_lowercase();
             effects.sets(&name);
+            effects.change(match value.first().is_some_and(|value| value.is("null")) {
+                true => Change::Default(name.clone()),
+                false => Change::Set(name.clone()),
+            });
             match name.as_str() {
                 "seed" => effects.pin_for(Pin::Opaque),
                 "session_authorization" => effects.pin_for(Pin::Role),
@@ -546,6 +596,37 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_default_is_told_from_a_value_in_the_order_in_which_they_are_said() {
+        use Change::{AllDefault, Default, Set};
+        for (text, expected) in [
+            (
+                "SET datestyle TO iso; RESET work_mem",
+                vec![Set("datestyle".into()), Default("work_mem".into())],
+            ),
+            ("RESET ALL; SET TIME ZONE 'UTC'", vec![AllDefault, Set("timezone".into())]),
+            ("SET TIME ZONE DEFAULT", vec![Default("timezone".into())]),
+            (
+                "SET TIME ZONE LOCAL; SET TIME ZONE INTERVAL '1' HOUR",
+                vec![Default("timezone".into()), Set("timezone".into())],
+            ),
+            ("SET SESSION x.Y = DEFAULT", vec![Default("x.y".into())]),
+            ("SET NAMES 'UTF8'; DISCARD ALL", vec![Set("client_encoding".into()), AllDefault]),
+            (
+                "RESET TIME ZONE; SET LOCAL TIME ZONE 'UTC'",
+                vec![Default("timezone".into()), Set("timezone".into())],
+            ),
+            (
+                "SELECT set_config('DateStyle', NULL, false), set_config('a.b', 'null', true)",
+                vec![Default("datestyle".into()), Set("a.b".into())],
+            ),
+            ("DO $$ BEGIN RESET datestyle; END $$", vec![Default("datestyle".into())]),
+        ] {
+            assert_eq!(of(text).changes, expected, "{text}");
+        }
+        assert!(!of("SET datestyle TO iso").matter());
     }
 
     #[test]
@@ -689,7 +770,8 @@ mod tests {
             "DO $$ begin execute 'insert into t values ($1)' using 1; end $$ language plpgsql",
         ] {
             let effects = of(harmless);
-            assert_eq!(effects, Effects { foreseen: true, ..Effects::default() }, "{harmless}");
+            let changes = effects.changes.clone();
+            assert_eq!(effects, Effects { foreseen: true, changes, ..Effects::default() }, "{harmless}");
         }
         for (text, setting) in [
             ("DO $$ begin if a then set work_mem = 1; end if; end $$", "work_mem"),

@@ -240,6 +240,7 @@ impl Core {
         if self.position.requests().is_empty() {
             self.position.all_is_answered();
             self.facts.all_is_answered();
+            self.residue.all_is_answered();
             if !self.statements.is_trusted() {
                 backend.prepared.doubt_all();
             }
@@ -470,7 +471,7 @@ impl Core {
         if setup {
             return news(self.facts.settings_mut().told(name, value));
         }
-        if self.residue.is_resetting() {
+        if self.residue.is_default(name) {
             self.residue.drift();
             if let Some(value) = self.facts.settings_mut().reset_reported(name) {
                 wire::parameter_status(down.buffer(), name, &value);

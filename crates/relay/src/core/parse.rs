@@ -189,6 +189,7 @@ impl Core {
             let name = effects.deallocates.as_deref();
             if name.is_some_and(|name| self.is_in_doubt(name)) && self.position.may_defer()
                 || name.is_some_and(|name| self.waits_for_names(name, up))
+                || self.mixes_changes(effects)
             {
                 return Step::Defer;
             }

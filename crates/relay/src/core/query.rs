@@ -26,7 +26,9 @@ impl Core {
         let text = input.get(HEADER..header.total);
         let effects = text.and_then(|text| self.facts.effects(text));
         let deallocates = effects.as_ref().and_then(|effects| effects.deallocates.as_deref());
-        if deallocates.is_some_and(|name| self.is_in_doubt(name)) && self.position.may_defer() {
+        if deallocates.is_some_and(|name| self.is_in_doubt(name)) && self.position.may_defer()
+            || effects.as_deref().is_some_and(|effects| self.mixes_changes(effects))
+        {
             return Ok(Step::Defer);
         }
         backend.unnamed = None;
@@ -50,6 +52,15 @@ impl Core {
             up.pass(message.range());
         }
         Ok(Step::Done)
+    }
+
+    /// Whether a text says something of settings while a query is under way that does: what the upstream reports then could be by
+    /// either.
+    pub(super) fn mixes_changes(&self, effects: &Effects) -> bool {
+        !effects.changes.is_empty()
+            && self.residue.has_changes()
+            && self.position.requests().has_an_end()
+            && self.position.may_defer()
     }
 
     /// A query that may do this. True if another was sent in its place.

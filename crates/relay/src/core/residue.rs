@@ -3,7 +3,10 @@
 use super::probe::{self, Left, Touched};
 use crate::reset::Proof;
 use crate::settings::SessionSettings;
-use crate::sql::{Effects, Pin};
+use crate::sql::{Change, Effects, Pin};
+
+/// Of how many settings it is remembered what the statements under way say.
+const MAX_CHANGES: usize = 64;
 
 /// How often a connection may fail to say what is left on it before its session keeps it.
 const MAX_PROBES: u8 = 3;
@@ -15,6 +18,7 @@ pub(super) struct Residue {
     /// Whether the lexer saw, in this lease, a statement whose effects are noted.
     noted: Noted,
     defaults: Defaults,
+    changes: Changes,
     doubt: Doubt,
     tracking: Tracking,
     /// What may have been left on the connection: it is asked before it goes back.
@@ -54,6 +58,14 @@ enum Defaults {
     Resetting { drifted: bool },
     /// The connection's own: it must be given its startup values again.
     Connections,
+}
+
+/// What the statements under way say of settings, each as the last of them does.
+#[derive(Debug, Default)]
+struct Changes {
+    /// All were taken back to their defaults before these.
+    all_default: bool,
+    last: Vec<Change>,
 }
 
 /// Whether a `DISCARD ALL` leaves nothing of the session.
@@ -237,6 +249,46 @@ impl Residue {
         };
     }
 
+    /// Statements that say this of settings are about to be under way.
+    pub(super) fn note_changes(&mut self, changes: &[Change]) {
+        for change in changes {
+            let Some(name) = name_of(change) else {
+                self.changes = Changes { all_default: true, last: Vec::new() };
+                continue;
+            };
+            let last = &mut self.changes.last;
+            match last.iter().position(|known| name_of(known) == Some(name)) {
+                Some(at) => last[at] = change.clone(),
+                None if last.len() < MAX_CHANGES => last.push(change.clone()),
+                None => {}
+            }
+        }
+    }
+
+    /// True if any do.
+    pub(super) fn has_changes(&self) -> bool {
+        self.changes.all_default || !self.changes.last.is_empty()
+    }
+
+    /// Nothing is under way any more.
+    pub(super) fn all_is_answered(&mut self) {
+        if self.has_changes() {
+            self.changes = Changes::default();
+        }
+    }
+
+    /// Whether what the upstream reports of this setting is a default of its own: by what the statements under way say, else by
+    /// whether the last of them was a `RESET`.
+    pub(super) fn is_default(&self, name: &[u8]) -> bool {
+        let is_it = |change: &&Change| {
+            name_of(change).is_some_and(|known| known.as_bytes().eq_ignore_ascii_case(name))
+        };
+        match self.changes.last.iter().find(is_it) {
+            Some(change) => matches!(change, Change::Default(_)),
+            None => self.changes.all_default || self.is_resetting(),
+        }
+    }
+
     /// A `RESET` was run.
     pub(super) fn begin_reset(&mut self) {
         self.defaults = Defaults::Resetting { drifted: self.has_drifted() };
@@ -287,6 +339,14 @@ impl Residue {
     /// True if nothing is owed beside what was counted, and a `DISCARD ALL` leaves nothing of the session.
     pub(super) fn is_cleanable(&self) -> bool {
         self.doubt == Doubt::None
+    }
+}
+
+/// The setting that it is of, if it is of one.
+fn name_of(change: &Change) -> Option<&str> {
+    match change {
+        Change::Set(name) | Change::Default(name) => Some(name),
+        Change::AllDefault => None,
     }
 }
 
@@ -390,6 +450,26 @@ mod tests {
         assert!(residue.answer(&proved(&[None, None, no, no, no, no, None], proof)));
         assert!(matches!(residue.probed(), Some(Probed::Known(..))));
         assert!(!asks(&mut residue), "the object is gone");
+    }
+
+    #[test]
+    fn what_is_said_last_of_a_setting_tells_a_default_from_a_value() {
+        let (set, default) =
+            (|name: &str| Change::Set(name.into()), |name: &str| Change::Default(name.into()));
+        let mut residue = Residue::default();
+        residue.note_changes(&[set("timezone"), default("datestyle")]);
+        assert!(!residue.is_default(b"TimeZone") && residue.is_default(b"DateStyle"));
+        // Another's `RESET` does not count.
+        residue.begin_reset();
+        assert!(!residue.is_default(b"TimeZone") && residue.is_default(b"application_name"));
+        residue.end_reset();
+        assert!(!residue.is_default(b"application_name"));
+        residue.note_changes(&[Change::AllDefault, set("datestyle")]);
+        assert!(residue.is_default(b"TimeZone") && !residue.is_default(b"DateStyle"));
+        residue.note_changes(&[default("datestyle")]);
+        assert!(residue.is_default(b"DateStyle") && residue.has_changes());
+        residue.all_is_answered();
+        assert!(!residue.is_default(b"DateStyle") && !residue.has_changes());
     }
 
     #[test]
