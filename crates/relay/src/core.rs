@@ -484,7 +484,9 @@ impl Core {
             self.residue.mark_effects_noted();
         }
         self.facts.note_effects(effects);
-        self.residue.note_changes(&effects.changes);
+        if self.changes_what_is_reported(effects) {
+            self.residue.note_changes(&effects.changes);
+        }
         self.statements.note_effects(effects, self.position.requests().next_number());
         if let Some(reason) = effects.pin {
             self.residue.mark_effects_noted();

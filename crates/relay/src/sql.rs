@@ -79,6 +79,16 @@ pub enum Change {
     AllDefault,
 }
 
+impl Change {
+    /// The setting that it is of, if it is of one.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Set(name) | Self::Default(name) => Some(name),
+            Self::AllDefault => None,
+        }
+    }
+}
+
 /// What a text may do to its session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effects {

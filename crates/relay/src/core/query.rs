@@ -57,10 +57,16 @@ impl Core {
     /// Whether a text says something of settings while a query is under way that does: what the upstream reports then could be by
     /// either.
     pub(super) fn mixes_changes(&self, effects: &Effects) -> bool {
-        !effects.changes.is_empty()
-            && self.residue.has_changes()
+        self.residue.has_changes()
+            && self.changes_what_is_reported(effects)
             && self.position.requests().has_an_end()
             && self.position.may_defer()
+    }
+
+    /// Whether a text says something of settings that PostgreSQL reports.
+    pub(super) fn changes_what_is_reported(&self, effects: &Effects) -> bool {
+        let is_reported = |name: &str| self.facts.settings().reports(name.as_bytes());
+        effects.changes.iter().any(|change| change.name().is_none_or(is_reported))
     }
 
     /// A query that may do this. True if another was sent in its place.

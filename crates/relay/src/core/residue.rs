@@ -252,12 +252,12 @@ impl Residue {
     /// Statements that say this of settings are about to be under way.
     pub(super) fn note_changes(&mut self, changes: &[Change]) {
         for change in changes {
-            let Some(name) = name_of(change) else {
+            let Some(name) = change.name() else {
                 self.changes = Changes { all_default: true, last: Vec::new() };
                 continue;
             };
             let last = &mut self.changes.last;
-            match last.iter().position(|known| name_of(known) == Some(name)) {
+            match last.iter().position(|known| known.name() == Some(name)) {
                 Some(at) => last[at] = change.clone(),
                 None if last.len() < MAX_CHANGES => last.push(change.clone()),
                 None => {}
@@ -280,9 +280,8 @@ impl Residue {
     /// Whether what the upstream reports of this setting is a default of its own: by what the statements under way say, else by
     /// whether the last of them was a `RESET`.
     pub(super) fn is_default(&self, name: &[u8]) -> bool {
-        let is_it = |change: &&Change| {
-            name_of(change).is_some_and(|known| known.as_bytes().eq_ignore_ascii_case(name))
-        };
+        let is_it =
+            |change: &&Change| change.name().is_some_and(|known| known.as_bytes().eq_ignore_ascii_case(name));
         match self.changes.last.iter().find(is_it) {
             Some(change) => matches!(change, Change::Default(_)),
             None => self.changes.all_default || self.is_resetting(),
@@ -339,14 +338,6 @@ impl Residue {
     /// True if nothing is owed beside what was counted, and a `DISCARD ALL` leaves nothing of the session.
     pub(super) fn is_cleanable(&self) -> bool {
         self.doubt == Doubt::None
-    }
-}
-
-/// The setting that it is of, if it is of one.
-fn name_of(change: &Change) -> Option<&str> {
-    match change {
-        Change::Set(name) | Change::Default(name) => Some(name),
-        Change::AllDefault => None,
     }
 }
 
