@@ -109,8 +109,6 @@ pub(crate) const SCRIPTS: [(&str, &str); 15] = [
          SET TIME ZONE LOCAL
          SHOW timezone
          SELECT set_config('datestyle', 'SQL, DMY', false)
-         SELECT set_config('application_name', NULL, false)
-         SHOW application_name
          SET application_name = 'three @'
          >RESET application_name
          >SET application_name = 'four @'
@@ -585,7 +583,7 @@ fn scripts_in_the_extended_protocol_answer_as_they_do_directly() {
     compare(extended, 5..9);
 }
 
-const STATEMENTS: [&str; 36] = [
+const STATEMENTS: [&str; 43] = [
     "SELECT 1",
     "SELECT $1::text",
     "SELECT generate_series(1, 3)",
@@ -606,6 +604,13 @@ const STATEMENTS: [&str; 36] = [
     "SET datestyle = 'German'",
     "SELECT '2026-12-31'::date::text",
     "RESET ALL",
+    "DISCARD ALL",
+    "DEALLOCATE ALL",
+    "SET datestyle TO DEFAULT",
+    "RESET datestyle; SET work_mem = '7MB'",
+    "SET datestyle = 'SQL, DMY'; RESET work_mem",
+    "SET TIME ZONE 'Asia/Tokyo'; RESET ROLE",
+    "SELECT '2026-12-31 12:00'::timestamptz::text",
     "SET ROLE plain",
     "RESET ROLE",
     "SELECT current_user",

@@ -86,7 +86,7 @@ fn a_text_that_one_of_the_servers_functions_runs_leaves_nothing_to_others() {
 /// Where `search_path` begins with it, whatever is made is in the session's temporary schema.
 #[test]
 fn what_is_made_in_the_temporary_schema_without_a_word_of_it_keeps_its_connection() {
-    let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 20", "", ""));
     pair().dev.sql(
         "dev",
         "CREATE TABLE path_shadowed AS SELECT 'of all' AS a; GRANT ALL ON path_shadowed TO public",

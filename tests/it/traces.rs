@@ -185,7 +185,8 @@ impl Engine {
         }
     }
 
-    /// A burst of the client's and all that is answered to it: when this returns, nothing is owed.
+    /// A burst of the client's and all that is answered to it: when this returns, nothing is owed. Of several queries the first may
+    /// be answered before the next is there whole, and then is dealt with by itself: those come at once.
     fn have(&mut self, burst: &Burst, cut: &mut Cut) {
         let (mut unread, ready) = (&burst.0[..], burst.1);
         let before = self.ready;
@@ -194,7 +195,7 @@ impl Engine {
                 self.listen(&mut cut.server);
                 continue;
             }
-            let size = next(&mut cut.client).min(unread.len());
+            let size = if ready > 1 { unread.len() } else { next(&mut cut.client).min(unread.len()) };
             let input = [&std::mem::take(&mut self.client_tail)[..], &unread[..size]].concat();
             unread = &unread[size..];
             self.tell(Event::FromClient(&input));

@@ -464,7 +464,7 @@ impl Core {
         self.facts.are_lex_rules_changing()
             && matches!(tag, b'Q' | b'P' | b'B')
             && self.facts.is_lent_for_transactions()
-            && !self.position.is_unsynced()
+            && (!self.position.is_unsynced() || self.position.requests().are_ended())
             && !self.position.requests().is_empty()
     }
 
@@ -483,11 +483,12 @@ impl Core {
         if effects.foreseen {
             self.residue.mark_effects_noted();
         }
-        self.facts.note_effects(effects);
+        let request = self.position.requests().next_number();
+        self.facts.note_effects(effects, request);
         if self.changes_what_is_reported(effects) {
-            self.residue.note_changes(&effects.changes);
+            self.residue.note_changes(&effects.changes, request);
         }
-        self.statements.note_effects(effects, self.position.requests().next_number());
+        self.statements.note_effects(effects, request);
         if let Some(reason) = effects.pin {
             self.residue.mark_effects_noted();
             self.pin_for(reason);

@@ -305,9 +305,14 @@ impl SessionSettings {
         self.startup.get(name).is_some()
     }
 
+    /// Whether a client can change a setting that is reported; the others are as the connection is, and have no defaults.
+    pub fn is_settable(name: &[u8]) -> bool {
+        !READ_ONLY.iter().any(|read_only| read_only.as_bytes().eq_ignore_ascii_case(name))
+    }
+
     /// The names of everything that a client can set and this session has: what `RESET ALL` may change.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let settable = |name: &&str| !READ_ONLY.iter().any(|n| n.eq_ignore_ascii_case(name));
+        let settable = |name: &&str| Self::is_settable(name.as_bytes());
         let names = self.startup.iter().chain(self.extra.iter()).chain(self.startup_extra.iter());
         names.filter_map(|(name, _)| str::from_utf8(name).ok()).filter(settable)
     }
@@ -350,9 +355,8 @@ impl SessionSettings {
             let _ = write!(sql, "RESET {};", dotted_identifier(&String::from_utf8_lossy(name)));
         }
         let changed = self.extra.iter().filter(|(name, value)| backend.extra.get(name) != Some(value));
-        let settable = |name: &[u8]| !READ_ONLY.iter().any(|n| n.as_bytes().eq_ignore_ascii_case(name));
         let reported = self.wanted.iter().filter(|(name, wanted)| {
-            settable(name) && backend.reported.get(name).is_some_and(|now| all || now != *wanted)
+            Self::is_settable(name) && backend.reported.get(name).is_some_and(|now| all || now != *wanted)
         });
         let settings = changed.filter(|pair| !is_role(pair)).chain(reported);
         let role = self.extra.get(ROLE).map(|role| (ROLE, role));

@@ -179,6 +179,12 @@ impl Effects {
         Self { pin: Some(Pin::Opaque), foreseen: true, ..Self::default() }
     }
 
+    /// Of a text that is perhaps not read as usual, and does this if it is: what it is told by tells that at least.
+    pub fn unread(read: Option<&Self>) -> Box<Self> {
+        let changes = read.map_or(Vec::new(), |read| read.changes.clone());
+        Box::new(Self { changes, ..Self::opaque() })
+    }
+
     fn pin_for(&mut self, reason: Pin) {
         self.pin.get_or_insert(reason);
     }

@@ -90,7 +90,7 @@ impl Statement {
     pub fn effects_unread(&self) -> Option<Box<Effects>> {
         let look = || sql::is_suspicious(self.body()) && !sql::reads_alike(self.body());
         match *self.strange.get_or_init(look) {
-            true => Some(Box::new(Effects::opaque())),
+            true => Some(Effects::unread(self.effects())),
             false => self.effects.clone(),
         }
     }

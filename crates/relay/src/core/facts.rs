@@ -68,8 +68,8 @@ impl PartialEq for LexContext {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LexRules {
     Known,
-    /// A request is under way that may change it.
-    Changing,
+    /// This request, which may be under way, may change it.
+    Changing { by: u64 },
 }
 
 impl SessionFacts {
@@ -135,12 +135,12 @@ impl SessionFacts {
     }
 
     /// A request is about to be under way that may do this.
-    pub(super) fn note_effects(&mut self, effects: &Effects) {
+    pub(super) fn note_effects(&mut self, effects: &Effects, request: u64) {
         if effects.defines {
             self.define(effects.defined.as_deref());
         }
         if effects.may_reread() {
-            self.lex_rules = LexRules::Changing;
+            self.lex_rules = LexRules::Changing { by: request };
         }
         if effects.temp_path {
             self.temp_path = TempPath::Perhaps;
@@ -152,22 +152,29 @@ impl SessionFacts {
         LexContext { is_lexable: self.can_lex(), catalog: self.catalog.clone() }
     }
 
-    /// Nothing is under way any more.
-    pub(super) fn all_is_answered(&mut self) {
-        self.lex_rules = LexRules::Known;
+    /// The query of this request has ended, and what was sent before it.
+    pub(super) fn is_answered(&mut self, request: u64) {
+        if matches!(self.lex_rules, LexRules::Changing { by } if by <= request) {
+            self.lex_rules = LexRules::Known;
+        }
     }
 
     /// True if something is under way that may change how texts are read.
     pub(super) fn are_lex_rules_changing(&self) -> bool {
-        self.lex_rules == LexRules::Changing
+        self.lex_rules != LexRules::Known
     }
 
     /// What a text may do to the session.
     pub(super) fn effects(&self, text: &[u8]) -> Option<Box<Effects>> {
         let own = match sql::is_suspicious(text) {
             false => None,
-            true if !self.can_lex() && !sql::reads_alike(text) => Some(Box::new(Effects::opaque())),
-            true => sql::suspected(text),
+            true => {
+                let read = sql::suspected(text);
+                match self.can_lex() || sql::reads_alike(text) {
+                    true => read,
+                    false => Some(Effects::unread(read.as_deref())),
+                }
+            }
         };
         self.with_catalog(own, || self.catalog.mentioned(text))
     }
@@ -280,6 +287,7 @@ pub(super) mod tests {
     use super::*;
     use crate::catalog::{Function, Relations};
     use crate::settings::Parameters;
+    use crate::sql::Change;
 
     pub(in super::super) fn facts() -> SessionFacts {
         let shown = Facts {
@@ -306,12 +314,12 @@ pub(super) mod tests {
         let makes = |facts: &SessionFacts, text: &[u8]| facts.effects(text).is_some_and(|e| e.makes_objects);
         assert!(!makes(&facts, b"CREATE TABLE t (a int)") && !makes(&facts, b"SELECT 1 AS a INTO t"));
         let plain = facts.effects(b"SET search_path = public").unwrap();
-        facts.note_effects(&plain);
+        facts.note_effects(&plain, 1);
         assert!(!plain.makes_objects && !makes(&facts, b"SELECT 1 AS a INTO t"));
         let together =
             facts.effects(b"SET search_path = \"PG_TEMP\", public; CREATE TABLE t (a int)").unwrap();
         assert!(together.makes_objects);
-        facts.note_effects(&together);
+        facts.note_effects(&together, 2);
         assert!(makes(&facts, b"CREATE TABLE t (a int)") && makes(&facts, b"SELECT 1 AS a INTO t"));
         // However it got there.
         assert!(carried.settings_mut().carry(b"search_path", b"a, pg_temp"));
@@ -324,10 +332,12 @@ pub(super) mod tests {
         let mut facts = facts();
         let text = b"SELECT 'it\\'; SET work_mem = 1; --'";
         assert!(facts.can_lex() && of(facts.effects(text)) != Effects::opaque());
-        facts.note_effects(&of(facts.effects(b"SET standard_conforming_strings = off")));
+        facts.note_effects(&of(facts.effects(b"SET standard_conforming_strings = off")), 2);
+        facts.is_answered(1);
         assert!(facts.are_lex_rules_changing());
-        assert_eq!(of(facts.effects(text)), Effects::opaque());
-        facts.all_is_answered();
+        let expected = Effects { changes: vec![Change::Set("work_mem".into())], ..Effects::opaque() };
+        assert_eq!(of(facts.effects(text)), expected);
+        facts.is_answered(2);
         assert!(facts.can_lex());
     }
 
@@ -349,7 +359,7 @@ pub(super) mod tests {
         let mut facts = facts();
         assert_eq!(facts.take_defined(), None);
         let text = b"CREATE FUNCTION g() RETURNS void LANGUAGE sql AS 'SET work_mem = 1'";
-        facts.note_effects(&of(facts.effects(text)));
+        facts.note_effects(&of(facts.effects(text)), 1);
         assert!(of(facts.effects(b"SELECT g()")) != Effects::default());
         assert!(facts.take_defined().is_some() && facts.take_defined().is_none());
     }

@@ -3,6 +3,7 @@
 use super::position::{Forward, Transaction};
 use super::requests::{Kind, NO_COLUMNS, Note, Request, Whose};
 use super::{BackendState, Broken, Core, GATHER, OutputBuffer};
+use crate::settings::SessionSettings;
 use crate::sql::Pin;
 use wire::{HEADER, Header, cstr};
 
@@ -234,13 +235,13 @@ impl Core {
             // A transaction is open, or this answers something else.
             return Err(Broken::Reset(Vec::new()));
         }
-        let hidden = self.position.requests_mut().pop().is_some_and(|request| request.is_hidden());
+        let request = self.position.requests_mut().pop();
+        let hidden = request.as_ref().is_some_and(Request::is_hidden);
         self.position.end_copy();
         self.residue.end_reset();
-        if self.position.requests().is_empty() {
+        if self.position.requests().only_local() {
             self.position.all_is_answered();
-            self.facts.all_is_answered();
-            self.residue.all_is_answered();
+            self.settings_are_told(u64::MAX);
             if !self.statements.is_trusted() {
                 backend.prepared.doubt_all();
             }
@@ -270,8 +271,15 @@ impl Core {
             self.statements.is_ready();
             return Ok(Step::Drop);
         }
+        self.settings_are_told(request.map_or(0, |request| request.number));
         self.position.ready(transaction);
         Ok(Step::Pass)
+    }
+
+    /// What requests up to this one have changed of settings that are reported was reported.
+    fn settings_are_told(&mut self, request: u64) {
+        self.facts.is_answered(request);
+        self.residue.is_answered(request);
     }
 
     /// `CommandComplete`; false if nothing was asked that ends so.
@@ -471,7 +479,7 @@ impl Core {
         if setup {
             return news(self.facts.settings_mut().told(name, value));
         }
-        if self.residue.is_default(name) {
+        if SessionSettings::is_settable(name) && self.residue.is_default(name) {
             self.residue.drift();
             if let Some(value) = self.facts.settings_mut().reset_reported(name) {
                 wire::parameter_status(down.buffer(), name, &value);

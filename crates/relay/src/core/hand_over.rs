@@ -1,6 +1,7 @@
 //! `LISTEN` without a connection of one's own: how a session's channels go to the pool's listener and come back.
 
 use super::channels::{Asked, Mark};
+use super::position::Transaction;
 use super::requests::Kind;
 use super::{BackendState, Core};
 use crate::sql::{Effects, Pin};
@@ -120,8 +121,13 @@ impl Core {
     ) {
         let Some(statements) = self.channels.recall(effects, backend.pid) else { return };
         backend.unnamed = None;
-        // LISTEN takes effect when its transaction ends: where none has begun, it has one of its own.
-        if protocol == Protocol::Simple || self.position.is_before_transaction() {
+        // LISTEN takes effect when its transaction ends: where none has begun, it has one of its own. And DISCARD ALL may not come
+        // behind anything that was executed.
+        let discards = effects.deallocates_all && effects.resets_all;
+        let in_between = discards
+            && self.position.transaction() == Transaction::None
+            && self.position.requests().has_executed_nothing();
+        if protocol == Protocol::Simple || self.position.is_before_transaction() || in_between {
             wire::query(up, &statements.join(";"));
             self.position.requests_mut().push_hidden(Kind::Query, None);
         } else {

@@ -11,7 +11,7 @@ use super::sequences::FORGET_SEQUENCES;
 use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED};
 use crate::sql::{Effects, Pin};
 use crate::statement::{Held, Named, Statement, UnnamedText, significant};
-use wire::error::{Fault, Refusal, Shown, SqlState};
+use wire::error::{Fault, Refusal, SqlState};
 use wire::{HEADER, cstr, identifier};
 
 /// The number of a statement of pgusher's own that does nothing.
@@ -42,21 +42,17 @@ impl Core {
             return Ok(Step::Need(header.total));
         }
         if let Some(named) = self.statements.named(name).cloned() {
-            if self.statements.is_trusted() {
-                // Any name that is taken there will do: what the client is told of it is its own.
-                let taken = backend.prepared.any(named.statement.id());
-                if taken.is_some_and(|id| self.position.requests().is_preparation_in_doubt(id))
-                    && self.position.may_defer()
-                {
-                    return Ok(Step::Defer);
-                }
-                self.parse_again(&named, taken, names.after, wires);
-                return Ok(Step::Done);
+            // Any name that is taken there will do: what the client is told of it is its own.
+            let taken = match self.statements.is_trusted() {
+                true => backend.prepared.any(named.statement.id()),
+                false => None,
+            };
+            if taken.is_some_and(|id| self.position.requests().is_preparation_in_doubt(id))
+                && self.position.may_defer()
+            {
+                return Ok(Step::Defer);
             }
-            let shown = Shown::bytes(name);
-            let message = format!("prepared statement \"{shown}\" already exists");
-            let refusal = Refusal::new(Fault::Client, SqlState::DUPLICATE_STATEMENT, message);
-            self.refuse_request(&refusal, up.buffer());
+            self.parse_again(&named, taken, names.after, wires);
             return Ok(Step::Done);
         }
         let text = cstr(names.after).map_or(names.after, |(text, _)| text);

@@ -147,8 +147,9 @@ pub(crate) struct Requests {
     doubts: Option<Box<Doubts>>,
     /// Of all notes.
     bytes: usize,
-    /// The last one that ended a query.
+    /// The last one that ended a query, and the last one that executed a portal.
     last_end: u64,
+    last_executed: u64,
 }
 
 impl Default for Requests {
@@ -162,6 +163,7 @@ impl Default for Requests {
             doubts: None,
             bytes: 0,
             last_end: 0,
+            last_executed: 0,
         }
     }
 }
@@ -192,6 +194,9 @@ impl Requests {
         if request.is_an_end() {
             self.ends += 1;
             self.last_end = self.last;
+        }
+        if kind == Kind::Execute {
+            self.last_executed = self.last;
         }
         self.queue.push_back(request);
     }
@@ -382,6 +387,16 @@ impl Requests {
     pub(crate) fn only_unseen(&self) -> bool {
         let is_ours = |request: &Request| request.is_hidden() && request.kind == Kind::Query;
         !self.queue.iter().any(|request| request.was_sent() && !is_ours(request))
+    }
+
+    /// Whether the last one ends a query: all of them are answered whatever the client does, or one of them fails.
+    pub(crate) fn are_ended(&self) -> bool {
+        self.last_end == self.last
+    }
+
+    /// Whether nothing was executed since the last end of a query.
+    pub(crate) fn has_executed_nothing(&self) -> bool {
+        self.last_executed <= self.last_end
     }
 
     /// Whether a `Sync` is among them.

@@ -63,6 +63,8 @@ enum Defaults {
 /// What the statements under way say of settings, each as the last of them does.
 #[derive(Debug, Default)]
 struct Changes {
+    /// The last request that has any.
+    by: u64,
     /// All were taken back to their defaults before these.
     all_default: bool,
     last: Vec<Change>,
@@ -250,10 +252,11 @@ impl Residue {
     }
 
     /// Statements that say this of settings are about to be under way.
-    pub(super) fn note_changes(&mut self, changes: &[Change]) {
+    pub(super) fn note_changes(&mut self, changes: &[Change], request: u64) {
+        self.changes.by = request;
         for change in changes {
             let Some(name) = change.name() else {
-                self.changes = Changes { all_default: true, last: Vec::new() };
+                self.changes = Changes { by: request, all_default: true, last: Vec::new() };
                 continue;
             };
             let last = &mut self.changes.last;
@@ -270,9 +273,9 @@ impl Residue {
         self.changes.all_default || !self.changes.last.is_empty()
     }
 
-    /// Nothing is under way any more.
-    pub(super) fn all_is_answered(&mut self) {
-        if self.has_changes() {
+    /// The query of this request has ended, and what was sent before it.
+    pub(super) fn is_answered(&mut self, request: u64) {
+        if self.has_changes() && self.changes.by <= request {
             self.changes = Changes::default();
         }
     }
@@ -448,18 +451,20 @@ mod tests {
         let (set, default) =
             (|name: &str| Change::Set(name.into()), |name: &str| Change::Default(name.into()));
         let mut residue = Residue::default();
-        residue.note_changes(&[set("timezone"), default("datestyle")]);
+        residue.note_changes(&[set("timezone"), default("datestyle")], 1);
         assert!(!residue.is_default(b"TimeZone") && residue.is_default(b"DateStyle"));
         // Another's `RESET` does not count.
         residue.begin_reset();
         assert!(!residue.is_default(b"TimeZone") && residue.is_default(b"application_name"));
         residue.end_reset();
         assert!(!residue.is_default(b"application_name"));
-        residue.note_changes(&[Change::AllDefault, set("datestyle")]);
+        residue.note_changes(&[Change::AllDefault, set("datestyle")], 2);
         assert!(residue.is_default(b"TimeZone") && !residue.is_default(b"DateStyle"));
-        residue.note_changes(&[default("datestyle")]);
+        residue.note_changes(&[default("datestyle")], 3);
         assert!(residue.is_default(b"DateStyle") && residue.has_changes());
-        residue.all_is_answered();
+        residue.is_answered(2);
+        assert!(residue.has_changes());
+        residue.is_answered(3);
         assert!(!residue.is_default(b"DateStyle") && !residue.has_changes());
     }
 

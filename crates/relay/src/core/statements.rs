@@ -270,7 +270,7 @@ mod tests {
         statements.replace_unnamed(1, known(b"one"));
         assert_eq!(looks(&mut statements, &facts), (true, 1));
         assert_eq!(looks(&mut statements, &facts), (true, 0));
-        facts.note_effects(&Effects::opaque());
+        facts.note_effects(&Effects::opaque(), 1);
         assert_eq!(looks(&mut statements, &facts), (true, 1));
         facts.set_catalog(|_| Some(Arc::default()));
         assert_eq!(looks(&mut statements, &facts), (true, 1));
