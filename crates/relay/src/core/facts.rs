@@ -69,7 +69,9 @@ impl PartialEq for LexContext {
 enum LexRules {
     Known,
     /// This request, which may be under way, may change it.
-    Changing { by: u64 },
+    Changing {
+        by: u64,
+    },
 }
 
 impl SessionFacts {
