@@ -1,8 +1,9 @@
 //! Prepared statements: one identity for every text, its name on the upstream connections, and what each side
 //! knows of it.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+mod names;
+mod prepared;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -10,12 +11,13 @@ use std::sync::{Arc, OnceLock, Weak};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 
+pub use names::{LongText, Named, Names, Unnamed, UnnamedText, significant};
+pub use prepared::{Held, Prepared};
+
 use super::Catalog;
 use super::settings::Parameters;
 use super::sql::{self, Effects};
 
-/// PostgreSQL tells statement names apart by this many bytes.
-const NAME_LENGTH: usize = 63;
 /// The longest unnamed statement that is remembered from one transaction to the next, and how many bytes of those longer
 /// than most are remembered in all sessions together.
 const MAX_LONG: usize = 2 << 20;
@@ -296,8 +298,7 @@ impl Interner {
 
     /// A session has no names yet.
     pub fn names(&self) -> Names {
-        self.statements.holders.fetch_add(1, Ordering::Relaxed);
-        Names { known: BTreeMap::new(), given: BTreeMap::new(), bytes: 0, all: self.statements.clone() }
+        Names::new(self.statements.clone())
     }
 
     /// What is counted of messages of which the rest is waited for.
@@ -315,8 +316,7 @@ impl Interner {
         if !self.has_room(text.len()) {
             return None;
         }
-        self.long.fetch_add(text.len(), Ordering::Relaxed);
-        Some(LongText { text: text.into(), all: self.long.clone() })
+        Some(LongText::new(text, self.long.clone()))
     }
 
     /// What a statement is called on upstream connections.
@@ -338,255 +338,12 @@ impl Interner {
     }
 }
 
-/// A statement under a client's name.
-#[derive(Debug, Clone)]
-pub struct Named {
-    /// Which.
-    pub statement: Arc<Statement>,
-    /// The request that made it, in the order of the session's requests.
-    pub request: u64,
-}
-
-/// The unnamed statement of one session.
-#[derive(Debug, Default)]
-pub struct Unnamed {
-    /// The request that made it what it is.
-    pub stamp: u64,
-    /// What its `Parse` had behind the name.
-    pub text: UnnamedText,
-}
-
-/// See [`Unnamed`].
-#[derive(Debug, Default)]
-pub enum UnnamedText {
-    /// There is no unnamed statement.
-    #[default]
-    None,
-    /// It can be prepared on any connection.
-    Known(Vec<u8>),
-    /// And so can this one, which is long.
-    Long(LongText),
-    /// It was too long to be remembered: only the connection knows it, which the session keeps.
-    OnConnection,
-}
-
-impl UnnamedText {
-    /// What its `Parse` had behind the name, if that is remembered.
-    pub fn text(&self) -> Option<&[u8]> {
-        match self {
-            Self::Known(text) => Some(text),
-            Self::Long(long) => Some(&long.text),
-            Self::None | Self::OnConnection => None,
-        }
-    }
-}
-
-/// A long text, counted as long as it lives.
-#[derive(Debug)]
-pub struct LongText {
-    text: Box<[u8]>,
-    all: Arc<AtomicUsize>,
-}
-
-impl Drop for LongText {
-    fn drop(&mut self) {
-        self.all.fetch_sub(self.text.len(), Ordering::Relaxed);
-    }
-}
-
-/// The names of one session.
-#[derive(Debug)]
-pub struct Names {
-    /// Compared and not hashed: most sessions have few, and clients choose them.
-    known: BTreeMap<Arc<[u8]>, Named>,
-    /// The same, by the requests that gave them.
-    given: BTreeMap<u64, Arc<[u8]>>,
-    bytes: usize,
-    all: Arc<Statements>,
-}
-
-impl Drop for Names {
-    fn drop(&mut self) {
-        self.all.holders.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// What PostgreSQL takes of a name.
-pub fn significant(name: &[u8]) -> &[u8] {
-    &name[..name.len().min(NAME_LENGTH)]
-}
-
-impl Names {
-    /// Under this name.
-    pub fn get(&self, name: &[u8]) -> Option<&Named> {
-        self.known.get(significant(name))
-    }
-
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.known.len()
-    }
-
-    /// How many bytes their statements have.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Gives a name a statement, or takes it away; answers what it had.
-    pub fn put(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
-        self.bytes += named.as_ref().map_or(0, |named| named.statement.cost());
-        let before = self.known.remove(significant(name));
-        self.bytes -= before.as_ref().map_or(0, |named| named.statement.cost());
-        before.iter().for_each(|named| drop(self.given.remove(&named.request)));
-        if let Some(named) = named {
-            let name: Arc<[u8]> = significant(name).into();
-            self.given.insert(named.request, name.clone());
-            self.known.insert(name, named);
-        }
-        before
-    }
-
-    /// The name that this request gave.
-    pub fn given_by(&self, request: u64) -> Option<&[u8]> {
-        self.given.get(&request).map(|name| &**name)
-    }
-
-    /// Everything made before this request is gone.
-    pub fn forget_before(&mut self, request: u64) {
-        self.known.retain(|_, named| named.request > request);
-        self.given.retain(|given, _| *given > request);
-        self.bytes = self.known.values().map(|named| named.statement.cost()).sum();
-    }
-}
-
-/// The edition of a statement that a connection may have lost: no other one.
-const DOUBTED: u64 = u64::MAX;
-
-/// What one upstream connection has prepared; the least recently used go first.
-#[derive(Debug, Default)]
-pub struct Prepared {
-    known: BTreeMap<u64, Use>,
-    /// When each was used, at the latest, the longest ago first: as it was when that was looked at.
-    uses: BinaryHeap<Reverse<(u64, u64)>>,
-    clock: u64,
-    /// Which lease it is: requests are numbered within one.
-    lease: u64,
-}
-
-#[derive(Debug)]
-struct Use {
-    last: u64,
-    /// The request that prepared it, and in which lease.
-    request: u64,
-    lease: u64,
-    edition: u64,
-}
-
-/// Whether a connection has a statement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Held {
-    /// It does not.
-    No,
-    /// Prepared before it was outdated; or it may have lost it.
-    Outdated,
-    /// It does.
-    Yes,
-}
-
-impl Prepared {
-    /// Whether it has one of this number; that counts as a use.
-    pub fn touch(&mut self, id: u64) -> bool {
-        self.used(id).is_some()
-    }
-
-    /// Whether it has this one; that counts as a use.
-    pub fn hold(&mut self, statement: &Statement) -> Held {
-        match self.used(statement.id) {
-            None => Held::No,
-            Some(edition) if edition != statement.edition() => Held::Outdated,
-            Some(_) => Held::Yes,
-        }
-    }
-
-    fn used(&mut self, id: u64) -> Option<u64> {
-        self.clock += 1;
-        let used = self.known.get_mut(&id)?;
-        used.last = self.clock;
-        Some(used.edition)
-    }
-
-    /// It has this edition of it now. Answers which one must go to keep to the limit.
-    pub fn insert(&mut self, id: u64, edition: u64, request: u64, limit: usize) -> Option<u64> {
-        self.clock += 1;
-        self.known.insert(id, Use { last: self.clock, request, lease: self.lease, edition });
-        if self.uses.len() > 2 * self.known.len() {
-            // Of many that are there no more.
-            self.uses = self.known.iter().map(|(id, used)| Reverse((used.last, *id))).collect();
-        } else {
-            self.uses.push(Reverse((self.clock, id)));
-        }
-        if self.known.len() <= limit.max(1) { None } else { self.take_oldest() }
-    }
-
-    /// Takes out the one that was not used for longest. Each use is looked at once, when its turn has come.
-    fn take_oldest(&mut self) -> Option<u64> {
-        loop {
-            let Reverse((when, id)) = self.uses.pop()?;
-            match self.known.get(&id) {
-                Some(used) if used.last == when => {
-                    self.known.remove(&id);
-                    return Some(id);
-                }
-                Some(used) if used.last > when => self.uses.push(Reverse((used.last, id))),
-                _ => {}
-            }
-        }
-    }
-
-    /// One that it has, if it has any: this one, if it can be.
-    pub fn any(&self, rather: u64) -> Option<u64> {
-        let has = |used: &Use| used.edition != DOUBTED;
-        let any = || self.known.iter().find(|(_, used)| has(used)).map(|(id, _)| *id);
-        self.known.get(&rather).is_some_and(has).then_some(rather).or_else(any)
-    }
-
-    /// It may have none of them any more.
-    pub fn doubt_all(&mut self) {
-        self.known.values_mut().for_each(|used| used.edition = DOUBTED);
-    }
-
-    /// It does not have it after all.
-    pub fn remove(&mut self, id: u64) {
-        self.known.remove(&id);
-    }
-
-    /// Everything prepared before this request of the present lease is gone.
-    pub fn forget_before(&mut self, request: u64) {
-        let lease = self.lease;
-        self.known.retain(|_, u| u.lease == lease && u.request > request);
-    }
-
-    /// The lease is over: request numbers of the next one start anew.
-    pub fn end_lease(&mut self) {
-        self.lease += 1;
-    }
-
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.known.len()
-    }
-
-    /// True if it has none.
-    pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Each of many may keep its share, and no more, however small what each has is beside the whole.
+
     #[test]
     fn over_the_total_of_long_messages_those_with_more_than_their_share_are_refused() {
         let all: Arc<Gathering> = Arc::default();
@@ -639,74 +396,5 @@ mod tests {
         assert!(interner.may_add(0, share - OVERHEAD) && !interner.may_add(1, share - OVERHEAD));
         drop(names);
         assert_eq!(interner.statements.holders.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn the_least_recently_used_goes_first() {
-        let mut prepared = Prepared::default();
-        assert_eq!(prepared.insert(1, 0, 1, 2), None);
-        assert_eq!(prepared.insert(2, 0, 2, 2), None);
-        assert!(prepared.touch(1));
-        assert_eq!(prepared.insert(3, 0, 3, 2), Some(2));
-        assert!(prepared.touch(1) && prepared.touch(3) && !prepared.touch(2));
-    }
-
-    #[test]
-    fn a_statement_that_may_be_lost_is_prepared_again_and_is_not_one_that_is_there() {
-        let interner = Interner::new(7);
-        let none = Parameters::default();
-        let (one, other) = (interner.intern(b"x\0\0\0", "c", &none), interner.intern(b"y\0\0\0", "c", &none));
-        let mut prepared = Prepared::default();
-        assert_eq!(prepared.any(one.id()), None);
-        prepared.insert(one.id(), one.edition(), 1, 9);
-        prepared.doubt_all();
-        assert_eq!((prepared.hold(&one), prepared.any(one.id())), (Held::Outdated, None));
-        prepared.insert(other.id(), other.edition(), 2, 9);
-        assert_eq!((prepared.hold(&other), prepared.any(one.id())), (Held::Yes, Some(other.id())));
-        prepared.insert(one.id(), one.edition(), 3, 9);
-        assert_eq!((prepared.hold(&one), prepared.any(one.id())), (Held::Yes, Some(one.id())));
-    }
-
-    #[test]
-    fn an_outdated_statement_is_held_no_longer() {
-        let interner = Interner::new(7);
-        let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
-        let mut prepared = Prepared::default();
-        assert_eq!(prepared.hold(&statement), Held::No);
-        prepared.insert(statement.id(), statement.edition(), 1, 2);
-        assert_eq!(prepared.hold(&statement), Held::Yes);
-        statement.outdate();
-        assert_eq!(prepared.hold(&statement), Held::Outdated);
-    }
-
-    #[test]
-    fn names_differ_in_their_first_63_bytes() {
-        let interner = Interner::new(7);
-        let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
-        let mut names = interner.names();
-        let long = [b'a'; 70];
-        names.put(&long, Some(Named { statement, request: 1 }));
-        assert!(names.get(&long[..63]).is_some() && names.get(&long[..62]).is_none());
-    }
-
-    #[test]
-    fn the_name_that_a_request_gave_is_found_by_its_number() {
-        let interner = Interner::new(7);
-        let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
-        let named = |request| Some(Named { statement: statement.clone(), request });
-        let mut names = interner.names();
-        names.put(b"a", named(1));
-        names.put(b"b", named(2));
-        assert_eq!((names.given_by(1), names.given_by(2)), (Some(&b"a"[..]), Some(&b"b"[..])));
-        // Given anew, and taken back again.
-        let before = names.put(b"a", named(3));
-        assert_eq!((names.given_by(1), names.given_by(3)), (None, Some(&b"a"[..])));
-        names.put(b"a", before);
-        assert_eq!((names.given_by(1), names.given_by(3)), (Some(&b"a"[..]), None));
-        assert_eq!((names.count(), names.bytes()), (2, 2 * statement.cost()));
-        names.forget_before(1);
-        assert_eq!((names.given_by(1), names.given_by(2)), (None, Some(&b"b"[..])));
-        names.put(b"b", None);
-        assert_eq!((names.count(), names.bytes(), names.given.len()), (0, 0, 0));
     }
 }
