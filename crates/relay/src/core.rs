@@ -13,6 +13,7 @@ mod names;
 mod output;
 mod parse;
 mod position;
+mod prepare;
 mod probe;
 mod query;
 mod replay;
@@ -33,7 +34,7 @@ use crate::catalog::Catalog;
 use crate::reset::{self, Proof};
 use crate::settings::{BackendSettings, Parameters, SessionSettings};
 use crate::sql::{Effects, Pin};
-use crate::statement::{Interner, Prepared};
+use crate::statement::{Interner, Lesson, Prepared};
 use channels::Channels;
 use facts::SessionFacts;
 use position::Position;
@@ -66,6 +67,8 @@ pub struct BackendState {
     pub settings: BackendSettings,
     prepared: Prepared,
     max_prepared: usize,
+    /// What it says of a statement that we have asked for.
+    lesson: Option<Box<Lesson>>,
     /// Whose unnamed statement it holds.
     unnamed: Option<UnnamedStamp>,
     /// Whom it is or was lent to, and whether it may know last values of sequences of somebody else.
@@ -93,6 +96,7 @@ impl BackendState {
             settings: BackendSettings::new(reported),
             prepared: Prepared::default(),
             max_prepared,
+            lesson: None,
             unnamed: None,
             session: 0,
             foreign_sequences: false,
@@ -523,25 +527,19 @@ impl Core {
             }
             let was_refused = i == 0;
             match request.note.map(|note| *note) {
-                Some(Note::Named { name, previous, prepared, closed }) => {
+                Some(Note::Named { name, previous, prepared }) => {
                     self.statements.put(&name, previous);
-                    prepared.into_iter().for_each(|id| backend.prepared.remove(id));
-                    if let Some(id) = closed {
-                        backend.prepared.insert(id, 0, request.number, usize::MAX);
-                    }
+                    prepared.into_iter().for_each(|number| backend.prepared.remove(number));
                 }
-                Some(Note::Prepared(id)) => backend.prepared.remove(id),
-                // Of which edition is not known: at worst it is prepared once more.
-                Some(Note::Closed(id)) => {
-                    backend.prepared.insert(id, 0, request.number, usize::MAX);
-                }
+                Some(Note::Prepared(number)) => backend.prepared.remove(number),
+                Some(Note::Closed(number)) => backend.prepared.revive(number, request.number),
                 Some(Note::Unnamed(previous)) if !was_refused => {
                     backend.unnamed = None;
                     self.statements.restore_unnamed(request.number, previous);
                 }
                 // A Parse that fails has destroyed the old one already.
                 _ if request.kind == Kind::ParseUnnamed => self.statements.lose_unnamed(request.number),
-                Some(Note::Unnamed(_) | Note::Refused(_) | Note::Proof(_)) | None => {}
+                Some(Note::Unnamed(_) | Note::Refused(_) | Note::Proof(_) | Note::Lesson(_)) | None => {}
             }
         }
     }

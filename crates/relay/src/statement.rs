@@ -3,6 +3,7 @@
 
 mod names;
 mod prepared;
+mod shape;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,8 +12,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 
-pub use names::{LongText, Named, Names, Unnamed, UnnamedText, significant};
-pub use prepared::{Held, Prepared};
+pub use names::{LongText, Named, Names, Told, Unnamed, UnnamedText, significant};
+pub use prepared::{Held, Owner, Prepared};
+pub use shape::{Described, Lesson, Shape};
 
 use super::Catalog;
 use super::settings::Parameters;
@@ -34,7 +36,6 @@ const OVERHEAD: usize = 512;
 /// their meaning are one: compared by the bytes, never only by a hash.
 #[derive(Debug)]
 pub struct Statement {
-    id: u64,
     /// The length of the body; the body: the query, NUL, the types, which is the rest of a `Parse` message behind its name;
     /// the connection; the settings.
     key: Arc<[u8]>,
@@ -44,9 +45,8 @@ pub struct Statement {
     strange: OnceLock<bool>,
     /// What it names in the catalog that it was last looked up in.
     mentions: Mutex<Mentions>,
-    name: Box<str>,
-    /// How often it was found that what connections had prepared of it is of no use any more.
-    outdated: AtomicU64,
+    /// What was told last of it.
+    shape: Mutex<Option<Arc<Shape>>>,
     all: Arc<Statements>,
 }
 
@@ -68,11 +68,6 @@ impl Drop for Statement {
 }
 
 impl Statement {
-    /// What it is called on upstream connections.
-    pub fn upstream_name(&self) -> &str {
-        &self.name
-    }
-
     /// What a `Parse` message has behind the name.
     pub fn body(&self) -> &[u8] {
         &self.key[LENGTH..LENGTH + self.length]
@@ -129,19 +124,15 @@ impl Statement {
         }
     }
 
-    /// Its number, which no other statement of this process has or had.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// What any connection has prepared of it is of no use any more.
-    pub fn outdate(&self) {
-        self.outdated.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Differs from what it was when a connection prepared it, if that is of no use any more.
-    pub fn edition(&self) -> u64 {
-        self.outdated.load(Ordering::Relaxed)
+    /// What was described is its shape: all who were told the same of it share one.
+    pub fn shaped(&self, described: Described, interner: &Interner) -> Arc<Shape> {
+        let mut last = self.shape.lock();
+        if let Some(shape) = last.as_ref().filter(|shape| shape.is(&described)) {
+            return shape.clone();
+        }
+        let shape = interner.shape(described);
+        *last = Some(shape.clone());
+        shape
     }
 }
 
@@ -270,17 +261,13 @@ impl Interner {
             return statement;
         }
         let text = wire::cstr(body).map_or(body, |(text, _)| text);
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (effects, outdated) = (sql::effects(text), AtomicU64::new(0));
         let statement = Arc::new(Statement {
-            id,
             key,
             length: body.len(),
-            effects,
+            effects: sql::effects(text),
             strange: OnceLock::new(),
             mentions: Mutex::default(),
-            name: self.name(id).into(),
-            outdated,
+            shape: Mutex::default(),
             all: self.statements.clone(),
         });
         *entry = Arc::downgrade(&statement);
@@ -319,9 +306,34 @@ impl Interner {
         Some(LongText::new(text, self.long.clone()))
     }
 
-    /// What a statement is called on upstream connections.
-    pub fn name(&self, id: u64) -> String {
-        format!("{}{id:x}", self.prefix)
+    /// A number under which something can be prepared: no other of this process has it, or had it.
+    pub fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// What was described, shared with nobody.
+    pub fn shape(&self, described: Described) -> Arc<Shape> {
+        Arc::new(Shape::new(self.number(), described))
+    }
+
+    /// What is prepared under a number is called so on upstream connections.
+    pub fn name(&self, number: u64) -> String {
+        format!("{}{number:x}", self.prefix)
+    }
+
+    /// The same, with the NUL behind it, behind what is there: without memory of its own.
+    pub fn push_name(&self, out: &mut Vec<u8>, number: u64) {
+        out.extend_from_slice(self.prefix.as_bytes());
+        let digits = 16 - (number | 1).leading_zeros() / 4;
+        for digit in (0..digits).rev() {
+            out.push(b"0123456789abcdef"[(number >> (4 * digit) & 15) as usize]);
+        }
+        out.push(0);
+    }
+
+    /// How long that is, without the NUL.
+    pub fn name_length(&self, number: u64) -> usize {
+        self.prefix.len() + 16 - (number | 1).leading_zeros() as usize / 4
     }
 
     /// Where in a text the name of a statement on upstream connections stands, if any does.
@@ -355,6 +367,32 @@ mod tests {
         assert!(little.add(1 << 20));
         drop((many, little));
         assert!(all.enter().add(MAX_GATHERED));
+    }
+
+    #[test]
+    fn a_name_is_written_as_it_is_formatted() {
+        let interner = Interner::new(7);
+        for number in [0, 1, 15, 16, 255, 256, 0xdead_beef, u64::MAX - 1, u64::MAX] {
+            let mut out = Vec::new();
+            interner.push_name(&mut out, number);
+            assert_eq!(out, [interner.name(number).as_bytes(), &[0]].concat());
+            assert_eq!(out.len() - 1, interner.name_length(number));
+        }
+    }
+
+    #[test]
+    fn all_who_were_told_the_same_share_it() {
+        let interner = Interner::new(7);
+        let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
+        let described = |parameters: &[u8]| {
+            let mut lesson = Lesson::parameters();
+            lesson.feed(&[&[0; 5], parameters].concat());
+            lesson.ends()
+        };
+        let one = statement.shaped(described(b"\0\0"), &interner);
+        assert!(Arc::ptr_eq(&one, &statement.shaped(described(b"\0\0"), &interner)));
+        let other = statement.shaped(described(b"\0\x01\0\0\0\x17"), &interner);
+        assert!(one.id() != other.id() && !Arc::ptr_eq(&one, &interner.shape(described(b"\0\0"))));
     }
 
     #[test]

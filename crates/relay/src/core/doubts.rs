@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-/// What a request may change: a name of the session's, and whether the connection has these statements.
+/// What a request may change: a name of the session's, and whether the connection has what is prepared under this number.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Subjects<'a> {
     pub name: Option<&'a [u8]>,
-    pub statements: [Option<u64>; 2],
+    pub statement: Option<u64>,
 }
 
 /// What the requests under way may change.
@@ -45,7 +45,7 @@ impl Doubts {
         if let Some(name) = subjects.name {
             self.names.entry(name.into()).or_default().add(number, last_end);
         }
-        for id in subjects.statements.into_iter().flatten() {
+        if let Some(id) = subjects.statement {
             self.statements.entry(id).or_default().add(number, last_end);
         }
     }
@@ -56,10 +56,8 @@ impl Doubts {
         if let Some(name) = subjects.name.filter(|name| is_last(self.names.get(*name))) {
             self.names.remove(name);
         }
-        for id in subjects.statements.into_iter().flatten() {
-            if is_last(self.statements.get(&id)) {
-                self.statements.remove(&id);
-            }
+        if let Some(id) = subjects.statement.filter(|id| is_last(self.statements.get(id))) {
+            self.statements.remove(&id);
         }
     }
 

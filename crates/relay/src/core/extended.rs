@@ -4,11 +4,19 @@ use super::from_client::{Incoming, Step, Wires};
 use super::names::{NamesIn, names};
 use super::position::{Remainder, Transaction};
 use super::requests::{Kind, NO_COLUMNS, Note};
+use super::statements::Outcome;
 use super::{BackendState, Core, GATHER, OutputBuffer};
 use crate::sql::Effects;
 use crate::statement::{Held, MAX_MENTIONING, Named, UnnamedText, significant};
 use wire::HEADER;
 use wire::error::{Fault, Refusal, Shown, SqlState};
+
+/// Where the connection has a statement.
+enum Place {
+    Under(u64),
+    /// And what becomes of the message that uses it.
+    Nowhere(Step),
+}
 
 impl Core {
     /// `Parse`, `Bind`, `Describe`, `Close`: the messages that name statements.
@@ -79,12 +87,7 @@ impl Core {
 
     /// Whether it depends on an answer to come what a name stands for, or if the upstream has the statement.
     pub(super) fn is_in_doubt(&self, name: &[u8]) -> bool {
-        let unprepared =
-            |named: &Named| self.position.requests().is_preparation_in_doubt(named.statement.id());
-        let is_any = self.position.requests().has_notes_in_doubt();
-        is_any
-            && (self.position.requests().is_in_doubt(name)
-                || self.statements.named(name).is_some_and(unprepared))
+        self.position.requests().has_notes_in_doubt() && self.position.requests().is_in_doubt(name)
             || self.losing_request().is_some_and(|lost| self.position.requests().is_of_earlier_batch(lost))
     }
 
@@ -158,36 +161,62 @@ impl Core {
         if kind == Kind::Bind {
             self.note_named_effects(&named, backend, up.buffer());
         }
-        let held = backend.prepared.hold(&named.statement);
-        if kind == Kind::Describe && held != Held::Yes {
-            // In a failed transaction nothing can be prepared. What is still to be answered may make it fail.
-            if self.position.requests().has_an_end() && self.position.may_defer() {
-                return Step::Defer;
-            }
-            if self.position.transaction() == Transaction::Failed && named.statement.answers_nothing() {
-                self.position.requests_mut().push(Kind::Local(NO_COLUMNS));
-                return Step::Streams(Remainder::Drop);
-            }
-        }
-        match held {
-            Held::Yes if self.statements.is_trusted() => {}
-            Held::No => self.prepare(&named, backend, up.buffer()),
-            Held::Yes | Held::Outdated => {
-                self.close_upstream(named.statement.id(), up.buffer());
-                self.prepare(&named, backend, up.buffer());
-            }
-        }
+        let number = match self.number_of(kind, &named, backend, up) {
+            Place::Under(number) => number,
+            Place::Nowhere(step) => return step,
+        };
         self.position.requests_mut().push_using(kind, named.request);
-        let upstream_name = named.statement.upstream_name();
         // The header is of the whole message, of which the end may not have come yet.
-        let total = message.header.total - name.len() + upstream_name.len();
+        let total = message.header.total - name.len() + self.statements.interner().name_length(number);
         let out = up.buffer();
         out.push(message.header.tag);
         out.extend_from_slice(&u32::try_from(total - 1).unwrap_or(4).to_be_bytes());
         out.extend_from_slice(names.before);
-        wire::push_cstr(out, upstream_name);
+        self.statements.interner().push_name(out, number);
         out.extend_from_slice(names.after);
         Step::Partly(HEADER + message.body().len(), Remainder::Pass)
+    }
+
+    /// The number under which the connection has what the client has named: if it has it not, it is prepared.
+    fn number_of(
+        &mut self,
+        kind: Kind,
+        named: &Named,
+        backend: &mut BackendState,
+        up: &mut OutputBuffer<'_>,
+    ) -> Place {
+        match self.statements.take_outcome(named.request) {
+            Some(Outcome::Same(number)) => return Place::Under(number),
+            Some(Outcome::Differs) => {
+                let message = "cached plan must not change result type";
+                let refusal = Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, message);
+                self.refuse_request(&refusal, up.buffer());
+                return Place::Nowhere(Step::Streams(Remainder::Drop));
+            }
+            None => {}
+        }
+        let held = named.held(&mut backend.prepared);
+        if let (Held::Yes(number), true) = (held, self.statements.is_trusted()) {
+            return Place::Under(number);
+        }
+        if kind == Kind::Describe {
+            // In a failed transaction nothing can be prepared. What is still to be answered may make it fail.
+            if self.position.requests().has_an_end() && self.position.may_defer() {
+                return Place::Nowhere(Step::Defer);
+            }
+            if self.position.transaction() == Transaction::Failed && named.answers_nothing() {
+                self.position.requests_mut().push(Kind::Local(NO_COLUMNS));
+                return Place::Nowhere(Step::Streams(Remainder::Drop));
+            }
+        }
+        if let Held::Yes(number) | Held::Doubted(number) = held {
+            backend.prepared.remove(number);
+            self.close_upstream(number, up.buffer());
+        }
+        match self.prepare_again(named, backend, up) {
+            Some(number) => Place::Under(number),
+            None => Place::Nowhere(Step::Defer),
+        }
     }
 
     /// A named statement is bound: what that may do is noted.
@@ -240,7 +269,7 @@ impl Core {
             let previous = self.statements.put(name, None);
             self.position.requests_mut().push_noted(
                 Kind::Local(b'3'),
-                Note::Named { name: significant(name).into(), previous, prepared: None, closed: None },
+                Note::Named { name: significant(name).into(), previous, prepared: None },
             );
             return;
         } else if self.statements.interner().is_reserved(name) {
@@ -249,13 +278,5 @@ impl Core {
         }
         self.position.requests_mut().push(Kind::Close);
         wires.up.pass(message.range());
-    }
-
-    pub(super) fn close_upstream(&mut self, id: u64, up: &mut Vec<u8>) {
-        wire::message(up, b'C', |out| {
-            out.push(b'S');
-            wire::push_cstr(out, &self.statements.interner().name(id));
-        });
-        self.position.requests_mut().push_hidden(Kind::Close, Some(Note::Closed(id)));
     }
 }

@@ -119,10 +119,11 @@ impl Core {
                     let message = Incoming { header, input: rest, at };
                     let asked = self.position.requests().next_number();
                     let step = self.message(message, &mut Wires { backend, up, down })?;
-                    // Else nobody would end the series that was begun for it.
+                    // Else nobody would end the series that was begun for it; but where it is waited for, all of it is asked for.
                     debug_assert!(
                         !matches!(step, Step::Need(_) | Step::Defer)
-                            || asked == self.position.requests().next_number(),
+                            || asked == self.position.requests().next_number()
+                            || self.position.is_ahead(),
                         "something was asked for a message that is not dealt with yet"
                     );
                     match step {

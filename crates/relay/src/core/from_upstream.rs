@@ -1,6 +1,7 @@
 //! From the upstream to the client.
 
 use super::position::{Forward, Transaction};
+use super::prepare::lesson;
 use super::requests::{Kind, NO_COLUMNS, Note, Request, Whose};
 use super::{BackendState, Broken, Core, GATHER, OutputBuffer};
 use crate::settings::SessionSettings;
@@ -17,6 +18,8 @@ const LONGEST_TAG: usize = 14;
 enum Step {
     Pass,
     Drop,
+    /// It describes a statement of ours.
+    Learn,
     /// More of it must be there.
     Wait,
 }
@@ -33,7 +36,7 @@ impl Core {
         backend: &mut BackendState,
         down: &mut OutputBuffer<'_>,
     ) -> Result<usize, Broken> {
-        let mut at = self.go_on_down(input, 0, down);
+        let mut at = self.go_on_down(input, 0, backend, down);
         self.send_local_answers_to(down);
         while self.pausing().is_none() {
             let rest = &input[at..];
@@ -49,9 +52,10 @@ impl Core {
             match step {
                 Step::Pass => self.position.expect_of_upstream(header.total, Forward::Pass),
                 Step::Drop => self.position.expect_of_upstream(header.total, Forward::Drop),
+                Step::Learn => self.position.expect_of_upstream(header.total, Forward::Learn),
                 Step::Wait => return Ok(at),
             }
-            at += self.go_on_down(input, at, down);
+            at += self.go_on_down(input, at, backend, down);
             if header.tag != b'D' && header.tag != b'd' {
                 self.send_local_answers_to(down);
             }
@@ -59,10 +63,20 @@ impl Core {
         Ok(at)
     }
 
-    fn go_on_down(&mut self, input: &[u8], at: usize, down: &mut OutputBuffer<'_>) -> usize {
+    fn go_on_down(
+        &mut self,
+        input: &[u8],
+        at: usize,
+        backend: &mut BackendState,
+        down: &mut OutputBuffer<'_>,
+    ) -> usize {
         let (here, answer) = self.position.pass_of_upstream(input.len() - at);
-        if here > 0 && answer == Forward::Pass {
-            down.pass(at..at + here);
+        if here > 0 {
+            match answer {
+                Forward::Pass => down.pass(at..at + here),
+                Forward::Drop => {}
+                Forward::Learn => self.learn(&input[at..at + here], backend),
+            }
         }
         here
     }
@@ -173,12 +187,14 @@ impl Core {
             }
             b'N' => Ok(Step::Pass),
             _ if ours => Ok(Step::Drop),
-            b't' if self.position.requests().front_kind() == Some(Kind::ParseAsDescribe) => Ok(Step::Drop),
-            b'T' | b'n' if self.position.requests().front_kind() == Some(Kind::ParseAsDescribe) => {
-                self.position.requests_mut().pop();
-                wire::message(down.buffer(), b'1', |_| {});
-                Ok(Step::Drop)
-            }
+            tag @ (b't' | b'T' | b'n') if self.is_learning() => match lesson(tag, backend) {
+                true if tag == b'n' => {
+                    self.learned(backend);
+                    Ok(Step::Drop)
+                }
+                true => Ok(Step::Learn),
+                false => Err(Broken::Desync("columns of a statement without its parameters".into())),
+            },
             tag => self.structure(tag),
         }
     }
@@ -382,9 +398,6 @@ impl Core {
         }
         let replays = self.plan_replay(body.unwrap_or_default(), &skipped, backend);
         let skipped = skipped.requests;
-        // The preparation for a DEALLOCATE of ours failed: that has a Sync of its own, and says so itself.
-        let unseen = skipped.first().is_some_and(Request::is_hidden)
-            && self.position.requests().front().is_some_and(Request::is_hidden);
         let refused = match skipped.first() {
             Some(Request { kind: Kind::Fail, note: Some(note), .. }) => match &**note {
                 Note::Refused(error) => Some(error.clone()),
@@ -398,7 +411,7 @@ impl Core {
                 down.buffer().extend_from_slice(&error);
                 Ok(Step::Drop)
             }
-            _ if unseen || replays => Ok(Step::Drop),
+            _ if replays => Ok(Step::Drop),
             _ => Ok(Step::Pass),
         }
     }

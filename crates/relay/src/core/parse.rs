@@ -1,23 +1,17 @@
 //! `Parse`, and statements that are prepared for the client.
 
-use std::sync::Arc;
-
 use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
 use super::names::NamesIn;
-use super::position::{Remainder, Transaction};
+use super::position::Remainder;
+use super::prepare::{DUMMY, EMPTY};
 use super::requests::{Kind, Note};
 use super::sequences::FORGET_SEQUENCES;
 use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED};
 use crate::sql::{Effects, Pin};
-use crate::statement::{Held, Named, Statement, UnnamedText, significant};
+use crate::statement::{Held, Named, Owner, UnnamedText, significant};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::{HEADER, cstr, identifier};
-
-/// The number of a statement of pgusher's own that does nothing.
-const EMPTY: u64 = u64::MAX;
-/// And of one that is there to be deallocated.
-const DUMMY: u64 = u64::MAX - 1;
 
 impl Core {
     pub(super) fn parse(
@@ -44,7 +38,10 @@ impl Core {
         if let Some(named) = self.statements.named(name).cloned() {
             // Any name that is taken there will do: what the client is told of it is its own.
             let taken = match self.statements.is_trusted() {
-                true => backend.prepared.any(named.statement.id()),
+                true => {
+                    let held = named.held(&mut backend.prepared);
+                    backend.prepared.any(held)
+                }
                 false => None,
             };
             if taken.is_some_and(|id| self.position.requests().is_preparation_in_doubt(id))
@@ -77,10 +74,6 @@ impl Core {
             self.facts.connection(),
             &self.facts.settings().meaning(),
         );
-        if self.position.requests().is_preparation_in_doubt(statement.id()) && self.position.may_defer() {
-            return Ok(Step::Defer);
-        }
-        // Not before it is sure that the message is dealt with now: what is sent for it waits for the client's `Sync`.
         if let Some(effects) = effects.filter(|effects| effects.channels || !self.facts.can_lex()) {
             // It may be bound in the same batch, and then a transaction has begun.
             self.note_extended_effects(&effects, backend, up.buffer());
@@ -89,64 +82,21 @@ impl Core {
         Ok(Step::Done)
     }
 
-    /// Gives a statement this name, and has the upstream prepare it, or say that it still could.
-    fn prepare_named(
-        &mut self,
-        name: &[u8],
-        statement: Arc<Statement>,
-        backend: &mut BackendState,
-        up: &mut Vec<u8>,
-    ) {
-        let request = self.position.requests().next_number();
-        let named = Named { statement, request };
-        let id = named.statement.id();
-        // In a failed transaction it would be refused; what is still to be answered may make it fail. Outside one, what
-        // fails because its tables have changed must be asked again.
-        let trusted = self.position.transaction() != Transaction::Failed
-            && self.statements.is_trusted()
-            && !self.position.requests().has_an_end();
-        let trusted = trusted && (self.position.transaction() == Transaction::Open || self.begins_batch());
-        let held = backend.prepared.hold(&named.statement);
-        let note =
-            |prepared| Note::Named { name: significant(name).into(), previous: None, prepared, closed: None };
-        if held == Held::Yes && trusted {
-            // It need not be parsed again, but its tables may be gone since: then that is to be said now.
-            let upstream_name = named.statement.upstream_name();
-            wire::message(up, b'D', |out| {
-                out.push(b'S');
-                wire::push_cstr(out, upstream_name);
-            });
-            self.position.requests_mut().push_parse_as_describe(note(None));
-        } else {
-            if held != Held::No {
-                self.close_upstream(id, up);
-            }
-            self.send_parse(&named, up);
-            self.position.requests_mut().push_noted(Kind::Parse, note(Some(id)));
-            self.remember_prepared(id, named.statement.edition(), backend, up);
-        }
-        self.statements.put(name, Some(Named { request, ..named }));
-    }
-
     /// A `Parse` under a name that the client has given already: the upstream refuses it, after it has looked at the
     /// text, because it comes under the name of a statement that is there, `taken`.
     fn parse_again(&mut self, old: &Named, taken: Option<u64>, body: &[u8], wires: &mut Wires<'_, '_>) {
         let up = wires.up.buffer();
         if taken.is_none() {
-            if wires.backend.prepared.touch(EMPTY) {
+            if wires.backend.prepared.hold(EMPTY) != Held::No {
                 self.close_upstream(EMPTY, up);
             }
-            // An empty statement can always be prepared.
-            wire::message(up, b'P', |out| {
-                wire::push_cstr(out, &self.statements.interner().name(EMPTY));
-                out.extend([0; 3]);
-            });
+            self.send_empty(EMPTY, up);
             self.position.requests_mut().push_hidden(Kind::Parse, Some(Note::Prepared(EMPTY)));
-            self.remember_prepared(EMPTY, 0, wires.backend, up);
+            self.remember_prepared(EMPTY, Owner::All, wires.backend, up);
         }
         let taken = taken.unwrap_or(EMPTY);
         wire::message(up, b'P', |out| {
-            wire::push_cstr(out, &self.statements.interner().name(taken));
+            self.statements.interner().push_name(out, taken);
             out.extend_from_slice(body);
         });
         self.position.requests_mut().push_using(Kind::ParseDuplicate, old.request);
@@ -251,20 +201,10 @@ impl Core {
         }
         self.statements.named(name)?;
         let body = deallocate(DUMMY);
-        let dummy = self.statements.interner().name(DUMMY);
-        wire::message(up, b'C', |out| {
-            out.push(b'S');
-            wire::push_cstr(out, &dummy);
-        });
-        self.position.requests_mut().push_hidden(Kind::Close, None);
-        wire::message(up, b'P', |out| {
-            wire::push_cstr(out, &dummy);
-            out.extend([0; 3]);
-        });
         let name = effects.deallocates.take()?;
         let previous = self.statements.put(&name, None);
-        let note = Note::Named { name: significant(&name).into(), previous, prepared: None, closed: None };
-        self.position.requests_mut().push_hidden(Kind::Parse, Some(note));
+        let note = Note::Named { name: significant(&name).into(), previous, prepared: None };
+        self.prepare_dummy(Some(note), up);
         Some(body)
     }
 
@@ -318,28 +258,5 @@ impl Core {
         };
         self.push_changing_unnamed(Kind::ParseUnnamed, text);
         backend.unnamed = Some((self.facts.id(), self.statements.stamp()));
-    }
-
-    /// Prepares a statement on the upstream, unseen.
-    pub(super) fn prepare(&mut self, named: &Named, backend: &mut BackendState, up: &mut Vec<u8>) {
-        self.send_parse(named, up);
-        let id = named.statement.id();
-        self.position.requests_mut().push_hidden(Kind::Parse, Some(Note::Prepared(id)));
-        self.remember_prepared(id, named.statement.edition(), backend, up);
-    }
-
-    fn remember_prepared(&mut self, id: u64, edition: u64, backend: &mut BackendState, up: &mut Vec<u8>) {
-        let request = self.position.requests().next_number() - 1;
-        if let Some(oldest) = backend.prepared.insert(id, edition, request, backend.max_prepared) {
-            self.close_upstream(oldest, up);
-        }
-    }
-
-    fn send_parse(&mut self, named: &Named, up: &mut Vec<u8>) {
-        self.position.counts_mut().server_parses += 1;
-        wire::message(up, b'P', |out| {
-            wire::push_cstr(out, named.statement.upstream_name());
-            out.extend_from_slice(named.statement.body());
-        });
     }
 }

@@ -98,6 +98,8 @@ pub(super) enum Remainder {
 pub(super) enum Forward {
     Pass,
     Drop,
+    /// It describes a statement of ours.
+    Learn,
 }
 
 /// Whether the upstream has said that it ends the connection (severity FATAL or PANIC).
@@ -413,7 +415,7 @@ impl Position {
 
     /// A message waits for what is under way.
     pub(super) fn defer(&mut self) {
-        self.deferred_until = self.requests.last_end();
+        self.deferred_until = self.requests.last_end().max(self.ahead);
     }
 
     /// True if it may be looked at again: what it waits for may have been answered.

@@ -3,11 +3,12 @@
 use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
 use super::position::Remainder;
+use super::prepare::DUMMY;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, GATHER, OutputBuffer};
 use crate::catalog::Words;
 use crate::sql::{Effects, Scan};
-use crate::statement::{Named, UnnamedText, significant};
+use crate::statement::{UnnamedText, significant};
 use wire::error::Refusal;
 use wire::{HEADER, identifier};
 
@@ -104,8 +105,10 @@ impl Core {
             self.push_changing_unnamed(Kind::Query, UnnamedText::None);
             return true;
         }
-        let Some(named) = self.statements.named(&name).cloned() else { return false };
-        self.deallocate(&name, &named, backend, up);
+        if self.statements.named(&name).is_none() {
+            return false;
+        }
+        self.deallocate(&name, up);
         true
     }
 
@@ -121,27 +124,16 @@ impl Core {
         }
     }
 
-    /// `DEALLOCATE name` for a statement that was prepared by the protocol: the upstream knows it by another name.
-    fn deallocate(
-        &mut self,
-        name: &[u8],
-        named: &Named,
-        backend: &mut BackendState,
-        up: &mut OutputBuffer<'_>,
-    ) {
-        let id = named.statement.id();
-        if !backend.prepared.touch(id) {
-            self.prepare(named, backend, up.buffer());
-            wire::message(up.buffer(), b'S', |_| {});
-            self.position.requests_mut().push_hidden(Kind::Sync, None);
-        }
-        backend.prepared.remove(id);
-        wire::query(up.buffer(), &format!("DEALLOCATE {}", identifier(&self.statements.interner().name(id))));
+    /// `DEALLOCATE name` for a statement that was prepared by the protocol: others may use what the upstream has.
+    fn deallocate(&mut self, name: &[u8], up: &mut OutputBuffer<'_>) {
+        self.prepare_dummy(None, up.buffer());
+        wire::query(
+            up.buffer(),
+            &format!("DEALLOCATE {}", identifier(&self.statements.interner().name(DUMMY))),
+        );
         self.statements.drop_unnamed();
         let previous = self.statements.put(name, None);
-        self.position.requests_mut().push_noted(
-            Kind::Query,
-            Note::Named { name: significant(name).into(), previous, prepared: None, closed: Some(id) },
-        );
+        let note = Note::Named { name: significant(name).into(), previous, prepared: None };
+        self.position.requests_mut().push_noted(Kind::Query, note);
     }
 }

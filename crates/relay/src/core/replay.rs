@@ -1,14 +1,12 @@
-//! Statements that a connection has lost, or whose plans are of no use any more, are prepared again, and what the
-//! client asked with them is asked again, before it hears of it.
+//! Statements that a connection has lost are prepared again, and what the client asked with them is asked again, before it hears
+//! of it.
 //!
 //! That is only done where nobody can tell: outside a transaction, for the first request of a batch, so that nothing
 //! before it has run, and up to its `Sync`, so that nothing behind it has.
 
-use std::sync::Arc;
-
-use super::requests::{Kind, Note, Request, Skipped};
+use super::requests::{Note, Request, Skipped};
 use super::{BackendState, Core, GATHER};
-use crate::statement::Statement;
+use crate::statement::{Held, Named};
 
 /// Where PostgreSQL says that there is no such prepared statement: of the protocol's names, and of the unnamed one.
 const WHERE_STATEMENTS_ARE_MISSED: [&[u8]; 3] =
@@ -75,8 +73,8 @@ impl Core {
         }
     }
 
-    /// The upstream has refused the first of these. If that is because it does not have a statement that we
-    /// thought it had, or cannot use its plan any more, this is remembered; true if the batch will be asked again.
+    /// The upstream has refused the first of these. If that is because it does not have a statement that we thought it had, this is
+    /// remembered; true if the batch will be asked again.
     pub(super) fn plan_replay(
         &mut self,
         error: &[u8],
@@ -89,23 +87,14 @@ impl Core {
         let place = wire::error_field(error, b'R');
         let lost = wire::error_field(error, b'C') == Some(b"26000")
             && place.is_none_or(|place| WHERE_STATEMENTS_ARE_MISSED.contains(&place));
-        let changed =
-            wire::error_field(error, b'C') == Some(b"0A000") && place == Some(b"RevalidateCachedQuery");
-        if !(lost || changed) {
+        if !lost {
             return false;
         }
-        let Some(statement) = self.statement_used(refused) else { return false };
-        if changed {
-            statement.outdate();
-        } else {
-            backend.prepared.remove(statement.id());
+        let Some(named) = self.named_used(refused) else { return false };
+        if let Held::Yes(number) | Held::Doubted(number) = named.held(&mut backend.prepared) {
+            backend.prepared.remove(number);
         }
-        // Rows of other columns than the client was told are for it to refuse, unless it asks for them. (Of a Describe
-        // the parameters have been answered when its columns fail.)
-        let describes = refused.get(1).is_some_and(|next| next.kind == Kind::Describe);
-        let unnoticed = lost || first.kind == Kind::ParseAsDescribe || first.kind == Kind::Bind && describes;
-        let again = unnoticed
-            && skipped.has_sync
+        let again = skipped.has_sync
             && first.number == backend.batch.first
             && !self.position.is_in_clients_message()
             && self.position.requests_mut().hide_only_sync();
@@ -115,13 +104,11 @@ impl Core {
         again
     }
 
-    /// The statement that the first of these uses: it may have lost its name by a later one.
-    fn statement_used(&self, requests: &[Request]) -> Option<Arc<Statement>> {
+    /// What the first of these uses: it may have lost its name by a later one.
+    fn named_used(&self, requests: &[Request]) -> Option<Named> {
         let giver = requests.first().map(|first| first.uses).filter(|giver| *giver != 0)?;
         let taken = |request: &Request| match request.note.as_deref() {
-            Some(Note::Named { previous: Some(named), .. }) if named.request == giver => {
-                Some(named.statement.clone())
-            }
+            Some(Note::Named { previous: Some(named), .. }) if named.request == giver => Some(named.clone()),
             _ => None,
         };
         self.statements.given_by(giver).cloned().or_else(|| requests.iter().find_map(taken))

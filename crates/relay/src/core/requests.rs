@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 
 use super::doubts::{Doubts, Subjects};
+use super::prepare::Teaching;
 use crate::reset::Proof;
-use crate::statement::{Named, Unnamed, significant};
+use crate::statement::{Named, Told, Unnamed, significant};
 
 /// One request. Requests are numbered from 1 within a session.
 #[derive(Debug)]
@@ -70,8 +71,6 @@ pub(crate) enum Kind {
     ParseUnnamed,
     /// Of a name that is taken: it fails.
     ParseDuplicate,
-    /// A `Parse` of what the upstream has prepared already: it was asked to describe it in its place.
-    ParseAsDescribe,
     Bind,
     Describe,
     Execute,
@@ -92,15 +91,15 @@ pub(crate) enum Note {
     Named {
         name: Box<[u8]>,
         previous: Option<Named>,
-        /// The statement that the upstream prepares with it.
+        /// The number under which the upstream prepares it.
         prepared: Option<u64>,
-        /// The statement that the upstream deallocates with it.
-        closed: Option<u64>,
     },
-    /// The upstream prepares a statement.
+    /// The upstream prepares something under this number.
     Prepared(u64),
-    /// The upstream closes one.
+    /// The upstream closes what has this number.
     Closed(u64),
+    /// What is to be learned from the answer.
+    Lesson(Teaching),
     /// What the row must hold that answers it.
     Proof(Proof),
     /// It changed the unnamed statement, which was this one.
@@ -113,13 +112,11 @@ impl Note {
     /// What depends on whether its request fails.
     fn subjects(&self) -> Option<Subjects<'_>> {
         match self {
-            Self::Named { name, prepared, closed, .. } => {
-                Some(Subjects { name: Some(name), statements: [*prepared, *closed] })
+            Self::Named { name, prepared, .. } => Some(Subjects { name: Some(name), statement: *prepared }),
+            Self::Prepared(number) | Self::Closed(number) => {
+                Some(Subjects { name: None, statement: Some(*number) })
             }
-            Self::Prepared(id) | Self::Closed(id) => {
-                Some(Subjects { name: None, statements: [Some(*id), None] })
-            }
-            Self::Proof(_) | Self::Unnamed(_) | Self::Refused(_) => None,
+            Self::Proof(_) | Self::Unnamed(_) | Self::Refused(_) | Self::Lesson(_) => None,
         }
     }
 
@@ -131,7 +128,7 @@ impl Note {
             }
             Self::Unnamed(previous) => previous.text.text().map_or(0, <[u8]>::len),
             Self::Refused(error) => error.len(),
-            Self::Prepared(_) | Self::Closed(_) | Self::Proof(_) => 0,
+            Self::Prepared(_) | Self::Closed(_) | Self::Proof(_) | Self::Lesson(_) => 0,
         }
     }
 }
@@ -222,14 +219,6 @@ impl Requests {
         self.add(kind, Whose::Clients, None);
         if let Some(request) = self.queue.back_mut() {
             request.uses = giver;
-        }
-    }
-
-    /// A `Parse` of what the upstream has prepared: it uses the name that it gives.
-    pub(crate) fn push_parse_as_describe(&mut self, note: Note) {
-        self.push_noted(Kind::ParseAsDescribe, note);
-        if let Some(request) = self.queue.back_mut() {
-            request.uses = request.number;
         }
     }
 
@@ -356,6 +345,17 @@ impl Requests {
         })
     }
 
+    /// The statement of a name that this request gave, and another, under way, has taken away, is told so.
+    pub(crate) fn tell(&mut self, giver: u64, told: &Told) {
+        for request in &mut self.queue {
+            if let Some(Note::Named { previous: Some(named), .. }) = request.note.as_deref_mut()
+                && named.request == giver
+            {
+                named.told = told.clone();
+            }
+        }
+    }
+
     /// Forgets all.
     pub(crate) fn clear(&mut self) {
         self.queue.clear();
@@ -445,7 +445,7 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Act {
-        Name(u8, Option<u64>, Option<u64>),
+        Name(u8, Option<u64>),
         Prepared(u64),
         Closed(u64),
         Plain(Kind),
@@ -460,7 +460,7 @@ mod tests {
         let id = || prop::option::of(0..3_u64);
         let kinds = vec![Kind::Sync, Kind::Sync, Kind::Query, Kind::Bind, Kind::Local(b'3'), Kind::CopyEnd];
         prop_oneof![
-            4 => (0..3_u8, id(), id()).prop_map(|(name, prepared, closed)| Act::Name(name, prepared, closed)),
+            4 => (0..3_u8, id()).prop_map(|(name, prepared)| Act::Name(name, prepared)),
             2 => (0..3_u64).prop_map(Act::Prepared),
             2 => (0..3_u64).prop_map(Act::Closed),
             5 => prop::sample::select(kinds).prop_map(Act::Plain),
@@ -474,8 +474,8 @@ mod tests {
 
     fn run(requests: &mut Requests, act: &Act) {
         match *act {
-            Act::Name(name, prepared, closed) => {
-                let note = Note::Named { name: [name].into(), previous: None, prepared, closed };
+            Act::Name(name, prepared) => {
+                let note = Note::Named { name: [name].into(), previous: None, prepared };
                 requests.push_noted(Kind::Parse, note);
             }
             Act::Prepared(id) => requests.push_hidden(Kind::Parse, Some(Note::Prepared(id))),
@@ -506,7 +506,7 @@ mod tests {
                     let id = u64::from(thing);
                     let of_name = any(&requests, |note| matches!(note, Note::Named { name, .. } if **name == [thing]));
                     let of_statement = any(&requests, |note| match note {
-                        Note::Named { prepared, closed, .. } => [prepared, closed].contains(&&Some(id)),
+                        Note::Named { prepared, .. } => *prepared == Some(id),
                         Note::Prepared(changed) | Note::Closed(changed) => *changed == id,
                         _ => false,
                     });

@@ -7,7 +7,7 @@ use super::facts::LexContext;
 use super::position::Transaction;
 use super::replay::Replay;
 use crate::sql::Effects;
-use crate::statement::{Interner, Named, Names, Statement, Unnamed, UnnamedText};
+use crate::statement::{Interner, Named, Names, Statement, Told, Unnamed, UnnamedText};
 
 /// See the module.
 #[derive(Debug)]
@@ -20,6 +20,17 @@ pub(super) struct Statements {
     seen: Option<Box<Seen>>,
     trust: Trust,
     replay: Replay,
+    /// The statement, by the request that gave its name, that was prepared again and compared, for the message that waits for it.
+    outcome: Option<(u64, Outcome)>,
+}
+
+/// How a statement that was prepared again compares with what the client was told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is the same, under this number.
+    Same(u64),
+    /// It has other columns, or other parameters.
+    Differs,
 }
 
 /// Whether the connection has what it was told to prepare.
@@ -44,7 +55,7 @@ impl Statements {
     /// Of a session that has none yet.
     pub(super) fn new(interner: Arc<Interner>) -> Self {
         let (unnamed, replay) = (Unnamed::default(), Replay::None);
-        Self { interner, names: None, unnamed, seen: None, trust: Trust::Full, replay }
+        Self { interner, names: None, unnamed, seen: None, trust: Trust::Full, replay, outcome: None }
     }
 
     /// Those of all sessions.
@@ -78,9 +89,24 @@ impl Statements {
         self.names.as_ref()?.given_by(request)
     }
 
-    /// The statement that this request named, if it still has that name.
-    pub(super) fn given_by(&self, request: u64) -> Option<&Arc<Statement>> {
-        Some(&self.named(self.name_given_by(request)?)?.statement)
+    /// What this request named, if it still has that name.
+    pub(super) fn given_by(&self, request: u64) -> Option<&Named> {
+        self.named(self.name_given_by(request)?)
+    }
+
+    /// The client was told this of what this request named, which is this statement. False if it has lost its name.
+    pub(super) fn tell(&mut self, request: u64, statement: &Arc<Statement>, told: &Told) -> bool {
+        self.names.as_mut().is_some_and(|names| names.tell(request, statement, told))
+    }
+
+    /// What this request named was prepared again.
+    pub(super) fn compared(&mut self, request: u64, outcome: Outcome) {
+        self.outcome = Some((request, outcome));
+    }
+
+    /// What came of that, if a message has waited for it: said once.
+    pub(super) fn take_outcome(&mut self, request: u64) -> Option<Outcome> {
+        self.outcome.take().filter(|(compared, _)| *compared == request).map(|(_, outcome)| outcome)
     }
 
     /// Everything named before this request is gone.
@@ -225,11 +251,12 @@ mod tests {
     fn names_are_given_taken_back_and_forgotten() {
         let mut statements = statements();
         let statement = statements.interner().intern(b"x\0\0\0", "c", &Parameters::default());
-        let named = |request| Some(Named { statement: statement.clone(), request });
+        let named =
+            |request| Some(Named { statement: statement.clone(), request, told: Told::Soon(request) });
         assert!(statements.put(b"a", named(1)).is_none());
         assert_eq!((statements.count(), statements.bytes()), (1, statement.cost()));
         assert_eq!(statements.name_given_by(1), Some(&b"a"[..]));
-        assert!(statements.given_by(1).is_some_and(|given| Arc::ptr_eq(given, &statement)));
+        assert!(statements.given_by(1).is_some_and(|given| Arc::ptr_eq(&given.statement, &statement)));
         let before = statements.put(b"a", None);
         assert!(statements.named(b"a").is_none() && statements.given_by(1).is_none());
         statements.put(b"a", before);

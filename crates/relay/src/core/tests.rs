@@ -3,7 +3,7 @@
 use super::position::MAX_REQUESTS;
 use super::*;
 use wire::error::SqlState;
-use wire::{cstr, message};
+use wire::{HEADER, cstr, message};
 
 struct Bench {
     core: Core,
@@ -40,6 +40,17 @@ fn bind(name: &str) -> Vec<u8> {
     m(b'B', format!("\0{name}\0\0\0\0\0\0\0").as_bytes())
 }
 
+/// What a server says of a statement with these parameters, and a column of this name.
+fn described(parameters: &[u32], column: Option<&str>) -> Vec<u8> {
+    let mut types = u16::try_from(parameters.len()).unwrap().to_be_bytes().to_vec();
+    parameters.iter().for_each(|oid| types.extend(oid.to_be_bytes()));
+    let columns = match column {
+        Some(name) => m(b'T', &[&[0, 1], name.as_bytes(), &[0; 19]].concat()),
+        None => m(b'n', b""),
+    };
+    [m(b't', &types), columns].concat()
+}
+
 impl Bench {
     fn new() -> Self {
         Self::with(&Arc::new(Interner::new(7)), 1)
@@ -72,6 +83,15 @@ impl Bench {
         let mut up = OutputBuffer::new(input, &mut copy);
         let taken = self.core.client_sent(input, Some(&mut self.backend), &mut up, &mut down).unwrap();
         (up.bytes().to_vec(), down, taken)
+    }
+
+    /// The client names a statement of one column or none, and the server prepares it.
+    fn names(&mut self, name: &str, sql: &str) {
+        let (up, ..) = self.client(&[parse(name, sql), m(b'S', b"")].concat());
+        assert_eq!(Self::tags(&up), "PDS");
+        let columns = if sql.starts_with("SELECT") { Some("a") } else { None };
+        let answer = [m(b'1', b""), described(&[], columns), m(b'Z', b"I")].concat();
+        assert_eq!(Self::tags(&self.upstream(&answer)), "1Z");
     }
 
     fn upstream(&mut self, input: &[u8]) -> Vec<u8> {
@@ -136,27 +156,83 @@ fn a_long_statement_with_a_suspicious_word_pins() {
     assert_eq!(bench.core.pin(), Some(Pin::Opaque));
 }
 
+/// The name under which the first message prepares or uses something.
+fn upstream_name(up: &[u8], offset: usize) -> Vec<u8> {
+    cstr(&up[HEADER + offset..]).unwrap().0.to_vec()
+}
+
+/// Whatever others have prepared: what it gives now is what the client is told of it.
 #[test]
-fn a_statement_that_the_upstream_knows_is_not_sent_again() {
+fn what_a_client_names_is_prepared_anew_and_replaces_what_was_there() {
     let interner = Arc::new(Interner::new(7));
     let mut one = Bench::with(&interner, 1);
-    let (up, ..) = one.client(&[parse("a", "SELECT 1"), m(b'S', b"")].concat());
-    assert_eq!(Bench::tags(&up), "PS");
-    let upstream_name = cstr(&up[5..]).unwrap().0.to_vec();
-    assert!(interner.is_reserved(&upstream_name));
-    one.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+    let (up, down, _) = one.client(&[parse("a", "SELECT 1"), bind("a"), m(b'S', b"")].concat());
+    assert_eq!((Bench::tags(&up).as_str(), down.len()), ("PDBS", 0));
+    let first = upstream_name(&up, 0);
+    assert!(interner.is_reserved(&first));
+    let answer = [m(b'1', b""), described(&[], Some("a")), m(b'2', b""), m(b'Z', b"I")].concat();
+    assert_eq!(Bench::tags(&one.upstream(&answer)), "12Z", "the description is not the client's");
     // The next session on the same connection prepares the same text under another name.
     let mut two = Bench::with(&interner, 2);
     std::mem::swap(&mut one.backend, &mut two.backend);
-    let (up, down, _) =
-        two.client(&[parse("b", "SELECT 1"), bind("b"), m(b'E', b"\0\0\0\0\0"), m(b'S', b"")].concat());
-    assert_eq!((Bench::tags(&up).as_str(), down.len()), ("DBES", 0), "only asked for");
-    let described = cstr(&up[6..]).unwrap().0;
-    assert_eq!(described, upstream_name);
-    let known = [m(b't', b"\0\0"), m(b'T', b"\0\0")].concat();
-    let answer = [&known[..], &m(b'2', b""), &m(b'C', b"SELECT 1\0"), &m(b'Z', b"I")].concat();
-    let answer = two.upstream(&answer);
-    assert_eq!(Bench::tags(&answer), "12CZ");
+    let (up, ..) = two.client(&[parse("b", "SELECT 1"), m(b'S', b"")].concat());
+    let second = upstream_name(&up, 0);
+    assert!(Bench::tags(&up) == "PDS" && second != first);
+    two.upstream(&[m(b'1', b""), described(&[], Some("a")), m(b'Z', b"I")].concat());
+    // To whom they are the same use the newer one, and the older one goes when something else is prepared.
+    std::mem::swap(&mut one.backend, &mut two.backend);
+    let (up, ..) = one.client(&[bind("a"), m(b'S', b"")].concat());
+    assert_eq!((Bench::tags(&up).as_str(), upstream_name(&up, 1)), ("BS", second));
+    one.upstream(&[m(b'2', b""), m(b'Z', b"I")].concat());
+    let (up, ..) = one.client(&[parse("c", "SELECT 2"), m(b'S', b"")].concat());
+    assert_eq!(Bench::tags(&up), "PCDS");
+    assert!(up.windows(first.len()).any(|bytes| bytes == first));
+}
+
+/// On another connection it must be what the client was told, or be refused before anything has run.
+#[test]
+fn what_is_prepared_again_has_the_types_that_were_told_and_is_compared_before_it_is_used() {
+    for (column, expected) in [(Some("a"), "2Z"), (Some("b"), "EZ"), (None, "EZ")] {
+        let mut bench = Bench::new();
+        bench.client(&[parse("a", "SELECT 1 WHERE $1"), m(b'S', b"")].concat());
+        bench.upstream(&[m(b'1', b""), described(&[16], Some("a")), m(b'Z', b"I")].concat());
+        bench.backend = BackendState::new(Arc::default(), 100, Some(8));
+        let batch = [bind("a"), m(b'S', b"")].concat();
+        let (up, _, taken) = bench.client(&batch);
+        assert_eq!((Bench::tags(&up).as_str(), taken.then, taken.consumed), ("PDH", Then::Defer, 0));
+        assert!(up.windows(6).any(|bytes| bytes == b"\0\x01\0\0\0\x10"), "its type goes with it");
+        assert_eq!(bench.client(&batch).2, Taken { consumed: 0, then: Then::Defer }, "nothing twice");
+        assert!(bench.upstream(&m(b'1', b"")).is_empty() && !bench.core.may_go_on());
+        assert!(bench.upstream(&described(&[16], column)).is_empty() && bench.core.may_go_on());
+        let (up, mut down, taken) = bench.client(&batch);
+        assert_eq!(taken.then, Then::More);
+        let answer = match Bench::tags(&up).as_str() {
+            "BS" => [m(b'2', b""), m(b'Z', b"I")].concat(),
+            "DS" => [m(b'E', b"SERROR\0C26000\0Mnone\0\0"), m(b'Z', b"I")].concat(),
+            other => panic!("{column:?}: {other}"),
+        };
+        down.extend(bench.upstream(&answer));
+        assert_eq!(Bench::tags(&down), expected, "{column:?}");
+        let refused = memchr::memmem::find(&down, b"Mcached plan must not change result type").is_some();
+        assert_eq!(refused, expected == "EZ", "{column:?}");
+        assert!(bench.core.may_release());
+    }
+}
+
+/// It cannot be prepared: the client hears why, in place of an answer to what it has sent.
+#[test]
+fn what_cannot_be_prepared_again_is_refused_as_the_server_says() {
+    let mut bench = Bench::new();
+    bench.names("a", "SELECT a FROM t");
+    bench.backend = BackendState::new(Arc::default(), 100, Some(8));
+    let batch = [bind("a"), m(b'E', b"\0\0\0\0\0"), m(b'S', b"")].concat();
+    bench.client(&batch);
+    let error = m(b'E', b"SERROR\0C42P01\0Mno such table\0\0");
+    assert_eq!(bench.upstream(&error), error);
+    let (up, ..) = bench.client(&batch);
+    assert_eq!(Bench::tags(&up), "BES", "what the server ignores");
+    assert_eq!(Bench::tags(&bench.upstream(&m(b'Z', b"I"))), "Z");
+    assert!(bench.core.may_release() && bench.backend.prepared() == 0);
 }
 
 #[test]
@@ -166,7 +242,7 @@ fn what_an_error_skipped_is_taken_back() {
     assert_eq!(Bench::tags(&bench.upstream(&[m(b'E', b"SERROR\0\0"), m(b'Z', b"I")].concat())), "EZ");
     assert!(bench.backend.prepared() == 0 && bench.core.may_release());
     let (up, ..) = bench.client(&[parse("a", "SELECT 2"), m(b'S', b"")].concat());
-    assert_eq!(Bench::tags(&up), "PS", "the name is free");
+    assert_eq!(Bench::tags(&up), "PDS", "the name is free");
 }
 
 #[test]
@@ -420,52 +496,46 @@ fn setting_one_of_ours_is_refused_and_nothing_of_it_is_run() {
             assert_eq!((bench.core.may_release(), bench.core.pin()), (true, None));
             // The name is free.
             let (up, ..) = bench.client(&[parse("s", "SELECT 2"), m(b'S', b"")].concat());
-            assert_eq!(Bench::tags(&up), "PS");
+            assert_eq!(Bench::tags(&up), "PDS");
         }
     }
 }
 
-/// Each `Bind` has its statement prepared on a connection that does not have it: what a few bytes become is sent bit by bit, as
-/// the upstream answers.
+/// Each `Bind` has its statement prepared on a connection that does not have it: one after the other, as the upstream answers.
 #[test]
 fn a_few_bytes_that_become_many_wait_for_the_upstream() {
     let mut bench = Bench::new();
     let length = MAX_ADDED / 2;
     let names = ["a", "b", "c", "d", "e", "f", "g"];
     for name in names {
-        bench.client(&[parse(name, &format!("SELECT '{}'", name.repeat(length))), m(b'S', b"")].concat());
-        bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+        bench.names(name, &format!("SELECT '{}'", name.repeat(length)));
     }
     bench.backend.prepared = Prepared::default();
     let binds = names.map(bind).concat();
     let mut rest = &binds[..];
-    let mut waits = 0;
-    loop {
+    for _ in names {
         let (up, down, taken) = bench.client(rest);
         let tags = Bench::tags(&up);
-        assert!(tags.starts_with("PB") && down.is_empty(), "{tags}");
-        assert!(up.len() < MAX_ADDED + 2 * length, "{} bytes for {}", up.len(), taken.consumed);
+        assert!(tags.ends_with("PDH") && down.is_empty() && taken.then == Then::Defer, "{tags}");
+        assert!(up.len() < MAX_ADDED, "{} bytes for {}", up.len(), taken.consumed);
         rest = &rest[taken.consumed..];
-        if taken.then == Then::More {
-            break;
+        if tags.starts_with('B') {
+            bench.upstream(&m(b'2', b""));
         }
-        assert!(taken.then == Then::Defer && tags.ends_with("BH"), "{tags}");
-        waits += 1;
         // Not before all of it is answered.
-        for _ in 0..tags.matches('B').count() {
-            assert_eq!(bench.client(rest).2, Taken { consumed: 0, then: Then::Defer });
-            bench.upstream(&[m(b'1', b""), m(b'2', b"")].concat());
-        }
+        assert_eq!(bench.client(rest).2, Taken { consumed: 0, then: Then::Defer });
+        bench.upstream(&m(b'1', b""));
+        assert_eq!(bench.client(rest).2, Taken { consumed: 0, then: Then::Defer });
+        bench.upstream(&described(&[], Some("a")));
     }
-    assert!(rest.is_empty() && waits > 1, "{waits}");
+    assert_eq!(bench.client(rest).2, Taken { consumed: rest.len(), then: Then::More });
 }
 
 /// During a COPY the upstream answers nothing: whoever sends such a thing then is ended.
 #[test]
 fn many_bytes_during_a_copy_end_the_session() {
     let mut bench = Bench::new();
-    bench.client(&[parse("a", &format!("SELECT '{}'", "x".repeat(MAX_ADDED))), m(b'S', b"")].concat());
-    bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+    bench.names("a", &format!("SELECT '{}'", "x".repeat(MAX_ADDED)));
     bench.client(&m(b'Q', b"COPY t FROM STDIN\0"));
     bench.upstream(&m(b'G', b"\0\0\0"));
     bench.core.statements.note_effects(&Effects { deallocates_all: true, ..Effects::default() }, 0);
@@ -503,9 +573,9 @@ fn statements_that_lost_their_names_count_until_that_is_answered() {
     let long = |name: &str| parse(name, &format!("SELECT '{name}{}'", "x".repeat(MAX_NOTED)));
     let close = m(b'C', b"Sa\0");
     let (up, _, taken) = bench.client(&[long("a"), close.clone(), long("a")].concat());
-    assert_eq!((Bench::tags(&up).as_str(), taken.then), ("PH", Then::Defer));
+    assert_eq!((Bench::tags(&up).as_str(), taken.then), ("PDH", Then::Defer));
     assert_eq!(taken.consumed, long("a").len() + close.len());
-    assert_eq!(Bench::tags(&bench.upstream(&m(b'1', b""))), "13");
+    assert_eq!(Bench::tags(&bench.upstream(&[m(b'1', b""), described(&[], Some("a"))].concat())), "13");
     assert_eq!(bench.core.position.requests().bytes(), 0);
 }
 
@@ -625,7 +695,9 @@ fn in_a_failed_transaction_a_statement_that_another_connection_has_is_described(
     ] {
         let mut bench = Bench::with(&interner, 1);
         bench.client(&[parse("a", sql), m(b'S', b"")].concat());
-        bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+        let parameters: &[u32] = if sql.contains('$') { &[23] } else { &[] };
+        let column = (sql.contains("SELECT") || sql.contains("returning")).then_some("a");
+        bench.upstream(&[m(b'1', b""), described(parameters, column), m(b'Z', b"I")].concat());
         // Another connection, and a transaction that fails, of which the answer is still to come.
         bench.backend = BackendState::new(Arc::default(), 100, Some(8));
         let describe = [m(b'D', b"Sa\0"), m(b'S', b"")].concat();
@@ -640,7 +712,11 @@ fn in_a_failed_transaction_a_statement_that_another_connection_has_is_described(
         let (up, mut down, _) = bench.client(&describe);
         let answer = match Bench::tags(&up).as_str() {
             "S" => m(b'Z', b"E"),
-            "PDS" => [m(b'E', b"SERROR\0C25P02\0Maborted\0\0"), m(b'Z', b"E")].concat(),
+            "PDH" => {
+                down.extend(bench.upstream(&m(b'E', b"SERROR\0C25P02\0Maborted\0\0")));
+                bench.client(&describe);
+                m(b'Z', b"E")
+            }
             other => panic!("{sql}: {other}"),
         };
         down.extend(bench.upstream(&answer));
@@ -665,7 +741,8 @@ fn a_long_statement_is_gone_through_once_and_not_at_each_use() {
         bench.client(&m(b'Q', b"select 1\0"));
         bench.upstream(&[m(b'S', setting.as_bytes()), m(b'C', b"SELECT 1\0"), m(b'Z', b"I")].concat());
         let once = gone_through(&mut bench, &[parse(name, &text), m(b'S', b"")].concat());
-        bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+        let learned = if name.is_empty() { Vec::new() } else { described(&[], Some("a")) };
+        bench.upstream(&[m(b'1', b""), learned, m(b'Z', b"I")].concat());
         let times = gone_through(&mut bench, &bind(name).repeat(1000));
         assert!(
             once + times <= 6 * text.len(),
@@ -679,8 +756,7 @@ fn a_long_statement_is_gone_through_once_and_not_at_each_use() {
 #[test]
 fn what_is_answered_here_does_not_hide_the_end_of_a_copy() {
     let mut bench = Bench::new();
-    bench.client(&[parse("n", "SELECT 1"), m(b'S', b"")].concat());
-    bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+    bench.names("n", "SELECT 1");
     let asked = [m(b'Q', b"copy t from stdin\0"), m(b'C', b"Sn\0"), m(b'd', b"1\n"), m(b'c', b"")].concat();
     bench.client(&asked);
     bench.upstream(&m(b'G', b"\0\0\x01\0\0"));
@@ -751,7 +827,8 @@ fn a_statement_that_defines_something_is_gone_through_once_however_often_it_is_b
     for name in ["", "a"] {
         let mut bench = Bench::new();
         bench.client(&[parse(name, &text), m(b'S', b"")].concat());
-        bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+        let learned = if name.is_empty() { Vec::new() } else { described(&[], None) };
+        bench.upstream(&[m(b'1', b""), learned, m(b'Z', b"I")].concat());
         let before = GONE_THROUGH.get();
         let binds = bind(name).repeat(4000);
         bench.client(&binds);
@@ -766,8 +843,7 @@ fn after_much_work_for_few_bytes_the_servers_answer_is_waited_for() {
     let settings: Vec<String> =
         (0..60).map(|n| format!("set_config('my.{}{n}', 'x', false)", "x".repeat(900))).collect();
     let mut bench = Bench::new();
-    bench.client(&[parse("a", &format!("SELECT {}", settings.join(", "))), m(b'S', b"")].concat());
-    bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+    bench.names("a", &format!("SELECT {}", settings.join(", ")));
     let binds = bind("a").repeat(100);
     let (.., taken) = bench.client(&binds);
     assert_eq!(taken.then, Then::Defer);
@@ -794,8 +870,7 @@ fn what_is_in_doubt_for_a_pool_pins_nobody() {
 fn a_statement_is_prepared_again_only_if_the_server_itself_misses_it() {
     for (place, again) in [("FetchPreparedStatement", true), ("exec_stmt_raise", false)] {
         let mut bench = Bench::new();
-        bench.client(&[parse("a", "select f()"), m(b'S', b"")].concat());
-        bench.upstream(&[m(b'1', b""), m(b'Z', b"I")].concat());
+        bench.names("a", "SELECT f()");
         bench.client(&[bind("a"), m(b'E', b"\0\0\0\0\0"), m(b'S', b"")].concat());
         let error = format!("SERROR\0C26000\0Mgone\0R{place}\0\0");
         let answer = bench.upstream(&[m(b'E', error.as_bytes()), m(b'Z', b"I")].concat());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Statement, Statements};
+use super::{Held, Prepared, Shape, Statement, Statements};
 
 /// PostgreSQL tells statement names apart by this many bytes.
 const NAME_LENGTH: usize = 63;
@@ -16,6 +16,44 @@ pub struct Named {
     pub statement: Arc<Statement>,
     /// The request that made it, in the order of the session's requests.
     pub request: u64,
+    /// What the client was told of it, or is about to be.
+    pub told: Told,
+}
+
+/// What a client was told of a statement when it named it.
+#[derive(Debug, Clone)]
+pub enum Told {
+    /// The connection is asked, on which it is prepared under this number. (That is no number on any other connection: where it was
+    /// never told, it is prepared as if for the first time.)
+    Soon(u64),
+    /// This, wherever it is prepared.
+    Shape(Arc<Shape>),
+}
+
+impl Named {
+    /// Whether a connection has it as the client knows it.
+    pub fn held(&self, prepared: &mut Prepared) -> Held {
+        match &self.told {
+            Told::Soon(number) => prepared.hold(*number),
+            Told::Shape(shape) => prepared.hold_shape(shape.id()),
+        }
+    }
+
+    /// Whether it surely has neither parameters nor columns: PostgreSQL describes it so in a failed transaction, too.
+    pub fn answers_nothing(&self) -> bool {
+        match &self.told {
+            Told::Soon(_) => self.statement.answers_nothing(),
+            Told::Shape(shape) => shape.has_no_columns() && shape.parameters() == [0; 2],
+        }
+    }
+
+    /// What the client was told of it.
+    pub fn shape(&self) -> Option<&Arc<Shape>> {
+        match &self.told {
+            Told::Soon(_) => None,
+            Told::Shape(shape) => Some(shape),
+        }
+    }
 }
 
 /// The unnamed statement of one session.
@@ -131,6 +169,15 @@ impl Names {
         before
     }
 
+    /// The statement of the name that this request gave is told so, and is this one from now on. False if the name is another's.
+    pub fn tell(&mut self, request: u64, statement: &Arc<Statement>, told: &Told) -> bool {
+        let named = self.given.get(&request).and_then(|name| self.known.get_mut(name));
+        let Some(named) = named else { return false };
+        self.bytes = self.bytes + statement.cost() - named.statement.cost();
+        (named.statement, named.told) = (statement.clone(), told.clone());
+        true
+    }
+
     /// The name that this request gave.
     pub fn given_by(&self, request: u64) -> Option<&[u8]> {
         self.given.get(&request).map(|name| &**name)
@@ -156,7 +203,7 @@ mod tests {
         let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
         let mut names = interner.names();
         let long = [b'a'; 70];
-        names.put(&long, Some(Named { statement, request: 1 }));
+        names.put(&long, Some(Named { statement, request: 1, told: Told::Soon(1) }));
         assert!(names.get(&long[..63]).is_some() && names.get(&long[..62]).is_none());
     }
 
@@ -164,7 +211,8 @@ mod tests {
     fn the_name_that_a_request_gave_is_found_by_its_number() {
         let interner = Interner::new(7);
         let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
-        let named = |request| Some(Named { statement: statement.clone(), request });
+        let named =
+            |request| Some(Named { statement: statement.clone(), request, told: Told::Soon(request) });
         let mut names = interner.names();
         names.put(b"a", named(1));
         names.put(b"b", named(2));

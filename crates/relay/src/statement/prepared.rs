@@ -3,17 +3,20 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use super::Statement;
+use super::shape::NO_SHAPE;
 
-/// The edition of a statement that a connection may have lost: no other one.
-const DOUBTED: u64 = u64::MAX;
-
-/// What one upstream connection has prepared; the least recently used go first.
+/// What one upstream connection has prepared, by the numbers under which it was prepared; the least recently used go first.
 #[derive(Debug, Default)]
 pub struct Prepared {
     known: BTreeMap<u64, Use>,
+    /// The newest of each shape.
+    of_shape: BTreeMap<u64, u64>,
     /// When each was used, at the latest, the longest ago first: as it was when that was looked at.
     uses: BinaryHeap<Reverse<(u64, u64)>>,
+    /// Nobody will ask for these any more: they are to be closed.
+    stale: Vec<u64>,
+    /// These are for the session that has the connection.
+    of_lease: Vec<u64>,
     clock: u64,
     /// Which lease it is: requests are numbered within one.
     lease: u64,
@@ -25,51 +28,74 @@ struct Use {
     /// The request that prepared it, and in which lease.
     request: u64,
     lease: u64,
-    edition: u64,
+    shape: u64,
+    doubt: Doubt,
 }
 
-/// Whether a connection has a statement.
+/// For whom it was prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// For all who have a statement of its text.
+    All,
+    /// For the session that has the connection, and no longer than that: under settings that are not those by which it is known.
+    Lease,
+}
+
+/// Whether the connection may have lost it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    No,
+    Lost,
+}
+
+/// Whether a connection has a statement, and under which number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
     /// It does not.
     No,
-    /// Prepared before it was outdated; or it may have lost it.
-    Outdated,
+    /// It may have lost it.
+    Doubted(u64),
     /// It does.
-    Yes,
+    Yes(u64),
 }
 
 impl Prepared {
-    /// Whether it has one of this number; that counts as a use.
-    pub fn touch(&mut self, id: u64) -> bool {
-        self.used(id).is_some()
-    }
-
-    /// Whether it has this one; that counts as a use.
-    pub fn hold(&mut self, statement: &Statement) -> Held {
-        match self.used(statement.id) {
+    /// Whether it has the one of this number; that counts as a use.
+    pub fn hold(&mut self, number: u64) -> Held {
+        self.clock += 1;
+        match self.known.get_mut(&number) {
             None => Held::No,
-            Some(edition) if edition != statement.edition() => Held::Outdated,
-            Some(_) => Held::Yes,
+            Some(used) => {
+                used.last = self.clock;
+                match used.doubt {
+                    Doubt::No => Held::Yes(number),
+                    Doubt::Lost => Held::Doubted(number),
+                }
+            }
         }
     }
 
-    fn used(&mut self, id: u64) -> Option<u64> {
-        self.clock += 1;
-        let used = self.known.get_mut(&id)?;
-        used.last = self.clock;
-        Some(used.edition)
+    /// Whether it has one of this shape; that counts as a use.
+    pub fn hold_shape(&mut self, shape: u64) -> Held {
+        match self.of_shape.get(&shape) {
+            None => Held::No,
+            Some(number) => self.hold(*number),
+        }
     }
 
-    /// It has this edition of it now. Answers which one must go to keep to the limit.
-    pub fn insert(&mut self, id: u64, edition: u64, request: u64, limit: usize) -> Option<u64> {
+    /// It has this one now. Answers which one must go to keep to the limit.
+    pub fn insert(&mut self, number: u64, request: u64, owner: Owner, limit: usize) -> Option<u64> {
         self.clock += 1;
-        self.known.insert(id, Use { last: self.clock, request, lease: self.lease, edition });
+        let (shape, doubt) = (NO_SHAPE, Doubt::No);
+        self.known.insert(number, Use { last: self.clock, request, lease: self.lease, shape, doubt });
+        if owner == Owner::Lease {
+            self.of_lease.push(number);
+        }
         if self.uses.len() > 2 * self.known.len() {
             // Of many that are there no more.
-            self.uses = self.known.iter().map(|(id, used)| Reverse((used.last, *id))).collect();
+            self.uses = self.known.iter().map(|(number, used)| Reverse((used.last, *number))).collect();
         } else {
-            self.uses.push(Reverse((self.clock, id)));
+            self.uses.push(Reverse((self.clock, number)));
         }
         if self.known.len() <= limit.max(1) { None } else { self.take_oldest() }
     }
@@ -77,43 +103,88 @@ impl Prepared {
     /// Takes out the one that was not used for longest. Each use is looked at once, when its turn has come.
     fn take_oldest(&mut self) -> Option<u64> {
         loop {
-            let Reverse((when, id)) = self.uses.pop()?;
-            match self.known.get(&id) {
+            let Reverse((when, number)) = self.uses.pop()?;
+            match self.known.get(&number) {
                 Some(used) if used.last == when => {
-                    self.known.remove(&id);
-                    return Some(id);
+                    self.remove(number);
+                    return Some(number);
                 }
-                Some(used) if used.last > when => self.uses.push(Reverse((used.last, id))),
+                Some(used) if used.last > when => self.uses.push(Reverse((used.last, number))),
                 _ => {}
             }
         }
     }
 
+    /// The one of this number has this shape: it takes the place of another that has.
+    pub fn describe(&mut self, number: u64, shape: u64) {
+        let Some(used) = self.known.get_mut(&number) else { return };
+        used.shape = shape;
+        let before = self.of_shape.insert(shape, number).filter(|before| *before != number);
+        self.stale.extend(before);
+    }
+
+    /// Nobody will ask for it any more.
+    pub fn abandon(&mut self, number: u64) {
+        self.hide(number);
+        self.stale.push(number);
+    }
+
+    /// It has it after all, and nobody asks for it: it was to be closed.
+    pub fn revive(&mut self, number: u64, request: u64) {
+        self.insert(number, request, Owner::All, usize::MAX);
+        self.stale.push(number);
+    }
+
+    /// It is not found by its shape any more.
+    fn hide(&mut self, number: u64) {
+        if let Some(used) = self.known.get(&number)
+            && self.of_shape.get(&used.shape) == Some(&number)
+        {
+            self.of_shape.remove(&used.shape);
+        }
+    }
+
+    /// Those that are to be closed now, which it has no more.
+    pub fn take_stale(&mut self) -> Vec<u64> {
+        let mut stale = std::mem::take(&mut self.stale);
+        stale.retain(|number| self.known.contains_key(number));
+        stale.iter().for_each(|number| self.remove(*number));
+        stale
+    }
+
     /// One that it has, if it has any: this one, if it can be.
-    pub fn any(&self, rather: u64) -> Option<u64> {
-        let has = |used: &Use| used.edition != DOUBTED;
-        let any = || self.known.iter().find(|(_, used)| has(used)).map(|(id, _)| *id);
-        self.known.get(&rather).is_some_and(has).then_some(rather).or_else(any)
+    pub fn any(&self, rather: Held) -> Option<u64> {
+        let any = || self.known.iter().find(|(_, used)| used.doubt == Doubt::No).map(|(number, _)| *number);
+        match rather {
+            Held::Yes(number) => Some(number),
+            Held::No | Held::Doubted(_) => any(),
+        }
     }
 
     /// It may have none of them any more.
     pub fn doubt_all(&mut self) {
-        self.known.values_mut().for_each(|used| used.edition = DOUBTED);
+        self.known.values_mut().for_each(|used| used.doubt = Doubt::Lost);
     }
 
     /// It does not have it after all.
-    pub fn remove(&mut self, id: u64) {
-        self.known.remove(&id);
+    pub fn remove(&mut self, number: u64) {
+        self.hide(number);
+        self.known.remove(&number);
     }
 
     /// Everything prepared before this request of the present lease is gone.
     pub fn forget_before(&mut self, request: u64) {
         let lease = self.lease;
-        self.known.retain(|_, u| u.lease == lease && u.request > request);
+        self.known.retain(|_, used| used.lease == lease && used.request > request);
+        let known = &self.known;
+        self.of_shape.retain(|_, number| known.contains_key(number));
     }
 
-    /// The lease is over: request numbers of the next one start anew.
+    /// The lease is over: request numbers of the next one start anew, and what was prepared for it alone is to be closed.
     pub fn end_lease(&mut self) {
+        while let Some(number) = self.of_lease.pop() {
+            self.abandon(number);
+        }
         self.lease += 1;
     }
 
@@ -131,44 +202,80 @@ impl Prepared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Parameters;
-    use crate::statement::Interner;
+
+    fn numbers(prepared: &mut Prepared, numbers: &[u64]) {
+        for number in numbers {
+            assert_eq!(prepared.insert(*number, *number, Owner::All, 9), None);
+        }
+    }
 
     #[test]
     fn the_least_recently_used_goes_first() {
         let mut prepared = Prepared::default();
-        assert_eq!(prepared.insert(1, 0, 1, 2), None);
-        assert_eq!(prepared.insert(2, 0, 2, 2), None);
-        assert!(prepared.touch(1));
-        assert_eq!(prepared.insert(3, 0, 3, 2), Some(2));
-        assert!(prepared.touch(1) && prepared.touch(3) && !prepared.touch(2));
+        assert_eq!(prepared.insert(1, 1, Owner::All, 2), None);
+        assert_eq!(prepared.insert(2, 2, Owner::All, 2), None);
+        assert_eq!(prepared.hold(1), Held::Yes(1));
+        assert_eq!(prepared.insert(3, 3, Owner::All, 2), Some(2));
+        assert_eq!(
+            (prepared.hold(1), prepared.hold(3), prepared.hold(2)),
+            (Held::Yes(1), Held::Yes(3), Held::No)
+        );
     }
 
     #[test]
-    fn a_statement_that_may_be_lost_is_prepared_again_and_is_not_one_that_is_there() {
-        let interner = Interner::new(7);
-        let none = Parameters::default();
-        let (one, other) = (interner.intern(b"x\0\0\0", "c", &none), interner.intern(b"y\0\0\0", "c", &none));
+    fn one_that_may_be_lost_is_not_one_that_is_there() {
         let mut prepared = Prepared::default();
-        assert_eq!(prepared.any(one.id()), None);
-        prepared.insert(one.id(), one.edition(), 1, 9);
+        assert_eq!(prepared.any(Held::No), None);
+        numbers(&mut prepared, &[1]);
         prepared.doubt_all();
-        assert_eq!((prepared.hold(&one), prepared.any(one.id())), (Held::Outdated, None));
-        prepared.insert(other.id(), other.edition(), 2, 9);
-        assert_eq!((prepared.hold(&other), prepared.any(one.id())), (Held::Yes, Some(other.id())));
-        prepared.insert(one.id(), one.edition(), 3, 9);
-        assert_eq!((prepared.hold(&one), prepared.any(one.id())), (Held::Yes, Some(one.id())));
+        let doubted = prepared.hold(1);
+        assert_eq!((doubted, prepared.any(doubted)), (Held::Doubted(1), None));
+        numbers(&mut prepared, &[2]);
+        assert_eq!((prepared.hold(2), prepared.any(doubted)), (Held::Yes(2), Some(2)));
+        assert_eq!(prepared.any(Held::Yes(2)), Some(2));
     }
 
     #[test]
-    fn an_outdated_statement_is_held_no_longer() {
-        let interner = Interner::new(7);
-        let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
+    fn the_newest_of_a_shape_takes_the_place_of_the_others_which_are_closed() {
         let mut prepared = Prepared::default();
-        assert_eq!(prepared.hold(&statement), Held::No);
-        prepared.insert(statement.id(), statement.edition(), 1, 2);
-        assert_eq!(prepared.hold(&statement), Held::Yes);
-        statement.outdate();
-        assert_eq!(prepared.hold(&statement), Held::Outdated);
+        numbers(&mut prepared, &[1, 2, 3]);
+        prepared.describe(1, 7);
+        prepared.describe(2, 8);
+        assert_eq!((prepared.hold_shape(7), prepared.hold_shape(9)), (Held::Yes(1), Held::No));
+        prepared.describe(3, 7);
+        assert_eq!(prepared.hold_shape(7), Held::Yes(3));
+        assert_eq!((prepared.take_stale(), prepared.take_stale(), prepared.len()), (vec![1], vec![], 2));
+        prepared.remove(3);
+        assert_eq!((prepared.hold_shape(7), prepared.hold_shape(8)), (Held::No, Held::Yes(2)));
+        prepared.forget_before(3);
+        assert_eq!((prepared.hold_shape(8), prepared.len()), (Held::No, 0));
+    }
+
+    #[test]
+    fn what_was_prepared_for_one_lease_is_not_found_in_the_next() {
+        let mut prepared = Prepared::default();
+        prepared.insert(1, 1, Owner::All, 9);
+        prepared.describe(1, 7);
+        prepared.insert(2, 2, Owner::Lease, 9);
+        prepared.describe(2, 7);
+        prepared.insert(3, 3, Owner::Lease, 9);
+        prepared.describe(3, 8);
+        assert_eq!((prepared.hold_shape(7), prepared.hold_shape(8)), (Held::Yes(2), Held::Yes(3)));
+        prepared.end_lease();
+        assert_eq!((prepared.hold_shape(7), prepared.hold_shape(8)), (Held::No, Held::No));
+        let mut stale = prepared.take_stale();
+        stale.sort_unstable();
+        assert_eq!((stale, prepared.is_empty()), (vec![1, 2, 3], true));
+    }
+
+    #[test]
+    fn what_was_not_closed_after_all_is_closed_later() {
+        let mut prepared = Prepared::default();
+        numbers(&mut prepared, &[1]);
+        prepared.describe(1, 7);
+        prepared.abandon(1);
+        assert_eq!((prepared.hold_shape(7), prepared.take_stale()), (Held::No, vec![1]));
+        prepared.revive(1, 2);
+        assert_eq!((prepared.len(), prepared.take_stale(), prepared.len()), (1, vec![1], 0));
     }
 }

@@ -1,0 +1,206 @@
+//! Statements that are prepared for the client, under numbers of ours. Each is described at once, unseen: what the client was told
+//! of one, it is to be wherever it is prepared again, and that is compared before anything of the client's uses it.
+
+use std::sync::Arc;
+
+use super::requests::{Kind, Note};
+use super::statements::Outcome;
+use super::{BackendState, Core, OutputBuffer};
+use crate::statement::{Lesson, Named, Owner, Shape, Statement, Told, significant};
+use wire::cstr;
+
+/// The number of a statement of pgusher's own that does nothing.
+pub(super) const EMPTY: u64 = u64::MAX;
+/// And of one that is there to be deallocated.
+pub(super) const DUMMY: u64 = u64::MAX - 1;
+
+/// What is to be learned of a statement that is described.
+#[derive(Debug)]
+pub(crate) struct Teaching {
+    /// The request that gave its name.
+    giver: u64,
+    statement: Arc<Statement>,
+    number: u64,
+    owner: Owner,
+    /// What the client was told of it.
+    expected: Option<Arc<Shape>>,
+}
+
+impl Core {
+    /// Gives a statement this name, and has the upstream prepare it: what the client gets is what that gives now, whoever else has
+    /// prepared the same before.
+    pub(super) fn prepare_named(
+        &mut self,
+        name: &[u8],
+        statement: Arc<Statement>,
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
+        let (giver, number) = (self.position.requests().next_number(), self.statements.interner().number());
+        self.send_parse(number, statement.body(), up);
+        let name_given =
+            Note::Named { name: significant(name).into(), previous: None, prepared: Some(number) };
+        self.position.requests_mut().push_noted(Kind::Parse, name_given);
+        let owner = Owner::All;
+        self.remember_prepared(number, owner, backend, up);
+        let named = Named { statement: statement.clone(), request: giver, told: Told::Soon(number) };
+        self.statements.put(name, Some(named));
+        self.describe(Teaching { giver, statement, number, owner, expected: None }, up);
+    }
+
+    /// Prepares a statement on a connection that does not have it. Answers its number, or nothing if what the client was told of it
+    /// is to be compared first: then that is asked for, and the message that uses it is shown again.
+    pub(super) fn prepare_again(
+        &mut self,
+        named: &Named,
+        backend: &mut BackendState,
+        up: &mut OutputBuffer<'_>,
+    ) -> Option<u64> {
+        let out = up.buffer();
+        let number = self.statements.interner().number();
+        // The session's settings may be others by now.
+        let statement = self.statements.interner().intern(
+            named.statement.body(),
+            self.facts.connection(),
+            &self.facts.settings().meaning(),
+        );
+        let expected = named.shape().cloned();
+        match &expected {
+            None => self.send_parse(number, statement.body(), out),
+            Some(shape) => {
+                let body = statement.body();
+                let text = cstr(body).map_or(body, |(text, _)| text);
+                self.send_parse(number, &[text, &[0], shape.parameters()].concat(), out);
+            }
+        }
+        self.position.requests_mut().push_hidden(Kind::Parse, Some(Note::Prepared(number)));
+        let owner = Owner::All;
+        self.remember_prepared(number, owner, backend, out);
+        let compares = expected.is_some();
+        if !compares {
+            self.statements.tell(named.request, &statement, &Told::Soon(number));
+        }
+        self.describe(Teaching { giver: named.request, statement, number, owner, expected }, out);
+        if compares && self.position.may_defer() {
+            self.ask_for_all_answers(up.buffer());
+            return None;
+        }
+        Some(number)
+    }
+
+    fn describe(&mut self, teaching: Teaching, up: &mut Vec<u8>) {
+        wire::message(up, b'D', |out| {
+            out.push(b'S');
+            self.statements.interner().push_name(out, teaching.number);
+        });
+        self.position.requests_mut().push_hidden(Kind::Describe, Some(Note::Lesson(teaching)));
+    }
+
+    /// True while a description comes that we have asked for.
+    pub(super) fn is_learning(&self) -> bool {
+        self.position
+            .requests()
+            .front()
+            .is_some_and(|front| front.kind == Kind::Describe && front.is_hidden())
+    }
+
+    /// The next bytes of it.
+    pub(super) fn learn(&mut self, bytes: &[u8], backend: &mut BackendState) {
+        let is_over = self.position.between_messages();
+        if let Some(lesson) = &mut backend.lesson {
+            lesson.feed(bytes);
+            if is_over && lesson.is_of_columns() {
+                self.learned(backend);
+            }
+        }
+    }
+
+    /// All of it has come.
+    pub(super) fn learned(&mut self, backend: &mut BackendState) {
+        let lesson = backend.lesson.take().map(|lesson| *lesson);
+        let note = self.position.requests_mut().take_front_note();
+        self.position.requests_mut().pop();
+        let (Some(lesson), Some(note)) = (lesson, note) else { return };
+        let Note::Lesson(Teaching { giver, statement, number, owner, expected }) = *note else { return };
+        let described = lesson.ends();
+        if expected.as_ref().is_some_and(|shape| !shape.is(&described)) {
+            backend.prepared.abandon(number);
+            return self.statements.compared(giver, Outcome::Differs);
+        }
+        let compared = expected.is_some();
+        let shape = match (owner, expected) {
+            (Owner::All, _) => statement.shaped(described, self.statements.interner()),
+            (Owner::Lease, Some(shape)) => shape,
+            (Owner::Lease, None) => self.statements.interner().shape(described),
+        };
+        backend.prepared.describe(number, shape.id());
+        let told = Told::Shape(shape);
+        if !self.statements.tell(giver, &statement, &told) {
+            self.position.requests_mut().tell(giver, &told);
+        }
+        if compared {
+            self.statements.compared(giver, Outcome::Same(number));
+        }
+    }
+
+    /// The `Parse` that was sent last is of this number. What must go for it, goes; and so do those that nobody asks for any more.
+    pub(super) fn remember_prepared(
+        &mut self,
+        number: u64,
+        owner: Owner,
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
+        let request = self.position.requests().last_number();
+        let oldest = backend.prepared.insert(number, request, owner, backend.max_prepared);
+        for number in oldest.into_iter().chain(backend.prepared.take_stale()) {
+            self.close_upstream(number, up);
+        }
+    }
+
+    pub(super) fn close_upstream(&mut self, number: u64, up: &mut Vec<u8>) {
+        wire::message(up, b'C', |out| {
+            out.push(b'S');
+            self.statements.interner().push_name(out, number);
+        });
+        self.position.requests_mut().push_hidden(Kind::Close, Some(Note::Closed(number)));
+    }
+
+    /// Prepares a statement that is there to be deallocated, in place of one that others may use; an empty one can always be
+    /// prepared.
+    pub(super) fn prepare_dummy(&mut self, note: Option<Note>, up: &mut Vec<u8>) {
+        wire::message(up, b'C', |out| {
+            out.push(b'S');
+            self.statements.interner().push_name(out, DUMMY);
+        });
+        self.position.requests_mut().push_hidden(Kind::Close, None);
+        self.send_empty(DUMMY, up);
+        self.position.requests_mut().push_hidden(Kind::Parse, note);
+    }
+
+    /// A `Parse` of nothing.
+    pub(super) fn send_empty(&self, number: u64, up: &mut Vec<u8>) {
+        wire::message(up, b'P', |out| {
+            self.statements.interner().push_name(out, number);
+            out.extend([0; 3]);
+        });
+    }
+
+    fn send_parse(&mut self, number: u64, body: &[u8], up: &mut Vec<u8>) {
+        self.position.counts_mut().server_parses += 1;
+        wire::message(up, b'P', |out| {
+            self.statements.interner().push_name(out, number);
+            out.extend_from_slice(body);
+        });
+    }
+}
+
+/// What is learned comes as a `ParameterDescription`, and a `RowDescription` or `NoData`.
+pub(super) fn lesson(tag: u8, backend: &mut BackendState) -> bool {
+    match tag {
+        b't' => backend.lesson = Some(Box::new(Lesson::parameters())),
+        b'T' => backend.lesson.iter_mut().for_each(|lesson| lesson.columns()),
+        _ => {}
+    }
+    backend.lesson.is_some()
+}
