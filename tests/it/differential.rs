@@ -442,7 +442,7 @@ pub(crate) const SCRIPTS: [(&str, &str); 15] = [
 
 /// What may differ: the process ID of a notification, the number of the table that a column is from, and where in
 /// PostgreSQL's source an error was raised, because some of them pgusher raises in its place.
-fn normal(mut message: Message) -> Message {
+pub(crate) fn normal(mut message: Message) -> Message {
     match message.tag {
         'A' => message.body[..4].fill(0),
         'E' | 'N' => {
@@ -569,7 +569,7 @@ fn compare(way: Way, numbers: Range<usize>) {
 }
 
 /// Readable in a failure, and nothing lost.
-fn shown(messages: &[Message]) -> Vec<String> {
+pub(crate) fn shown(messages: &[Message]) -> Vec<String> {
     messages.iter().map(|m| format!("{} {}", m.tag, m.body.escape_ascii())).collect()
 }
 

@@ -49,6 +49,7 @@ mod resets;
 mod routing;
 mod sequences;
 mod service;
+mod shapes;
 mod soak;
 mod startup;
 mod state;

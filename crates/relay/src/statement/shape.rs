@@ -8,7 +8,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use wire::HEADER;
 
 /// The number of no shape.
-pub const NO_SHAPE: u64 = 0;
+pub(super) const NO_SHAPE: u64 = 0;
 
 /// What its columns are told by.
 type Digest = [u8; 32];
