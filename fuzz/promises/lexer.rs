@@ -49,8 +49,9 @@ fn covers(effects: &Effects, source: &Effects) -> bool {
 /// A body that stands within a statement does there what it does as a function's source, now or when it is called.
 fn bodies(text: &[u8]) {
     let is_rewritten = text.starts_with(b"CREATE OR REPLACE");
-    let Some(inner) = std::str::from_utf8(text).ok().filter(|inner| !inner.contains(QUOTE) && !is_rewritten)
-    else {
+    // One that ends with all of the quote but its last sign would end it early.
+    let quotes = |inner: &str| inner.contains(QUOTE.trim_end_matches('$'));
+    let Some(inner) = std::str::from_utf8(text).ok().filter(|inner| !quotes(inner) && !is_rewritten) else {
         return;
     };
     let source = of_function(b"f", b"plpgsql", text);
