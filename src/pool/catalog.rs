@@ -30,7 +30,7 @@ const MAX_CATALOG: usize = 16 << 20;
 /// matter.
 const FUNCTIONS: &str = "SELECT p.oid, p.proname, l.lanname, \
     left(CASE WHEN p.prosrc = '' AND p.prokind <> 'a' THEN pg_get_functiondef(p.oid) ELSE p.prosrc END, 65537), \
-    p.prorettype = 'event_trigger'::regtype \
+    p.prorettype = 'event_trigger'::regtype, p.provolatile = 'i', array_to_string(p.proconfig, E'\\n') \
     FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
     WHERE p.oid >= 16384 AND (l.lanname NOT IN ('c', 'internal') OR p.proname ~ '^(dblink|set_limit$)')";
 
@@ -265,6 +265,10 @@ async fn ask(stream: &mut Stream) -> io::Result<Catalog> {
     tokio::time::timeout(PATIENCE, ask_all(stream)).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// Of a function: its number, its name, its language, its source, its settings, whether it is of an event trigger, and whether it is
+/// immutable.
+type Source = (u32, Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>, (bool, bool));
+
 async fn ask_all(stream: &mut Stream) -> io::Result<Catalog> {
     let allowed = &mut Allowance::bytes(MAX_CATALOG);
     let mut sources = Vec::new();
@@ -272,7 +276,9 @@ async fn ask_all(stream: &mut Stream) -> io::Result<Catalog> {
     rows(stream, BEGIN, allowed, |_| Some(())).await?;
     rows(stream, FUNCTIONS, allowed, |row| {
         let [name, language, source] = [1, 2, 3].map(|column| text(row, column).unwrap_or_default().to_vec());
-        sources.push((number(row, 0)?, name, language, source, text(row, 4)? == b"t"));
+        let (is_of_event, is_immutable) = (text(row, 4)? == b"t", text(row, 5)? == b"t");
+        let settings = text(row, 6).unwrap_or_default().to_vec();
+        sources.push((number(row, 0)?, name, language, source, settings, (is_of_event, is_immutable)));
         Some(())
     })
     .await?;
@@ -283,9 +289,10 @@ async fn ask_all(stream: &mut Stream) -> io::Result<Catalog> {
     .await?;
     // Somebody else's texts are read where nobody waits for it.
     let functions = apart(move || {
-        let function = |(oid, name, language, source, is_of_event): &(_, Vec<u8>, Vec<u8>, Vec<u8>, _)| {
-            let function = Function::new(*oid, name, language, source);
-            if *is_of_event { function.of_event() } else { function }
+        let function = |(oid, name, language, source, settings, (is_of_event, is_immutable)): &Source| {
+            let function = Function::new(*oid, name, language, source).configured(settings);
+            let function = if *is_of_event { function.of_event() } else { function };
+            if *is_immutable { function.immutable() } else { function }
         };
         sources.iter().map(function).collect::<Vec<_>>()
     })

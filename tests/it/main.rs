@@ -39,6 +39,7 @@ mod log;
 mod login;
 mod main_job;
 mod management;
+mod meaning;
 mod metrics;
 mod oracle;
 mod orders;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::sql::budget::{MAX_LEXED, MAX_MENTIONS, goes_through};
 use super::sql::{self, Effects, Pin, words::WORD};
+use crate::bearing::Customs;
 
 /// How many ways from one function or relation to another are followed; a database that has more is not seen through.
 const MAX_WAYS: usize = 2_000_000;
@@ -22,6 +23,14 @@ pub struct Function {
     words: HashSet<u64>,
     /// It runs by itself when something is defined.
     is_of_event: bool,
+    volatility: Volatility,
+}
+
+/// Whether the planner may call a function, and take what it answers for a constant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Volatility {
+    Immutable,
+    Other,
 }
 
 impl Function {
@@ -36,13 +45,32 @@ impl Function {
             all.end(|word| words.extend([word]));
         }
         let effects = sql::of_function(name, language, source);
-        Self { oid, name: name.into(), effects, words, is_of_event: false }
+        let volatility = Volatility::Other;
+        Self { oid, name: name.into(), effects, words, is_of_event: false, volatility }
     }
 
     /// The same if it returns `event_trigger`.
     #[must_use]
     pub fn of_event(self) -> Self {
         Self { is_of_event: true, ..self }
+    }
+
+    /// The same with the settings that it is run with (`pg_proc.proconfig`), a line for each.
+    #[must_use]
+    pub fn configured(mut self, settings: &[u8]) -> Self {
+        for line in settings.split(|byte| *byte == b'\n') {
+            let name = line.split(|byte| *byte == b'=').next().unwrap_or_default();
+            if !name.is_empty() {
+                self.effects.sets_meanwhile(&String::from_utf8_lossy(name));
+            }
+        }
+        self
+    }
+
+    /// The same if it is declared `IMMUTABLE`.
+    #[must_use]
+    pub fn immutable(self) -> Self {
+        Self { volatility: Volatility::Immutable, ..self }
     }
 
     /// Whether it does anything to its session by itself.
@@ -75,6 +103,7 @@ pub struct Catalog {
     /// A bit for each of them, so that most words of a statement need no search.
     filter: Filter,
     is_known: bool,
+    customs: Customs,
     /// While something is being defined: what anything may do.
     doubt: Option<Box<Effects>>,
 }
@@ -188,7 +217,8 @@ impl Catalog {
             return Self::unseen();
         }
         ways.follow();
-        Self::of_names(names.into_iter().map(|(hash, node)| (hash, std::mem::take(ways.at(node)))).collect())
+        let effects = |(hash, node)| (hash, std::mem::take(ways.at(node)));
+        Self { customs: customs(functions), ..Self::of_names(names.into_iter().map(effects).collect()) }
     }
 
     /// Of a database that has too much to be looked through: whatever is named may do whatever can be asked for.
@@ -204,7 +234,7 @@ impl Catalog {
             filter.add(*hash);
             effects.foreseen = true;
         }
-        Self { names: names.into(), filter, is_known: true, doubt: None }
+        Self { names: names.into(), filter, is_known: true, customs: Customs::Unread, doubt: None }
     }
 
     /// The same, while something is being defined that will do this: until it is known under its name, anything may do
@@ -215,7 +245,7 @@ impl Catalog {
         doubt.add(defined);
         (doubt.asks_all, doubt.foreseen, doubt.relates) = (true, true, false);
         let (names, filter) = (self.names.clone(), self.filter.clone());
-        Self { names, filter, is_known: self.is_known, doubt: Some(doubt) }
+        Self { names, filter, is_known: self.is_known, customs: self.customs, doubt: Some(doubt) }
     }
 
     /// Whether no more and no less is in doubt than in another that is the same otherwise.
@@ -233,6 +263,14 @@ impl Catalog {
     /// True if no name matters and nothing is in doubt.
     pub fn is_plain(&self) -> bool {
         self.names.is_empty() && self.doubt.is_none()
+    }
+
+    /// Whether an application's own settings can be in plans.
+    pub fn customs(&self) -> Customs {
+        match self.is_known && self.doubt.is_none() {
+            true => self.customs,
+            false => Customs::Read,
+        }
     }
 
     /// True if the database was asked.
@@ -279,6 +317,38 @@ impl Catalog {
         words.feed(piece, |word| found |= self.get(word).is_some());
         found
     }
+}
+
+/// Whether a function that is declared `IMMUTABLE` reads settings, itself or by another that it names. Each is looked at again only
+/// when one that it names is news.
+fn customs(functions: &[Function]) -> Customs {
+    let readers = [name_hash(b"current_setting"), name_hash(b"pg_settings"), name_hash(b"show")];
+    let is_unseen =
+        |function: &Function| function.words.is_empty() || function.effects.pin == Some(Pin::Opaque);
+    if !functions.iter().any(|function| function.volatility == Volatility::Immutable) {
+        return Customs::Unread;
+    }
+    let names: HashSet<u64> = functions.iter().map(|function| name_hash(&function.name)).collect();
+    let mut users: HashMap<u64, Vec<usize>> = HashMap::new();
+    for (at, function) in functions.iter().enumerate() {
+        for word in function.words.intersection(&names) {
+            users.entry(*word).or_default().push(at);
+        }
+    }
+    let reads =
+        |function: &Function| is_unseen(function) || readers.iter().any(|word| function.words.contains(word));
+    let mut found: Vec<usize> = (0..functions.len()).filter(|at| reads(&functions[*at])).collect();
+    let mut is_found = vec![false; functions.len()];
+    while let Some(at) = found.pop() {
+        if std::mem::replace(&mut is_found[at], true) {
+            continue;
+        }
+        if functions[at].volatility == Volatility::Immutable {
+            return Customs::Read;
+        }
+        found.extend(users.remove(&name_hash(&functions[at].name)).into_iter().flatten());
+    }
+    Customs::Unread
 }
 
 /// What a text's words do so far, and how many more of them are looked up.
@@ -362,6 +432,7 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bearing::Bearing;
 
     fn plpgsql(oid: u32, name: &str, source: &str) -> Function {
         Function::new(oid, name.as_bytes(), b"plpgsql", source.as_bytes())
@@ -462,5 +533,38 @@ mod tests {
         let catalog = Catalog::default().doubted(&Effects::default());
         assert!(of(&catalog, "SELECT 1").asks_all && !catalog.is_plain());
         assert!(!Catalog::default().is_known());
+    }
+
+    #[test]
+    fn settings_of_ones_own_are_in_plans_only_where_an_immutable_function_reads_them() {
+        let of = |functions: &[Function]| Catalog::new(functions, &Relations::default()).customs();
+        let function = |oid, name: &[u8], source: &[u8]| Function::new(oid, name, b"sql", source);
+        let reads = || function(1, b"tenant", b"SELECT current_setting('app.tenant')");
+        let calls = || function(2, b"other", b"SELECT tenant()");
+        let last = || function(3, b"last", b"SELECT other() || 'x'");
+        assert_eq!(of(&[reads(), calls()]), Customs::Unread);
+        assert_eq!(of(&[reads(), function(2, b"one", b"SELECT 1").immutable()]), Customs::Unread);
+        assert_eq!(of(&[reads().immutable()]), Customs::Read);
+        assert_eq!(of(&[reads(), calls(), last().immutable()]), Customs::Read);
+        let long = vec![b'x'; MAX_LEXED + 1];
+        assert_eq!(of(&[function(1, b"long", &long).immutable()]), Customs::Read);
+        assert_eq!(
+            (Catalog::default().customs(), Catalog::unseen().customs()),
+            (Customs::Read, Customs::Read)
+        );
+    }
+
+    #[test]
+    fn a_function_with_settings_of_its_own_mixes_what_its_callers_mean() {
+        let of = |settings: &[u8]| {
+            let function = Function::new(1, b"f", b"sql", b"SELECT 1").configured(settings);
+            let catalog = Catalog::new(&[function], &Relations::default());
+            catalog.mentioned(b"SELECT f()").map_or(Bearing::None, |effects| effects.mixes(Customs::Unread))
+        };
+        assert_eq!(of(b"TimeZone=UTC\nwork_mem=1MB"), Bearing::Constants);
+        assert_eq!(
+            (of(b"search_path=x"), of(b"app.x=1"), of(b"")),
+            (Bearing::Plan, Bearing::None, Bearing::None)
+        );
     }
 }

@@ -30,6 +30,7 @@ pub(crate) use output::OutputBuffer;
 pub use position::Counts;
 
 use crate::PoolMode;
+use crate::bearing::Bearing;
 use crate::catalog::Catalog;
 use crate::reset::{self, Proof};
 use crate::settings::{BackendSettings, Parameters, SessionSettings};
@@ -299,6 +300,7 @@ impl Core {
             None => self.keep_channels(),
         }
         self.facts.look_at_path();
+        self.unmix(backend);
         self.facts.settings().settled(&mut backend.settings);
     }
 
@@ -347,7 +349,8 @@ impl Core {
         backend.foreign_sequences |= backend.session != self.facts.id() && backend.session != 0;
         backend.session = self.facts.id();
         self.residue.give_defaults();
-        if let Some(sql) = self.facts.settings().setup(&mut backend.settings) {
+        if let Some(sql) = self.facts.settings().setup(&mut backend.settings, self.facts.catalog().customs())
+        {
             wire::query(up, &sql);
             // A simple query destroys the unnamed statement.
             backend.unnamed = None;
@@ -366,8 +369,16 @@ impl Core {
             && !self.is_handing_over()
     }
 
+    /// The session's settings are its own again, and known: what was planned meanwhile is nobody's.
+    fn unmix(&mut self, backend: &mut BackendState) {
+        if self.residue.unmix() == Bearing::Constants {
+            backend.settings.doubt_plans();
+        }
+    }
+
     /// The connection goes back.
     pub(crate) fn detach(&mut self, backend: &mut BackendState) {
+        self.unmix(backend);
         if self.residue.end_lease() {
             backend.settings.doubt();
         }
@@ -493,6 +504,10 @@ impl Core {
             self.residue.note_changes(&effects.changes, request);
         }
         self.statements.note_effects(effects, request);
+        self.residue.mix(effects.mixes(self.facts.catalog().customs()));
+        if effects.temporary || effects.asks_all {
+            self.residue.note_temporary();
+        }
         if let Some(reason) = effects.pin {
             self.residue.mark_effects_noted();
             self.pin_for(reason);

@@ -11,6 +11,7 @@
 //! - [`reset`]: what is asked of a server between two users of a connection.
 //! - `core` (private): the protocol itself, below the conductor.
 
+mod bearing;
 mod memory;
 mod mode;
 pub mod reset;

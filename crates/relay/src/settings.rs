@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
+use crate::bearing::{Bearing, Customs};
 use wire::{identifier, literal};
 
 /// Settings that PostgreSQL reports and a client cannot set: they are what the connection and its server are.
@@ -13,29 +14,6 @@ const READ_ONLY: [&str; 6] = [
     "is_superuser",
     "session_authorization",
     "in_hot_standby",
-];
-/// Settings that decide what the words and constants of a statement mean.
-const MEANING: [&str; 20] = [
-    "role",
-    "client_encoding",
-    "DateStyle",
-    "IntervalStyle",
-    "standard_conforming_strings",
-    "TimeZone",
-    "bytea_output",
-    "extra_float_digits",
-    "quote_all_identifiers",
-    "search_path",
-    "array_nulls",
-    "backslash_quote",
-    "default_text_search_config",
-    "lc_monetary",
-    "lc_numeric",
-    "lc_time",
-    "timezone_abbreviations",
-    "transform_null_equals",
-    "xmlbinary",
-    "xmloption",
 ];
 /// How many settings of a client are carried from connection to connection, and how many bytes of names and values.
 const MAX_CARRIED: usize = 256;
@@ -141,12 +119,14 @@ pub struct BackendSettings {
     extra: Arc<Parameters>,
     /// There may be others.
     doubted: bool,
+    /// Plans may have been made under others.
+    plans_doubted: bool,
 }
 
 impl BackendSettings {
     /// Of a connection that has just logged in.
     pub fn new(reported: Arc<Parameters>) -> Self {
-        Self { reported, extra: Arc::default(), doubted: false }
+        Self { reported, extra: Arc::default(), doubted: false, plans_doubted: false }
     }
 
     /// What it last reported.
@@ -181,9 +161,14 @@ impl BackendSettings {
         self.doubted = true;
     }
 
+    /// It may have plans that were made under other settings than its sessions': all are made anew before it is used again.
+    pub fn doubt_plans(&mut self) {
+        self.plans_doubted = true;
+    }
+
     /// `DISCARD ALL`: nothing is left but what was set when it logged in.
     pub fn discard_all(&mut self) {
-        self.doubted = false;
+        (self.doubted, self.plans_doubted) = (false, false);
         self.extra = Arc::default();
     }
 
@@ -217,11 +202,9 @@ impl SessionSettings {
         &self.reported
     }
 
-    /// The settings that change what a statement means, with their values: part of a statement's identity.
-    pub fn meaning(&self) -> Parameters {
-        let value = |name: &str| self.extra.get(name.as_bytes()).or(self.reported.get(name.as_bytes()));
-        let pair = |name: &&str| Some((name.as_bytes().into(), value(name)?.into()));
-        Parameters(MEANING.iter().filter_map(pair).collect())
+    /// The settings that can tell in a prepared statement, with their values: part of its identity.
+    pub fn scope(&self, customs: Customs) -> Parameters {
+        scope(self.reported.iter().chain(self.extra.iter()), customs)
     }
 
     /// Whether it has set, or had, a limit of its own for how long a session may be idle: no connection may keep that when nobody
@@ -327,15 +310,16 @@ impl SessionSettings {
         self.suffix.is_some() && name == APPLICATION_NAME.as_bytes()
     }
 
-    /// The statements that give a connection this session's settings; `None`, at the cost of two comparisons of
-    /// pointers, if it has them.
-    pub fn setup(&self, backend: &mut BackendSettings) -> Option<String> {
+    /// The statements that give a connection this session's settings, and have it plan anew where they tell in plans; `None`, at
+    /// the cost of two comparisons of pointers, if it has them.
+    pub fn setup(&self, backend: &mut BackendSettings, customs: Customs) -> Option<String> {
         let same_reported = Arc::ptr_eq(&self.wanted, &backend.reported);
         let same_extra = Arc::ptr_eq(&self.extra, &backend.extra);
-        if same_reported && same_extra && !backend.doubted {
+        let in_doubt = backend.doubted || backend.plans_doubted;
+        if same_reported && same_extra && !in_doubt {
             return None;
         }
-        if !backend.doubted && self.wanted == backend.reported && self.extra == backend.extra {
+        if !in_doubt && self.wanted == backend.reported && self.extra == backend.extra {
             (backend.reported, backend.extra) = (self.wanted.clone(), self.extra.clone());
             return None;
         }
@@ -346,12 +330,15 @@ impl SessionSettings {
             sql.push_str("RESET ROLE;");
         }
         let all = std::mem::take(&mut backend.doubted);
+        let mut replans = std::mem::take(&mut backend.plans_doubted) || all;
+        let mut tells = |name: &[u8]| replans |= Bearing::of(name, customs) == Bearing::Constants;
         if all {
             sql.push_str("RESET ALL;");
             backend.extra = Arc::default();
         }
         let foreign = backend.extra.iter().filter(|(name, _)| self.extra.get(name).is_none());
         for (name, _) in foreign.filter(|pair| !is_role(pair)) {
+            tells(name);
             let _ = write!(sql, "RESET {};", dotted_identifier(&String::from_utf8_lossy(name)));
         }
         let changed = self.extra.iter().filter(|(name, value)| backend.extra.get(name) != Some(value));
@@ -360,7 +347,11 @@ impl SessionSettings {
         });
         let settings = changed.filter(|pair| !is_role(pair)).chain(reported);
         let role = self.extra.get(ROLE).map(|role| (ROLE, role));
-        let calls: Vec<String> = settings.chain(role).map(set_config).collect();
+        let calls: Vec<String> =
+            settings.chain(role).inspect(|(name, _)| tells(name)).map(set_config).collect();
+        if replans {
+            sql.push_str("DISCARD PLANS;");
+        }
         if !calls.is_empty() {
             let _ = write!(sql, "SELECT {}", calls.join(","));
         }
@@ -379,6 +370,14 @@ impl SessionSettings {
             backend.reported = self.wanted.clone();
         }
     }
+}
+
+/// Those of these settings that can tell in a prepared statement, in order.
+fn scope<'a>(settings: impl Iterator<Item = (&'a [u8], &'a [u8])>, customs: Customs) -> Parameters {
+    let mut telling: Vec<(&[u8], &[u8])> =
+        settings.filter(|(name, _)| Bearing::of(name, customs) > Bearing::None).collect();
+    telling.sort_unstable();
+    Parameters::new(telling.into_iter().map(|(name, value)| (name.into(), value.into())))
 }
 
 /// The call that gives a setting a value for the session.
@@ -425,7 +424,7 @@ mod tests {
     fn an_equal_connection_needs_nothing_and_is_remembered() {
         let session = SessionSettings::new(parameters(&[("TimeZone", "UTC")]), Arc::default(), None);
         let mut backend = BackendSettings::new(parameters(&[("TimeZone", "UTC")]));
-        assert_eq!(session.setup(&mut backend), None);
+        assert_eq!(session.setup(&mut backend, Customs::Unread), None);
         assert!(Arc::ptr_eq(&session.wanted, &backend.reported));
     }
 
@@ -435,10 +434,10 @@ mod tests {
         let with = SessionSettings::new(base.clone(), parameters(&[("work_mem", "1MB")]), None);
         let without = SessionSettings::new(base.clone(), Arc::default(), None);
         let mut backend = BackendSettings::new(base);
-        let sql = with.setup(&mut backend).unwrap();
+        let sql = with.setup(&mut backend, Customs::Unread).unwrap();
         assert_eq!(sql, "SELECT pg_catalog.set_config(E'work_mem',E'1MB',false)");
-        assert_eq!(with.setup(&mut backend), None);
-        assert_eq!(without.setup(&mut backend).as_deref(), Some("RESET \"work_mem\";"));
+        assert_eq!(with.setup(&mut backend, Customs::Unread), None);
+        assert_eq!(without.setup(&mut backend, Customs::Unread).as_deref(), Some("RESET \"work_mem\";"));
     }
 
     #[test]
@@ -448,11 +447,69 @@ mod tests {
         let mut backend = BackendSettings::new(base);
         backend.carry(b"my.x", b"1");
         backend.doubt();
-        let sql = session.setup(&mut backend).unwrap();
+        let sql = session.setup(&mut backend, Customs::Unread).unwrap();
         let calls =
             "pg_catalog.set_config(E'my.x',E'1',false),pg_catalog.set_config(E'TimeZone',E'UTC',false)";
-        assert_eq!(sql, format!("RESET ALL;SELECT {calls}"));
-        assert_eq!(session.setup(&mut backend), None);
+        assert_eq!(sql, format!("RESET ALL;DISCARD PLANS;SELECT {calls}"));
+        assert_eq!(session.setup(&mut backend, Customs::Unread), None);
+    }
+
+    #[test]
+    fn a_scope_is_the_same_in_whatever_order_its_settings_were_set() {
+        let one = [("work_mem", "1MB"), ("application_name", "x"), ("TimeZone", "UTC"), ("a.b", "c")];
+        let scoped = |order: &[usize], customs| {
+            let pairs = order.iter().map(|at| (one[*at].0.as_bytes(), one[*at].1.as_bytes()));
+            scope(pairs, customs)
+        };
+        assert_eq!(scoped(&[0, 1, 2, 3], Customs::Unread), scoped(&[3, 2, 1, 0], Customs::Unread));
+        let names = |customs| {
+            let scope = scoped(&[0, 1, 2, 3], customs);
+            scope.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(Customs::Unread), ["TimeZone", "work_mem"]);
+        assert_eq!(names(Customs::Read), ["TimeZone", "a.b", "work_mem"]);
+    }
+
+    /// What is in plans as a constant is not another session's.
+    #[test]
+    fn plans_are_made_anew_where_a_setting_that_tells_in_them_is_another() {
+        let base = parameters(&[("TimeZone", "UTC"), ("application_name", "x")]);
+        let session = |reported: &[(&str, &str)], extra: &[(&str, &str)]| {
+            SessionSettings::new(parameters(reported), parameters(extra), None)
+        };
+        for (reported, extra, customs, replans) in [
+            (&[("TimeZone", "Asia/Tokyo"), ("application_name", "x")], &[][..], Customs::Unread, true),
+            (&[("TimeZone", "UTC"), ("application_name", "y")], &[], Customs::Unread, false),
+            (
+                &[("TimeZone", "UTC"), ("application_name", "x")],
+                &[("work_mem", "1MB")],
+                Customs::Unread,
+                false,
+            ),
+            (&[("TimeZone", "UTC"), ("application_name", "x")], &[("my.x", "1")], Customs::Unread, false),
+            (&[("TimeZone", "UTC"), ("application_name", "x")], &[("my.x", "1")], Customs::Read, true),
+            (
+                &[("TimeZone", "UTC"), ("application_name", "x")],
+                &[("xmloption", "document")],
+                Customs::Unread,
+                true,
+            ),
+        ] {
+            let (one, other) =
+                (session(reported, extra), SessionSettings::new(base.clone(), Arc::default(), None));
+            let mut backend = BackendSettings::new(base.clone());
+            let sql = one.setup(&mut backend, customs).unwrap();
+            assert_eq!(sql.contains("DISCARD PLANS;"), replans, "{sql}");
+            // And on the way back.
+            backend.reported = one.wanted.clone();
+            let sql = other.setup(&mut backend, customs).unwrap();
+            assert_eq!(sql.contains("DISCARD PLANS;"), replans, "{sql}");
+        }
+        let mut backend = BackendSettings::new(base.clone());
+        let session = SessionSettings::new(base, Arc::default(), None);
+        backend.doubt_plans();
+        assert_eq!(session.setup(&mut backend, Customs::Unread).as_deref(), Some("DISCARD PLANS;"));
+        assert_eq!(session.setup(&mut backend, Customs::Unread), None);
     }
 
     #[test]

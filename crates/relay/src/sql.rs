@@ -8,6 +8,7 @@ mod outside;
 pub mod scan;
 pub mod words;
 
+use crate::bearing::{Bearing, Customs};
 use body::{Findings, Language};
 pub use body::{names_temp_schema, of_function};
 use budget::{MAX_LEXED, MAX_SETTINGS};
@@ -100,6 +101,8 @@ pub struct Effects {
     pub settings: Vec<String>,
     /// It may make an object of the session that is no setting: a temporary table, a lock, a channel, ….
     pub makes_objects: bool,
+    /// That may be a temporary object, which others of its name are hidden by.
+    pub temporary: bool,
     /// It may end one.
     pub ends_objects: bool,
     /// It asks for the channels that the session listens to, or changes them.
@@ -195,6 +198,23 @@ impl Effects {
         (self.foreseen, self.asks_all) = (true, true);
     }
 
+    /// What it has to do with prepared statements that settings may be others than the session's, from its beginning to the end of its
+    /// transaction.
+    pub fn mixes(&self, customs: Customs) -> Bearing {
+        let is_any = self.asks_all || self.calls || self.resets_all || self.rereads;
+        if is_any || matches!(self.pin, Some(Pin::Opaque | Pin::Setting | Pin::Role)) {
+            return Bearing::Constants;
+        }
+        let changed =
+            self.changes.iter().filter_map(Change::name).chain(self.settings.iter().map(String::as_str));
+        changed.map(|name| Bearing::of(name.as_bytes(), customs)).max().unwrap_or(Bearing::None)
+    }
+
+    /// It sets this for as long as it runs.
+    pub fn sets_meanwhile(&mut self, name: &str) {
+        self.change(Change::Set(name.to_lowercase()));
+    }
+
     /// True if what comes behind it may be read otherwise than what came before.
     pub fn may_reread(&self) -> bool {
         self.rereads || self.asks_all || self.calls || self.pin == Some(Pin::Opaque)
@@ -211,6 +231,7 @@ impl Effects {
     pub fn matter(&self) -> bool {
         let (foreseen, relates, changes) = (self.foreseen, self.relates, self.changes.clone());
         *self != Self { foreseen, relates, changes, ..Self::default() }
+            || self.mixes(Customs::Unread) > Bearing::None
     }
 
     /// It sets or resets this, for however long.
@@ -223,6 +244,7 @@ impl Effects {
 
     /// Of more than can be kept, the command tags tell which is which.
     fn change(&mut self, change: Change) {
+        self.changes.retain(|known| *known != change);
         if self.changes.len() < MAX_SETTINGS {
             self.changes.push(change);
         }
@@ -243,9 +265,11 @@ impl Effects {
     pub fn add(&mut self, other: &Self) {
         self.pin = self.pin.or(other.pin);
         other.settings.iter().for_each(|name| self.add_setting(name.clone()));
-        other.changes.iter().for_each(|change| self.change(change.clone()));
+        let news = other.changes.iter().filter(|change| !self.changes.contains(change)).cloned();
+        news.collect::<Vec<_>>().into_iter().for_each(|change| self.change(change));
         self.foreseen |= other.foreseen;
         self.makes_objects |= other.makes_objects;
+        self.temporary |= other.temporary;
         self.ends_objects |= other.ends_objects;
         self.channels |= other.channels;
         self.notifies |= other.notifies;
@@ -390,10 +414,12 @@ fn look_at<'a>(statement: &[Token<'a>], company: Company, findings: &mut Finding
         _ => {}
     }
     let effects = findings.here();
-    effects.makes_objects |= statement
+    let temporary = statement
         .iter()
         .enumerate()
         .any(|(i, token)| (token.is("create") || token.is("into")) && makes_temporary(&statement[i + 1..]));
+    effects.makes_objects |= temporary;
+    effects.temporary |= temporary;
     if statement.iter().any(|t| t.is("pg_settings")) && statement.iter().any(|t| t.is("update")) {
         effects.pin_for(Pin::Setting);
     }
@@ -566,7 +592,7 @@ fn function(word: &str, effects: &mut Effects) {
         "pg_listening_channels" => effects.channels = true,
         "setseed" => effects.pin_for(Pin::Opaque),
         "currval" | "lastval" => effects.reads_sequences = true,
-        _ if word.starts_with("pg_temp") => effects.makes_objects = true,
+        _ if word.starts_with("pg_temp") => (effects.makes_objects, effects.temporary) = (true, true),
         _ if word.starts_with("dblink") || word.starts_with("pg_replication_origin_") => {
             effects.pin_for(Pin::Opaque);
         }
@@ -642,7 +668,27 @@ mod tests {
         ] {
             assert_eq!(of(text).changes, expected, "{text}");
         }
-        assert!(!of("SET datestyle TO iso").matter());
+        assert!(!of("SET application_name TO x").matter() && of("SET LOCAL datestyle TO iso").matter());
+    }
+
+    /// From then on, to the end of the transaction, statements may mean something else than the session's settings say.
+    #[test]
+    fn settings_that_are_set_for_however_long_mix_what_statements_mean() {
+        for (text, expected) in [
+            ("SET LOCAL TIME ZONE 'UTC'", Bearing::Constants),
+            ("SELECT set_config('datestyle', 'iso', true)", Bearing::Constants),
+            ("SELECT set_config($1, $2, true)", Bearing::Constants),
+            ("RESET ALL", Bearing::Constants),
+            ("SET LOCAL search_path = a", Bearing::Plan),
+            ("SET LOCAL ROLE bob", Bearing::Plan),
+            ("RESET work_mem", Bearing::Plan),
+            ("SET LOCAL statement_timeout = 5", Bearing::None),
+            ("SET app.tenant = 5", Bearing::None),
+            ("SELECT 1", Bearing::None),
+        ] {
+            assert_eq!(of(text).mixes(Customs::Unread), expected, "{text}");
+        }
+        assert_eq!(of("SET LOCAL app.tenant = 5").mixes(Customs::Read), Bearing::Constants);
     }
 
     #[test]

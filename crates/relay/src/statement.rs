@@ -13,8 +13,8 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 
 pub use names::{LongText, Named, Names, Told, Unnamed, UnnamedText, significant};
-pub use prepared::{Held, Owner, Prepared};
-pub use shape::{Described, Lesson, Shape};
+pub use prepared::{Held, Prepared};
+pub use shape::{Described, Lesson, Owner, Shape};
 
 use super::Catalog;
 use super::settings::Parameters;
@@ -130,7 +130,7 @@ impl Statement {
         if let Some(shape) = last.as_ref().filter(|shape| shape.is(&described)) {
             return shape.clone();
         }
-        let shape = interner.shape(described);
+        let shape = Arc::new(Shape::new(interner.number(), described, Owner::All));
         *last = Some(shape.clone());
         shape
     }
@@ -312,8 +312,8 @@ impl Interner {
     }
 
     /// What was described, shared with nobody.
-    pub fn shape(&self, described: Described) -> Arc<Shape> {
-        Arc::new(Shape::new(self.number(), described))
+    pub fn own_shape(&self, described: Described) -> Arc<Shape> {
+        Arc::new(Shape::new(self.number(), described, Owner::Session))
     }
 
     /// What is prepared under a number is called so on upstream connections.
@@ -392,7 +392,7 @@ mod tests {
         let one = statement.shaped(described(b"\0\0"), &interner);
         assert!(Arc::ptr_eq(&one, &statement.shaped(described(b"\0\0"), &interner)));
         let other = statement.shaped(described(b"\0\x01\0\0\0\x17"), &interner);
-        assert!(one.id() != other.id() && !Arc::ptr_eq(&one, &interner.shape(described(b"\0\0"))));
+        assert!(one.id() != other.id() && interner.own_shape(described(b"\0\0")).id() != one.id());
     }
 
     #[test]

@@ -195,7 +195,7 @@ impl Core {
             }
             None => {}
         }
-        let held = named.held(&mut backend.prepared);
+        let held = self.held(named, backend);
         if let (Held::Yes(number), true) = (held, self.statements.is_trusted()) {
             return Place::Under(number);
         }

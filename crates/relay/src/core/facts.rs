@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use crate::catalog::Catalog;
-use crate::settings::SessionSettings;
+use crate::settings::{Parameters, SessionSettings};
 use crate::sql::{self, Effects, Pin};
 use crate::{PoolMode, UserMemory};
 use wire::error::{Fault, Refusal, SqlState};
@@ -123,6 +123,11 @@ impl SessionFacts {
         &mut self.settings
     }
 
+    /// Those of its settings that a statement is known by, with their values.
+    pub(super) fn scope(&self) -> Parameters {
+        self.settings.scope(self.catalog.customs())
+    }
+
     /// What the sessions of its user remember together.
     pub(super) fn memory(&self) -> &UserMemory {
         &self.shown.memory
@@ -197,7 +202,7 @@ impl SessionFacts {
             TempPath::Never => effects,
             TempPath::Perhaps => {
                 let mut effects = effects.unwrap_or_default();
-                effects.makes_objects = true;
+                (effects.makes_objects, effects.temporary) = (true, true);
                 Some(effects)
             }
         }
@@ -288,7 +293,6 @@ impl SessionFacts {
 pub(super) mod tests {
     use super::*;
     use crate::catalog::{Function, Relations};
-    use crate::settings::Parameters;
     use crate::sql::Change;
 
     pub(in super::super) fn facts() -> SessionFacts {

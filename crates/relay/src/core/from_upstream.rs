@@ -289,6 +289,12 @@ impl Core {
         }
         self.settings_are_told(request.map_or(0, |request| request.number));
         self.position.ready(transaction);
+        if transaction == Transaction::None
+            && self.position.requests().is_empty()
+            && !self.residue.is_touched()
+        {
+            self.unmix(backend);
+        }
         Ok(Step::Pass)
     }
 

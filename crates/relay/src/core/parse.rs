@@ -9,7 +9,7 @@ use super::requests::{Kind, Note};
 use super::sequences::FORGET_SEQUENCES;
 use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED};
 use crate::sql::{Effects, Pin};
-use crate::statement::{Held, Named, Owner, UnnamedText, significant};
+use crate::statement::{Held, Named, UnnamedText, significant};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::{HEADER, cstr, identifier};
 
@@ -69,11 +69,7 @@ impl Core {
             return Ok(Step::Done);
         }
         let body = shown.as_deref().unwrap_or(names.after);
-        let statement = self.statements.interner().intern(
-            body,
-            self.facts.connection(),
-            &self.facts.settings().meaning(),
-        );
+        let statement = self.statements.interner().intern(body, self.facts.connection(), &self.facts.scope());
         if let Some(effects) = effects.filter(|effects| effects.channels || !self.facts.can_lex()) {
             // It may be bound in the same batch, and then a transaction has begun.
             self.note_extended_effects(&effects, backend, up.buffer());
@@ -92,7 +88,7 @@ impl Core {
             }
             self.send_empty(EMPTY, up);
             self.position.requests_mut().push_hidden(Kind::Parse, Some(Note::Prepared(EMPTY)));
-            self.remember_prepared(EMPTY, Owner::All, wires.backend, up);
+            self.remember_prepared(EMPTY, wires.backend, up);
         }
         let taken = taken.unwrap_or(EMPTY);
         wire::message(up, b'P', |out| {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::requests::{Kind, Note};
 use super::statements::Outcome;
 use super::{BackendState, Core, OutputBuffer};
-use crate::statement::{Lesson, Named, Owner, Shape, Statement, Told, significant};
+use crate::bearing::Bearing;
+use crate::statement::{Held, Lesson, Named, Owner, Shape, Statement, Told, significant};
 use wire::cstr;
 
 /// The number of a statement of pgusher's own that does nothing.
@@ -41,8 +42,8 @@ impl Core {
         let name_given =
             Note::Named { name: significant(name).into(), previous: None, prepared: Some(number) };
         self.position.requests_mut().push_noted(Kind::Parse, name_given);
-        let owner = Owner::All;
-        self.remember_prepared(number, owner, backend, up);
+        let owner = self.owner();
+        self.remember_prepared(number, backend, up);
         let named = Named { statement: statement.clone(), request: giver, told: Told::Soon(number) };
         self.statements.put(name, Some(named));
         self.describe(Teaching { giver, statement, number, owner, expected: None }, up);
@@ -62,7 +63,7 @@ impl Core {
         let statement = self.statements.interner().intern(
             named.statement.body(),
             self.facts.connection(),
-            &self.facts.settings().meaning(),
+            &self.facts.scope(),
         );
         let expected = named.shape().cloned();
         match &expected {
@@ -74,8 +75,8 @@ impl Core {
             }
         }
         self.position.requests_mut().push_hidden(Kind::Parse, Some(Note::Prepared(number)));
-        let owner = Owner::All;
-        self.remember_prepared(number, owner, backend, out);
+        let owner = self.owner();
+        self.remember_prepared(number, backend, out);
         let compares = expected.is_some();
         if !compares {
             self.statements.tell(named.request, &statement, &Told::Soon(number));
@@ -86,6 +87,24 @@ impl Core {
             return None;
         }
         Some(number)
+    }
+
+    /// Whose it is what is prepared now.
+    pub(super) fn owner(&self) -> Owner {
+        match self.residue.mixed() > Bearing::None || self.residue.has_temporary() {
+            true => Owner::Session,
+            false => Owner::All,
+        }
+    }
+
+    /// Whether the connection has a statement as its client knows it. Among temporary objects its tables may be others than those of
+    /// what all share.
+    pub(super) fn held(&self, named: &Named, backend: &mut BackendState) -> Held {
+        let is_shared = named.shape().is_some_and(|shape| shape.owner() == Owner::All);
+        match is_shared && self.residue.has_temporary() {
+            true => Held::No,
+            false => named.held(&mut backend.prepared),
+        }
     }
 
     fn describe(&mut self, teaching: Teaching, up: &mut Vec<u8>) {
@@ -128,10 +147,9 @@ impl Core {
             return self.statements.compared(giver, Outcome::Differs);
         }
         let compared = expected.is_some();
-        let shape = match (owner, expected) {
-            (Owner::All, _) => statement.shaped(described, self.statements.interner()),
-            (Owner::Lease, Some(shape)) => shape,
-            (Owner::Lease, None) => self.statements.interner().shape(described),
+        let shape = match owner {
+            Owner::All => statement.shaped(described, self.statements.interner()),
+            Owner::Session => self.statements.interner().own_shape(described),
         };
         backend.prepared.describe(number, shape.id());
         let told = Told::Shape(shape);
@@ -144,15 +162,9 @@ impl Core {
     }
 
     /// The `Parse` that was sent last is of this number. What must go for it, goes; and so do those that nobody asks for any more.
-    pub(super) fn remember_prepared(
-        &mut self,
-        number: u64,
-        owner: Owner,
-        backend: &mut BackendState,
-        up: &mut Vec<u8>,
-    ) {
+    pub(super) fn remember_prepared(&mut self, number: u64, backend: &mut BackendState, up: &mut Vec<u8>) {
         let request = self.position.requests().last_number();
-        let oldest = backend.prepared.insert(number, request, owner, backend.max_prepared);
+        let oldest = backend.prepared.insert(number, request, backend.max_prepared);
         for number in oldest.into_iter().chain(backend.prepared.take_stale()) {
             self.close_upstream(number, up);
         }

@@ -1,6 +1,7 @@
 //! What a session may have left on its connection: whether the connection is to be asked, and for how long it is kept.
 
 use super::probe::{self, Left, Touched};
+use crate::bearing::Bearing;
 use crate::reset::Proof;
 use crate::settings::SessionSettings;
 use crate::sql::{Change, Effects, Pin};
@@ -28,6 +29,16 @@ pub(super) struct Residue {
     repeatable: Option<Box<Touched>>,
     asked: Option<Box<Question>>,
     probes_failed: u8,
+    mixed: Bearing,
+    temporary: Temporary,
+}
+
+/// Whether the session may have temporary objects.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Temporary {
+    #[default]
+    None,
+    Perhaps,
 }
 
 /// Whether the session keeps its connection, and why.
@@ -231,14 +242,39 @@ impl Residue {
             self.pinned = left.pin.map_or(Pinned::No, Pinned::WhileLeft);
         }
         if touched.objects && self.pinned == Pinned::No {
-            self.repeatable = None;
+            (self.repeatable, self.temporary) = (None, Temporary::None);
         }
         Some(Probed::Known(touched, left))
     }
 
+    /// Settings may be others than the session's, as far as this has to do with prepared statements.
+    pub(super) fn mix(&mut self, bearing: Bearing) {
+        self.mixed = self.mixed.max(bearing);
+    }
+
+    /// What they have to do with them, if they may.
+    pub(super) fn mixed(&self) -> Bearing {
+        self.mixed
+    }
+
+    /// They are not any more; what they had to do with them.
+    pub(super) fn unmix(&mut self) -> Bearing {
+        std::mem::take(&mut self.mixed)
+    }
+
+    /// A statement that may make temporary objects is about to be under way.
+    pub(super) fn note_temporary(&mut self) {
+        self.temporary = Temporary::Perhaps;
+    }
+
+    /// True if the session may have any.
+    pub(super) fn has_temporary(&self) -> bool {
+        self.temporary == Temporary::Perhaps
+    }
+
     /// A lease ends; true if the connection may have settings that cannot be asked for.
     pub(super) fn end_lease(&mut self) -> bool {
-        self.noted = Noted::No;
+        (self.noted, self.temporary) = (Noted::No, Temporary::None);
         self.give_defaults();
         std::mem::take(&mut self.tracking) == Tracking::Partial
     }

@@ -219,6 +219,57 @@ fn what_is_prepared_again_has_the_types_that_were_told_and_is_compared_before_it
     }
 }
 
+/// What is parsed where settings are others than its session's is known by them to nobody else.
+#[test]
+fn what_is_prepared_under_settings_of_a_transaction_is_shared_with_nobody() {
+    let interner = Arc::new(Interner::new(7));
+    let mut one = Bench::with(&interner, 1);
+    for (sql, tag) in [("BEGIN", "BEGIN"), ("SET LOCAL TIME ZONE 'UTC'", "SET")] {
+        one.client(&m(b'Q', format!("{sql}\0").as_bytes()));
+        one.upstream(&[m(b'C', format!("{tag}\0").as_bytes()), m(b'Z', b"T")].concat());
+    }
+    one.client(&[parse("a", "SELECT 1"), m(b'S', b"")].concat());
+    one.upstream(&[m(b'1', b""), described(&[], Some("a")), m(b'Z', b"T")].concat());
+    one.client(&m(b'Q', b"COMMIT\0"));
+    one.upstream(&[m(b'C', b"COMMIT\0"), m(b'Z', b"I")].concat());
+    assert!(one.core.may_release());
+    one.core.detach(&mut one.backend);
+    // Who was told the same of the same text has it prepared again; and what was planned is planned anew.
+    let mut two = Bench::with(&interner, 2);
+    two.names("a", "SELECT 1");
+    std::mem::swap(&mut one.backend, &mut two.backend);
+    let mut up = Vec::new();
+    two.core.attach(&mut two.backend, &mut up);
+    assert_eq!(up, m(b'Q', b"DISCARD PLANS;\0"));
+    two.upstream(&[m(b'C', b"DISCARD PLANS\0"), m(b'Z', b"I")].concat());
+    let (up, ..) = two.client(&[bind("a"), m(b'S', b"")].concat());
+    assert_eq!(Bench::tags(&up), "PDH");
+    two.upstream(&[m(b'1', b""), described(&[], Some("a"))].concat());
+    let (up, ..) = two.client(&[bind("a"), m(b'S', b"")].concat());
+    assert_eq!(Bench::tags(&up), "BS");
+    two.upstream(&[m(b'2', b""), m(b'Z', b"I")].concat());
+    two.core.detach(&mut two.backend);
+    // Its own session has it still.
+    std::mem::swap(&mut one.backend, &mut two.backend);
+    assert_eq!(Bench::tags(&one.client(&[bind("a"), m(b'S', b"")].concat()).0), "BS");
+}
+
+/// A table of that name may be another one now.
+#[test]
+fn among_temporary_objects_what_all_share_is_not_used() {
+    let mut bench = Bench::new();
+    bench.names("a", "SELECT a FROM t");
+    bench.client(&m(b'Q', b"CREATE TEMP TABLE t (a int)\0"));
+    bench.upstream(&[m(b'C', b"CREATE TABLE\0"), m(b'Z', b"I")].concat());
+    let uses = [bind("a"), m(b'S', b"")].concat();
+    assert_eq!(Bench::tags(&bench.client(&uses).0), "PDH");
+    bench.upstream(&[m(b'1', b""), described(&[], Some("a"))].concat());
+    for _ in 0..2 {
+        assert_eq!(Bench::tags(&bench.client(&uses).0), "BS", "once");
+        bench.upstream(&[m(b'2', b""), m(b'Z', b"I")].concat());
+    }
+}
+
 /// It cannot be prepared: the client hears why, in place of an answer to what it has sent.
 #[test]
 fn what_cannot_be_prepared_again_is_refused_as_the_server_says() {

@@ -15,8 +15,6 @@ pub struct Prepared {
     uses: BinaryHeap<Reverse<(u64, u64)>>,
     /// Nobody will ask for these any more: they are to be closed.
     stale: Vec<u64>,
-    /// These are for the session that has the connection.
-    of_lease: Vec<u64>,
     clock: u64,
     /// Which lease it is: requests are numbered within one.
     lease: u64,
@@ -30,15 +28,6 @@ struct Use {
     lease: u64,
     shape: u64,
     doubt: Doubt,
-}
-
-/// For whom it was prepared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
-    /// For all who have a statement of its text.
-    All,
-    /// For the session that has the connection, and no longer than that: under settings that are not those by which it is known.
-    Lease,
 }
 
 /// Whether the connection may have lost it.
@@ -84,13 +73,10 @@ impl Prepared {
     }
 
     /// It has this one now. Answers which one must go to keep to the limit.
-    pub fn insert(&mut self, number: u64, request: u64, owner: Owner, limit: usize) -> Option<u64> {
+    pub fn insert(&mut self, number: u64, request: u64, limit: usize) -> Option<u64> {
         self.clock += 1;
         let (shape, doubt) = (NO_SHAPE, Doubt::No);
         self.known.insert(number, Use { last: self.clock, request, lease: self.lease, shape, doubt });
-        if owner == Owner::Lease {
-            self.of_lease.push(number);
-        }
         if self.uses.len() > 2 * self.known.len() {
             // Of many that are there no more.
             self.uses = self.known.iter().map(|(number, used)| Reverse((used.last, *number))).collect();
@@ -131,7 +117,7 @@ impl Prepared {
 
     /// It has it after all, and nobody asks for it: it was to be closed.
     pub fn revive(&mut self, number: u64, request: u64) {
-        self.insert(number, request, Owner::All, usize::MAX);
+        self.insert(number, request, usize::MAX);
         self.stale.push(number);
     }
 
@@ -180,11 +166,8 @@ impl Prepared {
         self.of_shape.retain(|_, number| known.contains_key(number));
     }
 
-    /// The lease is over: request numbers of the next one start anew, and what was prepared for it alone is to be closed.
+    /// The lease is over: request numbers of the next one start anew.
     pub fn end_lease(&mut self) {
-        while let Some(number) = self.of_lease.pop() {
-            self.abandon(number);
-        }
         self.lease += 1;
     }
 
@@ -205,17 +188,17 @@ mod tests {
 
     fn numbers(prepared: &mut Prepared, numbers: &[u64]) {
         for number in numbers {
-            assert_eq!(prepared.insert(*number, *number, Owner::All, 9), None);
+            assert_eq!(prepared.insert(*number, *number, 9), None);
         }
     }
 
     #[test]
     fn the_least_recently_used_goes_first() {
         let mut prepared = Prepared::default();
-        assert_eq!(prepared.insert(1, 1, Owner::All, 2), None);
-        assert_eq!(prepared.insert(2, 2, Owner::All, 2), None);
+        assert_eq!(prepared.insert(1, 1, 2), None);
+        assert_eq!(prepared.insert(2, 2, 2), None);
         assert_eq!(prepared.hold(1), Held::Yes(1));
-        assert_eq!(prepared.insert(3, 3, Owner::All, 2), Some(2));
+        assert_eq!(prepared.insert(3, 3, 2), Some(2));
         assert_eq!(
             (prepared.hold(1), prepared.hold(3), prepared.hold(2)),
             (Held::Yes(1), Held::Yes(3), Held::No)
@@ -249,23 +232,6 @@ mod tests {
         assert_eq!((prepared.hold_shape(7), prepared.hold_shape(8)), (Held::No, Held::Yes(2)));
         prepared.forget_before(3);
         assert_eq!((prepared.hold_shape(8), prepared.len()), (Held::No, 0));
-    }
-
-    #[test]
-    fn what_was_prepared_for_one_lease_is_not_found_in_the_next() {
-        let mut prepared = Prepared::default();
-        prepared.insert(1, 1, Owner::All, 9);
-        prepared.describe(1, 7);
-        prepared.insert(2, 2, Owner::Lease, 9);
-        prepared.describe(2, 7);
-        prepared.insert(3, 3, Owner::Lease, 9);
-        prepared.describe(3, 8);
-        assert_eq!((prepared.hold_shape(7), prepared.hold_shape(8)), (Held::Yes(2), Held::Yes(3)));
-        prepared.end_lease();
-        assert_eq!((prepared.hold_shape(7), prepared.hold_shape(8)), (Held::No, Held::No));
-        let mut stale = prepared.take_stale();
-        stale.sort_unstable();
-        assert_eq!((stale, prepared.is_empty()), (vec![1, 2, 3], true));
     }
 
     #[test]

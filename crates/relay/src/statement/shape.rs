@@ -14,10 +14,20 @@ pub(super) const NO_SHAPE: u64 = 0;
 type Digest = [u8; 32];
 
 /// See the module.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Shape {
     id: u64,
     described: Described,
+    owner: Owner,
+}
+
+/// Whose a shape is, and what is prepared of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// All sessions' who were told the same of the same text.
+    All,
+    /// One session's: it was parsed under settings that are not those by which it is known, or among its temporary objects.
+    Session,
 }
 
 /// What a server says of a statement (PostgreSQL's manual, "Message Formats": `ParameterDescription`, `RowDescription`, `NoData`).
@@ -32,8 +42,13 @@ pub struct Described {
 
 impl Shape {
     /// What was described, under a number that no other has.
-    pub(super) fn new(id: u64, described: Described) -> Self {
-        Self { id, described }
+    pub(super) fn new(id: u64, described: Described, owner: Owner) -> Self {
+        Self { id, described, owner }
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> Owner {
+        self.owner
     }
 
     /// Its number.
@@ -232,7 +247,7 @@ mod tests {
         assert_eq!(none, described(b"\0\0", None, &[9]));
         assert_ne!(none, described(b"\0\0", Some(&row(&[])), &[1]));
         assert_ne!(none, described(b"\0\x01\0\0\0\x17", None, &[3]));
-        let shape = Shape::new(3, none.clone());
+        let shape = Shape::new(3, none.clone(), Owner::All);
         assert!(
             shape.is(&none) && shape.has_no_columns() && shape.parameters() == b"\0\0" && shape.id() == 3
         );
