@@ -55,7 +55,11 @@ fn prepares(name: &str, text: &str) -> Vec<u8> {
 }
 
 fn uses(name: &str) -> Vec<u8> {
-    [bind("", name, &[]), execute(), sync()].concat()
+    uses_with(name, &[])
+}
+
+fn uses_with(name: &str, parameters: &[&str]) -> Vec<u8> {
+    [bind("", name, parameters), execute(), sync()].concat()
 }
 
 /// Two sessions, each with its settings by turns at startup, by `SET` and in the transaction alone, prepare the same texts and use
@@ -96,7 +100,9 @@ fn take_turns(name: &str, settings: [&[(&str, &str)]; 2], texts: &[&str]) {
         }
         for _ in 0..7 {
             for number in [0, 1] {
-                let all = (0..texts.len()).map(|at| uses(&format!("s{at}"))).collect();
+                let parameters = |text: &str| if text.contains("$1") { &["on"][..] } else { &[] };
+                let all = texts.iter().enumerate();
+                let all = all.map(|(at, text)| uses_with(&format!("s{at}"), parameters(text))).collect();
                 around(&mut steps, number, all);
             }
         }
@@ -174,7 +180,12 @@ fn names_are_found_in_each_sessions_own_schemas() {
     take_turns(
         "schemas",
         [&[("search_path", "tenant_one, public")], &[("search_path", "tenant_two, public")]],
-        &["SELECT n FROM rented", "SELECT n FROM rented WHERE x = 'on'", "SELECT tenant_n()"],
+        &[
+            "SELECT n FROM rented",
+            "SELECT n FROM rented WHERE x = 'on'",
+            "SELECT n FROM rented WHERE x = $1",
+            "SELECT tenant_n()",
+        ],
     );
     made("DROP SCHEMA tenant_one CASCADE; DROP SCHEMA tenant_two CASCADE; DROP FUNCTION tenant_n()");
 }
@@ -214,7 +225,8 @@ fn a_plan_made_within_a_transaction_is_no_other_sessions() {
         ));
         steps.push((0, query("BEGIN")));
         steps.push((0, query(local)));
-        // What it answers here is PostgreSQL's to say: it is parsed again under the settings of now.
+        // It is parsed again, under the settings of now.
+        steps.push((0, uses("s")));
         steps.push((0, query(by)));
         for _ in 0..3 {
             steps.push((1, uses("s")));
