@@ -49,6 +49,8 @@ const APPLICATION_NAME: &str = "application_name";
 const SETTLED: Duration = Duration::from_secs(1);
 /// How many different sets of startup settings a pool remembers the outcome of.
 const MAX_STARTUPS: usize = 256;
+/// How long what a standby has said of itself is told to others.
+const STANDBY_KNOWN: Duration = Duration::from_secs(1);
 
 /// The two runtimes: one does what is slow, the other relays.
 #[derive(Debug, Clone)]
@@ -105,7 +107,7 @@ pub struct Pool {
     share: Share,
     /// What the last connection reported when it was opened: the database's defaults, and since when.
     defaults: Mutex<Option<(Arc<Parameters>, Instant)>>,
-    startups: Mutex<HashMap<Settings, Welcome>>,
+    startups: Mutex<HashMap<Settings, (Welcome, Instant)>>,
     /// How many sessions keep a connection beyond a transaction.
     pinned: AtomicUsize,
     /// The way to the connection that listens for everybody, while there is one.
@@ -321,8 +323,13 @@ impl Pool {
     /// # Errors
     /// There is no connection, or the upstream refuses a setting: then with its own words.
     pub async fn welcome(self: &Arc<Self>, startup: &Settings, user: &UserName) -> Result<Welcome, Refusal> {
-        if let Some(known) = self.startups.lock().get(startup) {
-            return Ok(known.clone());
+        let known = |startup: &Settings| {
+            let startups = self.startups.lock();
+            let known = startups.get(startup).filter(|(welcome, since)| welcome.is_still_so(*since));
+            known.map(|(welcome, _)| welcome.clone())
+        };
+        if let Some(known) = known(startup) {
+            return Ok(known);
         }
         // A client that differs from a known one only by its plain name needs no connection either. How
         // PostgreSQL writes a name that is not plain ASCII differs between its versions: it is asked.
@@ -330,8 +337,8 @@ impl Pool {
         let plain = name.len() < 64 && name.bytes().all(|b| (0x20..0x7f).contains(&b));
         let unnamed = startup.without(APPLICATION_NAME);
         let epoch = self.settings.load().0;
-        let known = self.startups.lock().get(&unnamed).filter(|_| plain).cloned();
-        let welcome = match known {
+        let now = Instant::now();
+        let welcome = match known(&unnamed).filter(|_| plain) {
             Some(known) => known.named(name),
             None => {
                 let (mut lease, usage) = self.acquire_fit(user).await?;
@@ -349,11 +356,19 @@ impl Pool {
         if startups.len() >= MAX_STARTUPS {
             startups.clear();
         }
-        if plain {
-            startups.entry(unnamed).or_insert_with(|| welcome.named(""));
-        }
         // The same allocation for every client with these: at a checkout, a comparison of pointers is enough.
-        Ok(startups.entry(startup.clone()).or_insert(welcome).clone())
+        let mut put = |startup: Settings, welcome: Welcome| {
+            let known = startups.entry(startup).or_insert_with(|| (welcome.clone(), now));
+            if known.0.reported != welcome.reported {
+                known.0 = welcome;
+            }
+            known.1 = now;
+            known.0.clone()
+        };
+        if plain {
+            put(unnamed, welcome.named(""));
+        }
+        Ok(put(startup.clone(), welcome))
     }
 }
 
@@ -362,6 +377,12 @@ fn application_name(startup: &Settings) -> Option<&str> {
 }
 
 impl Welcome {
+    /// Whether what was asked then can still be told: a standby may have been promoted, of which nobody tells an idle connection, and
+    /// clients that look for a primary never ask (`target_session_attrs`).
+    fn is_still_so(&self, since: Instant) -> bool {
+        self.reported.get(b"in_hot_standby") != Some(b"on") || since.elapsed() < STANDBY_KNOWN
+    }
+
     fn named(&self, application_name: &str) -> Self {
         let (name, value) = (APPLICATION_NAME.as_bytes(), application_name.as_bytes());
         let reported = match self.reported.get(name) {

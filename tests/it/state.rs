@@ -1,6 +1,6 @@
 //! What a client does to its session in transaction mode: carried, or kept, and never another's.
 
-use super::house::{Pgusher, eventually, pair, warehouse};
+use super::house::{Pgusher, Postgres, eventually, pair, warehouse};
 use super::relay::{one_connection, with_options};
 use super::wire::{Message, Raw, bind, execute, message, parse, query, sync};
 
@@ -633,6 +633,26 @@ fn last_values_of_sequences_are_ones_own_in_both_protocols() {
     assert_eq!(answer.iter().map(|m| m.tag).collect::<String>(), "12DC12DCZ", "{answer:?}");
     assert_eq!(answer[6].columns(), ["t"]);
     pair().dev.sql("dev", "DROP SEQUENCE own_seq");
+}
+
+/// Whoever looks for a primary (`target_session_attrs`) reads what he is told at login, and asks nothing.
+#[test]
+fn later_logins_are_told_that_a_standby_was_promoted() {
+    let server = Postgres::start("standby");
+    server.ctl("stop", &[]);
+    std::fs::write(server.folder.join("data/standby.signal"), "").unwrap();
+    server.ctl("start", &[]);
+    let base =
+        format!("[connections.standby]\nhost = \"127.0.0.1\"\nport = {}\nusername = \"app\"\n", server.port);
+    let pgusher = Pgusher::start(&(warehouse("", "", "") + &base));
+    let told = || {
+        let pairs = [("user", "raw"), ("database", "standby")];
+        let raw = Raw::login_with(pgusher.address(), 0x0003_0000, &pairs);
+        raw.parameters.iter().find(|(name, _)| name == "in_hot_standby").map(|(_, value)| value.clone())
+    };
+    assert_eq!(told().as_deref(), Some("on"));
+    assert_eq!(server.sql("standby", "SELECT pg_promote()"), "t");
+    eventually("it is known", || told().as_deref() == Some("off"));
 }
 
 /// What the first client of a pool was told at login is not what later ones are told when the database has other defaults,
