@@ -76,7 +76,9 @@ fn main() {
         }
         "prepared" => {
             let parse = [m(b'P', &[b"P0\0", &text[..], b"\0\0"].concat()), m(b'S', b"")].concat();
-            engine.transaction(&parse, &[m(b'1', b""), m(b'Z', b"I")].concat());
+            // It is described at once, unseen.
+            let described = [m(b't', &[0, 1, 0, 0, 0, 23]), columns].concat();
+            engine.transaction(&parse, &[m(b'1', b""), described, m(b'Z', b"I")].concat());
             (rest("P0"), bound)
         }
         other => {
