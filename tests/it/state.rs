@@ -505,7 +505,7 @@ fn idle_connections_make_way_for_another_pool_of_the_same_host() {
 #[test]
 fn a_connection_that_grows_old_is_replaced_before_it_must_go() {
     // Opening a connection takes a second here.
-    let slow = super::house::Postgres::start_with("dev", &["-c post_auth_delay=1"]);
+    let slow = Postgres::start_with("dev", &["-c post_auth_delay=1"]);
     let config = warehouse("default_pool_size = 1\nserver_lifetime = \"6s\"", "", "")
         .replace(&format!("port = {}", pair().dev.port), &format!("port = {}", slow.port));
     let pgusher = Pgusher::start(&config);

@@ -97,23 +97,18 @@ impl Bearing {
     /// Of the setting of this name, in whatever case.
     pub fn of(name: &[u8], customs: Customs) -> Self {
         let is = |known: &&str| name.eq_ignore_ascii_case(known.as_bytes());
-        let begins = |prefix: &&str| name.get(..prefix.len()).is_some_and(|start| is_same(start, prefix));
+        let begins = |prefix: &&str| {
+            name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+        };
+        let is_of = |names: &[&str], prefixes: &[&str]| names.iter().any(is) || prefixes.iter().any(begins);
         match name.contains(&b'.') {
             true if customs == Customs::Unread => Self::None,
             true => Self::Constants,
-            false if NONE.iter().any(|known| is(&known)) || NONE_OF.iter().any(|prefix| begins(&prefix)) => {
-                Self::None
-            }
-            false if PLAN.iter().any(|known| is(&known)) || PLAN_OF.iter().any(|prefix| begins(&prefix)) => {
-                Self::Plan
-            }
+            false if is_of(&NONE, &NONE_OF) => Self::None,
+            false if is_of(&PLAN, &PLAN_OF) => Self::Plan,
             false => Self::Constants,
         }
     }
-}
-
-fn is_same(start: &[u8], prefix: &str) -> bool {
-    start.eq_ignore_ascii_case(prefix.as_bytes())
 }
 
 #[cfg(test)]

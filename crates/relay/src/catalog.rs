@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::sql::budget::{MAX_LEXED, MAX_MENTIONS, goes_through};
-use super::sql::{self, Effects, Pin, words::WORD};
+use super::sql::{self, Change, Effects, Pin, words::WORD};
 use crate::bearing::Customs;
 
 /// How many ways from one function or relation to another are followed; a database that has more is not seen through.
@@ -61,7 +61,7 @@ impl Function {
         for line in settings.split(|byte| *byte == b'\n') {
             let name = line.split(|byte| *byte == b'=').next().unwrap_or_default();
             if !name.is_empty() {
-                self.effects.sets_meanwhile(&String::from_utf8_lossy(name));
+                self.effects.change(Change::Set(String::from_utf8_lossy(name).to_lowercase()));
             }
         }
         self

@@ -21,6 +21,7 @@ mod requests;
 mod residue;
 mod sequences;
 mod statements;
+mod teaching;
 
 use std::sync::Arc;
 

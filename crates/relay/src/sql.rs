@@ -210,11 +210,6 @@ impl Effects {
         changed.map(|name| Bearing::of(name.as_bytes(), customs)).max().unwrap_or(Bearing::None)
     }
 
-    /// It sets this for as long as it runs.
-    pub fn sets_meanwhile(&mut self, name: &str) {
-        self.change(Change::Set(name.to_lowercase()));
-    }
-
     /// True if what comes behind it may be read otherwise than what came before.
     pub fn may_reread(&self) -> bool {
         self.rereads || self.asks_all || self.calls || self.pin == Some(Pin::Opaque)
@@ -243,7 +238,7 @@ impl Effects {
     }
 
     /// Of more than can be kept, the command tags tell which is which.
-    fn change(&mut self, change: Change) {
+    pub fn change(&mut self, change: Change) {
         self.changes.retain(|known| *known != change);
         if self.changes.len() < MAX_SETTINGS {
             self.changes.push(change);

@@ -4,6 +4,7 @@ use super::position::{Forward, Transaction};
 use super::prepare::lesson;
 use super::requests::{Kind, NO_COLUMNS, Note, Request, Whose};
 use super::{BackendState, Broken, Core, GATHER, OutputBuffer};
+use crate::bearing::Bearing;
 use crate::settings::SessionSettings;
 use crate::sql::Pin;
 use wire::{HEADER, Header, cstr};
@@ -255,9 +256,16 @@ impl Core {
         let hidden = request.as_ref().is_some_and(Request::is_hidden);
         self.position.end_copy();
         self.residue.end_reset();
-        if self.position.requests().only_local() {
+        let all_is_answered = self.position.requests().only_local();
+        if self.facts.are_lex_rules_changing() || self.residue.has_changes() {
+            self.settings_are_told(match request {
+                _ if all_is_answered => u64::MAX,
+                Some(request) if !hidden => request.number,
+                _ => 0,
+            });
+        }
+        if all_is_answered {
             self.position.all_is_answered();
-            self.settings_are_told(u64::MAX);
             if !self.statements.is_trusted() {
                 backend.prepared.doubt_all();
             }
@@ -287,9 +295,9 @@ impl Core {
             self.statements.is_ready();
             return Ok(Step::Drop);
         }
-        self.settings_are_told(request.map_or(0, |request| request.number));
         self.position.ready(transaction);
-        if transaction == Transaction::None
+        if self.residue.mixed() > Bearing::None
+            && transaction == Transaction::None
             && self.position.requests().is_empty()
             && !self.residue.is_touched()
         {
@@ -299,6 +307,7 @@ impl Core {
     }
 
     /// What requests up to this one have changed of settings that are reported was reported.
+    #[cold]
     fn settings_are_told(&mut self, request: u64) {
         self.facts.is_answered(request);
         self.residue.is_answered(request);

@@ -5,27 +5,16 @@ use std::sync::Arc;
 
 use super::requests::{Kind, Note};
 use super::statements::Outcome;
+use super::teaching::Teaching;
 use super::{BackendState, Core, OutputBuffer};
 use crate::bearing::Bearing;
-use crate::statement::{Held, Lesson, Named, Owner, Shape, Statement, Told, significant};
+use crate::statement::{Held, Lesson, Named, Owner, Statement, Told, significant};
 use wire::cstr;
 
 /// The number of a statement of pgusher's own that does nothing.
 pub(super) const EMPTY: u64 = u64::MAX;
 /// And of one that is there to be deallocated.
 pub(super) const DUMMY: u64 = u64::MAX - 1;
-
-/// What is to be learned of a statement that is described.
-#[derive(Debug)]
-pub(crate) struct Teaching {
-    /// The request that gave its name.
-    giver: u64,
-    statement: Arc<Statement>,
-    number: u64,
-    owner: Owner,
-    /// What the client was told of it.
-    expected: Option<Arc<Shape>>,
-}
 
 impl Core {
     /// Gives a statement this name, and has the upstream prepare it: what the client gets is what that gives now, whoever else has

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::doubts::{Doubts, Subjects};
-use super::prepare::Teaching;
+use super::teaching::Teaching;
 use crate::reset::Proof;
 use crate::statement::{Named, Told, Unnamed, significant};
 
@@ -178,6 +178,7 @@ impl Requests {
         self.add(kind, Whose::Ours, note.map(Box::new));
     }
 
+    #[inline]
     fn add(&mut self, kind: Kind, whose: Whose, note: Option<Box<Note>>) {
         self.last += 1;
         let request = Request { kind, whose, number: self.last, uses: 0, note };
