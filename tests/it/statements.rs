@@ -90,31 +90,49 @@ fn what_comes_behind_a_deallocation_of_all_finds_no_names() {
     }
 }
 
+/// Whatever another has deallocated: where it is seen that he may have, and where it is not.
 #[test]
 fn a_statement_that_its_connection_has_lost_is_prepared_again_unseen() {
     let pgusher = one_connection();
-    // Unseen, but for who goes through a text that is put together when it is run.
-    let forget = "CREATE OR REPLACE FUNCTION forget() RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'DEAL' || 'LOCATE ALL'; END $$";
-    pair().dev.sql("dev", forget);
-    let mut one = Raw::login(pgusher.address(), "raw");
-    let mut other = Raw::login(pgusher.address(), "raw");
-    one.ask(&[parse("s", "SELECT 'mine'"), sync()].concat());
-    for batch in [blind("s"), described("s"), [describe_statement("s"), sync()].concat()] {
-        other.value("SELECT forget()");
-        let answer = one.ask(&batch);
-        assert!(!answer.iter().any(|m| m.tag == 'E'), "{answer:?}");
-        other.value("SELECT forget()");
-        let answer = other.ask(&[parse("t", "SELECT 'mine'"), close_statement("t"), sync()].concat());
-        assert_eq!(tags(&answer), "13Z", "{answer:?}");
+    let body = "LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'DEAL' || 'LOCATE ALL'; RETURN 1; END $$";
+    pair().dev.sql("dev", &format!("CREATE FUNCTION forget() RETURNS int {body}"));
+    pair().dev.sql("dev", &format!("CREATE FUNCTION forget_by(int, int) RETURNS int {body}"));
+    pair().dev.sql("dev", "CREATE OPERATOR ### (leftarg = int, rightarg = int, function = forget_by)");
+    for (forgets, is_seen) in [("SELECT forget()", true), ("SELECT 1 ### 2", false)] {
+        let mut one = Raw::login(pgusher.address(), "raw");
+        let mut other = Raw::login(pgusher.address(), "raw");
+        one.ask(&[parse("s", "SELECT 'mine'"), sync()].concat());
+        for batch in [blind("s"), described("s"), [describe_statement("s"), sync()].concat()] {
+            other.value(forgets);
+            let answer = one.ask(&batch);
+            assert!(!answer.iter().any(|m| m.tag == 'E'), "{answer:?}");
+            other.value(forgets);
+            let answer = other.ask(&[parse("t", "SELECT 'mine'"), close_statement("t"), sync()].concat());
+            assert_eq!(tags(&answer), "13Z", "{answer:?}");
+        }
+        // With more behind it than is kept, and in a transaction, it hears of it, once; if it was not seen.
+        let long = parse("", &format!("SELECT '{}'", "x".repeat(30_000)));
+        for begin in [Vec::new(), query("BEGIN")] {
+            other.value(forgets);
+            if !begin.is_empty() {
+                one.ask(&begin);
+            }
+            let answer = one.ask(&[bind("", "s", &[]), execute(), long.clone(), sync()].concat());
+            match is_seen {
+                true => assert_eq!(tags(&answer), "2DC1Z"),
+                false => {
+                    assert_eq!(answer[0].field('C'), "26000", "{answer:?}");
+                    assert_eq!(answer[0].field('M'), "prepared statement \"s\" does not exist");
+                }
+            }
+            one.ask(&query("ROLLBACK"));
+            assert_eq!(rows(&one.ask(&blind("s"))), [["mine"]]);
+        }
     }
-    // With more behind it than is kept, it hears of it, once.
-    other.value("SELECT forget()");
-    let long = parse("", &format!("SELECT '{}'", "x".repeat(30_000)));
-    let answer = one.ask(&[bind("", "s", &[]), execute(), long, sync()].concat());
-    assert_eq!(answer[0].field('C'), "26000", "{answer:?}");
-    assert_eq!(answer[0].field('M'), "prepared statement \"s\" does not exist");
-    assert_eq!(rows(&one.ask(&blind("s"))), [["mine"]]);
-    pair().dev.sql("dev", "DROP FUNCTION forget()");
+    pair().dev.sql(
+        "dev",
+        "DROP OPERATOR ### (int, int); DROP FUNCTION forget(); DROP FUNCTION forget_by(int, int)",
+    );
 }
 
 /// T-60

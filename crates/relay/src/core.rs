@@ -295,6 +295,9 @@ impl Core {
                 }
             }
         }
+        if left.prepared.is_some_and(|count| count < backend.prepared.len()) {
+            backend.prepared.doubt_all();
+        }
         match left.channels {
             _ if !touched.objects => {}
             Some(channels) => self.found_channels(channels),

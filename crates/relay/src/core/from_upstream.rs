@@ -265,31 +265,12 @@ impl Core {
             });
         }
         if all_is_answered {
-            self.position.all_is_answered();
-            if !self.statements.is_trusted() {
-                backend.prepared.doubt_all();
-            }
-            self.statements.all_is_answered(transaction);
+            self.all_is_answered(transaction, backend);
         }
-        if front == Some(Kind::Reset) {
-            if self.position.requests().is_empty() {
-                backend.discarded();
-            }
-            return Ok(Step::Drop);
-        }
-        if front == Some(Kind::Setup) {
-            self.facts.settings().settled(&mut backend.settings);
-            return Ok(Step::Drop);
-        }
-        if front == Some(Kind::Probe) {
-            self.probed(backend);
-            return Ok(Step::Drop);
-        }
-        if front == Some(Kind::HandOver) {
-            return match self.channels.handed_over() {
-                true => Ok(Step::Drop),
-                false => Err(Broken::Desync("a marker did not come back".into())),
-            };
+        if let Some(kind) = front
+            && let Some(step) = self.own_is_done(kind, backend)
+        {
+            return step;
         }
         if hidden {
             self.statements.is_ready();
@@ -304,6 +285,29 @@ impl Core {
             self.unmix(backend);
         }
         Ok(Step::Pass)
+    }
+
+    /// One of our own queries is answered; `None` if it was none.
+    fn own_is_done(&mut self, kind: Kind, backend: &mut BackendState) -> Option<Result<Step, Broken>> {
+        match kind {
+            Kind::Reset if self.position.requests().is_empty() => backend.discarded(),
+            Kind::Reset => {}
+            Kind::Setup => self.facts.settings().settled(&mut backend.settings),
+            Kind::Probe => self.probed(backend),
+            Kind::HandOver if self.channels.handed_over() => {}
+            Kind::HandOver => return Some(Err(Broken::Desync("a marker did not come back".into()))),
+            _ => return None,
+        }
+        Some(Ok(Step::Drop))
+    }
+
+    /// Nothing is under way any more.
+    fn all_is_answered(&mut self, transaction: Transaction, backend: &mut BackendState) {
+        self.position.all_is_answered();
+        if !self.statements.is_trusted() {
+            backend.prepared.doubt_all();
+        }
+        self.statements.all_is_answered(transaction);
     }
 
     /// What requests up to this one have changed of settings that are reported was reported.

@@ -80,6 +80,8 @@ pub(crate) struct Left {
     pub pin: Option<Pin>,
     /// The channels that it listens to, if that was asked for; `None` if there are more than are listed.
     pub channels: Option<Vec<String>>,
+    /// How many statements are prepared on it, if everything was asked for.
+    pub prepared: Option<usize>,
 }
 
 /// What there may be beside settings, and how to find it. At an idle point the locks that are left are session-level
@@ -113,6 +115,10 @@ const CHANGED: &str = "(SELECT pg_catalog.string_agg(pg_catalog.concat(\
     pg_catalog.getdatabaseencoding()),'hex')),',') FROM pg_catalog.pg_settings AS s \
     WHERE s.source OPERATOR(pg_catalog.=) 'session' AND s.name OPERATOR(pg_catalog.!~~) 'transaction_%')";
 
+/// What SQL that cannot be seen may have deallocated is missing here.
+const PREPARED: &str = "(SELECT pg_catalog.count(*) FROM pg_catalog.pg_prepared_statements AS p \
+    WHERE NOT p.from_sql)";
+
 /// The query whose one row [`answer`] reads. Values come as hexadecimal digits of the server's encoding, which is what
 /// they are set in again, whatever the client's is. The last one is the proof.
 pub(crate) fn question(touched: &Touched, proof: Proof) -> String {
@@ -129,7 +135,7 @@ pub(crate) fn question(touched: &Touched, proof: Proof) -> String {
         ));
     }
     if touched.everything {
-        columns.push(CHANGED.to_owned());
+        columns.extend([CHANGED, PREPARED].map(str::to_owned));
     }
     if touched.objects {
         columns.extend(OBJECTS.iter().map(|(_, rows)| format!("EXISTS(SELECT FROM {rows})")));
@@ -152,9 +158,12 @@ pub(crate) fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
         };
         settings.push((name.clone(), value.filter(|_| is_set)));
     }
-    if touched.everything
-        && let Some(changed) = columns.next()?
-    {
+    let mut prepared = None;
+    let changed = if touched.everything { columns.next()? } else { None };
+    if touched.everything {
+        prepared = Some(str::from_utf8(columns.next()??).ok()?.parse().ok()?);
+    }
+    if let Some(changed) = changed {
         for pair in changed.split(|b| *b == b',') {
             let colon = pair.iter().position(|b| *b == b':')?;
             let name = String::from_utf8(unhex(&pair[..colon]).into_vec()).ok()?.to_lowercase();
@@ -179,7 +188,7 @@ pub(crate) fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
         }
     }
     let _proof = columns.next()?;
-    columns.next().is_none().then_some(Left { settings, pin, channels })
+    columns.next().is_none().then_some(Left { settings, pin, channels, prepared })
 }
 
 /// The bytes of these hexadecimal digits.
@@ -224,6 +233,16 @@ mod tests {
             assert_eq!(answer(&touched, &answered[..end]), None, "{end}");
         }
         assert_eq!(question(&touched, Proof::new(1)).matches("EXISTS").count(), 4);
+    }
+
+    #[test]
+    fn where_everything_is_asked_it_tells_how_many_statements_are_prepared() {
+        let touched = Touched { everything: true, ..Touched::default() };
+        for (changed, count, expected) in [(None, Some("3"), Some(3)), (Some("61:62"), Some("0"), Some(0))] {
+            let left = answer(&touched, &row(&[changed, count, Some("proof")])).unwrap();
+            assert_eq!((left.prepared, left.settings.len()), (expected, usize::from(changed.is_some())));
+        }
+        assert_eq!(answer(&touched, &row(&[None, None, Some("proof")])), None);
     }
 
     #[test]
