@@ -467,6 +467,13 @@ impl Engine {
     fn hear_listener(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
         let Some(subscription) = &self.subscription else { return Ok(false) };
         let event = match self.wishes.listening {
+            // What came before that is the client's, though it listens to nothing any more.
+            Listening::Answer if subscription.is_pending() && subscription.is_settled() => {
+                match self.to_client.is_empty() {
+                    true => Some(Event::Notifications(Box::new(subscription.take()))),
+                    false => None,
+                }
+            }
             Listening::Answer => subscription.answer().map(Box::new).map(Event::Listener),
             Listening::Pause(_) if !self.to_client.is_empty() => None,
             Listening::Pause(recall) => match subscription.has_paused(recall) {

@@ -120,6 +120,11 @@ impl Subscription {
         }
     }
 
+    /// True if it has said which channels it delivers from now on: what it has delivered before is there.
+    pub fn is_settled(&self) -> bool {
+        matches!(self.mailbox.mail.lock().answer, Some(Answer::Settled(_)))
+    }
+
     /// True if it has stopped to deliver, with this recall.
     ///
     /// # Errors

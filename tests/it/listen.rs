@@ -225,8 +225,13 @@ fn none_is_lost_and_none_comes_twice_while_channels_move() {
                                 heard.push(count(&text));
                             }
                         }
-                        let last = done(&mut raw, "UNLISTEN *");
-                        heard.extend(last.iter().filter(|t| !t.starts_with("mine")).map(count));
+                        // What was committed before is told, at the latest in front of the next answer.
+                        let sure = committed.load(Ordering::SeqCst);
+                        for sql in ["UNLISTEN *", "SELECT 1"] {
+                            let last = done(&mut raw, sql);
+                            heard.extend(last.iter().filter(|t| !t.starts_with("mine")).map(count));
+                        }
+                        assert!(heard.last() >= Some(&sure), "{:?} of {sure}", heard.last());
                         let jump = heard.windows(2).find(|w| w[1] != w[0] + 1);
                         let context =
                             format!("{before} to {after}; {did:?}; listener {number}, round {round}");
@@ -378,4 +383,28 @@ fn what_is_done_unseen_for_a_session_that_listens_leaves_no_portal_and_takes_non
         sync(),
     ];
     assert_eq!(one.tags(&suspended.concat()), "12Ds1DDCZ");
+}
+
+/// What was committed before an `UNLISTEN` is told, with it or behind it: its commit comes later.
+#[test]
+fn what_was_notified_before_an_unlisten_is_told() {
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
+    for unlisten in ["UNLISTEN last_news", "UNLISTEN *", "DISCARD ALL"] {
+        let mut one = Raw::login(pgusher.address(), "raw");
+        let mut other = Raw::login(pgusher.address(), "raw");
+        for round in 0..size(60, 1000) {
+            done(&mut one, "LISTEN last_news");
+            // Until it is handed over, and at once.
+            if round % 2 == 0 {
+                done(&mut one, "SELECT 1");
+            }
+            done(&mut other, &format!("NOTIFY last_news, '{round}'"));
+            let mut heard = done(&mut one, unlisten);
+            while heard.is_empty() {
+                heard.push(told(&one.next().expect("what was notified")));
+            }
+            assert_eq!(heard, [format!("last_news {round}")], "{unlisten}");
+        }
+        hears_nothing(&mut one);
+    }
 }

@@ -349,7 +349,7 @@ impl Conductor {
             return Ok(Step::AskListener(Box::new(asked)));
         }
         let mut up = Vec::new();
-        if self.core.unlisten(&mut up) {
+        if self.core.go_on_handing_over(turn.backend.as_deref(), &mut up) {
             turn.up.buffer().extend_from_slice(&up);
         }
         match self.leaving && (self.core.is_clients_turn() || self.core.awaits_client()) {

@@ -12,6 +12,9 @@ use wire::{identifier, unicode_identifier};
 /// more keeps its connection.
 const MAX_CHANNELS: usize = 1000;
 
+/// How many steps of one hand-over may fail.
+const MAX_INTERRUPTED: u8 = 8;
+
 /// How a session is known to the listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
@@ -106,6 +109,14 @@ struct State {
     number: u64,
     recall: Recall,
     stage: Stage,
+    interrupted: Interrupted,
+}
+
+/// Whether the step of the hand-over that is under way has failed (a cancel that came too late), and how many have.
+#[derive(Debug, Default)]
+struct Interrupted {
+    now: bool,
+    steps: u8,
 }
 
 /// Whether the connection listens to what the listener delivers as well, since which number.
@@ -153,6 +164,8 @@ enum Stage {
     Found(Vec<String>),
     /// The listener was asked.
     Asked,
+    /// The marker could not be sent: it is sent again.
+    Unmarked,
     /// The marker was sent; whether it has come back.
     Marking { seen: bool },
     /// It has.
@@ -257,17 +270,36 @@ impl Channels {
         Some(format!("LISTEN {channel};NOTIFY {channel},{payload}"))
     }
 
-    /// Once the marker has come back: the query with which the connection listens no more.
-    pub(super) fn unlisten(&mut self) -> Option<&'static str> {
-        let all = self.0.as_mut().filter(|all| all.stage == Stage::Marked)?;
-        all.stage = Stage::Unlistening;
-        Some("UNLISTEN *")
+    /// Once the marker has come back: the query with which the connection listens no more; and what is to be asked again.
+    pub(super) fn go_on(&mut self, pid: Option<u32>) -> Option<String> {
+        let all = self.0.as_mut()?;
+        match all.stage {
+            Stage::Marked => {
+                all.stage = Stage::Unlistening;
+                Some("UNLISTEN *".to_owned())
+            }
+            Stage::Unmarked => {
+                let mark = all.mark.take()?;
+                self.mark(mark, pid)
+            }
+            _ => None,
+        }
+    }
+
+    /// The step that is under way has failed.
+    pub(super) fn interrupted(&mut self) {
+        self.0.iter_mut().for_each(|all| all.interrupted.now = true);
     }
 
     /// The `ReadyForQuery` of a step of the hand-over; false if it failed.
     pub(super) fn handed_over(&mut self) -> bool {
         let Some(all) = &mut self.0 else { return false };
+        let failed = std::mem::take(&mut all.interrupted.now);
+        all.interrupted.steps += u8::from(failed);
         all.stage = match all.stage {
+            _ if all.interrupted.steps > MAX_INTERRUPTED => return false,
+            Stage::Marking { .. } if failed => Stage::Unmarked,
+            Stage::Unlistening if failed => Stage::Marked,
             Stage::Marking { seen: true } => Stage::Marked,
             Stage::Unlistening => Stage::Settling,
             _ => return false,
@@ -281,6 +313,7 @@ impl Channels {
         self.0 = self.0.take().filter(|_| !carried.is_empty());
         if let Some(all) = &mut self.0 {
             (all.carried, all.stage, all.recall) = (carried, Stage::Idle, Recall::None);
+            all.interrupted = Interrupted::default();
         }
     }
 
@@ -379,13 +412,13 @@ mod tests {
         let asked = channels.ask().expect("the listener is asked");
         assert_eq!(asked, Asked { channels: names(&["b", "a"]), recall: 0, number: 1 });
         assert!(channels.awaits_listener() && channels.ask().is_none());
-        assert!(channels.unlisten().is_none(), "the marker was not even sent");
+        assert!(channels.go_on(Some(9)).is_none(), "the marker was not even sent");
         channels.mark(mark(), Some(9)).expect("the marker is sent");
         assert!(channels.delivers(&notified("a")), "until the marker comes back");
         assert!(!channels.delivers(&said(Mark::MARKER, 1)));
         assert!(!channels.delivers(&notified("a")), "the listener delivers it");
         assert!(channels.handed_over());
-        channels.unlisten().expect("it listens no more");
+        channels.go_on(Some(9)).expect("it listens no more");
         assert!(channels.handed_over() && channels.is_settling());
         channels.carry(names(&["b", "a"]));
         assert!(channels.is_carried() && !channels.is_handing_over());
@@ -402,6 +435,25 @@ mod tests {
         channels.delivers(&said(Mark::MARKER, 2));
         channels.delivers(&notified("a"));
         assert!(!channels.handed_over(), "the marker of another hand-over");
+    }
+
+    /// A cancel that meets the hand-over is none of the client's business.
+    #[test]
+    fn a_step_that_fails_is_made_again_and_not_for_ever() {
+        let mut channels = Channels::default();
+        channels.found(names(&["a"]));
+        channels.ask();
+        let marks = channels.mark(mark(), Some(9));
+        channels.interrupted();
+        assert!(channels.handed_over() && channels.is_handing_over());
+        assert_eq!(channels.go_on(Some(9)), marks);
+        assert!(channels.go_on(Some(9)).is_none() && channels.delivers(&notified("a")));
+        assert!(!channels.delivers(&said(Mark::MARKER, 1)) && channels.handed_over());
+        for round in 1..=MAX_INTERRUPTED {
+            assert_eq!(channels.go_on(Some(9)).as_deref(), Some("UNLISTEN *"));
+            channels.interrupted();
+            assert_eq!(channels.handed_over(), round < MAX_INTERRUPTED, "{round}");
+        }
     }
 
     #[test]

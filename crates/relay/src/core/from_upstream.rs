@@ -393,7 +393,10 @@ impl Core {
             Some(Kind::Reset) => return Err(Broken::Reset(body.unwrap_or_default().to_vec())),
             Some(Kind::Setup) => return Err(Broken::Setup(body.unwrap_or_default().to_vec())),
             // A cancel that came too late, or a very short statement_timeout: it is asked again.
-            Some(Kind::Probe | Kind::HandOver) => {
+            Some(kind @ (Kind::Probe | Kind::HandOver)) => {
+                if kind == Kind::HandOver {
+                    self.channels.interrupted();
+                }
                 return Ok(if self.position.has_sent_fatal() { Step::Pass } else { Step::Drop });
             }
             // A server that owes nothing says only why it leaves: nobody knows any more what it owes.

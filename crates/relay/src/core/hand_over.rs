@@ -66,10 +66,12 @@ impl Core {
         true
     }
 
-    /// Once the marker has come back: the connection is to listen no more. False if it is not the time.
-    pub(crate) fn unlisten(&mut self, up: &mut Vec<u8>) -> bool {
-        let Some(query) = self.channels.unlisten() else { return false };
-        wire::query(up, query);
+    /// Once the marker has come back: the connection is to listen no more; and a step that has failed is made again. False if it is
+    /// not the time.
+    pub(crate) fn go_on_handing_over(&mut self, backend: Option<&BackendState>, up: &mut Vec<u8>) -> bool {
+        let pid = backend.and_then(|backend| backend.pid);
+        let Some(query) = self.channels.go_on(pid) else { return false };
+        wire::query(up, &query);
         self.position.requests_mut().push(Kind::HandOver);
         true
     }
