@@ -281,8 +281,8 @@ fn a_database_that_has_too_much_is_served_without_being_looked_through() {
     let function = |number: usize| {
         let source = "begin set_config( ".repeat(3000);
         let number = number.to_string();
-        let mut body = vec![0, 5];
-        for value in [&*number, "f", "plpgsql", &*source, "f"] {
+        let mut body = vec![0, 7];
+        for value in [&*number, "f", "plpgsql", &*source, "f", "f", ""] {
             body.extend((value.len() as u32).to_be_bytes());
             body.extend(value.as_bytes());
         }
