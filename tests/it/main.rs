@@ -41,6 +41,7 @@ mod main_job;
 mod management;
 mod meaning;
 mod metrics;
+mod names;
 mod oracle;
 mod orders;
 mod plan;

@@ -44,7 +44,8 @@ impl Function {
             all.feed(source, |word| words.extend([word]));
             all.end(|word| words.extend([word]));
         }
-        let effects = sql::of_function(name, language, source);
+        let mut effects = sql::of_function(name, language, source);
+        effects.names.clear();
         let volatility = Volatility::Other;
         Self { oid, name: name.into(), effects, words, is_of_event: false, volatility }
     }

@@ -9,6 +9,7 @@ mod facts;
 mod from_client;
 mod from_upstream;
 mod hand_over;
+mod lend_names;
 mod names;
 mod output;
 mod parse;

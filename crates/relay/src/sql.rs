@@ -4,6 +4,7 @@
 mod body;
 pub mod budget;
 mod lexer;
+mod names;
 mod outside;
 pub mod scan;
 pub mod words;
@@ -13,6 +14,7 @@ use body::{Findings, Language};
 pub use body::{names_temp_schema, of_function};
 use budget::{MAX_LEXED, MAX_SETTINGS};
 use lexer::Token;
+pub use names::NameUse;
 pub use scan::{Scan, is_suspicious};
 
 /// Why a session keeps its upstream connection beyond its transactions.
@@ -119,8 +121,10 @@ pub struct Effects {
     pub resets_all: bool,
     /// It has a `RESET`.
     pub resets: bool,
-    /// `DEALLOCATE name`, as the only statement.
-    pub deallocates: Option<Vec<u8>>,
+    /// Names of prepared statements that it uses, in its order. Of a statement's own text only.
+    pub names: Vec<(NameUse, Box<[u8]>)>,
+    /// It asks for the list of them.
+    pub lists_names: bool,
     /// `SHOW pgusher.name`, as the only statement.
     pub shows: Option<String>,
     /// A `pgusher.name` that it would set or reset, in lower case: that cannot be, and is refused. Of a statement's own text only.
@@ -224,8 +228,9 @@ impl Effects {
 
     /// Whether there is anything that a session does beside its statements' ordinary work.
     pub fn matter(&self) -> bool {
-        let (foreseen, relates, changes) = (self.foreseen, self.relates, self.changes.clone());
-        *self != Self { foreseen, relates, changes, ..Self::default() }
+        let (foreseen, relates) = (self.foreseen, self.relates);
+        let (changes, names) = (self.changes.clone(), self.names.clone());
+        *self != Self { foreseen, relates, changes, names, ..Self::default() }
             || self.mixes(Customs::Unread) > Bearing::None
     }
 
@@ -279,6 +284,7 @@ impl Effects {
             self.defined.get_or_insert_default().add(defined);
         }
         self.relates |= other.relates;
+        self.lists_names |= other.lists_names;
         self.rereads |= other.rereads;
         self.temp_path |= other.temp_path;
     }
@@ -376,11 +382,7 @@ fn look_at<'a>(statement: &[Token<'a>], company: Company, findings: &mut Finding
         "deallocate" => {
             effects.ends_objects = true;
             let name = if word(1) == "prepare" { 2 } else { 1 };
-            match word(name) {
-                "all" => effects.deallocates_all = true,
-                name if alone => effects.deallocates = Some(name.as_bytes().to_vec()),
-                _ => effects.pin_for(Pin::Prepare),
-            }
+            effects.deallocates_all |= word(name) == "all";
         }
         "show" if alone && word(1) == "pgusher" && statement.get(2) == Some(&Token::Symbol(b'.')) => {
             effects.shows = Some(word(3).to_owned());
@@ -408,7 +410,9 @@ fn look_at<'a>(statement: &[Token<'a>], company: Company, findings: &mut Finding
         }
         _ => {}
     }
+    let place = findings.place();
     let effects = findings.here();
+    names::names(statement, place, effects);
     let temporary = statement
         .iter()
         .enumerate()
@@ -812,7 +816,6 @@ mod tests {
             ("SELECT U&\"\\0073et_config\"('a', 'b', false)", Pin::Opaque),
             ("SELECT dblink_connect('x')", Pin::Opaque),
             ("UPDATE pg_settings SET setting = 'x' WHERE name = 'search_path'", Pin::Setting),
-            ("DEALLOCATE a; SELECT 1", Pin::Prepare),
         ] {
             assert_eq!(of(text).pin, Some(expected), "{text}");
         }
@@ -853,10 +856,31 @@ mod tests {
     }
 
     #[test]
+    fn names_of_statements_are_told_in_their_order() {
+        use NameUse::{Deallocates, Executes, Prepares};
+        for (text, expected) in [
+            ("DEALLOCATE \"My Stmt\"", &[(Deallocates, "My Stmt")][..]),
+            ("SAVEPOINT s;DEALLOCATE \"P1\";RELEASE s", &[(Deallocates, "P1")]),
+            ("deallocate prepare A; EXECUTE b(1)", &[(Deallocates, "a"), (Executes, "b")]),
+            ("EXPLAIN (ANALYZE) EXECUTE x", &[(Executes, "x")]),
+            ("CREATE TEMP TABLE t AS EXECUTE x", &[(Executes, "x")]),
+            ("PREPARE x AS SELECT 1", &[(Prepares, "x")]),
+            ("DO $$ begin execute 'deallocate x'; end $$", &[(Executes, "x")]),
+            ("DEALLOCATE ALL; PREPARE TRANSACTION 'x'", &[]),
+        ] {
+            let names = of(text).names;
+            let names: Vec<_> =
+                names.iter().map(|(what, name)| (*what, str::from_utf8(name).unwrap())).collect();
+            assert_eq!(names, expected, "{text}");
+            assert_eq!(of(text).pin, None, "{text}");
+        }
+        assert!(of("SELECT name FROM pg_prepared_statements").lists_names);
+    }
+
+    #[test]
     fn resets_and_deallocations_are_told() {
         assert!(of("DISCARD ALL").deallocates_all && of("DISCARD ALL").resets_all);
         assert!(of("deallocate prepare all;").deallocates_all);
-        assert_eq!(of("DEALLOCATE \"My Stmt\"").deallocates.as_deref(), Some(&b"My Stmt"[..]));
         assert_eq!(of("RESET pg_x.y").settings, ["pg_x.y"]);
         assert!(of("reset all").resets_all);
         assert_eq!(of("show PGUSHER.route ;").shows.as_deref(), Some("route"));

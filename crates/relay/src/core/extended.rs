@@ -1,6 +1,7 @@
 //! The messages that name statements: whether the upstream has what they name, and under which name.
 
 use super::from_client::{Incoming, Step, Wires};
+use super::hand_over::Protocol;
 use super::names::{NamesIn, names};
 use super::position::{Remainder, Transaction};
 use super::requests::{Kind, NO_COLUMNS, Note};
@@ -66,7 +67,7 @@ impl Core {
         if names.statement.is_some_and(in_doubt) && self.position.may_defer() {
             return Ok(Step::Defer);
         }
-        if self.statements.lost_by().is_some()
+        if self.statements.may_lose_names()
             && names.statement.is_some_and(|name| self.waits_for_names(name, wires.up))
         {
             return Ok(Step::Defer);
@@ -88,21 +89,24 @@ impl Core {
     /// Whether it depends on an answer to come what a name stands for, or if the upstream has the statement.
     pub(super) fn is_in_doubt(&self, name: &[u8]) -> bool {
         self.position.requests().has_notes_in_doubt() && self.position.requests().is_in_doubt(name)
-            || self.losing_request().is_some_and(|lost| self.position.requests().is_of_earlier_batch(lost))
+            || self
+                .losing_request(name)
+                .is_some_and(|lost| self.position.requests().is_of_earlier_batch(lost))
     }
 
-    /// The request under way that may take every name away, if there is one.
-    fn losing_request(&self) -> Option<u64> {
-        self.statements.lost_by().filter(|lost| self.position.requests().is_unanswered(*lost))
+    /// The request under way that may take this name away, if there is one.
+    fn losing_request(&self, name: &[u8]) -> Option<u64> {
+        let lost = self.statements.lost_by().max(self.statements.deallocated_by(name));
+        lost.filter(|lost| self.position.requests().is_unanswered(*lost))
     }
 
-    /// True if what this name stands for depends on a request of the same batch that may take every name away: then its answer is
+    /// True if what this name stands for depends on a request of the same batch that may take it away: then its answer is
     /// asked for, and waited for.
     #[cold]
     pub(super) fn waits_for_names(&mut self, name: &[u8], up: &mut OutputBuffer<'_>) -> bool {
         let waits = !name.is_empty()
             && self.facts.is_lent_for_transactions()
-            && self.losing_request().is_some()
+            && self.losing_request(name).is_some()
             && self.position.may_defer();
         if waits {
             self.ask_for_all_answers(up.buffer());
@@ -126,6 +130,8 @@ impl Core {
         self.position.add_scanned_bytes(gone_through);
         if let Some(effects) = effects {
             self.note_extended_effects(&effects, backend, up);
+            self.lend_names(&effects, None, backend, up);
+            self.note_deallocations(&effects, Protocol::Extended);
         }
     }
 
@@ -158,13 +164,24 @@ impl Core {
             self.position.requests_mut().push(kind);
             return Step::Streams(Remainder::Pass);
         };
-        if kind == Kind::Bind {
-            self.note_named_effects(&named, backend, up.buffer());
+        let effects = if kind == Kind::Bind { self.named_effects(&named) } else { None };
+        if effects.as_deref().is_some_and(|effects| self.waits_to_lend_names(effects, up)) {
+            return Step::Defer;
         }
         let number = match self.number_of(kind, &named, backend, up) {
             Place::Under(number) => number,
             Place::Nowhere(step) => return step,
         };
+        if let Some(effects) = effects {
+            self.note_extended_effects(&effects, backend, up.buffer());
+            self.lend_names(&effects, Some(number), backend, up.buffer());
+            self.note_deallocations(&effects, Protocol::Extended);
+            if effects.lists_names && self.statements.is_lent(name) {
+                // The connection has it under this name, and lists it so.
+                self.position.requests_mut().push_using(kind, named.request);
+                return Step::Streams(Remainder::Pass);
+            }
+        }
         self.position.requests_mut().push_using(kind, named.request);
         // The header is of the whole message, of which the end may not have come yet.
         let total = message.header.total - name.len() + self.statements.interner().name_length(number);
@@ -219,8 +236,8 @@ impl Core {
         }
     }
 
-    /// A named statement is bound: what that may do is noted.
-    fn note_named_effects(&mut self, named: &Named, backend: &mut BackendState, up: &mut Vec<u8>) {
+    /// What a named statement may do that is bound.
+    fn named_effects(&mut self, named: &Named) -> Option<Box<Effects>> {
         let (statement, mut gone_through) = (&named.statement, 0);
         let own = match self.facts.can_lex() {
             true => statement.effects().map(|effects| Box::new(effects.clone())),
@@ -229,9 +246,7 @@ impl Core {
         let effects =
             self.facts.with_catalog(own, || statement.mentions(self.facts.catalog(), &mut gone_through));
         self.position.add_scanned_bytes(gone_through);
-        if let Some(effects) = effects {
-            self.note_extended_effects(&effects, backend, up);
-        }
+        effects
     }
 
     fn refuse_reference(&mut self, message: String, up: &mut OutputBuffer<'_>) -> Step {

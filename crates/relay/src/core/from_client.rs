@@ -146,6 +146,12 @@ impl Core {
                 (tag, _) => return Err(Refusal::protocol(format!("invalid frontend message type {tag}"))),
             }
             at += self.go_on(input, at, up);
+            if self.statements.has_lent()
+                && self.position.requests().are_ended()
+                && !self.position.is_in_clients_message()
+            {
+                self.return_names(up.buffer());
+            }
             if self.position.wants_answers() {
                 self.flush_requests(up, down)?;
             }

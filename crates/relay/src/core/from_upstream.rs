@@ -1,5 +1,6 @@
 //! From the upstream to the client.
 
+use super::hand_over::Protocol;
 use super::position::{Forward, Transaction};
 use super::prepare::lesson;
 use super::requests::{Kind, NO_COLUMNS, Note, Request, Whose};
@@ -308,6 +309,7 @@ impl Core {
             backend.prepared.doubt_all();
         }
         self.statements.all_is_answered(transaction);
+        self.statements.is_answered(u64::MAX);
     }
 
     /// What requests up to this one have changed of settings that are reported was reported.
@@ -324,6 +326,7 @@ impl Core {
         // Those that matter are short, and most are: a loop is quicker than a search.
         let end = tag.iter().take(LONGEST_TAG + 1).position(|byte| *byte == 0);
         let tag = &tag[..end.unwrap_or(tag.len())];
+        let is_query = front.is_some_and(|front| front.kind == Kind::Query);
         match self.position.requests().front_kind() {
             Some(Kind::Reset | Kind::Setup | Kind::Probe | Kind::HandOver) => return true,
             Some(Kind::Query) if front.is_some_and(Request::is_hidden) => return true,
@@ -346,6 +349,10 @@ impl Core {
             _ => {}
         }
         match tag {
+            b"DEALLOCATE" => {
+                let protocol = if is_query { Protocol::Simple } else { Protocol::Extended };
+                self.statements.deallocated(number, protocol);
+            }
             b"DEALLOCATE ALL" | b"DISCARD ALL" => {
                 self.statements.forget_before(number);
                 backend.prepared.forget_before(number);
@@ -417,6 +424,11 @@ impl Core {
         };
         if !skipped.has_sync {
             self.position.skip_series();
+        }
+        // The name of a statement that its query uses could not be had: what ends the query is the client's.
+        let is_query = |request: &Request| request.kind == Kind::Query && !request.is_hidden();
+        if skipped.requests.iter().any(is_query) {
+            self.position.requests_mut().show_sync();
         }
         let replays = self.plan_replay(body.unwrap_or_default(), &skipped, backend);
         let skipped = skipped.requests;

@@ -4,14 +4,14 @@ use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
 use super::names::NamesIn;
 use super::position::Remainder;
-use super::prepare::{DUMMY, EMPTY};
+use super::prepare::EMPTY;
 use super::requests::{Kind, Note};
 use super::sequences::FORGET_SEQUENCES;
 use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED};
 use crate::sql::{Effects, Pin};
-use crate::statement::{Held, Named, UnnamedText, significant};
+use crate::statement::{Held, Named, UnnamedText};
 use wire::error::{Fault, Refusal, SqlState};
-use wire::{HEADER, cstr, identifier};
+use wire::{HEADER, cstr};
 
 impl Core {
     pub(super) fn parse(
@@ -121,22 +121,18 @@ impl Core {
             return Step::Need(header.total);
         }
         let text = cstr(after).map_or(after, |(text, _)| text);
-        let mut effects = if whole { self.facts.effects(text) } else { None };
+        let effects = if whole { self.facts.effects(text) } else { None };
         if let Some(refusal) = effects.as_deref().and_then(|effects| self.facts.refused_setting(effects)) {
             self.refuse_request(&refusal, up.buffer());
             return Step::Done;
         }
-        let mut replaced = None;
-        if let (Some(effects), false) = (&mut effects, session_mode) {
-            let name = effects.deallocates.as_deref();
-            if name.is_some_and(|name| self.is_in_doubt(name)) && self.position.may_defer()
-                || name.is_some_and(|name| self.waits_for_names(name, up))
-                || self.mixes_changes(effects)
-            {
+        if let (Some(effects), false) = (&effects, session_mode) {
+            if self.mixes_changes(effects) || self.waits_to_lend_names(effects, up) {
                 return Step::Defer;
             }
-            replaced = self.deallocate_extended(effects, after, up.buffer());
             self.note_extended_effects(effects, backend, up.buffer());
+            self.lend_names(effects, None, backend, up.buffer());
+            self.note_deallocations(effects, Protocol::Extended);
         }
         if session_mode {
             effects.iter().for_each(|effects| self.mark_dirty(effects));
@@ -145,7 +141,7 @@ impl Core {
             }
         }
         self.position.counts_mut().server_parses += 1;
-        let shown = replaced.or_else(|| effects.and_then(|effects| self.shown_body(&effects, after)));
+        let shown = effects.and_then(|effects| self.shown_body(&effects, after));
         let body = shown.as_deref().unwrap_or(after);
         if session_mode {
             self.position.requests_mut().push(Kind::Parse);
@@ -170,40 +166,6 @@ impl Core {
         Step::Done
     }
 
-    /// `DEALLOCATE name` in the extended protocol, of a statement that was prepared by the protocol: others may use what
-    /// the upstream has. The client's name is taken away, and the `Parse` body that is sent in its place deallocates a
-    /// statement that was prepared for that.
-    fn deallocate_extended(
-        &mut self,
-        effects: &mut Effects,
-        body: &[u8],
-        up: &mut Vec<u8>,
-    ) -> Option<Vec<u8>> {
-        let name = effects.deallocates.as_deref()?;
-        let (_, types) = cstr(body)?;
-        let deallocate = |id| {
-            let mut body = Vec::new();
-            wire::push_cstr(
-                &mut body,
-                &format!("DEALLOCATE {}", identifier(&self.statements.interner().name(id))),
-            );
-            body.extend_from_slice(types);
-            body
-        };
-        if self.statements.interner().is_reserved(name) {
-            let body = deallocate(0);
-            effects.deallocates = None;
-            return Some(body);
-        }
-        self.statements.named(name)?;
-        let body = deallocate(DUMMY);
-        let name = effects.deallocates.take()?;
-        let previous = self.statements.put(&name, None);
-        let note = Note::Named { name: significant(&name).into(), previous, prepared: None };
-        self.prepare_dummy(Some(note), up);
-        Some(body)
-    }
-
     /// A statement that may do this comes in the extended protocol.
     pub(super) fn note_extended_effects(
         &mut self,
@@ -211,15 +173,6 @@ impl Core {
         backend: &mut BackendState,
         up: &mut Vec<u8>,
     ) {
-        // The upstream knows a statement of the protocol by another name than the client does.
-        let dummy = self.statements.interner().name(DUMMY);
-        let of_protocol = |name: &[u8]| {
-            self.statements.named(name).is_some()
-                || self.statements.interner().is_reserved(name) && name != dummy.as_bytes()
-        };
-        if effects.deallocates.as_deref().is_some_and(of_protocol) {
-            self.pin_for(Pin::Prepare);
-        }
         self.position.add_scanned_bytes(effects.cost());
         self.note_effects(effects);
         self.recall_channels(effects, Protocol::Extended, backend, up);

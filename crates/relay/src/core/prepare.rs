@@ -13,8 +13,6 @@ use wire::cstr;
 
 /// The number of a statement of pgusher's own that does nothing.
 pub(super) const EMPTY: u64 = u64::MAX;
-/// And of one that is there to be deallocated.
-pub(super) const DUMMY: u64 = u64::MAX - 1;
 
 impl Core {
     /// Gives a statement this name, and has the upstream prepare it: what the client gets is what that gives now, whoever else has
@@ -54,6 +52,10 @@ impl Core {
             self.facts.connection(),
             &self.facts.scope(),
         );
+        // It may use others by their names.
+        if let Some(effects) = statement.effects() {
+            self.lend_names(effects, None, backend, out);
+        }
         let expected = named.shape().cloned();
         match &expected {
             None => self.send_parse(number, statement.body(), out),
@@ -165,18 +167,6 @@ impl Core {
             self.statements.interner().push_name(out, number);
         });
         self.position.requests_mut().push_hidden(Kind::Close, Some(Note::Closed(number)));
-    }
-
-    /// Prepares a statement that is there to be deallocated, in place of one that others may use; an empty one can always be
-    /// prepared.
-    pub(super) fn prepare_dummy(&mut self, note: Option<Note>, up: &mut Vec<u8>) {
-        wire::message(up, b'C', |out| {
-            out.push(b'S');
-            self.statements.interner().push_name(out, DUMMY);
-        });
-        self.position.requests_mut().push_hidden(Kind::Close, None);
-        self.send_empty(DUMMY, up);
-        self.position.requests_mut().push_hidden(Kind::Parse, note);
     }
 
     /// A `Parse` of nothing.

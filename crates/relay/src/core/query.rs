@@ -3,14 +3,13 @@
 use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
 use super::position::Remainder;
-use super::prepare::DUMMY;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, GATHER, OutputBuffer};
 use crate::catalog::Words;
-use crate::sql::{Effects, Scan};
-use crate::statement::{UnnamedText, significant};
-use wire::error::Refusal;
-use wire::{HEADER, identifier};
+use crate::sql::{Effects, NameUse, Scan};
+use crate::statement::UnnamedText;
+use wire::HEADER;
+use wire::error::{Fault, Refusal, Shown, SqlState};
 
 impl Core {
     pub(super) fn query(
@@ -26,9 +25,8 @@ impl Core {
         }
         let text = input.get(HEADER..header.total);
         let effects = text.and_then(|text| self.facts.effects(text));
-        let deallocates = effects.as_ref().and_then(|effects| effects.deallocates.as_deref());
-        if deallocates.is_some_and(|name| self.is_in_doubt(name)) && self.position.may_defer()
-            || effects.as_deref().is_some_and(|effects| self.mixes_changes(effects))
+        if let Some(effects) = effects.as_deref()
+            && (self.mixes_changes(effects) || self.waits_to_lend_names(effects, up))
         {
             return Ok(Step::Defer);
         }
@@ -47,7 +45,7 @@ impl Core {
             };
             return Ok(Step::Partly(HEADER, rest));
         }
-        let answered_otherwise = effects.is_some_and(|effects| self.suspicious_query(*effects, backend, up));
+        let answered_otherwise = effects.is_some_and(|effects| self.suspicious_query(&effects, backend, up));
         if !answered_otherwise {
             self.push_changing_unnamed(Kind::Query, UnnamedText::None);
             up.pass(message.range());
@@ -73,11 +71,11 @@ impl Core {
     /// A query that may do this. True if another was sent in its place.
     fn suspicious_query(
         &mut self,
-        effects: Effects,
+        effects: &Effects,
         backend: &mut BackendState,
         up: &mut OutputBuffer<'_>,
     ) -> bool {
-        if let Some(refusal) = self.facts.refused_setting(&effects) {
+        if let Some(refusal) = self.facts.refused_setting(effects) {
             self.refuse_query(&refusal, up.buffer());
             return true;
         }
@@ -87,29 +85,25 @@ impl Core {
             return true;
         }
         if !self.facts.is_lent_for_transactions() {
-            self.mark_dirty(&effects);
+            self.mark_dirty(effects);
             return false;
         }
-        self.note_effects(&effects);
-        self.recall_channels(&effects, Protocol::Simple, backend, up.buffer());
-        if self.has_only_foreign_sequences(&effects, backend) {
+        self.note_effects(effects);
+        self.recall_channels(effects, Protocol::Simple, backend, up.buffer());
+        if self.has_only_foreign_sequences(effects, backend) {
             self.forget_sequences(backend, up.buffer());
         }
-        let Some(name) = effects.deallocates else { return false };
-        if self.statements.interner().is_reserved(&name) {
+        let is_reserved = |(_, name): &(NameUse, Box<[u8]>)| self.statements.interner().is_reserved(name);
+        if let Some((_, name)) = effects.names.iter().find(|name| is_reserved(name)) {
             // Others may use it: it is none of the client's.
-            wire::query(
-                up.buffer(),
-                &format!("DEALLOCATE {}", identifier(&self.statements.interner().name(0))),
-            );
-            self.push_changing_unnamed(Kind::Query, UnnamedText::None);
+            let message = format!("prepared statement \"{}\" does not exist", Shown::bytes(name));
+            let refusal = Refusal::new(Fault::Client, SqlState::INVALID_STATEMENT_NAME, message);
+            self.refuse_query(&refusal, up.buffer());
             return true;
         }
-        if self.statements.named(&name).is_none() {
-            return false;
-        }
-        self.deallocate(&name, up);
-        true
+        self.lend_names(effects, None, backend, up.buffer());
+        self.note_deallocations(effects, Protocol::Simple);
+        false
     }
 
     /// A request that changes what the unnamed statement is. Should it be skipped, because one before it since the last
@@ -122,18 +116,5 @@ impl Core {
         } else {
             self.position.requests_mut().push(kind);
         }
-    }
-
-    /// `DEALLOCATE name` for a statement that was prepared by the protocol: others may use what the upstream has.
-    fn deallocate(&mut self, name: &[u8], up: &mut OutputBuffer<'_>) {
-        self.prepare_dummy(None, up.buffer());
-        wire::query(
-            up.buffer(),
-            &format!("DEALLOCATE {}", identifier(&self.statements.interner().name(DUMMY))),
-        );
-        self.statements.drop_unnamed();
-        let previous = self.statements.put(name, None);
-        let note = Note::Named { name: significant(name).into(), previous, prepared: None };
-        self.position.requests_mut().push_noted(Kind::Query, note);
     }
 }

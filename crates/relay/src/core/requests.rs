@@ -252,6 +252,15 @@ impl Requests {
         only
     }
 
+    /// The `Sync` of ours that is the first ends what the client has asked.
+    pub(crate) fn show_sync(&mut self) {
+        if let Some(sync) = self.queue.front_mut().filter(|sync| sync.kind == Kind::Sync && sync.is_hidden())
+        {
+            sync.whose = Whose::Clients;
+            self.ends += 1;
+        }
+    }
+
     pub(crate) fn front_kind(&self) -> Option<Kind> {
         self.queue.front().map(|r| r.kind)
     }

@@ -1,13 +1,15 @@
 //! The statements of one session: those that it has named, the unnamed one, and whether the connection can be trusted to have
 //! them.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::facts::LexContext;
+use super::hand_over::Protocol;
 use super::position::Transaction;
 use super::replay::Replay;
 use crate::sql::Effects;
-use crate::statement::{Interner, Named, Names, Statement, Told, Unnamed, UnnamedText};
+use crate::statement::{Interner, Named, Names, Statement, Told, Unnamed, UnnamedText, significant};
 
 /// See the module.
 #[derive(Debug)]
@@ -20,8 +22,25 @@ pub(super) struct Statements {
     seen: Option<Box<Seen>>,
     trust: Trust,
     replay: Replay,
+    in_sql: Option<Box<InSql>>,
     /// The statement, by the request that gave its name, that was prepared again and compared, for the message that waits for it.
     outcome: Option<(u64, Outcome)>,
+}
+
+/// Names that SQL uses which is under way.
+#[derive(Debug, Default)]
+struct InSql {
+    /// The connection has these, until the query or the batch ends.
+    lent: BTreeSet<Box<[u8]>>,
+    /// It may deallocate these, in this order.
+    deallocations: VecDeque<Deallocation>,
+}
+
+#[derive(Debug)]
+struct Deallocation {
+    request: u64,
+    protocol: Protocol,
+    name: Box<[u8]>,
 }
 
 /// How a statement that was prepared again compares with what the client was told of it.
@@ -55,7 +74,16 @@ impl Statements {
     /// Of a session that has none yet.
     pub(super) fn new(interner: Arc<Interner>) -> Self {
         let (unnamed, replay) = (Unnamed::default(), Replay::None);
-        Self { interner, names: None, unnamed, seen: None, trust: Trust::Full, replay, outcome: None }
+        Self {
+            interner,
+            names: None,
+            unnamed,
+            seen: None,
+            trust: Trust::Full,
+            replay,
+            in_sql: None,
+            outcome: None,
+        }
     }
 
     /// Those of all sessions.
@@ -107,6 +135,70 @@ impl Statements {
     /// What came of that, if a message has waited for it: said once.
     pub(super) fn take_outcome(&mut self, request: u64) -> Option<Outcome> {
         self.outcome.take().filter(|(compared, _)| *compared == request).map(|(_, outcome)| outcome)
+    }
+
+    /// So many of the names, at the most.
+    pub(super) fn some_names(&self, most: usize) -> Vec<Arc<[u8]>> {
+        self.names.iter().flat_map(|names| names.some(most)).cloned().collect()
+    }
+
+    /// The connection has this name from now on; false if it has it already.
+    pub(super) fn lend(&mut self, name: &[u8]) -> bool {
+        self.in_sql.get_or_insert_default().lent.insert(name.into())
+    }
+
+    /// True if the connection has this name.
+    pub(super) fn is_lent(&self, name: &[u8]) -> bool {
+        self.in_sql.as_ref().is_some_and(|names| names.lent.contains(significant(name)))
+    }
+
+    /// True if it has any.
+    pub(super) fn has_lent(&self) -> bool {
+        self.in_sql.as_ref().is_some_and(|names| !names.lent.is_empty())
+    }
+
+    /// Those that it has, which are taken away.
+    pub(super) fn take_lent(&mut self) -> BTreeSet<Box<[u8]>> {
+        self.in_sql.as_mut().map(|names| std::mem::take(&mut names.lent)).unwrap_or_default()
+    }
+
+    /// This request may deallocate a name.
+    pub(super) fn note_deallocation(&mut self, request: u64, protocol: Protocol, name: &[u8]) {
+        let deallocation = Deallocation { request, protocol, name: name.into() };
+        self.in_sql.get_or_insert_default().deallocations.push_back(deallocation);
+    }
+
+    /// The last request that may deallocate a name.
+    pub(super) fn deallocated_by(&self, name: &[u8]) -> Option<u64> {
+        let all = &self.in_sql.as_ref()?.deallocations;
+        all.iter().rfind(|one| *one.name == *significant(name)).map(|one| one.request)
+    }
+
+    /// A command of this request has deallocated the next one.
+    pub(super) fn deallocated(&mut self, request: u64, protocol: Protocol) {
+        let Some(in_sql) = &mut self.in_sql else { return };
+        let is_by = |one: &Deallocation| {
+            one.protocol == protocol
+                && match protocol {
+                    Protocol::Simple => one.request == request,
+                    Protocol::Extended => one.request < request,
+                }
+        };
+        if let Some(at) = in_sql.deallocations.iter().position(is_by)
+            && let Some(deallocation) = in_sql.deallocations.remove(at)
+        {
+            self.put(&deallocation.name, None);
+        }
+    }
+
+    /// The query or batch of this request has ended, and what was sent before it.
+    pub(super) fn is_answered(&mut self, request: u64) {
+        if let Some(in_sql) = &mut self.in_sql {
+            in_sql.deallocations.retain(|one| one.request > request);
+            if in_sql.deallocations.is_empty() && in_sql.lent.is_empty() {
+                self.in_sql = None;
+            }
+        }
     }
 
     /// Everything named before this request is gone.
@@ -196,6 +288,11 @@ impl Statements {
     /// True if the connection has what it was told to prepare.
     pub(super) fn is_trusted(&self) -> bool {
         !matches!(self.trust, Trust::Lost(_))
+    }
+
+    /// True if a request that may be under way may take names away.
+    pub(super) fn may_lose_names(&self) -> bool {
+        self.lost_by().is_some() || self.in_sql.is_some()
     }
 
     /// The last request that may take every statement away, if it may be under way.

@@ -2,6 +2,7 @@
 
 use super::budget::Budget;
 use super::lexer::{Token, tokens};
+use super::names::Where;
 use super::{Company, Effects, Pin, functions, look_at};
 
 /// Words that a statement of PL/pgSQL may begin behind.
@@ -92,6 +93,14 @@ impl<'a> Findings<'a> {
         match self.runs {
             Runs::Now => &mut self.effects,
             Runs::Later => &mut self.defined,
+        }
+    }
+
+    /// Whether what is at hand is the client's own.
+    pub(super) fn place(&self) -> Where {
+        match self.depth == 0 && self.runs == Runs::Now {
+            true => Where::Outside,
+            false => Where::Within,
         }
     }
 

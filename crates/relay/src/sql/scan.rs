@@ -151,6 +151,8 @@ fn matters_anywhere(word: u64) -> bool {
     const DATABASE_TO_XML: u64 = key(b"database");
     const TS_STAT: u64 = scanned(b"ts_stat_") >> 8;
     const TS_REWRITE: u64 = scanned(b"ts_rewri");
+    const PG_PREPARED: u64 = scanned(b"pg_prepa");
+    const EXECUTE: u64 = key(b"execute");
     matches!(
         word,
         SET_CONFIG
@@ -175,6 +177,8 @@ fn matters_anywhere(word: u64) -> bool {
             | DATABASE_TO_XML
             | TS_STAT
             | TS_REWRITE
+            | PG_PREPARED
+            | EXECUTE
     ) || word >> 16 == DBLINK
 }
 
@@ -217,7 +221,7 @@ pub fn is_suspicious(text: &[u8]) -> bool {
 }
 
 /// How words begin that matter anywhere, in lower case.
-const ANYWHERE: [&[u8]; 19] = [
+const ANYWHERE: [&[u8]; 21] = [
     b"temp",
     b"hold",
     b"curr",
@@ -237,6 +241,8 @@ const ANYWHERE: [&[u8]; 19] = [
     b"database",
     b"ts_s",
     b"ts_r",
+    b"pg_p",
+    b"execu",
 ];
 
 /// How words begin that matter as the first of a statement.

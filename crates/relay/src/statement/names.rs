@@ -145,6 +145,11 @@ impl Names {
         self.known.get(significant(name))
     }
 
+    /// So many of them, at the most.
+    pub fn some(&self, most: usize) -> impl Iterator<Item = &Arc<[u8]>> {
+        self.known.keys().take(most)
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.known.len()

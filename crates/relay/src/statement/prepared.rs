@@ -138,6 +138,13 @@ impl Prepared {
         stale
     }
 
+    /// All that it has, but for this one: they are closed.
+    pub fn take_all_but(&mut self, kept: Option<u64>) -> Vec<u64> {
+        let all: Vec<u64> = self.known.keys().copied().filter(|number| Some(*number) != kept).collect();
+        all.iter().for_each(|number| self.remove(*number));
+        all
+    }
+
     /// One that it has, if it has any: this one, if it can be.
     pub fn any(&self, rather: Held) -> Option<u64> {
         let any = || self.known.iter().find(|(_, used)| used.doubt == Doubt::No).map(|(number, _)| *number);

@@ -1,0 +1,118 @@
+//! Names of prepared statements in SQL. PostgreSQL has one name space for them and for the protocol's, and a connection knows the
+//! protocol's under numbers: for a query or a batch whose SQL uses some, it has them under the client's own names as well.
+
+use super::requests::Kind;
+use super::{BackendState, Core, OutputBuffer};
+use crate::core::hand_over::Protocol;
+use crate::core::position::Transaction;
+use crate::sql::{Effects, NameUse};
+use crate::statement::{Named, significant};
+use wire::cstr;
+
+/// How many names a connection is given for a text that lists them.
+const MAX_LISTED: usize = 1000;
+
+impl Core {
+    /// Whether a text uses names that the client has given by the protocol, or lists them.
+    fn uses_names(&self, effects: &Effects) -> bool {
+        self.facts.is_lent_for_transactions()
+            && (effects.lists_names
+                || effects.names.iter().any(|(_, name)| self.statements.named(name).is_some()))
+    }
+
+    /// True if that is to be dealt with when what is under way is answered: what a name stands for depends on that, or whether
+    /// anything can be prepared.
+    pub(super) fn waits_to_lend_names(&mut self, effects: &Effects, up: &mut OutputBuffer<'_>) -> bool {
+        if !self.uses_names(effects) {
+            return false;
+        }
+        let may_defer = self.position.may_defer();
+        let depends = self.position.requests().has_an_end()
+            || effects.names.iter().any(|(_, name)| self.is_in_doubt(name));
+        may_defer && depends || effects.names.iter().any(|(_, name)| self.waits_for_names(name, up))
+    }
+
+    /// Gives the connection the names that a text uses which is about to be sent, until the client's query or batch ends.
+    /// One that is only deallocated, or that may not be there, stands for nothing. `keep` is a number that is used.
+    pub(super) fn lend_names(
+        &mut self,
+        effects: &Effects,
+        keep: Option<u64>,
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
+        // In a failed transaction nothing can be prepared, and nothing is run.
+        if !self.uses_names(effects) || self.position.transaction() == Transaction::Failed {
+            return;
+        }
+        if effects.lists_names {
+            let keep = keep.filter(|_| self.statements.count() > MAX_LISTED);
+            for number in backend.prepared.take_all_but(keep) {
+                self.close_upstream(number, up);
+            }
+            for name in self.statements.some_names(MAX_LISTED) {
+                self.lend_name(&name, NameUse::Executes, up);
+            }
+        }
+        let is_run = |name: &[u8]| effects.names.contains(&(NameUse::Executes, name.into()));
+        for (name_use, name) in &effects.names {
+            let name_use = if is_run(name) { NameUse::Executes } else { *name_use };
+            self.lend_name(name, name_use, up);
+        }
+    }
+
+    fn lend_name(&mut self, name: &[u8], name_use: NameUse, up: &mut Vec<u8>) {
+        let Some(named) = self.statements.named(name).cloned() else { return };
+        let name = significant(name);
+        if !self.statements.lend(name) {
+            return;
+        }
+        wire::message(up, b'P', |out| {
+            out.extend_from_slice(name);
+            out.push(0);
+            match name_use {
+                NameUse::Executes => body(&named, out),
+                NameUse::Deallocates | NameUse::Prepares => out.extend([0; 3]),
+            }
+        });
+        self.position.requests_mut().push_hidden(Kind::Parse, None);
+    }
+
+    /// The text that comes now deallocates these, if it is run: each with a tag of a command.
+    pub(super) fn note_deallocations(&mut self, effects: &Effects, protocol: Protocol) {
+        if !self.uses_names(effects) {
+            return;
+        }
+        let request = self.position.requests().next_number();
+        for (_, name) in effects.names.iter().filter(|(what, _)| *what == NameUse::Deallocates) {
+            self.statements.note_deallocation(request, protocol, significant(name));
+        }
+    }
+
+    /// The client's query or batch ends: the connection has the names no more.
+    pub(super) fn return_names(&mut self, up: &mut Vec<u8>) {
+        for name in self.statements.take_lent() {
+            wire::message(up, b'C', |out| {
+                out.push(b'S');
+                out.extend_from_slice(&name);
+                out.push(0);
+            });
+            self.position.requests_mut().push_hidden(Kind::Close, None);
+        }
+        wire::message(up, b'S', |_| {});
+        self.position.requests_mut().push_hidden(Kind::Sync, None);
+    }
+}
+
+/// What a `Parse` of a statement has behind the name, with the types that its client was told.
+fn body(named: &Named, out: &mut Vec<u8>) {
+    let body = named.statement.body();
+    match (named.shape(), cstr(body)) {
+        (Some(shape), Some((text, _))) => {
+            out.extend_from_slice(text);
+            out.push(0);
+            out.extend_from_slice(shape.parameters());
+        }
+        _ => out.extend_from_slice(body),
+    }
+}

@@ -1,0 +1,171 @@
+//! Names of prepared statements: one name space for SQL and the protocol, as directly.
+
+use std::net::SocketAddr;
+
+use super::differential::{normal, shown};
+use super::house::{Pgusher, pair, warehouse};
+use super::wire::{Message, Raw, bind, close_statement, describe_statement, execute, parse, query, sync};
+
+/// One step, and how many times it is told then that the server is ready.
+type Step = (Vec<u8>, usize);
+
+fn named(name: &str, text: &str) -> Step {
+    ([parse(name, text), sync()].concat(), 1)
+}
+
+fn used(name: &str, parameters: &[&str]) -> Step {
+    ([bind("", name, parameters), execute(), sync()].concat(), 1)
+}
+
+fn sql(text: &str) -> Step {
+    (query(text), 1)
+}
+
+/// The same in the extended protocol, in one batch.
+fn batch(texts: &[&str]) -> Step {
+    let each = |text: &&str| [parse("", text), describe_statement(""), bind("", "", &[]), execute()].concat();
+    ([texts.iter().map(each).collect::<Vec<_>>().concat(), sync()].concat(), 1)
+}
+
+fn together(steps: &[Step]) -> Step {
+    let bytes: Vec<_> = steps.iter().map(|(bytes, _)| bytes.clone()).collect();
+    (bytes.concat(), steps.iter().map(|(_, ends)| ends).sum())
+}
+
+/// What happens to the names `x` and `y` of the protocol, and then what they are.
+fn conversations() -> Vec<Vec<Step>> {
+    let texts = [
+        "DEALLOCATE x",
+        "DEALLOCATE x;DEALLOCATE y",
+        "SELECT 1;DEALLOCATE x",
+        "DEALLOCATE \"x\"; SELECT 1",
+        "BEGIN;DEALLOCATE x",
+        "SAVEPOINT s;DEALLOCATE \"x\";RELEASE s",
+        "SAVEPOINT s;DEALLOCATE nosuch;RELEASE s",
+        "DEALLOCATE x; SELECT 1/0; DEALLOCATE y",
+        "PREPARE z AS SELECT 5; EXECUTE z; DEALLOCATE z",
+        "EXECUTE x",
+        "EXECUTE y(5)",
+        "EXECUTE y('no number')",
+        "EXPLAIN (COSTS OFF) EXECUTE x",
+        "CREATE TEMP TABLE made_of AS EXECUTE x; SELECT * FROM made_of; DROP TABLE made_of",
+        "SELECT 1; EXECUTE x; EXECUTE y(6)",
+        "DO $$ BEGIN EXECUTE 'EXECUTE x'; END $$",
+        "PREPARE x AS SELECT 7",
+        "PREPARE x AS SELECT 7; SELECT 8",
+        "SELECT name, statement, parameter_types, from_sql FROM pg_prepared_statements ORDER BY 1",
+        "SELECT count(*) FROM pg_prepared_statements WHERE name = 'x'",
+        "DEALLOCATE ALL",
+        "DISCARD ALL",
+        "EXECUTE nosuch",
+    ];
+    let begin: Vec<Step> = vec![named("x", "SELECT 1 AS one"), named("y", "SELECT $1::int + 1")];
+    let end: Vec<Step> = vec![
+        used("x", &[]),
+        used("y", &["3"]),
+        named("x", "SELECT 'new'"),
+        used("x", &[]),
+        (query("ROLLBACK"), 1),
+        used("x", &[]),
+        used("y", &["4"]),
+        sql("SELECT name FROM pg_prepared_statements ORDER BY 1"),
+        sql("DEALLOCATE ALL"),
+        sql("SELECT count(*) FROM pg_prepared_statements"),
+    ];
+    let mut all = Vec::new();
+    for text in texts {
+        let several = text.contains(';');
+        let is_last_of_batch = text.starts_with("DISCARD")
+            || text.starts_with("SELECT name")
+            || text.starts_with("SELECT count");
+        let mut ways: Vec<Vec<Step>> = vec![
+            vec![sql(text)],
+            vec![sql("BEGIN"), sql(text)],
+            vec![sql("BEGIN"), sql("SELECT 1/0"), sql(text)],
+            vec![together(&[sql("BEGIN"), sql(text), sql("SELECT 'behind'")])],
+            vec![together(&[sql(text), named("x", "SELECT 'behind'"), used("x", &[])])],
+        ];
+        if !several {
+            ways.push(vec![batch(&[text])]);
+            ways.push(vec![sql("BEGIN"), batch(&[text])]);
+            if !is_last_of_batch {
+                ways.push(vec![batch(&["SELECT 1", text, "SELECT 2"])]);
+            }
+            // Under a name of its own, and used again.
+            ways.push(vec![
+                named("own", text),
+                used("own", &[]),
+                used("own", &[]),
+                ([close_statement("own"), sync()].concat(), 1),
+            ]);
+            ways.push(vec![(
+                [
+                    parse("", text),
+                    bind("", "", &[]),
+                    execute(),
+                    parse("x", "SELECT 'behind'"),
+                    bind("", "x", &[]),
+                    execute(),
+                    sync(),
+                ]
+                .concat(),
+                1,
+            )]);
+        }
+        for way in ways {
+            all.push([begin.clone(), way, end.clone()].concat());
+        }
+    }
+    all
+}
+
+fn answers(raw: &mut Raw, steps: &[Step], elsewhere: &mut dyn FnMut()) -> Vec<Vec<Message>> {
+    let mut answers = Vec::new();
+    for (bytes, ends) in steps {
+        elsewhere();
+        raw.send(bytes);
+        answers.extend((0..*ends).map(|_| raw.until_ready().into_iter().map(normal).collect::<Vec<_>>()));
+    }
+    answers
+}
+
+#[test]
+fn names_in_sql_and_in_the_protocol_are_one_name_space() {
+    let direct: SocketAddr = ([127, 0, 0, 1], pair().dev.port).into();
+    let conversations = conversations();
+    let expected: Vec<_> = conversations
+        .iter()
+        .map(|steps| {
+            let mut raw = Raw::login_with(direct, 0x0003_0000, &[("user", "app"), ("database", "dev")]);
+            answers(&mut raw, steps, &mut || ())
+        })
+        .collect();
+    for pool_size in [1, 2] {
+        let pgusher = Pgusher::start(&warehouse(&format!("default_pool_size = {pool_size}"), "", ""));
+        let mut other = Raw::login(pgusher.address(), "raw");
+        other.ask(&[parse("x", "SELECT 'of another'"), sync()].concat());
+        let mut turn = 0;
+        for (steps, expected) in conversations.iter().zip(&expected) {
+            let mut raw = Raw::login(pgusher.address(), "raw");
+            // With two, another has one of them by turns.
+            let mut elsewhere = || {
+                turn += 1;
+                if pool_size > 1 {
+                    let text = if turn % 2 == 0 { "BEGIN" } else { "COMMIT" };
+                    other.ask(&query(text));
+                    other.ask(&[bind("", "x", &[]), execute(), sync()].concat());
+                }
+            };
+            let got = answers(&mut raw, steps, &mut elsewhere);
+            for (number, (got, expected)) in got.iter().zip(expected).enumerate() {
+                let sent: Vec<_> = steps.iter().map(|(bytes, _)| bytes.escape_ascii().to_string()).collect();
+                assert_eq!(
+                    shown(got),
+                    shown(expected),
+                    "{pool_size} connections, answer {number} to {sent:#?}"
+                );
+            }
+            assert_eq!(raw.value("SHOW pgusher.pin"), "", "{:?}", steps[2].0.escape_ascii().to_string());
+        }
+    }
+}
