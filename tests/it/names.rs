@@ -129,6 +129,60 @@ fn answers(raw: &mut Raw, steps: &[Step], elsewhere: &mut dyn FnMut()) -> Vec<Ve
     answers
 }
 
+/// Wherever a setting may be shown; and nobody else has it.
+#[test]
+fn what_pgusher_says_of_a_session_is_shown_wherever_a_setting_is() {
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 1", "", ""));
+    let (mut raw, mut other) = (Raw::login(pgusher.address(), "raw"), Raw::login(pgusher.address(), "raw"));
+    let rows = |answer: &[Message]| -> Vec<String> {
+        answer.iter().filter(|m| m.tag == 'D').flat_map(Message::columns).collect()
+    };
+    for (text, expected) in [
+        ("BEGIN;SHOW pgusher.environment", &["dev"][..]),
+        ("SELECT 1; SHOW pgusher.environment", &["1", "dev"]),
+        ("SET application_name='a'; SHOW pgusher.connection", &["warehouse"]),
+        ("SHOW pgusher.environment;SHOW pgusher.\"user\"", &["dev", "raw"]),
+        ("SELECT current_setting('pgusher.environment')", &["dev"]),
+        ("SELECT current_setting('PGUSHER.user', true)", &["raw"]),
+        ("SHOW \"pgusher.environment\"", &["dev"]),
+        ("DO $$ BEGIN PERFORM 1; END $$; SHOW pgusher.pin", &[""]),
+        ("SHOW pgusher.environment", &["dev"]),
+    ] {
+        let answer = raw.ask(&query(text));
+        assert_eq!(rows(&answer), expected, "{text}: {answer:?}");
+        if !text.contains(';') {
+            for before in ["", "BEGIN"] {
+                raw.ask(&query(before));
+                let batch = [
+                    parse("", "SELECT 'first'"),
+                    bind("", "", &[]),
+                    execute(),
+                    parse("", text),
+                    bind("", "", &[]),
+                    execute(),
+                    sync(),
+                ];
+                assert_eq!(rows(&raw.ask(&batch.concat())), [&["first"], expected].concat(), "{text}");
+                raw.ask(&query("ROLLBACK"));
+            }
+        }
+        raw.ask(&query("ROLLBACK"));
+        // Nobody else has it, whatever name he asks by.
+        assert_eq!(
+            other.value("SELECT coalesce(current_setting('pgusher' || '.environment', true), '')"),
+            ""
+        );
+    }
+    for text in [
+        "BEGIN; SET pgusher.environment = 'prod'",
+        "SELECT 1; RESET pgusher.user",
+        "SELECT set_config('pgusher.environment', 'prod', true)",
+    ] {
+        assert_eq!(raw.value(text).split(' ').next(), Some("55P02"), "{text}");
+        raw.ask(&query("ROLLBACK"));
+    }
+}
+
 #[test]
 fn names_in_sql_and_in_the_protocol_are_one_name_space() {
     let direct: SocketAddr = ([127, 0, 0, 1], pair().dev.port).into();

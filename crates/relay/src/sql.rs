@@ -3,6 +3,7 @@
 
 mod body;
 pub mod budget;
+mod change;
 mod lexer;
 mod names;
 mod outside;
@@ -13,6 +14,7 @@ use crate::bearing::{Bearing, Customs};
 use body::{Findings, Language};
 pub use body::{names_temp_schema, of_function};
 use budget::{MAX_LEXED, MAX_SETTINGS};
+pub use change::Change;
 use lexer::Token;
 pub use names::NameUse;
 pub use scan::{Scan, is_suspicious};
@@ -71,27 +73,6 @@ impl Pin {
     }
 }
 
-/// What a text says of a setting.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// It gives this one a value; in lower case.
-    Set(String),
-    /// It takes this one back to its default: `RESET`, or `SET … TO DEFAULT`.
-    Default(String),
-    /// All of them.
-    AllDefault,
-}
-
-impl Change {
-    /// The setting that it is of, if it is of one.
-    pub fn name(&self) -> Option<&str> {
-        match self {
-            Self::Set(name) | Self::Default(name) => Some(name),
-            Self::AllDefault => None,
-        }
-    }
-}
-
 /// What a text may do to its session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effects {
@@ -125,6 +106,8 @@ pub struct Effects {
     pub names: Vec<(NameUse, Box<[u8]>)>,
     /// It asks for the list of them.
     pub lists_names: bool,
+    /// It names a `pgusher.…` elsewhere.
+    pub names_ours: bool,
     /// `SHOW pgusher.name`, as the only statement.
     pub shows: Option<String>,
     /// A `pgusher.name` that it would set or reset, in lower case: that cannot be, and is refused. Of a statement's own text only.
@@ -285,6 +268,7 @@ impl Effects {
         }
         self.relates |= other.relates;
         self.lists_names |= other.lists_names;
+        self.names_ours |= other.names_ours;
         self.rereads |= other.rereads;
         self.temp_path |= other.temp_path;
     }

@@ -249,16 +249,20 @@ impl SessionFacts {
         self.defines.take()
     }
 
+    /// What `SHOW pgusher.…` says, with the names.
+    pub(super) fn ours(&self, pin: Option<Pin>) -> [(&'static str, &str); 5] {
+        [
+            ("environment", &self.shown.environment),
+            ("connection", &self.shown.connection),
+            ("user", self.shown.user.as_str()),
+            ("route", &self.shown.route),
+            ("pin", pin.map_or("", Pin::word)),
+        ]
+    }
+
     /// The query that `SHOW pgusher.name` becomes.
     pub(super) fn show(&self, name: &str, pin: Option<Pin>) -> Option<String> {
-        let value = match name {
-            "environment" => &*self.shown.environment,
-            "connection" => &self.shown.connection,
-            "user" => self.shown.user.as_str(),
-            "route" => &self.shown.route,
-            "pin" => pin.map_or("", Pin::word),
-            _ => return None,
-        };
+        let (_, value) = self.ours(pin).into_iter().find(|(known, _)| *known == name)?;
         Some(format!("SELECT {}::pg_catalog.text AS \"pgusher.{name}\"", literal(value.as_bytes())))
     }
 

@@ -7,7 +7,7 @@ use crate::core::hand_over::Protocol;
 use crate::core::position::Transaction;
 use crate::sql::{Effects, NameUse};
 use crate::statement::{Named, significant};
-use wire::cstr;
+use wire::{cstr, literal};
 
 /// How many names a connection is given for a text that lists them.
 const MAX_LISTED: usize = 1000;
@@ -86,6 +86,33 @@ impl Core {
         let request = self.position.requests().next_number();
         for (_, name) in effects.names.iter().filter(|(what, _)| *what == NameUse::Deallocates) {
             self.statements.note_deallocation(request, protocol, significant(name));
+        }
+    }
+
+    /// A text names settings of pgusher's own otherwise than by a `SHOW` alone: the connection has them, until somebody else is lent
+    /// it.
+    pub(super) fn tell_ours(
+        &mut self,
+        effects: &Effects,
+        protocol: Protocol,
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
+        let is_failed = self.position.transaction() == Transaction::Failed;
+        if !effects.names_ours || is_failed || !self.facts.is_lent_for_transactions() {
+            return;
+        }
+        let mut statements = Vec::new();
+        for (name, value) in self.facts.ours(self.pin()) {
+            backend.settings.carry(format!("pgusher.{name}").as_bytes(), value.as_bytes());
+            statements.push(format!("SET pgusher.\"{name}\" TO {}", literal(value.as_bytes())));
+        }
+        backend.unnamed = None;
+        if protocol == Protocol::Simple || self.position.is_before_transaction() {
+            wire::query(up, &statements.join(";"));
+            self.position.requests_mut().push_hidden(Kind::Query, None);
+        } else {
+            statements.iter().for_each(|statement| self.run_hidden(statement, up));
         }
     }
 

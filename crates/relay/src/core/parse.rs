@@ -176,6 +176,7 @@ impl Core {
         self.position.add_scanned_bytes(effects.cost());
         self.note_effects(effects);
         self.recall_channels(effects, Protocol::Extended, backend, up);
+        self.tell_ours(effects, Protocol::Extended, backend, up);
         self.shield_sequences(effects, backend, up);
     }
 

@@ -101,6 +101,7 @@ impl Core {
             self.refuse_query(&refusal, up.buffer());
             return true;
         }
+        self.tell_ours(effects, Protocol::Simple, backend, up.buffer());
         self.lend_names(effects, None, backend, up.buffer());
         self.note_deallocations(effects, Protocol::Simple);
         false

@@ -24,9 +24,23 @@ pub(super) enum Where {
     Within,
 }
 
+/// Whether these name one of pgusher's own settings: `pgusher.x`, `"pgusher.x"`, `'pgusher.x'`.
+fn is_ours(token: &Token<'_>, next: Option<&Token<'_>>) -> bool {
+    let begins =
+        |text: &str| text.as_bytes().get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"pgusher."));
+    match token {
+        Token::Word(word) => begins(word) || word == "pgusher" && next == Some(&Token::Symbol(b'.')),
+        Token::Text(Some(text)) => begins(text),
+        _ => false,
+    }
+}
+
 /// The names in one statement. Of more than can be kept, the connection is.
 pub(super) fn names(statement: &[Token<'_>], place: Where, effects: &mut Effects) {
     for (i, token) in statement.iter().enumerate() {
+        if is_ours(token, statement.get(i + 1)) && effects.shows.is_none() {
+            (effects.names_ours, effects.foreseen) = (true, true);
+        }
         effects.lists_names |= token.is("pg_prepared_statements") || token.is("pg_prepared_statement");
         let name = |at: usize| match statement.get(at) {
             Some(Token::Word(name)) => Some(name.as_bytes()),

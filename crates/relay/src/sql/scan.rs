@@ -153,6 +153,7 @@ fn matters_anywhere(word: u64) -> bool {
     const TS_REWRITE: u64 = scanned(b"ts_rewri");
     const PG_PREPARED: u64 = scanned(b"pg_prepa");
     const EXECUTE: u64 = key(b"execute");
+    const PGUSHER: u64 = key(b"pgusher");
     matches!(
         word,
         SET_CONFIG
@@ -179,6 +180,7 @@ fn matters_anywhere(word: u64) -> bool {
             | TS_REWRITE
             | PG_PREPARED
             | EXECUTE
+            | PGUSHER
     ) || word >> 16 == DBLINK
 }
 
@@ -221,7 +223,7 @@ pub fn is_suspicious(text: &[u8]) -> bool {
 }
 
 /// How words begin that matter anywhere, in lower case.
-const ANYWHERE: [&[u8]; 21] = [
+const ANYWHERE: [&[u8]; 22] = [
     b"temp",
     b"hold",
     b"curr",
@@ -243,6 +245,7 @@ const ANYWHERE: [&[u8]; 21] = [
     b"ts_r",
     b"pg_p",
     b"execu",
+    b"pgush",
 ];
 
 /// How words begin that matter as the first of a statement.
