@@ -108,6 +108,8 @@ pub struct Pool {
     /// What the last connection reported when it was opened: the database's defaults, and since when.
     defaults: Mutex<Option<(Arc<Parameters>, Instant)>>,
     startups: Mutex<HashMap<Settings, (Welcome, Instant)>>,
+    /// When its connections were closed last because their database was needed.
+    made_way: Mutex<Option<Instant>>,
     /// How many sessions keep a connection beyond a transaction.
     pinned: AtomicUsize,
     /// The way to the connection that listens for everybody, while there is one.
@@ -202,6 +204,7 @@ impl Pool {
             share: Share::of(host),
             defaults: Mutex::default(),
             startups: Mutex::default(),
+            made_way: Mutex::default(),
             pinned: AtomicUsize::new(0),
             listener: Mutex::default(),
             catalog: Known::default(),

@@ -86,6 +86,10 @@ impl Engine {
                 self.pool.outdate_catalog(&defined);
                 Follow::Say(Event::Settle)
             }
+            Step::Free(database) => {
+                self.pool.free(&database);
+                Follow::Say(Event::Settle)
+            }
             Step::AskListener(asked) => self.ask_listener(*asked, cx),
             Step::Cancel => {
                 self.cancel();

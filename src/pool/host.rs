@@ -106,6 +106,11 @@ impl Share {
         }
     }
 
+    /// All pools of the host.
+    pub(super) fn pools(&self) -> Vec<Arc<Pool>> {
+        self.host.with(|state| state.pools.values().filter_map(Weak::upgrade).collect())
+    }
+
     /// A connection was closed: the pools that wait for one try in turn.
     pub(super) fn next_turn(&self, pool: &Arc<Pool>) {
         let turns = self.host.with(|state| {

@@ -2,12 +2,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tracing::debug;
 
 use super::Pool;
 use crate::stats::Stats;
 use crate::upstream::CancelTarget;
 use relay::ledger::{Halt, Limits};
+
+/// For how long a pool opens nothing that nobody waits for, once its database was needed, and how often that may close its idle
+/// connections.
+const WAY: Duration = Duration::from_secs(6);
+const WAY_AGAIN: Duration = Duration::from_millis(200);
 
 /// Whether users may log in to a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +128,37 @@ impl Pool {
         }
         self.close_outworn();
         self.open_more();
+    }
+
+    /// A session of this pool runs a statement that needs a database to itself: idle connections to that are closed, if they are
+    /// on its own route (the same server, environment and login), and for a while none is opened that nobody waits for.
+    pub fn free(self: &Arc<Self>, database: &str) {
+        let own = self.connection();
+        for pool in self.share.pools() {
+            let other = pool.connection();
+            if other.target.database == database
+                && other.target.username == own.target.username
+                && other.environment == own.environment
+            {
+                pool.make_way();
+            }
+        }
+    }
+
+    fn make_way(self: &Arc<Self>) {
+        let now = Instant::now();
+        let before = self.made_way.lock().replace(now);
+        if before.is_some_and(|before| now - before < WAY_AGAIN) {
+            return;
+        }
+        debug!(connection = %self.connection().name, "a statement needs its database: idle connections are closed");
+        *self.listener.lock() = None;
+        self.reconnect();
+    }
+
+    /// True for a while after connections were closed because their database is needed.
+    pub(super) fn makes_way(&self) -> bool {
+        self.made_way.lock().is_some_and(|since| since.elapsed() < WAY)
     }
 
     /// Whether connections are left that were opened before the last [`Pool::reconnect`] or change of settings.

@@ -218,7 +218,7 @@ impl Pool {
                 let ledger = self.ledger.lock();
                 (ledger.wants_one(now, share), ledger.is_short())
             };
-            if !wants_one {
+            if !wants_one || !is_short && self.makes_way() {
                 return;
             }
             let mut permit = self.share.reserve(Purpose::Pooled);

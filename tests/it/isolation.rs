@@ -111,7 +111,12 @@ const KINDS: [(&str, &str); 9] = [
          + (SELECT count(*) FROM pg_type WHERE typnamespace = pg_my_temp_schema()) \
          + (SELECT count(*) FROM pg_operator WHERE oprnamespace = pg_my_temp_schema())",
     ),
-    ("statements", "(SELECT string_agg(statement, ',') FROM pg_prepared_statements)"),
+    // Not by its name: the connection would be given the session's own for that.
+    (
+        "statements",
+        "(SELECT xpath('//statement/text()', query_to_xml('SELECT statement FROM pg_pre' || 'pared_statements', true, \
+         false, ''))::text)",
+    ),
 ];
 
 /// All that is seen of a connection, kind by kind.
@@ -601,7 +606,9 @@ fn a_connection_is_reset_before_it_serves_another_user() {
 
 // ── the three ways ──
 
-const PREPARED: &str = "SELECT count(*) FROM pg_prepared_statements";
+/// Not by its name: the connection would be given the session's own for that.
+const PREPARED: &str = "SELECT (xpath('//c/text()', \
+    query_to_xml('SELECT count(*) AS c FROM pg_pre' || 'pared_statements', true, false, '')))[1]::text";
 
 /// Whether what one has prepared is still there when another session comes at once, which is before the connection has been idle for a
 /// second: asked again if this machine was too slow.

@@ -29,6 +29,7 @@ mod change;
 mod differential;
 mod doctor;
 mod faults;
+mod free;
 mod grants;
 mod hidden;
 mod hostile;

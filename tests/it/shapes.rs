@@ -227,3 +227,44 @@ fn a_statement_keeps_its_types_whatever_changes_behind_it() {
     }
     pair().dev.sql("dev", &MADE[..MADE.find("CREATE").unwrap()]);
 }
+
+/// In one pipeline, behind so many others that the connection has it no more.
+#[test]
+fn a_type_is_kept_within_a_pipeline_that_changes_it() {
+    let dev = &pair().dev;
+    let direct: SocketAddr = ([127, 0, 0, 1], dev.port).into();
+    let batch = |others: usize| {
+        let others = (0..others).map(|n| parse(&format!("b{n}"), "SELECT 1")).collect::<Vec<_>>().concat();
+        [
+            parse("add", "INSERT INTO piped VALUES ($1)"),
+            parse("all", "SELECT * FROM piped"),
+            others,
+            parse("", "ALTER TABLE piped ALTER w TYPE float4"),
+            message('B', &[0; 8]),
+            execute(),
+            uses("add", &[&1_i32.to_be_bytes()]),
+            uses("all", &[]),
+            sync(),
+            query("SELECT * FROM piped"),
+        ]
+        .concat()
+    };
+    let run = |raw: &mut Raw, others: usize| -> Vec<Vec<String>> {
+        dev.sql(
+            "dev",
+            "DROP TABLE IF EXISTS piped; CREATE TABLE piped (w int); ALTER TABLE piped OWNER TO app",
+        );
+        raw.send(&batch(others));
+        let answers = [raw.until_ready(), raw.until_ready()];
+        raw.ask(&query("DEALLOCATE ALL"));
+        answers.map(|answer| shown(&answer.into_iter().map(normal).collect::<Vec<_>>())).into()
+    };
+    for (limit, others) in [(1, 1), (2, 5), (200, 205), (200, 3)] {
+        let server = format!("default_pool_size = 1\nmax_prepared_statements = {limit}");
+        let pgusher = Pgusher::start(&warehouse(&server, "", ""));
+        let mut raw = Raw::login_with(direct, 0x0003_0000, &[("user", "app"), ("database", "dev")]);
+        let expected = run(&mut raw, others);
+        assert_eq!(run(&mut Raw::login(pgusher.address(), "raw"), others), expected, "{limit}, {others}");
+    }
+    dev.sql("dev", "DROP TABLE piped");
+}

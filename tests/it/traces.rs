@@ -164,7 +164,7 @@ impl Engine {
                 let tail = std::mem::take(&mut self.upstream_tail);
                 self.tell(Event::FromUpstream(&tail));
             }
-            Step::Settle | Step::Outdate(_) | Step::Pin(None) => self.tell(Event::Settle),
+            Step::Settle | Step::Outdate(_) | Step::Free(_) | Step::Pin(None) => self.tell(Event::Settle),
             Step::Lend => {
                 self.held = Some(self.idle.remove(0));
                 let tail = std::mem::take(&mut self.client_tail);

@@ -325,6 +325,9 @@ impl Conductor {
             return Ok(Step::Pin(pin));
         }
         self.count(turn);
+        if let Some(database) = self.core.take_needed_database() {
+            return Ok(Step::Free(database));
+        }
         if let Some(defined) = self.core.has_defined() {
             return Ok(Step::Outdate(defined));
         }

@@ -405,8 +405,14 @@ impl Core {
         self.is_idle() && self.residue.is_cleanable()
     }
 
+    /// The database that a statement under way needs to itself, if one does: said once.
+    pub(crate) fn take_needed_database(&mut self) -> Option<Box<str>> {
+        self.facts.take_needed_database()
+    }
+
     /// A statement that may do this is about to run in session mode.
     fn mark_dirty(&mut self, effects: &Effects) {
+        self.facts.note_database(effects);
         self.residue.mark_dirty_by(effects);
         if effects.defines {
             self.facts.define(effects.defined.as_deref());

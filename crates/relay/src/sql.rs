@@ -4,6 +4,7 @@
 mod body;
 pub mod budget;
 mod change;
+mod databases;
 mod lexer;
 mod names;
 mod outside;
@@ -106,6 +107,8 @@ pub struct Effects {
     pub names: Vec<(NameUse, Box<[u8]>)>,
     /// It asks for the list of them.
     pub lists_names: bool,
+    /// A database that nobody may be connected to, for it to be run. Of a statement's own text only.
+    pub needs_database: Option<String>,
     /// It names a `pgusher.…` elsewhere.
     pub names_ours: bool,
     /// `SHOW pgusher.name`, as the only statement.
@@ -396,6 +399,7 @@ fn look_at<'a>(statement: &[Token<'a>], company: Company, findings: &mut Finding
     }
     let place = findings.place();
     let effects = findings.here();
+    effects.needs_database = effects.needs_database.take().or_else(|| databases::needed(statement));
     names::names(statement, place, effects);
     let temporary = statement
         .iter()

@@ -106,6 +106,14 @@ impl Statement {
             || WITHOUT_COLUMNS.iter().any(|known| known.as_bytes() == word)
     }
 
+    /// Whether PostgreSQL looks at what it uses again when that has changed, and holds it to its columns: not utility statements that
+    /// answer rows (`FETCH`, `EXECUTE`, `SHOW`; `stmt_requires_parse_analysis` in parser/analyze.c).
+    pub fn has_fixed_columns(&self) -> bool {
+        let text = wire::cstr(self.body()).map_or(self.body(), |(text, _)| text).trim_ascii_start();
+        let word = text.split(|byte| !byte.is_ascii_alphabetic()).next().unwrap_or_default();
+        ![&b"fetch"[..], b"execute", b"show"].iter().any(|known| known.eq_ignore_ascii_case(word))
+    }
+
     /// What it may do by what it names that is in a catalog. A very long one is not looked through, as a catalog may change
     /// often: it may name anything. How many bytes were gone through is added.
     pub fn mentions(&self, catalog: &Arc<Catalog>, gone_through: &mut usize) -> Option<Box<Effects>> {

@@ -47,6 +47,9 @@ pub enum Step {
     Pin(Option<Pin>),
     /// What is known of the database is not true any more, as this was defined: [`Event::Settle`](super::Event::Settle).
     Outdate(Box<Effects>),
+    /// A statement needs this database to itself: idle connections to it, on the session's own route, are closed. Then
+    /// [`Event::Settle`](super::Event::Settle).
+    Free(Box<str>),
     /// The listener is asked; without one, [`Event::NoListener`](super::Event::NoListener).
     AskListener(Box<Asked>),
     /// What runs on the connection is cancelled.

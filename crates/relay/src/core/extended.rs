@@ -213,6 +213,12 @@ impl Core {
             None => {}
         }
         let held = self.held(named, backend);
+        // It has gone before it was described: what the client is about to be told is waited for.
+        let is_learned = || !self.position.requests().is_lesson_under_way(named.request);
+        if held == Held::No && named.shape().is_none() && !is_learned() && self.position.may_defer() {
+            self.ask_for_all_answers(up.buffer());
+            return Place::Nowhere(Step::Defer);
+        }
         if let (Held::Yes(number), true) = (held, self.statements.is_trusted()) {
             return Place::Under(number);
         }

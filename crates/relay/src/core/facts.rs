@@ -39,6 +39,8 @@ pub(super) struct SessionFacts {
     catalog: Arc<Catalog>,
     /// Something is being defined that others may run, and this is what it may do.
     defines: Option<Box<Effects>>,
+    /// A statement is about to run that needs this database to itself.
+    needs_database: Option<Box<str>>,
     lex_rules: LexRules,
     temp_path: TempPath,
 }
@@ -79,7 +81,9 @@ impl SessionFacts {
     pub(super) fn new(id: u64, mode: PoolMode, shown: Arc<Facts>, settings: SessionSettings) -> Self {
         let catalog = NO_CATALOG.clone();
         let (lex_rules, temp_path) = (LexRules::Known, TempPath::Never);
-        let mut facts = Self { id, mode, shown, settings, catalog, defines: None, lex_rules, temp_path };
+        let (defines, needs_database) = (None, None);
+        let mut facts =
+            Self { id, mode, shown, settings, catalog, defines, needs_database, lex_rules, temp_path };
         facts.look_at_path();
         facts
     }
@@ -152,6 +156,19 @@ impl SessionFacts {
         if effects.temp_path {
             self.temp_path = TempPath::Perhaps;
         }
+        self.note_database(effects);
+    }
+
+    /// A statement that may do this needs a database to itself, perhaps.
+    pub(super) fn note_database(&mut self, effects: &Effects) {
+        if let Some(database) = &effects.needs_database {
+            self.needs_database = Some(database.as_str().into());
+        }
+    }
+
+    /// The database that is needed, if one is: said once.
+    pub(super) fn take_needed_database(&mut self) -> Option<Box<str>> {
+        self.needs_database.take()
     }
 
     /// What a text that comes now is read with.

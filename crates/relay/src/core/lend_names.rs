@@ -7,6 +7,7 @@ use crate::core::hand_over::Protocol;
 use crate::core::position::Transaction;
 use crate::sql::{Effects, NameUse};
 use crate::statement::{Named, significant};
+use wire::error::{Fault, Refusal, Shown, SqlState};
 use wire::{cstr, literal};
 
 /// How many names a connection is given for a text that lists them.
@@ -18,6 +19,14 @@ impl Core {
         self.facts.is_lent_for_transactions()
             && (effects.lists_names
                 || effects.names.iter().any(|(_, name)| self.statements.named(name).is_some()))
+    }
+
+    /// Why a text is refused that uses a name of pgusher's own: others may use what it stands for.
+    pub(super) fn refused_name(&self, effects: &Effects) -> Option<Refusal> {
+        let is_reserved = |name: &[u8]| self.statements.interner().is_reserved(name);
+        let (_, name) = effects.names.iter().find(|(_, name)| is_reserved(name))?;
+        let message = format!("prepared statement \"{}\" does not exist", Shown::bytes(name));
+        Some(Refusal::new(Fault::Client, SqlState::INVALID_STATEMENT_NAME, message))
     }
 
     /// True if that is to be dealt with when what is under way is answered: what a name stands for depends on that, or whether

@@ -54,7 +54,7 @@ impl Core {
         }
         let text = cstr(names.after).map_or(names.after, |(text, _)| text);
         let effects = self.facts.effects(text);
-        if let Some(refusal) = effects.as_deref().and_then(|effects| self.facts.refused_setting(effects)) {
+        if let Some(refusal) = effects.as_deref().and_then(|effects| self.refused(effects)) {
             self.refuse_request(&refusal, up.buffer());
             return Ok(Step::Done);
         }
@@ -122,7 +122,7 @@ impl Core {
         }
         let text = cstr(after).map_or(after, |(text, _)| text);
         let effects = if whole { self.facts.effects(text) } else { None };
-        if let Some(refusal) = effects.as_deref().and_then(|effects| self.facts.refused_setting(effects)) {
+        if let Some(refusal) = effects.as_deref().and_then(|effects| self.refused(effects)) {
             self.refuse_request(&refusal, up.buffer());
             return Step::Done;
         }
@@ -164,6 +164,12 @@ impl Core {
             None => up.pass(message.range()),
         }
         Step::Done
+    }
+
+    /// Why a text with this is refused, if it is.
+    fn refused(&self, effects: &Effects) -> Option<Refusal> {
+        let name = || self.refused_name(effects).filter(|_| self.facts.is_lent_for_transactions());
+        self.facts.refused_setting(effects).or_else(name)
     }
 
     /// A statement that may do this comes in the extended protocol.

@@ -56,7 +56,7 @@ impl Core {
         if let Some(effects) = statement.effects() {
             self.lend_names(effects, None, backend, out);
         }
-        let expected = named.shape().cloned();
+        let expected = named.shape().filter(|_| statement.has_fixed_columns()).cloned();
         match &expected {
             None => self.send_parse(number, statement.body(), out),
             Some(shape) => {

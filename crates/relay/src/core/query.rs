@@ -6,10 +6,10 @@ use super::position::Remainder;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, GATHER, OutputBuffer};
 use crate::catalog::Words;
-use crate::sql::{Effects, NameUse, Scan};
+use crate::sql::{Effects, Scan};
 use crate::statement::UnnamedText;
 use wire::HEADER;
-use wire::error::{Fault, Refusal, Shown, SqlState};
+use wire::error::Refusal;
 
 impl Core {
     pub(super) fn query(
@@ -93,11 +93,7 @@ impl Core {
         if self.has_only_foreign_sequences(effects, backend) {
             self.forget_sequences(backend, up.buffer());
         }
-        let is_reserved = |(_, name): &(NameUse, Box<[u8]>)| self.statements.interner().is_reserved(name);
-        if let Some((_, name)) = effects.names.iter().find(|name| is_reserved(name)) {
-            // Others may use it: it is none of the client's.
-            let message = format!("prepared statement \"{}\" does not exist", Shown::bytes(name));
-            let refusal = Refusal::new(Fault::Client, SqlState::INVALID_STATEMENT_NAME, message);
+        if let Some(refusal) = self.refused_name(effects) {
             self.refuse_query(&refusal, up.buffer());
             return true;
         }

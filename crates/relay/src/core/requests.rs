@@ -366,6 +366,12 @@ impl Requests {
         }
     }
 
+    /// Whether it is still to be learned what the statement is whose name this request has given.
+    pub(crate) fn is_lesson_under_way(&self, giver: u64) -> bool {
+        let is_it = |request: &Request| matches!(request.note.as_deref(), Some(Note::Lesson(lesson)) if lesson.giver == giver);
+        self.queue.iter().any(is_it)
+    }
+
     /// Forgets all.
     pub(crate) fn clear(&mut self) {
         self.queue.clear();

@@ -270,6 +270,39 @@ fn among_temporary_objects_what_all_share_is_not_used() {
     }
 }
 
+/// In one pipeline, too, it is compared with what the client is about to be told.
+#[test]
+fn what_has_gone_before_it_was_described_is_waited_for() {
+    let mut bench = Bench::new();
+    bench.backend.max_prepared = 1;
+    let batch =
+        [parse("a", "INSERT INTO t VALUES ($1)"), parse("b", "SELECT 1"), bind("a"), m(b'S', b"")].concat();
+    let (up, _, taken) = bench.client(&batch);
+    assert_eq!((Bench::tags(&up).as_str(), taken.then), ("PDPCDH", Then::Defer));
+    let rest = &batch[taken.consumed..];
+    bench.upstream(&[m(b'1', b""), described(&[23], None), m(b'1', b""), m(b'3', b"")].concat());
+    bench.upstream(&described(&[], Some("a")));
+    let (up, _, taken) = bench.client(rest);
+    assert_eq!((Bench::tags(&up).as_str(), taken.then), ("PCDH", Then::Defer));
+    assert!(up.windows(6).any(|bytes| bytes == b"\0\x01\0\0\0\x17"), "with the type that was told");
+    bench.upstream(&[m(b'1', b""), m(b'3', b""), described(&[23], None)].concat());
+    assert_eq!(Bench::tags(&bench.client(rest).0), "BS");
+}
+
+/// What a cursor or another statement answers is its own to say, each time.
+#[test]
+fn what_has_no_columns_of_its_own_is_not_compared() {
+    for sql in ["fetch all from c", "EXECUTE x", "SHOW search_path"] {
+        let mut bench = Bench::new();
+        bench.client(&[parse("a", sql), m(b'S', b"")].concat());
+        bench.upstream(&[m(b'1', b""), described(&[], None), m(b'Z', b"I")].concat());
+        bench.backend = BackendState::new(Arc::default(), 100, Some(8));
+        assert_eq!(Bench::tags(&bench.client(&[bind("a"), m(b'S', b"")].concat()).0), "PDBS", "{sql}");
+        let answer = [m(b'1', b""), described(&[], Some("a")), m(b'2', b""), m(b'Z', b"I")].concat();
+        assert_eq!(Bench::tags(&bench.upstream(&answer)), "2Z", "{sql}");
+    }
+}
+
 /// It cannot be prepared: the client hears why, in place of an answer to what it has sent.
 #[test]
 fn what_cannot_be_prepared_again_is_refused_as_the_server_says() {
