@@ -109,7 +109,7 @@ pub struct Pool {
     defaults: Mutex<Option<(Arc<Parameters>, Instant)>>,
     startups: Mutex<HashMap<Settings, (Welcome, Instant)>>,
     /// When its connections were closed last because their database was needed.
-    made_way: Mutex<Option<Instant>>,
+    made_way: Mutex<operate::MadeWay>,
     /// How many sessions keep a connection beyond a transaction.
     pinned: AtomicUsize,
     /// The way to the connection that listens for everybody, while there is one.

@@ -11,10 +11,33 @@ use crate::stats::Stats;
 use crate::upstream::CancelTarget;
 use relay::ledger::{Halt, Limits};
 
-/// For how long a pool opens nothing that nobody waits for, once its database was needed, and how often that may close its idle
-/// connections.
+/// For how long a pool opens nothing that nobody waits for, once its database was needed, and how often in a second that may
+/// close its idle connections.
 const WAY: Duration = Duration::from_secs(6);
-const WAY_AGAIN: Duration = Duration::from_millis(200);
+const MOST_WAYS: u32 = 20;
+
+/// When a pool made way last, and how often within a second.
+#[derive(Debug, Default)]
+pub(super) struct MadeWay {
+    last: Option<Instant>,
+    second: Option<Instant>,
+    count: u32,
+}
+
+impl MadeWay {
+    /// Whether it may once more: whoever runs such statements without end opens and closes no more than this.
+    fn again(&mut self, now: Instant) -> bool {
+        if self.second.is_none_or(|second| now - second > Duration::from_secs(1)) {
+            (self.second, self.count) = (Some(now), 0);
+        }
+        self.count += 1;
+        let may = self.count <= MOST_WAYS;
+        if may {
+            self.last = Some(now);
+        }
+        may
+    }
+}
 
 /// Whether users may log in to a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,9 +169,7 @@ impl Pool {
     }
 
     fn make_way(self: &Arc<Self>) {
-        let now = Instant::now();
-        let before = self.made_way.lock().replace(now);
-        if before.is_some_and(|before| now - before < WAY_AGAIN) {
+        if !self.made_way.lock().again(Instant::now()) {
             return;
         }
         debug!(connection = %self.connection().name, "a statement needs its database: idle connections are closed");
@@ -158,7 +179,7 @@ impl Pool {
 
     /// True for a while after connections were closed because their database is needed.
     pub(super) fn makes_way(&self) -> bool {
-        self.made_way.lock().is_some_and(|since| since.elapsed() < WAY)
+        self.made_way.lock().last.is_some_and(|last| last.elapsed() < WAY)
     }
 
     /// Whether connections are left that were opened before the last [`Pool::reconnect`] or change of settings.
