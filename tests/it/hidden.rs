@@ -41,6 +41,31 @@ fn settings_whose_names_are_put_together_stay_with_their_session() {
     }
 }
 
+/// PostgreSQL never forgets a name that was set once, wherever the session goes on.
+#[test]
+fn a_setting_that_was_reset_is_empty_and_not_unknown() {
+    for make in [
+        "SET app.gone = '5'; RESET app.gone",
+        "SET app.gone = ''",
+        "SELECT set_config('app.gone', '', false)",
+    ] {
+        let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
+        let (mut one, mut other) =
+            (Raw::login(pgusher.address(), "raw"), Raw::login(pgusher.address(), "raw"));
+        done(&mut one, make);
+        for _ in 0..3 {
+            // The connection that it had is another's.
+            done(&mut other, "BEGIN");
+            assert_eq!(one.value("SELECT current_setting('app.gone')"), "", "{make}");
+            done(&mut other, "COMMIT");
+            done(&mut one, "BEGIN");
+            assert_eq!(other.value("SELECT coalesce(current_setting('app.gone', true), '')"), "", "{make}");
+            done(&mut one, "COMMIT");
+        }
+        assert_eq!(one.value("SHOW pgusher.pin"), "");
+    }
+}
+
 /// What such a text leaves is asked for, or goes when the connection does.
 #[test]
 fn a_text_that_one_of_the_servers_functions_runs_leaves_nothing_to_others() {

@@ -105,8 +105,19 @@ pub struct Catalog {
     filter: Filter,
     is_known: bool,
     customs: Customs,
-    /// While something is being defined: what anything may do.
+    /// While something is being defined: what anything may do; and by whom it is.
     doubt: Option<Box<Effects>>,
+    doubts: Doubts,
+}
+
+/// Who is defining something.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Doubts {
+    /// The session itself, perhaps.
+    #[default]
+    Own,
+    /// Others of the pool: nobody is kept on his connection for their sake.
+    Others,
 }
 
 /// What functions, relations and names do, and which of them does what another does.
@@ -235,7 +246,14 @@ impl Catalog {
             filter.add(*hash);
             effects.foreseen = true;
         }
-        Self { names: names.into(), filter, is_known: true, customs: Customs::Unread, doubt: None }
+        Self {
+            names: names.into(),
+            filter,
+            is_known: true,
+            customs: Customs::Unread,
+            doubt: None,
+            doubts: Doubts::Own,
+        }
     }
 
     /// The same, while something is being defined that will do this: until it is known under its name, anything may do
@@ -246,7 +264,8 @@ impl Catalog {
         doubt.add(defined);
         (doubt.asks_all, doubt.foreseen, doubt.relates) = (true, true, false);
         let (names, filter) = (self.names.clone(), self.filter.clone());
-        Self { names, filter, is_known: self.is_known, customs: self.customs, doubt: Some(doubt) }
+        let (is_known, customs) = (self.is_known, self.customs);
+        Self { names, filter, is_known, customs, doubt: Some(doubt), doubts: Doubts::Own }
     }
 
     /// Whether no more and no less is in doubt than in another that is the same otherwise.
@@ -257,8 +276,18 @@ impl Catalog {
     /// The same, where nobody is kept on his connection for good for the sake of what is in doubt for an instant.
     #[must_use]
     pub fn without_pin(mut self) -> Self {
-        self.doubt.iter_mut().for_each(|doubt| doubt.pin = None);
+        self.doubt.iter_mut().for_each(|doubt| (doubt.pin, doubt.rereads) = (None, false));
+        self.doubts = Doubts::Others;
         self
+    }
+
+    /// What may be under way by a text with these effects: nothing may change how texts are read for the sake of what others are
+    /// defining.
+    pub fn may_reread(&self, effects: &Effects) -> bool {
+        match self.doubts {
+            Doubts::Own => effects.may_reread(),
+            Doubts::Others => effects.rereads || effects.calls || effects.pin == Some(Pin::Opaque),
+        }
     }
 
     /// True if no name matters and nothing is in doubt.

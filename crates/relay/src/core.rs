@@ -17,6 +17,7 @@ mod position;
 mod prepare;
 mod probe;
 mod query;
+mod refuse;
 mod replay;
 mod requests;
 mod residue;
@@ -47,7 +48,6 @@ use requests::{Kind, Note, Request};
 use residue::{Probed, Residue};
 use statements::Statements;
 use wire::UserName;
-use wire::error::Refusal;
 
 /// A message up to this long is looked at whole; it is waited for if only a part of it is there.
 pub const GATHER: usize = 16 << 10;
@@ -281,7 +281,9 @@ impl Core {
         };
         for (name, value) in &left.settings {
             let name = name.as_bytes();
-            match value {
+            // What it has set at startup it goes back to: that is what an empty one is then.
+            let is_reset = |value: &[u8]| value.is_empty() && self.facts.settings().has_from_startup(name);
+            match value.as_deref().filter(|value| !is_reset(value)) {
                 // Its value has been reported already.
                 Some(_) if self.facts.settings().reports(name) => {}
                 Some(value) if self.facts.settings_mut().carry(name, value) => {
@@ -568,30 +570,6 @@ impl Core {
                 Some(Note::Unnamed(_) | Note::Refused(_) | Note::Proof(_) | Note::Lesson(_)) | None => {}
             }
         }
-    }
-
-    /// An error of pgusher's own for the present request.
-    #[cold]
-    fn refuse_request(&mut self, refusal: &Refusal, up: &mut Vec<u8>) {
-        let mut error = Vec::new();
-        wire::error_response(&mut error, wire::Severity::Error, refusal);
-        // The upstream must fail there too, so that it skips to the Sync: it is asked for a statement that is none.
-        wire::message(up, b'D', |out| {
-            out.push(b'S');
-            wire::push_cstr(out, &self.statements.interner().name(0));
-        });
-        self.position.requests_mut().push_noted(Kind::Fail, Note::Refused(error));
-    }
-
-    /// The same of a simple query, none of which is run: the upstream must fail there, too, so that a transaction does.
-    #[cold]
-    fn refuse_query(&mut self, refusal: &Refusal, up: &mut Vec<u8>) {
-        let mut error = Vec::new();
-        wire::error_response(&mut error, wire::Severity::Error, refusal);
-        let none = wire::identifier(&self.statements.interner().name(0));
-        wire::query(up, &format!("DEALLOCATE {none}"));
-        self.statements.drop_unnamed();
-        self.position.requests_mut().push_noted(Kind::Query, Note::Refused(error));
     }
 }
 

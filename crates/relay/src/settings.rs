@@ -283,6 +283,11 @@ impl SessionSettings {
         may
     }
 
+    /// Whether it has set one at startup that PostgreSQL does not report.
+    pub fn has_from_startup(&self, name: &[u8]) -> bool {
+        self.startup_extra.get(name).is_some()
+    }
+
     /// Whether PostgreSQL reports a setting.
     pub fn reports(&self, name: &[u8]) -> bool {
         self.startup.get(name).is_some()
@@ -336,7 +341,10 @@ impl SessionSettings {
             sql.push_str("RESET ALL;");
             backend.extra = Arc::default();
         }
+        // One of an application's own that is empty is as good as reset.
+        let is_nothing = |(name, value): &(&[u8], &[u8])| value.is_empty() && name.contains(&b'.');
         let foreign = backend.extra.iter().filter(|(name, _)| self.extra.get(name).is_none());
+        let foreign = foreign.filter(|pair| !is_nothing(pair));
         for (name, _) in foreign.filter(|pair| !is_role(pair)) {
             tells(name);
             let _ = write!(sql, "RESET {};", dotted_identifier(&String::from_utf8_lossy(name)));

@@ -150,7 +150,7 @@ impl SessionFacts {
         if effects.defines {
             self.define(effects.defined.as_deref());
         }
-        if effects.may_reread() {
+        if self.catalog.may_reread(effects) {
             self.lex_rules = LexRules::Changing { by: request };
         }
         if effects.temp_path {
@@ -366,6 +366,24 @@ pub(super) mod tests {
         assert_eq!(of(facts.effects(text)), expected);
         facts.is_answered(2);
         assert!(facts.can_lex());
+    }
+
+    /// Whoever creates functions has nobody else kept on his connection.
+    #[test]
+    fn what_others_define_does_not_put_in_doubt_how_texts_are_read() {
+        let known = Catalog::new(&[], &Relations::default());
+        let doubted = |catalog: Catalog| {
+            let mut facts = facts();
+            facts.set_catalog(|_| Some(Arc::new(catalog)));
+            facts.note_effects(&of(facts.effects(b"SELECT f('x')")), 1);
+            (
+                facts.effects(b"SELECT 1").is_some_and(|effects| effects.asks_all),
+                facts.are_lex_rules_changing(),
+            )
+        };
+        let by_others = known.doubted(&Effects::default()).without_pin();
+        assert_eq!(doubted(by_others), (true, false));
+        assert_eq!(doubted(known.doubted(&Effects::default())), (true, true));
     }
 
     #[test]

@@ -153,7 +153,8 @@ pub(crate) fn answer(touched: &Touched, row: &[u8]) -> Option<Left> {
         let (value, by_session) = (columns.next()?.map(unhex), columns.next()?);
         let is_set = match by_session {
             Some(by_session) => by_session == b"t",
-            // Not in pg_settings: the role, or a setting of an application's own. A reset one is empty.
+            // Not in pg_settings: a setting of an application's own, which once it was set is never unknown again, or the role.
+            None if name.contains('.') => value.is_some(),
             None => value.as_ref().is_some_and(|v| !v.is_empty() && (name != "role" || **v != *b"none")),
         };
         settings.push((name.clone(), value.filter(|_| is_set)));
@@ -225,7 +226,7 @@ mod tests {
         let left = answer(&touched, &answered).unwrap();
         let set: Vec<_> =
             left.settings.iter().filter(|(_, v)| v.is_some()).map(|(n, _)| n.as_str()).collect();
-        assert_eq!(set, ["work_mem", "my.x"]);
+        assert_eq!(set, ["work_mem", "my.x", "my.gone"]);
         assert_eq!(left.settings[0].1.as_deref(), Some(&b"8MB"[..]));
         assert_eq!(left.pin, Some(Pin::HoldCursor));
         assert_eq!(left.channels.unwrap(), ["a", "b/c"]);
