@@ -1,8 +1,9 @@
 //! What a setting has to do with a prepared statement. A statement is parsed, rewritten and planned under settings, and what came of
 //! that is used again under others: who share one must agree about every setting that can tell in it.
 //!
-//! The lists are of `pg_settings` of PostgreSQL 12 to 18, and of where `src/backend` reads each setting: those in
-//! `parser`, `rewrite`, `optimizer` and in functions that the planner folds (`utils/adt`) tell. What is not listed, tells.
+//! The lists are of the settings that a client can change in `pg_settings` of PostgreSQL 15, by their categories, and by what
+//! PostgreSQL's manual says that each is read for: those of the parser, of the planner, and of functions that the planner folds tell.
+//! What is not listed, as one of another version, tells.
 
 /// See the module.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
