@@ -154,7 +154,7 @@ impl Pool {
     }
 
     /// A session of this pool runs a statement that needs a database to itself: idle connections to that are closed, if they are
-    /// on its own route (the same server, environment and login), and for a while none is opened that nobody waits for.
+    /// on its own route (the same server, environment and login, and production or not), and for a while none is opened that nobody waits for.
     pub fn free(self: &Arc<Self>, database: &str) {
         let own = self.connection();
         for pool in self.share.pools() {
@@ -162,6 +162,7 @@ impl Pool {
             if other.target.database == database
                 && other.target.username == own.target.username
                 && other.environment == own.environment
+                && other.production == own.production
             {
                 pool.make_way();
             }
