@@ -1,7 +1,6 @@
 //! The messages that name statements: whether the upstream has what they name, and under which name.
 
 use super::from_client::{Incoming, Step, Wires};
-use super::hand_over::Protocol;
 use super::names::{NamesIn, names};
 use super::position::{Remainder, Transaction};
 use super::requests::{Kind, NO_COLUMNS, Note};
@@ -129,9 +128,7 @@ impl Core {
         });
         self.position.add_scanned_bytes(gone_through);
         if let Some(effects) = effects {
-            self.note_extended_effects(&effects, backend, up);
-            self.lend_names(&effects, None, backend, up);
-            self.note_deallocations(&effects, Protocol::Extended);
+            self.note_run(&effects, None, backend, up);
         }
     }
 
@@ -173,9 +170,7 @@ impl Core {
             Place::Nowhere(step) => return step,
         };
         if let Some(effects) = effects {
-            self.note_extended_effects(&effects, backend, up.buffer());
-            self.lend_names(&effects, Some(number), backend, up.buffer());
-            self.note_deallocations(&effects, Protocol::Extended);
+            self.note_run(&effects, Some(number), backend, up.buffer());
             if effects.lists_names && self.statements.is_lent(name) {
                 // The connection has it under this name, and lists it so.
                 self.position.requests_mut().push_using(kind, named.request);

@@ -2,7 +2,7 @@
 //! protocol's under numbers: for a query or a batch whose SQL uses some, it has them under the client's own names as well.
 
 use super::requests::Kind;
-use super::{BackendState, Core, OutputBuffer};
+use super::{BackendState, Core, MAX_ADDED, MAX_NAMED_PARSE, OutputBuffer};
 use crate::core::hand_over::Protocol;
 use crate::core::position::Transaction;
 use crate::sql::{Effects, NameUse};
@@ -41,6 +41,19 @@ impl Core {
         may_defer && depends || effects.names.iter().any(|(_, name)| self.waits_for_names(name, up))
     }
 
+    /// A statement that may do this is about to be run by the extended protocol; `keep` is the number under which it is, if it has one.
+    pub(super) fn note_run(
+        &mut self,
+        effects: &Effects,
+        keep: Option<u64>,
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
+        self.note_extended_effects(effects, backend, up);
+        self.lend_names(effects, keep, backend, up);
+        self.note_deallocations(effects, Protocol::Extended);
+    }
+
     /// Gives the connection the names that a text uses which is about to be sent, until the client's query or batch ends.
     /// One that is only deallocated, or that may not be there, stands for nothing. `keep` is a number that is used.
     pub(super) fn lend_names(
@@ -54,24 +67,33 @@ impl Core {
         if !self.uses_names(effects) || self.position.transaction() == Transaction::Failed {
             return;
         }
+        let end = up.len() + MAX_NAMED_PARSE;
         if effects.lists_names {
-            let keep = keep.filter(|_| self.statements.count() > MAX_LISTED);
+            // If all are given, so is the one that lists them.
+            let is_much = self.statements.count() > MAX_LISTED || self.statements.bytes() > MAX_ADDED;
+            let keep = keep.filter(|_| is_much);
+            let end = up.len() + MAX_ADDED;
             for number in backend.prepared.take_all_but(keep) {
                 self.close_upstream(number, up);
             }
             for name in self.statements.some_names(MAX_LISTED) {
-                self.lend_name(&name, NameUse::Executes, up);
+                self.lend_name(&name, NameUse::Executes, end, up);
             }
         }
         let is_run = |name: &[u8]| effects.names.contains(&(NameUse::Executes, name.into()));
         for (name_use, name) in &effects.names {
             let name_use = if is_run(name) { NameUse::Executes } else { *name_use };
-            self.lend_name(name, name_use, up);
+            self.lend_name(name, name_use, end, up);
         }
     }
 
-    fn lend_name(&mut self, name: &[u8], name_use: NameUse, up: &mut Vec<u8>) {
+    /// What is sent may not become longer than `end`, or a few bytes would become many.
+    fn lend_name(&mut self, name: &[u8], name_use: NameUse, end: usize, up: &mut Vec<u8>) {
         let Some(named) = self.statements.named(name).cloned() else { return };
+        let length = if name_use == NameUse::Executes { named.statement.cost() } else { 0 };
+        if up.len() + length > end {
+            return;
+        }
         let name = significant(name);
         if !self.statements.lend(name) {
             return;

@@ -130,9 +130,7 @@ impl Core {
             if self.mixes_changes(effects) || self.waits_to_lend_names(effects, up) {
                 return Step::Defer;
             }
-            self.note_extended_effects(effects, backend, up.buffer());
-            self.lend_names(effects, None, backend, up.buffer());
-            self.note_deallocations(effects, Protocol::Extended);
+            self.note_run(effects, None, backend, up.buffer());
         }
         if session_mode {
             effects.iter().for_each(|effects| self.mark_dirty(effects));

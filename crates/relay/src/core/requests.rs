@@ -362,6 +362,7 @@ impl Requests {
                 && named.request == giver
             {
                 named.told = told.clone();
+                return;
             }
         }
     }

@@ -303,6 +303,43 @@ fn what_has_no_columns_of_its_own_is_not_compared() {
     }
 }
 
+/// A few bytes that name many, or list them, do not become more than a statement has.
+#[test]
+fn names_that_sql_uses_cost_bounded_bytes() {
+    for (text, most) in [
+        ("EXECUTE a; EXECUTE b; EXECUTE c; EXECUTE d", MAX_NAMED_PARSE),
+        ("SELECT * FROM pg_prepared_statements", MAX_ADDED),
+        ("DEALLOCATE a; DEALLOCATE b", 1 << 10),
+    ] {
+        let mut bench = Bench::new();
+        for name in ["a", "b", "c", "d"] {
+            bench.names(name, &format!("SELECT '{name}{}'", "x".repeat(MAX_NAMED_PARSE / 3)));
+        }
+        bench.names("e", "SELECT 1");
+        let query = m(b'Q', format!("{text}\0").as_bytes());
+        let (up, ..) = bench.client(&query);
+        assert!(Bench::tags(&up).contains("PQ") && up.len() <= most + (1 << 10), "{text}: {}", up.len());
+    }
+    // One that lists them, and is not given its own name, is there to be run.
+    let mut bench = Bench::new();
+    bench.names("a", "SELECT 1");
+    bench.names("b", &format!("SELECT * FROM pg_prepared_statements WHERE name <> '{}'", "x".repeat(60_000)));
+    bench.names("c", &format!("SELECT '{}'", "x".repeat(MAX_ADDED)));
+    bench.core.statements.put(b"a", None);
+    bench.names("a", &format!("SELECT '{}'", "x".repeat(MAX_ADDED - 50_000)));
+    let (up, ..) = bench.client(&[bind("b"), m(b'S', b"")].concat());
+    let (mut closed, mut bound, mut rest) = (Vec::new(), Vec::new(), &up[..]);
+    while let Some(Ok(header)) = wire::Header::read(rest) {
+        match header.tag {
+            b'C' => closed.push(upstream_name(rest, 1)),
+            b'B' => bound = upstream_name(rest, 1),
+            _ => {}
+        }
+        rest = &rest[header.total..];
+    }
+    assert!(bench.core.statements.interner().is_reserved(&bound) && !closed.contains(&bound));
+}
+
 /// It cannot be prepared: the client hears why, in place of an answer to what it has sent.
 #[test]
 fn what_cannot_be_prepared_again_is_refused_as_the_server_says() {
