@@ -1,5 +1,7 @@
 //! Asks a database what its own functions are and what runs them.
 
+mod questions;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -12,7 +14,7 @@ use tracing::{debug, warn};
 use super::{PermitApart, Pool, PoolSettings};
 use crate::stream::Stream;
 use crate::upstream::{Allowance, Backend, UpstreamError, rows};
-use relay::{Catalog, Effects, Function, Relations};
+use relay::{Catalog, Does, Effects, Function, Object, Relations};
 use wire::startup::Settings;
 
 /// The longest that it may take.
@@ -20,53 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long after it failed it is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// The settings of these questions end with their transaction: names mean PostgreSQL's own, and come as UTF-8.
-const BEGIN: &str = "BEGIN READ ONLY;SET LOCAL search_path=pg_catalog,pg_temp;SET LOCAL client_encoding='UTF8';SET LOCAL statement_timeout='30s'";
-
 /// What all questions of one reading may be answered, in bytes: a database with more is not seen through.
 const MAX_CATALOG: usize = 16 << 20;
-
-/// `prosrc` is empty where the body is kept parsed (`BEGIN ATOMIC`). Of the functions in C, those that are known to
-/// matter.
-const FUNCTIONS: &str = "SELECT p.oid, p.proname, l.lanname, \
-    left(CASE WHEN p.prosrc = '' AND p.prokind <> 'a' THEN pg_get_functiondef(p.oid) ELSE p.prosrc END, 65537), \
-    p.prorettype = 'event_trigger'::regtype, p.provolatile = 'i', array_to_string(p.proconfig, E'\\n') \
-    FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
-    WHERE p.oid >= 16384 AND (l.lanname NOT IN ('c', 'internal') OR p.proname ~ '^(dblink|set_limit$)')";
-
-/// Relations whose views, defaults, policies and constraints call PostgreSQL's functions that leave something.
-const DIRECT: &str = "WITH f AS (SELECT ':funcid (' || string_agg(oid::text, '|') || ') ' AS calls, \
-      ':funcid (' || string_agg(oid::text, '|') FILTER (WHERE proname IN ('set_config', 'setseed')) || ') ' AS sets \
-    FROM pg_proc WHERE oid < 16384 AND (proname IN ('set_config', 'setseed', 'currval', 'lastval', 'pg_notify') \
-      OR proname ~ '^pg_(try_)?advisory_(lock|unlock)')), \
-    x AS (SELECT ev_class AS rel, ev_action::text AS expr FROM pg_rewrite WHERE ev_class >= 16384 \
-      UNION ALL SELECT adrelid, adbin::text FROM pg_attrdef WHERE adrelid >= 16384 \
-      UNION ALL SELECT polrelid, concat(polqual::text, polwithcheck::text) FROM pg_policy \
-      UNION ALL SELECT conrelid, conbin::text FROM pg_constraint WHERE conrelid >= 16384 AND conbin IS NOT NULL) \
-    SELECT x.rel, x.expr ~ f.sets FROM x, f WHERE x.expr ~ f.calls";
-
-const CALLS: &str = "SELECT objid, refobjid FROM pg_depend \
-    WHERE classid = 'pg_proc'::regclass AND refclassid = 'pg_proc'::regclass AND refobjid >= 16384";
-
-const USES: &str = "SELECT tgrelid, tgfoid FROM pg_trigger WHERE tgfoid >= 16384 \
-    UNION SELECT coalesce(a.adrelid, r.ev_class, p.polrelid, c.conrelid, i.indrelid), d.refobjid FROM pg_depend d \
-    LEFT JOIN pg_attrdef a ON d.classid = 'pg_attrdef'::regclass AND a.oid = d.objid \
-    LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid \
-    LEFT JOIN pg_policy p ON d.classid = 'pg_policy'::regclass AND p.oid = d.objid \
-    LEFT JOIN pg_constraint c ON d.classid = 'pg_constraint'::regclass AND c.oid = d.objid AND c.conrelid > 0 \
-    LEFT JOIN pg_index i ON d.classid = 'pg_class'::regclass AND i.indexrelid = d.objid \
-    WHERE d.refclassid = 'pg_proc'::regclass AND d.refobjid >= 16384 \
-      AND coalesce(a.adrelid, r.ev_class, p.polrelid, c.conrelid, i.indrelid) IS NOT NULL";
-
-const TOUCHES: &str = "SELECT r.ev_class, d.refobjid FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid \
-      WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass \
-      AND d.refobjid >= 16384 AND d.refobjid <> r.ev_class \
-    UNION SELECT inhparent, inhrelid FROM pg_inherits \
-    UNION SELECT confrelid, conrelid FROM pg_constraint WHERE contype = 'f' \
-      AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))";
-
-const NAMES: &str =
-    "SELECT oid, relname FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'v', 'm', 'p', 'f')";
 
 /// What a pool knows of its database's functions.
 #[derive(Debug, Default)]
@@ -273,8 +230,8 @@ async fn ask_all(stream: &mut Stream) -> io::Result<Catalog> {
     let allowed = &mut Allowance::bytes(MAX_CATALOG);
     let mut sources = Vec::new();
     let mut relations = Relations::default();
-    rows(stream, BEGIN, allowed, |_| Some(())).await?;
-    rows(stream, FUNCTIONS, allowed, |row| {
+    rows(stream, questions::BEGIN, allowed, |_| Some(())).await?;
+    rows(stream, questions::FUNCTIONS, allowed, |row| {
         let [name, language, source] = [1, 2, 3].map(|column| text(row, column).unwrap_or_default().to_vec());
         let (is_of_event, is_immutable) = (text(row, 4)? == b"t", text(row, 5)? == b"t");
         let settings = text(row, 6).unwrap_or_default().to_vec();
@@ -282,8 +239,13 @@ async fn ask_all(stream: &mut Stream) -> io::Result<Catalog> {
         Some(())
     })
     .await?;
-    rows(stream, DIRECT, allowed, |row| {
-        relations.direct.push((number(row, 0)?, text(row, 1)? == b"t"));
+    rows(stream, &questions::direct(), allowed, |row| {
+        let does = match text(row, 2)? {
+            b"objects" => Does::Objects,
+            b"settings" => Does::Settings,
+            _ => Does::Texts,
+        };
+        relations.direct.push((object(row, 0)?, does));
         Some(())
     })
     .await?;
@@ -299,17 +261,13 @@ async fn ask_all(stream: &mut Stream) -> io::Result<Catalog> {
     .await?;
     // Mostly, nothing leaves anything: then what runs it does not matter.
     if functions.iter().any(Function::matters) || !relations.direct.is_empty() {
-        for (sql, pairs) in
-            [(CALLS, &mut relations.calls), (USES, &mut relations.uses), (TOUCHES, &mut relations.touches)]
-        {
-            rows(stream, sql, allowed, |row| {
-                pairs.push((number(row, 0)?, number(row, 1)?));
-                Some(())
-            })
-            .await?;
-        }
-        rows(stream, NAMES, allowed, |row| {
-            relations.names.push((number(row, 0)?, text(row, 1)?.to_vec()));
+        rows(stream, questions::USES, allowed, |row| {
+            relations.uses.push((object(row, 0)?, object(row, 2)?));
+            Some(())
+        })
+        .await?;
+        rows(stream, questions::NAMES, allowed, |row| {
+            relations.names.push((object(row, 0)?, text(row, 2)?.to_vec()));
             Some(())
         })
         .await?;
@@ -328,4 +286,9 @@ fn text<'a>(row: &[Option<&'a [u8]>], column: usize) -> Option<&'a [u8]> {
 
 fn number(row: &[Option<&[u8]>], column: usize) -> Option<u32> {
     str::from_utf8(text(row, column)?).ok()?.parse().ok()
+}
+
+/// From two columns.
+fn object(row: &[Option<&[u8]>], column: usize) -> Option<Object> {
+    Some(Object { class: number(row, column)?, oid: number(row, column + 1)? })
 }

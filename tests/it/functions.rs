@@ -58,7 +58,7 @@ fn config(server: &str) -> String {
 const LOOK: &str = "SELECT coalesce(nullif(current_setting('my.x', true), ''), current_setting('work_mem'))";
 
 /// Done by one session, it is that session's, and no other's on the same connection.
-fn is_carried(pgusher: &Pgusher, make: &str, pin: &str) {
+pub(super) fn is_carried(pgusher: &Pgusher, make: &str, pin: &str) {
     let mut one = Raw::login(pgusher.address(), "raw");
     let mut other = Raw::login(pgusher.address(), "raw");
     assert_eq!(other.value(LOOK), "4MB", "before {make}");

@@ -13,6 +13,7 @@ mod fake;
 mod functions;
 mod house;
 mod random;
+mod reached;
 mod sources;
 mod wire;
 

@@ -1,17 +1,32 @@
 //! What the functions of a database may do to a session, and with them whatever calls them: triggers, defaults, views,
 //! policies, other functions. It is known from the database's catalog, and found in a statement by the name alone.
 
+mod relations;
+mod ways;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::sql::budget::{MAX_LEXED, MAX_MENTIONS, goes_through};
 use super::sql::{self, Change, Effects, Pin, words::WORD};
 use crate::bearing::Customs;
+pub use relations::{Does, Object, Relations};
+use ways::Graph;
 
-/// How many ways from one function or relation to another are followed; a database that has more is not seen through.
-const MAX_WAYS: usize = 2_000_000;
-/// How many settings one name may change before it is "some setting": what is passed on along the ways stays small.
-const MAX_PASSED: usize = 16;
+/// Words of the commands that event triggers run with (PostgreSQL's manual, "Event Trigger Firing Matrix"; `INTO` of `SELECT INTO`).
+const EVENT_WORDS: [&[u8]; 11] = [
+    b"create",
+    b"alter",
+    b"drop",
+    b"comment",
+    b"grant",
+    b"revoke",
+    b"into",
+    b"refresh",
+    b"security",
+    b"import",
+    b"reindex",
+];
 
 /// A function that is not PostgreSQL's own.
 #[derive(Debug)]
@@ -80,22 +95,6 @@ impl Function {
     }
 }
 
-/// What can run a function without naming it, by oid.
-#[derive(Debug, Default)]
-pub struct Relations {
-    /// Relations by name.
-    pub names: Vec<(u32, Vec<u8>)>,
-    /// Relations, and the functions that their triggers, defaults, rules, policies, constraints and indexes call.
-    pub uses: Vec<(u32, u32)>,
-    /// Functions, and others that they were made of (aggregates).
-    pub calls: Vec<(u32, u32)>,
-    /// Relations, and those that are touched with them: under a view, of a parent, by a foreign key.
-    pub touches: Vec<(u32, u32)>,
-    /// Relations whose expressions call functions of PostgreSQL's that matter; `true` if it cannot be asked what came
-    /// of it.
-    pub direct: Vec<(u32, bool)>,
-}
-
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Catalog {
@@ -120,117 +119,28 @@ enum Doubts {
     Others,
 }
 
-/// What functions, relations and names do, and which of them does what another does.
-#[derive(Debug, Default)]
-struct Ways {
-    effects: Vec<Effects>,
-    /// To whom it is passed on what each does.
-    to: Vec<Vec<u32>>,
-    count: usize,
-}
-
-impl Ways {
-    fn node(&mut self) -> u32 {
-        self.effects.push(Effects::default());
-        self.to.push(Vec::new());
-        u32::try_from(self.to.len() - 1).unwrap_or(u32::MAX)
-    }
-
-    fn add(&mut self, from: u32, to: u32) {
-        self.count += 1;
-        if self.count <= MAX_WAYS {
-            self.to[from as usize].push(to);
-        }
-    }
-
-    fn at(&mut self, node: u32) -> &mut Effects {
-        &mut self.effects[node as usize]
-    }
-
-    /// Passes on what each does until nothing is news. A node is looked at again only when it has changed, and can change
-    /// only so often as it has flags and settings: the work is bounded by the number of ways.
-    fn follow(&mut self) {
-        let all = 0..u32::try_from(self.to.len()).unwrap_or(u32::MAX);
-        let mut changed: Vec<u32> = all.filter(|node| self.at(*node).matter()).collect();
-        let mut waits = vec![false; self.to.len()];
-        changed.iter().for_each(|node| waits[*node as usize] = true);
-        while let Some(node) = changed.pop() {
-            waits[node as usize] = false;
-            let effects = std::mem::take(&mut self.effects[node as usize]);
-            for to in std::mem::take(&mut self.to[node as usize]) {
-                if to != node
-                    && pass_on(&effects, self.at(to))
-                    && !std::mem::replace(&mut waits[to as usize], true)
-                {
-                    changed.push(to);
-                }
-                self.to[node as usize].push(to);
-            }
-            self.effects[node as usize] = effects;
-        }
-    }
-}
-
 impl Catalog {
     /// Of all functions and what runs them. Takes a time that grows with their number and that of their words, whoever has
     /// chosen them: to be called where nobody waits.
     pub fn new(functions: &[Function], relations: &Relations) -> Self {
-        let mut ways = Ways::default();
-        let (mut names, mut of_functions, mut of_relations) =
-            (HashMap::new(), HashMap::new(), HashMap::new());
+        let mut graph = Graph::default();
         for function in functions {
-            let node = ways.node();
-            of_functions.insert(function.oid, node);
-            *ways.at(node) = function.effects.clone();
-            let name = *names.entry(name_hash(&function.name)).or_insert_with(|| ways.node());
-            ways.add(node, name);
-            for word in [&b"create"[..], b"alter", b"drop"].iter().filter(|_| function.is_of_event) {
-                let word = *names.entry(name_hash(word)).or_insert_with(|| ways.node());
-                ways.add(node, word);
-            }
+            let object = Object::function(function.oid);
+            graph.does(object, &function.effects);
+            graph.is_named(object, name_hash(&function.name));
+            let words = EVENT_WORDS.iter().filter(|_| function.is_of_event);
+            words.for_each(|word| graph.is_named(object, name_hash(word)));
         }
-        let mut relation =
-            |oid: u32, ways: &mut Ways| *of_relations.entry(oid).or_insert_with(|| ways.node());
-        for (oid, is_opaque) in &relations.direct {
-            let effects = Effects {
-                pin: is_opaque.then_some(Pin::Setting),
-                makes_objects: true,
-                notifies: true,
-                reads_sequences: true,
-                ..Effects::default()
-            };
-            let node = relation(*oid, &mut ways);
-            ways.at(node).add(&effects);
-        }
-        for (oid, name) in &relations.names {
-            let node = relation(*oid, &mut ways);
-            let name = *names.entry(name_hash(name)).or_insert_with(|| ways.node());
-            ways.add(node, name);
-        }
-        for (user, used) in &relations.touches {
-            let (used, user) = (relation(*used, &mut ways), relation(*user, &mut ways));
-            ways.add(used, user);
-        }
-        for (user, function) in &relations.uses {
-            let user = relation(*user, &mut ways);
-            of_functions.get(function).iter().for_each(|function| ways.add(**function, user));
-        }
-        for (user, used) in &relations.calls {
-            if let (Some(user), Some(used)) = (of_functions.get(user), of_functions.get(used)) {
-                ways.add(*used, *user);
-            }
-        }
+        relations.direct.iter().for_each(|(object, does)| graph.does(*object, &does.effects()));
+        relations.names.iter().for_each(|(object, name)| graph.is_named(*object, name_hash(name)));
+        relations.uses.iter().for_each(|(user, used)| graph.uses(*user, *used));
         for function in functions {
-            let user = of_functions[&function.oid];
-            let named = function.words.iter().filter_map(|word| names.get(word));
-            named.for_each(|name| ways.add(*name, user));
+            function.words.iter().for_each(|word| graph.mentions(Object::function(function.oid), *word));
         }
-        if ways.count > MAX_WAYS {
-            return Self::unseen();
-        }
-        ways.follow();
-        let effects = |(hash, node)| (hash, std::mem::take(ways.at(node)));
-        Self { customs: customs(functions), ..Self::of_names(names.into_iter().map(effects).collect()) }
+        let Some((names, anywhere)) = graph.follow() else { return Self::unseen() };
+        let known = Self { customs: customs(functions), ..Self::of_names(names) };
+        // Some statement may run it that names nothing of it.
+        if anywhere.matter() { known.doubted(&anywhere) } else { known }
     }
 
     /// Of a database that has too much to be looked through: whatever is named may do whatever can be asked for.
@@ -352,21 +262,22 @@ impl Catalog {
 /// Whether a function that is declared `IMMUTABLE` reads settings, itself or by another that it names. Each is looked at again only
 /// when one that it names is news.
 fn customs(functions: &[Function]) -> Customs {
-    let readers = [name_hash(b"current_setting"), name_hash(b"pg_settings"), name_hash(b"show")];
+    let readers = [&b"current_setting"[..], b"pg_settings", b"show"].map(name_hash);
     let is_unseen =
         |function: &Function| function.words.is_empty() || function.effects.pin == Some(Pin::Opaque);
     if !functions.iter().any(|function| function.volatility == Volatility::Immutable) {
         return Customs::Unread;
     }
-    let names: HashSet<u64> = functions.iter().map(|function| name_hash(&function.name)).collect();
+    let names: HashSet<u64> = functions.iter().filter_map(|function| name_hash(&function.name)).collect();
     let mut users: HashMap<u64, Vec<usize>> = HashMap::new();
     for (at, function) in functions.iter().enumerate() {
         for word in function.words.intersection(&names) {
             users.entry(*word).or_default().push(at);
         }
     }
-    let reads =
-        |function: &Function| is_unseen(function) || readers.iter().any(|word| function.words.contains(word));
+    let reads = |function: &Function| {
+        is_unseen(function) || readers.iter().flatten().any(|word| function.words.contains(word))
+    };
     let mut found: Vec<usize> = (0..functions.len()).filter(|at| reads(&functions[*at])).collect();
     let mut is_found = vec![false; functions.len()];
     while let Some(at) = found.pop() {
@@ -376,7 +287,8 @@ fn customs(functions: &[Function]) -> Customs {
         if functions[at].volatility == Volatility::Immutable {
             return Customs::Read;
         }
-        found.extend(users.remove(&name_hash(&functions[at].name)).into_iter().flatten());
+        let name = name_hash(&functions[at].name);
+        found.extend(name.and_then(|name| users.remove(&name)).into_iter().flatten());
     }
     Customs::Unread
 }
@@ -387,28 +299,11 @@ struct Found {
     left: usize,
 }
 
-/// Adds what one does to what another does with it; true if that is news.
-fn pass_on(from: &Effects, to: &mut Effects) -> bool {
-    if !from.matter() {
-        return false;
-    }
-    let before = to.clone();
-    to.add(from);
-    if to.settings.len() > MAX_PASSED {
-        to.pin = to.pin.or(Some(Pin::Setting));
-    }
-    // Whoever keeps the connection for good need not be told which: so this only ever grows.
-    if to.pin.is_some() {
-        to.settings.clear();
-    }
-    *to != before
-}
-
-/// A name can have characters that are none of a word's: its longest word stands for it.
-fn name_hash(name: &[u8]) -> u64 {
+/// A name can have characters that are none of a word's: its longest word stands for it. `None` if it has no word.
+fn name_hash(name: &[u8]) -> Option<u64> {
     let words = name.split(|byte| !WORD[*byte as usize]);
-    let longest = words.max_by_key(|word| word.len()).unwrap_or_default();
-    longest.iter().fold(Words::START, |hash, byte| Words::step(hash, *byte))
+    let longest = words.max_by_key(|word| word.len()).filter(|word| !word.is_empty())?;
+    Some(longest.iter().fold(Words::START, |hash, byte| Words::step(hash, *byte)))
 }
 
 /// The words of a text, each as the hash of its lower case; the text may come in pieces.
@@ -464,6 +359,9 @@ mod tests {
     use super::*;
     use crate::bearing::Bearing;
 
+    /// The oid of `pg_class`.
+    const RELATION: u32 = 1259;
+
     fn plpgsql(oid: u32, name: &str, source: &str) -> Function {
         Function::new(oid, name.as_bytes(), b"plpgsql", source.as_bytes())
     }
@@ -496,13 +394,11 @@ mod tests {
             plpgsql(1, "t", "begin perform pg_advisory_lock(1); return new; end"),
             plpgsql(2, "f", "insert into child"),
         ];
-        let name = |oid, name: &str| (oid, name.as_bytes().to_vec());
-        let relations = Relations {
-            names: vec![name(10, "child"), name(11, "parent"), name(12, "seen"), name(13, "other")],
-            uses: vec![(10, 1)],
-            touches: vec![(11, 10), (12, 11)],
-            ..Relations::default()
-        };
+        let table = |oid| Object { class: RELATION, oid };
+        let name = |oid, name: &str| (table(oid), name.as_bytes().to_vec());
+        let uses = vec![(table(10), Object::function(1)), (table(11), table(10)), (table(12), table(11))];
+        let names = vec![name(10, "child"), name(11, "parent"), name(12, "seen"), name(13, "other")];
+        let relations = Relations { names, uses, ..Relations::default() };
         let catalog = Catalog::new(&functions, &relations);
         for text in
             ["INSERT INTO child", "COPY parent FROM STDIN", "UPDATE x.\"seen\" SET a = 1", "SELECT f()"]
@@ -517,7 +413,31 @@ mod tests {
         let source = b"begin set work_mem = 1; end";
         let functions = vec![Function::new(1, b"e", b"plpgsql", source).of_event()];
         let catalog = Catalog::new(&functions, &Relations::default());
-        assert_eq!(of(&catalog, "CREATE TABLE x ()").settings, ["work_mem"]);
+        for text in
+            ["CREATE TABLE x ()", "COMMENT ON TABLE x IS NULL", "SELECT 1 AS a INTO x", "REVOKE a FROM b"]
+        {
+            assert_eq!(of(&catalog, text).settings, ["work_mem"], "{text}");
+        }
+    }
+
+    /// An operator has no word, nor has a function whose name is signs only: any statement may run it.
+    #[test]
+    fn what_runs_without_a_name_may_run_with_any_statement() {
+        let sets = "begin return set_config('my.x', '1', false); end";
+        let operator = Object { class: Object::OPERATOR, oid: 20 };
+        let type_of = |oid| Object { class: Object::TYPE, oid };
+        let of_uses = |user| {
+            let relations = Relations { uses: vec![(user, Object::function(1))], ..Relations::default() };
+            of(&Catalog::new(&[plpgsql(1, "sets", sets)], &relations), "SELECT 1")
+        };
+        for user in [operator, type_of(25)] {
+            assert_eq!((of_uses(user).settings, of_uses(user).asks_all), (vec!["my.x".to_owned()], true));
+        }
+        assert_eq!(of_uses(type_of(20_000)), Effects::default());
+        let signs = Catalog::new(&[plpgsql(1, "-+-", sets)], &Relations::default());
+        assert!(of(&signs, "SELECT 1").asks_all);
+        let harmless = Catalog::new(&[plpgsql(1, "-+-", "begin end")], &Relations::default());
+        assert_eq!(harmless.mentioned(b"SELECT \"-+-\"()"), None);
     }
 
     #[test]
@@ -546,8 +466,10 @@ mod tests {
         let functions: Vec<Function> = (0..2000).map(|i| sets(i, (i + 1) % 2000)).collect();
         let catalog = Catalog::new(&functions, &Relations::default());
         assert_eq!(of(&catalog, "select f7()").pin, Some(Pin::Setting));
-        let touches: Vec<(u32, u32)> = (0..=u32::try_from(MAX_WAYS).unwrap()).map(|i| (i % 999, i)).collect();
-        let crowded = Catalog::new(&[], &Relations { touches, ..Relations::default() });
+        let table = |oid| Object { class: RELATION, oid };
+        let all = 0..=u32::try_from(ways::MAX_WAYS).unwrap();
+        let uses = all.map(|i| (table(i % 999), table(i))).collect();
+        let crowded = Catalog::new(&[], &Relations { uses, ..Relations::default() });
         assert!(of(&crowded, "select 1").asks_all);
     }
 

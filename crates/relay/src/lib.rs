@@ -23,7 +23,7 @@ mod core;
 pub mod ledger;
 pub mod conductor;
 
-pub use catalog::{Catalog, Function, Relations};
+pub use catalog::{Catalog, Does, Function, Object, Relations};
 pub use core::{Asked, BackendState, Counts, Facts, GATHER, MAX_NAMED_PARSE, Mark, Seal};
 pub use memory::UserMemory;
 pub use mode::PoolMode;

@@ -13,7 +13,7 @@ pub mod words;
 
 use crate::bearing::{Bearing, Customs};
 use body::{Findings, Language};
-pub use body::{names_temp_schema, of_function};
+pub use body::{RUN_TEXTS, names_temp_schema, of_function};
 use budget::{MAX_LEXED, MAX_SETTINGS};
 pub use change::Change;
 use lexer::Token;
