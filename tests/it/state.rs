@@ -256,7 +256,6 @@ fn a_statement_of_sql_is_deallocated_in_both_protocols_and_keeps_nothing() {
 fn what_cannot_be_asked_for_pins_for_good_and_is_gone_with_its_session() {
     let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
     for (make, reason, look, clean) in [
-        ("SET SESSION AUTHORIZATION plain", "role", "SELECT session_user", "app"),
         ("SELECT setseed(0.5)", "opaque statement", "SELECT current_user", "app"),
         (
             "SELECT set_config(n, '9MB', false) FROM (VALUES ('work_mem')) AS v (n)",
@@ -286,6 +285,52 @@ fn what_cannot_be_asked_for_pins_for_good_and_is_gone_with_its_session() {
         });
         assert_eq!(other.value(look), clean, "{make}");
     }
+}
+
+/// Npgsql sends `SET SESSION AUTHORIZATION DEFAULT` whenever a connection goes back to its pool.
+#[test]
+fn a_session_of_another_user_keeps_its_connection_until_it_is_its_own_again() {
+    let pgusher = one_connection();
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    let who = "SELECT concat(session_user, ' ', current_user)";
+    for (make, end) in [
+        ("SET SESSION AUTHORIZATION plain", "SET SESSION AUTHORIZATION DEFAULT"),
+        (
+            "DO $$ BEGIN EXECUTE concat('SET SESSION AUTH', 'ORIZATION plain'); END $$",
+            "RESET SESSION AUTHORIZATION",
+        ),
+        ("SELECT set_config('session_authorization', 'plain', false)", "SET session_authorization = app"),
+        ("SET SESSION AUTHORIZATION plain", "DISCARD ALL"),
+    ] {
+        done(&mut one, make);
+        assert_eq!(
+            (one.value("SHOW pgusher.pin"), one.value(who)),
+            ("role".into(), "plain plain".into()),
+            "{make}"
+        );
+        done(&mut one, end);
+        assert_eq!(one.value("SHOW pgusher.pin"), "", "{end}");
+        assert_eq!((other.value(who), one.value(who)), ("app app".into(), "app app".into()), "{make}; {end}");
+    }
+    for make in [
+        "SET SESSION AUTHORIZATION DEFAULT",
+        "RESET SESSION AUTHORIZATION",
+        "SET SESSION AUTHORIZATION app",
+        "BEGIN; SET LOCAL SESSION AUTHORIZATION plain; SELECT 1; COMMIT",
+        "BEGIN; SET SESSION AUTHORIZATION plain; ROLLBACK",
+    ] {
+        done(&mut one, make);
+        assert_eq!(one.value("SHOW pgusher.pin"), "", "{make}");
+        assert_eq!((other.value(who), one.value(who)), ("app app".into(), "app app".into()), "{make}");
+    }
+    done(&mut one, "SET ROLE plain");
+    assert_eq!(one.value(who), "app plain");
+    done(&mut one, "SET SESSION AUTHORIZATION DEFAULT");
+    assert_eq!((other.value(who), one.value(who)), ("app app".into(), "app app".into()));
+    done(&mut one, "SET SESSION AUTHORIZATION plain");
+    drop(one);
+    assert_eq!(other.value(who), "app app");
 }
 
 #[test]

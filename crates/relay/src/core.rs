@@ -36,7 +36,7 @@ use crate::PoolMode;
 use crate::bearing::Bearing;
 use crate::catalog::Catalog;
 use crate::reset::{self, Proof};
-use crate::settings::{BackendSettings, Parameters, SessionSettings};
+use crate::settings::{AUTHORIZATION, BackendSettings, Parameters, SessionSettings};
 use crate::sql::{Effects, Pin};
 use crate::statement::{Interner, Lesson, Prepared};
 use channels::Channels;
@@ -521,7 +521,9 @@ impl Core {
         if effects.temporary || effects.asks_all {
             self.residue.note_temporary();
         }
-        if let Some(reason) = effects.pin {
+        // A server that does not say whose session it is cannot be believed to have gone back to its own.
+        let unsaid = effects.authorizes && !self.facts.settings().reports(AUTHORIZATION);
+        if let Some(reason) = effects.pin.or(unsaid.then_some(Pin::Role)) {
             self.residue.mark_effects_noted();
             self.pin_for(reason);
         }

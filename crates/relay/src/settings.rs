@@ -19,6 +19,7 @@ const READ_ONLY: [&str; 6] = [
 const MAX_CARRIED: usize = 256;
 const MAX_CARRIED_BYTES: usize = 1 << 20;
 const ROLE: &[u8] = b"role";
+pub(crate) const AUTHORIZATION: &[u8] = b"session_authorization";
 /// Ends a connection that is idle, whoever is lent it next.
 const IDLE_TIMEOUT: &[u8] = b"idle_session_timeout";
 const APPLICATION_NAME: &str = "application_name";
@@ -116,6 +117,8 @@ pub struct SessionSettings {
 #[derive(Debug, Clone)]
 pub struct BackendSettings {
     reported: Arc<Parameters>,
+    /// Whose session it was when it logged in, if it said so.
+    user: Option<Arc<[u8]>>,
     extra: Arc<Parameters>,
     /// There may be others.
     doubted: bool,
@@ -126,7 +129,13 @@ pub struct BackendSettings {
 impl BackendSettings {
     /// Of a connection that has just logged in.
     pub fn new(reported: Arc<Parameters>) -> Self {
-        Self { reported, extra: Arc::default(), doubted: false, plans_doubted: false }
+        let user = reported.get(AUTHORIZATION).map(Arc::from);
+        Self { reported, user, extra: Arc::default(), doubted: false, plans_doubted: false }
+    }
+
+    /// Whether it is the session of whom it has logged in as.
+    pub fn is_own_session(&self) -> bool {
+        self.reported.get(AUTHORIZATION) == self.user.as_deref()
     }
 
     /// What it last reported.

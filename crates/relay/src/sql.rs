@@ -25,7 +25,7 @@ pub use scan::{Scan, is_suspicious};
 pub enum Pin {
     /// A setting that PostgreSQL does not report was changed.
     Setting,
-    /// `SET ROLE`, `SET SESSION AUTHORIZATION`
+    /// `SET SESSION AUTHORIZATION` of another role than the connection has logged in as.
     Role,
     /// `LISTEN`
     Listen,
@@ -95,6 +95,8 @@ pub struct Effects {
     pub notifies: bool,
     /// It asks for the last value of a sequence, which belongs to the server process.
     pub reads_sequences: bool,
+    /// It changes the session's user, or goes back to it: PostgreSQL reports what came of that.
+    pub authorizes: bool,
     /// `DEALLOCATE ALL` or `DISCARD ALL`: no prepared statement is left.
     pub deallocates_all: bool,
     /// What it says of settings, in its order: if PostgreSQL reports that one has changed, this tells a default from a value.
@@ -191,8 +193,8 @@ impl Effects {
     /// What it has to do with prepared statements that settings may be others than the session's, from its beginning to the end of its
     /// transaction.
     pub fn mixes(&self, customs: Customs) -> Bearing {
-        let is_any = self.asks_all || self.calls || self.resets_all || self.rereads;
-        if is_any || matches!(self.pin, Some(Pin::Opaque | Pin::Setting | Pin::Role)) {
+        let is_any = self.asks_all || self.calls || self.resets_all || self.rereads || self.authorizes;
+        if is_any || matches!(self.pin, Some(Pin::Opaque | Pin::Setting)) {
             return Bearing::Constants;
         }
         let changed =
@@ -223,9 +225,18 @@ impl Effects {
     /// It sets or resets this, for however long.
     fn sets(&mut self, name: &str) {
         self.rereads |= READING.contains(&name);
+        if name == "session_authorization" {
+            self.authorize();
+        }
         if name.starts_with("pgusher.") {
             self.sets_ours.get_or_insert_with(|| name.to_owned());
         }
+    }
+
+    /// It may be another user from here on; the role is none then.
+    fn authorize(&mut self) {
+        self.authorizes = true;
+        self.add_setting("role".into());
     }
 
     /// Of more than can be kept, the command tags tell which is which.
@@ -260,6 +271,7 @@ impl Effects {
         self.channels |= other.channels;
         self.notifies |= other.notifies;
         self.reads_sequences |= other.reads_sequences;
+        self.authorizes |= other.authorizes;
         self.deallocates_all |= other.deallocates_all;
         self.resets_all |= other.resets_all;
         self.resets |= other.resets;
@@ -340,7 +352,7 @@ fn look_at<'a>(statement: &[Token<'a>], company: Company, findings: &mut Finding
         "reset" => {
             (effects.foreseen, effects.resets) = (true, true);
             match (word(1), word(2)) {
-                ("session", "authorization") => effects.pin_for(Pin::Role),
+                ("session", "authorization") => effects.sets("session_authorization"),
                 ("all", _) => {
                     (effects.resets_all, effects.rereads) = (true, true);
                     effects.change(Change::AllDefault);
@@ -441,7 +453,7 @@ fn set(statement: &[Token<'_>], effects: &mut Effects) -> Set {
     };
     if first(rest, "local") {
         let name = dotted(&rest[1..]);
-        effects.sets(&name);
+        effects.sets(if name == "session" { "session_authorization" } else { &name });
         effects.change(Change::Set(if name == "time" { TIMEZONE.to_owned() } else { name }));
         return Set::Nothing;
     }
@@ -451,7 +463,8 @@ fn set(statement: &[Token<'_>], effects: &mut Effects) -> Set {
     if first(rest, "session") {
         rest = &rest[1..];
         if first(rest, "authorization") {
-            return Set::Opaque(Pin::Role);
+            effects.sets("session_authorization");
+            return Set::Nothing;
         }
         if first(rest, "characteristics") {
             CHARACTERISTICS.iter().for_each(|name| effects.change(change(name)));
@@ -473,7 +486,7 @@ fn set(statement: &[Token<'_>], effects: &mut Effects) -> Set {
         "schema" => "search_path".to_owned(),
         "" => return Set::Opaque(Pin::Setting),
         "seed" => return Set::Opaque(Pin::Opaque),
-        "session_authorization" => return Set::Opaque(Pin::Role),
+        "session_authorization" => return Set::Nothing,
         name if REPORTED.contains(&name) => return Set::Nothing,
         name => name.to_owned(),
     };
@@ -549,7 +562,7 @@ fn set_config(arguments: &[Token<'_>], scope: Scope, effects: &mut Effects) {
             });
             match name.as_str() {
                 "seed" => effects.pin_for(Pin::Opaque),
-                "session_authorization" => effects.pin_for(Pin::Role),
+                "session_authorization" => {}
                 _ if scope == Scope::Transaction => {}
                 name if REPORTED.contains(&name) => {}
                 _ => effects.changes(name),
@@ -781,11 +794,27 @@ mod tests {
     }
 
     #[test]
+    fn who_the_sessions_user_is_is_reported_and_the_role_is_asked_for() {
+        for text in [
+            "SET SESSION AUTHORIZATION bob",
+            "SET SESSION AUTHORIZATION DEFAULT",
+            "SET LOCAL SESSION AUTHORIZATION bob",
+            "RESET SESSION AUTHORIZATION",
+            "SET session_authorization = bob",
+            "RESET session_authorization",
+            "SELECT set_config('session_authorization', 'bob', false)",
+            "DO $$ BEGIN SET SESSION AUTHORIZATION bob; END $$",
+        ] {
+            let effects = of(text);
+            assert!(effects.authorizes && effects.pin.is_none(), "{text}: {effects:?}");
+            assert!(effects.settings.contains(&"role".to_owned()), "{text}: {effects:?}");
+            assert_eq!(effects.mixes(Customs::Unread), Bearing::Constants, "{text}");
+        }
+    }
+
+    #[test]
     fn what_can_neither_be_carried_nor_asked_for_pins() {
         for (text, expected) in [
-            ("SET SESSION AUTHORIZATION bob", Pin::Role),
-            ("SET session_authorization = bob", Pin::Role),
-            ("SELECT set_config('session_authorization', 'bob', false)", Pin::Role),
             ("SELECT set_config(name, 'c', false) FROM names", Pin::Setting),
             ("SELECT set_config(E'a\\x2eb', 'c', false)", Pin::Setting),
             ("SELECT set_config('a''b', 'c', false)", Pin::Setting),

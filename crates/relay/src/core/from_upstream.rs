@@ -6,7 +6,7 @@ use super::prepare::lesson;
 use super::requests::{Kind, NO_COLUMNS, Note, Request, Whose};
 use super::{BackendState, Broken, Core, GATHER, OutputBuffer};
 use crate::bearing::Bearing;
-use crate::settings::SessionSettings;
+use crate::settings::{AUTHORIZATION, SessionSettings};
 use crate::sql::Pin;
 use wire::{HEADER, Header, cstr};
 
@@ -514,6 +514,9 @@ impl Core {
         let Some((name, value)) = pair else { return Ok(Step::Pass) };
         if !backend.settings.report(name, value) {
             return Err(Broken::Desync("more settings than a server reports".into()));
+        }
+        if name == AUTHORIZATION {
+            self.residue.authorized(backend.settings.is_own_session());
         }
         let news = |news| Ok(if news { Step::Pass } else { Step::Drop });
         if self.is_resetting() {

@@ -31,6 +31,17 @@ pub(super) struct Residue {
     probes_failed: u8,
     mixed: Bearing,
     temporary: Temporary,
+    user: User,
+}
+
+/// Whose session the server says that it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum User {
+    /// That of the connection's own user.
+    #[default]
+    Own,
+    /// Another's (`SET SESSION AUTHORIZATION`): nobody else may have the connection meanwhile.
+    Other,
 }
 
 /// Whether the session may have temporary objects.
@@ -123,7 +134,7 @@ impl Residue {
     /// Why the session keeps its connection.
     pub(super) fn pin(&self) -> Option<Pin> {
         match self.pinned {
-            Pinned::No => None,
+            Pinned::No => (self.user == User::Other).then_some(Pin::Role),
             Pinned::WhileLeft(reason) | Pinned::ForGood(reason) => Some(reason),
         }
     }
@@ -160,7 +171,7 @@ impl Residue {
 
     /// True if nothing is left, as far as is known, and nothing is to be asked.
     pub(super) fn is_nothing(&self) -> bool {
-        self.pinned == Pinned::No && self.touched.is_none()
+        self.pinned == Pinned::No && self.user == User::Own && self.touched.is_none()
     }
 
     /// What a statement does was seen before it ran.
@@ -262,6 +273,11 @@ impl Residue {
         std::mem::take(&mut self.mixed)
     }
 
+    /// The server says whose session it is.
+    pub(super) fn authorized(&mut self, is_own: bool) {
+        self.user = if is_own { User::Own } else { User::Other };
+    }
+
     /// A statement that may make temporary objects is about to be under way.
     pub(super) fn note_temporary(&mut self) {
         self.temporary = Temporary::Perhaps;
@@ -274,7 +290,7 @@ impl Residue {
 
     /// A lease ends; true if the connection may have settings that cannot be asked for.
     pub(super) fn end_lease(&mut self) -> bool {
-        (self.noted, self.temporary) = (Noted::No, Temporary::None);
+        (self.noted, self.temporary, self.user) = (Noted::No, Temporary::None, User::Own);
         self.give_defaults();
         std::mem::take(&mut self.tracking) == Tracking::Partial
     }
