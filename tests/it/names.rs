@@ -116,6 +116,42 @@ fn conversations() -> Vec<Vec<Step>> {
             all.push([begin.clone(), way, end.clone()].concat());
         }
     }
+    all.extend(of_sql(&end));
+    all
+}
+
+/// A name that SQL has prepared, and the protocol uses.
+fn of_sql(end: &[Step]) -> Vec<Vec<Step>> {
+    let closed = || ([close_statement("x"), sync()].concat(), 1);
+    let ways: Vec<Vec<Step>> = vec![
+        vec![named("x", "SELECT 1")],
+        vec![named("x", "SELEC")],
+        vec![named("x", "SELECT $1::int"), used("x", &[]), named("x", "SELECT 2"), named("z", "SELECT 3")],
+        vec![used("x", &[]), closed(), named("x", "SELECT 2"), used("x", &[])],
+        vec![sql("DEALLOCATE x"), named("x", "SELECT 2"), used("x", &[])],
+        vec![sql("BEGIN"), named("x", "SELECT 2"), sql("ROLLBACK"), used("x", &[])],
+        vec![together(&[sql("DEALLOCATE x"), named("x", "SELECT 2"), used("x", &[])])],
+        vec![
+            ([parse("y", "SELECT 1"), parse("x", "SELECT 2"), parse("z", "SELECT 3"), sync()].concat(), 1),
+            used("y", &[]),
+        ],
+    ];
+    let mut all = Vec::new();
+    for make in [
+        "PREPARE x AS SELECT 7",
+        "SELECT 1; PREPARE x AS SELECT 7",
+        "DO $$ BEGIN EXECUTE 'PREPARE x AS SELECT 7'; END $$",
+        "DO $$ BEGIN EXECUTE concat('PREP', 'ARE x AS SELECT 7'); END $$",
+        "PREPARE x AS SELECT 1/0 AS a, 7; SELECT 1/0",
+    ] {
+        for way in &ways {
+            all.push([&[sql("SELECT 1"), sql(make)], &way[..], end].concat());
+        }
+        all.push(
+            [&[sql("BEGIN"), together(&[sql(make), named("x", "SELECT 1"), sql("SELECT 2")])], end].concat(),
+        );
+        all.push([&[sql("BEGIN"), sql(make), sql("ROLLBACK"), named("x", "SELECT 1")], end].concat());
+    }
     all
 }
 

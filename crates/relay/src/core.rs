@@ -37,7 +37,7 @@ use crate::bearing::Bearing;
 use crate::catalog::Catalog;
 use crate::reset::{self, Proof};
 use crate::settings::{AUTHORIZATION, BackendSettings, Parameters, SessionSettings};
-use crate::sql::{Effects, Pin};
+use crate::sql::{Effects, NameUse, Pin};
 use crate::statement::{Interner, Lesson, Prepared};
 use channels::Channels;
 use facts::SessionFacts;
@@ -520,6 +520,9 @@ impl Core {
         self.residue.mix(effects.mixes(self.facts.catalog().customs()));
         if effects.temporary || effects.asks_all {
             self.residue.note_temporary();
+        }
+        if effects.asks_all || effects.names.iter().any(|(what, _)| *what == NameUse::Prepares) {
+            self.residue.note_sql_names();
         }
         // A server that does not say whose session it is cannot be believed to have gone back to its own.
         let unsaid = effects.authorizes && !self.facts.settings().reports(AUTHORIZATION);

@@ -98,15 +98,31 @@ impl Core {
         if !self.statements.lend(name) {
             return;
         }
+        let body = |out: &mut Vec<u8>| match name_use {
+            NameUse::Executes => body(&named, out),
+            NameUse::Deallocates | NameUse::Prepares => out.extend([0; 3]),
+        };
+        self.parse_as(name, body, up);
+    }
+
+    /// Has the upstream prepare something under the client's own name for it, unseen.
+    pub(super) fn parse_as(&mut self, name: &[u8], body: impl FnOnce(&mut Vec<u8>), up: &mut Vec<u8>) {
         wire::message(up, b'P', |out| {
             out.extend_from_slice(name);
             out.push(0);
-            match name_use {
-                NameUse::Executes => body(&named, out),
-                NameUse::Deallocates | NameUse::Prepares => out.extend([0; 3]),
-            }
+            body(out);
         });
         self.position.requests_mut().push_hidden(Kind::Parse, None);
+    }
+
+    /// And close it.
+    pub(super) fn close_as(&mut self, name: &[u8], up: &mut Vec<u8>) {
+        wire::message(up, b'C', |out| {
+            out.push(b'S');
+            out.extend_from_slice(name);
+            out.push(0);
+        });
+        self.position.requests_mut().push_hidden(Kind::Close, None);
     }
 
     /// The text that comes now deallocates these, if it is run: each with a tag of a command.
@@ -150,12 +166,7 @@ impl Core {
     /// The client's query or batch ends: the connection has the names no more.
     pub(super) fn return_names(&mut self, up: &mut Vec<u8>) {
         for name in self.statements.take_lent() {
-            wire::message(up, b'C', |out| {
-                out.push(b'S');
-                out.extend_from_slice(&name);
-                out.push(0);
-            });
-            self.position.requests_mut().push_hidden(Kind::Close, None);
+            self.close_as(&name, up);
         }
         wire::message(up, b'S', |_| {});
         self.position.requests_mut().push_hidden(Kind::Sync, None);

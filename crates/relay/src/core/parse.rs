@@ -9,7 +9,7 @@ use super::requests::{Kind, Note};
 use super::sequences::FORGET_SEQUENCES;
 use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED};
 use crate::sql::{Effects, Pin};
-use crate::statement::{Held, Named, UnnamedText};
+use crate::statement::{Held, Named, UnnamedText, significant};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::{HEADER, cstr};
 
@@ -74,8 +74,17 @@ impl Core {
             // It may be bound in the same batch, and then a transaction has begun.
             self.note_extended_effects(&effects, backend, up.buffer());
         }
+        if self.residue.has_sql_names() {
+            self.try_name(name, body, up.buffer());
+        }
         self.prepare_named(name, statement, backend, up.buffer());
         Ok(Step::Done)
+    }
+
+    /// Fails, as the client's `Parse` would, if SQL has prepared a statement under this name.
+    fn try_name(&mut self, name: &[u8], body: &[u8], up: &mut Vec<u8>) {
+        self.parse_as(significant(name), |out| out.extend_from_slice(body), up);
+        self.close_as(significant(name), up);
     }
 
     /// A `Parse` under a name that the client has given already: the upstream refuses it, after it has looked at the

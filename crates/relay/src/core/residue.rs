@@ -30,7 +30,9 @@ pub(super) struct Residue {
     asked: Option<Box<Question>>,
     probes_failed: u8,
     mixed: Bearing,
-    temporary: Temporary,
+    /// Whether the session may have temporary objects, and statements that SQL has prepared.
+    temporary: Whether,
+    sql_names: Whether,
     user: User,
 }
 
@@ -44,11 +46,11 @@ enum User {
     Other,
 }
 
-/// Whether the session may have temporary objects.
+/// Whether there may be something.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Temporary {
+enum Whether {
     #[default]
-    None,
+    No,
     Perhaps,
 }
 
@@ -253,7 +255,8 @@ impl Residue {
             self.pinned = left.pin.map_or(Pinned::No, Pinned::WhileLeft);
         }
         if touched.objects && self.pinned == Pinned::No {
-            (self.repeatable, self.temporary) = (None, Temporary::None);
+            self.repeatable = None;
+            (self.temporary, self.sql_names) = (Whether::No, Whether::No);
         }
         Some(Probed::Known(touched, left))
     }
@@ -280,17 +283,28 @@ impl Residue {
 
     /// A statement that may make temporary objects is about to be under way.
     pub(super) fn note_temporary(&mut self) {
-        self.temporary = Temporary::Perhaps;
+        self.temporary = Whether::Perhaps;
     }
 
     /// True if the session may have any.
     pub(super) fn has_temporary(&self) -> bool {
-        self.temporary == Temporary::Perhaps
+        self.temporary == Whether::Perhaps
+    }
+
+    /// A statement that may prepare others by SQL is about to be under way.
+    pub(super) fn note_sql_names(&mut self) {
+        self.sql_names = Whether::Perhaps;
+    }
+
+    /// True if the session may have any of those.
+    pub(super) fn has_sql_names(&self) -> bool {
+        self.sql_names == Whether::Perhaps
     }
 
     /// A lease ends; true if the connection may have settings that cannot be asked for.
     pub(super) fn end_lease(&mut self) -> bool {
-        (self.noted, self.temporary, self.user) = (Noted::No, Temporary::None, User::Own);
+        (self.noted, self.temporary, self.sql_names) = (Noted::No, Whether::No, Whether::No);
+        self.user = User::Own;
         self.give_defaults();
         std::mem::take(&mut self.tracking) == Tracking::Partial
     }
