@@ -408,3 +408,52 @@ fn what_was_notified_before_an_unlisten_is_told() {
         hears_nothing(&mut one);
     }
 }
+
+/// A rollback to a savepoint takes back whatever was listened to behind it.
+#[test]
+fn what_is_notified_behind_a_rollback_to_a_savepoint_comes_with_its_transaction() {
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 1", "", ""));
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    done(&mut one, "LISTEN savepoints");
+    assert_eq!(other.value("SELECT 1"), "1");
+    let extended = |text: &str| [parse("", text), bind("", "", &[]), execute(), sync()].concat();
+    for way in [|text: &str| query(text), extended] {
+        for text in [
+            "BEGIN",
+            "SAVEPOINT s",
+            "NOTIFY savepoints, 'undone'",
+            "ROLLBACK TO s",
+            "NOTIFY savepoints, 'one'",
+        ] {
+            assert_eq!(notifications(&one.ask(&way(text))), [""; 0], "{text}");
+        }
+        one.ask(&way("SAVEPOINT s"));
+        one.ask(&way("NOTIFY savepoints, 'two'"));
+        assert_eq!(notifications(&one.ask(&way("COMMIT"))), ["savepoints one", "savepoints two"]);
+        assert_eq!(other.value("SELECT 1"), "1");
+        hears_nothing(&mut one);
+    }
+}
+
+/// As many as nobody can list in one answer: the session keeps its connection.
+#[test]
+fn a_thousand_channels_with_long_names_are_told_as_a_few() {
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
+    let mut one = Raw::login(pgusher.address(), "raw");
+    let listen = |from: usize, to: usize| {
+        let names: Vec<_> = (from..to).map(|i| format!("LISTEN \"{i:04}_{}\"", "x".repeat(50))).collect();
+        names.join(";")
+    };
+    for (from, to) in [(0, 200), (200, 500), (500, 900), (900, 1500)] {
+        done(&mut one, &listen(from, to));
+        for i in [0, to - 1] {
+            let channel = format!("{i:04}_{}", "x".repeat(50));
+            let told = one.ask(&query(&format!("NOTIFY \"{channel}\", 'own'")));
+            assert_eq!(notifications(&told), [format!("{channel} own")], "{to}");
+        }
+        assert_eq!(one.value("SELECT count(*) FROM pg_listening_channels()"), to.to_string());
+    }
+    done(&mut one, "UNLISTEN *");
+    assert_eq!((one.value("SHOW pgusher.pin"), one.value("SELECT 1")), (String::new(), "1".into()));
+}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 
+use super::position::Transaction;
 use crate::sql::Effects;
 use wire::{identifier, unicode_identifier};
 
@@ -344,12 +345,24 @@ impl Channels {
 
     /// A statement that has to do with channels, or may notify its own session, is about to run on the connection of this
     /// process: the statements with which that listens to those of the session, in the same transaction. `None` if it does
-    /// already, or has not to.
-    pub(super) fn recall(&mut self, effects: &Effects, pid: Option<u32>) -> Option<Vec<String>> {
+    /// already, or has not to. Within a transaction that was begun before, a rollback to a savepoint may have taken them back: then
+    /// they are sent again (PostgreSQL drops what is notified twice).
+    pub(super) fn recall(
+        &mut self,
+        effects: &Effects,
+        transaction: Transaction,
+        pid: Option<u32>,
+    ) -> Option<Vec<String>> {
         if !effects.channels && !effects.notifies {
             return None;
         }
         let all = self.0.as_mut()?;
+        if let Recall::TakingOver(number, Delivery::Listener) = all.recall
+            && !effects.channels
+            && transaction == Transaction::Open
+        {
+            return all.listen_again(Mark::PAUSE, number, pid);
+        }
         if all.recall != Recall::None {
             if let Recall::TakingOver(_, delivery @ Delivery::Listener) = &mut all.recall
                 && effects.channels
@@ -359,20 +372,29 @@ impl Channels {
             }
             return None;
         }
-        let mark = all.mark.as_ref().filter(|_| !all.carried.is_empty())?;
-        all.number += 1;
-        let own = identifier(&mark.channel);
-        let mut statements: Vec<String> =
-            all.carried.iter().map(|channel| format!("LISTEN {}", unicode_identifier(channel))).collect();
-        // One that asks for the channels must not see the one of pgusher's own.
         let what = if effects.channels { Mark::RECALL } else { Mark::PAUSE };
+        let statements = all.listen_again(what, all.number + 1, pid)?;
+        all.number += 1;
+        all.recall = match what {
+            Mark::PAUSE => Recall::TakingOver(all.number, Delivery::Listener),
+            _ => Recall::Silent(all.number),
+        };
+        Some(statements)
+    }
+}
+
+impl State {
+    /// What has the connection listen to what the listener delivers, and tells the listener.
+    fn listen_again(&self, what: u8, number: u64, pid: Option<u32>) -> Option<Vec<String>> {
+        let mark = self.mark.as_ref().filter(|_| !self.carried.is_empty())?;
+        let own = identifier(&mark.channel);
+        let listen = |channel: &String| format!("LISTEN {}", unicode_identifier(channel));
+        let mut statements: Vec<String> = self.carried.iter().map(listen).collect();
+        // One that asks for the channels must not see the one of pgusher's own.
         if what == Mark::PAUSE {
-            all.recall = Recall::TakingOver(all.number, Delivery::Listener);
             statements.push(format!("LISTEN {own}"));
-        } else {
-            all.recall = Recall::Silent(all.number);
         }
-        statements.push(format!("NOTIFY {own},{}", mark.payload(what, all.number, pid)));
+        statements.push(format!("NOTIFY {own},{}", mark.payload(what, number, pid)));
         Some(statements)
     }
 }
@@ -460,9 +482,12 @@ mod tests {
     fn who_delivers_after_a_recall_is_said_by_the_connection() {
         let mut channels = carried();
         let notifies = Effects { notifies: true, ..Effects::default() };
-        let statements = channels.recall(&notifies, Some(9)).expect("they are brought back");
+        let none = Transaction::None;
+        let statements = channels.recall(&notifies, none, Some(9)).expect("they are brought back");
         assert!(statements.contains(&"LISTEN \"ours\"".to_owned()), "{statements:?}");
-        assert!(channels.recall(&notifies, Some(9)).is_none(), "once");
+        assert!(channels.recall(&notifies, none, Some(9)).is_none(), "once");
+        let again = channels.recall(&notifies, Transaction::Open, Some(9));
+        assert_eq!(again, Some(statements), "a rollback to a savepoint may have taken them back");
         assert!(!channels.delivers(&notified("a")), "the listener still does");
         assert!(channels.delivers(&notified("other")));
         assert!(!channels.delivers(&said(Mark::PAUSE, 1)), "another recall's");
@@ -477,7 +502,7 @@ mod tests {
     fn a_statement_that_asks_for_the_channels_does_not_see_pgushers_own() {
         let mut channels = carried();
         let asks = Effects { channels: true, ..Effects::default() };
-        let statements = channels.recall(&asks, Some(9)).expect("they are brought back");
+        let statements = channels.recall(&asks, Transaction::None, Some(9)).expect("they are brought back");
         assert!(!statements.contains(&"LISTEN \"ours\"".to_owned()), "{statements:?}");
         assert!(!channels.delivers(&notified("a")) && channels.pausing().is_none());
         channels.carry(Vec::new());
@@ -487,8 +512,9 @@ mod tests {
     #[test]
     fn what_changes_channels_in_a_recall_makes_the_connection_deliver() {
         let mut channels = carried();
-        channels.recall(&Effects { notifies: true, ..Effects::default() }, Some(9)).expect("brought back");
-        channels.recall(&Effects { channels: true, ..Effects::default() }, Some(9));
+        let mut recall = |effects| channels.recall(&effects, Transaction::None, Some(9));
+        recall(Effects { notifies: true, ..Effects::default() }).expect("brought back");
+        recall(Effects { channels: true, ..Effects::default() });
         assert!(channels.delivers(&notified("a")) && channels.pausing().is_none());
     }
 

@@ -121,7 +121,8 @@ impl Core {
         backend: &mut BackendState,
         up: &mut Vec<u8>,
     ) {
-        let Some(statements) = self.channels.recall(effects, backend.pid) else { return };
+        let transaction = self.position.transaction();
+        let Some(statements) = self.channels.recall(effects, transaction, backend.pid) else { return };
         backend.unnamed = None;
         // LISTEN takes effect when its transaction ends: where none has begun, it has one of its own. And DISCARD ALL may not come
         // behind anything that was executed.
