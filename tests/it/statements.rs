@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::differential::{normal, shown};
 use super::house::{Pgusher, Random, pair, size, warehouse};
 use super::relay::one_connection;
 use super::state::done;
@@ -93,12 +94,13 @@ fn what_comes_behind_a_deallocation_of_all_finds_no_names() {
 /// Whatever another has deallocated: where it is seen that he may have, and where it is not.
 #[test]
 fn a_statement_that_its_connection_has_lost_is_prepared_again_unseen() {
-    let pgusher = one_connection();
     let body = "LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'DEAL' || 'LOCATE ALL'; RETURN 1; END $$";
     pair().dev.sql("dev", &format!("CREATE FUNCTION forget() RETURNS int {body}"));
-    pair().dev.sql("dev", &format!("CREATE FUNCTION forget_by(int, int) RETURNS int {body}"));
-    pair().dev.sql("dev", "CREATE OPERATOR ### (leftarg = int, rightarg = int, function = forget_by)");
-    for (forgets, is_seen) in [("SELECT forget()", true), ("SELECT 1 ### 2", false)] {
+    let forgets = "SELECT forget()";
+    // Where the database is not asked for its functions, it is not seen.
+    for (interval, is_seen) in [("60s", true), ("0s", false)] {
+        let server = format!("default_pool_size = 1\ncatalog_interval = \"{interval}\"");
+        let pgusher = Pgusher::start(&warehouse(&server, "", ""));
         let mut one = Raw::login(pgusher.address(), "raw");
         let mut other = Raw::login(pgusher.address(), "raw");
         one.ask(&[parse("s", "SELECT 'mine'"), sync()].concat());
@@ -129,10 +131,7 @@ fn a_statement_that_its_connection_has_lost_is_prepared_again_unseen() {
             assert_eq!(rows(&one.ask(&blind("s"))), [["mine"]]);
         }
     }
-    pair().dev.sql(
-        "dev",
-        "DROP OPERATOR ### (int, int); DROP FUNCTION forget(); DROP FUNCTION forget_by(int, int)",
-    );
+    pair().dev.sql("dev", "DROP FUNCTION forget()");
 }
 
 /// T-60
@@ -324,5 +323,49 @@ fn a_shared_statement_means_what_it_means_in_its_own_session() {
                 assert_eq!(row.columns(), expected, "at login: {at_login}, round {round}");
             }
         }
+    }
+}
+
+/// A name, and a message made of a text.
+type Kind = (&'static str, fn(&str) -> Vec<u8>);
+
+/// Two batches in one write, of which any part may fail: what the unnamed statement is then, PostgreSQL decides.
+#[test]
+fn whatever_fails_in_two_batches_the_unnamed_statement_is_the_same_as_directly() {
+    let kinds: [Kind; 6] = [
+        ("parse", |text| parse("", &format!("SELECT '{text}'"))),
+        ("bad", |_| parse("", "SELEC")),
+        ("run", |_| [bind("", "", &[]), execute()].concat()),
+        ("fail", |_| bind("", "nosuch", &[])),
+        ("query", |text| query(&format!("SELECT 'query {text}'"))),
+        ("sync", |_| sync()),
+    ];
+    let direct = ([127, 0, 0, 1], pair().dev.port).into();
+    let mut direct = Raw::login_with(direct, 0x0003_0000, &[("user", "app"), ("database", "dev")]);
+    let pgusher = one_connection();
+    let mut pooled = Raw::login(pgusher.address(), "raw");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    for number in 0..kinds.len().pow(4) {
+        let chosen: Vec<_> = (0..4).map(|i| kinds[number / kinds.len().pow(i) % kinds.len()]).collect();
+        let part = |i: usize| chosen[i].1(&format!("part {i}"));
+        let end =
+            [parse("e", "SELECT 'the end'"), bind("", "e", &[]), execute(), close_statement("e"), sync()];
+        let conversation = [part(0), part(1), sync(), part(2), part(3), sync(), end.concat()].concat();
+        let names: Vec<_> = chosen.iter().map(|(name, _)| *name).collect();
+        let mut answers = [&mut direct, &mut pooled].map(|raw| {
+            let mut got = raw.ask(&[parse("", "SELECT 'before'"), sync()].concat());
+            raw.send(&conversation);
+            while !rows(&got[got.len() - 1..]).contains(&vec!["the end".to_owned()]) {
+                got.push(raw.next().unwrap());
+            }
+            got.extend(raw.until_ready());
+            got
+        });
+        assert_eq!(other.value("SELECT 1"), "1");
+        for (raw, got) in [&mut direct, &mut pooled].into_iter().zip(&mut answers) {
+            got.extend(raw.ask(&[bind("", "", &[]), execute(), sync()].concat()));
+        }
+        let [expected, got] = answers.map(|answer| answer.into_iter().map(normal).collect::<Vec<_>>());
+        assert_eq!(shown(&got), shown(&expected), "{names:?}");
     }
 }

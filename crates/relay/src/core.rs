@@ -38,13 +38,13 @@ use crate::catalog::Catalog;
 use crate::reset::{self, Proof};
 use crate::settings::{AUTHORIZATION, BackendSettings, Parameters, SessionSettings};
 use crate::sql::{Effects, NameUse, Pin};
-use crate::statement::{Interner, Lesson, Prepared};
+use crate::statement::{Interner, Lesson, Prepared, Unnamed, UnnamedText};
 use channels::Channels;
 use facts::SessionFacts;
 use position::Position;
 use probe::Touched;
 use replay::Batch;
-use requests::{Kind, Note, Request};
+use requests::{Kind, Note, Request, Whose};
 use residue::{Probed, Residue};
 use statements::Statements;
 use wire::UserName;
@@ -553,27 +553,37 @@ impl Core {
     /// Takes back what requests did of which the upstream has refused the first and skipped the others; the last one
     /// first.
     fn undo(&mut self, skipped: Vec<Request>, backend: &mut BackendState) {
+        // The last request that made the unnamed statement what it is, and what it is without them all.
+        let mut unnamed: Option<(u64, Unnamed)> = None;
         for (i, request) in skipped.into_iter().enumerate().rev() {
             if request.kind == Kind::ParseUnnamed {
                 // Which unnamed statement the connection has now depends on what was skipped: it is given one anew.
                 backend.unnamed = None;
             }
-            let was_refused = i == 0;
+            let (was_refused, number) = (i == 0, request.number);
+            let last = unnamed.as_ref().map_or(number, |(last, _)| *last);
             match request.note.map(|note| *note) {
                 Some(Note::Named { name, previous, prepared }) => {
                     self.statements.put(&name, previous);
                     prepared.into_iter().for_each(|number| backend.prepared.remove(number));
                 }
                 Some(Note::Prepared(number)) => backend.prepared.remove(number),
-                Some(Note::Closed(number)) => backend.prepared.revive(number, request.number),
+                Some(Note::Closed(closed)) => backend.prepared.revive(closed, number),
                 Some(Note::Unnamed(previous)) if !was_refused => {
                     backend.unnamed = None;
-                    self.statements.restore_unnamed(request.number, previous);
+                    unnamed = Some((last, previous));
                 }
                 // A Parse that fails has destroyed the old one already.
-                _ if request.kind == Kind::ParseUnnamed => self.statements.lose_unnamed(request.number),
+                _ if request.kind == Kind::ParseUnnamed && request.whose == Whose::Clients => {
+                    unnamed = Some((last, Unnamed { stamp: number, text: UnnamedText::None }));
+                }
                 Some(Note::Unnamed(_) | Note::Refused(_) | Note::Proof(_) | Note::Lesson(_)) | None => {}
             }
+        }
+        if let Some((last, before)) = unnamed
+            && let Some(before) = self.statements.restore_unnamed(last, before)
+        {
+            self.position.requests_mut().amend_unnamed(last, before);
         }
     }
 }

@@ -430,6 +430,20 @@ impl Requests {
         Skipped { requests: skipped, has_sync: sync.is_some() }
     }
 
+    /// The unnamed statement was never made what it is by this request, but had been this one: so says the first of those under way
+    /// that has replaced it since.
+    pub(crate) fn amend_unnamed(&mut self, stamp: u64, before: Unnamed) {
+        let mut notes = self.queue.iter_mut().filter_map(|request| request.note.as_deref_mut());
+        let first = notes.find(|note| matches!(note, Note::Unnamed(_)));
+        if let Some(note) = first
+            && matches!(note, Note::Unnamed(previous) if previous.stamp == stamp)
+        {
+            self.bytes -= note.bytes();
+            *note = Note::Unnamed(before);
+            self.bytes += note.bytes();
+        }
+    }
+
     /// The front has turned out to be a COPY: the upstream reads and ignores the `Sync`s behind it, up to the end
     /// of the data. Whether that end was sent already, and whether there are such `Sync`s: if the COPY fails before it
     /// has read them, they are answered after all.

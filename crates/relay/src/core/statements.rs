@@ -226,17 +226,13 @@ impl Statements {
     }
 
     /// It is again what it was before the request of this number, if that is what it is by.
-    pub(super) fn restore_unnamed(&mut self, stamp: u64, previous: Unnamed) {
-        if self.unnamed.stamp == stamp {
-            self.unnamed = previous;
+    #[must_use]
+    pub(super) fn restore_unnamed(&mut self, stamp: u64, previous: Unnamed) -> Option<Unnamed> {
+        if self.unnamed.stamp != stamp {
+            return Some(previous);
         }
-    }
-
-    /// The request of this number has failed: if the unnamed statement is by it, there is none.
-    pub(super) fn lose_unnamed(&mut self, stamp: u64) {
-        if self.unnamed.stamp == stamp {
-            self.unnamed.text = UnnamedText::None;
-        }
+        self.unnamed = previous;
+        None
     }
 
     /// The memory of the unnamed statement, for the next one.
@@ -367,12 +363,11 @@ mod tests {
         let mut statements = statements();
         statements.replace_unnamed(1, known(b"one"));
         let one = statements.replace_unnamed(2, known(b"two"));
-        statements.restore_unnamed(3, Unnamed::default());
-        statements.lose_unnamed(3);
+        assert!(statements.restore_unnamed(3, Unnamed::default()).is_some(), "it is by another by now");
         assert_eq!((statements.stamp(), statements.unnamed().text()), (2, Some(&b"two\0\0\0"[..])));
-        statements.restore_unnamed(2, one);
+        assert!(statements.restore_unnamed(2, one).is_none());
         assert_eq!((statements.stamp(), statements.unnamed().text()), (1, Some(&b"one\0\0\0"[..])));
-        statements.lose_unnamed(1);
+        statements.drop_unnamed();
         assert!(matches!(statements.unnamed(), UnnamedText::None));
         assert!(statements.take_unnamed_memory().is_empty());
     }
