@@ -228,9 +228,8 @@ impl Effects {
         if name == "session_authorization" {
             self.authorize();
         }
-        if name.starts_with("pgusher.") {
-            self.sets_ours.get_or_insert_with(|| name.to_owned());
-        }
+        let is_ours = name.starts_with("pgusher.");
+        self.sets_ours = self.sets_ours.take().or(is_ours.then(|| name.to_owned()));
     }
 
     /// It may be another user from here on; the role is none then.

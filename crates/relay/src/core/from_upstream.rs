@@ -4,6 +4,7 @@ use super::hand_over::Protocol;
 use super::position::{Forward, Transaction};
 use super::prepare::lesson;
 use super::requests::{Kind, NO_COLUMNS, Note, Request, Whose};
+use super::residue::User;
 use super::{BackendState, Broken, Core, GATHER, OutputBuffer};
 use crate::bearing::Bearing;
 use crate::settings::{AUTHORIZATION, SessionSettings};
@@ -516,7 +517,10 @@ impl Core {
             return Err(Broken::Desync("more settings than a server reports".into()));
         }
         if name == AUTHORIZATION {
-            self.residue.authorized(backend.settings.is_own_session());
+            self.residue.belongs_to(match backend.settings.is_own_session() {
+                true => User::Own,
+                false => User::Other,
+            });
         }
         let news = |news| Ok(if news { Step::Pass } else { Step::Drop });
         if self.is_resetting() {

@@ -38,7 +38,7 @@ pub(super) struct Residue {
 
 /// Whose session the server says that it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum User {
+pub(super) enum User {
     /// That of the connection's own user.
     #[default]
     Own,
@@ -277,8 +277,8 @@ impl Residue {
     }
 
     /// The server says whose session it is.
-    pub(super) fn authorized(&mut self, is_own: bool) {
-        self.user = if is_own { User::Own } else { User::Other };
+    pub(super) fn belongs_to(&mut self, user: User) {
+        self.user = user;
     }
 
     /// A statement that may make temporary objects is about to be under way.
