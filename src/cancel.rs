@@ -11,6 +11,7 @@ use tracing::debug;
 
 use crate::pool::Waiter;
 use crate::upstream::CancelTarget;
+use relay::MAX_PROCESS;
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::CancelKey;
 
@@ -75,14 +76,23 @@ impl Drop for Waits<'_> {
     }
 }
 
+/// A number above those of all processes, that is a positive Int32; each as probable as any other, nearly.
+fn in_range(random: u32) -> u32 {
+    let first = MAX_PROCESS + 1;
+    first + random % (i32::MAX as u32 - first + 1)
+}
+
 /// All keys. Written at login and logout only.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
     slots: DashMap<CancelKey, Arc<Slot>>,
+    /// The sessions that have a number of ours in place of a process's.
+    sessions: DashMap<u32, u64>,
 }
 
 impl Keys {
-    /// Makes a key for a session: random, but for the process ID where the upstream's real one is shown.
+    /// Makes a key for a session, of random bytes. Where the process ID is not to be the upstream's, which is `pid` then, it is a
+    /// number of ours: above those of all processes, and of no other session.
     ///
     /// # Errors
     /// The system gives no random bytes.
@@ -90,14 +100,20 @@ impl Keys {
         &self,
         minor: u16,
         pid: Option<u32>,
-        slot: &Arc<Slot>,
+        (id, slot): (u64, &Arc<Slot>),
     ) -> Result<CancelKey, getrandom::Error> {
         loop {
             let mut random = [0; size_of::<u32>() + LONG_SECRET];
             getrandom::fill(&mut random)?;
             let (for_pid, secret) = random.split_first_chunk().unwrap_or((&[0; 4], &[]));
-            // A process ID is a positive Int32.
-            let pid = pid.unwrap_or((u32::from_be_bytes(*for_pid) >> 1).max(1));
+            let ours = in_range(u32::from_be_bytes(*for_pid));
+            if pid.is_none() {
+                match self.sessions.entry(ours) {
+                    dashmap::Entry::Occupied(_) => continue,
+                    dashmap::Entry::Vacant(entry) => drop(entry.insert(id)),
+                }
+            }
+            let pid = pid.unwrap_or(ours);
             let length = if minor >= 2 { LONG_SECRET } else { SHORT_SECRET };
             let key = CancelKey { pid, secret: secret[..length].into() };
             if let dashmap::Entry::Vacant(entry) = self.slots.entry(key.clone()) {
@@ -110,12 +126,26 @@ impl Keys {
     /// The session is over.
     pub(crate) fn withdraw(&self, key: &CancelKey) {
         self.slots.remove(key);
+        self.sessions.remove(&key.pid);
     }
 
-    /// Does what a `CancelRequest` asks for. An unknown key does nothing, and says nothing. Of one key, one request is under
-    /// way and one waits for it; more would do what that one does.
+    /// The session that has this number in place of a process's.
+    pub(crate) fn session(&self, pid: u32) -> Option<u64> {
+        self.sessions.get(&pid).map(|id| *id)
+    }
+
+    /// Does what a `CancelRequest` asks for. An unknown key does nothing, and says nothing.
     pub(crate) async fn cancel(&self, key: &CancelKey) {
-        let Some(slot) = self.slots.get(key).map(|entry| entry.value().clone()) else { return };
+        if let Some(slot) = self.slots.get(key).map(|entry| entry.value().clone()) {
+            slot.cancel().await;
+        }
+    }
+}
+
+impl Slot {
+    /// Cancels what the session does. Of several at one time, one is under way and one waits for it; more would do what that one does.
+    pub(crate) async fn cancel(&self) {
+        let slot = self;
         let _turn = match slot.turn.try_lock() {
             Ok(turn) => turn,
             Err(_) if slot.waits.swap(true, Ordering::AcqRel) => return,

@@ -26,7 +26,7 @@ use crate::pool::{Lease, Outcome, Pinned, Pool, Subscription, Waiter, waited_too
 use crate::stats::Counter;
 use crate::stream::{Reader, Stream};
 use backlog::Backlog;
-pub(crate) use orders::{Order, OrderedBy, Orders, When};
+pub(crate) use orders::{Order, OrderedBy, Orders, Signals, When};
 use policy::names::UserName;
 pub(crate) use relay::conductor::Cause;
 use relay::conductor::{
@@ -99,6 +99,8 @@ pub(crate) struct Parts {
     pub slot: Arc<Slot>,
     /// For orders.
     pub orders: Arc<Orders>,
+    /// For those that it gives to others.
+    pub signals: Arc<dyn Signals>,
     /// Changed by a reload.
     pub timeouts: Arc<Timeouts>,
     /// What is counted of messages that are not there whole.
@@ -115,6 +117,7 @@ pub(crate) struct Engine {
     leasing: Leasing,
     slot: Arc<Slot>,
     orders: Arc<Orders>,
+    signals: Arc<dyn Signals>,
     timeouts: Arc<Timeouts>,
     gathering: Arc<Gathering>,
     began: Instant,
@@ -167,6 +170,7 @@ impl Engine {
             leasing: parts.lease.map_or(Leasing::None, Leasing::Held),
             slot: parts.slot,
             orders: parts.orders,
+            signals: parts.signals,
             timeouts: parts.timeouts,
             gathering: parts.gathering,
             began: Instant::now(),

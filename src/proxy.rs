@@ -2,6 +2,7 @@
 
 mod attempt;
 mod hosts;
+mod signals;
 mod standing;
 mod write;
 
@@ -10,8 +11,8 @@ pub(crate) use write::{Change, Intent, WriteError, Written};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -225,6 +226,8 @@ pub(crate) struct LiveSession {
     pub orders: Arc<Orders>,
     /// What it does now.
     pub slot: Arc<Slot>,
+    /// The number that its client was told as that of its process.
+    pub pid: OnceLock<u32>,
     /// Where its connections come from.
     pub pool: Arc<Pool>,
     /// For how long it has each.
@@ -939,14 +942,6 @@ impl Proxy {
             }
         }
         pools
-    }
-
-    /// Ends one session; false if there is none of this number.
-    pub(crate) fn kill_client(&self, id: u64) -> bool {
-        let session = self.sessions.get(&id).map(|session| session.clone());
-        let Some(session) = session else { return false };
-        session.orders.give(Order { by: OrderedBy::Operator, when: When::Now, refusal: killed() });
-        true
     }
 
     /// Asks the process to end.

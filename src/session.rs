@@ -4,8 +4,8 @@
 mod tests;
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
@@ -31,7 +31,7 @@ use policy::config::Config;
 use policy::config::file::{AuditFailure, PoolMode};
 use policy::names::UserName;
 use relay::conductor::{Conductor, Session};
-use relay::{Facts, Parameters, SessionSettings};
+use relay::{Facts, Own, Parameters, SessionSettings};
 use wire::Severity;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 use wire::startup::{CancelKey, NEWEST_MINOR, Settings};
@@ -258,6 +258,7 @@ impl Login<'_> {
             place: place.clone(),
             orders: Arc::default(),
             slot: slot.clone(),
+            pid: OnceLock::new(),
             pool: pool.clone(),
             mode,
             peer: (*peer).into(),
@@ -271,8 +272,9 @@ impl Login<'_> {
         }
         let mut entering = Entering { proxy, live: &live, key: None, audited: false, done: false };
         let random = |_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes");
-        let key = proxy.keys.issue(startup.minor, pid, &slot).map_err(random)?;
+        let key = proxy.keys.issue(startup.minor, pid, (id, &slot)).map_err(random)?;
         entering.key = Some(key.clone());
+        live.pid.get_or_init(|| key.pid);
         pool.stats().add(Counter::Logins, 1);
         entering.audited = true;
         if let Err(refusal) = audit_login(proxy, config, &live).await {
@@ -289,7 +291,8 @@ impl Login<'_> {
         entering.done = true;
         drop(entering);
         let interner = proxy.interner.clone();
-        let conductor = Conductor::new(Session { id, mode, interner, facts: place.facts.clone(), settings });
+        let own = Own { id, pid: (mode == PoolMode::Transaction).then_some(key.pid) };
+        let conductor = Conductor::new(Session { own, mode, interner, facts: place.facts.clone(), settings });
         Ok(Some(LoggedIn { live, conductor, lease, key, permit }))
     }
 }
@@ -392,6 +395,7 @@ fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant
         lease,
         slot: live.slot.clone(),
         orders: live.orders.clone(),
+        signals: proxy.clone(),
         timeouts: proxy.timeouts.clone(),
         gathering: proxy.interner.gathered().clone(),
     });

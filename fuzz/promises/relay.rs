@@ -5,7 +5,7 @@
 use crate::input::Input;
 use relay::conductor::still::{Still, Told, reported, session, tell};
 use relay::conductor::{Condition, Conductor, Event, Overdue, Shown, Step, UpstreamEnd, Wishes};
-use relay::{BackendState, PoolMode};
+use relay::{BackendState, PoolMode, Reached};
 use wire::error::{Fault, Refusal, SqlState};
 
 /// What a session may be sent beside what it passes on: statements of pgusher's own, errors, and setups.
@@ -104,6 +104,10 @@ impl Engine {
                 self.say(Event::PutBack);
             }
             Step::Pin(Some(_)) => self.say(Event::Permitted(true)),
+            Step::Signal(signalled) => {
+                let reached = [Reached::Session, Reached::Nobody][signalled.pid as usize % 2];
+                self.say(Event::Signalled(reached));
+            }
             Step::AskListener(_) => self.say(Event::NoListener),
             Step::Close(_) => self.ended = true,
         }

@@ -1,5 +1,6 @@
 //! `SHOW …`: PgBouncer's tables, with its columns first and ours behind them, and then our own.
 
+mod sessions;
 mod sockets;
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,7 +12,6 @@ use super::table::{Column, Table, Value};
 use crate::pool::{Halt, Pool};
 use crate::proxy::{LiveSession, Proxy};
 use crate::stats::{COUNTERS, Counter, Totals, sum};
-use crate::stream::Tls;
 use crate::upstream::CancelTarget;
 use policy::attribute;
 use policy::config::Host;
@@ -661,67 +661,6 @@ impl<'a> Overview<'a> {
                     reason.unwrap_or_default().into(),
                 ]);
             }
-        }
-        table
-    }
-
-    fn sessions(&self) -> Table {
-        let mut table = Table::new(&[
-            ("id", Long),
-            ("user", Text),
-            ("database", Text),
-            ("environment", Text),
-            ("connection", Text),
-            ("generation", Long),
-            ("state", Text),
-            ("upstream_pid", Int),
-            ("pool_mode", Text),
-            ("pin", Text),
-            ("client", Text),
-            ("application_name", Text),
-            ("tls", Text),
-            ("connected", Text),
-            ("transactions", Long),
-            ("bytes_in", Long),
-            ("bytes_out", Long),
-            ("waited_us", Long),
-            ("waits_us", Long),
-            ("prepared_statements", Int),
-            ("moved", Text),
-            ("route", Text),
-        ]);
-        let generation = self.proxy.generation();
-        let mut sessions: Vec<_> = self.sessions.iter().collect();
-        sessions.sort_by_key(|session| session.id);
-        for session in sessions {
-            let (target, waits) = session.slot.now();
-            let seen = session.orders.statistics.see();
-            let state = state_of(target.as_ref(), waits);
-            let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-            table.push(vec![
-                session.id.into(),
-                session.identity.user().as_str().into(),
-                (*session.place.asked.database).into(),
-                session.place.route.environment().as_str().into(),
-                session.place.route.connection().as_str().into(),
-                session.place.generation.into(),
-                state.into(),
-                target.map(|target| target.pid()).into(),
-                session.mode.word().into(),
-                seen.pin.map(relay::sql::Pin::word).into(),
-                (*session.peer).into(),
-                (*session.application_name).into(),
-                session.tls.map(Tls::word).into(),
-                time(session.since).into(),
-                seen.transactions.into(),
-                seen.bytes.0.into(),
-                seen.bytes.1.into(),
-                micros(seen.waited).into(),
-                waits.map(|since| micros(since.elapsed())).into(),
-                seen.prepared.into(),
-                generation.moved(session).into(),
-                session.place.facts.route.as_str().into(),
-            ]);
         }
         table
     }

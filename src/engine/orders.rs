@@ -1,4 +1,4 @@
-//! What others may tell a session to do: to end.
+//! What others may tell a session to do, and it others: to end.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,6 +7,7 @@ use std::task::Waker;
 use parking_lot::Mutex;
 
 use super::SessionStatistics;
+use relay::{Reached, Signalled};
 use wire::error::Refusal;
 
 /// What others may tell a session to do.
@@ -36,6 +37,12 @@ pub(crate) enum When {
     Idle,
     /// Now.
     Now,
+}
+
+/// What a session may tell others to do, as PostgreSQL's processes by their numbers.
+pub(crate) trait Signals: Send + Sync {
+    /// Signals a session, if there is one that this caller may signal.
+    fn signal(&self, caller: u64, signalled: Signalled) -> Reached;
 }
 
 /// An order to end.

@@ -90,6 +90,7 @@ impl Engine {
                 self.pool.free(&database);
                 Follow::Say(Event::Settle)
             }
+            Step::Signal(signalled) => Follow::Say(Event::Signalled(self.signals.signal(self.id, signalled))),
             Step::AskListener(asked) => self.ask_listener(*asked, cx),
             Step::Cancel => {
                 self.cancel();

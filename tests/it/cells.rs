@@ -228,7 +228,7 @@ fn nothing_that_a_client_leaves_is_seen_by_the_next_one() {
             for way in WAYS {
                 let cell = format!("{}, {way:?}, {mode}", kind.name);
                 let mut one = arrive(&pgusher, PATIENT).unwrap_or_else(|| panic!("{cell}: no connection"));
-                let before = one.value("SELECT pg_backend_pid()");
+                let before = one.value("SELECT 0 + pg_backend_pid()");
                 make(&mut one, kind);
                 let stays = leave(one, way);
                 let tries = if stays.is_some() { 1 } else { PATIENT };
@@ -251,7 +251,11 @@ fn nothing_that_a_client_leaves_is_seen_by_the_next_one() {
                     !saw.contains("query_wait_timeout")
                 });
                 assert_eq!(saw, kind.clean, "{cell}");
-                if other.value("SELECT pg_backend_pid()") == before { cleaned += 1 } else { discarded += 1 }
+                if other.value("SELECT 0 + pg_backend_pid()") == before {
+                    cleaned += 1;
+                } else {
+                    discarded += 1;
+                }
             }
         }
     }

@@ -42,7 +42,7 @@ fn a_user_who_is_moved_finishes_the_transaction_and_is_told_from_where_to_where(
     let mut moved = Raw::login(pgusher.address(), "raw");
     let mut idle = Raw::login(pgusher.address(), "raw");
     let mut untouched = Raw::login(pgusher.address(), "rawprod");
-    let pid = untouched.value("SELECT pg_backend_pid()");
+    let pid = untouched.value("SELECT 0 + pg_backend_pid()");
     moved.value("BEGIN");
     pgusher.reload(&raw_moved_to_prod(&config));
     let told = idle.next().unwrap();
@@ -58,7 +58,7 @@ fn a_user_who_is_moved_finishes_the_transaction_and_is_told_from_where_to_where(
     assert_eq!(moved.until_ready().iter().map(|m| m.tag).collect::<String>(), "CZ");
     assert_eq!(moved.next().unwrap().field('C'), "57P01");
     assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT name FROM whoami"), "prod");
-    assert_eq!(untouched.value("SELECT pg_backend_pid()"), pid, "no upstream connection lost");
+    assert_eq!(untouched.value("SELECT 0 + pg_backend_pid()"), pid, "no upstream connection lost");
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn an_environment_that_is_removed_is_left_and_its_connections_closed() {
     let config = warehouse("", "", "");
     let pgusher = Pgusher::start(&config);
     let mut raw = Raw::login(pgusher.address(), "rawprod");
-    let pid = raw.value("SELECT pg_backend_pid()");
+    let pid = raw.value("SELECT 0 + pg_backend_pid()");
     let start = config.find("environments = [").unwrap();
     let end = start + config[start..].find('\n').unwrap();
     pgusher.reload(&config.replace(&config[start..end], ""));
@@ -194,7 +194,7 @@ fn a_killed_pgusher_leaves_no_transaction_behind_and_starts_again() {
     raw.value("CREATE TABLE IF NOT EXISTS killed (a int)");
     raw.value("BEGIN");
     raw.value("INSERT INTO killed VALUES (1)");
-    let pid = raw.value("SELECT pg_backend_pid()");
+    let pid = raw.value("SELECT 0 + pg_backend_pid()");
     pgusher.child.kill().unwrap();
     pgusher.child.wait().unwrap();
     eventually("the transaction is gone", || {

@@ -141,7 +141,7 @@ fn what_is_shown_is_what_happens() {
         assert_eq!(one.value("SELECT 1"), "1");
     }
     done(&mut one, "CREATE TEMP TABLE t (a int)");
-    let pid = one.value("SELECT pg_backend_pid()");
+    let pid = one.value("SELECT 0 + pg_backend_pid()");
     assert_eq!(prod.value("SELECT 1"), "1");
     let totals = |raw: &mut Raw, column: &str| {
         cell(raw, "SHOW STATS_TOTALS", ("database", "warehouse"), column).parse::<u64>().unwrap()
@@ -169,6 +169,7 @@ fn what_is_shown_is_what_happens() {
     let mut session = |column: &str| cell(&mut raw, "SHOW SESSIONS", ("user", "raw"), column);
     assert_eq!(session("pin"), "temporary object");
     assert_eq!(session("upstream_pid"), pid);
+    assert!(session("pid").parse::<u32>().unwrap() > 4_194_304, "the number that stands for the session");
     assert_eq!(session("environment"), "dev");
     assert_eq!(session("state"), "active");
     assert!(session("route").contains("no value for environment"), "{}", session("route"));
@@ -405,10 +406,10 @@ fn databases_are_disabled_reconnected_and_killed() {
     let mut one = Raw::login(pgusher.address(), "raw");
     let mut prod = Raw::login(pgusher.address(), "rawprod");
     assert_eq!(prod.value("SELECT 1"), "1");
-    let before = one.value("SELECT pg_backend_pid()");
+    let before = one.value("SELECT 0 + pg_backend_pid()");
     done(&mut raw, "RECONNECT warehouse");
     done(&mut raw, "WAIT_CLOSE warehouse");
-    assert_ne!(one.value("SELECT pg_backend_pid()"), before);
+    assert_ne!(one.value("SELECT 0 + pg_backend_pid()"), before);
     done(&mut one, "BEGIN");
     done(&mut raw, "RECONNECT");
     raw.send(&query("WAIT_CLOSE"));

@@ -500,7 +500,7 @@ fn a_terminated_backend_says_so_in_postgresqls_words_and_new_transactions_work()
     for running in [false, true] {
         let mut raw = Raw::login(pgusher.address(), "raw");
         raw.value("BEGIN");
-        let pid = raw.value("SELECT pg_backend_pid()");
+        let pid = raw.value("SELECT 0 + pg_backend_pid()");
         if running {
             raw.send(&query("SELECT pg_sleep(60)"));
             eventually("the query runs", || {
@@ -516,7 +516,7 @@ fn a_terminated_backend_says_so_in_postgresqls_words_and_new_transactions_work()
         assert!(!answer.iter().any(|m| m.tag == 'Z' || m.tag == 'C'), "{answer:?}");
         let mut next = Raw::login(pgusher.address(), "raw");
         assert_eq!(next.value("BEGIN"), "");
-        assert_ne!(next.value("SELECT pg_backend_pid()"), pid);
+        assert_ne!(next.value("SELECT 0 + pg_backend_pid()"), pid);
         next.value("ROLLBACK");
     }
 }
@@ -592,11 +592,11 @@ fn a_connection_that_died_idle_is_not_lent() {
         "",
     ));
     let mut raw = Raw::login(pgusher.address(), "raw");
-    let mut last = raw.value("SELECT pg_backend_pid()");
+    let mut last = raw.value("SELECT 0 + pg_backend_pid()");
     for round in 0..40 {
         let how = if round % 2 == 0 { Cut::Fin } else { Cut::Rst };
         assert!(relay.cut_now(how) > 0);
-        let pid = raw.value("SELECT pg_backend_pid()");
+        let pid = raw.value("SELECT 0 + pg_backend_pid()");
         assert!(pid.parse::<u32>().is_ok(), "round {round}, {how:?}: {pid}");
         assert_ne!(pid, last);
         last = pid;
@@ -615,7 +615,7 @@ fn a_connection_that_went_dark_idle_meets_one_query_and_is_given_up() {
     ));
     let mut unlucky = Raw::login(pgusher.address(), "raw");
     let mut other = Raw::login(pgusher.address(), "raw");
-    let pid = unlucky.value("SELECT pg_backend_pid()");
+    let pid = unlucky.value("SELECT 0 + pg_backend_pid()");
     assert!(relay.cut_now(Cut::Dark) > 0);
     unlucky.send(&query("SELECT 'never'"));
     std::thread::sleep(Duration::from_millis(50));
@@ -626,7 +626,7 @@ fn a_connection_that_went_dark_idle_meets_one_query_and_is_given_up() {
     assert_eq!((answer[0].tag, answer[0].field('C').as_str()), ('E', "08006"), "{answer:?}");
     assert!(answer[0].field('D').contains("timed out"), "{answer:?}");
     assert!(other.until_ready().iter().any(|m| m.tag == 'D' && m.columns() == ["served"]));
-    let next = Raw::login(pgusher.address(), "raw").value("SELECT pg_backend_pid()");
+    let next = Raw::login(pgusher.address(), "raw").value("SELECT 0 + pg_backend_pid()");
     assert!(next.parse::<u32>().is_ok() && next != pid, "{next}");
     unharmed(&pgusher);
 }
@@ -729,7 +729,7 @@ fn a_backend_that_hangs_makes_its_own_pool_wait_and_no_other() {
     let pgusher = Pgusher::start(&warehouse(server, "", ""));
     let mut first = Raw::login(pgusher.address(), "rawprod");
     let mut second = Raw::login(pgusher.address(), "rawprod");
-    let stopped = Stopped::stop(&first.value("SELECT pg_backend_pid()"));
+    let stopped = Stopped::stop(&first.value("SELECT 0 + pg_backend_pid()"));
     first.send(&query("SELECT 'late'"));
     std::thread::sleep(Duration::from_millis(50));
     second.send(&query("SELECT 'never'"));
@@ -918,7 +918,7 @@ fn a_client_that_stops_reading_loses_its_connection_to_those_who_wait() {
     let mut deaf = Raw::login(pgusher.address(), "raw");
     deaf.send(&query("SELECT repeat('x', 1000) FROM generate_series(1, 1000000)"));
     deaf.stream.read_exact(&mut [0; 1000]).unwrap();
-    let pid = other.value("SELECT pg_backend_pid()");
+    let pid = other.value("SELECT 0 + pg_backend_pid()");
     assert!(pid.parse::<u32>().is_ok(), "{pid}");
     assert!(pgusher.resident() < before + (16 << 10), "{} KiB", pgusher.resident() - before);
     let mut rest = Vec::new();

@@ -75,7 +75,7 @@ fn direct() -> Raw {
 }
 
 fn pid(raw: &mut Raw) -> String {
-    raw.value("SELECT pg_backend_pid()")
+    raw.value("SELECT 0 + pg_backend_pid()")
 }
 
 fn is_there(pid: &str) -> bool {
@@ -453,7 +453,7 @@ impl Proof {
         for round in 0..rounds {
             let mut ann = stays.take().unwrap_or_else(|| self.ann(&mut random));
             let said = self.is_busy(&mut ann, &mut random);
-            let her_last = value_of(&mut ann, "SELECT pg_catalog.pg_backend_pid()");
+            let her_last = value_of(&mut ann, "SELECT 0 + pg_catalog.pg_backend_pid()");
             self.last.lock().unwrap().insert(her_last, "ann");
             // A session that keeps its connection has to go.
             if random.chance(50) && value_of(&mut ann, "SHOW pgusher.pin").is_empty() && is_answered(&mut ann)
@@ -594,7 +594,7 @@ fn a_connection_is_reset_before_it_serves_another_user() {
             let sql = by_way(way, command);
             let mut ann = login(&pgusher, "ann");
             ann.ask(&query(&sql));
-            let hers = value_of(&mut ann, "SELECT pg_catalog.pg_backend_pid()");
+            let hers = value_of(&mut ann, "SELECT 0 + pg_catalog.pg_backend_pid()");
             drop(ann);
             let digest = Digest::of(&mut login(&pgusher, "ben"));
             assert!(digest.differences(&clean).is_empty(), "{kind}, {sql}: {:?}", digest.differences(&clean));
@@ -786,7 +786,7 @@ fn shared_hands_a_connection_over_as_it_is() {
     for (kind, command) in LEAVES {
         let mut ann = login(&pgusher, "ann");
         ann.ask(&query(&hidden(command)));
-        let hers = value_of(&mut ann, "SELECT pg_catalog.pg_backend_pid()");
+        let hers = value_of(&mut ann, "SELECT 0 + pg_catalog.pg_backend_pid()");
         drop(ann);
         let digest = Digest::of(&mut login(&pgusher, "ben"));
         if digest.pid == hers && digest.differences(&clean).iter().any(|line| line.starts_with(kind)) {
@@ -840,7 +840,7 @@ fn a_connection_that_nobody_uses_is_reset_after_a_second() {
     let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4141";
     // By the check of a domain.
     let take = by_way(WAYS[2], "select pg_advisory_lock(4141)");
-    let answer = ann.ask(&query(&format!("{take}; {held}; SELECT pg_backend_pid()")));
+    let answer = ann.ask(&query(&format!("{take}; {held}; SELECT 0 + pg_backend_pid()")));
     let rows: Vec<_> = answer.iter().filter(|m| m.tag == 'D').map(|m| m.columns().remove(0)).collect();
     assert_eq!(rows[1], "1", "{answer:?}");
     assert_eq!(ann.value("SHOW pgusher.pin"), "", "it was seen, and is not idle");
@@ -902,7 +902,7 @@ fn a_copy_that_fails_gives_its_connection_back_when_that_has_proved_itself() {
     server().sql("isolation", "GRANT ALL ON plain2.numbers_honest TO plain2");
     let pgusher = Pgusher::start(&config(1, ""));
     let mut ann = login(&pgusher, "ann");
-    let pid = ann.value("SELECT pg_backend_pid()");
+    let pid = ann.value("SELECT 0 + pg_backend_pid()");
     let copy = parse("", "COPY plain2.numbers_honest FROM STDIN");
     for turn in 0..3 {
         ann.send(&[&copy[..], &bind("", "", &[]), &execute(), &sync()].concat());
@@ -913,7 +913,7 @@ fn a_copy_that_fails_gives_its_connection_back_when_that_has_proved_itself() {
         assert_eq!(failed, ['E', 'Z']);
         // She stays, and there is but one connection.
         let mut other = login(&pgusher, "ann");
-        assert_eq!(other.value("SELECT pg_backend_pid()"), pid, "{turn}: it was closed");
+        assert_eq!(other.value("SELECT 0 + pg_backend_pid()"), pid, "{turn}: it was closed");
         assert_eq!(ann.value("SHOW pgusher.pin"), "");
     }
     unharmed(&pgusher);

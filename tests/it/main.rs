@@ -46,6 +46,7 @@ mod metrics;
 mod names;
 mod oracle;
 mod orders;
+mod pids;
 mod plan;
 mod pool;
 mod relay;

@@ -26,7 +26,7 @@ fn many_clients_share_few_connections() {
     let mut clients: Vec<Raw> = (0..20).map(|_| Raw::login(pgusher.address(), "raw")).collect();
     let mut pids = std::collections::HashSet::new();
     for _ in 0..3 {
-        clients.iter_mut().for_each(|c| c.send(&query("SELECT pg_backend_pid()")));
+        clients.iter_mut().for_each(|c| c.send(&query("SELECT 0 + pg_backend_pid()")));
         for client in &mut clients {
             let answer = client.until_ready();
             pids.insert(answer.iter().find(|m| m.tag == 'D').unwrap().columns());
@@ -408,7 +408,7 @@ fn session_mode_is_a_connection_of_ones_own() {
     let pgusher = Pgusher::start(&warehouse("pool_mode = \"session\"\ndefault_pool_size = 2", "", ""));
     let pairs = [("user", "raw"), ("database", "warehouse"), ("options", "-c work_mem=6MB")];
     let mut raw = Raw::login_with(pgusher.address(), 0x0003_0000, &pairs);
-    assert_eq!(raw.value("SELECT pg_backend_pid()"), raw.key.0.to_string(), "the real process ID");
+    assert_eq!(raw.value("SELECT 0 + pg_backend_pid()"), raw.key.0.to_string(), "the real process ID");
     raw.value("SET work_mem = '9MB'");
     raw.value("CREATE TEMP TABLE t AS SELECT 1");
     raw.value("RESET work_mem");

@@ -272,12 +272,12 @@ fn what_cannot_be_asked_for_pins_for_good_and_is_gone_with_its_session() {
     ] {
         let mut one = Raw::login(pgusher.address(), "raw");
         done(&mut one, make);
-        let pid = one.value("SELECT pg_backend_pid()");
+        let pid = one.value("SELECT 0 + pg_backend_pid()");
         assert_eq!(one.value("SHOW pgusher.pin"), reason, "{make}");
         done(&mut one, "DISCARD TEMP");
         assert_eq!(one.value("SHOW pgusher.pin"), reason, "{make}");
         let mut other = Raw::login(pgusher.address(), "raw");
-        assert_ne!(other.value("SELECT pg_backend_pid()"), pid, "{make}");
+        assert_ne!(other.value("SELECT 0 + pg_backend_pid()"), pid, "{make}");
         drop(one);
         eventually("the pinned connection is gone", || {
             let alive = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
@@ -556,13 +556,13 @@ fn a_connection_that_grows_old_is_replaced_before_it_must_go() {
         .replace(&format!("port = {}", pair().dev.port), &format!("port = {}", slow.port));
     let pgusher = Pgusher::start(&config);
     let mut one = Raw::login(pgusher.address(), "raw");
-    let first = one.value("SELECT pg_backend_pid()");
+    let first = one.value("SELECT 0 + pg_backend_pid()");
     let begun = std::time::Instant::now();
     let mut longest = std::time::Duration::ZERO;
     let mut pids = std::collections::BTreeSet::from([first]);
     while begun.elapsed() < std::time::Duration::from_secs(14) {
         let asked = std::time::Instant::now();
-        pids.insert(one.value("SELECT pg_backend_pid()"));
+        pids.insert(one.value("SELECT 0 + pg_backend_pid()"));
         longest = longest.max(asked.elapsed());
         let open = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
         assert!(one.value(open).parse::<u32>().unwrap() <= 2);
@@ -577,7 +577,7 @@ fn in_session_mode_a_connection_that_cannot_be_cleaned_is_closed() {
     let pgusher = Pgusher::start(&warehouse("pool_mode = \"session\"", "", ""));
     let stays = |sql: &str| {
         let mut one = Raw::login(pgusher.address(), "raw");
-        let pid = one.value("SELECT pg_backend_pid()");
+        let pid = one.value("SELECT 0 + pg_backend_pid()");
         if let Some(sql) = sql.strip_prefix("extended ") {
             one.ask(&[parse("", sql), bind("", "", &[]), execute(), sync()].concat());
         } else {

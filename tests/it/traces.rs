@@ -179,6 +179,7 @@ impl Engine {
                 self.tell(Event::PutBack);
             }
             Step::Pin(Some(_)) => self.tell(Event::Permitted(true)),
+            Step::Signal(_) => self.tell(Event::Signalled(relay::Reached::Session)),
             Step::AskListener(_) => self.tell(Event::NoListener),
             Step::Cancel | Step::Replace { .. } => panic!("no server has failed, and nothing is overdue"),
             Step::Close(_) => self.closed = true,

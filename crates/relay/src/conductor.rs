@@ -27,7 +27,7 @@ use refusals::{at, desync, no_random, untranslatable};
 
 use crate::core::{Broken, Core, OutputBuffer, Then};
 use crate::reset::Proof;
-use crate::{BackendState, Facts, Interner, PoolMode, SessionSettings};
+use crate::{BackendState, Facts, Interner, Own, PoolMode, SessionSettings};
 use wire::Severity;
 use wire::error::{Fault, Refusal, SqlState};
 
@@ -37,8 +37,8 @@ const MAX_SETUPS: u32 = 3;
 /// What a session begins with.
 #[derive(Debug)]
 pub struct Session {
-    /// Its number, which no other session has.
-    pub id: u64,
+    /// Its numbers.
+    pub own: Own,
     /// For how long it is lent a connection.
     pub mode: PoolMode,
     /// The statements that sessions share.
@@ -127,9 +127,9 @@ type Next = Result<Option<Step>, Box<End>>;
 impl Conductor {
     /// A session that has just logged in.
     pub fn new(session: Session) -> Self {
-        let Session { id, mode, interner, facts, settings } = session;
+        let Session { own, mode, interner, facts, settings } = session;
         Self {
-            core: Core::new(id, mode, interner, facts, settings),
+            core: Core::new(own, mode, interner, facts, settings),
             lease: Lease::None,
             deferred: false,
             leaving: false,
@@ -206,6 +206,11 @@ impl Conductor {
             }
             Event::Settle => {}
             Event::PutBack => turn.answered = true,
+            Event::Signalled(reached) => {
+                self.core.has_signalled(reached);
+                self.deferred = false;
+                return Ok(Some(Step::ShowClient));
+            }
             Event::Permitted(true) => self.permitted = true,
             Event::Permitted(false) => return Err(self.too_many_pinned(turn).into()),
             Event::ClientEnded => return Err(Cause::Client.into()),
@@ -318,6 +323,9 @@ impl Conductor {
         if turn.answered && self.deferred && self.core.may_go_on() {
             self.deferred = false;
             return Ok(Step::ShowClient);
+        }
+        if let Some(signalled) = self.core.wants_signal() {
+            return Ok(Step::Signal(signalled));
         }
         let pin = self.core.pin();
         if pin.is_some() != self.permitted {

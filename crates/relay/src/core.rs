@@ -13,6 +13,7 @@ mod lend_names;
 mod names;
 mod output;
 mod parse;
+mod pids;
 mod position;
 mod prepare;
 mod probe;
@@ -28,8 +29,9 @@ mod teaching;
 use std::sync::Arc;
 
 pub use channels::{Asked, Mark, Seal};
-pub use facts::Facts;
+pub use facts::{Facts, Own};
 pub(crate) use output::OutputBuffer;
+pub use pids::{MAX_PROCESS, Reached, Signalled};
 pub use position::Counts;
 
 use crate::PoolMode;
@@ -41,6 +43,7 @@ use crate::sql::{Effects, NameUse, Pin};
 use crate::statement::{Interner, Lesson, Prepared, Unnamed, UnnamedText};
 use channels::Channels;
 use facts::SessionFacts;
+use pids::Signalling;
 use position::Position;
 use probe::Touched;
 use replay::Batch;
@@ -211,23 +214,25 @@ pub(crate) struct Core {
     statements: Statements,
     residue: Residue,
     channels: Channels,
+    signalling: Signalling,
 }
 
 impl Core {
-    /// A session that has just logged in. `id` differs from every other session's.
+    /// A session that has just logged in.
     pub(crate) fn new(
-        id: u64,
+        own: Own,
         mode: PoolMode,
         interner: Arc<Interner>,
         facts: Arc<Facts>,
         settings: SessionSettings,
     ) -> Self {
         Self {
-            facts: SessionFacts::new(id, mode, facts, settings),
+            facts: SessionFacts::new(own, mode, facts, settings),
             position: Position::default(),
             statements: Statements::new(interner),
             residue: Residue::default(),
             channels: Channels::default(),
+            signalling: Signalling::None,
         }
     }
 

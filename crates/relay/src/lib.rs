@@ -24,7 +24,10 @@ pub mod ledger;
 pub mod conductor;
 
 pub use catalog::{Catalog, Does, Function, Object, Relations};
-pub use core::{Asked, BackendState, Counts, Facts, GATHER, MAX_NAMED_PARSE, Mark, Seal};
+pub use core::{
+    Asked, BackendState, Counts, Facts, GATHER, MAX_NAMED_PARSE, MAX_PROCESS, Mark, Own, Reached, Seal,
+    Signalled,
+};
 pub use memory::UserMemory;
 pub use mode::PoolMode;
 pub use settings::{BackendSettings, Parameters, SessionSettings};

@@ -9,6 +9,7 @@ mod effects;
 mod lexer;
 mod names;
 mod outside;
+mod pids;
 pub mod scan;
 pub mod words;
 
@@ -19,6 +20,7 @@ pub use change::Change;
 pub use effects::Effects;
 use lexer::Token;
 pub use names::NameUse;
+pub use pids::{Call, Operand, PidUse, Signal};
 pub use scan::{Scan, is_suspicious};
 
 /// Why a session keeps its upstream connection beyond its transactions.
@@ -219,6 +221,9 @@ fn look_at<'a>(statement: &[Token<'a>], company: Company, findings: &mut Finding
     }
     let place = findings.place();
     let effects = findings.here();
+    if alone {
+        effects.pid = pids::pid_use(statement).map(Box::new);
+    }
     effects.needs_database = effects.needs_database.take().or_else(|| databases::needed(statement));
     names::names(statement, place, effects);
     let temporary = statement

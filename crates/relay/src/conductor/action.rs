@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Asked, Counts, Effects, Pin};
+use crate::{Asked, Counts, Effects, Pin, Signalled};
 use wire::error::Refusal;
 
 /// What is to be done, in this order: obey the wishes, send to the client, send to the upstream, count, and take the step.
@@ -50,6 +50,8 @@ pub enum Step {
     /// A statement needs this database to itself: idle connections to it, on the session's own route, are closed. Then
     /// [`Event::Settle`](super::Event::Settle).
     Free(Box<str>),
+    /// A session is signalled: [`Event::Signalled`](super::Event::Signalled) answers.
+    Signal(Signalled),
     /// The listener is asked; without one, [`Event::NoListener`](super::Event::NoListener).
     AskListener(Box<Asked>),
     /// What runs on the connection is cancelled.

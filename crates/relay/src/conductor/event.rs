@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::{Phase, Statistics};
-use crate::{BackendState, Catalog, Mark};
+use crate::{BackendState, Catalog, Mark, Reached};
 use wire::error::Refusal;
 
 /// What happened. Small, as there are several for each transaction: what is rare is in a box.
@@ -25,6 +25,8 @@ pub enum Event<'a> {
     PutBack,
     /// Whether the session may keep its connection: the answer to [`Step::Pin`](super::Step::Pin).
     Permitted(bool),
+    /// Whether there was a session that this one may signal: the answer to [`Step::Signal`](super::Step::Signal).
+    Signalled(Reached),
     /// The client has ended its connection, or does not take what it is sent.
     ClientEnded,
     /// The upstream has ended its connection; why, if that is known, and whether it did within a message.

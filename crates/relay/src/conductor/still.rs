@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use super::{Actions, Conductor, Database, Event, Grounds, Moment, Session, Statistics, Step, Wishes, World};
-use crate::{BackendState, Catalog, Facts, Interner, Parameters, PoolMode, SessionSettings};
+use crate::{BackendState, Catalog, Facts, Interner, Own, Parameters, PoolMode, SessionSettings};
 
 /// Time passes by a millisecond at each look, nothing is random, and the catalog is what it is told to be.
 #[derive(Debug, Default)]
@@ -82,7 +82,7 @@ pub fn session(mode: PoolMode, reported: Arc<Parameters>) -> Session {
         memory: Arc::default(),
     };
     Session {
-        id: 1,
+        own: Own { id: 1, pid: Some(5_000_000) },
         mode,
         interner: Arc::new(Interner::new(7)),
         facts: Arc::new(facts),

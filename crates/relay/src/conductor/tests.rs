@@ -203,6 +203,7 @@ impl Rig {
             Step::Pin(Some(_)) => ("pin", Some(Next::Event(Event::Permitted(self.permits)))),
             Step::Outdate(_) => ("outdate", Some(Next::Event(Event::Settle))),
             Step::Free(_) => ("free", Some(Next::Event(Event::Settle))),
+            Step::Signal(_) => ("signal", Some(Next::Event(Event::Signalled(crate::Reached::Nobody)))),
             Step::AskListener(_) if self.listener => ("ask the listener", None),
             Step::AskListener(_) => ("ask the listener", Some(Next::Event(Event::NoListener))),
             Step::Cancel => ("cancel", None),

@@ -2,14 +2,15 @@
 
 use super::from_client::{Incoming, Step, Wires};
 use super::names::{NamesIn, names};
+use super::pids::Verdict;
 use super::position::{Remainder, Transaction};
 use super::requests::{Kind, NO_COLUMNS, Note};
 use super::statements::Outcome;
 use super::{BackendState, Core, GATHER, OutputBuffer};
-use crate::sql::Effects;
+use crate::sql::{Effects, PidUse};
 use crate::statement::{Held, MAX_MENTIONING, Named, UnnamedText, significant};
-use wire::HEADER;
 use wire::error::{Fault, Refusal, Shown, SqlState};
+use wire::{HEADER, cstr};
 
 /// Where the connection has a statement.
 enum Place {
@@ -140,12 +141,17 @@ impl Core {
         names: &NamesIn<'_>,
         wires: &mut Wires<'_, '_>,
     ) -> Step {
-        let Wires { backend, up, .. } = wires;
         let name = names.statement.unwrap_or_default();
         if name.is_empty() {
             if kind == Kind::Bind {
-                self.note_unnamed_effects(backend, up.buffer());
+                if let Some(pid_use) = self.statements.pid_use().cloned()
+                    && let Some(step) = self.bind_instead((&pid_use, None), &message, names, wires)
+                {
+                    return step;
+                }
+                self.note_unnamed_effects(wires.backend, wires.up.buffer());
             }
+            let Wires { backend, up, .. } = wires;
             if !self.ensure_unnamed(backend, up) {
                 return self.refuse_reference("unnamed prepared statement does not exist".into(), up);
             }
@@ -153,6 +159,7 @@ impl Core {
             return Step::Streams(Remainder::Pass);
         }
         let Some(named) = self.statements.named(name).cloned() else {
+            let up = &mut *wires.up;
             if self.statements.interner().is_reserved(name) {
                 let shown = Shown::bytes(name);
                 return self.refuse_reference(format!("prepared statement \"{shown}\" does not exist"), up);
@@ -162,6 +169,12 @@ impl Core {
             return Step::Streams(Remainder::Pass);
         };
         let effects = if kind == Kind::Bind { self.named_effects(&named) } else { None };
+        if let Some(pid_use) = effects.as_deref().and_then(|effects| effects.pid.as_deref())
+            && let Some(step) = self.bind_instead((pid_use, Some(&named)), &message, names, wires)
+        {
+            return step;
+        }
+        let Wires { backend, up, .. } = wires;
         if effects.as_deref().is_some_and(|effects| self.waits_to_lend_names(effects, up)) {
             return Step::Defer;
         }
@@ -178,15 +191,56 @@ impl Core {
             }
         }
         self.position.requests_mut().push_using(kind, named.request);
+        self.send_under(number, &message, names, up.buffer())
+    }
+
+    /// The message, which names a statement, with this number in place of that name.
+    fn send_under(
+        &self,
+        number: u64,
+        message: &Incoming<'_>,
+        names: &NamesIn<'_>,
+        out: &mut Vec<u8>,
+    ) -> Step {
         // The header is of the whole message, of which the end may not have come yet.
+        let name = names.statement.unwrap_or_default();
         let total = message.header.total - name.len() + self.statements.interner().name_length(number);
-        let out = up.buffer();
         out.push(message.header.tag);
         out.extend_from_slice(&u32::try_from(total - 1).unwrap_or(4).to_be_bytes());
         out.extend_from_slice(names.before);
         self.statements.interner().push_name(out, number);
         out.extend_from_slice(names.after);
         Step::Partly(HEADER + message.body().len(), Remainder::Pass)
+    }
+
+    /// A statement is bound that is about the number of a process: if that is a session's, another is bound in its place.
+    fn bind_instead(
+        &mut self,
+        (pid_use, named): (&PidUse, Option<&Named>),
+        message: &Incoming<'_>,
+        names: &NamesIn<'_>,
+        wires: &mut Wires<'_, '_>,
+    ) -> Option<Step> {
+        let out = wires.up.buffer();
+        let sql = match self.signals(pid_use, names.after, out) {
+            Verdict::AsItIs => return None,
+            Verdict::Wait => return Some(Step::Defer),
+            Verdict::Instead(sql) => sql,
+        };
+        let types = |body: &[u8]| cstr(body).map_or([0; 2].to_vec(), |(_, types)| types.to_vec());
+        let parameters = match named {
+            Some(named) => match named.shape() {
+                Some(shape) => shape.parameters().to_vec(),
+                None => types(named.statement.body()),
+            },
+            None => types(self.statements.unnamed().text()?),
+        };
+        let number = self.statements.interner().number();
+        self.send_parse(number, &[sql.as_bytes(), &[0], &parameters].concat(), out);
+        self.position.requests_mut().push_hidden(Kind::Parse, Some(Note::Prepared(number)));
+        self.remember_prepared(number, wires.backend, out);
+        self.position.requests_mut().push(Kind::Bind);
+        Some(self.send_under(number, message, names, out))
     }
 
     /// The number under which the connection has what the client has named: if it has it not, it is prepared.

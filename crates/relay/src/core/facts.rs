@@ -28,10 +28,20 @@ pub struct Facts {
     pub memory: Arc<UserMemory>,
 }
 
+/// What is a session's alone.
+#[derive(Debug, Clone, Copy)]
+pub struct Own {
+    /// Its number, which no other session has.
+    pub id: u64,
+    /// The number that stands for it where PostgreSQL has that of a process, above [`MAX_PROCESS`](crate::MAX_PROCESS); `None` in session
+    /// mode, where the process's own is shown.
+    pub pid: Option<u32>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct SessionFacts {
-    id: u64,
+    own: Own,
     mode: PoolMode,
     shown: Arc<Facts>,
     settings: SessionSettings,
@@ -78,12 +88,12 @@ enum LexRules {
 
 impl SessionFacts {
     /// Of a session that has just logged in.
-    pub(super) fn new(id: u64, mode: PoolMode, shown: Arc<Facts>, settings: SessionSettings) -> Self {
+    pub(super) fn new(own: Own, mode: PoolMode, shown: Arc<Facts>, settings: SessionSettings) -> Self {
         let catalog = NO_CATALOG.clone();
         let (lex_rules, temp_path) = (LexRules::Known, TempPath::Never);
         let (defines, needs_database) = (None, None);
         let mut facts =
-            Self { id, mode, shown, settings, catalog, defines, needs_database, lex_rules, temp_path };
+            Self { own, mode, shown, settings, catalog, defines, needs_database, lex_rules, temp_path };
         facts.look_at_path();
         facts
     }
@@ -97,7 +107,12 @@ impl SessionFacts {
 
     /// Its number, which no other session has.
     pub(super) fn id(&self) -> u64 {
-        self.id
+        self.own.id
+    }
+
+    /// The number that stands for it where PostgreSQL has that of a process.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.own.pid
     }
 
     /// For how long it is lent a connection.
@@ -327,7 +342,7 @@ pub(super) mod tests {
         let reported = [("client_encoding", "UTF8"), ("standard_conforming_strings", "on")];
         let reported = reported.map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into()));
         let settings = SessionSettings::new(Parameters::new(reported).into(), Arc::default(), None);
-        SessionFacts::new(1, PoolMode::Transaction, shown.into(), settings)
+        SessionFacts::new(Own { id: 1, pid: None }, PoolMode::Transaction, shown.into(), settings)
     }
 
     fn of(effects: Option<Box<Effects>>) -> Effects {

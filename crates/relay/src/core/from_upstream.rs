@@ -154,7 +154,7 @@ impl Core {
         }
         let body = input.get(HEADER..header.total);
         let looked_at = matches!(header.tag, b'S' | b'C' | b'E' | b'Z' | b'N')
-            || header.tag == b'A' && self.channels.is_any();
+            || header.tag == b'A' && (self.channels.is_any() || self.facts.pid().is_some());
         if body.is_none() && header.total <= GATHER && looked_at {
             return Ok(Step::Wait);
         }
@@ -185,9 +185,7 @@ impl Core {
             b'S' => self.parameter(body, backend, down),
             b'N' if ours => Ok(Step::Drop),
             // A notification is the client's, whatever it meets, unless the listener delivers it.
-            b'A' if !self.is_setting_up() => {
-                Ok(if self.channels.delivers(body.unwrap_or_default()) { Step::Pass } else { Step::Drop })
-            }
+            b'A' if !self.is_setting_up() => Ok(self.notified(body.unwrap_or_default(), backend, down)),
             b'N' => Ok(Step::Pass),
             _ if ours => Ok(Step::Drop),
             tag @ (b't' | b'T' | b'n') if self.is_learning() => match lesson(tag, backend) {
@@ -200,6 +198,21 @@ impl Core {
             },
             tag => self.structure(tag),
         }
+    }
+
+    /// A notification of the lent connection. The session's own come from its own number.
+    fn notified(&mut self, body: &[u8], backend: &BackendState, down: &mut OutputBuffer<'_>) -> Step {
+        if !self.channels.delivers(body) {
+            return Step::Drop;
+        }
+        let (Some(pid), Some(rest)) = (self.is_own_notification(body, backend.pid), body.get(4..)) else {
+            return Step::Pass;
+        };
+        wire::message(down.buffer(), b'A', |out| {
+            out.extend(pid.to_be_bytes());
+            out.extend_from_slice(rest);
+        });
+        Step::Drop
     }
 
     /// Messages that answer one request each, and those that a query is made of.

@@ -107,10 +107,11 @@ impl Core {
         self.position.requests_mut().push_using(Kind::ParseDuplicate, old.request);
     }
 
-    /// If a `Parse` body is a `SHOW pgusher.…`, the body that answers it.
+    /// If a `Parse` body is a `SHOW pgusher.…`, or asks for the session's own number, the body that answers it.
     fn shown_body(&self, effects: &Effects, body: &[u8]) -> Option<Vec<u8>> {
         let (_, types) = cstr(body)?;
-        let sql = self.facts.show(effects.shows.as_deref()?, self.pin())?;
+        let shown = effects.shows.as_deref().and_then(|name| self.facts.show(name, self.pin()));
+        let sql = shown.or_else(|| self.own_pid(effects.pid.as_deref()))?;
         let mut body = Vec::new();
         wire::push_cstr(&mut body, &sql);
         body.extend_from_slice(types);
@@ -148,12 +149,14 @@ impl Core {
             }
         }
         self.position.counts_mut().server_parses += 1;
-        let shown = effects.and_then(|effects| self.shown_body(&effects, after));
+        let shown = effects.as_deref().and_then(|effects| self.shown_body(effects, after));
         let body = shown.as_deref().unwrap_or(after);
         if session_mode {
             self.position.requests_mut().push(Kind::Parse);
         } else {
             self.remember_unnamed(whole.then_some(body), backend);
+            let pid_use = effects.and_then(|effects| effects.pid);
+            self.statements.note_pid_use(pid_use.filter(|_| shown.is_none()));
         }
         if !whole {
             return Step::Streams(Remainder::Pass);

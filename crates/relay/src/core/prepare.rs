@@ -177,7 +177,7 @@ impl Core {
         });
     }
 
-    fn send_parse(&mut self, number: u64, body: &[u8], up: &mut Vec<u8>) {
+    pub(super) fn send_parse(&mut self, number: u64, body: &[u8], up: &mut Vec<u8>) {
         self.position.counts_mut().server_parses += 1;
         wire::message(up, b'P', |out| {
             self.statements.interner().push_name(out, number);

@@ -2,6 +2,7 @@
 
 use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
+use super::pids::Verdict;
 use super::position::Remainder;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, GATHER, OutputBuffer};
@@ -30,6 +31,14 @@ impl Core {
         {
             return Ok(Step::Defer);
         }
+        let instead = match effects.as_deref().and_then(|effects| effects.pid.as_deref()) {
+            None => None,
+            Some(pid_use) => match self.signals(pid_use, &[], up.buffer()) {
+                Verdict::Wait => return Ok(Step::Defer),
+                Verdict::AsItIs => None,
+                Verdict::Instead(sql) => Some(sql),
+            },
+        };
         backend.unnamed = None;
         if text.is_none() {
             // Too long to be looked at.
@@ -45,7 +54,13 @@ impl Core {
             };
             return Ok(Step::Partly(HEADER, rest));
         }
-        let answered_otherwise = effects.is_some_and(|effects| self.suspicious_query(&effects, backend, up));
+        let answered_otherwise = match (instead, effects) {
+            (Some(sql), _) => {
+                self.query_instead(&sql, up);
+                true
+            }
+            (None, effects) => effects.is_some_and(|effects| self.suspicious_query(&effects, backend, up)),
+        };
         if !answered_otherwise {
             self.push_changing_unnamed(Kind::Query, UnnamedText::None);
             up.pass(message.range());
@@ -80,8 +95,7 @@ impl Core {
             return true;
         }
         if let Some(sql) = effects.shows.as_deref().and_then(|name| self.facts.show(name, self.pin())) {
-            wire::query(up.buffer(), &sql);
-            self.push_changing_unnamed(Kind::Query, UnnamedText::None);
+            self.query_instead(&sql, up);
             return true;
         }
         if !self.facts.is_lent_for_transactions() {
@@ -101,6 +115,12 @@ impl Core {
         self.lend_names(effects, None, backend, up.buffer());
         self.note_deallocations(effects, Protocol::Simple);
         false
+    }
+
+    /// This is sent in place of what the client has sent.
+    fn query_instead(&mut self, sql: &str, up: &mut OutputBuffer<'_>) {
+        wire::query(up.buffer(), sql);
+        self.push_changing_unnamed(Kind::Query, UnnamedText::None);
     }
 
     /// A request that changes what the unnamed statement is. Should it be skipped, because one before it since the last

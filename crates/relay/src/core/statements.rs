@@ -8,7 +8,7 @@ use super::facts::LexContext;
 use super::hand_over::Protocol;
 use super::position::Transaction;
 use super::replay::Replay;
-use crate::sql::Effects;
+use crate::sql::{Effects, PidUse};
 use crate::statement::{Interner, Named, Names, Statement, Told, Unnamed, UnnamedText, significant};
 
 /// See the module.
@@ -18,6 +18,8 @@ pub(super) struct Statements {
     /// Only clients that name statements have any.
     names: Option<Box<Names>>,
     unnamed: Unnamed,
+    /// What it has to do with the number of a process, if anything, and the request that it was made by.
+    pid_use: Option<Box<(u64, PidUse)>>,
     /// What the unnamed statement may do, once it was looked at.
     seen: Option<Box<Seen>>,
     trust: Trust,
@@ -78,6 +80,7 @@ impl Statements {
             interner,
             names: None,
             unnamed,
+            pid_use: None,
             seen: None,
             trust: Trust::Full,
             replay,
@@ -218,6 +221,19 @@ impl Statements {
     /// The unnamed statement is this one from now on, by the request of this number; answers what it was.
     pub(super) fn replace_unnamed(&mut self, stamp: u64, text: UnnamedText) -> Unnamed {
         std::mem::replace(&mut self.unnamed, Unnamed { stamp, text })
+    }
+
+    /// What the unnamed statement, which is new, has to do with the number of a process.
+    pub(super) fn note_pid_use(&mut self, pid_use: Option<Box<PidUse>>) {
+        if pid_use.is_some() || self.pid_use.is_some() {
+            self.pid_use = pid_use.map(|pid_use| Box::new((self.unnamed.stamp, *pid_use)));
+        }
+    }
+
+    /// That of the unnamed statement as it is now.
+    pub(super) fn pid_use(&self) -> Option<&PidUse> {
+        let (stamp, pid_use) = self.pid_use.as_deref()?;
+        (*stamp == self.unnamed.stamp).then_some(pid_use)
     }
 
     /// There is no unnamed statement any more.

@@ -72,7 +72,7 @@ impl Bench {
         let reported: Arc<Parameters> = Arc::default();
         let settings = SessionSettings::new(reported.clone(), Arc::default(), None);
         Self {
-            core: Core::new(id, mode, interner.clone(), facts, settings),
+            core: Core::new(Own { id, pid: None }, mode, interner.clone(), facts, settings),
             backend: BackendState::new(reported, 100, Some(7)),
         }
     }

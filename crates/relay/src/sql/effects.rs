@@ -1,7 +1,7 @@
 //! What a text may do to its session.
 
 use super::budget::MAX_SETTINGS;
-use super::{Change, NameUse, Pin};
+use super::{Change, NameUse, PidUse, Pin};
 use crate::bearing::{Bearing, Customs};
 
 /// What a text may do to its session.
@@ -41,6 +41,8 @@ pub struct Effects {
     pub lists_names: bool,
     /// A database that nobody may be connected to, for it to be run. Of a statement's own text only.
     pub needs_database: Option<String>,
+    /// It is about the number of a server process. Of a statement's own text only.
+    pub pid: Option<Box<PidUse>>,
     /// It names a `pgusher.…` elsewhere.
     pub names_ours: bool,
     /// `SHOW pgusher.name`, as the only statement.
@@ -115,8 +117,8 @@ impl Effects {
     /// Whether there is anything that a session does beside its statements' ordinary work.
     pub fn matter(&self) -> bool {
         let (foreseen, relates) = (self.foreseen, self.relates);
-        let (changes, names) = (self.changes.clone(), self.names.clone());
-        *self != Self { foreseen, relates, changes, names, ..Self::default() }
+        let (changes, names, pid) = (self.changes.clone(), self.names.clone(), self.pid.clone());
+        *self != Self { foreseen, relates, changes, names, pid, ..Self::default() }
             || self.mixes(Customs::Unread) > Bearing::None
     }
 

@@ -154,6 +154,9 @@ fn matters_anywhere(word: u64) -> bool {
     const PG_PREPARED: u64 = scanned(b"pg_prepa");
     const EXECUTE: u64 = key(b"execute");
     const PGUSHER: u64 = key(b"pgusher");
+    const PG_BACKEND_PID: u64 = scanned(b"pg_backe");
+    const PG_CANCEL_BACKEND: u64 = scanned(b"pg_cance");
+    const PG_TERMINATE_BACKEND: u64 = scanned(b"pg_termi");
     matches!(
         word,
         SET_CONFIG
@@ -181,6 +184,9 @@ fn matters_anywhere(word: u64) -> bool {
             | PG_PREPARED
             | EXECUTE
             | PGUSHER
+            | PG_BACKEND_PID
+            | PG_CANCEL_BACKEND
+            | PG_TERMINATE_BACKEND
     ) || word >> 16 == DBLINK
 }
 
@@ -223,7 +229,7 @@ pub fn is_suspicious(text: &[u8]) -> bool {
 }
 
 /// How words begin that matter anywhere, in lower case.
-const ANYWHERE: [&[u8]; 22] = [
+const ANYWHERE: [&[u8]; 24] = [
     b"temp",
     b"hold",
     b"curr",
@@ -237,6 +243,8 @@ const ANYWHERE: [&[u8]; 22] = [
     b"pg_s",
     b"pg_li",
     b"pg_no",
+    b"pg_can",
+    b"pg_bac",
     b"query_",
     b"table_",
     b"schema_",

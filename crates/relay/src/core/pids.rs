@@ -1,0 +1,223 @@
+//! A session's own number where it is lent one process of the server after another: it stands for the session wherever PostgreSQL has
+//! the number of a process (`BackendKeyData`, `pg_backend_pid()`, its own notifications), and whoever may can cancel or end it by that.
+
+use super::Core;
+use super::position::Transaction;
+use crate::sql::{Call, Operand, PidUse, Signal};
+use wire::identifier;
+
+/// The largest number that a process of the server can have (`PID_MAX_LIMIT` of Linux): those of sessions are above, so that none of
+/// them ever hits a process.
+pub const MAX_PROCESS: u32 = 4_194_304;
+
+/// Somebody who is to be signalled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signalled {
+    /// A session's number.
+    pub pid: u32,
+    /// What is done to it.
+    pub signal: Signal,
+}
+
+/// The signal of the message at hand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Signalling {
+    #[default]
+    None,
+    Wanted(Signalled),
+    /// It was sent, or there is nobody whom it may reach.
+    Done(Signalled, Reached),
+}
+
+/// Whether there was a session for a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// There was one.
+    Session,
+    /// There was none that the caller may signal.
+    Nobody,
+}
+
+/// What becomes of a statement that is about the number of a process.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is about processes: PostgreSQL knows.
+    AsItIs,
+    /// It is dealt with when more is known.
+    Wait,
+    /// This is run in its place.
+    Instead(String),
+}
+
+impl Core {
+    /// The session's number in place of a process's, in a statement that asks for that.
+    pub(super) fn own_pid(&self, pid_use: Option<&PidUse>) -> Option<String> {
+        match (pid_use, self.facts.pid()) {
+            (Some(PidUse::Own { column }), Some(pid)) => {
+                Some(format!("SELECT {pid}::pg_catalog.int4 AS {}", identifier(column)))
+            }
+            _ => None,
+        }
+    }
+
+    /// What becomes of a statement that is run now, with these parameters (what a `Bind` has behind the statement's name).
+    pub(super) fn signals(&mut self, pid_use: &PidUse, bound: &[u8], up: &mut Vec<u8>) -> Verdict {
+        let call = match pid_use {
+            PidUse::Own { .. } => {
+                return self.own_pid(Some(pid_use)).map_or(Verdict::AsItIs, Verdict::Instead);
+            }
+            PidUse::Signals(call) => call,
+        };
+        let pid = match call.whom {
+            Operand::Number(pid) => Some(pid),
+            Operand::Parameter(number) => parameter(bound, number),
+        };
+        let Some(pid) = pid.filter(|pid| *pid > MAX_PROCESS && self.facts.pid().is_some()) else {
+            return Verdict::AsItIs;
+        };
+        if self.facts.pid() == Some(pid) {
+            let itself = "pg_catalog.pg_backend_pid()";
+            return Verdict::Instead(instead(
+                call,
+                &format!("pg_catalog.{}({itself})", call.signal.function()),
+            ));
+        }
+        if !self.position.may_defer() {
+            return Verdict::AsItIs;
+        }
+        // Only what is really run signals anybody: whether it is, what is under way decides.
+        if !self.position.requests().only_local() {
+            self.ask_for_all_answers(up);
+            return Verdict::Wait;
+        }
+        if self.position.transaction() == Transaction::Failed {
+            return Verdict::AsItIs;
+        }
+        let signalled = Signalled { pid, signal: call.signal };
+        match std::mem::take(&mut self.signalling) {
+            Signalling::Done(done, Reached::Session) if done == signalled => {
+                Verdict::Instead(instead(call, "true"))
+            }
+            // PostgreSQL says so in its own words.
+            Signalling::Done(done, Reached::Nobody) if done == signalled => Verdict::AsItIs,
+            _ => {
+                self.signalling = Signalling::Wanted(signalled);
+                Verdict::Wait
+            }
+        }
+    }
+
+    /// Who is to be signalled now, if anybody is.
+    pub(crate) fn wants_signal(&self) -> Option<Signalled> {
+        match self.signalling {
+            Signalling::Wanted(signalled) => Some(signalled),
+            Signalling::None | Signalling::Done(..) => None,
+        }
+    }
+
+    /// That was done.
+    pub(crate) fn has_signalled(&mut self, reached: Reached) {
+        if let Signalling::Wanted(signalled) = self.signalling {
+            self.signalling = Signalling::Done(signalled, reached);
+        }
+    }
+
+    /// Whether a notification comes from the process that the session is lent: it is the session's own.
+    pub(super) fn is_own_notification(&self, body: &[u8], process: Option<u32>) -> Option<u32> {
+        let sender = body.first_chunk().map(|pid| u32::from_be_bytes(*pid));
+        self.facts.pid().filter(|_| process.is_some() && sender == process)
+    }
+}
+
+/// What is run in place of a call: with the same column and parameters.
+fn instead(call: &Call, result: &str) -> String {
+    let mut sql = format!("SELECT {result} AS {}", identifier(&call.column));
+    if let Operand::Parameter(number) = call.whom {
+        sql.push_str(&format!(" WHERE ${number}::pg_catalog.int4 IS NOT NULL"));
+    }
+    if let Some(number) = call.timeout {
+        let word = if sql.contains(" WHERE ") { "AND" } else { "WHERE" };
+        sql.push_str(&format!(" {word} ${number}::pg_catalog.int8 IS NOT NULL"));
+    }
+    sql
+}
+
+/// A parameter of a `Bind`, of which this stands behind the statement's name, as a number.
+fn parameter(bound: &[u8], number: u16) -> Option<u32> {
+    let int16 = |bytes: &[u8]| bytes.first_chunk().map(|chunk| u16::from_be_bytes(*chunk));
+    let formats = usize::from(int16(bound)?);
+    let format = match (formats, usize::from(number) - 1) {
+        (0, _) => 0,
+        (1, _) => int16(bound.get(2..)?)?,
+        (_, at) if at < formats => int16(bound.get(2 + 2 * at..)?)?,
+        _ => return None,
+    };
+    let mut rest = bound.get(2 + 2 * formats..)?;
+    if int16(rest)? < number {
+        return None;
+    }
+    rest = &rest[2..];
+    for at in 1..=number {
+        // A NULL has length -1.
+        let length = u32::from_be_bytes(*rest.first_chunk()?);
+        let length = if length == u32::MAX { 0 } else { usize::try_from(length).ok()? };
+        let value = rest.get(4..4 + length)?;
+        if at == number {
+            return match (format, value.len()) {
+                (0, _) => str::from_utf8(value).ok()?.trim().parse().ok(),
+                (1, 4) => Some(u32::from_be_bytes(*value.first_chunk()?)),
+                (1, 8) => u32::try_from(u64::from_be_bytes(*value.first_chunk()?)).ok(),
+                _ => None,
+            };
+        }
+        rest = &rest[4 + length..];
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parameter_is_read_in_either_format_and_a_broken_bind_has_none() {
+        let bound = |formats: &[u16], values: &[Option<&[u8]>]| {
+            let mut out = u16::try_from(formats.len()).unwrap().to_be_bytes().to_vec();
+            formats.iter().for_each(|format| out.extend(format.to_be_bytes()));
+            out.extend(u16::try_from(values.len()).unwrap().to_be_bytes());
+            for value in values {
+                out.extend(value.map_or(u32::MAX, |value| u32::try_from(value.len()).unwrap()).to_be_bytes());
+                out.extend_from_slice(value.unwrap_or_default());
+            }
+            out.extend([0; 2]);
+            out
+        };
+        let (text, long): (&[u8], &[u8]) = (b" 4194305 ", &[0, 0, 0, 0, 0, 0x40, 0, 1]);
+        assert_eq!(parameter(&bound(&[], &[Some(text)]), 1), Some(4_194_305));
+        assert_eq!(parameter(&bound(&[1], &[None, Some(&long[4..])]), 2), Some(4_194_305));
+        assert_eq!(parameter(&bound(&[0, 1], &[Some(b"x"), Some(long)]), 2), Some(4_194_305));
+        assert_eq!(parameter(&bound(&[0, 1], &[Some(b"x"), Some(long)]), 1), None);
+        assert_eq!(parameter(&bound(&[], &[None]), 1), None);
+        assert_eq!(parameter(&bound(&[], &[Some(text)]), 2), None);
+        let whole = bound(&[0, 1], &[Some(b"x"), Some(long)]);
+        for end in 0..whole.len() - 2 {
+            assert_eq!(parameter(&whole[..end], 2), None, "{end}");
+        }
+    }
+
+    #[test]
+    fn what_is_run_instead_has_the_same_parameters() {
+        let call = |whom, timeout| Call { signal: Signal::Terminate, whom, timeout, column: "a b".into() };
+        for (whom, timeout, expected) in [
+            (Operand::Number(5), None, "SELECT true AS \"a b\""),
+            (
+                Operand::Parameter(2),
+                Some(1),
+                "SELECT true AS \"a b\" WHERE $2::pg_catalog.int4 IS NOT NULL AND $1::pg_catalog.int8 IS NOT NULL",
+            ),
+            (Operand::Number(5), Some(1), "SELECT true AS \"a b\" WHERE $1::pg_catalog.int8 IS NOT NULL"),
+        ] {
+            assert_eq!(instead(&call(whom, timeout), "true"), expected);
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! What ends a session from outside: an operator's `KILL_CLIENT`, and `pg_cancel_backend` and `pg_terminate_backend` of a session, by the number that stands for it.
+
+use super::{Proxy, killed};
+use crate::engine::{Order, OrderedBy, Signals, When};
+use policy::config::file::Console;
+use relay::sql::Signal;
+use relay::{Reached, Signalled};
+use wire::error::{Fault, Refusal, SqlState};
+
+impl Proxy {
+    /// Ends one session; false if there is none of this number.
+    pub(crate) fn kill_client(&self, id: u64) -> bool {
+        let session = self.sessions.get(&id).map(|session| session.clone());
+        let Some(session) = session else { return false };
+        session.orders.give(Order { by: OrderedBy::Operator, when: When::Now, refusal: killed() });
+        true
+    }
+}
+
+impl Signals for Proxy {
+    /// PostgreSQL lets a role signal its own sessions, and a superuser all, of one server: so a user may signal his own on the same
+    /// connection of the configuration, and an operator everybody's there. Never in another environment.
+    fn signal(&self, caller: u64, signalled: Signalled) -> Reached {
+        let session = |id: u64| self.sessions.get(&id).map(|session| session.clone());
+        let target = self.keys.session(signalled.pid).and_then(session);
+        let (Some(target), Some(caller)) = (target, session(caller)) else { return Reached::Nobody };
+        let user = caller.identity.user();
+        let is_operator = || {
+            let generation = self.generation();
+            generation.config.users.get(user).is_some_and(|user| user.console == Some(Console::Admin))
+        };
+        let is_allowed = target.place.route.connection() == caller.place.route.connection()
+            && (target.identity.user() == user || is_operator());
+        if !is_allowed {
+            return Reached::Nobody;
+        }
+        match signalled.signal {
+            Signal::Cancel => {
+                let slot = target.slot.clone();
+                target.pool.spawn(async move { slot.cancel().await });
+            }
+            Signal::Terminate => {
+                let message = "terminating connection due to administrator command";
+                let refusal = Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message);
+                target.orders.give(Order { by: OrderedBy::Operator, when: When::Now, refusal });
+            }
+        }
+        Reached::Session
+    }
+}
