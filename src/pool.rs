@@ -93,6 +93,8 @@ pub struct Welcome {
     pub reported: Arc<Parameters>,
     /// Those of the client's that are not reported.
     pub extra: Arc<Parameters>,
+    /// What the upstream said of them (`NoticeResponse`s, whole).
+    pub notices: Arc<[u8]>,
 }
 
 /// See the module.
@@ -392,7 +394,7 @@ impl Welcome {
             Some(known) if known != value => Arc::new(self.reported.with(name, value)),
             _ => self.reported.clone(),
         };
-        Self { reported, extra: self.extra.clone() }
+        Self { reported, extra: self.extra.clone(), notices: self.notices.clone() }
     }
 }
 

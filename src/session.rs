@@ -283,7 +283,8 @@ impl Login<'_> {
             return Err(refusal.in_environment(route.environment().as_str(), route.connection().as_str()));
         }
         let notice = config.server.login_notice.then(|| place.route.to_string());
-        let greeting = greeting(settings.reported(), &place.facts, &key, notice.as_deref());
+        let greeting =
+            greeting((settings.reported(), &welcome.notices), &place.facts, &key, notice.as_deref());
         arrival.pending.extend_from_slice(&greeting);
         if arrival.flush_pending().await.is_err() {
             return Err(Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left"));
@@ -345,9 +346,10 @@ async fn welcome_patiently(
     match mode {
         PoolMode::Transaction => Ok((pool.welcome(settings, user).await?, None)),
         PoolMode::Session => {
-            let lease = pool.acquire_session(&Arc::new(settings.clone()), user).await?;
+            let mut lease = pool.acquire_session(&Arc::new(settings.clone()), user).await?;
             let reported = lease.state.settings.reported().clone();
-            Ok((Welcome { reported, extra: Arc::default() }, Some(lease)))
+            let notices = std::mem::take(&mut lease.notices).into();
+            Ok((Welcome { reported, extra: Arc::default(), notices }, Some(lease)))
         }
     }
 }
@@ -366,10 +368,16 @@ fn negotiate_version(arrival: &mut Arrival) {
     });
 }
 
-/// `AuthenticationOk` to `ReadyForQuery`.
-fn greeting(reported: &Parameters, facts: &Facts, key: &CancelKey, notice: Option<&str>) -> Vec<u8> {
+/// `AuthenticationOk` to `ReadyForQuery`, with what the upstream reports and what it said.
+fn greeting(
+    (reported, notices): (&Parameters, &[u8]),
+    facts: &Facts,
+    key: &CancelKey,
+    notice: Option<&str>,
+) -> Vec<u8> {
     let mut out = Vec::with_capacity(512);
     wire::message(&mut out, b'R', |out| out.extend([0; 4]));
+    out.extend_from_slice(notices);
     for (name, value) in reported.iter() {
         wire::parameter_status(&mut out, name, value);
     }

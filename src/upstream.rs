@@ -1,6 +1,7 @@
 //! One authenticated connection to an upstream: dial it, log in, cancel on it.
 
 mod login;
+pub(crate) use login::keep_notice;
 mod rows;
 
 use std::io;
@@ -45,6 +46,8 @@ pub struct Backend {
     pub target: Arc<CancelTarget>,
     /// What it reported at login (`ParameterStatus`), in its order.
     pub parameters: Vec<Parameter>,
+    /// What it said at login (`NoticeResponse`s, whole).
+    pub notices: Vec<u8>,
 }
 
 /// How a dial differs from connection to connection, but not from dial to dial.
@@ -283,7 +286,7 @@ impl Dialer {
             user: Mutex::default(),
             unsettled: AtomicUsize::new(0),
         };
-        Ok(Backend { stream, target: Arc::new(target), parameters: login.parameters })
+        Ok(Backend { stream, target: Arc::new(target), parameters: login.parameters, notices: login.notices })
     }
 
     fn place(&self) -> String {

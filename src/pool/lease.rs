@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::{HostPermit, Pool, Welcome};
 use crate::stream::Stream;
-use crate::upstream::CancelTarget;
+use crate::upstream::{CancelTarget, keep_notice};
 use policy::config::file::Isolation;
 use relay::reset::Proof;
 use relay::{BackendState, Parameters};
@@ -42,6 +42,8 @@ pub struct Pooled {
     pub(super) epoch: u64,
     /// In session mode: the client's startup settings that it was opened with.
     pub(super) startup: Option<Arc<Settings>>,
+    /// And what it said then, until that was told.
+    pub notices: Box<[u8]>,
     /// How it is shared, as of when it was lent.
     pub(super) isolation: Isolation,
     /// The host's, for as long as it is open.
@@ -239,7 +241,8 @@ impl Lease {
         let sql =
             if calls.is_empty() { resets.to_owned() } else { format!("{resets};SELECT {}", calls.join(",")) };
         let connection = self.pool.connection();
-        let answer = self.simple(&sql).await;
+        let mut notices = Vec::new();
+        let answer = self.simple_heard(&sql, &mut notices).await;
         let proved = match answer {
             Ok(answer) if usage == Usage::Used => self.prove().await.map(|()| answer),
             answer => answer,
@@ -256,7 +259,8 @@ impl Lease {
         match answer {
             Ok(_) => {
                 self.state.settings.extra_is(extra.clone());
-                Ok(Ok(Welcome { reported: self.state.settings.reported().clone(), extra }))
+                let reported = self.state.settings.reported().clone();
+                Ok(Ok(Welcome { reported, extra, notices: notices.into() }))
             }
             Err(body) => Ok(Err(Refusal::of_response(&body))),
         }
@@ -276,6 +280,15 @@ impl Lease {
     ///
     /// Not cancel-safe: dropped, the connection must not be used again (and is not: the lease goes with it).
     pub(super) async fn simple(&mut self, sql: &str) -> io::Result<Result<Option<Vec<u8>>, Vec<u8>>> {
+        self.simple_heard(sql, &mut Vec::new()).await
+    }
+
+    /// The same; and what it is told beside.
+    async fn simple_heard(
+        &mut self,
+        sql: &str,
+        notices: &mut Vec<u8>,
+    ) -> io::Result<Result<Option<Vec<u8>>, Vec<u8>>> {
         let mut out = Vec::new();
         wire::query(&mut out, sql);
         self.stream.write_all(&out).await?;
@@ -296,6 +309,7 @@ impl Lease {
                 b'Z' => return Err(io::ErrorKind::InvalidData.into()),
                 b'E' => failed = Some(body),
                 b'D' => row = Some(body),
+                b'N' => keep_notice(notices, &body),
                 b'S' if !self.reported(&body) => return Err(io::ErrorKind::InvalidData.into()),
                 _ => {}
             }

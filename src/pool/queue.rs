@@ -361,6 +361,8 @@ impl Pool {
             epoch: settings.0,
             query_timeout: settings.1.connection().query_timeout,
             isolation: settings.1.connection().isolation,
+            // In session mode it is the client's own login.
+            notices: startup.as_ref().map_or(Box::default(), |_| backend.notices.into()),
             startup,
             permit,
         })

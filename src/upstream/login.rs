@@ -20,6 +20,8 @@ use wire::{Header, cstr};
 
 /// The longest message that an upstream may send during a login: an error text can be long.
 const MAX_LOGIN_MESSAGE: usize = 64 << 10;
+/// How many bytes of notices are kept of a login.
+const MAX_NOTICES: usize = 16 << 10;
 /// How many messages a login may take, notices included.
 const MAX_LOGIN_MESSAGES: usize = 1000;
 const PROTOCOL_3_0: u32 = 0x0003_0000;
@@ -29,6 +31,8 @@ pub(super) struct Login {
     pub pid: u32,
     pub secret: Box<[u8]>,
     pub parameters: Vec<Parameter>,
+    /// `NoticeResponse`s, whole.
+    pub notices: Vec<u8>,
 }
 
 /// True if two secrets are the same.
@@ -47,7 +51,7 @@ pub(super) async fn log_in(
     stream.write_all(&startup_packet(connection, settings)?).await?;
     stream.flush().await?;
     let mut proof = Proof::Nothing;
-    let mut login = Login { pid: 0, secret: Box::default(), parameters: Vec::new() };
+    let mut login = Login { pid: 0, secret: Box::default(), parameters: Vec::new(), notices: Vec::new() };
     let (mut authenticated, mut reported) = (false, 0);
     for _ in 0..MAX_LOGIN_MESSAGES {
         let (tag, body) = read_message(stream).await?;
@@ -56,7 +60,7 @@ pub(super) async fn log_in(
                 authenticated = authentication(stream, dialer, password, &mut proof, &body).await?;
             }
             b'E' => return Err(refused(&body)),
-            b'N' => {}
+            b'N' => keep_notice(&mut login.notices, &body),
             b'v' => {}
             b'S' if authenticated => {
                 let (name, rest) = cstr(&body).ok_or_else(|| broken("ParameterStatus"))?;
@@ -80,6 +84,13 @@ pub(super) async fn log_in(
         }
     }
     Err(UpstreamError::Protocol("more messages than a login has".into()))
+}
+
+/// Keeps a `NoticeResponse`, as far as there is room.
+pub(crate) fn keep_notice(notices: &mut Vec<u8>, body: &[u8]) {
+    if notices.len() + wire::HEADER + body.len() <= MAX_NOTICES {
+        wire::message(notices, b'N', |out| out.extend_from_slice(body));
+    }
 }
 
 /// What the configuration sets on every connection of this name.

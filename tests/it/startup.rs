@@ -1,6 +1,9 @@
 //! What a client says at startup is a setting of its session, or one of the packet's own words, and never becomes a part of
 //! pgusher's login to an upstream.
 
+use std::net::SocketAddr;
+
+use super::differential::{normal, shown};
 use super::house::{Pgusher, pair, warehouse};
 use super::wire::{Message, Raw, bind, execute, parse, query, startup, sync};
 
@@ -45,7 +48,7 @@ fn server() -> Pgusher {
 }
 
 /// The SQLSTATE with which a login was refused, or the connection.
-fn log_in(address: std::net::SocketAddr, pairs: &[(&str, &str)]) -> Result<Raw, String> {
+fn log_in(address: SocketAddr, pairs: &[(&str, &str)]) -> Result<Raw, String> {
     let mut raw = Raw::connect(address);
     raw.send(&startup(VERSION, pairs));
     let answer = raw.until_ready();
@@ -216,5 +219,28 @@ fn setting_one_of_our_names_in_a_session_is_refused_with_what_to_do() {
             assert_eq!(raw.value("SHOW pgusher.pin"), "");
         }
         assert_eq!(raw.value("SET my.environment = 'x'; SHOW my.environment"), "x");
+    }
+}
+
+/// PostgreSQL says that it cuts a name; in session mode, whatever else it says at a login.
+#[test]
+fn what_the_upstream_says_at_a_login_is_told() {
+    let long = "x".repeat(70);
+    let told = |address: SocketAddr, user: &str, database: &str| {
+        let mut raw = Raw::connect(address);
+        let pairs = [("user", user), ("database", database), ("application_name", &long)];
+        raw.send(&startup(VERSION, &pairs));
+        let answer = raw.until_ready();
+        assert_eq!(answer.last().map(|message| message.tag), Some('Z'), "{answer:?}");
+        answer.into_iter().filter(|m| m.tag == 'N').map(normal).collect::<Vec<_>>()
+    };
+    let direct: SocketAddr = ([127, 0, 0, 1], pair().dev.port).into();
+    let expected = shown(&told(direct, "app", "dev"));
+    assert!(expected.len() == 1 && expected[0].contains("will be truncated"), "{expected:?}");
+    let pgusher = Pgusher::start(
+        &(warehouse("", "", "") + "[users.keeps]\nauth_type = \"trust\"\npool_mode = \"session\"\n"),
+    );
+    for user in ["raw", "raw", "keeps"] {
+        assert_eq!(shown(&told(pgusher.address(), user, "warehouse")), expected, "{user}");
     }
 }
