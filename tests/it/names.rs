@@ -168,8 +168,19 @@ fn answers(raw: &mut Raw, steps: &[Step], elsewhere: &mut dyn FnMut()) -> Vec<Ve
 /// Wherever a setting may be shown; and nobody else has it.
 #[test]
 fn what_pgusher_says_of_a_session_is_shown_wherever_a_setting_is() {
-    let pgusher = Pgusher::start(&warehouse("default_pool_size = 1", "", ""));
-    let (mut raw, mut other) = (Raw::login(pgusher.address(), "raw"), Raw::login(pgusher.address(), "raw"));
+    let users = "[users.keeps]\nauth_type = \"trust\"\npool_mode = \"session\"\n";
+    let pgusher = Pgusher::start(&(warehouse("default_pool_size = 2", "", "") + users));
+    for user in ["raw", "keeps"] {
+        shows_what_pgusher_says(&pgusher, user);
+    }
+}
+
+fn shows_what_pgusher_says(pgusher: &Pgusher, user: &str) {
+    let (mut raw, mut other) = (Raw::login(pgusher.address(), user), Raw::login(pgusher.address(), "raw"));
+    raw.ask(&[parse("", "SELECT 'unnamed'"), sync()].concat());
+    raw.ask(&[parse("named", "SHOW pgusher.environment"), sync()].concat());
+    assert_eq!(raw.ask(&[bind("", "named", &[]), execute(), sync()].concat())[1].columns(), ["dev"]);
+    assert_eq!(raw.ask(&[bind("", "", &[]), execute(), sync()].concat())[1].columns(), ["unnamed"]);
     let rows = |answer: &[Message]| -> Vec<String> {
         answer.iter().filter(|m| m.tag == 'D').flat_map(Message::columns).collect()
     };
@@ -177,9 +188,9 @@ fn what_pgusher_says_of_a_session_is_shown_wherever_a_setting_is() {
         ("BEGIN;SHOW pgusher.environment", &["dev"][..]),
         ("SELECT 1; SHOW pgusher.environment", &["1", "dev"]),
         ("SET application_name='a'; SHOW pgusher.connection", &["warehouse"]),
-        ("SHOW pgusher.environment;SHOW pgusher.\"user\"", &["dev", "raw"]),
+        ("SHOW pgusher.environment;SHOW pgusher.\"user\"", &["dev", user]),
         ("SELECT current_setting('pgusher.environment')", &["dev"]),
-        ("SELECT current_setting('PGUSHER.user', true)", &["raw"]),
+        ("SELECT current_setting('PGUSHER.user', true)", &[user]),
         ("SHOW \"pgusher.environment\"", &["dev"]),
         ("DO $$ BEGIN PERFORM 1; END $$; SHOW pgusher.pin", &[""]),
         ("SHOW pgusher.environment", &["dev"]),
@@ -213,6 +224,10 @@ fn what_pgusher_says_of_a_session_is_shown_wherever_a_setting_is() {
         "BEGIN; SET pgusher.environment = 'prod'",
         "SELECT 1; RESET pgusher.user",
         "SELECT set_config('pgusher.environment', 'prod', true)",
+        "ALTER ROLE app SET pgusher.environment = 'prod'",
+        "ALTER ROLE ALL IN DATABASE dev RESET pgusher.\"user\"",
+        "ALTER DATABASE dev SET pgusher.environment TO 'prod'",
+        "CREATE FUNCTION pretends() RETURNS int LANGUAGE sql SET pgusher.environment = 'prod' AS 'SELECT 1'",
     ] {
         assert_eq!(raw.value(text).split(' ').next(), Some("55P02"), "{text}");
         raw.ask(&query("ROLLBACK"));

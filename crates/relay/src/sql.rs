@@ -213,6 +213,12 @@ fn look_at<'a>(statement: &[Token<'a>], company: Company, findings: &mut Finding
         "create" | "alter" => {
             let defines = statement.iter().take(6).any(|t| DEFINES.iter().any(|word| t.is(word)));
             (effects.defines, effects.relates) = (effects.defines | defines, true);
+            // `ALTER ROLE … SET pgusher.x`, and the same of a function.
+            for words in statement.windows(4).filter(|words| words[0].is("set") || words[0].is("reset")) {
+                if words[1].is("pgusher") && words[2] == Token::Symbol(b'.') {
+                    effects.sets(&dotted(&words[1..]));
+                }
+            }
             if defines {
                 body::definition(statement, findings);
             }

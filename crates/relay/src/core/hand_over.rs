@@ -140,17 +140,20 @@ impl Core {
 
     /// `Parse`, `Bind` and `Execute` of a statement of our own, inside the transaction that the client is in.
     pub(super) fn run_hidden(&mut self, statement: &str, up: &mut Vec<u8>) {
-        debug_assert!(self.facts.is_lent_for_transactions());
+        // Not the unnamed portal, which the client may have, or may ask for because it has none; and in session mode not the unnamed
+        // statement, which nobody gives it again.
+        let portal = self.statements.interner().name(0);
+        let keeps_unnamed = !self.facts.is_lent_for_transactions();
+        let name = if keeps_unnamed { &*portal } else { "" };
         wire::message(up, b'P', |out| {
-            out.push(0);
+            wire::push_cstr(out, name);
             wire::push_cstr(out, statement);
             out.extend([0; 2]);
         });
-        // Not the unnamed portal, which the client may have, or may ask for because it has none.
-        let portal = self.statements.interner().name(0);
         wire::message(up, b'B', |out| {
             wire::push_cstr(out, &portal);
-            out.extend([0; 7]);
+            wire::push_cstr(out, name);
+            out.extend([0; 6]);
         });
         wire::message(up, b'E', |out| {
             wire::push_cstr(out, &portal);
@@ -160,8 +163,12 @@ impl Core {
             out.push(b'P');
             wire::push_cstr(out, &portal);
         });
-        for kind in [Kind::ParseUnnamed, Kind::Bind, Kind::Execute, Kind::Close] {
+        let parse = if keeps_unnamed { Kind::Parse } else { Kind::ParseUnnamed };
+        for kind in [parse, Kind::Bind, Kind::Execute, Kind::Close] {
             self.position.requests_mut().push_hidden(kind, None);
+        }
+        if keeps_unnamed {
+            self.close_as(portal.as_bytes(), up);
         }
     }
 }

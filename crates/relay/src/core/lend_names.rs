@@ -146,7 +146,7 @@ impl Core {
         up: &mut Vec<u8>,
     ) {
         let is_failed = self.position.transaction() == Transaction::Failed;
-        if !effects.names_ours || is_failed || !self.facts.is_lent_for_transactions() {
+        if !effects.names_ours || is_failed {
             return;
         }
         let mut statements = Vec::new();
@@ -155,7 +155,8 @@ impl Core {
             statements.push(format!("SET pgusher.\"{name}\" TO {}", literal(value.as_bytes())));
         }
         backend.unnamed = None;
-        if protocol == Protocol::Simple || self.position.is_before_transaction() {
+        let is_apart = self.facts.is_lent_for_transactions() && self.position.is_before_transaction();
+        if protocol == Protocol::Simple || is_apart {
             wire::query(up, &statements.join(";"));
             self.position.requests_mut().push_hidden(Kind::Query, None);
         } else {

@@ -143,7 +143,10 @@ impl Core {
             self.note_run(effects, None, backend, up.buffer());
         }
         if session_mode {
-            effects.iter().for_each(|effects| self.mark_dirty(effects));
+            if let Some(effects) = &effects {
+                self.mark_dirty(effects);
+                self.tell_ours(effects, Protocol::Extended, backend, up.buffer());
+            }
             if !whole {
                 self.residue.mark_dirty();
             }

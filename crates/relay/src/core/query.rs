@@ -100,6 +100,7 @@ impl Core {
         }
         if !self.facts.is_lent_for_transactions() {
             self.mark_dirty(effects);
+            self.tell_ours(effects, Protocol::Simple, backend, up.buffer());
             return false;
         }
         self.note_effects(effects);

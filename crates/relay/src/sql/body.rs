@@ -10,7 +10,7 @@ const BEFORE: [&str; 4] = ["begin", "then", "else", "loop"];
 
 /// PostgreSQL's own functions that run a text which they are given, or read a relation of which they are given the name (those of
 /// `pg_proc` in version 18 whose source uses `SPI_prepare` or `SPI_execute` with an argument; `dblink` and what other extensions
-/// have is [`functions`]' business).
+/// have, are seen by their names).
 pub const RUN_TEXTS: [&str; 13] = [
     "query_to_xml",
     "query_to_xmlschema",
