@@ -522,7 +522,7 @@ pub(crate) fn arrive(address: SocketAddr, user: &str) -> Raw {
 const POOLS: [(&str, usize); 4] =
     [("transaction", 1), ("transaction", 2), ("transaction", 5), ("session", 5)];
 
-fn through(pool_mode: &str, pool_size: usize) -> Pgusher {
+pub(crate) fn through(pool_mode: &str, pool_size: usize) -> Pgusher {
     let config =
         ["@BASE@", "@ENVIRONMENT@", "@USERS@"].iter().fold(WAREHOUSE.to_owned(), |c, p| c.replace(p, ""));
     let config = config
@@ -533,7 +533,7 @@ fn through(pool_mode: &str, pool_size: usize) -> Pgusher {
         .replace("[connections.warehouse]\n", "[connections.warehouse]\naliases = [\"dev\"]\n")
         .replace("@DEV@", &server().port.to_string())
         .replace("@PROD@", &pair().prod.port.to_string());
-    Pgusher::start(&config)
+    Pgusher::start(&(config + "[users.walks]\nauth_type = \"trust\"\n"))
 }
 
 pub(crate) type Way = fn(&str, usize) -> Vec<Burst>;
