@@ -84,6 +84,20 @@ fn conversations() -> Vec<Vec<Step>> {
             vec![sql("BEGIN"), sql("SELECT 1/0"), sql(text)],
             vec![together(&[sql("BEGIN"), sql(text), sql("SELECT 'behind'")])],
             vec![together(&[sql(text), named("x", "SELECT 'behind'"), used("x", &[])])],
+            // Skipped, as it stands in a batch that has failed; and so is what is behind it.
+            vec![(
+                [
+                    parse("x", "SELECT 'again'"),
+                    query(text),
+                    parse("", "CREATE TABLE skipped ()"),
+                    bind("", "", &[]),
+                    execute(),
+                    sync(),
+                    sync(),
+                ]
+                .concat(),
+                2,
+            )],
         ];
         if !several {
             ways.push(vec![batch(&[text])]);

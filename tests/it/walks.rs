@@ -119,7 +119,6 @@ const SENTENCES: [&[&str]; 11] = [
         "DO $$ BEGIN PERFORM w@.f(); END $$",
         "DO $$ BEGIN SET work_mem = '7MB'; END $$",
         "DO $$ BEGIN RAISE NOTICE 'said by @'; END $$",
-        "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$",
     ],
     &[
         "PREPARE sqlp AS SELECT 7",
@@ -220,8 +219,11 @@ fn begin(address: SocketAddr, user: &str, number: usize) -> Raw {
     raw
 }
 
-/// The answers to a walk, one list for each step.
-fn walked(address: SocketAddr, user: &str, number: usize, seed: u64, steps: usize) -> Vec<Vec<Message>> {
+/// What was sent, and what came.
+type Step = (Vec<u8>, Vec<Message>);
+
+/// A walk, step by step.
+fn walked(address: SocketAddr, user: &str, number: usize, seed: u64, steps: usize) -> Vec<Step> {
     let mut random = Random(seed + number as u64);
     let mut raw = begin(address, user, number);
     let mut answers = Vec::new();
@@ -235,7 +237,8 @@ fn walked(address: SocketAddr, user: &str, number: usize, seed: u64, steps: usiz
             bytes.extend([query("ROLLBACK"), query("DISCARD ALL")].concat());
         }
         // Nothing else is empty; and this is answered in a transaction that has failed, too.
-        raw.send(&[bytes, query("")].concat());
+        bytes.extend(query(""));
+        raw.send(&bytes);
         let mut answer: Vec<Message> = Vec::new();
         while !answer.iter().any(|message| message.tag == 'I') {
             let some = raw.until_ready();
@@ -243,7 +246,7 @@ fn walked(address: SocketAddr, user: &str, number: usize, seed: u64, steps: usiz
             assert!(!is_lost, "seed {seed:#x}, walk {number}, step {step}: {some:?}");
             answer.extend(some.into_iter().map(normal));
         }
-        answers.push(answer);
+        answers.push((bytes, answer));
     }
     raw.ask(&query("DISCARD ALL"));
     answers
@@ -269,11 +272,13 @@ fn compare(pool_mode: &str, pool_size: usize, seed: u64, steps: usize) {
             .map(|number| scope.spawn(move || walked(address, users[number % 2], number, seed, steps)))
             .collect();
         for (expected, (number, walk)) in expected.iter().zip(numbers.zip(walks)) {
-            for (step, (got, expected)) in walk.join().unwrap().iter().zip(expected).enumerate() {
+            for (step, ((sent, got), (_, expected))) in walk.join().unwrap().iter().zip(expected).enumerate()
+            {
                 assert_eq!(
                     shown(got),
                     shown(expected),
-                    "seed {seed:#x}, walk {number}, step {step}, {pool_mode} mode, {pool_size} connections"
+                    "seed {seed:#x}, walk {number}, step {step}, {pool_mode} mode, {pool_size} connections, to {}",
+                    sent.escape_ascii()
                 );
             }
         }

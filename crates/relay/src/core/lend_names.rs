@@ -41,6 +41,20 @@ impl Core {
         may_defer && depends || effects.names.iter().any(|(_, name)| self.waits_for_names(name, up))
     }
 
+    /// True if a query that uses names stands in a batch without a `Sync` before it, which is not answered yet: if anything of that
+    /// fails, PostgreSQL skips the query, and what comes behind it, up to the client's own `Sync`; the one with which names are returned
+    /// may not come first.
+    pub(super) fn may_be_skipped(&mut self, effects: &Effects, up: &mut OutputBuffer<'_>) -> bool {
+        let waits = self.uses_names(effects)
+            && self.position.is_unsynced()
+            && !self.position.requests().is_empty()
+            && self.position.may_defer();
+        if waits {
+            self.ask_for_all_answers(up.buffer());
+        }
+        waits
+    }
+
     /// A statement that may do this is about to be run by the extended protocol; `keep` is the number under which it is, if it has one.
     pub(super) fn note_run(
         &mut self,

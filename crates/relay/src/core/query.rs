@@ -27,7 +27,9 @@ impl Core {
         let text = input.get(HEADER..header.total);
         let effects = text.and_then(|text| self.facts.effects(text));
         if let Some(effects) = effects.as_deref()
-            && (self.mixes_changes(effects) || self.waits_to_lend_names(effects, up))
+            && (self.mixes_changes(effects)
+                || self.waits_to_lend_names(effects, up)
+                || self.may_be_skipped(effects, up))
         {
             return Ok(Step::Defer);
         }
