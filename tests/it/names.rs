@@ -98,6 +98,8 @@ fn conversations() -> Vec<Vec<Step>> {
                 .concat(),
                 2,
             )],
+            // With nothing before it but what is answered without the upstream.
+            vec![([close_statement("y"), query(text), sync()].concat(), 2)],
         ];
         if !several {
             ways.push(vec![batch(&[text])]);

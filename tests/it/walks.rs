@@ -72,7 +72,7 @@ const SENTENCES: [&[&str]; 11] = [
         "SELECT count(*), sum(a) FROM public.kept_@",
         "DELETE FROM public.kept_@ WHERE a = 2",
         "COPY (SELECT generate_series(1, 2)) TO STDOUT",
-        "UPDATE public.kept_@ SET a = a RETURNING a",
+        "WITH same AS (UPDATE public.kept_@ SET a = a RETURNING a) SELECT count(*), sum(a) FROM same",
         "WITH gone AS (DELETE FROM public.kept_@ RETURNING a) SELECT count(*) FROM gone",
     ],
     &[
@@ -185,10 +185,15 @@ fn burst(random: &mut Random, number: usize) -> Vec<u8> {
     for _ in 0..1 + random.below(4) {
         let name = random.of(&["a", "b", "c"]);
         bytes.extend(match random.below(10) {
-            0..4 => query(&text(random, number)),
+            // As drivers do, not within a batch: what becomes of that, the walks through the protocol ask.
+            0..4 => [sync(), query(&text(random, number))].concat(),
             4..6 => {
                 let text = text(random, number);
-                [parse("", &text), describe_statement(""), bind("", "", &[]), execute()].concat()
+                // What stands in one batch with what may change how it is read keeps its connection for good.
+                let may_reread =
+                    ["f()", "DO ", "RESET ALL", "DISCARD ALL"].iter().any(|part| text.contains(part));
+                let end = if may_reread { sync() } else { Vec::new() };
+                [parse("", &text), describe_statement(""), bind("", "", &[]), execute(), end].concat()
             }
             6 | 7 => {
                 let text = random.of(&NAMED).replace('@', &number.to_string());
@@ -203,6 +208,14 @@ fn burst(random: &mut Random, number: usize) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// A setting may be told anywhere: it comes last here.
+fn in_order(answer: Vec<Message>) -> Vec<Message> {
+    let (told, mut others): (Vec<_>, Vec<_>) = answer.into_iter().partition(|message| message.tag == 'S');
+    let end = others.len() - 1;
+    others.splice(end..end, told);
+    others
 }
 
 /// A walk is over when it is told so; then it begins anew, as whoever is lost.
@@ -244,9 +257,18 @@ fn walked(address: SocketAddr, user: &str, number: usize, seed: u64, steps: usiz
             let some = raw.until_ready();
             let is_lost = some.last().is_none_or(|message| message.tag != 'Z');
             assert!(!is_lost, "seed {seed:#x}, walk {number}, step {step}: {some:?}");
-            answer.extend(some.into_iter().map(normal));
+            answer.extend(in_order(some.into_iter().map(normal).collect()));
         }
         answers.push((bytes, answer));
+        if step % 20 == 19 {
+            // Nothing keeps a connection any more, whatever was done.
+            raw.ask(&query("ROLLBACK"));
+            raw.ask(&query("DISCARD ALL"));
+            if user != "app" {
+                let pin = raw.value("SHOW pgusher.pin");
+                assert_eq!(pin, "", "seed {seed:#x}, walk {number}, step {step}");
+            }
+        }
     }
     raw.ask(&query("DISCARD ALL"));
     answers

@@ -104,19 +104,8 @@ pub struct Catalog {
     filter: Filter,
     is_known: bool,
     customs: Customs,
-    /// While something is being defined: what anything may do; and by whom it is.
+    /// While something is being defined: what anything may do.
     doubt: Option<Box<Effects>>,
-    doubts: Doubts,
-}
-
-/// Who is defining something.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Doubts {
-    /// The session itself, perhaps.
-    #[default]
-    Own,
-    /// Others of the pool: nobody is kept on his connection for their sake.
-    Others,
 }
 
 impl Catalog {
@@ -156,14 +145,7 @@ impl Catalog {
             filter.add(*hash);
             effects.foreseen = true;
         }
-        Self {
-            names: names.into(),
-            filter,
-            is_known: true,
-            customs: Customs::Unread,
-            doubt: None,
-            doubts: Doubts::Own,
-        }
+        Self { names: names.into(), filter, is_known: true, customs: Customs::Unread, doubt: None }
     }
 
     /// The same, while something is being defined that will do this: until it is known under its name, anything may do
@@ -175,7 +157,7 @@ impl Catalog {
         (doubt.asks_all, doubt.foreseen, doubt.relates) = (true, true, false);
         let (names, filter) = (self.names.clone(), self.filter.clone());
         let (is_known, customs) = (self.is_known, self.customs);
-        Self { names, filter, is_known, customs, doubt: Some(doubt), doubts: Doubts::Own }
+        Self { names, filter, is_known, customs, doubt: Some(doubt) }
     }
 
     /// Whether no more and no less is in doubt than in another that is the same otherwise.
@@ -187,16 +169,16 @@ impl Catalog {
     #[must_use]
     pub fn without_pin(mut self) -> Self {
         self.doubt.iter_mut().for_each(|doubt| (doubt.pin, doubt.rereads) = (None, false));
-        self.doubts = Doubts::Others;
         self
     }
 
-    /// What may be under way by a text with these effects: nothing may change how texts are read for the sake of what others are
-    /// defining.
+    /// Whether a text with these effects may change how the texts behind it are read. While something is in doubt, any text may do
+    /// anything that can be asked for; but that counts only if what is being defined is seen to do it: else nobody could send two
+    /// statements in one batch.
     pub fn may_reread(&self, effects: &Effects) -> bool {
-        match self.doubts {
-            Doubts::Own => effects.may_reread(),
-            Doubts::Others => effects.rereads || effects.calls || effects.pin == Some(Pin::Opaque),
+        match self.doubt {
+            None => effects.may_reread(),
+            Some(_) => effects.rereads || effects.calls || effects.pin == Some(Pin::Opaque),
         }
     }
 

@@ -494,11 +494,14 @@ impl Core {
 
     /// True if a text is to be read when what is under way is answered: only then it is known how.
     fn must_know_how_to_read(&self, tag: u8) -> bool {
-        self.facts.are_lex_rules_changing()
-            && matches!(tag, b'Q' | b'P' | b'B')
+        let Some(by) = self.facts.lex_rules_changed_by() else { return false };
+        let requests = self.position.requests();
+        let is_over =
+            !self.position.is_unsynced() || requests.are_ended() || requests.is_of_earlier_batch(by);
+        matches!(tag, b'Q' | b'P' | b'B')
             && self.facts.is_lent_for_transactions()
-            && (!self.position.is_unsynced() || self.position.requests().are_ended())
-            && !self.position.requests().is_empty()
+            && is_over
+            && !requests.is_empty()
     }
 
     /// Takes what is known of the database from now on, if that is something else.

@@ -470,6 +470,8 @@ mod tests {
                 vec![Set("datestyle".into()), Default("work_mem".into())],
             ),
             ("RESET ALL; SET TIME ZONE 'UTC'", vec![AllDefault, Set("timezone".into())]),
+            ("RESET ALL; SELECT set_config('a.b', 'c', false)", vec![AllDefault, Set("a.b".into())]),
+            ("SELECT set_config('a.b', 'c', false); RESET ALL", vec![Set("a.b".into()), AllDefault]),
             ("SET TIME ZONE DEFAULT", vec![Default("timezone".into())]),
             (
                 "SET TIME ZONE LOCAL; SET TIME ZONE INTERVAL '1' HOUR",

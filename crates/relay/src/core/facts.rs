@@ -198,6 +198,14 @@ impl SessionFacts {
         }
     }
 
+    /// The request under way that may change how texts are read.
+    pub(super) fn lex_rules_changed_by(&self) -> Option<u64> {
+        match self.lex_rules {
+            LexRules::Known => None,
+            LexRules::Changing { by } => Some(by),
+        }
+    }
+
     /// True if something is under way that may change how texts are read.
     pub(super) fn are_lex_rules_changing(&self) -> bool {
         self.lex_rules != LexRules::Known
@@ -383,9 +391,9 @@ pub(super) mod tests {
         assert!(facts.can_lex());
     }
 
-    /// Whoever creates functions has nobody else kept on his connection.
+    /// Whoever creates functions has nobody kept on his connection, not even himself; unless they are seen to change it.
     #[test]
-    fn what_others_define_does_not_put_in_doubt_how_texts_are_read() {
+    fn what_is_being_defined_does_not_put_in_doubt_how_texts_are_read() {
         let known = Catalog::new(&[], &Relations::default());
         let doubted = |catalog: Catalog| {
             let mut facts = facts();
@@ -396,9 +404,10 @@ pub(super) mod tests {
                 facts.are_lex_rules_changing(),
             )
         };
-        let by_others = known.doubted(&Effects::default()).without_pin();
-        assert_eq!(doubted(by_others), (true, false));
-        assert_eq!(doubted(known.doubted(&Effects::default())), (true, true));
+        let rereads = Effects { rereads: true, ..Effects::default() };
+        assert_eq!(doubted(known.doubted(&Effects::default())), (true, false));
+        assert_eq!(doubted(known.doubted(&rereads)), (true, true));
+        assert_eq!(doubted(known.doubted(&rereads).without_pin()), (true, false), "by others");
     }
 
     #[test]

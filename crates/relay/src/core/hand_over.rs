@@ -130,11 +130,19 @@ impl Core {
         let in_between = discards
             && self.position.transaction() == Transaction::None
             && self.position.requests().has_executed_nothing();
-        if protocol == Protocol::Simple || self.position.is_before_transaction() || in_between {
+        if self.is_query_of_its_own(protocol) || in_between {
             wire::query(up, &statements.join(";"));
             self.position.requests_mut().push_hidden(Kind::Query, None);
         } else {
             statements.iter().for_each(|statement| self.run_hidden(statement, up));
+        }
+    }
+
+    /// True if a `Query` of our own may be sent in front of what comes now: it would end the transaction of a batch that has begun.
+    pub(super) fn is_query_of_its_own(&self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Simple => !self.position.is_unsynced(),
+            Protocol::Extended => self.position.is_before_transaction(),
         }
     }
 

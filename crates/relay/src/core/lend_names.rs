@@ -15,7 +15,7 @@ const MAX_LISTED: usize = 1000;
 
 impl Core {
     /// Whether a text uses names that the client has given by the protocol, or lists them.
-    fn uses_names(&self, effects: &Effects) -> bool {
+    pub(super) fn uses_names(&self, effects: &Effects) -> bool {
         self.facts.is_lent_for_transactions()
             && (effects.lists_names
                 || effects.names.iter().any(|(_, name)| self.statements.named(name).is_some()))
@@ -41,13 +41,12 @@ impl Core {
         may_defer && depends || effects.names.iter().any(|(_, name)| self.waits_for_names(name, up))
     }
 
-    /// True if a query that uses names stands in a batch without a `Sync` before it, which is not answered yet: if anything of that
+    /// True if a query, in or before which names are used, stands in a batch without a `Sync` before it, which is not answered yet: if anything of that
     /// fails, PostgreSQL skips the query, and what comes behind it, up to the client's own `Sync`; the one with which names are returned
     /// may not come first.
-    pub(super) fn may_be_skipped(&mut self, effects: &Effects, up: &mut OutputBuffer<'_>) -> bool {
-        let waits = self.uses_names(effects)
-            && self.position.is_unsynced()
-            && !self.position.requests().is_empty()
+    pub(super) fn may_be_skipped(&mut self, up: &mut OutputBuffer<'_>) -> bool {
+        let waits = self.position.is_unsynced()
+            && !self.position.requests().only_local()
             && self.position.may_defer();
         if waits {
             self.ask_for_all_answers(up.buffer());
@@ -169,8 +168,8 @@ impl Core {
             statements.push(format!("SET pgusher.\"{name}\" TO {}", literal(value.as_bytes())));
         }
         backend.unnamed = None;
-        let is_apart = self.facts.is_lent_for_transactions() && self.position.is_before_transaction();
-        if protocol == Protocol::Simple || is_apart {
+        let is_apart = self.facts.is_lent_for_transactions() || protocol == Protocol::Simple;
+        if is_apart && self.is_query_of_its_own(protocol) {
             wire::query(up, &statements.join(";"));
             self.position.requests_mut().push_hidden(Kind::Query, None);
         } else {

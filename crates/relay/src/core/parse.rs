@@ -201,7 +201,12 @@ impl Core {
 
     /// The statement to come asks for last values of sequences: the connection is to know none of another session's.
     /// In the extended protocol, because a `Query` would end the implicit transaction that may be open.
-    fn shield_sequences(&mut self, effects: &Effects, backend: &mut BackendState, up: &mut Vec<u8>) {
+    pub(super) fn shield_sequences(
+        &mut self,
+        effects: &Effects,
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
         if self.has_only_foreign_sequences(effects, backend) {
             backend.foreign_sequences = false;
             backend.unnamed = None;

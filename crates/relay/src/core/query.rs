@@ -27,10 +27,12 @@ impl Core {
         let text = input.get(HEADER..header.total);
         let effects = text.and_then(|text| self.facts.effects(text));
         if let Some(effects) = effects.as_deref()
-            && (self.mixes_changes(effects)
-                || self.waits_to_lend_names(effects, up)
-                || self.may_be_skipped(effects, up))
+            && (self.mixes_changes(effects) || self.waits_to_lend_names(effects, up))
         {
+            return Ok(Step::Defer);
+        }
+        let uses_names = effects.as_deref().is_some_and(|effects| self.uses_names(effects));
+        if (uses_names || self.statements.has_lent()) && self.may_be_skipped(up) {
             return Ok(Step::Defer);
         }
         let instead = match effects.as_deref().and_then(|effects| effects.pid.as_deref()) {
@@ -107,8 +109,12 @@ impl Core {
         }
         self.note_effects(effects);
         self.recall_channels(effects, Protocol::Simple, backend, up.buffer());
-        if self.has_only_foreign_sequences(effects, backend) {
-            self.forget_sequences(backend, up.buffer());
+        match self.position.is_unsynced() {
+            true => self.shield_sequences(effects, backend, up.buffer()),
+            false if self.has_only_foreign_sequences(effects, backend) => {
+                self.forget_sequences(backend, up.buffer());
+            }
+            false => {}
         }
         if let Some(refusal) = self.refused_name(effects) {
             self.refuse_query(&refusal, up.buffer());

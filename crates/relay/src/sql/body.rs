@@ -159,7 +159,9 @@ fn read_within(text: &[u8], language: Language, budget: &mut Budget) -> Effects 
 fn look_through<'a>(text: &'a [u8], language: Language, findings: &mut Findings<'a>) {
     let outermost = findings.depth == 0;
     let tokens = tokens(text);
-    functions(&tokens, findings.here());
+    if language != Language::Statements {
+        functions(&tokens, findings.here());
+    }
     if tokens.iter().any(|token| RUN_TEXTS.iter().any(|name| token.is(name))) {
         findings.here().asks_all = true;
         for token in &tokens {
@@ -173,7 +175,11 @@ fn look_through<'a>(text: &'a [u8], language: Language, findings: &mut Findings<
         let statements = || tokens.split(ends).filter(|statement| !statement.is_empty());
         let alone = outermost && statements().nth(1).is_none();
         let company = if alone { Company::Alone } else { Company::Others };
-        statements().for_each(|statement| look_at(statement, company, findings));
+        for statement in statements() {
+            // In their order: what a later one says of a setting counts.
+            functions(statement, findings.here());
+            look_at(statement, company, findings);
+        }
         if outermost && !alone {
             findings.several = true;
         }
