@@ -36,6 +36,10 @@ if [ "${1:-}" = drivers ]; then
   command -v java >/dev/null || missing+=(default-jdk-headless)
   [ -e /usr/share/java/postgresql.jar ] || missing+=(libpostgresql-jdbc-java)
   perl -MDBD::Pg -e 1 2>/dev/null || missing+=(libdbd-pg-perl)
+  php -r 'exit(extension_loaded("pdo_pgsql") ? 0 : 1);' 2>/dev/null || missing+=(php-cli php-pgsql)
+  ruby -e 'require "pg"' 2>/dev/null || missing+=(ruby ruby-pg)
+  compgen -G '/usr/lib/*/odbc/psqlodbcw.so' >/dev/null || missing+=(odbc-postgresql)
+  /usr/bin/python3 -c 'import pyodbc' 2>/dev/null || missing+=(python3-pyodbc)
 fi
 
 if [ "${1:-}" = tools ]; then

@@ -46,8 +46,31 @@ public class Jdbc {
             canceller.start();
             check(state(() -> slow.execute("SELECT pg_sleep(20)")).equals("57014"));
             canceller.join();
+            zones(url, properties);
             System.out.println("JDBC " + connection.getMetaData().getDriverVersion() + ": ok");
         }
+    }
+
+    /** Two virtual machines in two time zones, as the driver tells the server: what they share may not mean the other's time. */
+    static void zones(String url, Properties properties) throws Exception {
+        var home = java.util.TimeZone.getDefault();
+        var connections = new java.util.LinkedHashMap<String, Connection>();
+        for (var zone : new String[] {"Asia/Tokyo", "America/New_York"}) {
+            java.util.TimeZone.setDefault(java.util.TimeZone.getTimeZone(zone));
+            connections.put(zone, DriverManager.getConnection(url, properties));
+        }
+        for (int turn = 0; turn < 20; turn++) {
+            for (var entry : connections.entrySet()) {
+                java.util.TimeZone.setDefault(java.util.TimeZone.getTimeZone(entry.getKey()));
+                var select = entry.getValue().prepareStatement("SELECT extract(epoch FROM '2024-01-01 00:00'::timestamptz), '2024-01-01 00:00'::timestamptz");
+                var row = select.executeQuery();
+                var there = java.time.LocalDateTime.parse("2024-01-01T00:00").atZone(java.time.ZoneId.of(entry.getKey())).toInstant();
+                check(row.next() && row.getLong(1) == there.getEpochSecond() && row.getTimestamp(2).toInstant().equals(there));
+                select.close();
+            }
+        }
+        java.util.TimeZone.setDefault(home);
+        for (var connection : connections.values()) connection.close();
     }
 
     interface Action { void run() throws SQLException; }

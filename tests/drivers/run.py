@@ -34,6 +34,9 @@ DRIVERS = {
     "node-postgres": ["node", HERE / "node_postgres.mjs"],
     "postgres.js": ["node", HERE / "postgres_js.mjs"],
     "DBD::Pg": ["perl", HERE / "dbd_pg.pl"],
+    "PDO": ["php", HERE / "pdo.php"],
+    "ruby-pg": ["ruby", HERE / "ruby_pg.rb"],
+    "psqlODBC": ["/usr/bin/python3", HERE / "odbc_driver.py"],
     "JDBC": ["java", "-cp", JDBC, HERE / "Jdbc.java"],
 }
 
