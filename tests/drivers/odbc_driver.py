@@ -24,7 +24,7 @@ for turn in range(ROUNDS):
     cursor = connection.cursor()
     cursor.execute("CREATE TABLE odbc (a int, b varchar(20))")
     for n in range(5):
-        assert cursor.execute("SELECT ?::int * 3, ?", n, f"n{n}").fetchone() == (3 * n, f"n{n}")
+        assert tuple(cursor.execute("SELECT ?::int * 3, ?::varchar", n, f"n{n}").fetchone()) == (3 * n, f"n{n}")
         assert cursor.execute("INSERT INTO odbc VALUES (?, ?)", n, "x" * n).rowcount == 1
     other = connection.cursor()
     assert other.execute("SELECT sum(a) FROM odbc WHERE b <> ?", "no").fetchone()[0] == 10
@@ -33,7 +33,7 @@ for turn in range(ROUNDS):
     assert cursor.execute("SELECT count(*) FROM odbc WHERE a < ?", 3).fetchone()[0] == 3
     cursor.executemany("INSERT INTO odbc VALUES (?, ?)", [(n, "many") for n in range(20)])
     connection.rollback()
-    assert state(cursor.execute, "SELECT 1 FROM odbc") == "42S02"
+    assert state(cursor.execute, "SELECT 1 FROM odbc") in ("42S02", "42P01")
     connection.rollback()
 connection.autocommit = True
 assert connection.cursor().execute("SHOW pgusher.pin").fetchone()[0] == "", "nothing keeps its connection"
