@@ -333,11 +333,13 @@ impl Conductor {
             return Ok(Step::Pin(pin));
         }
         self.count(turn);
-        if let Some(database) = self.core.take_needed_database() {
-            return Ok(Step::Free(database));
-        }
-        if let Some(defined) = self.core.has_defined() {
-            return Ok(Step::Outdate(defined));
+        if self.core.has_to_tell() {
+            if let Some(database) = self.core.take_needed_database() {
+                return Ok(Step::Free(database));
+            }
+            if let Some(defined) = self.core.has_defined() {
+                return Ok(Step::Outdate(defined));
+            }
         }
         if (self.permitted || self.core.mode() == PoolMode::Session) && self.core.is_idle() {
             self.core.set_catalog(|known| turn.world.catalog(known));
@@ -356,17 +358,27 @@ impl Conductor {
                 }
             }
         }
-        if let Some(asked) = self.core.ask_listener() {
-            return Ok(Step::AskListener(Box::new(asked)));
-        }
-        let mut up = Vec::new();
-        if self.core.go_on_handing_over(turn.backend.as_deref(), &mut up) {
-            turn.up.buffer().extend_from_slice(&up);
+        if self.core.has_channels()
+            && let Some(step) = self.hand_over(turn)
+        {
+            return Ok(step);
         }
         match self.leaving && (self.core.is_clients_turn() || self.core.awaits_client()) {
             true => Err(Cause::Client.into()),
             false => Ok(Step::Wait),
         }
+    }
+
+    /// The next step with which the session's channels go to the listener, if they are on their way.
+    fn hand_over<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) -> Option<Step> {
+        if let Some(asked) = self.core.ask_listener() {
+            return Some(Step::AskListener(Box::new(asked)));
+        }
+        let mut up = Vec::new();
+        if self.core.go_on_handing_over(turn.backend.as_deref(), &mut up) {
+            turn.up.buffer().extend_from_slice(&up);
+        }
+        None
     }
 
     /// The connection goes back: nothing is owed on it and nothing is left on it.

@@ -25,6 +25,7 @@ mod residue;
 mod sequences;
 mod statements;
 mod teaching;
+mod undo;
 
 use std::sync::Arc;
 
@@ -40,14 +41,14 @@ use crate::catalog::Catalog;
 use crate::reset::{self, Proof};
 use crate::settings::{AUTHORIZATION, BackendSettings, Parameters, SessionSettings};
 use crate::sql::{Effects, NameUse, Pin};
-use crate::statement::{Interner, Lesson, Prepared, Unnamed, UnnamedText};
+use crate::statement::{Interner, Lesson, Prepared};
 use channels::Channels;
 use facts::SessionFacts;
 use pids::Signalling;
 use position::Position;
 use probe::Touched;
 use replay::Batch;
-use requests::{Kind, Note, Request, Whose};
+use requests::{Kind, Note};
 use residue::{Probed, Residue};
 use statements::Statements;
 use wire::UserName;
@@ -412,6 +413,11 @@ impl Core {
         self.is_idle() && self.residue.is_cleanable()
     }
 
+    /// True if what statements do is to be told to others: mostly not.
+    pub(crate) fn has_to_tell(&self) -> bool {
+        self.facts.has_to_tell()
+    }
+
     /// The database that a statement under way needs to itself, if one does: said once.
     pub(crate) fn take_needed_database(&mut self) -> Option<Box<str>> {
         self.facts.take_needed_database()
@@ -555,43 +561,6 @@ impl Core {
         }
         if self.residue.is_too_much() {
             self.pin_for(Pin::Setting);
-        }
-    }
-
-    /// Takes back what requests did of which the upstream has refused the first and skipped the others; the last one
-    /// first.
-    fn undo(&mut self, skipped: Vec<Request>, backend: &mut BackendState) {
-        // The last request that made the unnamed statement what it is, and what it is without them all.
-        let mut unnamed: Option<(u64, Unnamed)> = None;
-        for (i, request) in skipped.into_iter().enumerate().rev() {
-            if request.kind == Kind::ParseUnnamed {
-                // Which unnamed statement the connection has now depends on what was skipped: it is given one anew.
-                backend.unnamed = None;
-            }
-            let (was_refused, number) = (i == 0, request.number);
-            let last = unnamed.as_ref().map_or(number, |(last, _)| *last);
-            match request.note.map(|note| *note) {
-                Some(Note::Named { name, previous, prepared }) => {
-                    self.statements.put(&name, previous);
-                    prepared.into_iter().for_each(|number| backend.prepared.remove(number));
-                }
-                Some(Note::Prepared(number)) => backend.prepared.remove(number),
-                Some(Note::Closed(closed)) => backend.prepared.revive(closed, number),
-                Some(Note::Unnamed(previous)) if !was_refused => {
-                    backend.unnamed = None;
-                    unnamed = Some((last, previous));
-                }
-                // A Parse that fails has destroyed the old one already.
-                _ if request.kind == Kind::ParseUnnamed && request.whose == Whose::Clients => {
-                    unnamed = Some((last, Unnamed { stamp: number, text: UnnamedText::None }));
-                }
-                Some(Note::Unnamed(_) | Note::Refused(_) | Note::Proof(_) | Note::Lesson(_)) | None => {}
-            }
-        }
-        if let Some((last, before)) = unnamed
-            && let Some(before) = self.statements.restore_unnamed(last, before)
-        {
-            self.position.requests_mut().amend_unnamed(last, before);
         }
     }
 }

@@ -181,6 +181,11 @@ impl SessionFacts {
         }
     }
 
+    /// True if something is being defined, or a database is needed.
+    pub(super) fn has_to_tell(&self) -> bool {
+        self.defines.is_some() || self.needs_database.is_some()
+    }
+
     /// The database that is needed, if one is: said once.
     pub(super) fn take_needed_database(&mut self) -> Option<Box<str>> {
         self.needs_database.take()

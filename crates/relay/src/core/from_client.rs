@@ -240,8 +240,13 @@ impl Core {
         }
     }
 
-    /// Goes on with a message that was begun; answers how much of the input it takes.
+    /// Goes on with a message that was begun, if one was; answers how much of the input it takes.
+    #[inline]
     fn go_on(&mut self, input: &[u8], at: usize, up: &mut OutputBuffer<'_>) -> usize {
+        if self.position.is_in_clients_message() { self.go_on_within(input, at, up) } else { 0 }
+    }
+
+    fn go_on_within(&mut self, input: &[u8], at: usize, up: &mut OutputBuffer<'_>) -> usize {
         let (here, rest) = self.position.client_remainder(input.len() - at);
         if here == 0 {
             return 0;

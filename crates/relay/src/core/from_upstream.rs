@@ -133,10 +133,18 @@ impl Core {
         }
     }
 
+    /// Asked at each message, and mostly there is none.
+    #[inline(always)]
+    #[allow(clippy::inline_always)]
     fn send_local_answers_to(&mut self, down: &mut OutputBuffer<'_>) {
-        if matches!(self.position.requests().front_kind(), Some(Kind::Local(_)))
-            && self.position.between_messages()
-        {
+        if matches!(self.position.requests().front_kind(), Some(Kind::Local(_))) {
+            self.send_waiting_answers(down);
+        }
+    }
+
+    #[inline(never)]
+    fn send_waiting_answers(&mut self, down: &mut OutputBuffer<'_>) {
+        if self.position.between_messages() {
             self.send_local_answers(down.buffer());
         }
     }
