@@ -4,7 +4,7 @@
 use super::house::{Pgusher, pair, warehouse};
 use super::relay::one_connection;
 use super::state::done;
-use super::wire::{Raw, query};
+use super::wire::{Message, Raw, bind, close_statement, execute, parse, query, sync};
 
 #[test]
 fn settings_of_odd_names_are_carried_and_seen_by_nobody_else() {
@@ -197,5 +197,47 @@ fn one_clients_limit_of_idleness_ends_nobody_elses_session() {
         assert_eq!(other.value("SELECT 0 + pg_backend_pid()"), pid, "the connection is still there");
         assert_eq!(other.value("SHOW idle_session_timeout"), "0");
         assert_eq!(one.value("SHOW idle_session_timeout"), "300ms");
+    }
+}
+
+/// However it is pipelined: behind the end of the transaction of a `RESET`, what was set at startup is in force.
+#[test]
+fn what_is_pipelined_behind_a_reset_finds_the_startup_values() {
+    let pgusher = one_connection();
+    let pairs = [
+        ("user", "raw"),
+        ("database", "warehouse"),
+        ("application_name", "mine"),
+        ("options", "-c work_mem=7MB"),
+    ];
+    let mut raw = Raw::login_with(pgusher.address(), 0x0003_0000, &pairs);
+    let extended = |text: &str| [parse("", text), bind("", "", &[]), execute(), sync()].concat();
+    let look = "SELECT concat(current_setting('application_name'), ' ', current_setting('work_mem'))";
+    for reset in [
+        "RESET ALL",
+        "RESET application_name",
+        "RESET work_mem",
+        "DISCARD ALL",
+        "SET application_name TO DEFAULT",
+    ] {
+        for first in [query(reset), extended(reset)] {
+            for between in [Vec::new(), sync(), [close_statement("c"), sync()].concat(), query("SELECT 1")] {
+                for last in [query(look), extended(look)] {
+                    raw.send(&[&first[..], &between, &last, &query("")].concat());
+                    let mut answer = Vec::new();
+                    while !answer.iter().any(|m: &Message| m.tag == 'I') {
+                        answer.extend(raw.until_ready());
+                    }
+                    let rows: Vec<_> =
+                        answer.iter().filter(|m| m.tag == 'D').map(|m| m.columns().remove(0)).collect();
+                    assert_eq!(
+                        rows.last().map(String::as_str),
+                        Some("mine 7MB"),
+                        "{reset}: {}",
+                        between.escape_ascii()
+                    );
+                }
+            }
+        }
     }
 }

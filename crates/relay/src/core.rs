@@ -44,6 +44,7 @@ use crate::sql::{Effects, NameUse, Pin};
 use crate::statement::{Interner, Lesson, Prepared};
 use channels::Channels;
 use facts::SessionFacts;
+use from_client::needs_connection;
 use pids::Signalling;
 use position::Position;
 use probe::Touched;
@@ -508,6 +509,15 @@ impl Core {
             && self.facts.is_lent_for_transactions()
             && is_over
             && !requests.is_empty()
+    }
+
+    /// True if what comes now stands behind the transaction of a `RESET`: the session goes back to what it set at startup, and the
+    /// connection has to be asked, and given that, first.
+    fn must_have_its_values_first(&self, tag: u8) -> bool {
+        self.residue.owes_values()
+            && needs_connection(tag)
+            && self.position.is_before_transaction()
+            && self.facts.is_lent_for_transactions()
     }
 
     /// Takes what is known of the database from now on, if that is something else.

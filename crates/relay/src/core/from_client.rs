@@ -279,9 +279,7 @@ impl Core {
         if self.position.is_skipping() && header.tag != b'S' {
             return Ok(Step::Streams(Remainder::Pass));
         }
-        let waits =
-            self.must_settle_first() || self.must_know_how_to_read(header.tag) || self.position.is_ahead();
-        if waits && self.position.may_defer() {
+        if self.must_wait(header.tag) && self.position.may_defer() {
             return Ok(Step::Defer);
         }
         match header.tag {
@@ -347,6 +345,14 @@ impl Core {
         Ok(Step::Streams(Remainder::Pass))
     }
 
+    /// Whether what becomes of this message depends on something that is not answered yet.
+    fn must_wait(&self, tag: u8) -> bool {
+        self.must_settle_first()
+            || self.must_know_how_to_read(tag)
+            || self.must_have_its_values_first(tag)
+            || self.position.is_ahead()
+    }
+
     /// Data of a COPY, or its end. A server that is not in a COPY ignores them, unless `statement_timeout` fires just then: its
     /// error answers this message, and not the one that is next in the queue.
     fn note_copy_message(&mut self) {
@@ -364,7 +370,7 @@ impl Core {
 }
 
 /// The kinds that ask the upstream for something by themselves.
-fn needs_connection(tag: u8) -> bool {
+pub(super) fn needs_connection(tag: u8) -> bool {
     matches!(tag, b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'F')
 }
 

@@ -166,6 +166,15 @@ impl Residue {
         }
     }
 
+    /// True if a `RESET` was sent, or a `SET … TO DEFAULT`, and the connection has not been given the session's startup values since.
+    pub(super) fn owes_values(&self) -> bool {
+        let is_default = |change: &Change| matches!(change, Change::Default(_));
+        self.has_drifted()
+            || self.changes.all_default
+            || self.changes.last.iter().any(is_default)
+            || self.touched.as_ref().is_some_and(|touched| touched.resets)
+    }
+
     /// True if something may have been left, and the connection can be asked.
     pub(super) fn is_touched(&self) -> bool {
         self.touched.is_some()
