@@ -66,6 +66,7 @@ bench-isolation:
 	@tests/prerequisites.sh bench
 	cargo build --release --locked
 	python3 bench/isolation.py --out docs/benchmarks.md $(ARGS)
+	python3 bench/resets.py
 
 # The tests in their full sizes: minutes to hours.
 soak: prerequisites
