@@ -4,7 +4,7 @@ use super::{Proxy, killed};
 use crate::engine::{Order, OrderedBy, Signals, When};
 use policy::config::file::Console;
 use relay::sql::Signal;
-use relay::{Reached, Signalled};
+use relay::{Act, Reached, Signalled};
 use wire::error::{Fault, Refusal, SqlState};
 
 impl Proxy {
@@ -35,6 +35,7 @@ impl Signals for Proxy {
             return Reached::Nobody;
         }
         match signalled.signal {
+            _ if signalled.act == Act::Look => {}
             Signal::Cancel => {
                 let slot = target.slot.clone();
                 target.pool.spawn(async move { slot.cancel().await });

@@ -1,6 +1,7 @@
 //! What texts hide: settings by odd names, texts that functions run, temporary objects without a word of it, and data that only
 //! looks like statements.
 
+use super::differential::{normal, shown};
 use super::house::{Pgusher, pair, warehouse};
 use super::relay::one_connection;
 use super::state::done;
@@ -237,6 +238,35 @@ fn what_is_pipelined_behind_a_reset_finds_the_startup_values() {
                         between.escape_ascii()
                     );
                 }
+            }
+        }
+    }
+}
+
+/// What is skipped behind an error sets nothing, nor does it take anything back.
+#[test]
+fn a_reset_that_is_skipped_takes_no_setting_back() {
+    let pgusher = one_connection();
+    let direct = ([127, 0, 0, 1], pair().dev.port).into();
+    let look = || query("SHOW datestyle");
+    for reset in ["RESET datestyle", "RESET ALL", "SET datestyle TO DEFAULT", "SET datestyle = 'ISO'"] {
+        for end in ["ROLLBACK", "COMMIT"] {
+            for behind in
+                [[parse("", reset), bind("", "", &[]), execute()].concat(), query(reset), parse("", reset)]
+            {
+                let mut direct =
+                    Raw::login_with(direct, 0x0003_0000, &[("user", "app"), ("database", "dev")]);
+                let mut pooled = Raw::login(pgusher.address(), "raw");
+                let [expected, got] = [&mut direct, &mut pooled].map(|raw| {
+                    let mut told = raw.ask(&query("SET datestyle = 'German'"));
+                    told.extend(raw.ask(&query("BEGIN")));
+                    told.extend(raw.ask(&query("SET datestyle = 'SQL'")));
+                    told.extend(raw.ask(&[bind("", "nosuch", &[]), behind.clone(), sync()].concat()));
+                    told.extend(raw.ask(&query(end)));
+                    told.extend(raw.ask(&look()));
+                    shown(&told.into_iter().map(normal).collect::<Vec<_>>())
+                });
+                assert_eq!(got, expected, "{reset}; {end}");
             }
         }
     }

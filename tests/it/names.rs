@@ -98,6 +98,22 @@ fn conversations() -> Vec<Vec<Step>> {
                 .concat(),
                 2,
             )],
+            // Closed in the batch that has used it in SQL, and given again.
+            vec![(
+                [
+                    parse("", "EXECUTE x"),
+                    bind("", "", &[]),
+                    execute(),
+                    close_statement("x"),
+                    parse("x", "SELECT 8 AS one"),
+                    parse("", "EXECUTE x"),
+                    bind("", "", &[]),
+                    execute(),
+                    sync(),
+                ]
+                .concat(),
+                1,
+            )],
             // With nothing before it but what is answered without the upstream.
             vec![([close_statement("y"), query(text), sync()].concat(), 2)],
         ];
@@ -142,6 +158,15 @@ fn of_sql(end: &[Step]) -> Vec<Vec<Step>> {
     let ways: Vec<Vec<Step>> = vec![
         vec![named("x", "SELECT 1")],
         vec![named("x", "SELEC")],
+        vec![
+            (
+                [parse("x", "SELECT 1"), parse("", "DEALLOCATE x"), bind("", "", &[]), execute(), sync()]
+                    .concat(),
+                1,
+            ),
+            used("x", &[]),
+            sql("EXECUTE x"),
+        ],
         vec![named("x", "SELECT $1::int"), used("x", &[]), named("x", "SELECT 2"), named("z", "SELECT 3")],
         vec![used("x", &[]), closed(), named("x", "SELECT 2"), used("x", &[])],
         vec![sql("DEALLOCATE x"), named("x", "SELECT 2"), used("x", &[])],

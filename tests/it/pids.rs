@@ -241,6 +241,29 @@ fn what_is_not_run_signals_nobody() {
     caller.send(&[query("BEGIN; SELECT 1/0"), query(&text), query("ROLLBACK")].concat());
     (0..3).for_each(|_| drop(caller.until_ready()));
     assert_eq!(victim.value("SELECT 1"), "1");
+    // Bound and not executed, or bound otherwise than PostgreSQL takes it, or by somebody who may not.
+    let with = "SELECT pg_terminate_backend($1)";
+    let bound = |pid: u32| [parse("", with), bind("p", "", &[&pid.to_string()])].concat();
+    for batch in [
+        [bound(pid), sync()].concat(),
+        [bound(pid), message('D', b"Pp\0"), message('H', b""), message('C', b"Pp\0"), sync()].concat(),
+        [bound(pid), fails.clone(), message('E', b"p\0\0\0\0\0"), sync()].concat(),
+        [parse("", with), bind("", "", &[]), execute(), sync()].concat(),
+        [parse("", with), bind("", "", &[&pid.to_string(), "1"]), execute(), sync()].concat(),
+        [parse("", with), bind("", "", &[&format!("\u{a0}{pid}")]), execute(), sync()].concat(),
+        extended("SELECT pg_terminate_backend($1, $2)", &[&pid.to_string(), "zz"]),
+        extended("SELECT pg_terminate_backend($1, $2)", &[&pid.to_string(), "-1"]),
+    ] {
+        caller.ask(&batch);
+        assert_eq!(victim.value("SELECT 1"), "1", "{}", batch.escape_ascii());
+    }
+    for (before, after) in [("SET ROLE plain", "RESET ROLE"), ("BEGIN; SET LOCAL ROLE plain", "ROLLBACK")] {
+        done(&mut caller, before);
+        caller.ask(&query(&text));
+        caller.ask(&extended(&text, &[]));
+        done(&mut caller, after);
+        assert_eq!(victim.value("SELECT 1"), "1", "{before}");
+    }
     // Behind others it is done in its turn, and answered there.
     let batch = [
         parse("", "SELECT 'first'"),

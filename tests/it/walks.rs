@@ -176,7 +176,11 @@ fn sentence(random: &mut Random) -> String {
 fn text(random: &mut Random, number: usize) -> String {
     let count = if random.chance(15) { 2 + random.below(2) } else { 1 };
     let texts: Vec<_> = (0..count).map(|_| sentence(random)).collect();
-    texts.join("; ").replace('@', &number.to_string())
+    let is_local = |text: &String| text.contains("LOCAL") || text.contains(", true)");
+    let is_reset = |text: &String| ["RESET", "DEFAULT", "DISCARD"].iter().any(|word| text.contains(word));
+    // What a default is behind a `SET LOCAL` in the same query is told as it is within it.
+    let count = if texts.iter().any(is_local) && texts.iter().any(is_reset) { 1 } else { texts.len() };
+    texts[..count].join("; ").replace('@', &number.to_string())
 }
 
 /// What a client sends before it reads.

@@ -32,7 +32,7 @@ use std::sync::Arc;
 pub use channels::{Asked, Mark, Seal};
 pub use facts::{Facts, Own};
 pub(crate) use output::OutputBuffer;
-pub use pids::{MAX_PROCESS, Reached, Signalled};
+pub use pids::{Act, MAX_PROCESS, Reached, Signalled};
 pub use position::Counts;
 
 use crate::PoolMode;
@@ -45,7 +45,7 @@ use crate::statement::{Interner, Lesson, Prepared};
 use channels::Channels;
 use facts::SessionFacts;
 use from_client::needs_connection;
-use pids::Signalling;
+use pids::{Armed, Signalling};
 use position::Position;
 use probe::Touched;
 use replay::Batch;
@@ -217,6 +217,7 @@ pub(crate) struct Core {
     residue: Residue,
     channels: Channels,
     signalling: Signalling,
+    armed: Option<Box<Armed>>,
 }
 
 impl Core {
@@ -235,6 +236,7 @@ impl Core {
             residue: Residue::default(),
             channels: Channels::default(),
             signalling: Signalling::None,
+            armed: None,
         }
     }
 

@@ -25,7 +25,7 @@ pub mod conductor;
 
 pub use catalog::{Catalog, Does, Function, Object, Relations};
 pub use core::{
-    Asked, BackendState, Counts, Facts, GATHER, MAX_NAMED_PARSE, MAX_PROCESS, Mark, Own, Reached, Seal,
+    Act, Asked, BackendState, Counts, Facts, GATHER, MAX_NAMED_PARSE, MAX_PROCESS, Mark, Own, Reached, Seal,
     Signalled,
 };
 pub use memory::UserMemory;

@@ -216,6 +216,11 @@ impl SessionSettings {
         scope(self.reported.iter().chain(self.extra.iter()), customs)
     }
 
+    /// Whether it has taken a role.
+    pub fn has_role(&self) -> bool {
+        self.extra.get(ROLE).is_some()
+    }
+
     /// Whether it has set, or had, a limit of its own for how long a session may be idle: no connection may keep that when nobody
     /// uses it.
     pub fn limits_idle(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use super::from_client::{Incoming, Step, Wires};
 use super::names::{NamesIn, names};
-use super::pids::Verdict;
+use super::pids::{Act, Verdict};
 use super::position::{Remainder, Transaction};
 use super::requests::{Kind, NO_COLUMNS, Note};
 use super::statements::Outcome;
@@ -222,7 +222,7 @@ impl Core {
         wires: &mut Wires<'_, '_>,
     ) -> Option<Step> {
         let out = wires.up.buffer();
-        let sql = match self.signals(pid_use, names.after, out) {
+        let sql = match self.signals(pid_use, (Act::Look, names.after), out) {
             Verdict::AsItIs => return None,
             Verdict::Wait => return Some(Step::Defer),
             Verdict::Instead(sql) => sql,
@@ -240,6 +240,7 @@ impl Core {
         self.position.requests_mut().push_hidden(Kind::Parse, Some(Note::Prepared(number)));
         self.remember_prepared(number, wires.backend, out);
         self.position.requests_mut().push(Kind::Bind);
+        self.arm(names.before, pid_use, names.after);
         Some(self.send_under(number, message, names, out))
     }
 
@@ -336,6 +337,9 @@ impl Core {
             self.push_changing_unnamed(Kind::Close, UnnamedText::None);
             return wires.up.pass(message.range());
         } else if self.statements.named(name).is_some() {
+            if self.statements.take_back(name) {
+                self.close_as(significant(name), wires.up.buffer());
+            }
             let previous = self.statements.put(name, None);
             self.position.requests_mut().push_noted(
                 Kind::Local(b'3'),

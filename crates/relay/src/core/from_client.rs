@@ -275,7 +275,7 @@ impl Core {
     }
 
     fn message(&mut self, message: Incoming<'_>, wires: &mut Wires<'_, '_>) -> Result<Step, Refusal> {
-        let Incoming { header, input, at } = message;
+        let Incoming { header, at, .. } = message;
         if self.position.is_skipping() && header.tag != b'S' {
             return Ok(Step::Streams(Remainder::Pass));
         }
@@ -311,11 +311,8 @@ impl Core {
                 }
             }
             b'F' => {
-                if header.total > HEADER + 4 && input.len() < HEADER + 4 {
-                    return Ok(Step::Need(HEADER + 4));
-                }
-                let function = input.get(HEADER..).and_then(|body| body.first_chunk());
-                if !function.is_some_and(|oid| LARGE_OBJECTS.contains(&u32::from_be_bytes(*oid))) {
+                let Some(function) = function(&message) else { return Ok(Step::Need(HEADER + 4)) };
+                if !LARGE_OBJECTS.contains(&function) {
                     self.residue.mark_dirty();
                     self.pin_for(Pin::Opaque);
                 }
@@ -323,6 +320,9 @@ impl Core {
                 self.position.requests_mut().push(Kind::FunctionCall);
             }
             b'E' => {
+                if let Some(step) = self.execute_armed(&message, wires.up.buffer()) {
+                    return Ok(step);
+                }
                 self.position.begin_series();
                 wires.backend.has_run = true;
                 self.position.requests_mut().push(Kind::Execute);
@@ -362,10 +362,20 @@ impl Core {
     }
 
     fn sync(&mut self) {
+        self.disarm();
         if !self.position.note_sync_in_copy() {
             self.position.end_series();
             self.position.requests_mut().push(Kind::Sync);
         }
+    }
+}
+
+/// The number of the function that a `FunctionCall` calls, or 0 if it has none; `None` if that is not there yet.
+fn function(message: &Incoming<'_>) -> Option<u32> {
+    match message.input.get(HEADER..).and_then(|body| body.first_chunk()) {
+        Some(oid) if message.header.total >= HEADER + 4 => Some(u32::from_be_bytes(*oid)),
+        None if message.header.total > HEADER + 4 => None,
+        _ => Some(0),
     }
 }
 

@@ -36,6 +36,11 @@ impl Core {
             return false;
         }
         let may_defer = self.position.may_defer();
+        // Whether a name is the protocol's or SQL's own, its Parse decides.
+        if self.residue.has_sql_names() && may_defer && !self.position.requests().only_local() {
+            self.ask_for_all_answers(up.buffer());
+            return true;
+        }
         let depends = self.position.requests().has_an_end()
             || effects.names.iter().any(|(_, name)| self.is_in_doubt(name));
         may_defer && depends || effects.names.iter().any(|(_, name)| self.waits_for_names(name, up))

@@ -1,10 +1,12 @@
 //! A session's own number where it is lent one process of the server after another: it stands for the session wherever PostgreSQL has
 //! the number of a process (`BackendKeyData`, `pg_backend_pid()`, its own notifications), and whoever may can cancel or end it by that.
 
-use super::Core;
+use super::from_client::{Incoming, Step};
 use super::position::Transaction;
-use crate::sql::{Call, Operand, PidUse, Signal};
-use wire::identifier;
+use super::{Core, GATHER};
+use crate::bearing::Bearing;
+use crate::sql::{Call, Operand, PidUse, Pin, Signal};
+use wire::{cstr, identifier};
 
 /// The largest number that a process of the server can have (`PID_MAX_LIMIT` of Linux): those of sessions are above, so that none of
 /// them ever hits a process.
@@ -17,6 +19,24 @@ pub struct Signalled {
     pub pid: u32,
     /// What is done to it.
     pub signal: Signal,
+    /// Whether it is done now.
+    pub act: Act,
+}
+
+/// What is wanted of a session that is to be signalled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// To know whether it may be reached.
+    Look,
+    /// The signal.
+    Send,
+}
+
+/// A portal of the batch at hand, with whom its execution signals.
+#[derive(Debug)]
+pub(super) struct Armed {
+    portal: Box<[u8]>,
+    signalled: Signalled,
 }
 
 /// The signal of the message at hand.
@@ -60,8 +80,13 @@ impl Core {
         }
     }
 
-    /// What becomes of a statement that is run now, with these parameters (what a `Bind` has behind the statement's name).
-    pub(super) fn signals(&mut self, pid_use: &PidUse, bound: &[u8], up: &mut Vec<u8>) -> Verdict {
+    /// What becomes of a statement that is run now, or bound with these parameters (what a `Bind` has behind the statement's name).
+    pub(super) fn signals(
+        &mut self,
+        pid_use: &PidUse,
+        (act, bound): (Act, &[u8]),
+        up: &mut Vec<u8>,
+    ) -> Verdict {
         let call = match pid_use {
             PidUse::Own { .. } => {
                 return self.own_pid(Some(pid_use)).map_or(Verdict::AsItIs, Verdict::Instead);
@@ -72,7 +97,8 @@ impl Core {
             Operand::Number(pid) => Some(pid),
             Operand::Parameter(number) => parameter(bound, number),
         };
-        let Some(pid) = pid.filter(|pid| *pid > MAX_PROCESS && self.facts.pid().is_some()) else {
+        let is_whole = act == Act::Send || is_bound_as_called(call, bound);
+        let Some(pid) = pid.filter(|pid| *pid > MAX_PROCESS && self.facts.pid().is_some() && is_whole) else {
             return Verdict::AsItIs;
         };
         if self.facts.pid() == Some(pid) {
@@ -85,26 +111,78 @@ impl Core {
         if !self.position.may_defer() {
             return Verdict::AsItIs;
         }
-        // Only what is really run signals anybody: whether it is, what is under way decides.
-        if !self.position.requests().only_local() {
-            self.ask_for_all_answers(up);
-            return Verdict::Wait;
-        }
-        if self.position.transaction() == Transaction::Failed {
+        // Another role may do less, and then PostgreSQL says what; and elsewhere the name may mean another function.
+        if self.may_mean_another() {
             return Verdict::AsItIs;
         }
-        let signalled = Signalled { pid, signal: call.signal };
-        match std::mem::take(&mut self.signalling) {
-            Signalling::Done(done, Reached::Session) if done == signalled => {
-                Verdict::Instead(instead(call, "true"))
-            }
+        match self.ask(Signalled { pid, signal: call.signal, act }, up) {
+            None => Verdict::Wait,
+            Some(Reached::Session) => Verdict::Instead(instead(call, "true")),
             // PostgreSQL says so in its own words.
-            Signalling::Done(done, Reached::Nobody) if done == signalled => Verdict::AsItIs,
+            Some(Reached::Nobody) => Verdict::AsItIs,
+        }
+    }
+
+    fn may_mean_another(&self) -> bool {
+        let path = self.facts.settings().search_path().unwrap_or_default();
+        memchr::memmem::find(&path.to_ascii_lowercase(), b"pg_catalog").is_some()
+            || self.facts.settings().has_role()
+            || self.residue.mixed() > Bearing::None
+            || self.pin() == Some(Pin::Role)
+    }
+
+    /// Whether a session may be signalled, or was; `None` while that is not known. Only what is really run signals anybody: whether it
+    /// is, what is under way decides.
+    fn ask(&mut self, signalled: Signalled, up: &mut Vec<u8>) -> Option<Reached> {
+        if !self.position.requests().only_local() {
+            self.ask_for_all_answers(up);
+            return None;
+        }
+        if self.position.transaction() == Transaction::Failed {
+            return Some(Reached::Nobody);
+        }
+        match std::mem::take(&mut self.signalling) {
+            Signalling::Done(done, reached) if done == signalled => Some(reached),
             _ => {
                 self.signalling = Signalling::Wanted(signalled);
-                Verdict::Wait
+                None
             }
         }
+    }
+
+    /// What executes this portal signals somebody, in the batch at hand.
+    pub(super) fn arm(&mut self, before: &[u8], pid_use: &PidUse, bound: &[u8]) {
+        let PidUse::Signals(call) = pid_use else { return };
+        let pid = match call.whom {
+            Operand::Number(pid) => Some(pid),
+            Operand::Parameter(number) => parameter(bound, number),
+        };
+        let Some(pid) = pid.filter(|pid| self.facts.pid() != Some(*pid)) else { return };
+        let portal = before.strip_suffix(&[0]).unwrap_or(before).into();
+        let signalled = Signalled { pid, signal: call.signal, act: Act::Send };
+        self.armed = Some(Box::new(Armed { portal, signalled }));
+    }
+
+    /// An `Execute`; what becomes of it if it has to wait until somebody is signalled.
+    pub(super) fn execute_armed(&mut self, message: &Incoming<'_>, up: &mut Vec<u8>) -> Option<Step> {
+        let armed = self.armed.as_deref()?;
+        if !message.is_whole() {
+            return Some(Step::Need(message.header.total.min(GATHER)));
+        }
+        let (portal, _) = cstr(message.body())?;
+        if *armed.portal != *portal {
+            return None;
+        }
+        if self.ask(armed.signalled, up).is_none() {
+            return Some(Step::Defer);
+        }
+        self.armed = None;
+        None
+    }
+
+    /// The batch is over, and so are its portals.
+    pub(super) fn disarm(&mut self) {
+        self.armed = None;
     }
 
     /// Who is to be signalled now, if anybody is.
@@ -142,6 +220,18 @@ fn instead(call: &Call, result: &str) -> String {
     sql
 }
 
+/// Whether a `Bind` has as many parameters as a call, and a time-out that is one.
+fn is_bound_as_called(call: &Call, bound: &[u8]) -> bool {
+    let whom = if let Operand::Parameter(number) = call.whom { number } else { 0 };
+    let expected = whom.max(call.timeout.unwrap_or(0));
+    let formats = bound.first_chunk().map_or(0, |count| usize::from(u16::from_be_bytes(*count)));
+    let count = bound.get(2 + 2 * formats..).and_then(|rest| rest.first_chunk());
+    count.is_some_and(|count| u16::from_be_bytes(*count) == expected)
+        && call
+            .timeout
+            .is_none_or(|number| parameter(bound, number).is_some_and(|time| time <= i32::MAX as u32))
+}
+
 /// A parameter of a `Bind`, of which this stands behind the statement's name, as a number.
 fn parameter(bound: &[u8], number: u16) -> Option<u32> {
     let int16 = |bytes: &[u8]| bytes.first_chunk().map(|chunk| u16::from_be_bytes(*chunk));
@@ -164,7 +254,7 @@ fn parameter(bound: &[u8], number: u16) -> Option<u32> {
         let value = rest.get(4..4 + length)?;
         if at == number {
             return match (format, value.len()) {
-                (0, _) => str::from_utf8(value).ok()?.trim().parse().ok(),
+                (0, _) => str::from_utf8(value.trim_ascii()).ok()?.parse().ok(),
                 (1, 4) => Some(u32::from_be_bytes(*value.first_chunk()?)),
                 (1, 8) => u32::try_from(u64::from_be_bytes(*value.first_chunk()?)).ok(),
                 _ => None,

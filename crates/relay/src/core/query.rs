@@ -2,7 +2,7 @@
 
 use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
-use super::pids::Verdict;
+use super::pids::{Act, Verdict};
 use super::position::Remainder;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, GATHER, OutputBuffer};
@@ -24,6 +24,7 @@ impl Core {
         if !message.is_whole() && header.total <= GATHER {
             return Ok(Step::Need(header.total));
         }
+        self.disarm();
         let text = input.get(HEADER..header.total);
         let effects = text.and_then(|text| self.facts.effects(text));
         if let Some(effects) = effects.as_deref()
@@ -37,7 +38,7 @@ impl Core {
         }
         let instead = match effects.as_deref().and_then(|effects| effects.pid.as_deref()) {
             None => None,
-            Some(pid_use) => match self.signals(pid_use, &[], up.buffer()) {
+            Some(pid_use) => match self.signals(pid_use, (Act::Send, &[]), up.buffer()) {
                 Verdict::Wait => return Ok(Step::Defer),
                 Verdict::AsItIs => None,
                 Verdict::Instead(sql) => Some(sql),

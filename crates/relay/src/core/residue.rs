@@ -355,6 +355,14 @@ impl Residue {
         }
     }
 
+    /// Of these requests the first has failed, and the others are skipped: what they say of settings is not done, and what was done
+    /// before them in their transaction is undone.
+    pub(super) fn have_failed(&mut self, requests: std::ops::RangeInclusive<u64>) {
+        if requests.contains(&self.changes.by) {
+            self.changes = Changes::default();
+        }
+    }
+
     /// Whether what the upstream reports of this setting is a default of its own: by what the statements under way say, else by
     /// whether the last of them was a `RESET`.
     pub(super) fn is_default(&self, name: &[u8]) -> bool {

@@ -155,6 +155,11 @@ impl Statements {
         self.in_sql.as_ref().is_some_and(|names| names.lent.contains(significant(name)))
     }
 
+    /// The connection has this name no more; false if it had not.
+    pub(super) fn take_back(&mut self, name: &[u8]) -> bool {
+        self.in_sql.as_mut().is_some_and(|names| names.lent.remove(significant(name)))
+    }
+
     /// True if it has any.
     pub(super) fn has_lent(&self) -> bool {
         self.in_sql.as_ref().is_some_and(|names| !names.lent.is_empty())

@@ -9,6 +9,10 @@ impl Core {
     /// Takes back what requests did of which the upstream has refused the first and skipped the others; the last one
     /// first.
     pub(super) fn undo(&mut self, skipped: Vec<Request>, backend: &mut BackendState) {
+        if let [first, ..] = &*skipped {
+            let last = skipped.last().map_or(first.number, |last| last.number);
+            self.residue.have_failed(first.number..=last);
+        }
         // The last request that made the unnamed statement what it is, and what it is without them all.
         let mut unnamed: Option<(u64, Unnamed)> = None;
         for (i, request) in skipped.into_iter().enumerate().rev() {

@@ -76,8 +76,9 @@ impl Effects {
 
     /// Of a text that is perhaps not read as usual, and does this if it is: what it is told by tells that at least.
     pub fn unread(read: Option<&Self>) -> Box<Self> {
-        let changes = read.map_or(Vec::new(), |read| read.changes.clone());
-        Box::new(Self { changes, ..Self::opaque() })
+        let Some(read) = read else { return Box::new(Self::opaque()) };
+        let (changes, names, lists_names) = (read.changes.clone(), read.names.clone(), read.lists_names);
+        Box::new(Self { changes, names, lists_names, ..Self::opaque() })
     }
 
     pub(super) fn pin_for(&mut self, reason: Pin) {
