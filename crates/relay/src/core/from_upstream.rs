@@ -191,7 +191,10 @@ impl Core {
                 }
             }
             b'S' => self.parameter(body, backend, down),
-            b'N' if ours => Ok(Step::Drop),
+            // So it is if it is said of what is prepared unseen.
+            b'N' if ours || self.position.requests().front().is_some_and(Request::is_hidden) => {
+                Ok(Step::Drop)
+            }
             // A notification is the client's, whatever it meets, unless the listener delivers it.
             b'A' if !self.is_setting_up() => Ok(self.notified(body.unwrap_or_default(), backend, down)),
             b'N' => Ok(Step::Pass),
