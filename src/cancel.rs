@@ -106,14 +106,13 @@ impl Keys {
             let mut random = [0; size_of::<u32>() + LONG_SECRET];
             getrandom::fill(&mut random)?;
             let (for_pid, secret) = random.split_first_chunk().unwrap_or((&[0; 4], &[]));
-            let ours = in_range(u32::from_be_bytes(*for_pid));
-            if pid.is_none() {
-                match self.sessions.entry(ours) {
+            let pid = match pid {
+                Some(pid) => pid,
+                None => match self.sessions.entry(in_range(u32::from_be_bytes(*for_pid))) {
                     dashmap::Entry::Occupied(_) => continue,
-                    dashmap::Entry::Vacant(entry) => drop(entry.insert(id)),
-                }
-            }
-            let pid = pid.unwrap_or(ours);
+                    dashmap::Entry::Vacant(entry) => *entry.insert(id).key(),
+                },
+            };
             let length = if minor >= 2 { LONG_SECRET } else { SHORT_SECRET };
             let key = CancelKey { pid, secret: secret[..length].into() };
             if let dashmap::Entry::Vacant(entry) = self.slots.entry(key.clone()) {
@@ -123,10 +122,10 @@ impl Keys {
         }
     }
 
-    /// The session is over.
-    pub(crate) fn withdraw(&self, key: &CancelKey) {
+    /// The session of this number is over. (In session mode the process ID is what an upstream says, and may be anybody's number.)
+    pub(crate) fn withdraw(&self, key: &CancelKey, id: u64) {
         self.slots.remove(key);
-        self.sessions.remove(&key.pid);
+        self.sessions.remove_if(&key.pid, |_, session| *session == id);
     }
 
     /// The session that has this number in place of a process's.
@@ -145,17 +144,16 @@ impl Keys {
 impl Slot {
     /// Cancels what the session does. Of several at one time, one is under way and one waits for it; more would do what that one does.
     pub(crate) async fn cancel(&self) {
-        let slot = self;
-        let _turn = match slot.turn.try_lock() {
+        let _turn = match self.turn.try_lock() {
             Ok(turn) => turn,
-            Err(_) if slot.waits.swap(true, Ordering::AcqRel) => return,
+            Err(_) if self.waits.swap(true, Ordering::AcqRel) => return,
             Err(_) => {
                 // Also if it is given up.
-                let _waits = Waits(&slot.waits);
-                slot.turn.lock().await
+                let _waits = Waits(&self.waits);
+                self.turn.lock().await
             }
         };
-        let (target, _fence) = match &*slot.doing.lock() {
+        let (target, _fence) = match &*self.doing.lock() {
             Doing::Nothing => return,
             Doing::Waiting(waiter) => {
                 let message = "canceling statement due to user request";

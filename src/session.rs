@@ -313,7 +313,7 @@ impl Drop for Entering<'_> {
         if self.done {
             return;
         }
-        self.key.iter().for_each(|key| self.proxy.keys.withdraw(key));
+        self.key.iter().for_each(|key| self.proxy.keys.withdraw(key, self.live.id));
         self.proxy.leave(self.live.id);
         if self.audited {
             audit_end(self.proxy, self.live, (0, (0, 0)), "it did not come in");
@@ -453,7 +453,7 @@ impl Drop for Registered {
         if !self.told {
             audit_end(&self.proxy, &self.live, (0, (0, 0)), "pgusher ended");
         }
-        self.proxy.keys.withdraw(&self.key);
+        self.proxy.keys.withdraw(&self.key, self.live.id);
         self.proxy.leave(self.live.id);
     }
 }
