@@ -7,6 +7,7 @@ mod standing;
 mod write;
 
 pub(crate) use attempt::LoginAttempt;
+use signals::terminated;
 pub(crate) use write::{Change, Intent, WriteError, Written};
 
 use std::collections::{BTreeMap, VecDeque};
@@ -1006,13 +1007,7 @@ fn of_grant(event: &'static str, grant: &Grant) -> Event {
 }
 
 fn shutdown() -> Refusal {
-    let message = "terminating connection due to administrator command";
-    Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail("pgusher is shutting down.")
-}
-
-fn killed() -> Refusal {
-    let message = "terminating connection due to administrator command";
-    Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message).detail("An operator has ended it.")
+    terminated().detail("pgusher is shutting down.")
 }
 
 /// Why a session must leave: from where to where, and by which generation.

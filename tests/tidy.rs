@@ -24,7 +24,7 @@ const LONG_FILES: [(&str, usize); 6] = [
     ("src/console.rs", 606),
     ("src/console/show.rs", 836),
     ("src/management/operate.rs", 725),
-    ("src/proxy.rs", 1077),
+    ("src/proxy.rs", 1072),
 ];
 
 /// Functions that are still longer.

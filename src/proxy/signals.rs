@@ -1,11 +1,21 @@
 //! What ends a session from outside: an operator's `KILL_CLIENT`, and `pg_cancel_backend` and `pg_terminate_backend` of a session, by the number that stands for it.
 
-use super::{Proxy, killed};
+use super::Proxy;
 use crate::engine::{Order, OrderedBy, Signals, When};
 use policy::config::file::Console;
 use relay::sql::Signal;
 use relay::{Act, Reached, Signalled};
 use wire::error::{Fault, Refusal, SqlState};
+
+/// PostgreSQL's words for who is ended from outside.
+pub(super) fn terminated() -> Refusal {
+    let message = "terminating connection due to administrator command";
+    Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message)
+}
+
+pub(super) fn killed() -> Refusal {
+    terminated().detail("An operator has ended it.")
+}
 
 impl Proxy {
     /// Ends one session; false if there is none of this number.
@@ -34,16 +44,17 @@ impl Signals for Proxy {
         if !is_allowed {
             return Reached::Nobody;
         }
+        if signalled.act == Act::Look {
+            return Reached::Session;
+        }
         match signalled.signal {
-            _ if signalled.act == Act::Look => {}
             Signal::Cancel => {
                 let slot = target.slot.clone();
                 target.pool.spawn(async move { slot.cancel().await });
             }
             Signal::Terminate => {
-                let message = "terminating connection due to administrator command";
-                let refusal = Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message);
-                target.orders.give(Order { by: OrderedBy::Operator, when: When::Now, refusal });
+                let order = Order { by: OrderedBy::Operator, when: When::Now, refusal: terminated() };
+                target.orders.give(order);
             }
         }
         Reached::Session

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::{Generation, Proxy, killed};
+use super::signals::killed;
+use super::{Generation, Proxy};
 use crate::engine::{Order, OrderedBy, When};
 use crate::pool::{Admission, Halt, Pool};
 use policy::config::Connection;
