@@ -315,3 +315,17 @@ fn names_in_sql_and_in_the_protocol_are_one_name_space() {
         }
     }
 }
+
+/// What stands in one batch with a `RESET ALL` is perhaps read otherwise, and keeps its connection; its names are lent all the same.
+#[test]
+fn names_are_lent_to_what_is_perhaps_read_otherwise() {
+    for before in ["RESET ALL", "SET standard_conforming_strings = on"] {
+        let pgusher = Pgusher::start(&warehouse("default_pool_size = 2", "", ""));
+        let mut raw = Raw::login(pgusher.address(), "raw");
+        raw.ask(&[parse("x", "SELECT $1::text"), sync()].concat());
+        let extended = |text: &str| [parse("", text), bind("", "", &[]), execute()].concat();
+        let answer = raw.ask(&[extended(before), extended("EXECUTE x('a')"), sync()].concat());
+        let rows: Vec<_> = answer.iter().filter(|m| m.tag == 'D').flat_map(Message::columns).collect();
+        assert_eq!(rows, ["a"], "{before}: {answer:?}");
+    }
+}

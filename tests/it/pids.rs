@@ -125,13 +125,13 @@ fn a_session_is_ended_by_its_number_in_the_forms_that_tools_send() {
         },
     ];
     for (number, way) in ways.iter().enumerate() {
-        for busy in ["", "BEGIN", "SELECT pg_sleep(60)"] {
+        for busy in ["", "BEGIN", "SELECT pg_sleep(60.15)"] {
             let mut victim = Raw::login(pgusher.address(), "raw");
             victim.send(&query(busy));
             if busy.is_empty() || busy == "BEGIN" {
                 victim.until_ready();
             } else {
-                let asleep = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND state = 'active' \
+                let asleep = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60.15)%' AND state = 'active' \
                               AND pid <> pg_backend_pid()";
                 eventually("it sleeps", || pair().dev.sql("dev", asleep) == "1");
             }
@@ -157,9 +157,8 @@ fn a_query_is_cancelled_by_its_sessions_number() {
         query(&format!("SELECT pg_cancel_backend({})", victim.key.0)),
         extended("SELECT pg_cancel_backend($1)", &[&victim.key.0.to_string()]),
     ] {
-        victim.send(&query("SELECT pg_sleep(61)"));
-        let asleep =
-            "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(61)' AND state = 'active'";
+        victim.send(&query("SELECT pg_sleep(61.15)"));
+        let asleep = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(61.15)' AND state = 'active'";
         eventually("it sleeps", || pair().dev.sql("dev", asleep) == "1");
         assert_eq!(row(&caller.ask(&way)), Some(vec!["t".into()]));
         let answer = victim.until_ready();
@@ -257,6 +256,19 @@ fn what_is_not_run_signals_nobody() {
         caller.ask(&batch);
         assert_eq!(victim.value("SELECT 1"), "1", "{}", batch.escape_ascii());
     }
+    // During a COPY it is no execution, and is answered as directly.
+    pair().dev.sql("dev", "CREATE TABLE IF NOT EXISTS signalled (a int)");
+    let copy = [parse("", "COPY signalled FROM STDIN"), bind("", "", &[]), execute()].concat();
+    let within = [bound(pid), copy, message('E', b"p\0\0\0\0\0"), sync()].concat();
+    let mut ends = [Raw::login(pgusher.address(), "raw"), direct()].map(|mut copier| {
+        copier.send(&within);
+        std::iter::from_fn(|| copier.next().filter(|m| m.tag != 'Z'))
+            .find(|m| m.tag == 'E')
+            .map(|m| m.field('C').to_owned())
+    });
+    let expected = ends[1].take();
+    assert!(expected.is_some() && ends[0] == expected, "{ends:?}, {expected:?}");
+    assert_eq!(victim.value("SELECT 1"), "1");
     for (before, after) in [("SET ROLE plain", "RESET ROLE"), ("BEGIN; SET LOCAL ROLE plain", "ROLLBACK")] {
         done(&mut caller, before);
         caller.ask(&query(&text));

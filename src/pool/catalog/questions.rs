@@ -60,8 +60,8 @@ pub(super) fn direct() -> String {
 
 /// Who runs or reaches whom. What depends on something uses it, as `pg_depend` has it: of functions, operators and their classes, and
 /// types whoever has them, of relations rules and policies. And what belongs to something is run by it: a default, a rule, a policy, a
-/// constraint, a trigger, an index and extended statistics by their relation; a domain's constraint, a cast, an operator, and what is in
-/// operator classes by their types. A parent reaches its children, and what is referenced reaches what references it (it may have to
+/// constraint, a trigger, an index and extended statistics by their relation; a domain's constraint, a cast and what is in operator
+/// classes by their types. (An operator may run with any statement.) A parent reaches its children, and what is referenced reaches what references it (it may have to
 /// change, be deleted or truncated with it).
 pub(super) const USES: &str = "\
     WITH d AS (SELECT classid, objid, refclassid, refobjid FROM pg_depend WHERE refobjid >= 16384 \

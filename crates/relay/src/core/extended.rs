@@ -2,7 +2,7 @@
 
 use super::from_client::{Incoming, Step, Wires};
 use super::names::{NamesIn, names};
-use super::pids::{Act, Verdict};
+use super::pids::Verdict;
 use super::position::{Remainder, Transaction};
 use super::requests::{Kind, NO_COLUMNS, Note};
 use super::statements::Outcome;
@@ -222,10 +222,10 @@ impl Core {
         wires: &mut Wires<'_, '_>,
     ) -> Option<Step> {
         let out = wires.up.buffer();
-        let sql = match self.signals(pid_use, (Act::Look, names.after), out) {
+        let (sql, signalled) = match self.signals(pid_use, Some(names.after), out) {
             Verdict::AsItIs => return None,
             Verdict::Wait => return Some(Step::Defer),
-            Verdict::Instead(sql) => sql,
+            Verdict::Instead(sql, signalled) => (sql, signalled),
         };
         let types = |body: &[u8]| cstr(body).map_or([0; 2].to_vec(), |(_, types)| types.to_vec());
         let parameters = match named {
@@ -240,7 +240,7 @@ impl Core {
         self.position.requests_mut().push_hidden(Kind::Parse, Some(Note::Prepared(number)));
         self.remember_prepared(number, wires.backend, out);
         self.position.requests_mut().push(Kind::Bind);
-        self.arm(names.before, pid_use, names.after);
+        signalled.into_iter().for_each(|signalled| self.arm(names.before, signalled));
         Some(self.send_under(number, message, names, out))
     }
 

@@ -138,11 +138,14 @@ impl Core {
         }
     }
 
-    /// True if a `Query` of our own may be sent in front of what comes now: it would end the transaction of a batch that has begun.
+    /// True if a `Query` of our own may be sent in front of what comes now: it would end the transaction of a batch that has begun, and
+    /// in session mode take the client's unnamed statement away.
     pub(super) fn is_query_of_its_own(&self, protocol: Protocol) -> bool {
         match protocol {
             Protocol::Simple => !self.position.is_unsynced(),
-            Protocol::Extended => self.position.is_before_transaction(),
+            Protocol::Extended => {
+                self.facts.is_lent_for_transactions() && self.position.is_before_transaction()
+            }
         }
     }
 

@@ -46,9 +46,8 @@ impl Core {
         may_defer && depends || effects.names.iter().any(|(_, name)| self.waits_for_names(name, up))
     }
 
-    /// True if a query, in or before which names are used, stands in a batch without a `Sync` before it, which is not answered yet: if anything of that
-    /// fails, PostgreSQL skips the query, and what comes behind it, up to the client's own `Sync`; the one with which names are returned
-    /// may not come first.
+    /// True if a query that uses names, or stands behind what uses some, is in a batch that is not answered yet. If anything of that
+    /// batch fails, PostgreSQL skips all up to the client's own `Sync`: the one with which names are returned may not come first.
     pub(super) fn may_be_skipped(&mut self, up: &mut OutputBuffer<'_>) -> bool {
         let waits = self.position.is_unsynced()
             && !self.position.requests().only_local()
@@ -173,8 +172,7 @@ impl Core {
             statements.push(format!("SET pgusher.\"{name}\" TO {}", literal(value.as_bytes())));
         }
         backend.unnamed = None;
-        let is_apart = self.facts.is_lent_for_transactions() || protocol == Protocol::Simple;
-        if is_apart && self.is_query_of_its_own(protocol) {
+        if self.is_query_of_its_own(protocol) {
             wire::query(up, &statements.join(";"));
             self.position.requests_mut().push_hidden(Kind::Query, None);
         } else {

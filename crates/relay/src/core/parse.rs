@@ -6,7 +6,6 @@ use super::names::NamesIn;
 use super::position::Remainder;
 use super::prepare::EMPTY;
 use super::requests::{Kind, Note};
-use super::sequences::FORGET_SEQUENCES;
 use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED};
 use crate::sql::{Effects, Pin};
 use crate::statement::{Held, Named, UnnamedText, significant};
@@ -196,22 +195,7 @@ impl Core {
         self.note_effects(effects);
         self.recall_channels(effects, Protocol::Extended, backend, up);
         self.tell_ours(effects, Protocol::Extended, backend, up);
-        self.shield_sequences(effects, backend, up);
-    }
-
-    /// The statement to come asks for last values of sequences: the connection is to know none of another session's.
-    /// In the extended protocol, because a `Query` would end the implicit transaction that may be open.
-    pub(super) fn shield_sequences(
-        &mut self,
-        effects: &Effects,
-        backend: &mut BackendState,
-        up: &mut Vec<u8>,
-    ) {
-        if self.has_only_foreign_sequences(effects, backend) {
-            backend.foreign_sequences = false;
-            backend.unnamed = None;
-            self.run_hidden(FORGET_SEQUENCES, up);
-        }
+        self.shield_sequences(effects, Protocol::Extended, backend, up);
     }
 
     /// The request, and the statement that the session has by it. One that is too long, or not there whole (`None`), is not

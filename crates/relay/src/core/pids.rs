@@ -1,9 +1,9 @@
 //! A session's own number where it is lent one process of the server after another: it stands for the session wherever PostgreSQL has
 //! the number of a process (`BackendKeyData`, `pg_backend_pid()`, its own notifications), and whoever may can cancel or end it by that.
 
+use super::Core;
 use super::from_client::{Incoming, Step};
 use super::position::Transaction;
-use super::{Core, GATHER};
 use crate::bearing::Bearing;
 use crate::sql::{Call, Operand, PidUse, Pin, Signal};
 use wire::{cstr, identifier};
@@ -65,8 +65,8 @@ pub(super) enum Verdict {
     AsItIs,
     /// It is dealt with when more is known.
     Wait,
-    /// This is run in its place.
-    Instead(String),
+    /// This is run in its place; and whom its execution signals, if it is only bound now.
+    Instead(String, Option<Signalled>),
 }
 
 impl Core {
@@ -81,32 +81,20 @@ impl Core {
     }
 
     /// What becomes of a statement that is run now, or bound with these parameters (what a `Bind` has behind the statement's name).
-    pub(super) fn signals(
-        &mut self,
-        pid_use: &PidUse,
-        (act, bound): (Act, &[u8]),
-        up: &mut Vec<u8>,
-    ) -> Verdict {
+    pub(super) fn signals(&mut self, pid_use: &PidUse, bound: Option<&[u8]>, up: &mut Vec<u8>) -> Verdict {
         let call = match pid_use {
             PidUse::Own { .. } => {
-                return self.own_pid(Some(pid_use)).map_or(Verdict::AsItIs, Verdict::Instead);
+                let own = self.own_pid(Some(pid_use));
+                return own.map_or(Verdict::AsItIs, |sql| Verdict::Instead(sql, None));
             }
             PidUse::Signals(call) => call,
         };
-        let pid = match call.whom {
-            Operand::Number(pid) => Some(pid),
-            Operand::Parameter(number) => parameter(bound, number),
-        };
-        let is_whole = act == Act::Send || is_bound_as_called(call, bound);
-        let Some(pid) = pid.filter(|pid| *pid > MAX_PROCESS && self.facts.pid().is_some() && is_whole) else {
-            return Verdict::AsItIs;
-        };
+        let whom = whom(call, bound).filter(|_| self.facts.pid().is_some());
+        let Some(pid) = whom else { return Verdict::AsItIs };
         if self.facts.pid() == Some(pid) {
             let itself = "pg_catalog.pg_backend_pid()";
-            return Verdict::Instead(instead(
-                call,
-                &format!("pg_catalog.{}({itself})", call.signal.function()),
-            ));
+            let result = format!("pg_catalog.{}({itself})", call.signal.function());
+            return Verdict::Instead(instead(call, &result), None);
         }
         if !self.position.may_defer() {
             return Verdict::AsItIs;
@@ -115,9 +103,15 @@ impl Core {
         if self.may_mean_another() {
             return Verdict::AsItIs;
         }
-        match self.ask(Signalled { pid, signal: call.signal, act }, up) {
+        let now = Signalled { pid, signal: call.signal, act: Act::Send };
+        // What is bound signals when it is executed.
+        let (now, later) = match bound {
+            None => (now, None),
+            Some(_) => (Signalled { act: Act::Look, ..now }, Some(now)),
+        };
+        match self.ask(now, up) {
             None => Verdict::Wait,
-            Some(Reached::Session) => Verdict::Instead(instead(call, "true")),
+            Some(Reached::Session) => Verdict::Instead(instead(call, "true"), later),
             // PostgreSQL says so in its own words.
             Some(Reached::Nobody) => Verdict::AsItIs,
         }
@@ -150,16 +144,9 @@ impl Core {
         }
     }
 
-    /// What executes this portal signals somebody, in the batch at hand.
-    pub(super) fn arm(&mut self, before: &[u8], pid_use: &PidUse, bound: &[u8]) {
-        let PidUse::Signals(call) = pid_use else { return };
-        let pid = match call.whom {
-            Operand::Number(pid) => Some(pid),
-            Operand::Parameter(number) => parameter(bound, number),
-        };
-        let Some(pid) = pid.filter(|pid| self.facts.pid() != Some(*pid)) else { return };
+    /// What executes this portal signals somebody, in the batch at hand. `before` is what a `Bind` has before the statement's name.
+    pub(super) fn arm(&mut self, before: &[u8], signalled: Signalled) {
         let portal = before.strip_suffix(&[0]).unwrap_or(before).into();
-        let signalled = Signalled { pid, signal: call.signal, act: Act::Send };
         self.armed = Some(Box::new(Armed { portal, signalled }));
     }
 
@@ -167,10 +154,11 @@ impl Core {
     pub(super) fn execute_armed(&mut self, message: &Incoming<'_>, up: &mut Vec<u8>) -> Option<Step> {
         let armed = self.armed.as_deref()?;
         if !message.is_whole() {
-            return Some(Step::Need(message.header.total.min(GATHER)));
+            return Some(Step::Need(message.header.total));
         }
         let (portal, _) = cstr(message.body())?;
-        if *armed.portal != *portal {
+        // During a COPY it is an error, whatever it would execute.
+        if *armed.portal != *portal || !self.position.may_defer() {
             return None;
         }
         if self.ask(armed.signalled, up).is_none() {
@@ -220,49 +208,72 @@ fn instead(call: &Call, result: &str) -> String {
     sql
 }
 
-/// Whether a `Bind` has as many parameters as a call, and a time-out that is one.
-fn is_bound_as_called(call: &Call, bound: &[u8]) -> bool {
-    let whom = if let Operand::Parameter(number) = call.whom { number } else { 0 };
-    let expected = whom.max(call.timeout.unwrap_or(0));
-    let formats = bound.first_chunk().map_or(0, |count| usize::from(u16::from_be_bytes(*count)));
-    let count = bound.get(2 + 2 * formats..).and_then(|rest| rest.first_chunk());
-    count.is_some_and(|count| u16::from_be_bytes(*count) == expected)
-        && call
-            .timeout
-            .is_none_or(|number| parameter(bound, number).is_some_and(|time| time <= i32::MAX as u32))
+/// The parameters of a `Bind`, of which this stands behind the statement's name (manual, "Message Formats").
+struct Bound<'a> {
+    formats: &'a [u8],
+    count: u16,
+    values: &'a [u8],
 }
 
-/// A parameter of a `Bind`, of which this stands behind the statement's name, as a number.
-fn parameter(bound: &[u8], number: u16) -> Option<u32> {
-    let int16 = |bytes: &[u8]| bytes.first_chunk().map(|chunk| u16::from_be_bytes(*chunk));
-    let formats = usize::from(int16(bound)?);
-    let format = match (formats, usize::from(number) - 1) {
-        (0, _) => 0,
-        (1, _) => int16(bound.get(2..)?)?,
-        (_, at) if at < formats => int16(bound.get(2 + 2 * at..)?)?,
-        _ => return None,
-    };
-    let mut rest = bound.get(2 + 2 * formats..)?;
-    if int16(rest)? < number {
-        return None;
+impl<'a> Bound<'a> {
+    fn read(bound: &'a [u8]) -> Option<Self> {
+        let (formats, rest) = bound.split_first_chunk()?;
+        let (formats, rest) = rest.split_at_checked(2 * usize::from(u16::from_be_bytes(*formats)))?;
+        let (count, values) = rest.split_first_chunk()?;
+        Some(Self { formats, count: u16::from_be_bytes(*count), values })
     }
-    rest = &rest[2..];
-    for at in 1..=number {
-        // A NULL has length -1.
-        let length = u32::from_be_bytes(*rest.first_chunk()?);
-        let length = if length == u32::MAX { 0 } else { usize::try_from(length).ok()? };
-        let value = rest.get(4..4 + length)?;
-        if at == number {
-            return match (format, value.len()) {
-                (0, _) => str::from_utf8(value.trim_ascii()).ok()?.parse().ok(),
-                (1, 4) => Some(u32::from_be_bytes(*value.first_chunk()?)),
-                (1, 8) => u32::try_from(u64::from_be_bytes(*value.first_chunk()?)).ok(),
-                _ => None,
-            };
+
+    /// Whether the parameter at this place is in binary.
+    fn is_binary(&self, at: usize) -> Option<bool> {
+        let (all, _) = self.formats.as_chunks::<2>();
+        match all {
+            [] => Some(false),
+            [one] => Some(*one == [0, 1]),
+            all => all.get(at).map(|one| *one == [0, 1]),
         }
-        rest = &rest[4 + length..];
     }
-    None
+
+    /// The parameter of this number, from 1, if it is a number that is not negative.
+    fn number(&self, number: u16) -> Option<u32> {
+        if number > self.count {
+            return None;
+        }
+        let mut rest = self.values;
+        for at in 1..=number {
+            let (length, behind) = rest.split_first_chunk()?;
+            // A NULL has length -1.
+            let length = usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
+            let (value, behind) = behind.split_at_checked(length)?;
+            if at == number {
+                return match (self.is_binary(usize::from(number) - 1)?, value.len()) {
+                    (false, _) => str::from_utf8(value.trim_ascii()).ok()?.parse().ok(),
+                    (true, 4) => Some(u32::from_be_bytes(*value.first_chunk()?)),
+                    (true, 8) => u32::try_from(u64::from_be_bytes(*value.first_chunk()?)).ok(),
+                    (true, _) => None,
+                };
+            }
+            rest = behind;
+        }
+        None
+    }
+}
+
+/// Whom a call signals that is run, or bound with these parameters; `None` if PostgreSQL would refuse them, or the number is none that a
+/// session can have.
+fn whom(call: &Call, bound: Option<&[u8]>) -> Option<u32> {
+    let bound = match bound {
+        Some(bound) => Some(Bound::read(bound)?),
+        None => None,
+    };
+    let number = |number| bound.as_ref().and_then(|bound| bound.number(number));
+    let (pid, highest) = match call.whom {
+        Operand::Number(pid) => (pid, 0),
+        Operand::Parameter(parameter) => (number(parameter)?, parameter),
+    };
+    let is_timeout = |parameter| number(parameter).is_some_and(|time| i32::try_from(time).is_ok());
+    let expected = highest.max(call.timeout.unwrap_or(0));
+    let is_as_called = bound.as_ref().is_none_or(|bound| bound.count == expected);
+    (pid > MAX_PROCESS && is_as_called && call.timeout.is_none_or(is_timeout)).then_some(pid)
 }
 
 #[cfg(test)]
@@ -271,6 +282,7 @@ mod tests {
 
     #[test]
     fn a_parameter_is_read_in_either_format_and_a_broken_bind_has_none() {
+        let number = |bytes: &[u8], number| Bound::read(bytes)?.number(number);
         let bound = |formats: &[u16], values: &[Option<&[u8]>]| {
             let mut out = u16::try_from(formats.len()).unwrap().to_be_bytes().to_vec();
             formats.iter().for_each(|format| out.extend(format.to_be_bytes()));
@@ -283,15 +295,15 @@ mod tests {
             out
         };
         let (text, long): (&[u8], &[u8]) = (b" 4194305 ", &[0, 0, 0, 0, 0, 0x40, 0, 1]);
-        assert_eq!(parameter(&bound(&[], &[Some(text)]), 1), Some(4_194_305));
-        assert_eq!(parameter(&bound(&[1], &[None, Some(&long[4..])]), 2), Some(4_194_305));
-        assert_eq!(parameter(&bound(&[0, 1], &[Some(b"x"), Some(long)]), 2), Some(4_194_305));
-        assert_eq!(parameter(&bound(&[0, 1], &[Some(b"x"), Some(long)]), 1), None);
-        assert_eq!(parameter(&bound(&[], &[None]), 1), None);
-        assert_eq!(parameter(&bound(&[], &[Some(text)]), 2), None);
+        assert_eq!(number(&bound(&[], &[Some(text)]), 1), Some(4_194_305));
+        assert_eq!(number(&bound(&[1], &[None, Some(&long[4..])]), 2), Some(4_194_305));
+        assert_eq!(number(&bound(&[0, 1], &[Some(b"x"), Some(long)]), 2), Some(4_194_305));
+        assert_eq!(number(&bound(&[0, 1], &[Some(b"x"), Some(long)]), 1), None);
+        assert_eq!(number(&bound(&[], &[None]), 1), None);
+        assert_eq!(number(&bound(&[], &[Some(text)]), 2), None);
         let whole = bound(&[0, 1], &[Some(b"x"), Some(long)]);
         for end in 0..whole.len() - 2 {
-            assert_eq!(parameter(&whole[..end], 2), None, "{end}");
+            assert_eq!(number(&whole[..end], 2), None, "{end}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::from_client::{Incoming, Step, Wires};
 use super::hand_over::Protocol;
-use super::pids::{Act, Verdict};
+use super::pids::Verdict;
 use super::position::Remainder;
 use super::requests::{Kind, Note};
 use super::{BackendState, Core, GATHER, OutputBuffer};
@@ -38,10 +38,10 @@ impl Core {
         }
         let instead = match effects.as_deref().and_then(|effects| effects.pid.as_deref()) {
             None => None,
-            Some(pid_use) => match self.signals(pid_use, (Act::Send, &[]), up.buffer()) {
+            Some(pid_use) => match self.signals(pid_use, None, up.buffer()) {
                 Verdict::Wait => return Ok(Step::Defer),
                 Verdict::AsItIs => None,
-                Verdict::Instead(sql) => Some(sql),
+                Verdict::Instead(sql, _) => Some(sql),
             },
         };
         backend.unnamed = None;
@@ -110,13 +110,7 @@ impl Core {
         }
         self.note_effects(effects);
         self.recall_channels(effects, Protocol::Simple, backend, up.buffer());
-        match self.position.is_unsynced() {
-            true => self.shield_sequences(effects, backend, up.buffer()),
-            false if self.has_only_foreign_sequences(effects, backend) => {
-                self.forget_sequences(backend, up.buffer());
-            }
-            false => {}
-        }
+        self.shield_sequences(effects, Protocol::Simple, backend, up.buffer());
         if let Some(refusal) = self.refused_name(effects) {
             self.refuse_query(&refusal, up.buffer());
             return true;

@@ -1,12 +1,13 @@
 //! What a connection has that only the session has any use for that it was lent to last: last values of sequences, and how long it
 //! may be idle.
 
+use super::hand_over::Protocol;
 use super::requests::Kind;
 use super::{BackendState, Core};
 use crate::sql::Effects;
 
 /// What takes away the last values of sequences that a session has been told.
-pub(super) const FORGET_SEQUENCES: &str = "DISCARD SEQUENCES";
+const FORGET_SEQUENCES: &str = "DISCARD SEQUENCES";
 
 impl Core {
     /// Last values of another session's sequences are forgotten, if there may be any. No answer is waited for.
@@ -18,10 +19,31 @@ impl Core {
         }
     }
 
+    /// The statement to come asks for last values of sequences: the connection is to know none of another session's. A `Query` of our
+    /// own would end the implicit transaction that may be open: in a batch it is done within that.
+    pub(super) fn shield_sequences(
+        &mut self,
+        effects: &Effects,
+        protocol: Protocol,
+        backend: &mut BackendState,
+        up: &mut Vec<u8>,
+    ) {
+        if !self.has_only_foreign_sequences(effects, backend) {
+            return;
+        }
+        match protocol {
+            Protocol::Simple if self.is_query_of_its_own(protocol) => self.forget_sequences(backend, up),
+            Protocol::Simple | Protocol::Extended => {
+                (backend.foreign_sequences, backend.unnamed) = (false, None);
+                self.run_hidden(FORGET_SEQUENCES, up);
+            }
+        }
+    }
+
     /// A statement is about to run that may ask for last values of sequences. True if the connection may have another session's,
     /// and can have none of this one's: nothing of it has run. (Had something, it may have advanced one; and whoever asks again is
     /// lent a connection without any.)
-    pub(super) fn has_only_foreign_sequences(&self, effects: &Effects, backend: &BackendState) -> bool {
+    fn has_only_foreign_sequences(&self, effects: &Effects, backend: &BackendState) -> bool {
         if !effects.reads_sequences {
             return false;
         }

@@ -2,7 +2,6 @@
 
 use super::requests::{Kind, Note, Request, Whose};
 use super::{BackendState, Core};
-
 use crate::statement::{Unnamed, UnnamedText};
 
 impl Core {
