@@ -8,6 +8,7 @@ mod action;
 mod event;
 mod counting;
 mod refusals;
+mod setup;
 #[doc(hidden)]
 pub mod still;
 #[cfg(test)]
@@ -23,16 +24,13 @@ pub use event::{Answer, Condition, Database, Event, Grounds, Moment, Overdue, Sh
 pub use refusals::not_reset;
 
 use counting::Clock;
-use refusals::{at, desync, no_random, untranslatable};
+use refusals::{desync, no_random, untranslatable};
 
 use crate::core::{Broken, Core, OutputBuffer, Then};
 use crate::reset::Proof;
 use crate::{BackendState, Facts, Interner, Own, PoolMode, SessionSettings};
 use wire::Severity;
 use wire::error::{Fault, Refusal, SqlState};
-
-/// How many connections may fail to take a session's settings before it is told.
-const MAX_SETUPS: u32 = 3;
 
 /// What a session begins with.
 #[derive(Debug)]
@@ -253,36 +251,6 @@ impl Conductor {
         Ok(None)
     }
 
-    /// Has the connection that was just lent reset, if another user had it, and gives it the session's settings. Until that is
-    /// done nothing of the client's is sent, so that nothing of it can run without them, and there is nothing to cancel.
-    fn lent<W: World>(&mut self, condition: Condition, input: &[u8], turn: &mut Turn<'_, '_, W>) -> Next {
-        self.lease = Lease::Held;
-        self.core.set_catalog(|known| turn.world.catalog(known));
-        if self.core.mode() == PoolMode::Transaction {
-            match condition {
-                Condition::AsItIs => self.attach(turn),
-                Condition::OfAnother => {
-                    let random = || turn.world.random().ok_or_else(no_random);
-                    let (seed, proof) = (random()?, Proof::new(random()?));
-                    self.core.reset(seed, proof, turn.up.buffer());
-                    turn.record(|all| all.reset = Some(Resets::Begun));
-                    self.clock.reset = Some(turn.world.now());
-                }
-            }
-        }
-        if self.core.is_setting_up() { Ok(None) } else { self.client_sent(input, turn) }
-    }
-
-    fn attach<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) {
-        let mut setup = Vec::new();
-        if let Some(backend) = &mut turn.backend {
-            self.core.attach(backend, &mut setup);
-        }
-        if !setup.is_empty() {
-            turn.up.buffer().extend_from_slice(&setup);
-        }
-    }
-
     fn upstream_sent<W: World>(&mut self, input: &[u8], turn: &mut Turn<'_, '_, W>) -> Next {
         let Some(backend) = turn.backend.as_deref_mut() else { return Ok(None) };
         let (was_setting_up, was_resetting) = (self.core.is_setting_up(), self.core.is_resetting());
@@ -406,28 +374,6 @@ impl Conductor {
             self.core.probe(proof, backend, turn.up.buffer());
         }
         Ok(())
-    }
-
-    /// The connection could not be reset, or did not take the session's settings, perhaps because of what it had from
-    /// another session (a short `statement_timeout`), or has ended: another one is tried before the client hears of it.
-    fn setup_failed<W: World>(&mut self, body: Option<Vec<u8>>, turn: &mut Turn<'_, '_, W>) -> Next {
-        let resetting = self.core.is_resetting();
-        self.setups_failed = self.setups_failed.saturating_add(1);
-        let most = if resetting { turn.world.database().most_resets } else { MAX_SETUPS };
-        if resetting {
-            self.clock.reset = None;
-            turn.record(|all| all.reset = Some(Resets::Failed));
-        }
-        if self.setups_failed >= most || self.core.pin().is_some() {
-            return Err(match body {
-                _ if resetting => at(turn, not_reset()).into(),
-                Some(body) => at(turn, Refusal::of_response(&body)).into(),
-                None => self.upstream_lost(UpstreamEnd::default(), turn).into(),
-            });
-        }
-        self.core.abandon_setup();
-        (self.lease, self.deferred) = (Lease::None, false);
-        Ok(Some(Step::Replace { running: resetting }))
     }
 
     fn listener_says<W: World>(

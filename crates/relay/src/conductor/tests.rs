@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::setup::MAX_SETUPS;
 use super::*;
 use server::Server;
 use still::{Still, Told, reported, session, tell};

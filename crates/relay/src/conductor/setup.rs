@@ -1,0 +1,74 @@
+//! A connection is made the session's own before anything of its client's is sent on it: reset, and given its settings.
+
+use super::event::{Condition, UpstreamEnd, World};
+use super::refusals::{at, no_random, not_reset};
+use super::{Conductor, Lease, Next, Resets, Step, Turn};
+use crate::PoolMode;
+use crate::reset::Proof;
+use wire::error::Refusal;
+
+/// How many connections may fail to take a session's settings before it is told.
+pub(super) const MAX_SETUPS: u32 = 3;
+
+impl Conductor {
+    /// Has the connection that was just lent reset, if another user had it, and gives it the session's settings. Until that is
+    /// done nothing of the client's is sent, so that nothing of it can run without them, and there is nothing to cancel.
+    pub(super) fn lent<W: World>(
+        &mut self,
+        condition: Condition,
+        input: &[u8],
+        turn: &mut Turn<'_, '_, W>,
+    ) -> Next {
+        self.lease = Lease::Held;
+        self.core.set_catalog(|known| turn.world.catalog(known));
+        if self.core.mode() == PoolMode::Transaction {
+            match condition {
+                Condition::AsItIs => self.attach(turn),
+                Condition::OfAnother => {
+                    let random = || turn.world.random().ok_or_else(no_random);
+                    let (seed, proof) = (random()?, Proof::new(random()?));
+                    self.core.reset(seed, proof, turn.up.buffer());
+                    turn.record(|all| all.reset = Some(Resets::Begun));
+                    self.clock.reset = Some(turn.world.now());
+                }
+            }
+        }
+        if self.core.is_setting_up() { Ok(None) } else { self.client_sent(input, turn) }
+    }
+
+    pub(super) fn attach<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) {
+        let mut setup = Vec::new();
+        if let Some(backend) = &mut turn.backend {
+            self.core.attach(backend, &mut setup);
+        }
+        if !setup.is_empty() {
+            turn.up.buffer().extend_from_slice(&setup);
+        }
+    }
+
+    /// The connection could not be reset, or did not take the session's settings, perhaps because of what it had from
+    /// another session (a short `statement_timeout`), or has ended: another one is tried before the client hears of it.
+    pub(super) fn setup_failed<W: World>(
+        &mut self,
+        body: Option<Vec<u8>>,
+        turn: &mut Turn<'_, '_, W>,
+    ) -> Next {
+        let resetting = self.core.is_resetting();
+        self.setups_failed = self.setups_failed.saturating_add(1);
+        let most = if resetting { turn.world.database().most_resets } else { MAX_SETUPS };
+        if resetting {
+            self.clock.reset = None;
+            turn.record(|all| all.reset = Some(Resets::Failed));
+        }
+        if self.setups_failed >= most || self.core.pin().is_some() {
+            return Err(match body {
+                _ if resetting => at(turn, not_reset()).into(),
+                Some(body) => at(turn, Refusal::of_response(&body)).into(),
+                None => self.upstream_lost(UpstreamEnd::default(), turn).into(),
+            });
+        }
+        self.core.abandon_setup();
+        (self.lease, self.deferred) = (Lease::None, false);
+        Ok(Some(Step::Replace { running: resetting }))
+    }
+}
