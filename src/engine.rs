@@ -5,6 +5,7 @@
 //! what a full socket did not take, and for a message that is not there whole.
 
 mod backlog;
+mod hearing;
 mod orders;
 mod steps;
 mod world;
@@ -30,8 +31,7 @@ pub(crate) use orders::{Order, OrderedBy, Orders, Signals, When};
 use policy::names::UserName;
 pub(crate) use relay::conductor::Cause;
 use relay::conductor::{
-    Actions, Closing, Conductor, Event, Grounds, Listening, Overdue, Phase, Shown, Statistics, Step,
-    UpstreamEnd, Wishes,
+    Actions, Closing, Conductor, Event, Grounds, Overdue, Phase, Shown, Statistics, Step, UpstreamEnd, Wishes,
 };
 use relay::{Gathered, Gathering};
 pub(crate) use statistics::SessionStatistics;
@@ -463,38 +463,6 @@ impl Engine {
         match done? {
             Some(Follow::Nothing) => Ok(true),
             Some(follow) => self.follow(follow, cx, out).map(|()| true),
-            None => Ok(false),
-        }
-    }
-
-    /// What the listener says, and what it delivers: between transactions.
-    fn hear_listener(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
-        let Some(subscription) = &self.subscription else { return Ok(false) };
-        let event = match self.wishes.listening {
-            // What came before that is the client's, though it listens to nothing any more.
-            Listening::Answer if subscription.is_pending() && subscription.is_settled() => {
-                match self.to_client.is_empty() {
-                    true => Some(Event::Notifications(Box::new(subscription.take()))),
-                    false => None,
-                }
-            }
-            Listening::Answer => subscription.answer().map(Box::new).map(Event::Listener),
-            Listening::Pause(_) if !self.to_client.is_empty() => None,
-            Listening::Pause(recall) => match subscription.has_paused(recall) {
-                Ok(false) => None,
-                Ok(true) => Some(Event::Paused(Box::new(subscription.take()))),
-                Err(refusal) => Some(Event::Paused(Box::new(Err(refusal)))),
-            },
-            _ if subscription.is_pending()
-                && self.wishes.takes_notifications
-                && self.to_client.is_empty() =>
-            {
-                Some(Event::Notifications(Box::new(subscription.take())))
-            }
-            _ => None,
-        };
-        match event {
-            Some(event) => self.follow(Follow::Say(event), cx, out).map(|()| true),
             None => Ok(false),
         }
     }
