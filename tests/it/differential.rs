@@ -518,9 +518,12 @@ pub(crate) fn arrive(address: SocketAddr, user: &str) -> Raw {
     )
 }
 
-/// Pool modes, each with how many connections the four sessions share.
+/// Pool modes, each with how many connections the eight sessions share.
 const POOLS: [(&str, usize); 4] =
-    [("transaction", 1), ("transaction", 2), ("transaction", 5), ("session", 5)];
+    [("transaction", 1), ("transaction", 2), ("transaction", 5), ("session", 8)];
+
+/// Whose the sessions are, by turns: all of them are one user upstream, and share the pool.
+const USERS: [&str; 2] = ["raw", "walks"];
 
 pub(crate) fn through(pool_mode: &str, pool_size: usize) -> Pgusher {
     let config =
@@ -549,8 +552,10 @@ fn compare(way: Way, numbers: Range<usize>) {
         let pgusher = through(pool_mode, pool_size);
         let address = pgusher.address();
         std::thread::scope(|scope| {
-            let sessions: Vec<_> =
-                numbers.clone().map(|number| scope.spawn(move || run(address, "raw", number))).collect();
+            let sessions: Vec<_> = numbers
+                .clone()
+                .map(|number| scope.spawn(move || run(address, USERS[number % 2], number)))
+                .collect();
             for (expected, (number, session)) in expected.iter().zip(numbers.clone().zip(sessions)) {
                 let got = session.join().unwrap();
                 for ((name, script), (got, expected)) in SCRIPTS.iter().zip(got.iter().zip(expected)) {
@@ -575,12 +580,12 @@ pub(crate) fn shown(messages: &[Message]) -> Vec<String> {
 
 #[test]
 fn scripts_in_the_simple_protocol_answer_as_they_do_directly() {
-    compare(simple, 1..5);
+    compare(simple, 1..9);
 }
 
 #[test]
 fn scripts_in_the_extended_protocol_answer_as_they_do_directly() {
-    compare(extended, 5..9);
+    compare(extended, 11..19);
 }
 
 const STATEMENTS: [&str; 43] = [
