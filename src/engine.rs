@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::cancel::Slot;
 use crate::pool::{Lease, Outcome, Pinned, Pool, Subscription, Waiter, waited_too_long};
 use crate::stats::Counter;
-use crate::stream::{Reader, Stream};
+use crate::stream::{Ending, Reader, Stream};
 use backlog::Backlog;
 pub(crate) use orders::{Order, OrderedBy, Orders, Signals, When};
 use policy::names::UserName;
@@ -36,7 +36,7 @@ use relay::conductor::{
 use relay::{Gathered, Gathering};
 pub(crate) use statistics::SessionStatistics;
 pub(crate) use timing::Timeouts;
-use timing::Timer;
+use timing::{Farewell, Timer};
 use wire::error::{Fault, Refusal, SqlState};
 use world::RealWorld;
 
@@ -128,6 +128,8 @@ pub(crate) struct Engine {
     to_client: Backlog,
     to_upstream: Backlog,
     timer: Timer,
+    /// The client has closed its side.
+    farewell: Option<Box<Farewell>>,
     bytes: (u64, u64),
     ending: Option<Box<Closing>>,
     started: bool,
@@ -180,6 +182,7 @@ impl Engine {
             to_client: Backlog::default(),
             to_upstream: Backlog::default(),
             timer: Timer::default(),
+            farewell: None,
             bytes: (0, 0),
             ending: None,
             started: false,
@@ -321,10 +324,11 @@ impl Engine {
     fn take_turn(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
         let Leasing::Waiting(waiter) = &self.leasing else { return Ok(false) };
         match waiter.poll(cx) {
-            Poll::Pending if self.client.has_ended(cx) => {
-                self.follow(Follow::Say(Event::ClientEnded), cx, out)?;
-            }
-            Poll::Pending => return Ok(false),
+            Poll::Pending => match self.client.end(cx) {
+                Some(Ending::Lost) => return self.client_ended(cx, out),
+                Some(Ending::Closed) if self.farewell.is_none() => return self.client_closed(cx, out),
+                _ => return Ok(false),
+            },
             Poll::Ready(Outcome::Granted(mut lease)) => {
                 let waited = u64::try_from(waiter.since.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.pool.stats().observe(Counter::WaitTime, waited);
@@ -392,13 +396,20 @@ impl Engine {
                 self.client_tail = Vec::new();
                 self.tell(Event::FromClient(&input[..tail + read]), cx, out).map(Some)
             }
-            Poll::Ready(_) => Ok(Some(Follow::Say(Event::ClientEnded))),
+            Poll::Ready(Ok(())) => return self.client_closed(cx, out),
+            Poll::Ready(Err(_)) => return self.client_ended(cx, out),
         };
         match done? {
             Some(Follow::Nothing) => Ok(true),
             Some(follow) => self.follow(follow, cx, out).map(|()| true),
             None => Ok(false),
         }
+    }
+
+    /// The client sends nothing more: whether it is gone is found out while it is owed something.
+    fn client_closed(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
+        self.farewell = Some(Box::default());
+        self.follow(Follow::Say(Event::ClientClosed), cx, out).map(|()| true)
     }
 
     fn client_ended(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
@@ -413,7 +424,8 @@ impl Engine {
         match Pin::new(&mut self.client).poll_read(cx, &mut buffer) {
             Poll::Pending => return Ok(false),
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
-            Poll::Ready(_) => return self.client_ended(cx, out),
+            Poll::Ready(Ok(())) => return self.client_closed(cx, out),
+            Poll::Ready(Err(_)) => return self.client_ended(cx, out),
         }
         let read = buffer.filled().len();
         self.bytes.0 += read as u64;
@@ -497,6 +509,11 @@ impl Engine {
                 true => self.client_ended(cx, out),
                 false => Ok(false),
             };
+        }
+        if let Some(farewell) = &mut self.farewell
+            && farewell.knocks(self.pool.control(), cx)
+        {
+            return self.follow(Follow::Say(Event::Knock), cx, out).map(|()| true);
         }
         let phase = self.wishes.phase;
         let query_timeout = match &self.leasing {

@@ -46,6 +46,15 @@ pub enum Stream {
     Client(Box<client::TlsStream<Socket>>),
 }
 
+/// How the other side of a socket has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It sends nothing more; whether it still reads cannot be told but by writing (shutdown(2), `SHUT_WR`).
+    Closed,
+    /// There is no connection any more.
+    Lost,
+}
+
 /// The addresses of one customer, as far as can be told from outside: one of IPv4, a /64 of IPv6, or all that come by a unix
 /// socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -238,12 +247,16 @@ impl Stream {
         }
     }
 
-    /// True if the other side has closed it and nothing is left to be read. It can be told without reading only
-    /// where there is no TLS, and on TCP; otherwise it is found out later.
-    pub fn has_ended(&mut self, cx: &mut Context<'_>) -> bool {
-        let Self::Plain(Socket::Tcp(tcp)) = self else { return false };
+    /// How the other side has ended it, if nothing is left to be read. It can be told without reading only where there is no
+    /// TLS, and on TCP; otherwise it is found out later.
+    pub fn end(&mut self, cx: &mut Context<'_>) -> Option<Ending> {
+        let Self::Plain(Socket::Tcp(tcp)) = self else { return None };
         let mut byte = [0];
-        matches!(tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte)), Poll::Ready(Ok(0) | Err(_)))
+        match tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
+            Poll::Ready(Ok(0)) => Some(Ending::Closed),
+            Poll::Ready(Err(_)) => Some(Ending::Lost),
+            Poll::Ready(Ok(_)) | Poll::Pending => None,
+        }
     }
 
     /// Whether it is under TLS.

@@ -21,6 +21,30 @@ const QUERY_GRACE: Duration = Duration::from_secs(1);
 /// How long a connection may take to be reset before it is closed and another taken.
 const MAX_RESET: Duration = Duration::from_secs(5);
 
+/// How long a client that has closed its side is left alone before it is found out whether it is there: at first, as whoever is
+/// gone answers that at once, and later.
+const KNOCKS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// A client that sends nothing more and is owed answers.
+#[derive(Default)]
+pub(super) struct Farewell {
+    timer: Timer,
+    knocks: u8,
+}
+
+impl Farewell {
+    /// True if it is to be sent something now; otherwise the task is woken when it is.
+    pub(super) fn knocks(&mut self, clock: &Handle, cx: &mut Context<'_>) -> bool {
+        let after = if self.knocks < 2 { KNOCKS.0 } else { KNOCKS.1 };
+        let is_time = self.timer.is_over(Kind::Knocking, after, clock, cx);
+        if is_time {
+            self.timer.progress();
+            self.knocks = self.knocks.saturating_add(1);
+        }
+        is_time
+    }
+}
+
 /// What is timed: a phase begins anew when this changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -28,6 +52,8 @@ pub(super) enum Kind {
     Writing,
     /// The session waits for a connection.
     Waiting,
+    /// It is found out whether the client is there.
+    Knocking,
     /// It does something else.
     Phase(Phase),
 }

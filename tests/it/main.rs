@@ -33,6 +33,7 @@ mod faults;
 mod folded;
 mod free;
 mod grants;
+mod halves;
 mod hidden;
 mod hostile;
 mod isolation;

@@ -729,3 +729,39 @@ fn later_logins_have_the_databases_defaults_of_then() {
     assert_eq!(later.value("SHOW TimeZone"), "Europe/Lisbon");
     assert_eq!(later.value("CREATE TABLE x ()").split(' ').next(), Some("25006"));
 }
+
+#[test]
+fn a_session_whose_role_was_dropped_is_refused_until_it_gives_it_up() {
+    let pgusher = one_connection();
+    let dev = &pair().dev;
+    let opened = || pgusher.log().matches("upstream connection opened").count();
+    let batch = |sql: &str| [parse("", sql), bind("", "", &[]), execute(), sync()].concat();
+    for way in ["simple", "extended"] {
+        let bytes = |sql: &str| if way == "simple" { query(sql) } else { batch(sql) };
+        for give_up in ["RESET ROLE", "SET ROLE NONE", "DISCARD ALL", "SET SESSION AUTHORIZATION DEFAULT"] {
+            dev.sql("dev", "CREATE ROLE brief; GRANT brief TO app");
+            let mut raw = Raw::login(pgusher.address(), "raw");
+            done(&mut raw, "SET ROLE brief; SET work_mem = '7MB'");
+            assert_eq!(raw.value("SELECT current_user"), "brief");
+            dev.sql("dev", "DROP ROLE brief");
+            // The connection serves another session.
+            assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT current_user"), "app");
+            let before = opened();
+            for _ in 0..20 {
+                let answer = raw.ask(&bytes("SELECT current_user"));
+                assert_eq!(answer.iter().map(|m| m.tag).collect::<String>(), "EZ", "{way}, {give_up}");
+                assert_eq!((answer[0].field('S'), answer[0].field('C')), ("ERROR".into(), "22023".into()));
+                assert!(answer[0].field('M').contains("brief"), "{answer:?}");
+            }
+            assert!(opened() - before <= 1, "a connection is not given up for each statement");
+            // Not even together with what gives it up.
+            let both = raw.ask(&query("RESET ROLE; SELECT 1"));
+            assert_eq!(both[0].field('C'), "22023");
+            let answer = raw.ask(&bytes(give_up));
+            assert!(!answer.iter().any(|m| m.tag == 'E'), "{way}, {give_up}: {answer:?}");
+            assert_eq!(raw.value("SELECT current_user"), "app");
+            let work_mem = if give_up == "DISCARD ALL" { "4MB" } else { "7MB" };
+            assert_eq!(raw.value("SHOW work_mem"), work_mem, "{way}, {give_up}");
+        }
+    }
+}

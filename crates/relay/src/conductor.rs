@@ -72,6 +72,8 @@ pub struct Conductor {
     leaving: bool,
     /// How much of the client's next message must be there before it is looked at.
     need: u32,
+    /// The upstream does not let the session have its role any more, in these words.
+    lost_role: Option<Box<Refusal>>,
     /// How many connections have failed to be set up, one after the other.
     setups_failed: u32,
     /// Whether the engine has the pool's permit to keep the connection.
@@ -132,6 +134,7 @@ impl Conductor {
             deferred: false,
             leaving: false,
             need: 0,
+            lost_role: None,
             setups_failed: 0,
             permitted: false,
             overdue: None,
@@ -145,7 +148,12 @@ impl Conductor {
             && let Event::FromClient(input) = event
             && self.core.asks_for_a_connection(input)
         {
-            return self.lend();
+            return match self.lost_role.take() {
+                Some(refusal) if !self.core.gives_up_role(input) => {
+                    self.without_role(refusal, input, grounds.down)
+                }
+                _ => self.lend(),
+            };
         }
         let Grounds { backend, written, up, down, statistics, world } = grounds;
         let (of_client, of_upstream): (&[u8], &[u8]) = match event.shown() {
@@ -211,6 +219,10 @@ impl Conductor {
             }
             Event::Permitted(true) => self.permitted = true,
             Event::Permitted(false) => return Err(self.too_many_pinned(turn).into()),
+            // As if it had said goodbye: what it has asked for is done and answered before.
+            Event::ClientClosed => self.leaving = true,
+            Event::Knock if self.core.between_messages() => self.core.repeat_a_setting(turn.down.buffer()),
+            Event::Knock => {}
             Event::ClientEnded => return Err(Cause::Client.into()),
             // Nothing of the client's was sent on it: it need not know.
             Event::UpstreamEnded(_) if self.core.is_setting_up() => return self.setup_failed(None, turn),
@@ -331,7 +343,8 @@ impl Conductor {
         {
             return Ok(step);
         }
-        match self.leaving && (self.core.is_clients_turn() || self.core.awaits_client()) {
+        let waits = self.deferred || matches!(self.lease, Lease::Waiting { .. });
+        match self.leaving && !waits && (self.core.is_clients_turn() || self.core.awaits_client()) {
             true => Err(Cause::Client.into()),
             false => Ok(Step::Wait),
         }

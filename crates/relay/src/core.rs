@@ -2,6 +2,7 @@
 //! cut as they happen to be, and answers how much of a piece it has dealt with; what is left is shown again with more behind it.
 //! What goes out is ranges of the input as long as nothing has to be changed.
 
+mod bound;
 mod channels;
 mod doubts;
 mod extended;
@@ -459,6 +460,13 @@ impl Core {
     /// True if an error can be put in between what the client gets: no message has been begun and not ended.
     pub(crate) fn between_messages(&self) -> bool {
         self.position.between_messages()
+    }
+
+    /// Says something to the client that changes nothing for it: the value of a setting that it was told last.
+    pub(crate) fn repeat_a_setting(&self, down: &mut Vec<u8>) {
+        if let Some((name, value)) = self.facts.settings().last_told() {
+            wire::parameter_status(down, name, value);
+        }
     }
 
     /// Why the session keeps its connection.

@@ -263,6 +263,11 @@ impl SessionSettings {
         news
     }
 
+    /// A setting of which the client was told, with the value that it was told last.
+    pub fn last_told(&self) -> Option<(&[u8], &[u8])> {
+        self.told.iter().next()
+    }
+
     /// A setting is back at the upstream's default; the session goes back to what it set at startup. The next
     /// connection is given that, and the client told.
     pub fn reset(&mut self, name: &[u8]) {

@@ -10,6 +10,7 @@ mod lexer;
 mod names;
 mod outside;
 mod pids;
+mod roles;
 pub mod scan;
 pub mod words;
 
@@ -21,6 +22,7 @@ pub use effects::Effects;
 use lexer::Token;
 pub use names::NameUse;
 pub use pids::{Call, Operand, PidUse, Signal};
+pub use roles::gives_up_role;
 pub use scan::{Scan, is_suspicious};
 
 /// Why a session keeps its upstream connection beyond its transactions.

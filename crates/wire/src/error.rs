@@ -39,6 +39,8 @@ impl SqlState {
     pub const UNKNOWN_DATABASE: Self = Self("3D000");
     /// `syntax_error`
     pub const SYNTAX_ERROR: Self = Self("42601");
+    /// `invalid_parameter_value`
+    pub const INVALID_PARAMETER: Self = Self("22023");
     /// `insufficient_privilege`
     pub const INSUFFICIENT_PRIVILEGE: Self = Self("42501");
     /// `undefined_object`

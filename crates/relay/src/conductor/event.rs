@@ -27,7 +27,11 @@ pub enum Event<'a> {
     Permitted(bool),
     /// Whether there was a session that this one may signal: the answer to [`Step::Signal`](super::Step::Signal).
     Signalled(Reached),
-    /// The client has ended its connection, or does not take what it is sent.
+    /// The client sends nothing more, but may still read: it has closed its side, or all of the connection.
+    ClientClosed,
+    /// Whether such a client is still there is to be found out, by sending it something.
+    Knock,
+    /// The client has lost its connection, or does not take what it is sent.
     ClientEnded,
     /// The upstream has ended its connection; why, if that is known, and whether it did within a message.
     UpstreamEnded(Box<UpstreamEnd>),

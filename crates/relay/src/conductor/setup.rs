@@ -2,7 +2,7 @@
 
 use super::event::{Condition, UpstreamEnd, World};
 use super::refusals::{at, no_random, not_reset};
-use super::{Conductor, Lease, Next, Resets, Step, Turn};
+use super::{Actions, Conductor, Lease, Next, Resets, Step, Turn};
 use crate::PoolMode;
 use crate::reset::Proof;
 use wire::error::Refusal;
@@ -60,6 +60,13 @@ impl Conductor {
             self.clock.reset = None;
             turn.record(|all| all.reset = Some(Resets::Failed));
         }
+        let refused = body.as_deref().filter(|_| !resetting).map(Refusal::of_response);
+        if let Some(refusal) = refused.filter(|refusal| self.core.is_refused_its_role(refusal)) {
+            self.lost_role = Some(Box::new(at(turn, refusal)));
+            self.core.abandon_setup();
+            (self.lease, self.deferred, self.setups_failed) = (Lease::None, false, 0);
+            return Ok(Some(Step::Replace { running: false }));
+        }
         if self.setups_failed >= most || self.core.pin().is_some() {
             return Err(match body {
                 _ if resetting => at(turn, not_reset()).into(),
@@ -70,5 +77,25 @@ impl Conductor {
         self.core.abandon_setup();
         (self.lease, self.deferred) = (Lease::None, false);
         Ok(Some(Step::Replace { running: resetting }))
+    }
+
+    /// The session's role was dropped, or may not be its any more: without it a statement could do more than it may, so each is
+    /// refused until the session gives the role up.
+    pub(super) fn without_role<'a>(
+        &mut self,
+        refusal: Box<Refusal>,
+        input: &[u8],
+        down: &'a mut Vec<u8>,
+    ) -> Actions<'a> {
+        down.clear();
+        self.core.refuse(input, &refusal, down);
+        self.lost_role = Some(refusal);
+        Actions {
+            consumed: 0,
+            to_client: down,
+            to_upstream: &[],
+            step: Step::ShowClient,
+            wishes: self.wishes(),
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The messages that name statements: whether the upstream has what they name, and under which name.
 
+use super::bound::Bound;
 use super::from_client::{Incoming, Step, Wires};
 use super::names::{NamesIn, names};
 use super::pids::Verdict;
@@ -174,14 +175,14 @@ impl Core {
         {
             return step;
         }
-        let Wires { backend, up, .. } = wires;
-        if effects.as_deref().is_some_and(|effects| self.waits_to_lend_names(effects, up)) {
+        if effects.as_deref().is_some_and(|effects| self.waits_to_lend_names(effects, wires.up)) {
             return Step::Defer;
         }
-        let number = match self.number_of(kind, &named, backend, up) {
+        let number = match self.number_of(kind, &named, names, wires) {
             Place::Under(number) => number,
             Place::Nowhere(step) => return step,
         };
+        let Wires { backend, up, .. } = wires;
         if let Some(effects) = effects {
             self.note_run(&effects, Some(number), backend, up.buffer());
             if effects.lists_names && self.statements.is_lent(name) {
@@ -249,15 +250,21 @@ impl Core {
         &mut self,
         kind: Kind,
         named: &Named,
-        backend: &mut BackendState,
-        up: &mut OutputBuffer<'_>,
+        names: &NamesIn<'_>,
+        wires: &mut Wires<'_, '_>,
     ) -> Place {
+        let Wires { backend, up, .. } = wires;
         match self.statements.take_outcome(named.request) {
             Some(Outcome::Same(number)) => return Place::Under(number),
             Some(Outcome::Differs) => {
                 let message = "cached plan must not change result type";
                 let refusal = Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, message);
-                self.refuse_request(&refusal, up.buffer());
+                let described = named.shape().filter(|_| kind == Kind::Describe);
+                self.refuse_behind(
+                    described.map_or(Vec::new(), |shape| shape.described()),
+                    &refusal,
+                    up.buffer(),
+                );
                 return Place::Nowhere(Step::Streams(Remainder::Drop));
             }
             None => {}
@@ -271,6 +278,13 @@ impl Core {
         }
         if let (Held::Yes(number), true) = (held, self.statements.is_trusted()) {
             return Place::Under(number);
+        }
+        if kind == Kind::Bind
+            && let Some(message) = miscounted(named, names)
+        {
+            // In a failed transaction it cannot be prepared for that to be found out.
+            self.refuse_request(&Refusal::protocol(message), up.buffer());
+            return Place::Nowhere(Step::Streams(Remainder::Drop));
         }
         if kind == Kind::Describe {
             // In a failed transaction nothing can be prepared. What is still to be answered may make it fail.
@@ -288,7 +302,10 @@ impl Core {
         }
         match self.prepare_again(named, backend, up) {
             Some(number) => Place::Under(number),
-            None => Place::Nowhere(Step::Defer),
+            None => {
+                self.statements.wait_to_describe(named.shape().filter(|_| kind == Kind::Describe).cloned());
+                Place::Nowhere(Step::Defer)
+            }
         }
     }
 
@@ -353,4 +370,11 @@ impl Core {
         self.position.requests_mut().push(Kind::Close);
         wires.up.pass(message.range());
     }
+}
+
+/// Why a `Bind` of a statement does not fit what its client was told of it: its parameters are too few or too many.
+fn miscounted(named: &Named, names: &NamesIn<'_>) -> Option<String> {
+    let parameters = named.shape()?.parameters().first_chunk()?;
+    let name = names.statement.unwrap_or_default();
+    Bound::read(names.after)?.miscounted(name, u16::from_be_bytes(*parameters))
 }

@@ -464,6 +464,10 @@ impl Core {
             },
             _ => None,
         };
+        let described = self.statements.take_described();
+        if let Some(shape) = described.filter(|_| !replays && is_prepared_again(&skipped, body)) {
+            down.buffer().extend_from_slice(&shape.described());
+        }
         self.undo(skipped, backend);
         match refused {
             Some(error) if !self.position.has_sent_fatal() => {
@@ -566,4 +570,11 @@ impl Core {
         }
         news(self.facts.settings_mut().report(name, value))
     }
+}
+
+/// True if it is a statement that could not be prepared again which has failed so, and not because its transaction had before.
+fn is_prepared_again(skipped: &[Request], body: Option<&[u8]>) -> bool {
+    let is_again =
+        |first: &Request| first.is_hidden() && matches!(first.note.as_deref(), Some(Note::Prepared(_)));
+    skipped.first().is_some_and(is_again) && body.and_then(|b| wire::error_field(b, b'C')) != Some(b"25P02")
 }

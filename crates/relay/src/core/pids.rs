@@ -2,6 +2,7 @@
 //! the number of a process (`BackendKeyData`, `pg_backend_pid()`, its own notifications), and whoever may can cancel or end it by that.
 
 use super::Core;
+use super::bound::Bound;
 use super::from_client::{Incoming, Step};
 use super::position::Transaction;
 use crate::bearing::Bearing;
@@ -206,56 +207,6 @@ fn instead(call: &Call, result: &str) -> String {
         sql.push_str(&format!(" {word} ${number}::pg_catalog.int8 IS NOT NULL"));
     }
     sql
-}
-
-/// The parameters of a `Bind`, of which this stands behind the statement's name (manual, "Message Formats").
-struct Bound<'a> {
-    formats: &'a [u8],
-    count: u16,
-    values: &'a [u8],
-}
-
-impl<'a> Bound<'a> {
-    fn read(bound: &'a [u8]) -> Option<Self> {
-        let (formats, rest) = bound.split_first_chunk()?;
-        let (formats, rest) = rest.split_at_checked(2 * usize::from(u16::from_be_bytes(*formats)))?;
-        let (count, values) = rest.split_first_chunk()?;
-        Some(Self { formats, count: u16::from_be_bytes(*count), values })
-    }
-
-    /// Whether the parameter at this place is in binary.
-    fn is_binary(&self, at: usize) -> Option<bool> {
-        let (all, _) = self.formats.as_chunks::<2>();
-        match all {
-            [] => Some(false),
-            [one] => Some(*one == [0, 1]),
-            all => all.get(at).map(|one| *one == [0, 1]),
-        }
-    }
-
-    /// The parameter of this number, from 1, if it is a number that is not negative.
-    fn number(&self, number: u16) -> Option<u32> {
-        if number > self.count {
-            return None;
-        }
-        let mut rest = self.values;
-        for at in 1..=number {
-            let (length, behind) = rest.split_first_chunk()?;
-            // A NULL has length -1.
-            let length = usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
-            let (value, behind) = behind.split_at_checked(length)?;
-            if at == number {
-                return match (self.is_binary(usize::from(number) - 1)?, value.len()) {
-                    (false, _) => str::from_utf8(value.trim_ascii()).ok()?.parse().ok(),
-                    (true, 4) => Some(u32::from_be_bytes(*value.first_chunk()?)),
-                    (true, 8) => u32::try_from(u64::from_be_bytes(*value.first_chunk()?)).ok(),
-                    (true, _) => None,
-                };
-            }
-            rest = behind;
-        }
-        None
-    }
 }
 
 /// Whom a call signals that is run, or bound with these parameters; `None` if PostgreSQL would refuse them, or the number is none that a

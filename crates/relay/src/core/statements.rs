@@ -9,7 +9,7 @@ use super::hand_over::Protocol;
 use super::position::Transaction;
 use super::replay::Replay;
 use crate::sql::{Effects, PidUse};
-use crate::statement::{Interner, Named, Names, Statement, Told, Unnamed, UnnamedText, significant};
+use crate::statement::{Interner, Named, Names, Shape, Statement, Told, Unnamed, UnnamedText, significant};
 
 /// See the module.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub(super) struct Statements {
     in_sql: Option<Box<InSql>>,
     /// The statement, by the request that gave its name, that was prepared again and compared, for the message that waits for it.
     outcome: Option<(u64, Outcome)>,
+    /// What a `Describe` that waits for that was told.
+    describes: Option<Arc<Shape>>,
 }
 
 /// Names that SQL uses which is under way.
@@ -86,6 +88,7 @@ impl Statements {
             replay,
             in_sql: None,
             outcome: None,
+            describes: None,
         }
     }
 
@@ -137,7 +140,18 @@ impl Statements {
 
     /// What came of that, if a message has waited for it: said once.
     pub(super) fn take_outcome(&mut self, request: u64) -> Option<Outcome> {
+        self.describes = None;
         self.outcome.take().filter(|(compared, _)| *compared == request).map(|(_, outcome)| outcome)
+    }
+
+    /// A statement of this shape is being prepared again, and compared, for a `Describe` of it; or for something else.
+    pub(super) fn wait_to_describe(&mut self, shape: Option<Arc<Shape>>) {
+        self.describes = shape;
+    }
+
+    /// The shape, if a `Describe` waited: said once.
+    pub(super) fn take_described(&mut self) -> Option<Arc<Shape>> {
+        self.describes.take()
     }
 
     /// So many of the names, at the most.

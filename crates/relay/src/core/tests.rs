@@ -40,6 +40,11 @@ fn bind(name: &str) -> Vec<u8> {
     m(b'B', format!("\0{name}\0\0\0\0\0\0\0").as_bytes())
 }
 
+/// The same with one parameter, a NULL.
+fn bind_one(name: &str) -> Vec<u8> {
+    m(b'B', &[format!("\0{name}\0\0\0\0\x01").as_bytes(), &[0xff, 0xff, 0xff, 0xff, 0, 0]].concat())
+}
+
 /// What a server says of a statement with these parameters, and a column of this name.
 fn described(parameters: &[u32], column: Option<&str>) -> Vec<u8> {
     let mut types = u16::try_from(parameters.len()).unwrap().to_be_bytes().to_vec();
@@ -197,7 +202,7 @@ fn what_is_prepared_again_has_the_types_that_were_told_and_is_compared_before_it
         bench.client(&[parse("a", "SELECT 1 WHERE $1"), m(b'S', b"")].concat());
         bench.upstream(&[m(b'1', b""), described(&[16], Some("a")), m(b'Z', b"I")].concat());
         bench.backend = BackendState::new(Arc::default(), 100, Some(8));
-        let batch = [bind("a"), m(b'S', b"")].concat();
+        let batch = [bind_one("a"), m(b'S', b"")].concat();
         let (up, _, taken) = bench.client(&batch);
         assert_eq!((Bench::tags(&up).as_str(), taken.then, taken.consumed), ("PDH", Then::Defer, 0));
         assert!(up.windows(6).any(|bytes| bytes == b"\0\x01\0\0\0\x10"), "its type goes with it");
@@ -216,6 +221,25 @@ fn what_is_prepared_again_has_the_types_that_were_told_and_is_compared_before_it
         let refused = memchr::memmem::find(&down, b"Mcached plan must not change result type").is_some();
         assert_eq!(refused, expected == "EZ", "{column:?}");
         assert!(bench.core.may_release());
+    }
+}
+
+/// Where the connection does not have it, and perhaps cannot be given it, as the transaction has failed.
+#[test]
+fn parameters_that_are_too_few_or_too_many_are_refused_as_postgresql_does() {
+    for (bound, expected) in [
+        (bind("a"), "Mbind message supplies 0 parameters, but prepared statement \"a\" requires 1\0"),
+        (m(b'B', b"\0a\0\0\x02\0\0\0\0\0\0\0\0"), "Mbind message has 2 parameter formats but 0 parameters\0"),
+    ] {
+        let mut bench = Bench::new();
+        bench.client(&[parse("a", "SELECT 1 WHERE $1"), m(b'S', b"")].concat());
+        bench.upstream(&[m(b'1', b""), described(&[16], Some("a")), m(b'Z', b"I")].concat());
+        bench.backend = BackendState::new(Arc::default(), 100, Some(8));
+        let (up, ..) = bench.client(&[bound, m(b'S', b"")].concat());
+        assert_eq!(Bench::tags(&up), "DS", "the upstream fails, too");
+        let down = bench.upstream(&[m(b'E', b"SERROR\0C25P02\0Mno\0\0"), m(b'Z', b"E")].concat());
+        assert_eq!(Bench::tags(&down), "EZ");
+        assert!(memchr::memmem::find(&down, expected.as_bytes()).is_some(), "{}", down.escape_ascii());
     }
 }
 
@@ -276,7 +300,8 @@ fn what_has_gone_before_it_was_described_is_waited_for() {
     let mut bench = Bench::new();
     bench.backend.max_prepared = 1;
     let batch =
-        [parse("a", "INSERT INTO t VALUES ($1)"), parse("b", "SELECT 1"), bind("a"), m(b'S', b"")].concat();
+        [parse("a", "INSERT INTO t VALUES ($1)"), parse("b", "SELECT 1"), bind_one("a"), m(b'S', b"")]
+            .concat();
     let (up, _, taken) = bench.client(&batch);
     assert_eq!((Bench::tags(&up).as_str(), taken.then), ("PDPCDH", Then::Defer));
     let rest = &batch[taken.consumed..];

@@ -61,6 +61,13 @@ impl Shape {
         &self.described.parameters
     }
 
+    /// What is answered to a `Describe` before its columns are looked at, and found to be others: its `ParameterDescription`.
+    pub fn described(&self) -> Vec<u8> {
+        let mut answer = Vec::new();
+        wire::message(&mut answer, b't', |out| out.extend_from_slice(self.parameters()));
+        answer
+    }
+
     /// True if it has no columns.
     pub fn has_no_columns(&self) -> bool {
         self.described.columns.is_none()
