@@ -385,6 +385,48 @@ fn what_is_done_unseen_for_a_session_that_listens_leaves_no_portal_and_takes_non
     assert_eq!(one.tags(&suspended.concat()), "12Ds1DDCZ");
 }
 
+/// In a failed transaction nothing is done unseen: what is wrong with the text is said first, as directly; and once it has ended, in
+/// the same pipeline, the channels are there again.
+#[test]
+fn what_names_channels_in_a_failed_transaction_is_answered_as_directly() {
+    let pgusher = one_connection();
+    let batch = |sql: &str| [parse("", sql), bind("", "", &[]), execute(), sync()].concat();
+    let state = |answer: &[Message]| answer.iter().find(|m| m.tag == 'E').map(|m| m.field('C'));
+    let mut one = Raw::login(pgusher.address(), "raw");
+    done(&mut one, "LISTEN failed_news");
+    assert_eq!(one.value("SHOW pgusher.pin"), "");
+    for ahead in ["", "SELECT 1"] {
+        one.ask(&query("BEGIN; SELECT 1/0"));
+        let mut sent = batch("DISCARD ALL; SELECT 1");
+        if !ahead.is_empty() {
+            sent = [batch(ahead), sent].concat();
+            one.send(&sent);
+            assert_eq!(state(&one.until_ready()).as_deref(), Some("25P02"));
+            assert_eq!(state(&one.until_ready()).as_deref(), Some("42601"));
+        } else {
+            assert_eq!(state(&one.ask(&sent)).as_deref(), Some("42601"));
+        }
+        assert_eq!(state(&one.ask(&batch("LISTEN more_news"))).as_deref(), Some("25P02"));
+        // Behind its end, in one pipeline; and in one batch.
+        if ahead.is_empty() {
+            one.send(&[batch("ROLLBACK"), batch("LISTEN more_news")].concat());
+            assert_eq!((state(&one.until_ready()), state(&one.until_ready())), (None, None));
+        } else {
+            let ends = batch("ROLLBACK");
+            let listens = [&ends[..ends.len() - sync().len()], &batch("LISTEN more_news")].concat();
+            assert_eq!(state(&one.ask(&listens)), None);
+        }
+        let mut other = Raw::login(pgusher.address(), "raw");
+        done(&mut other, "NOTIFY failed_news, '1'; NOTIFY more_news, '2'");
+        let mut heard = Vec::new();
+        while heard.len() < 2 {
+            heard.push(told(&one.next().expect("what was notified")));
+        }
+        assert_eq!(heard, ["failed_news 1", "more_news 2"]);
+        done(&mut one, "UNLISTEN more_news");
+    }
+}
+
 /// What was committed before an `UNLISTEN` is told, with it or behind it: its commit comes later.
 #[test]
 fn what_was_notified_before_an_unlisten_is_told() {

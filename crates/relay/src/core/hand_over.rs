@@ -122,6 +122,13 @@ impl Core {
         up: &mut Vec<u8>,
     ) {
         let transaction = self.position.transaction();
+        // Nothing takes effect there but its end; and what is wrong with the text is said before that.
+        let requests = self.position.requests();
+        let is_failed = transaction == Transaction::Failed;
+        let stays_failed = is_failed && !requests.has_an_end() && requests.has_executed_nothing();
+        if stays_failed && protocol == Protocol::Extended {
+            return;
+        }
         let Some(statements) = self.channels.recall(effects, transaction, backend.pid) else { return };
         backend.unnamed = None;
         // LISTEN takes effect when its transaction ends: where none has begun, it has one of its own. And DISCARD ALL may not come

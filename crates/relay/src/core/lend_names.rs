@@ -32,10 +32,16 @@ impl Core {
     /// True if that is to be dealt with when what is under way is answered: what a name stands for depends on that, or whether
     /// anything can be prepared.
     pub(super) fn waits_to_lend_names(&mut self, effects: &Effects, up: &mut OutputBuffer<'_>) -> bool {
+        let may_defer = self.position.may_defer();
+        let ends =
+            self.position.transaction() == Transaction::Failed && self.position.requests().has_an_end();
+        if ends && (effects.channels || effects.notifies) && self.has_channels() && may_defer {
+            // Whether the connection can listen to them depends on whether that transaction has ended.
+            return true;
+        }
         if !self.uses_names(effects) {
             return false;
         }
-        let may_defer = self.position.may_defer();
         // Whether a name is the protocol's or SQL's own, its Parse decides.
         if self.residue.has_sql_names() && may_defer && !self.position.requests().only_local() {
             self.ask_for_all_answers(up.buffer());
