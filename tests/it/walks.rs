@@ -243,7 +243,7 @@ type Step = (Vec<u8>, Vec<Message>);
 fn walked(address: SocketAddr, user: &str, number: usize, seed: u64, steps: usize) -> Vec<Step> {
     let mut random = Random(seed + number as u64);
     let mut raw = begin(address, user, number);
-    let mut answers = Vec::new();
+    let (mut answers, mut notified) = (Vec::new(), Vec::new());
     for step in 0..steps {
         let mut bytes = [burst(&mut random, number), sync()].concat();
         // A transaction may go on; what keeps a connection is given back now and then.
@@ -263,6 +263,9 @@ fn walked(address: SocketAddr, user: &str, number: usize, seed: u64, steps: usiz
             assert!(!is_lost, "seed {seed:#x}, walk {number}, step {step}: {some:?}");
             answer.extend(in_order(some.into_iter().map(normal).collect()));
         }
+        // What it has notified itself PostgreSQL tells it later, while somebody else's is being committed.
+        let (told, answer): (Vec<_>, Vec<_>) = answer.into_iter().partition(|message| message.tag == 'A');
+        notified.extend(told);
         answers.push((bytes, answer));
         if step % 20 == 19 {
             // Nothing keeps a connection any more, whatever was done.
@@ -275,6 +278,7 @@ fn walked(address: SocketAddr, user: &str, number: usize, seed: u64, steps: usiz
         }
     }
     raw.ask(&query("DISCARD ALL"));
+    answers.push((b"what it was notified of".to_vec(), notified));
     answers
 }
 

@@ -167,14 +167,23 @@ enum Stage {
     Asked,
     /// The marker could not be sent: it is sent again.
     Unmarked,
-    /// The marker was sent; whether it has come back.
-    Marking { seen: bool },
+    /// The marker was sent; what of it has come back.
+    Marking(Marking),
     /// It has.
     Marked,
     /// The connection is told to listen no more.
     Unlistening,
     /// It does not: the listener has still to say that it delivers.
     Settling,
+}
+
+/// What has come of a marker. PostgreSQL tells a session what it has notified itself with the end of its transaction; but if another
+/// that has notified is just being committed, it comes behind that (`asyncQueueReadAllNotifications`), and so behind the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Marking {
+    Nothing,
+    Seen,
+    Answered,
 }
 
 impl Channels {
@@ -267,7 +276,7 @@ impl Channels {
         let all = self.0.as_mut()?;
         let channel = identifier(&mark.channel);
         let payload = mark.payload(Mark::MARKER, all.number, pid);
-        (all.mark, all.stage) = (Some(mark), Stage::Marking { seen: false });
+        (all.mark, all.stage) = (Some(mark), Stage::Marking(Marking::Nothing));
         Some(format!("LISTEN {channel};NOTIFY {channel},{payload}"))
     }
 
@@ -299,9 +308,10 @@ impl Channels {
         all.interrupted.steps += u8::from(failed);
         all.stage = match all.stage {
             _ if all.interrupted.steps > MAX_INTERRUPTED => return false,
-            Stage::Marking { .. } if failed => Stage::Unmarked,
+            Stage::Marking(_) if failed => Stage::Unmarked,
             Stage::Unlistening if failed => Stage::Marked,
-            Stage::Marking { seen: true } => Stage::Marked,
+            Stage::Marking(Marking::Seen) => Stage::Marked,
+            Stage::Marking(Marking::Nothing) => Stage::Marking(Marking::Answered),
             Stage::Unlistening => Stage::Settling,
             _ => return false,
         };
@@ -329,13 +339,17 @@ impl Channels {
             {
                 *delivery = Delivery::Pausing;
             }
-            if let Stage::Marking { seen } = &mut all.stage {
-                *seen |= said == Some((mark.id, Mark::MARKER, all.number));
+            if said == Some((mark.id, Mark::MARKER, all.number)) {
+                all.stage = match std::mem::take(&mut all.stage) {
+                    Stage::Marking(Marking::Nothing) => Stage::Marking(Marking::Seen),
+                    Stage::Marking(Marking::Answered) => Stage::Marked,
+                    other => other,
+                };
             }
             return false;
         }
         match &all.stage {
-            Stage::Marking { seen: true } | Stage::Marked | Stage::Unlistening => false,
+            Stage::Marking(Marking::Seen) | Stage::Marked | Stage::Unlistening => false,
             _ => {
                 let carried = all.carried.binary_search_by(|carried| carried.as_bytes().cmp(channel));
                 all.recall.delivers() || carried.is_err()
@@ -448,15 +462,21 @@ mod tests {
     }
 
     #[test]
-    fn a_marker_that_did_not_come_back_hands_nothing_over() {
+    fn a_marker_that_comes_behind_its_answer_is_waited_for() {
         let mut channels = Channels::default();
         assert!(!channels.handed_over());
         channels.found(names(&["a"]));
         channels.ask();
         channels.mark(mark(), Some(9)).expect("the marker is sent");
         channels.delivers(&said(Mark::MARKER, 2));
-        channels.delivers(&notified("a"));
-        assert!(!channels.handed_over(), "the marker of another hand-over");
+        assert!(channels.handed_over());
+        assert!(channels.go_on(Some(9)).is_none(), "that was the marker of another hand-over");
+        assert!(channels.delivers(&notified("a")), "the listener does not deliver what comes before");
+        assert!(!channels.handed_over(), "it was answered already");
+        channels.delivers(&said(Mark::MARKER, 1));
+        assert!(!channels.delivers(&notified("a")));
+        assert_eq!(channels.go_on(Some(9)).as_deref(), Some("UNLISTEN *"));
+        assert!(channels.handed_over() && channels.is_settling());
     }
 
     /// A cancel that meets the hand-over is none of the client's business.
