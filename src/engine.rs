@@ -396,8 +396,7 @@ impl Engine {
                 self.client_tail = Vec::new();
                 self.tell(Event::FromClient(&input[..tail + read]), cx, out).map(Some)
             }
-            Poll::Ready(Ok(())) => return self.client_closed(cx, out),
-            Poll::Ready(Err(_)) => return self.client_ended(cx, out),
+            Poll::Ready(read) => return self.client_has_ended(&read, cx, out),
         };
         match done? {
             Some(Follow::Nothing) => Ok(true),
@@ -412,6 +411,14 @@ impl Engine {
         self.follow(Follow::Say(Event::ClientClosed), cx, out).map(|()| true)
     }
 
+    /// Nothing more can be read. Under TLS, many close their side without saying so there.
+    fn client_has_ended(&mut self, read: &io::Result<()>, cx: &mut Context<'_>, out: &mut Out) -> Progress {
+        match read {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => self.client_ended(cx, out),
+            _ => self.client_closed(cx, out),
+        }
+    }
+
     fn client_ended(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
         self.follow(Follow::Say(Event::ClientEnded), cx, out).map(|()| true)
     }
@@ -424,8 +431,7 @@ impl Engine {
         match Pin::new(&mut self.client).poll_read(cx, &mut buffer) {
             Poll::Pending => return Ok(false),
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
-            Poll::Ready(Ok(())) => return self.client_closed(cx, out),
-            Poll::Ready(Err(_)) => return self.client_ended(cx, out),
+            Poll::Ready(read) => return self.client_has_ended(&read, cx, out),
         }
         let read = buffer.filled().len();
         self.bytes.0 += read as u64;

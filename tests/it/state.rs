@@ -753,10 +753,17 @@ fn a_session_whose_role_was_dropped_is_refused_until_it_gives_it_up() {
                 assert_eq!((answer[0].field('S'), answer[0].field('C')), ("ERROR".into(), "22023".into()));
                 assert!(answer[0].field('M').contains("brief"), "{answer:?}");
             }
-            assert!(opened() - before <= 1, "a connection is not given up for each statement");
-            // Not even together with what gives it up.
-            let both = raw.ask(&query("RESET ROLE; SELECT 1"));
-            assert_eq!(both[0].field('C'), "22023");
+            assert!(opened() - before <= 3, "a connection is not given up for each statement");
+            // Nor is it given up by what may not be run, or not by itself.
+            let name = [parse("x", "RESET ROLE"), sync()].concat();
+            let reset = batch("RESET ROLE");
+            let rolled_back = [&reset[..reset.len() - sync().len()], &batch("SELECT 1/0")].concat();
+            let miscounted = [parse("", "RESET ROLE"), bind("", "", &["1"]), execute(), sync()].concat();
+            let two = query("RESET ROLE; SELECT 1");
+            for text in [name, rolled_back, miscounted, two, query("RESET; ROLE"), query("DISCARD \"all\"")] {
+                raw.ask(&text);
+                assert_eq!(raw.ask(&query("SELECT 1"))[0].field('C'), "22023", "{}", text.escape_ascii());
+            }
             let answer = raw.ask(&bytes(give_up));
             assert!(!answer.iter().any(|m| m.tag == 'E'), "{way}, {give_up}: {answer:?}");
             assert_eq!(raw.value("SELECT current_user"), "app");
@@ -764,4 +771,37 @@ fn a_session_whose_role_was_dropped_is_refused_until_it_gives_it_up() {
             assert_eq!(raw.value("SHOW work_mem"), work_mem, "{way}, {give_up}");
         }
     }
+}
+
+/// It would go back to the role that it came with.
+#[test]
+fn a_session_whose_startup_role_was_dropped_is_refused_whatever_it_asks() {
+    let pgusher = one_connection();
+    let dev = &pair().dev;
+    dev.sql("dev", "CREATE ROLE brief_at_startup; GRANT brief_at_startup TO app");
+    let mut raw = with_options(&pgusher, "-c role=brief_at_startup");
+    assert_eq!(raw.value("SELECT current_user"), "brief_at_startup");
+    dev.sql("dev", "DROP ROLE brief_at_startup");
+    assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT current_user"), "app");
+    let opened = || pgusher.log().matches("upstream connection opened").count();
+    let before = opened();
+    for text in ["SELECT 1", "RESET ROLE", "DISCARD ALL", "SET ROLE NONE"] {
+        assert_eq!(raw.ask(&query(text))[0].field('C'), "22023", "{text}");
+    }
+    assert!(opened() - before <= 2, "it is asked for again now and then");
+}
+
+/// Whatever else it is that cannot be set again is not called a lost role.
+#[test]
+fn a_setting_that_cannot_be_taken_is_no_role() {
+    let pgusher = one_connection();
+    let dev = &pair().dev;
+    dev.sql("dev", "CREATE ROLE steady; GRANT steady TO app");
+    let mut raw = Raw::login(pgusher.address(), "raw");
+    done(&mut raw, "SET ROLE steady; SET temp_buffers = '2MB'");
+    let mut other = Raw::login(pgusher.address(), "raw");
+    done(&mut other, "CREATE TEMP TABLE fills (a int); INSERT INTO fills VALUES (1); DROP TABLE fills");
+    assert_eq!(raw.value("SELECT current_user"), "steady", "on another connection");
+    drop((raw, other, pgusher));
+    dev.sql("dev", "DROP ROLE steady");
 }

@@ -441,6 +441,17 @@ impl Core {
         self.position.is_clients_turn()
     }
 
+    /// True if what the client has asked for since its last `Sync` may be answered only when it sends another, or a `Flush`.
+    pub(crate) fn awaits_sync(&self) -> bool {
+        self.position.is_unsynced() && !self.position.is_in_clients_message()
+    }
+
+    /// True if the upstream will say nothing more before the client sends the rest of a message, or more data of a COPY.
+    pub(crate) fn awaits_data(&self) -> bool {
+        self.position.is_copying()
+            || self.position.is_in_clients_message() && self.position.requests().is_one_at_most()
+    }
+
     /// True if something of the session's may still run on its connection.
     pub(crate) fn may_be_busy(&self) -> bool {
         !self.is_clients_turn() || !self.residue.is_cleanable()

@@ -216,6 +216,11 @@ impl SessionSettings {
         scope(self.reported.iter().chain(self.extra.iter()), customs)
     }
 
+    /// The role that it has taken, if it is to have one.
+    pub fn role(&self) -> Option<&[u8]> {
+        self.extra.get(ROLE).filter(|role| *role != b"none")
+    }
+
     /// Whether it has taken a role.
     pub fn has_role(&self) -> bool {
         self.extra.get(ROLE).is_some()

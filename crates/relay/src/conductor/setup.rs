@@ -1,6 +1,6 @@
 //! A connection is made the session's own before anything of its client's is sent on it: reset, and given its settings.
 
-use super::event::{Condition, UpstreamEnd, World};
+use super::event::{Condition, Moment, UpstreamEnd, World};
 use super::refusals::{at, no_random, not_reset};
 use super::{Actions, Conductor, Lease, Next, Resets, Step, Turn};
 use crate::PoolMode;
@@ -9,6 +9,17 @@ use wire::error::Refusal;
 
 /// How many connections may fail to take a session's settings before it is told.
 pub(super) const MAX_SETUPS: u32 = 3;
+
+/// For how long a role that was refused is not asked for again.
+const ROLE_IS_LOST_FOR: u64 = 1_000_000;
+
+/// The upstream does not let the session have its role any more.
+#[derive(Debug)]
+pub(super) struct LostRole {
+    /// In these words.
+    refusal: Refusal,
+    since: Moment,
+}
 
 impl Conductor {
     /// Has the connection that was just lent reset, if another user had it, and gives it the session's settings. Until that is
@@ -62,7 +73,7 @@ impl Conductor {
         }
         let refused = body.as_deref().filter(|_| !resetting).map(Refusal::of_response);
         if let Some(refusal) = refused.filter(|refusal| self.core.is_refused_its_role(refusal)) {
-            self.lost_role = Some(Box::new(at(turn, refusal)));
+            self.lost_role = Some(Box::new(LostRole { refusal: at(turn, refusal), since: turn.world.now() }));
             self.core.abandon_setup();
             (self.lease, self.deferred, self.setups_failed) = (Lease::None, false, 0);
             return Ok(Some(Step::Replace { running: false }));
@@ -80,16 +91,21 @@ impl Conductor {
     }
 
     /// The session's role was dropped, or may not be its any more: without it a statement could do more than it may, so each is
-    /// refused until the session gives the role up.
+    /// refused until one gives the role up. Now and then it is asked for again.
+    pub(super) fn is_kept_from<W: World>(&mut self, lost: &LostRole, input: &[u8], world: &W) -> bool {
+        !self.core.gives_up_role(input) && world.now().micros_since(lost.since) < ROLE_IS_LOST_FOR
+    }
+
+    /// Refuses what the client has asked for.
     pub(super) fn without_role<'a>(
         &mut self,
-        refusal: Box<Refusal>,
+        lost: Box<LostRole>,
         input: &[u8],
         down: &'a mut Vec<u8>,
     ) -> Actions<'a> {
         down.clear();
-        self.core.refuse(input, &refusal, down);
-        self.lost_role = Some(refusal);
+        self.core.refuse(input, &lost.refusal, down);
+        self.lost_role = Some(lost);
         Actions {
             consumed: 0,
             to_client: down,

@@ -18,6 +18,11 @@ impl<'a> Bound<'a> {
         Some(Self { formats, count: u16::from_be_bytes(*count), values })
     }
 
+    /// Whether it is all there, and has neither parameters nor formats of them.
+    pub(super) fn has_none(&self) -> bool {
+        self.count == 0 && self.formats.is_empty() && matches!(self.values, [0, 0] | [0, 1, 0, _])
+    }
+
     /// Whether the parameter at this place is in binary.
     fn is_binary(&self, at: usize) -> Option<bool> {
         let (all, _) = self.formats.as_chunks::<2>();

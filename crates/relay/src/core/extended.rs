@@ -286,6 +286,15 @@ impl Core {
             self.refuse_request(&Refusal::protocol(message), up.buffer());
             return Place::Nowhere(Step::Streams(Remainder::Drop));
         }
+        if kind == Kind::Describe
+            && let Some(shape) = named.shape().filter(|shape| shape.has_no_columns())
+        {
+            // PostgreSQL does not look at it again, either.
+            let mut answer = shape.described();
+            wire::message(&mut answer, b'n', |_| {});
+            self.position.requests_mut().push_noted(Kind::Local(NO_COLUMNS), Note::Answer(answer));
+            return Place::Nowhere(Step::Streams(Remainder::Drop));
+        }
         if kind == Kind::Describe {
             // In a failed transaction nothing can be prepared. What is still to be answered may make it fail.
             if self.position.requests().has_an_end() && self.position.may_defer() {

@@ -122,12 +122,16 @@ impl Core {
     /// Sends the local answers whose turn has come, with a `Flush` from the client.
     pub(super) fn send_local_answers(&mut self, down: &mut Vec<u8>) {
         while let Some(Kind::Local(tag)) = self.position.requests().front_kind() {
+            let note = self.position.requests_mut().take_front_note();
             self.position.requests_mut().pop();
             match tag {
-                NO_COLUMNS => {
-                    wire::message(down, b't', |out| out.extend([0; 2]));
-                    wire::message(down, b'n', |_| {});
-                }
+                NO_COLUMNS => match note.as_deref() {
+                    Some(Note::Answer(answer)) => down.extend_from_slice(answer),
+                    _ => {
+                        wire::message(down, b't', |out| out.extend([0; 2]));
+                        wire::message(down, b'n', |_| {});
+                    }
+                },
                 tag => wire::message(down, tag, |_| {}),
             }
         }

@@ -106,6 +106,8 @@ pub(crate) enum Note {
     Unnamed(Unnamed),
     /// The `ErrorResponse` to send in place of the upstream's.
     Refused(Vec<u8>),
+    /// All of a local answer.
+    Answer(Vec<u8>),
 }
 
 impl Note {
@@ -116,7 +118,7 @@ impl Note {
             Self::Prepared(number) | Self::Closed(number) => {
                 Some(Subjects { name: None, statement: Some(*number) })
             }
-            Self::Proof(_) | Self::Unnamed(_) | Self::Refused(_) | Self::Lesson(_) => None,
+            Self::Proof(_) | Self::Unnamed(_) | Self::Refused(_) | Self::Answer(_) | Self::Lesson(_) => None,
         }
     }
 
@@ -127,7 +129,7 @@ impl Note {
                 name.len() + previous.as_ref().map_or(0, |named| named.statement.cost())
             }
             Self::Unnamed(previous) => previous.text.text().map_or(0, <[u8]>::len),
-            Self::Refused(error) => error.len(),
+            Self::Refused(answer) | Self::Answer(answer) => answer.len(),
             Self::Prepared(_) | Self::Closed(_) | Self::Proof(_) | Self::Lesson(_) => 0,
         }
     }
@@ -409,6 +411,11 @@ impl Requests {
     /// Whether the last one ends a query: all of them are answered whatever the client does, or one of them fails.
     pub(crate) fn are_ended(&self) -> bool {
         self.last_end == self.last
+    }
+
+    /// Whether there is only the last one, if any.
+    pub(crate) fn is_one_at_most(&self) -> bool {
+        self.queue.len() <= 1
     }
 
     /// Whether nothing was executed since the last end of a query.

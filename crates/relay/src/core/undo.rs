@@ -36,7 +36,10 @@ impl Core {
                 _ if request.kind == Kind::ParseUnnamed && request.whose == Whose::Clients => {
                     unnamed = Some((last, Unnamed { stamp: number, text: UnnamedText::None }));
                 }
-                Some(Note::Unnamed(_) | Note::Refused(_) | Note::Proof(_) | Note::Lesson(_)) | None => {}
+                Some(
+                    Note::Unnamed(_) | Note::Refused(_) | Note::Answer(_) | Note::Proof(_) | Note::Lesson(_),
+                )
+                | None => {}
             }
         }
         if let Some((last, before)) = unnamed

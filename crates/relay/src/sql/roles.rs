@@ -5,16 +5,17 @@ use super::lexer::{Token, tokens};
 /// The longest text that is looked at.
 const MAX_TEXT: usize = 256;
 
-/// True if a text is one statement, after which the session has the role that it logged in with, whatever it had before: `RESET ROLE`,
-/// `SET ROLE NONE` and their like (PostgreSQL's manual, SET ROLE and SET SESSION AUTHORIZATION), or `DISCARD ALL`.
+/// True if a text is one statement that gives up the role, whatever that was, and does nothing else: `RESET ROLE`, `SET ROLE NONE` and
+/// their like (PostgreSQL's manual, SET ROLE and SET SESSION AUTHORIZATION), or `DISCARD ALL`.
 pub fn gives_up_role(text: &[u8]) -> bool {
-    if text.len() > MAX_TEXT {
+    // What is quoted is a name.
+    if text.len() > MAX_TEXT || text.contains(&b'"') {
         return false;
     }
-    let tokens = tokens(text);
+    let mut tokens = tokens(text);
+    tokens.pop_if(|last| *last == Token::Symbol(b';'));
     let words: Option<Vec<&str>> = tokens
         .iter()
-        .filter(|token| **token != Token::Symbol(b';'))
         .map(|token| match token {
             Token::Word(word) => Some(&**word),
             Token::Symbol(b'=') => Some("to"),
@@ -45,17 +46,21 @@ mod tests {
         for text in [
             "RESET ROLE",
             "reset /* it */ role;",
-            "SET ROLE NONE",
             "set session role to default",
-            "SET role = none",
             "RESET SESSION AUTHORIZATION",
             "SET SESSION AUTHORIZATION DEFAULT",
             "DISCARD ALL",
+            "SET ROLE NONE",
+            "SET role = none",
+            "set session role none;",
         ] {
             assert!(gives_up_role(text.as_bytes()), "{text}");
         }
         for text in [
             "RESET ROLE; SELECT 1",
+            "RESET; ROLE",
+            "RESET ROLE;;",
+            "DISCARD \"all\"",
             "SET LOCAL ROLE NONE",
             "SET ROLE bob",
             "RESET ALL",
