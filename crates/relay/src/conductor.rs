@@ -309,7 +309,7 @@ impl Conductor {
                 return Ok(Step::Wait);
             }
         }
-        if turn.answered && self.deferred && self.core.may_go_on() {
+        if turn.answered && self.deferred && self.core.may_go_on() && !self.core.holds_client() {
             self.deferred = false;
             return Ok(Step::ShowClient);
         }

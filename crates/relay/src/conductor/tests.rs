@@ -508,6 +508,21 @@ fn in_session_mode_the_connection_stays_and_is_cleaned_at_the_end() {
     assert_eq!(rig.closed.unwrap().connection, Leaving::Clean);
 }
 
+/// Behind it would come what the upstream has still to be told: that it listens no more.
+#[test]
+fn what_a_client_has_sent_and_had_to_wait_waits_for_the_end_of_a_hand_over() {
+    let mut rig = Rig::listening();
+    rig.conductor.deferred = true;
+    rig.client_tail = query("SELECT 'waits'");
+    let has_sent = |rig: &Rig| memchr::memmem::find(&rig.to_upstream, b"'waits'").is_some();
+    rig.listener_listens();
+    assert!(!has_sent(&rig) && rig.conductor.deferred);
+    rig.listener_delivers();
+    rig.upstream(&[]);
+    assert!(has_sent(&rig) && !rig.conductor.deferred);
+    assert_eq!(rig.tags(), "CZDCZ");
+}
+
 #[test]
 fn the_channels_of_a_session_go_over_to_the_listener_and_its_connection_goes_back() {
     let mut rig = Rig::listening();
