@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::house::{Pgusher, eventually, pair, warehouse};
-use super::wire::{Raw, bind, describe_statement, execute, message, parse, query, sync};
+use super::wire::{Message, Raw, bind, describe_statement, execute, message, parse, query, sync};
 
 /// A kind of state: how it is made, and a look that answers `clean` where there is none.
 #[derive(Clone)]
@@ -175,7 +175,8 @@ fn look(raw: &mut Raw, kind: &Kind) -> String {
         sql => return raw.value(sql),
     };
     let answer = raw.ask(&[describe_statement(name), bind("", name, &[]), execute(), sync()].concat());
-    answer.iter().find(|m| m.tag == 'E').map_or_else(|| "it is there".into(), |m| m.field('C'))
+    let told = |error: &Message| error.field(if error.field('C') == "53300" { 'M' } else { 'C' });
+    answer.iter().find(|m| m.tag == 'E').map_or_else(|| "it is there".into(), told)
 }
 
 fn leave(mut raw: Raw, way: Leave) -> Option<Raw> {
