@@ -10,6 +10,7 @@ mod facts;
 mod from_client;
 mod from_upstream;
 mod hand_over;
+mod leaving;
 mod lend_names;
 mod names;
 mod output;
@@ -444,17 +445,6 @@ impl Core {
         self.position.is_clients_turn()
     }
 
-    /// True if what the client has asked for since its last `Sync` may be answered only when it sends another, or a `Flush`.
-    pub(crate) fn awaits_sync(&self) -> bool {
-        self.position.is_unsynced() && !self.position.is_in_clients_message()
-    }
-
-    /// True if the upstream will say nothing more before the client sends the rest of a message, or more data of a COPY.
-    pub(crate) fn awaits_data(&self) -> bool {
-        self.position.is_copying()
-            || self.position.is_in_clients_message() && self.position.requests().is_one_at_most()
-    }
-
     /// True if something of the session's may still run on its connection.
     pub(crate) fn may_be_busy(&self) -> bool {
         !self.is_clients_turn() || !self.residue.is_cleanable()
@@ -474,13 +464,6 @@ impl Core {
     /// True if an error can be put in between what the client gets: no message has been begun and not ended.
     pub(crate) fn between_messages(&self) -> bool {
         self.position.between_messages()
-    }
-
-    /// Says something to the client that changes nothing for it: the value of a setting that it was told last.
-    pub(crate) fn repeat_a_setting(&self, down: &mut Vec<u8>) {
-        if let Some((name, value)) = self.facts.settings().last_told() {
-            wire::parameter_status(down, name, value);
-        }
     }
 
     /// Why the session keeps its connection.
