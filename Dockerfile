@@ -11,6 +11,7 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY crates/policy/Cargo.toml crates/policy/
 COPY crates/relay/Cargo.toml crates/relay/
+COPY crates/ring/Cargo.toml crates/ring/
 COPY crates/wire/Cargo.toml crates/wire/
 RUN for crate in . crates/*; do mkdir $crate/src && touch $crate/src/lib.rs; done && echo 'fn main() {}' >src/main.rs && \
     mkdir crates/relay/benches && touch crates/relay/benches/transactions.rs && \

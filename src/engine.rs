@@ -208,6 +208,10 @@ impl Engine {
         }
         match &mut self.leasing {
             Leasing::Held(lease) => {
+                if lease.stream.register().is_err() {
+                    let event = Event::UpstreamEnded(Box::default());
+                    return self.follow(Follow::Say(event), cx, out);
+                }
                 let condition = lease.lend_to(&self.user);
                 let tail = std::mem::take(&mut self.client_tail);
                 let follow = self.tell(Event::Lent(condition, &tail), cx, out)?;
@@ -405,24 +409,6 @@ impl Engine {
         }
     }
 
-    /// The client sends nothing more: whether it is gone is found out while it is owed something.
-    fn client_closed(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
-        self.farewell = Some(Box::default());
-        self.follow(Follow::Say(Event::ClientClosed), cx, out).map(|()| true)
-    }
-
-    /// Nothing more can be read. Under TLS, many close their side without saying so there.
-    fn client_has_ended(&mut self, read: &io::Result<()>, cx: &mut Context<'_>, out: &mut Out) -> Progress {
-        match read {
-            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => self.client_ended(cx, out),
-            _ => self.client_closed(cx, out),
-        }
-    }
-
-    fn client_ended(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
-        self.follow(Follow::Say(Event::ClientEnded), cx, out).map(|()| true)
-    }
-
     /// A message that must be there whole and is longer than a chunk: read it into memory of the session's own,
     /// which grows as the bytes come and not as they are announced.
     fn gather(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Progress {
@@ -488,6 +474,9 @@ impl Engine {
     /// True if nothing is left to be sent to the upstream.
     fn flush_upstream(&mut self, cx: &mut Context<'_>) -> bool {
         let Leasing::Held(lease) = &mut self.leasing else { return true };
+        if lease.stream.is_clogged(cx) {
+            return false;
+        }
         if self.to_upstream.is_empty() && !lease.stream.is_tls() {
             return true;
         }
@@ -496,6 +485,9 @@ impl Engine {
 
     /// True if nothing is left to be sent to the client.
     fn flush_client(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        if self.client.is_clogged(cx) {
+            return Ok(false);
+        }
         if self.to_client.is_empty() && !self.client.is_tls() {
             return Ok(true);
         }
@@ -509,7 +501,7 @@ impl Engine {
 
     /// Looks at the clock; true if that changed something.
     fn on_time(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
-        if !self.to_client.is_empty() {
+        if !self.to_client.is_empty() || self.client.is_clogged(cx) {
             let limit = self.timeouts.of_writing();
             return match self.timer.is_over(timing::Kind::Writing, limit, self.pool.control(), cx) {
                 true => self.client_ended(cx, out),
@@ -561,7 +553,10 @@ impl Future for Engine {
             }
         }
         // The last words: as long as the client takes them, but not for long.
-        let sent = this.to_client.flush(&mut this.client, cx);
+        let sent = match this.client.is_clogged(cx) {
+            true => Ok(false),
+            false => this.to_client.flush(&mut this.client, cx),
+        };
         if matches!(sent, Ok(false))
             && !this.timer.is_over(timing::Kind::Writing, timing::LAST_WORDS, this.pool.control(), cx)
         {

@@ -115,6 +115,8 @@ fn process(
         "The version",
         [(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], Sample::Gauge(1))],
     )?;
+    let io = vec![("io", proxy.runtimes.data.io().to_owned())];
+    family(encoder, "io_info", "How sockets are read and written", [(io, Sample::Gauge(1))])?;
     let number = Sample::Gauge(i64::try_from(generation.number).unwrap_or(i64::MAX));
     family(encoder, "generation", "The configuration in force", [(vec![], number)])?;
     family(encoder, "sessions", "Clients that are logged in", [(vec![], gauge(sessions.len()))])?;

@@ -10,6 +10,7 @@ mod queue;
 mod waiter;
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
@@ -21,7 +22,9 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
+use crate::ring;
 use crate::stats::Stats;
+use crate::stream::Stream;
 use crate::upstream::{CancelTarget, Dialer};
 use catalog::Known;
 pub use host::HostCount;
@@ -58,9 +61,51 @@ pub struct Runtimes {
     /// Accepts, handshakes, dials.
     pub control: Handle,
     /// Relays.
-    pub data: Handle,
+    pub data: Data,
     /// Every task that drain waits for.
     pub tasks: TaskTracker,
+}
+
+/// The runtime that relays.
+#[derive(Debug, Clone)]
+pub enum Data {
+    /// On epoll, of one thread or several.
+    Tokio(Handle),
+    /// On io_uring.
+    Ring(ring::Relay),
+}
+
+impl Data {
+    /// What it reads and writes by, as `[server] io` has it.
+    pub fn io(&self) -> &'static str {
+        match self {
+            Self::Tokio(_) => "epoll",
+            Self::Ring(_) => "io_uring",
+        }
+    }
+
+    /// Has it run this to its end.
+    pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        match self {
+            Self::Tokio(handle) => drop(handle.spawn(future)),
+            Self::Ring(relay) => relay.spawn(future),
+        }
+    }
+
+    /// A socket of the control runtime's is to be used here.
+    ///
+    /// # Errors
+    /// The system's; the socket is then lost.
+    fn receive(&self, stream: &mut Stream) -> io::Result<()> {
+        match self {
+            Self::Tokio(handle) => {
+                let _data = handle.enter();
+                stream.rehome()
+            }
+            // Its thread takes it to its ring when it is used there.
+            Self::Ring(_) => stream.unregister(),
+        }
+    }
 }
 
 /// What an operator can change about a pool while it lives.

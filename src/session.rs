@@ -410,7 +410,7 @@ fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant
     // A token in place of a tracked task: the tracker would be asked at every poll.
     let registered = Registered { proxy, live, key, told: false, _permit: permit, _token: tasks.token() };
     match engine {
-        Ok(engine) => drop(data.spawn(Life { engine, registered, accepted })),
+        Ok(engine) => data.spawn(Life { engine, registered, accepted }),
         Err(error) => warn!(peer = %registered.live.peer, %error, "a socket was lost between the runtimes"),
     }
 }

@@ -3,16 +3,20 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+pub(crate) use ::ring::Ending;
+use rustix::net::RecvFlags;
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Socket as RawSocket, Type};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{client, server};
 use zeroize::Zeroizing;
 
+use crate::ring;
 use policy::config::Server;
 
 /// A connected socket.
@@ -22,8 +26,19 @@ pub enum Socket {
     Tcp(TcpStream),
     /// A unix socket.
     Unix(UnixStream),
-    /// Registered with no runtime: only while it moves between two.
+    /// On io_uring, of the thread that relays.
+    Ring(ring::Socket, Family),
+    /// Registered with no runtime: while it moves between two.
     Moving(Option<Unregistered>),
+}
+
+/// What a socket is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// TCP
+    Tcp,
+    /// A unix socket.
+    Unix,
 }
 
 /// A socket that no runtime knows.
@@ -44,15 +59,6 @@ pub enum Stream {
     Server(Box<server::TlsStream<Socket>>),
     /// TLS, ours being the client.
     Client(Box<client::TlsStream<Socket>>),
-}
-
-/// How the other side of a socket has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// It sends nothing more; whether it still reads cannot be told but by writing (shutdown(2), `SHUT_WR`).
-    Closed,
-    /// There is no connection any more.
-    Lost,
 }
 
 /// The addresses of one customer, as far as can be told from outside: one of IPv4, a /64 of IPv6, or all that come by a unix
@@ -126,10 +132,11 @@ pub(crate) fn listen(
 }
 
 macro_rules! on_socket {
-    ($self:expr, $inner:ident => $call:expr) => {
+    ($self:expr, $inner:ident => $call:expr, $on_ring:expr) => {
         match $self {
             Socket::Tcp($inner) => $call,
             Socket::Unix($inner) => $call,
+            Socket::Ring($inner, _) => $on_ring,
             Socket::Moving(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     };
@@ -147,19 +154,19 @@ macro_rules! on_stream {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        on_socket!(self.get_mut(), s => Pin::new(s).poll_read(cx, buf))
+        on_socket!(self.get_mut(), s => Pin::new(s).poll_read(cx, buf), s.poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        on_socket!(self.get_mut(), s => Pin::new(s).poll_write(cx, buf))
+        on_socket!(self.get_mut(), s => Pin::new(s).poll_write(cx, buf), s.poll_write(cx, buf))
     }
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_socket!(self.get_mut(), s => Pin::new(s).poll_shutdown(cx))
+        on_socket!(self.get_mut(), s => Pin::new(s).poll_shutdown(cx), s.poll_shutdown())
     }
 }
 
@@ -186,18 +193,65 @@ impl Socket {
         *self = match std::mem::replace(self, Self::Moving(None)) {
             Self::Tcp(s) => Self::Moving(Some(Unregistered::Tcp(s.into_std()?))),
             Self::Unix(s) => Self::Moving(Some(Unregistered::Unix(s.into_std()?))),
-            moving @ Self::Moving(_) => moving,
+            other @ (Self::Moving(_) | Self::Ring(..)) => other,
         };
         Ok(())
     }
 
     fn register(&mut self) -> io::Result<()> {
+        if ring::Socket::can_be_here() {
+            return self.enter_ring();
+        }
         *self = match std::mem::replace(self, Self::Moving(None)) {
             Self::Moving(Some(Unregistered::Tcp(s))) => Self::Tcp(TcpStream::from_std(s)?),
             Self::Moving(Some(Unregistered::Unix(s))) => Self::Unix(UnixStream::from_std(s)?),
             registered => registered,
         };
         Ok(())
+    }
+
+    fn enter_ring(&mut self) -> io::Result<()> {
+        self.unregister()?;
+        *self = match std::mem::replace(self, Self::Moving(None)) {
+            Self::Moving(Some(Unregistered::Tcp(s))) => {
+                Self::Ring(ring::Socket::enter(s.into())?, Family::Tcp)
+            }
+            Self::Moving(Some(Unregistered::Unix(s))) => {
+                Self::Ring(ring::Socket::enter(s.into())?, Family::Unix)
+            }
+            Self::Ring(socket, family) if socket.is_here() => Self::Ring(socket, family),
+            _ => return Err(io::ErrorKind::NotConnected.into()),
+        };
+        Ok(())
+    }
+
+    /// Takes it off a ring, if it is on one; answers what was received there and not read.
+    async fn leave_ring(&mut self) -> io::Result<Vec<u8>> {
+        let mut unread = Vec::new();
+        *self = match std::mem::replace(self, Self::Moving(None)) {
+            Self::Ring(socket, family) => {
+                let descriptor;
+                (descriptor, unread) = socket.free().await?;
+                Self::Moving(Some(match family {
+                    Family::Tcp => Unregistered::Tcp(descriptor.into()),
+                    Family::Unix => Unregistered::Unix(descriptor.into()),
+                }))
+            }
+            other => other,
+        };
+        Ok(unread)
+    }
+}
+
+impl Unregistered {
+    /// True if nothing has come on it, nor the end.
+    fn is_quiet(&self) -> bool {
+        let descriptor = match self {
+            Self::Tcp(s) => s.as_fd(),
+            Self::Unix(s) => s.as_fd(),
+        };
+        let peeked = rustix::net::recv(descriptor, &mut [0_u8], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        matches!(peeked, Err(rustix::io::Errno::AGAIN))
     }
 }
 
@@ -227,6 +281,57 @@ impl Stream {
         self.socket_mut().register()
     }
 
+    /// Has the socket with the runtime of tokio's whose context this is called in, whatever thread has it.
+    ///
+    /// # Errors
+    /// It is lost: the system's reasons, or it was on a ring, and something had come there that nobody has read.
+    pub async fn come_here(&mut self) -> io::Result<()> {
+        let unread = self.socket_mut().leave_ring().await?;
+        if !unread.is_empty() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.register()
+    }
+
+    /// Ends our side of it, wherever it is, and reads until the other side has ended its own, whatever it says.
+    ///
+    /// # Errors
+    /// It is lost, and so at its end.
+    pub async fn see_its_end(&mut self) -> io::Result<()> {
+        let socket = self.socket_mut();
+        socket.leave_ring().await?;
+        socket.register()?;
+        socket.shutdown().await?;
+        let mut space = [0; 4096];
+        while socket.read(&mut space).await? > 0 {}
+        Ok(())
+    }
+
+    /// Has it known when something comes though nobody reads.
+    pub fn watch(&mut self) {
+        if let Socket::Ring(s, _) = self.socket_mut() {
+            s.watch();
+        }
+    }
+
+    /// Whether it does not take what was written; then the task is woken when it has. Only a ring keeps any.
+    pub fn is_clogged(&mut self, cx: &mut Context<'_>) -> bool {
+        match self.socket_mut() {
+            Socket::Ring(s, _) => s.is_full(cx),
+            Socket::Tcp(_) | Socket::Unix(_) | Socket::Moving(_) => false,
+        }
+    }
+
+    /// Sends these bytes, if that is possible at once, and closes it.
+    pub fn close_with(mut self, last: &[u8]) {
+        if let Self::Plain(Socket::Ring(s, _)) = &self {
+            return s.close(last);
+        }
+        let cx = &mut Context::from_waker(Waker::noop());
+        let _ = Pin::new(&mut self).poll_write(cx, last);
+        let _ = Pin::new(&mut self).poll_flush(cx);
+    }
+
     /// Moves the socket to the runtime whose context this is called in. About 4 µs.
     ///
     /// # Errors
@@ -243,14 +348,19 @@ impl Stream {
         match self.socket_mut() {
             Socket::Tcp(s) => s.poll_read_ready(cx).is_pending(),
             Socket::Unix(s) => s.poll_read_ready(cx).is_pending(),
-            Socket::Moving(_) => false,
+            Socket::Ring(s, _) => s.is_quiet(),
+            Socket::Moving(unregistered) => unregistered.as_ref().is_some_and(Unregistered::is_quiet),
         }
     }
 
     /// How the other side has ended it, if nothing is left to be read. It can be told without reading only where there is no
     /// TLS, and on TCP; otherwise it is found out later.
     pub fn end(&mut self, cx: &mut Context<'_>) -> Option<Ending> {
-        let Self::Plain(Socket::Tcp(tcp)) = self else { return None };
+        let tcp = match self {
+            Self::Plain(Socket::Tcp(tcp)) => tcp,
+            Self::Plain(Socket::Ring(s, _)) => return s.end(cx),
+            _ => return None,
+        };
         let mut byte = [0];
         match tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
             Poll::Ready(Ok(0)) => Some(Ending::Closed),

@@ -19,10 +19,12 @@ use crate::audit::{Audit, Event};
 use crate::http::{self, Security};
 use crate::listener::{self, OpenedBy};
 use crate::management;
-use crate::pool::Runtimes;
+use crate::pool::{Data, Runtimes};
 use crate::prepare::Prepared;
 use crate::proxy::{Proxy, Shutdown};
+use crate::ring::Relay;
 use crate::stream::ReusePort;
+use policy::config::file::Io;
 use policy::config::{Outside, Server, ValidatedConfig};
 
 /// What is left running when everything was told to end may take this long.
@@ -40,7 +42,7 @@ pub(super) fn serve(file: &Path) -> ExitCode {
     checked.warnings().iter().for_each(|w| warn!("{}", checked.warnings().line(w)));
     match runtimes(&checked.config().server) {
         Ok((control, data)) => {
-            let ended = control.block_on(run(prepared, dropped, control.handle(), data.handle()));
+            let ended = control.block_on(run(prepared, dropped, control.handle(), data.data()));
             // What is left of the sessions ends with the runtimes: only then is nothing more to be told.
             data.stop();
             control.shutdown_background();
@@ -80,12 +82,43 @@ fn set_limits() {
 /// The runtime that relays: of one thread, which costs least per transaction, or of several. It has no clock, so
 /// that it need not look at one whenever it waits.
 enum DataPlane {
+    Ring { relay: Relay, thread: JoinHandle<()> },
     One { handle: Handle, stop: CancellationToken, thread: JoinHandle<()> },
     Several(Runtime),
 }
 
+/// With up to so many threads to relay, one on io_uring does more than all of them on epoll.
+const RING_IS_WORTH: usize = 2;
+
 impl DataPlane {
-    fn start(threads: usize) -> std::io::Result<Self> {
+    /// As configured, and why not otherwise.
+    ///
+    /// # Errors
+    /// What cannot be had.
+    fn start(server: &Server) -> std::io::Result<(Self, &'static str)> {
+        let threads = match *server.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads as usize,
+        };
+        let tries = match *server.io {
+            Io::Epoll => false,
+            Io::Auto => threads <= RING_IS_WORTH,
+            Io::IoUring => true,
+        };
+        if tries {
+            match Relay::start() {
+                Ok((relay, thread)) => return Ok((Self::Ring { relay, thread }, "io_uring")),
+                Err(reason) if *server.io == Io::IoUring => {
+                    let advice = "io = \"auto\" takes epoll where there is none";
+                    return Err(std::io::Error::other(format!("no io_uring: {reason}; {advice}")));
+                }
+                Err(reason) => info!(%reason, "no io_uring: epoll is used"),
+            }
+        }
+        Self::on_epoll(threads).map(|plane| (plane, "epoll"))
+    }
+
+    fn on_epoll(threads: usize) -> std::io::Result<Self> {
         if threads > 1 {
             let mut builder = Builder::new_multi_thread();
             return builder
@@ -103,15 +136,20 @@ impl DataPlane {
         Ok(Self::One { handle, stop, thread })
     }
 
-    fn handle(&self) -> &Handle {
+    fn data(&self) -> Data {
         match self {
-            Self::One { handle, .. } => handle,
-            Self::Several(runtime) => runtime.handle(),
+            Self::Ring { relay, .. } => Data::Ring(relay.clone()),
+            Self::One { handle, .. } => Data::Tokio(handle.clone()),
+            Self::Several(runtime) => Data::Tokio(runtime.handle().clone()),
         }
     }
 
     fn stop(self) {
         match self {
+            Self::Ring { relay, thread } => {
+                relay.stop();
+                let _ = thread.join();
+            }
             Self::One { stop, thread, .. } => {
                 stop.cancel();
                 let _ = thread.join();
@@ -123,12 +161,10 @@ impl DataPlane {
 
 /// One runtime for what is slow, one for relaying.
 fn runtimes(server: &Server) -> std::io::Result<(Runtime, DataPlane)> {
-    let threads = match *server.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        threads => threads as usize,
-    };
     let control = Builder::new_current_thread().enable_all().build()?;
-    Ok((control, DataPlane::start(threads)?))
+    let (data, io) = DataPlane::start(server)?;
+    info!(io, "relaying");
+    Ok((control, data))
 }
 
 /// Until it has ended; what is to be told of that, and closed.
@@ -139,7 +175,7 @@ async fn run(
     prepared: Prepared,
     dropped: ErrorCounter,
     control: &Handle,
-    data: &Handle,
+    data: Data,
 ) -> Result<Audit, String> {
     // Before anybody can connect: whoever sees it listen may signal it.
     let signals = Signals::listen().map_err(|error| format!("cannot listen to signals: {error}"))?;

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use rustix::process::{Pid, WaitOptions, waitpid};
 use sd_notify::NotifyState;
-use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tracing::debug;
+
+use crate::pool::Data;
 
 /// How often process 1 looks for orphans. One that was dead at the last look, too, is nobody's who waits for it.
 const BURIAL: Duration = Duration::from_secs(5);
@@ -35,12 +37,16 @@ pub(super) fn stopping() {
 }
 
 /// Tells systemd's watchdog, if there is one, that both runtimes do their work.
-pub(super) async fn watchdog(data: Handle) {
+pub(super) async fn watchdog(data: Data) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     let mut beat = tokio::time::interval(limit / 3);
     loop {
         beat.tick().await;
-        if data.spawn(async {}).await.is_ok() {
+        let (sender, done) = oneshot::channel();
+        data.spawn(async {
+            let _ = sender.send(());
+        });
+        if done.await.is_ok() {
             notify(&[NotifyState::Watchdog]);
         }
     }

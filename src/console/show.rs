@@ -1,5 +1,6 @@
 //! `SHOW …`: PgBouncer's tables, with its columns first and ours behind them, and then our own.
 
+mod process;
 mod sessions;
 mod sockets;
 
@@ -9,14 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::table::Kind::{Int, Long, Numeric, Text};
 use super::table::{Column, Table, Value};
-use crate::pool::{Halt, Pool};
+use crate::pool::Pool;
 use crate::proxy::{LiveSession, Proxy};
 use crate::stats::{COUNTERS, Counter, Totals, sum};
 use crate::upstream::CancelTarget;
 use policy::attribute;
 use policy::config::Host;
-use policy::config::file::Server;
-use policy::config::read::Applies;
 use policy::names::ConnectionName;
 use policy::route;
 use wire::error::{Fault, Refusal, Shown, SqlState};
@@ -76,7 +75,7 @@ pub(crate) fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
     let view = Overview::of(proxy);
     Ok(match what {
         "version" => one("version", &format!("pgusher {}", env!("CARGO_PKG_VERSION"))),
-        "state" => state(proxy),
+        "state" => process::state(proxy),
         "stats" => view.stats(),
         "stats_totals" => view.stats_totals(),
         "stats_averages" => view.stats_averages(),
@@ -89,7 +88,7 @@ pub(crate) fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
         "active_sockets" => view.sockets().only(|row| row[4] == Value::from("active")),
         "lists" => view.lists(),
         "users" => view.users(),
-        "config" => config(proxy),
+        "config" => process::config(proxy),
         "mem" => view.mem(),
         "dns_hosts" => view.dns_hosts(),
         "dns_zones" => Table::new(&[("zonename", Text), ("serial", Long), ("count", Int)]),
@@ -150,29 +149,6 @@ impl Table {
 fn one(column: &'static str, value: &str) -> Table {
     let mut table = Table::new(&[(column, Text)]);
     table.push(vec![value.into()]);
-    table
-}
-
-fn state(proxy: &Proxy) -> Table {
-    let mut table = Table::new(&[("key", Text), ("value", Text)]);
-    let halted = proxy.halted();
-    let yes = |is: bool| Value::from(if is { "yes" } else { "no" });
-    table.push(vec!["active".into(), yes(halted.is_none())]);
-    table.push(vec!["paused".into(), yes(halted == Some(Halt::Paused))]);
-    table.push(vec!["suspended".into(), yes(halted == Some(Halt::Suspended))]);
-    table
-}
-
-fn config(proxy: &Proxy) -> Table {
-    let mut table = Table::new(&[("key", Text), ("value", Text), ("default", Text), ("changeable", Text)]);
-    let generation = proxy.generation();
-    let (_, _, options) = Server::manual();
-    let bare = |text: &str| text.trim_matches('"').to_owned();
-    for ((name, value), option) in generation.config.server.shown().into_iter().zip(options) {
-        let changeable = if matches!(option.applies, Applies::Restart) { "no" } else { "yes" };
-        let default = bare(&option.default.unwrap_or_default());
-        table.push(vec![name.into(), bare(&value).into(), default.into(), changeable.into()]);
-    }
     table
 }
 

@@ -1,9 +1,10 @@
 //! Obeys the conductor's wishes, and takes the steps that it says.
 
+use std::io;
 use std::task::Context;
 
 use super::backlog::Backlog;
-use super::{Engine, Follow, Leasing};
+use super::{Engine, Follow, Leasing, Out, Progress};
 use crate::pool::Lease;
 use crate::stats::Counter;
 use relay::Asked;
@@ -23,6 +24,29 @@ impl Engine {
         if wishes.listening == Listening::No {
             self.subscription = None;
         }
+    }
+
+    /// The client sends nothing more: whether it is gone is found out while it is owed something.
+    pub(super) fn client_closed(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
+        self.farewell = Some(Box::default());
+        self.follow(Follow::Say(Event::ClientClosed), cx, out).map(|()| true)
+    }
+
+    /// Nothing more can be read. Under TLS, many close their side without saying so there.
+    pub(super) fn client_has_ended(
+        &mut self,
+        read: &io::Result<()>,
+        cx: &mut Context<'_>,
+        out: &mut Out,
+    ) -> Progress {
+        match read {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => self.client_ended(cx, out),
+            _ => self.client_closed(cx, out),
+        }
+    }
+
+    pub(super) fn client_ended(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
+        self.follow(Follow::Say(Event::ClientEnded), cx, out).map(|()| true)
     }
 
     /// The client is lost: what was to be done is done, and then its session ends.
@@ -100,15 +124,18 @@ impl Engine {
         })
     }
 
-    pub(super) fn hold(&mut self, lease: Lease) {
+    pub(super) fn hold(&mut self, mut lease: Lease) {
         self.pool.stats().add(Counter::Assignments, 1);
+        // If that fails it is lost, which is found when it is used.
+        let _ = lease.stream.register();
         self.leasing = Leasing::Held(lease);
         self.upstream_is_dry = false;
     }
 
     fn release(&mut self) {
-        let Leasing::Held(lease) = std::mem::replace(&mut self.leasing, Leasing::None) else { return };
+        let Leasing::Held(mut lease) = std::mem::replace(&mut self.leasing, Leasing::None) else { return };
         if self.upstream_tail.is_empty() {
+            lease.stream.watch();
             return lease.release();
         }
         // Half of something unasked: the other half must not meet another client.
@@ -161,8 +188,11 @@ impl Engine {
         match std::mem::replace(&mut self.leasing, Leasing::None) {
             Leasing::None => {}
             Leasing::Waiting(waiter) => self.pool.abandon(&waiter),
-            Leasing::Held(lease) => match closing.connection {
-                Leaving::Release if all_said => lease.release(),
+            Leasing::Held(mut lease) => match closing.connection {
+                Leaving::Release if all_said => {
+                    lease.stream.watch();
+                    lease.release();
+                }
                 Leaving::Clean if all_said => self.pool.spawn(lease.clean()),
                 Leaving::Discard { running: true } => lease.cancel_and_discard(),
                 // It was never used: the session has ended before it began.

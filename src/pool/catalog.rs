@@ -158,7 +158,7 @@ impl Pool {
     async fn ask_somehow(self: &Arc<Self>) {
         if let Some(mut lease) = self.try_lend_clean() {
             lease.state.forget_unnamed();
-            if self.ask(&mut lease.stream).await {
+            if lease.stream.come_here().await.is_ok() && self.ask(&mut lease.stream).await {
                 lease.release();
             }
             return;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 use tracing::warn;
 
@@ -101,10 +101,8 @@ impl Pooled {
     }
 
     /// Sends `Terminate`, if that is possible at once, and closes. Its permit may be another's.
-    pub(super) fn terminate(mut self: Box<Self>) -> HostPermit {
-        let cx = &mut Context::from_waker(Waker::noop());
-        let _ = Pin::new(&mut self.stream).poll_write(cx, &[b'X', 0, 0, 0, 4]);
-        let _ = Pin::new(&mut self.stream).poll_flush(cx);
+    pub(super) fn terminate(self: Box<Self>) -> HostPermit {
+        self.stream.close_with(&[b'X', 0, 0, 0, 4]);
         self.permit
     }
 }
@@ -192,13 +190,8 @@ impl Lease {
     async fn ends(&mut self) -> bool {
         let Some(pooled) = &mut self.pooled else { return true };
         let target = pooled.target.clone();
-        let mut space = [0; 4096];
         for _ in 0..MAX_CANCELLED {
-            let end = async {
-                let _ = pooled.stream.shutdown().await;
-                while matches!(pooled.stream.read(&mut space).await, Ok(1..)) {}
-            };
-            if timeout(CANCELLED_AGAIN, end).await.is_ok() {
+            if timeout(CANCELLED_AGAIN, pooled.stream.see_its_end()).await.is_ok() {
                 return true;
             }
             let _ = target.cancel().await;
@@ -291,6 +284,7 @@ impl Lease {
     ) -> io::Result<Result<Option<Vec<u8>>, Vec<u8>>> {
         let mut out = Vec::new();
         wire::query(&mut out, sql);
+        self.stream.come_here().await?;
         self.stream.write_all(&out).await?;
         self.stream.flush().await?;
         self.state.forget_unnamed();

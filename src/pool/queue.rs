@@ -337,8 +337,7 @@ impl Pool {
     }
 
     fn rehome(&self, mut backend: Backend) -> Result<Backend, UpstreamError> {
-        let _data = self.runtimes.data.enter();
-        backend.stream.rehome()?;
+        self.runtimes.data.receive(&mut backend.stream)?;
         Ok(backend)
     }
 

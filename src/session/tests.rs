@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::pool::Runtimes;
+use crate::pool::{Data, Runtimes};
 use crate::prepare;
 use crate::strangers::Places;
 use crate::stream::Block;
@@ -122,7 +122,7 @@ impl House {
              sslmode = \"disable\"\npool_size = 1\n"
         );
         let prepared = prepare::parse(&folder.join("pgusher.toml"), &text).unwrap();
-        let (control, data) = (Handle::current(), Handle::current());
+        let (control, data) = (Handle::current(), Data::Tokio(Handle::current()));
         let runtimes = Runtimes { control, data, tasks: TaskTracker::new() };
         let proxy = Proxy::new(prepared, runtimes, audit::Audit::default()).unwrap();
         Self { proxy, seen, folder }

@@ -243,7 +243,14 @@ pub(crate) fn warehouse(server: &str, base: &str, environment: &str) -> String {
 
 fn serve(folder: &Path, port: u16, config: &str, by: &[&str]) -> Child {
     let file = folder.join("pgusher.toml");
-    std::fs::write(&file, config.replace("@PORT@", &port.to_string())).unwrap();
+    let mut config = config.replace("@PORT@", &port.to_string());
+    // All tests are of both ways to read and write: this says which.
+    if let Ok(io) = std::env::var("PGUSHER_IO")
+        && !config.contains("\nio = ")
+    {
+        config = config.replacen("[server]\n", &format!("[server]\nio = \"{io}\"\n"), 1);
+    }
+    std::fs::write(&file, config).unwrap();
     let log = std::fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
     let program = env!("CARGO_BIN_EXE_pgusher");
     let mut command = Command::new(by.first().unwrap_or(&program));

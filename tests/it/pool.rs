@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pgusher::inside::Dialer;
-use pgusher::inside::{HostCount, Outcome, Pool, PoolSettings, Runtimes, Waiter};
+use pgusher::inside::{Data, HostCount, Outcome, Pool, PoolSettings, Runtimes, Waiter};
 use policy::names::UserName;
 use relay::Effects;
 use tokio_util::task::TaskTracker;
@@ -57,7 +57,7 @@ fn pool(fake: &Fake) -> (tokio::runtime::Runtime, Arc<Pool>, PoolSettings) {
     let settings = settings_of(fake, "");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (control, data) = (runtime.handle().clone(), runtime.handle().clone());
-    let runtimes = Runtimes { control, data, tasks: TaskTracker::new() };
+    let runtimes = Runtimes { control, data: Data::Tokio(data), tasks: TaskTracker::new() };
     let pool = Pool::new(settings.clone(), 1, runtimes, &Arc::new(HostCount::default()));
     (runtime, pool, settings)
 }
@@ -138,7 +138,12 @@ fn pools(limit: u32, settings: [PoolSettings; 2]) -> (tokio::runtime::Runtime, [
     host.set_limit(limit);
     let pools = settings.map(|settings| {
         let (control, data) = (runtime.handle().clone(), runtime.handle().clone());
-        Pool::new(settings, 1, Runtimes { control, data, tasks: TaskTracker::new() }, &host)
+        Pool::new(
+            settings,
+            1,
+            Runtimes { control, data: Data::Tokio(data), tasks: TaskTracker::new() },
+            &host,
+        )
     });
     (runtime, pools)
 }

@@ -248,6 +248,18 @@ word_value!(PoolMode);
 word_value!(Isolation);
 
 words! {
+    /// How a relaying thread asks the system to read and write.
+    Io {
+        /// By io_uring where that can be had and one thread relays, else by epoll.
+        Auto = "auto",
+        /// By epoll(7).
+        Epoll = "epoll",
+        /// By io_uring(7), or not at all.
+        IoUring = "io_uring",
+    }
+}
+
+words! {
     /// What happens to users whose value matches nothing.
     OnUnmatched {
         /// They go to the base connection.
@@ -371,6 +383,9 @@ options! {
         Reload tls: Option<ClientTls> = None;
         /// How many threads relay; 0 is one for each core.
         Restart threads: u32 = 0, 0 => 1024;
+        /// How sockets are read and written. `"io_uring"`, on one thread, needs Linux 6.1 that does not forbid it (by
+        /// `kernel.io_uring_disabled`, or seccomp): else nothing starts. `"auto"`: where it can be had, for `threads` up to two.
+        Restart io: Io = Io::Auto;
         /// How clients prove who they are, where the user does not say otherwise.
         Login auth_type: AuthType = AuthType::ScramSha256;
         /// The file of the key that is behind the salts and iteration counts which users without a SCRAM verifier, and names

@@ -1,0 +1,164 @@
+//! One socket of a thread's.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::Waker;
+
+use crate::kernel::BUFFER;
+use crate::lent::{Lent, Operation};
+
+/// How often a socket is read directly within a turn.
+const MOST_DIRECT: u32 = 16;
+
+/// How the other side of a socket has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It sends nothing more.
+    Closed,
+    /// There is no connection any more.
+    Lost,
+}
+
+/// What can be told of a socket from any thread.
+#[derive(Debug, Default)]
+pub struct Notice(AtomicU8);
+
+impl Notice {
+    /// True if nothing has come that was not read, nor the end.
+    pub fn is_quiet(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+
+    pub(crate) fn set(&self, is_quiet: bool) {
+        self.0.store(u8::from(!is_quiet), Ordering::Release);
+    }
+}
+
+/// What was received and not read.
+#[derive(Debug)]
+pub(crate) enum Inbox {
+    Empty,
+    /// In a buffer of the kernel's, read up to here.
+    Lent(Lent, usize),
+    /// Kept, as nobody has read it within its turn.
+    Kept(Vec<u8>, usize),
+}
+
+/// What is being sent.
+#[derive(Debug)]
+pub(crate) enum Sending {
+    Nothing,
+    /// Since this turn, or one before: then the socket is full.
+    UnderWay {
+        operation: Operation,
+        since: u64,
+        /// Up to here it was taken before.
+        from: usize,
+    },
+}
+
+/// Whether it is still used.
+pub(crate) enum Use {
+    Used,
+    /// What is written is sent if the socket takes it; then it is closed.
+    Dropped,
+    /// It goes elsewhere when nothing is under way, with what was received and not read.
+    Leaving(Box<Then>),
+}
+
+/// What is done with a socket that goes elsewhere, and with what was received and not read.
+pub(crate) type Then = dyn FnOnce(io::Result<(OwnedFd, Vec<u8>)>);
+
+/// A socket, with what is under way on it.
+pub(crate) struct Socket {
+    pub(crate) descriptor: Rc<OwnedFd>,
+    pub(crate) receiving: Option<Operation>,
+    pub(crate) inbox: Inbox,
+    /// How reading has failed, if it has.
+    pub(crate) end: Option<io::ErrorKind>,
+    /// How sending has.
+    pub(crate) broken: Option<io::ErrorKind>,
+    pub(crate) has_ended: bool,
+    pub(crate) sending: Sending,
+    pub(crate) outbox: Vec<u8>,
+    pub(crate) is_dirty: bool,
+    /// It has filled a whole buffer: the next bytes are read directly.
+    pub(crate) is_bulk: bool,
+    /// The turn in which that was last done, and how often.
+    pub(crate) direct: (u64, u32),
+    /// The other side is told that nothing more comes when all is sent.
+    pub(crate) finishes: bool,
+    /// No buffer was there for it.
+    pub(crate) is_starved: bool,
+    pub(crate) reader: Option<Waker>,
+    pub(crate) writer: Option<Waker>,
+    pub(crate) used: Use,
+    pub(crate) notice: Arc<Notice>,
+}
+
+impl Socket {
+    pub(crate) fn new(descriptor: OwnedFd) -> Self {
+        Self {
+            descriptor: Rc::new(descriptor),
+            receiving: None,
+            inbox: Inbox::Empty,
+            end: None,
+            broken: None,
+            has_ended: false,
+            sending: Sending::Nothing,
+            outbox: Vec::new(),
+            is_dirty: false,
+            is_bulk: false,
+            direct: (0, 0),
+            finishes: false,
+            is_starved: false,
+            reader: None,
+            writer: None,
+            used: Use::Used,
+            notice: Arc::default(),
+        }
+    }
+
+    /// Whether it may be read directly in this turn, once more.
+    pub(crate) fn may_read_directly(&mut self, turn: u64) -> bool {
+        if !self.is_bulk || self.receiving.is_some() {
+            return false;
+        }
+        if self.direct.0 != turn {
+            self.direct = (turn, 0);
+        }
+        self.direct.1 += 1;
+        // Others have their turns, too.
+        self.direct.1 <= MOST_DIRECT
+    }
+
+    /// It was read directly; `None` if nothing was there.
+    pub(crate) fn was_read(&mut self, read: io::Result<usize>, most: usize) -> Option<io::Result<usize>> {
+        self.is_bulk = matches!(read, Ok(length) if length >= BUFFER.min(most));
+        match &read {
+            Ok(0) => self.has_ended = true,
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return None;
+            }
+            Err(error) => (self.has_ended, self.end) = (true, Some(error.kind())),
+        }
+        Some(read)
+    }
+
+    pub(crate) fn is_used(&self) -> bool {
+        matches!(self.used, Use::Used)
+    }
+
+    pub(crate) fn is_full(&self, turn: u64) -> bool {
+        matches!(self.sending, Sending::UnderWay { since, .. } if since <= turn)
+    }
+}
+
+/// There is no such socket any more.
+pub(crate) fn gone() -> io::Error {
+    io::ErrorKind::NotConnected.into()
+}

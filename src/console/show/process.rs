@@ -1,0 +1,37 @@
+//! `SHOW STATE` and `SHOW CONFIG`: the process as a whole, and what it was told.
+
+use crate::console::table::Kind::Text;
+use crate::console::table::{Table, Value};
+use crate::pool::Halt;
+use crate::proxy::Proxy;
+use policy::config::file::Server;
+use policy::config::read::Applies;
+
+/// `SHOW STATE`
+pub(super) fn state(proxy: &Proxy) -> Table {
+    let mut table = Table::new(&[("key", Text), ("value", Text)]);
+    let halted = proxy.halted();
+    let yes = |is: bool| Value::from(if is { "yes" } else { "no" });
+    let rows = [
+        ("active", yes(halted.is_none())),
+        ("paused", yes(halted == Some(Halt::Paused))),
+        ("suspended", yes(halted == Some(Halt::Suspended))),
+        ("io", proxy.runtimes.data.io().into()),
+    ];
+    rows.into_iter().for_each(|(key, value)| table.push(vec![key.into(), value]));
+    table
+}
+
+/// `SHOW CONFIG`
+pub(super) fn config(proxy: &Proxy) -> Table {
+    let mut table = Table::new(&[("key", Text), ("value", Text), ("default", Text), ("changeable", Text)]);
+    let generation = proxy.generation();
+    let (_, _, options) = Server::manual();
+    let bare = |text: &str| text.trim_matches('"').to_owned();
+    for ((name, value), option) in generation.config.server.shown().into_iter().zip(options) {
+        let changeable = if matches!(option.applies, Applies::Restart) { "no" } else { "yes" };
+        let default = bare(&option.default.unwrap_or_default());
+        table.push(vec![name.into(), bare(&value).into(), default.into(), changeable.into()]);
+    }
+    table
+}
