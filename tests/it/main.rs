@@ -29,6 +29,7 @@ mod console;
 mod change;
 mod differential;
 mod doctor;
+mod engines;
 mod faults;
 mod folded;
 mod free;
