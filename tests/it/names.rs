@@ -148,6 +148,13 @@ fn conversations() -> Vec<Vec<Step>> {
             all.push([begin.clone(), way, end.clone()].concat());
         }
     }
+    // A name that is closed behind what fails is there still.
+    let close_fails = ([parse("x", "SELECT 'again'"), close_statement("x"), sync()].concat(), 1);
+    for text in ["DEALLOCATE x", "EXECUTE x", "PREPARE x AS SELECT 7"] {
+        for behind in [sql(text), batch(&[text])] {
+            all.push([begin.clone(), vec![together(&[close_fails.clone(), behind])], end.clone()].concat());
+        }
+    }
     all.extend(of_sql(&end));
     all
 }

@@ -39,7 +39,9 @@ impl Core {
             // Whether the connection can listen to them depends on whether that transaction has ended.
             return true;
         }
-        if !self.uses_names(effects) {
+        // One that was taken away is there again if that fails.
+        let is_in_doubt = effects.names.iter().any(|(_, name)| self.is_in_doubt(name));
+        if !self.uses_names(effects) && !(is_in_doubt && self.facts.is_lent_for_transactions()) {
             return false;
         }
         // Whether a name is the protocol's or SQL's own, its Parse decides.
@@ -47,8 +49,7 @@ impl Core {
             self.ask_for_all_answers(up.buffer());
             return true;
         }
-        let depends = self.position.requests().has_an_end()
-            || effects.names.iter().any(|(_, name)| self.is_in_doubt(name));
+        let depends = self.position.requests().has_an_end() || is_in_doubt;
         may_defer && depends || effects.names.iter().any(|(_, name)| self.waits_for_names(name, up))
     }
 
