@@ -43,7 +43,8 @@ enum Letter {
 pub struct Relay(Arc<Door>);
 
 struct Door {
-    letters: Mutex<Vec<Letter>>,
+    /// `None` when the thread has ended: nobody reads any more.
+    letters: Mutex<Option<Vec<Letter>>>,
     /// There are some.
     has_letters: AtomicBool,
     /// The thread waits in its ring, and must be rung out of it.
@@ -109,7 +110,10 @@ impl Thread {
 
 impl Door {
     fn post(&self, letter: Letter) {
-        self.letters.lock().push(letter);
+        match &mut *self.letters.lock() {
+            Some(letters) => letters.push(letter),
+            None => return,
+        }
         self.has_letters.store(true, Ordering::SeqCst);
         if self.sleeps.swap(false, Ordering::SeqCst) {
             self.bell.ring();
@@ -151,14 +155,16 @@ impl Relay {
                 Err(unavailable) => return drop(sender.send(Err(unavailable))),
             };
             let door = Arc::new(Door {
-                letters: Mutex::default(),
+                letters: Mutex::new(Some(Vec::new())),
                 has_letters: AtomicBool::new(false),
                 sleeps: AtomicBool::new(false),
                 bell: ring.bell(),
             });
             let _ = sender.send(Ok(Self(door.clone())));
             drop(sender);
-            run(&door, ring);
+            if catch_unwind(AssertUnwindSafe(|| run(&door, ring))).is_err() {
+                given_up("it has panicked");
+            }
         };
         let thread = std::thread::Builder::new()
             .name("relay".into())
@@ -226,11 +232,11 @@ fn run(door: &Arc<Door>, ring: Ring) {
             tasks.poll(&turn);
         }
         if let Err(error) = turn(door) {
-            // Nothing on this thread would ever go on.
-            error!(%error, "io_uring has failed: the sessions of this thread end");
-            break;
+            given_up(&error.to_string());
         }
     }
+    // Whoever waits for an answer has none.
+    drop(door.letters.lock().take());
     drop(tasks);
     THREAD.with(|thread| {
         thread.ready.take();
@@ -239,12 +245,19 @@ fn run(door: &Arc<Door>, ring: Ring) {
     });
 }
 
+/// Nothing on this thread would ever go on, and no client be served: whoever has started the process starts another.
+fn given_up(why: &str) -> ! {
+    // The log may not be written to its end.
+    eprintln!("the thread that relays on io_uring has failed: {why}");
+    std::process::exit(1)
+}
+
 /// True if the thread is to go on.
 fn read_letters(door: &Arc<Door>, tasks: &mut Tasks) -> bool {
     if !door.has_letters.swap(false, Ordering::SeqCst) {
         return true;
     }
-    let letters = std::mem::take(&mut *door.letters.lock());
+    let letters = door.letters.lock().as_mut().map(std::mem::take).unwrap_or_default();
     for letter in letters {
         match letter {
             Letter::Spawn(future) => tasks.add(door, future),

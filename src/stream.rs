@@ -198,9 +198,13 @@ impl Socket {
         Ok(())
     }
 
+    /// Mostly it is where it is to be.
     fn register(&mut self) -> io::Result<()> {
-        if ring::Socket::can_be_here() {
-            return self.enter_ring();
+        match self {
+            Self::Ring(socket, _) if socket.is_here() => return Ok(()),
+            _ if ring::Socket::can_be_here() => return self.enter_ring(),
+            Self::Tcp(_) | Self::Unix(_) => return Ok(()),
+            Self::Ring(..) | Self::Moving(_) => {}
         }
         *self = match std::mem::replace(self, Self::Moving(None)) {
             Self::Moving(Some(Unregistered::Tcp(s))) => Self::Tcp(TcpStream::from_std(s)?),
@@ -219,7 +223,6 @@ impl Socket {
             Self::Moving(Some(Unregistered::Unix(s))) => {
                 Self::Ring(ring::Socket::enter(s.into())?, Family::Unix)
             }
-            Self::Ring(socket, family) if socket.is_here() => Self::Ring(socket, family),
             _ => return Err(io::ErrorKind::NotConnected.into()),
         };
         Ok(())
