@@ -508,6 +508,9 @@ impl Engine {
                 false => Ok(false),
             };
         }
+        if self.farewell.is_some() && self.client.is_broken() {
+            return self.client_ended(cx, out);
+        }
         if let Some(farewell) = &mut self.farewell
             && farewell.knocks(self.pool.control(), cx)
         {
@@ -553,9 +556,9 @@ impl Future for Engine {
             }
         }
         // The last words: as long as the client takes them, but not for long.
-        let sent = match this.client.is_clogged(cx) {
-            true => Ok(false),
-            false => this.to_client.flush(&mut this.client, cx),
+        let sent = match this.to_client.flush(&mut this.client, cx) {
+            Ok(true) => Ok(!this.client.is_unsent(cx)),
+            other => other,
         };
         if matches!(sent, Ok(false))
             && !this.timer.is_over(timing::Kind::Writing, timing::LAST_WORDS, this.pool.control(), cx)

@@ -16,6 +16,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
+pub(crate) use ring::Freed;
 use ring::{Bell, Ending, Notice, Ring, Sockets, Token, Wait};
 use tokio::io::ReadBuf;
 use tokio::sync::oneshot;
@@ -25,9 +26,6 @@ pub(crate) use ring::Unavailable;
 
 /// How many tasks are polled before the sockets are looked at again.
 const MOST_POLLS: usize = 256;
-
-/// The system's descriptor of a socket, and what was received on it and not read.
-pub(crate) type Freed = (OwnedFd, Vec<u8>);
 
 /// What another thread asks for.
 enum Letter {
@@ -205,7 +203,8 @@ impl Tasks {
 
     /// Polls a task whose turn it is. One that panics is over, as it is on tokio.
     fn poll(&mut self, turn: &Arc<Turn>) {
-        turn.is_ready.store(false, Ordering::Release);
+        // Not a mere store: what is read behind it must not be older (`Turn::wake_by_ref` swaps, too).
+        turn.is_ready.swap(false, Ordering::AcqRel);
         let Some(place) = self.all.get_mut(turn.task) else { return };
         let Some(task) = place.as_mut().filter(|task| Arc::ptr_eq(&task.turn, turn)) else { return };
         let mut cx = Context::from_waker(&task.waker);
@@ -325,7 +324,7 @@ impl Socket {
     /// Takes it off its ring, from whatever thread.
     ///
     /// # Errors
-    /// It has ended.
+    /// Its thread has ended.
     pub(crate) async fn free(self) -> io::Result<Freed> {
         let (sender, freed) = oneshot::channel();
         self.door.post(Letter::Free(self.token, sender));
@@ -351,6 +350,16 @@ impl Socket {
     /// Whether the other side does not take what was sent; then the task is woken when it has.
     pub(crate) fn is_full(&self, cx: &Context<'_>) -> bool {
         with(&self.door, |sockets| sockets.is_full(self.token, cx)).unwrap_or(false)
+    }
+
+    /// Whether something that was written is not sent; then the task is woken when it is.
+    pub(crate) fn is_unsent(&self, cx: &Context<'_>) -> bool {
+        with(&self.door, |sockets| sockets.is_unsent(self.token, cx)).unwrap_or(false)
+    }
+
+    /// Whether nothing can be sent any more.
+    pub(crate) fn is_broken(&self) -> bool {
+        with(&self.door, |sockets| sockets.is_broken(self.token)).unwrap_or(false)
     }
 
     /// Sends these bytes, if there is room for them, and closes it.

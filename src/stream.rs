@@ -228,21 +228,24 @@ impl Socket {
         Ok(())
     }
 
-    /// Takes it off a ring, if it is on one; answers what was received there and not read.
-    async fn leave_ring(&mut self) -> io::Result<Vec<u8>> {
-        let mut unread = Vec::new();
+    /// Takes it off a ring, if it is on one; answers whether it is as if it had never been there: nothing was received on it that nobody
+    /// has read, nothing written that was not sent, and it has not ended.
+    ///
+    /// Not cancel-safe: dropped, the socket is closed.
+    async fn leave_ring(&mut self) -> io::Result<bool> {
+        let mut is_whole = true;
         *self = match std::mem::replace(self, Self::Moving(None)) {
             Self::Ring(socket, family) => {
-                let descriptor;
-                (descriptor, unread) = socket.free().await?;
+                let freed = socket.free().await?;
+                is_whole = freed.is_whole && freed.unread.is_empty();
                 Self::Moving(Some(match family {
-                    Family::Tcp => Unregistered::Tcp(descriptor.into()),
-                    Family::Unix => Unregistered::Unix(descriptor.into()),
+                    Family::Tcp => Unregistered::Tcp(freed.descriptor.into()),
+                    Family::Unix => Unregistered::Unix(freed.descriptor.into()),
                 }))
             }
             other => other,
         };
-        Ok(unread)
+        Ok(is_whole)
     }
 }
 
@@ -289,21 +292,29 @@ impl Stream {
     /// # Errors
     /// It is lost: the system's reasons, or it was on a ring, and something had come there that nobody has read.
     pub async fn come_here(&mut self) -> io::Result<()> {
-        let unread = self.socket_mut().leave_ring().await?;
-        if !unread.is_empty() {
+        if !self.socket_mut().leave_ring().await? {
             return Err(io::ErrorKind::InvalidData.into());
         }
         self.register()
     }
 
-    /// Ends our side of it, wherever it is, and reads until the other side has ended its own, whatever it says.
+    /// Has the socket with the runtime of tokio's whose context this is called in, only to see its end: whatever was on its way is lost.
+    ///
+    /// Not cancel-safe: dropped, the socket is closed.
+    ///
+    /// # Errors
+    /// It is lost.
+    pub async fn come_to_end(&mut self) -> io::Result<()> {
+        self.socket_mut().leave_ring().await?;
+        self.register()
+    }
+
+    /// Ends our side of it, and reads until the other side has ended its own, whatever it says.
     ///
     /// # Errors
     /// It is lost, and so at its end.
     pub async fn see_its_end(&mut self) -> io::Result<()> {
         let socket = self.socket_mut();
-        socket.leave_ring().await?;
-        socket.register()?;
         socket.shutdown().await?;
         let mut space = [0; 4096];
         while socket.read(&mut space).await? > 0 {}
@@ -321,6 +332,22 @@ impl Stream {
     pub fn is_clogged(&mut self, cx: &mut Context<'_>) -> bool {
         match self.socket_mut() {
             Socket::Ring(s, _) => s.is_full(cx),
+            Socket::Tcp(_) | Socket::Unix(_) | Socket::Moving(_) => false,
+        }
+    }
+
+    /// Whether something that was written is still to be sent; then the task is woken when it is.
+    pub fn is_unsent(&mut self, cx: &mut Context<'_>) -> bool {
+        match self.socket_mut() {
+            Socket::Ring(s, _) => s.is_unsent(cx),
+            Socket::Tcp(_) | Socket::Unix(_) | Socket::Moving(_) => false,
+        }
+    }
+
+    /// Whether it is known that nothing can be sent any more.
+    pub fn is_broken(&mut self) -> bool {
+        match self.socket_mut() {
+            Socket::Ring(s, _) => s.is_broken(),
             Socket::Tcp(_) | Socket::Unix(_) | Socket::Moving(_) => false,
         }
     }

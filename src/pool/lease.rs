@@ -190,6 +190,9 @@ impl Lease {
     async fn ends(&mut self) -> bool {
         let Some(pooled) = &mut self.pooled else { return true };
         let target = pooled.target.clone();
+        if pooled.stream.come_to_end().await.is_err() {
+            return true;
+        }
         for _ in 0..MAX_CANCELLED {
             if timeout(CANCELLED_AGAIN, pooled.stream.see_its_end()).await.is_ok() {
                 return true;

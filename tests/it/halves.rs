@@ -4,10 +4,10 @@ use std::net::{Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::differential::{arrive, normal, server, shown, through};
-use super::house::{eventually, pair};
+use super::house::{Pgusher, eventually, pair, warehouse};
 use super::relay::one_connection;
 use super::state::done;
-use super::wire::{Message, Raw, bind, execute, flush, message, parse, query, sync};
+use super::wire::{Message, Raw, bind, execute, flush, message, parse, query, startup, sync};
 
 /// What it is sent up to the end of the connection, but for settings told once more.
 fn all(raw: &mut Raw) -> Vec<Message> {
@@ -112,4 +112,31 @@ fn what_a_client_that_is_gone_was_owed_is_cancelled() {
         let mut next = Raw::login(pgusher.address(), "raw");
         assert_eq!(next.value("SELECT 1"), "1");
     }
+}
+
+/// Whatever part of it the system has taken when its session is over.
+#[test]
+fn the_last_of_an_answer_reaches_a_client_that_reads_late() {
+    let pgusher = Pgusher::start(&warehouse("default_pool_size = 40", "", ""));
+    let address = pgusher.address();
+    std::thread::scope(|scope| {
+        for rows in (200..4200).step_by(100) {
+            scope.spawn(move || {
+                let socket =
+                    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                socket.set_recv_buffer_size(4096).unwrap();
+                socket.connect(&address.into()).unwrap();
+                let mut raw = Raw { stream: socket.into(), key: (0, Vec::new()), parameters: Vec::new() };
+                raw.stream.set_read_timeout(Some(super::house::PATIENCE)).unwrap();
+                raw.send(&startup(0x0003_0000, &[("user", "raw"), ("database", "warehouse")]));
+                raw.until_ready();
+                let text = format!("SELECT repeat('x', 1000) FROM generate_series(1, {rows})");
+                raw.send(&[query(&text), message('X', b"")].concat());
+                std::thread::sleep(Duration::from_secs(1));
+                let got = all(&mut raw);
+                assert_eq!(got.last().map(|m| m.tag), Some('Z'), "{rows} rows: cut after {}", got.len());
+                assert_eq!(got.len(), rows + 3);
+            });
+        }
+    });
 }

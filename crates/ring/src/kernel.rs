@@ -309,6 +309,11 @@ impl Ring {
             {
                 Ok(())
             }
+            // There is none for now. Nothing was begun.
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+                std::thread::sleep(Duration::from_millis(1));
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }

@@ -12,5 +12,5 @@ pub mod sockets;
 
 pub use kernel::{Bell, Ring, Unavailable};
 pub use lent::{Done, Kernel, Lent, Operation, Wait};
-pub use socket::{Ending, Notice};
+pub use socket::{Ending, Freed, Notice};
 pub use sockets::{Sockets, Token, Woken};

@@ -69,8 +69,19 @@ pub(crate) enum Use {
     Leaving(Box<Then>),
 }
 
-/// What is done with a socket that goes elsewhere, and with what was received and not read.
-pub(crate) type Then = dyn FnOnce(io::Result<(OwnedFd, Vec<u8>)>);
+/// What is done with a socket that goes elsewhere.
+pub(crate) type Then = dyn FnOnce(io::Result<Freed>);
+
+/// A socket that goes elsewhere.
+#[derive(Debug)]
+pub struct Freed {
+    /// The system's.
+    pub descriptor: OwnedFd,
+    /// What was received and not read.
+    pub unread: Vec<u8>,
+    /// All that was written was sent, and the other side has not ended it.
+    pub is_whole: bool,
+}
 
 /// A socket, with what is under way on it.
 pub(crate) struct Socket {

@@ -19,10 +19,10 @@ use rustix::net::Shutdown;
 
 use crate::kernel::BUFFER;
 use crate::lent::{Done, Kernel, Lent, Wait};
-use crate::socket::{Ending, Inbox, Notice, Sending, Socket, Use, gone};
+use crate::socket::{Ending, Freed, Inbox, Notice, Sending, Socket, Use, gone};
 
 /// How much may be written to a socket in one turn.
-const MAX_OUTBOX: usize = 256 << 10;
+const MAX_OUTBOX: usize = 128 << 10;
 /// How many vectors are kept for the next sends, and how large each may be.
 const MAX_SPARE: usize = 64;
 /// See [`MAX_SPARE`].
@@ -233,6 +233,21 @@ impl<K: Kernel> Sockets<K> {
         is_full
     }
 
+    /// Whether something that was written is not sent; then the task is woken when it is.
+    pub fn is_unsent(&mut self, token: Token, cx: &Context<'_>) -> bool {
+        let Some(socket) = self.get(token) else { return false };
+        let is_unsent = !socket.outbox.is_empty() || !matches!(socket.sending, Sending::Nothing);
+        if is_unsent {
+            register(&mut socket.writer, cx);
+        }
+        is_unsent
+    }
+
+    /// Whether nothing can be sent any more, though something may be there to be read.
+    pub fn is_broken(&mut self, token: Token) -> bool {
+        self.get(token).is_none_or(|socket| socket.broken.is_some())
+    }
+
     /// When all is sent, the other side is told that nothing more comes.
     pub fn finish(&mut self, token: Token) {
         if let Some(socket) = self.get(token) {
@@ -247,8 +262,9 @@ impl<K: Kernel> Sockets<K> {
         self.part(token, Use::Dropped);
     }
 
-    /// Takes a socket away, with what was received and not read, when nothing is under way on it.
-    pub fn leave(&mut self, token: Token, then: impl FnOnce(io::Result<(OwnedFd, Vec<u8>)>) + 'static) {
+    /// Takes a socket away, with what was received and not read, when nothing is under way on it. What its other side does not take is
+    /// not sent.
+    pub fn leave(&mut self, token: Token, then: impl FnOnce(io::Result<Freed>) + 'static) {
         match self.get(token) {
             Some(_) => self.part(token, Use::Leaving(Box::new(then))),
             None => then(Err(gone())),
@@ -397,6 +413,8 @@ impl<K: Kernel> Sockets<K> {
             sent => {
                 socket.outbox.clear();
                 socket.broken = Some(sent.err().map_or(io::ErrorKind::WriteZero, |error| error.kind()));
+                // Whoever does not write now hears of it, too.
+                socket.reader.iter().for_each(Waker::wake_by_ref);
             }
         }
         let Some(socket) = self.get(token) else { return };
@@ -449,10 +467,9 @@ impl<K: Kernel> Sockets<K> {
             }
         };
         if let Use::Leaving(then) = used {
-            then(match Rc::try_unwrap(descriptor) {
-                Ok(descriptor) if !has_ended && broken.is_none() => Ok((descriptor, unread)),
-                _ => Err(gone()),
-            });
+            let is_whole = !has_ended && broken.is_none();
+            let freed = Rc::try_unwrap(descriptor).map(|descriptor| Freed { descriptor, unread, is_whole });
+            then(freed.map_err(|_| gone()));
         }
     }
 

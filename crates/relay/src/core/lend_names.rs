@@ -40,8 +40,9 @@ impl Core {
             return true;
         }
         // One that was taken away is there again if that fails.
-        let is_in_doubt = effects.names.iter().any(|(_, name)| self.is_in_doubt(name));
-        if !self.uses_names(effects) && !(is_in_doubt && self.facts.is_lent_for_transactions()) {
+        let is_in_doubt = self.facts.is_lent_for_transactions()
+            && effects.names.iter().any(|(_, name)| self.is_in_doubt(name));
+        if !is_in_doubt && !self.uses_names(effects) {
             return false;
         }
         // Whether a name is the protocol's or SQL's own, its Parse decides.

@@ -335,13 +335,13 @@ fn a_socket_that_takes_nothing_is_closed_all_the_same() {
         let waker = Waker::from(count.clone());
         let cx = Context::from_waker(&waker);
         assert!(sockets.poll_write(token, b"much", &cx).is_ready());
-        assert!(!sockets.is_full(token, &cx));
+        assert!(!sockets.is_full(token, &cx) && sockets.is_unsent(token, &cx));
         sockets.turn(Wait::No).unwrap();
         assert!(sockets.is_full(token, &cx) && sockets.poll_write(token, b"more", &cx).is_pending());
         if leaves {
             let freed = Rc::new(std::cell::Cell::new(None));
             let answer = freed.clone();
-            sockets.leave(token, move |freed| answer.set(Some(freed.is_ok())));
+            sockets.leave(token, move |freed| answer.set(Some(freed.is_ok_and(|freed| freed.is_whole))));
             (0..3).for_each(|_| drop(sockets.turn(Wait::No)));
             assert_eq!(freed.take(), Some(false), "what was to be sent is lost");
         } else {
@@ -363,7 +363,7 @@ fn what_was_received_and_not_read_goes_with_a_socket_that_leaves() {
     assert!(!notice.is_quiet());
     let freed = Rc::new(std::cell::RefCell::new(Vec::new()));
     let answer = freed.clone();
-    sockets.leave(token, move |freed| *answer.borrow_mut() = freed.unwrap().1);
+    sockets.leave(token, move |freed| *answer.borrow_mut() = freed.unwrap().unread);
     assert_eq!(*freed.borrow(), b"unread");
     assert!(sockets.is_empty() && sockets.kernel.lent == 0);
 }
