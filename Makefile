@@ -40,11 +40,11 @@ advisories:
 unit:
 	cargo test --locked --workspace --lib --bins --test corpus
 
-# All of it by the way to read and write that this machine takes by itself, a part by epoll, which every machine has.
-BY_EPOLL ?= cancel:: halves:: listen:: main_job:: relay:: tls:: waits::
+# All of it by epoll; a part by io_uring, where this machine has that.
+BY_RING ?= cancel:: halves:: listen:: main_job:: relay:: tls:: waits::
 integration:
 	cargo test --locked --test '*'
-	PGUSHER_IO=epoll cargo test --locked --test it -- $(BY_EPOLL)
+	PGUSHER_IO=auto cargo test --locked --test it -- $(BY_RING)
 
 docs:
 	cargo run --quiet --locked -- manual > docs/configuration.md
@@ -76,7 +76,7 @@ soak: prerequisites
 	cargo build --release --locked
 	PROPTEST_CASES=50000 cargo test --release --locked --package pgusher-relay --lib
 	PGUSHER_SOAK=1 cargo test --release --locked --test it -- --nocapture $(ARGS)
-	PGUSHER_SOAK=1 PGUSHER_IO=epoll cargo test --release --locked --test it -- --nocapture $(ARGS)
+	PGUSHER_SOAK=1 PGUSHER_IO=auto cargo test --release --locked --test it -- --nocapture $(ARGS)
 
 # Inputs by coverage, each target for this long: from the corpus and the seeds, which `make unit` replays. What is found is kept in
 # fuzz/found, what breaks a promise in fuzz/artifacts. RUSTC_BOOTSTRAP: the flags are nightly's, the compiler need not be.

@@ -58,6 +58,7 @@ def of_process(valgrind, folder, scene, program, kind):
         config.write_text(f"""[server]
 listen = ["127.0.0.1:{port}"]
 threads = 1
+io = "epoll"  # valgrind holds all threads while one waits in io_uring_enter
 auth_type = "trust"
 [connections.postgres]
 host = "127.0.0.1"

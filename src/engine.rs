@@ -133,6 +133,8 @@ pub(crate) struct Engine {
     bytes: (u64, u64),
     ending: Option<Box<Closing>>,
     started: bool,
+    /// Its thread has a ring for its sockets, which keeps what they do not take.
+    is_on_ring: bool,
     /// Found dry since the task was last woken: the runtime will say when that changes, so it need not be asked.
     client_is_dry: bool,
     upstream_is_dry: bool,
@@ -186,6 +188,7 @@ impl Engine {
             bytes: (0, 0),
             ending: None,
             started: false,
+            is_on_ring: false,
             client_is_dry: false,
             upstream_is_dry: false,
             pinned: None,
@@ -201,6 +204,7 @@ impl Engine {
         if self.client.register().is_err() {
             return self.follow(Follow::Say(Event::ClientEnded), cx, out);
         }
+        self.is_on_ring = self.client.is_on_ring();
         // What was sent ahead of an order to go has not begun.
         if let Some(order) = self.orders.pending() {
             let event = Event::Order { now: true, refusal: Box::new(order.refusal) };
@@ -474,7 +478,7 @@ impl Engine {
     /// True if nothing is left to be sent to the upstream.
     fn flush_upstream(&mut self, cx: &mut Context<'_>) -> bool {
         let Leasing::Held(lease) = &mut self.leasing else { return true };
-        if lease.stream.is_clogged(cx) {
+        if self.is_on_ring && lease.stream.is_clogged(cx) {
             return false;
         }
         if self.to_upstream.is_empty() && !lease.stream.is_tls() {
@@ -485,7 +489,7 @@ impl Engine {
 
     /// True if nothing is left to be sent to the client.
     fn flush_client(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        if self.client.is_clogged(cx) {
+        if self.is_on_ring && self.client.is_clogged(cx) {
             return Ok(false);
         }
         if self.to_client.is_empty() && !self.client.is_tls() {
@@ -501,7 +505,7 @@ impl Engine {
 
     /// Looks at the clock; true if that changed something.
     fn on_time(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
-        if !self.to_client.is_empty() || self.client.is_clogged(cx) {
+        if !self.to_client.is_empty() || self.is_on_ring && self.client.is_clogged(cx) {
             let limit = self.timeouts.of_writing();
             return match self.timer.is_over(timing::Kind::Writing, limit, self.pool.control(), cx) {
                 true => self.client_ended(cx, out),

@@ -321,6 +321,11 @@ impl Stream {
         Ok(())
     }
 
+    /// Whether it is on a ring.
+    pub fn is_on_ring(&mut self) -> bool {
+        matches!(self.socket_mut(), Socket::Ring(..))
+    }
+
     /// Has it known when something comes though nobody reads.
     pub fn watch(&mut self) {
         if let Socket::Ring(s, _) = self.socket_mut() {

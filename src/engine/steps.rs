@@ -126,8 +126,10 @@ impl Engine {
 
     pub(super) fn hold(&mut self, mut lease: Lease) {
         self.pool.stats().add(Counter::Assignments, 1);
-        // If that fails it is lost, which is found when it is used.
-        let _ = lease.stream.register();
+        if self.is_on_ring {
+            // If that fails it is lost, which is found when it is used.
+            let _ = lease.stream.register();
+        }
         self.leasing = Leasing::Held(lease);
         self.upstream_is_dry = false;
     }
@@ -135,7 +137,9 @@ impl Engine {
     fn release(&mut self) {
         let Leasing::Held(mut lease) = std::mem::replace(&mut self.leasing, Leasing::None) else { return };
         if self.upstream_tail.is_empty() {
-            lease.stream.watch();
+            if self.is_on_ring {
+                lease.stream.watch();
+            }
             return lease.release();
         }
         // Half of something unasked: the other half must not meet another client.

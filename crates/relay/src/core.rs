@@ -261,10 +261,7 @@ impl Core {
 
     /// True if the connection must be asked what is left on it before anything is decided.
     pub(crate) fn wants_probe(&self) -> bool {
-        self.residue.is_touched()
-            && self.facts.is_lent_for_transactions()
-            && self.is_idle()
-            && !self.is_handing_over()
+        self.residue.is_touched() && self.facts.is_lent_for_transactions() && self.is_idle()
     }
 
     /// True if the connection is no longer at the session's startup values, and must be given them again.

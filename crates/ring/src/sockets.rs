@@ -161,6 +161,13 @@ impl<K: Kernel> Sockets<K> {
                 self.kernel.give_back(lent);
             }
             socket.notice.set(!socket.has_ended);
+            if length < into.len() && !socket.has_ended && socket.may_read_directly(self.turn) {
+                // More is there than a buffer holds: it is seen at once, as by a call that reads all that there is.
+                let rest = &mut into[length..];
+                let read = self.kernel.receive_now(&socket.descriptor, token.packed(), rest);
+                let more = socket.was_read(read, rest.len()).and_then(Result::ok);
+                return Some(Ok(length + more.unwrap_or(0)));
+            }
         }
         Some(Ok(length))
     }
