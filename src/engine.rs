@@ -238,7 +238,9 @@ impl Engine {
             let mut progress = self.take_turn(cx, &mut scratch.out)?;
             progress |= self.read_client(cx, scratch)?;
             progress |= self.read_upstream(cx, scratch)?;
-            progress |= self.hear_listener(cx, &mut scratch.out)?;
+            if self.subscription.is_some() {
+                progress |= self.hear_listener(cx, &mut scratch.out)?;
+            }
             if !progress && !self.on_time(cx, &mut scratch.out)? {
                 return Ok(());
             }

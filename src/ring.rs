@@ -369,6 +369,7 @@ impl Socket {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn poll_read(&self, cx: &Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let into = buf.initialize_unfilled();
         let read = with(&self.door, |sockets| sockets.poll_read(self.token, into, cx));
@@ -382,6 +383,7 @@ impl Socket {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn poll_write(&self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         with(&self.door, |sockets| sockets.poll_write(self.token, bytes, cx)).unwrap_or_else(elsewhere)
     }

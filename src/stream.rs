@@ -153,12 +153,14 @@ macro_rules! on_stream {
 }
 
 impl AsyncRead for Socket {
+    #[inline]
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         on_socket!(self.get_mut(), s => Pin::new(s).poll_read(cx, buf), s.poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Socket {
+    #[inline]
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         on_socket!(self.get_mut(), s => Pin::new(s).poll_write(cx, buf), s.poll_write(cx, buf))
     }
@@ -171,12 +173,14 @@ impl AsyncWrite for Socket {
 }
 
 impl AsyncRead for Stream {
+    #[inline]
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         on_stream!(self.get_mut(), s => Pin::new(s).poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Stream {
+    #[inline]
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         on_stream!(self.get_mut(), s => Pin::new(s).poll_write(cx, buf))
     }
