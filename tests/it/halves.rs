@@ -7,7 +7,7 @@ use super::differential::{arrive, normal, server, shown, through};
 use super::house::{Pgusher, eventually, pair, warehouse};
 use super::relay::one_connection;
 use super::state::done;
-use super::wire::{Message, Raw, bind, execute, flush, message, parse, query, startup, sync};
+use super::wire::{Message, Raw, bind, execute, message, parse, query, startup, sync};
 
 /// What it is sent up to the end of the connection, but for settings told once more.
 fn all(raw: &mut Raw) -> Vec<Message> {
@@ -37,8 +37,6 @@ fn a_client_that_has_closed_its_side_gets_its_answers_as_directly() {
         [query("COPY halves FROM STDIN"), message('d', b"3\n"), message('c', b"")].concat(),
         [query("COPY halves FROM STDIN"), message('d', b"4\n")].concat(),
         [batch("SELECT pg_sleep(0.3)"), sync(), batch("INSERT INTO halves VALUES (5)"), sync()].concat(),
-        [batch("SELECT 1"), flush()].concat(),
-        [query("BEGIN"), batch("SELECT pg_sleep(0.2)"), flush()].concat(),
         [query("SELECT 7"), message('P', b"half")[..7].to_vec()].concat(),
         [query("BEGIN"), query(&"half".repeat(10_000))[..70].to_vec()].concat(),
         [b"Q\0\0\x75\x30SELECT".to_vec(), vec![b' '; 20_000]].concat(),

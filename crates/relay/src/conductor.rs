@@ -366,11 +366,13 @@ impl Conductor {
 
     /// True if the client leaves, and all is done that is to be done before.
     fn may_leave(&self) -> bool {
-        let waits = self.deferred || matches!(self.lease, Lease::Waiting { .. });
+        let waits = matches!(self.lease, Lease::Waiting { .. });
         let is_owed_nothing = || match self.leaving {
             Leaves::No => false,
             Leaves::Said => self.core.is_clients_turn() || self.core.awaits_client(),
-            Leaves::Closed => self.core.is_clients_turn() || self.core.awaits_data(),
+            Leaves::Closed => {
+                self.core.is_clients_turn() || self.core.awaits_client() || self.core.awaits_data()
+            }
         };
         !waits && is_owed_nothing()
     }

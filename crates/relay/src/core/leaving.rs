@@ -11,7 +11,8 @@ impl Core {
     /// True if the upstream will say nothing more before the client sends the rest of a message, or more data of a COPY.
     pub(crate) fn awaits_data(&self) -> bool {
         self.position.is_copying()
-            || self.position.is_in_clients_message() && self.position.requests().is_one_at_most()
+            || self.position.is_in_clients_message()
+                && (self.position.requests().is_one_at_most() || self.position.is_unsynced())
     }
 
     /// Says something to the client that changes nothing for it: the value of a setting that it was told last.
