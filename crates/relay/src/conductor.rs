@@ -62,16 +62,6 @@ enum Lease {
     Returned,
 }
 
-/// Whether the client is about to leave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Leaves {
-    No,
-    /// It has said goodbye, perhaps while it was owed answers.
-    Said,
-    /// It has closed its side of the connection: it may be reading still.
-    Closed,
-}
-
 /// One session. See the module.
 #[derive(Debug)]
 pub struct Conductor {
@@ -79,7 +69,8 @@ pub struct Conductor {
     lease: Lease,
     /// Whether what the client has sent last is to be shown again when answers have come.
     deferred: bool,
-    leaving: Leaves,
+    /// The client has said goodbye, or closed its side of the connection, perhaps while it was owed answers.
+    leaving: bool,
     /// How much of the client's next message must be there before it is looked at.
     need: u32,
     lost_role: Option<Box<LostRole>>,
@@ -141,7 +132,7 @@ impl Conductor {
             core: Core::new(own, mode, interner, facts, settings),
             lease: Lease::None,
             deferred: false,
-            leaving: Leaves::No,
+            leaving: false,
             need: 0,
             lost_role: None,
             setups_failed: 0,
@@ -229,7 +220,7 @@ impl Conductor {
             Event::Permitted(true) => self.permitted = true,
             Event::Permitted(false) => return Err(self.too_many_pinned(turn).into()),
             // As if it had said goodbye: what it has asked for is done and answered before.
-            Event::ClientClosed => self.client_closed(turn),
+            Event::ClientClosed => self.leaving = true,
             Event::Knock if self.core.between_messages() => self.core.repeat_a_setting(turn.down.buffer()),
             Event::Knock => {}
             Event::ClientEnded => return Err(Cause::Client.into()),
@@ -263,7 +254,7 @@ impl Conductor {
             Then::More => {}
             Then::Need(length) => self.need = u32::try_from(length).unwrap_or(u32::MAX),
             Then::Defer => self.deferred = true,
-            Then::Terminate => (self.leaving, turn.consumed) = (Leaves::Said, input.len()),
+            Then::Terminate => (self.leaving, turn.consumed) = (true, input.len()),
             Then::Lease => {
                 self.lease = Lease::Waiting { notified: false };
                 return Ok(Some(Step::Lend));
@@ -352,29 +343,13 @@ impl Conductor {
         {
             return Ok(step);
         }
-        if self.may_leave() { Err(Cause::Client.into()) } else { Ok(Step::Wait) }
+        if self.leaving && self.owes_nothing() { Err(Cause::Client.into()) } else { Ok(Step::Wait) }
     }
 
-    /// The client sends nothing more: what it has asked for is done and answered before its session ends, as if it had said goodbye;
-    /// but what it has not asked to be answered yet is.
-    fn client_closed<W>(&mut self, turn: &mut Turn<'_, '_, W>) {
-        if self.lease == Lease::Held && self.core.awaits_sync() {
-            wire::message(turn.up.buffer(), b'H', |_| {});
-        }
-        self.leaving = Leaves::Closed;
-    }
-
-    /// True if the client leaves, and all is done that is to be done before.
-    fn may_leave(&self) -> bool {
-        let waits = matches!(self.lease, Lease::Waiting { .. });
-        let is_owed_nothing = || match self.leaving {
-            Leaves::No => false,
-            Leaves::Said => self.core.is_clients_turn() || self.core.awaits_client(),
-            Leaves::Closed => {
-                self.core.is_clients_turn() || self.core.awaits_client() || self.core.awaits_data()
-            }
-        };
-        !waits && is_owed_nothing()
+    /// True if all is done and answered that the client has asked for.
+    fn owes_nothing(&self) -> bool {
+        let waits = self.deferred || matches!(self.lease, Lease::Waiting { .. });
+        !waits && (self.core.is_clients_turn() || self.core.awaits_client())
     }
 
     /// The next step with which the session's channels go to the listener, if they are on their way.
@@ -399,8 +374,8 @@ impl Conductor {
         }
         self.lease = Lease::None;
         match self.leaving {
-            Leaves::No => Ok(Step::Release),
-            Leaves::Said | Leaves::Closed => {
+            false => Ok(Step::Release),
+            true => {
                 self.lease = Lease::Returned;
                 Err(Cause::Client.into())
             }
@@ -537,7 +512,7 @@ impl Conductor {
             Lease::Held if !self.core.is_about_its_own() => Doing::Running,
             Lease::None | Lease::Held | Lease::Returned => Doing::Nothing,
         };
-        let may_send = !self.deferred && self.leaving == Leaves::No && doing != Doing::Waiting;
+        let may_send = !self.deferred && !self.leaving && doing != Doing::Waiting;
         let (listening, takes_notifications) =
             if self.core.has_channels() { self.listening() } else { (Listening::No, false) };
         Wishes {

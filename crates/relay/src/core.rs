@@ -452,12 +452,6 @@ impl Core {
         self.position.is_full()
     }
 
-    /// True if the upstream will say nothing more before the client does: an extended query without its `Sync`, or
-    /// a COPY that goes on.
-    pub(crate) fn awaits_client(&self) -> bool {
-        self.position.awaits_client()
-    }
-
     /// True if an error can be put in between what the client gets: no message has been begun and not ended.
     pub(crate) fn between_messages(&self) -> bool {
         self.position.between_messages()

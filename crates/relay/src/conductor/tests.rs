@@ -497,6 +497,37 @@ fn a_client_that_says_goodbye_leaves_a_connection_that_is_clean() {
     assert!(matches!(ended[..], [Ended { transactions: 1, took: Some(_), .. }]), "{ended:?}");
 }
 
+/// What it is owed comes first; what can never be answered, as the rest of it does not come, is not waited for.
+#[test]
+fn a_client_that_closes_its_side_is_answered_and_not_waited_for() {
+    let sync = m(b'S', b"");
+    let parse = m(b'P', b"\0SELECT 1\0\0\0");
+    let long = query(&"long".repeat(5000));
+    let half = &long[..30];
+    for (sent, answered) in [
+        (query("SELECT 1"), true),
+        ([&query("SELECT 1"), half].concat(), true),
+        ([query("SELECT 1"), parse.clone()].concat(), true),
+        ([parse.clone(), sync.clone()].concat(), true),
+        (parse.clone(), false),
+        (half.to_vec(), false),
+        ([&parse, half].concat(), false),
+        // A `Sync` that says it is long, and is not there whole.
+        ([&m(b'd', b"1\n")[..], &m(b'C', b"Ss\0"), b"S\0\0\x01\x04E"].concat(), false),
+        (m(b'd', b"1\n"), false),
+    ] {
+        let mut rig = Rig::started();
+        rig.client(&sent, &[]);
+        rig.say(Event::ClientClosed);
+        assert_eq!(rig.closed.is_none(), answered, "{}", sent.escape_ascii());
+        if answered {
+            rig.upstream(&[]);
+            assert!(rig.closed.is_some(), "{}", sent.escape_ascii());
+            assert!(rig.tags().contains('Z'), "{}", sent.escape_ascii());
+        }
+    }
+}
+
 #[test]
 fn in_session_mode_the_connection_stays_and_is_cleaned_at_the_end() {
     let mut rig = Rig::new(PoolMode::Session);

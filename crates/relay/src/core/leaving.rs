@@ -3,16 +3,15 @@
 use super::Core;
 
 impl Core {
-    /// True if what the client has asked for since its last `Sync` may be answered only when it sends another, or a `Flush`.
-    pub(crate) fn awaits_sync(&self) -> bool {
-        self.position.is_unsynced() && !self.position.is_in_clients_message()
-    }
-
-    /// True if the upstream will say nothing more before the client sends the rest of a message, or more data of a COPY.
-    pub(crate) fn awaits_data(&self) -> bool {
-        self.position.is_copying()
-            || self.position.is_in_clients_message()
-                && (self.position.requests().is_one_at_most() || self.position.is_unsynced())
+    /// True if the upstream will say nothing more before the client does: it waits for the rest of a message, for data of a COPY, or for
+    /// a `Sync`, and has answered every query before that.
+    pub(crate) fn awaits_client(&self) -> bool {
+        let requests = self.position.requests();
+        match () {
+            () if self.position.is_copying() => true,
+            () if self.position.is_in_clients_message() => !requests.has_an_end_before_the_last(),
+            () => self.position.is_unsynced() && !requests.has_an_end(),
+        }
     }
 
     /// Says something to the client that changes nothing for it: the value of a setting that it was told last.

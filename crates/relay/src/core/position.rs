@@ -170,12 +170,6 @@ impl Position {
         self.requests.is_empty() && self.upstream_remainder.0 == 0
     }
 
-    /// True if the upstream will say nothing more before the client does: an extended query without its `Sync`, or
-    /// a COPY that goes on.
-    pub(super) fn awaits_client(&self) -> bool {
-        matches!(self.series, Series::Something | Series::Skipped) || self.is_copying()
-    }
-
     /// The connection is gone, and nothing of the client's was sent on it.
     pub(super) fn lose_connection(&mut self) {
         self.fatal = Fatal::No;
@@ -455,14 +449,14 @@ mod tests {
         }
         let mut position = Position::default();
         position.refuse_series();
-        assert!(position.is_idle() && !position.is_unsynced() && !position.awaits_client());
+        assert!(position.is_idle() && !position.is_unsynced());
     }
 
     #[test]
     fn a_series_is_skipped_or_refused_up_to_its_sync() {
         let mut position = Position::default();
         position.begin_series();
-        assert!(position.is_unsynced() && position.awaits_client() && !position.is_skipping());
+        assert!(position.is_unsynced() && !position.is_skipping());
         position.skip_series();
         position.begin_series();
         assert!(position.is_skipping() && position.is_unsynced());
@@ -480,7 +474,7 @@ mod tests {
         assert!(!position.note_sync_in_copy() && !position.client_ends_copy());
         position.requests_mut().push(Kind::Query);
         assert!(!position.begin_copy());
-        assert!(position.is_copying() && !position.may_defer() && position.awaits_client());
+        assert!(position.is_copying() && !position.may_defer());
         assert!(!position.has_sync_in_copy() && position.note_sync_in_copy() && position.has_sync_in_copy());
         assert!(position.client_ends_copy() && position.is_copy_ending() && position.has_sync_in_copy());
         assert!(!position.client_ends_copy() && !position.note_sync_in_copy() && position.may_defer());

@@ -413,9 +413,9 @@ impl Requests {
         self.last_end == self.last
     }
 
-    /// Whether there is only the last one, if any.
-    pub(crate) fn is_one_at_most(&self) -> bool {
-        self.queue.len() <= 1
+    /// True if an answer is awaited to a query that was ended before the last request.
+    pub(crate) fn has_an_end_before_the_last(&self) -> bool {
+        self.ends > self.queue.back().map_or(0, |last| usize::from(last.is_an_end()))
     }
 
     /// Whether nothing was executed since the last end of a query.
