@@ -91,11 +91,11 @@ enum DataPlane {
 const RING_IS_WORTH: usize = 2;
 
 impl DataPlane {
-    /// As configured, and why not otherwise.
+    /// As configured.
     ///
     /// # Errors
     /// What cannot be had.
-    fn start(server: &Server) -> std::io::Result<(Self, &'static str)> {
+    fn start(server: &Server) -> std::io::Result<Self> {
         let threads = match *server.threads {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             threads => threads as usize,
@@ -107,7 +107,7 @@ impl DataPlane {
         };
         if tries {
             match Relay::start() {
-                Ok((relay, thread)) => return Ok((Self::Ring { relay, thread }, "io_uring")),
+                Ok((relay, thread)) => return Ok(Self::Ring { relay, thread }),
                 Err(reason) if *server.io == Io::IoUring => {
                     let advice = "io = \"auto\" takes epoll where there is none";
                     return Err(std::io::Error::other(format!("no io_uring: {reason}; {advice}")));
@@ -115,7 +115,7 @@ impl DataPlane {
                 Err(reason) => info!(%reason, "no io_uring: epoll is used"),
             }
         }
-        Self::on_epoll(threads).map(|plane| (plane, "epoll"))
+        Self::on_epoll(threads)
     }
 
     fn on_epoll(threads: usize) -> std::io::Result<Self> {
@@ -162,8 +162,8 @@ impl DataPlane {
 /// One runtime for what is slow, one for relaying.
 fn runtimes(server: &Server) -> std::io::Result<(Runtime, DataPlane)> {
     let control = Builder::new_current_thread().enable_all().build()?;
-    let (data, io) = DataPlane::start(server)?;
-    info!(io, "relaying");
+    let data = DataPlane::start(server)?;
+    info!(io = data.data().io(), "relaying");
     Ok((control, data))
 }
 

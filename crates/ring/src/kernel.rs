@@ -203,20 +203,21 @@ impl Ring {
         }
         let mut probe = Probe::new();
         let probed = queues.submitter().register_probe(&mut probe);
-        let needed = [opcode::Recv::CODE, opcode::Send::CODE, opcode::Read::CODE, opcode::AsyncCancel::CODE];
+        let needed =
+            [opcode::Recv::CODE, opcode::Send::CODE, opcode::PollAdd::CODE, opcode::AsyncCancel::CODE];
         if let Err(error) = probed {
             return Err(Unavailable(why(&error)));
         }
         if let Some(code) = needed.into_iter().find(|code| !probe.is_supported(*code)) {
             return Err(Unavailable(format!("this kernel does not know its operation {code}")));
         }
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| Unavailable(format!("no descriptor to wake the thread: {error}")))?;
         let buffers = Buffers::new();
         let ring = buffers.ring.as_ptr() as u64;
         // SAFETY: the memory is ours, of this size, aligned to pages, and stays until it is unregistered.
         unsafe { queues.submitter().register_buf_ring_with_flags(ring, BUFFERS, GROUP, 0) }
             .map_err(|error| Unavailable(format!("no buffers can be lent to the kernel: {}", why(&error))))?;
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|error| Unavailable(format!("no descriptor to wake the thread: {error}")))?;
         Ok(Self {
             queues: ManuallyDrop::new(queues),
             buffers: ManuallyDrop::new(buffers),

@@ -31,10 +31,6 @@ impl Notice {
     pub fn is_quiet(&self) -> bool {
         self.0.load(Ordering::Acquire) == 0
     }
-
-    pub(crate) fn set(&self, is_quiet: bool) {
-        self.0.store(u8::from(!is_quiet), Ordering::Release);
-    }
 }
 
 /// What was received and not read.
@@ -133,6 +129,12 @@ impl Socket {
         }
     }
 
+    /// Has all threads know whether something has come that was not read, or the end.
+    pub(crate) fn tell(&self) {
+        let is_quiet = matches!(self.inbox, Inbox::Empty) && !self.has_ended;
+        self.notice.0.store(u8::from(!is_quiet), Ordering::Release);
+    }
+
     /// Whether it may be read directly in this turn, once more.
     pub(crate) fn may_read_directly(&mut self, turn: u64) -> bool {
         if !self.is_bulk || self.receiving.is_some() {
@@ -157,6 +159,7 @@ impl Socket {
             }
             Err(error) => (self.has_ended, self.end) = (true, Some(error.kind())),
         }
+        self.tell();
         Some(read)
     }
 

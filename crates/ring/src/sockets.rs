@@ -160,7 +160,7 @@ impl<K: Kernel> Sockets<K> {
             if let Inbox::Lent(lent, _) = mem::replace(&mut socket.inbox, Inbox::Empty) {
                 self.kernel.give_back(lent);
             }
-            socket.notice.set(!socket.has_ended);
+            socket.tell();
             if length < into.len() && !socket.has_ended && socket.may_read_directly(self.turn) {
                 // More is there than a buffer holds: it is seen at once, as by a call that reads all that there is.
                 let rest = &mut into[length..];
@@ -177,7 +177,7 @@ impl<K: Kernel> Sockets<K> {
         let Some(socket) = taken(&mut self.slots, token) else {
             return;
         };
-        let wants = matches!(socket.inbox, Inbox::Empty) && matches!(socket.used, Use::Used);
+        let wants = matches!(socket.inbox, Inbox::Empty) && socket.is_used();
         if wants && socket.receiving.is_none() && !socket.has_ended && !socket.is_starved {
             socket.receiving = Some(self.kernel.receive(&socket.descriptor, token.packed()));
         }
@@ -392,7 +392,7 @@ impl<K: Kernel> Sockets<K> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return self.receive(token),
             Err(error) => (socket.has_ended, socket.end) = (true, Some(error.kind())),
         }
-        socket.notice.set(matches!(socket.inbox, Inbox::Empty) && !socket.has_ended);
+        socket.tell();
         if let Some(reader) = &socket.reader {
             reader.wake_by_ref();
         }
@@ -458,7 +458,7 @@ impl<K: Kernel> Sockets<K> {
         if mem::take(&mut socket.finishes) {
             let _ = rustix::net::shutdown(&socket.descriptor, Shutdown::Write);
         }
-        if matches!(socket.used, Use::Used) || socket.receiving.is_some() {
+        if socket.is_used() || socket.receiving.is_some() {
             return;
         }
         let Slot::Taken(socket) = mem::replace(place, Slot::Free) else { return };
