@@ -41,7 +41,7 @@ unit:
 	cargo test --locked --workspace --lib --bins --test corpus
 
 # All of it by epoll; a part by io_uring, where this machine has that.
-BY_RING ?= cancel:: halves:: listen:: main_job:: relay:: tls:: waits::
+BY_RING ?= cancel:: halves:: isolation::who_ listen:: main_job:: relay:: tls:: waits::
 integration:
 	cargo test --locked --test '*'
 	PGUSHER_IO=auto cargo test --locked --test it -- $(BY_RING)

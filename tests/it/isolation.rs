@@ -773,6 +773,44 @@ fn who_leaves_a_statement_behind_keeps_its_place_until_the_server_has_ended_it()
     unharmed(&pgusher);
 }
 
+/// The same of one that does not read what it was sent: by the time that its session is ended, much of that is on its way.
+#[test]
+fn who_is_ended_in_a_copy_that_is_not_read_keeps_its_place_until_the_server_has_ended_it() {
+    const STUBBORN: &str = "CREATE TABLE plain2.copied (a text); GRANT ALL ON plain2.copied TO PUBLIC; \
+        CREATE FUNCTION plain2.stubborn_row() RETURNS trigger LANGUAGE plpgsql AS $$ \
+        BEGIN LOOP BEGIN EXIT WHEN clock_timestamp() > TG_ARGV[0]::timestamptz; PERFORM pg_sleep(0.05); \
+        EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; RETURN NEW; END $$";
+    server().sql("isolation", STUBBORN);
+    let ends = server().sql("isolation", "SELECT clock_timestamp() + interval '8 s'");
+    server().sql(
+        "isolation",
+        &format!(
+            "CREATE TRIGGER stubborn BEFORE INSERT ON plain2.copied FOR EACH ROW \
+             EXECUTE FUNCTION plain2.stubborn_row('{ends}')"
+        ),
+    );
+    let long = config(2, "").replace("query_timeout = \"5s\"\n", "");
+    let pgusher = Pgusher::start(&format!("{long}\n[users.stubborn]\nauth_type = \"trust\"\n"));
+    let mut operator = console(&pgusher, "operator");
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY plain2.copied%'";
+    let mut held = Vec::new();
+    let row = message('d', &[vec![b'x'; 8000], b"\n".to_vec()].concat());
+    for _ in 0..5 {
+        let mut raw = login(&pgusher, "stubborn");
+        raw.send(&query("COPY plain2.copied FROM STDIN"));
+        raw.stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        // Until nobody takes any more.
+        while std::io::Write::write_all(&mut raw.stream, &row).is_ok() {}
+        done(&mut operator, "KILL warehouse");
+        done(&mut operator, "RESUME warehouse");
+        held.push(server().sql("isolation", count).parse::<usize>().unwrap());
+    }
+    assert!(held.iter().all(|&open| open <= 2), "{held:?}");
+    assert!(held.contains(&2), "they were ended after all: {held:?}");
+    eventually("they are over, and others are served", || !pid(&mut login(&pgusher, "ann")).is_empty());
+    server().sql("isolation", "DROP TABLE plain2.copied; DROP FUNCTION plain2.stubborn_row()");
+}
+
 #[test]
 fn shared_hands_a_connection_over_as_it_is() {
     let pgusher = Pgusher::start(&config(1, "isolation = \"shared\""));
