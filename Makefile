@@ -109,7 +109,7 @@ test-tools:
 	cargo build --release --locked
 	/usr/bin/python3 tests/tools.py
 
-# Real drivers of four languages, all at once, through three connections.
+# Real drivers of seven languages, all at once, through three connections.
 test-drivers:
 	@tests/prerequisites.sh drivers
 	cargo build --release --locked

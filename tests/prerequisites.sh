@@ -38,6 +38,9 @@ if [ "${1:-}" = drivers ]; then
   perl -MDBD::Pg -e 1 2>/dev/null || missing+=(libdbd-pg-perl)
   php -r 'exit(extension_loaded("pdo_pgsql") ? 0 : 1);' 2>/dev/null || missing+=(php-cli php-pgsql)
   ruby -e 'require "pg"' 2>/dev/null || missing+=(ruby ruby-pg)
+  command -v go >/dev/null || missing+=(golang-go)
+  [ -d /usr/share/gocode/src/github.com/jackc/pgx/v4 ] || missing+=(golang-github-jackc-pgx-v4-dev)
+  [ -d /usr/share/gocode/src/github.com/lib/pq ] || missing+=(golang-github-lib-pq-dev)
   compgen -G '/usr/lib/*/odbc/psqlodbcw.so' >/dev/null || missing+=(odbc-postgresql)
   /usr/bin/python3 -c 'import pyodbc' 2>/dev/null || missing+=(python3-pyodbc)
 fi

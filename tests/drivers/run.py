@@ -21,6 +21,7 @@ import stage  # noqa: E402
 ROUNDS = 20
 TOOLS = REPOSITORY / "target" / "drivers"
 PYTHON = TOOLS / "venv" / "bin" / "python"
+GO = pathlib.Path("/usr/share/gocode")
 JDBC = pathlib.Path("/usr/share/java/postgresql.jar")
 
 # The command of each driver's conversation.
@@ -37,6 +38,7 @@ DRIVERS = {
     "PDO": ["php", HERE / "pdo.php"],
     "ruby-pg": ["ruby", HERE / "ruby_pg.rb"],
     "psqlODBC": ["/usr/bin/python3", HERE / "odbc_driver.py"],
+    "pgx, lib/pq": ["go", "run", HERE / "pgx.go"],
     "JDBC": ["java", "-cp", JDBC, HERE / "Jdbc.java"],
 }
 
@@ -44,7 +46,8 @@ DRIVERS = {
 def converse(name, command, port, log):
     environment = {**os.environ, "PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": stage.USER,
                    "PGPASSWORD": stage.PASSWORD, "PGDATABASE": stage.DATABASE, "ROUNDS": str(ROUNDS),
-                   "NODE_PATH": str(TOOLS / "node_modules"), "PGGSSENCMODE": "disable"}
+                   "NODE_PATH": str(TOOLS / "node_modules"), "PGGSSENCMODE": "disable",
+                   "GO111MODULE": "off", "GOPATH": str(GO), "GOCACHE": str(TOOLS / "go"), "GOFLAGS": ""}
     return subprocess.Popen([str(word) for word in command], env=environment, stdin=subprocess.DEVNULL, cwd=TOOLS,
                             stdout=log, stderr=subprocess.STDOUT)
 
