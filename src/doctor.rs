@@ -12,9 +12,11 @@ use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 
 use crate::prepare;
+use crate::ring::{self, Relay};
 use crate::tls;
+use policy::config::file::Io;
 use policy::config::read::{Problems, Severity};
-use policy::config::{Config, ValidatedConfig};
+use policy::config::{Config, Server, ValidatedConfig};
 use policy::verifier::Verifier;
 use server::Facts;
 
@@ -190,6 +192,7 @@ fn own(config: &Config, report: &mut Report) {
         ),
         _ => report.ok("open files", format!("enough for {needed}")),
     }
+    io(server, report);
     for (subject, file) in [("audit_file", config.audit_file()), ("grants_file", Some(config.grants_file()))]
     {
         let Some(file) = file else { continue };
@@ -221,6 +224,28 @@ fn own(config: &Config, report: &mut Report) {
         if let Ok(chain) = tls::certificates(&config.beside(&tls.certificate)) {
             report.expiry("[server] tls", &chain);
         }
+    }
+}
+
+/// By what sockets will be read and written, tried as a start does.
+fn io(server: &Server, report: &mut Report) {
+    if !ring::is_wanted(server) {
+        return report.ok("io", format!("epoll, threads = {}", ring::threads(server)));
+    }
+    match Relay::start() {
+        Ok((relay, thread)) => {
+            relay.stop();
+            let _ = thread.join();
+            report.ok("io", "io_uring, with one thread");
+        }
+        Err(reason) if *server.io == Io::IoUring => {
+            report.wrong(
+                "io",
+                format!("no io_uring: {reason}"),
+                "io = \"auto\" takes epoll where there is none.",
+            );
+        }
+        Err(reason) => report.ok("io", format!("epoll, as there is no io_uring: {reason}")),
     }
 }
 

@@ -16,6 +16,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
+use policy::config::Server;
+use policy::config::file::Io;
 pub(crate) use ring::Freed;
 use ring::{Bell, Ending, Notice, Ring, Sockets, Token, Wait};
 use tokio::io::ReadBuf;
@@ -26,6 +28,26 @@ pub(crate) use ring::Unavailable;
 
 /// How many tasks are polled before the sockets are looked at again.
 const MOST_POLLS: usize = 256;
+
+/// With up to so many threads to relay, one on io_uring does more than all of them on epoll.
+const IS_WORTH: usize = 2;
+
+/// How many threads are to relay: `threads`, or one for each core.
+pub(crate) fn threads(server: &Server) -> usize {
+    match *server.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads as usize,
+    }
+}
+
+/// Whether one of them is to be on io_uring, if there is one to be had.
+pub(crate) fn is_wanted(server: &Server) -> bool {
+    match *server.io {
+        Io::Epoll => false,
+        Io::Auto => threads(server) <= IS_WORTH,
+        Io::IoUring => true,
+    }
+}
 
 /// What another thread asks for.
 enum Letter {

@@ -22,7 +22,7 @@ use crate::management;
 use crate::pool::{Data, Runtimes};
 use crate::prepare::Prepared;
 use crate::proxy::{Proxy, Shutdown};
-use crate::ring::Relay;
+use crate::ring::{self, Relay};
 use crate::stream::ReusePort;
 use policy::config::file::Io;
 use policy::config::{Outside, Server, ValidatedConfig};
@@ -87,25 +87,14 @@ enum DataPlane {
     Several(Runtime),
 }
 
-/// With up to so many threads to relay, one on io_uring does more than all of them on epoll.
-const RING_IS_WORTH: usize = 2;
-
 impl DataPlane {
     /// As configured.
     ///
     /// # Errors
     /// What cannot be had.
     fn start(server: &Server) -> std::io::Result<Self> {
-        let threads = match *server.threads {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            threads => threads as usize,
-        };
-        let tries = match *server.io {
-            Io::Epoll => false,
-            Io::Auto => threads <= RING_IS_WORTH,
-            Io::IoUring => true,
-        };
-        if tries {
+        let threads = ring::threads(server);
+        if ring::is_wanted(server) {
             match Relay::start() {
                 Ok((relay, thread)) => return Ok(Self::Ring { relay, thread }),
                 Err(reason) if *server.io == Io::IoUring => {

@@ -68,3 +68,35 @@ fn operators_are_told_which_it_is() {
         assert_eq!(pgusher.psql("raw", "SELECT 1").unwrap(), "1");
     }
 }
+
+#[test]
+fn the_doctor_says_which_it_will_be() {
+    let folder = temporary_folder("pgusher");
+    let file = folder.join("pgusher.toml");
+    let said = |words: &[&str], threads: u32, io: &str| {
+        super::house::write_private(&file, &config(threads, io).replace("@PORT@", &free_port().to_string()));
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
+        if words.len() > 1 {
+            command.arg(env!("CARGO_BIN_EXE_pgusher"));
+        }
+        let ended = command.args(["doctor", "--json"]).arg(&file).output().unwrap();
+        let found: Vec<serde_json::Value> = serde_json::from_slice(&ended.stdout).unwrap();
+        let io = found.into_iter().find(|finding| finding["subject"] == "io").unwrap();
+        format!("{}: {}", io["grade"].as_str().unwrap(), io["text"].as_str().unwrap())
+    };
+    let plain = [env!("CARGO_BIN_EXE_pgusher")];
+    assert_eq!(said(&plain, 3, "auto"), "ok: epoll, threads = 3");
+    assert_eq!(said(&plain, 1, "epoll"), "ok: epoll, threads = 1");
+    let here = said(&plain, 1, "auto");
+    assert!(
+        here == "ok: io_uring, with one thread" || here.starts_with("ok: epoll, as there is no io_uring"),
+        "{here}"
+    );
+    let without = said(&forbidden(), 1, "auto");
+    assert!(
+        without.contains("ok: epoll, as there is no io_uring") && without.contains("seccomp"),
+        "{without}"
+    );
+    assert!(said(&forbidden(), 1, "io_uring").starts_with("error: no io_uring"));
+}

@@ -385,7 +385,7 @@ options! {
         Restart threads: u32 = 0, 0 => 1024;
         /// How sockets are read and written. `"io_uring"`, on one thread, needs Linux 6.1 that does not forbid it (by
         /// `kernel.io_uring_disabled`, or seccomp): else nothing starts. `"auto"`: where it can be had, for `threads` up to two.
-        Restart io: Io = Io::Epoll;
+        Restart io: Io = Io::Auto;
         /// How clients prove who they are, where the user does not say otherwise.
         Login auth_type: AuthType = AuthType::ScramSha256;
         /// The file of the key that is behind the salts and iteration counts which users without a SCRAM verifier, and names
