@@ -62,6 +62,7 @@ class Work:
     fresh: bool = False  # on a process that has done nothing before
     prepared: bool = False
     pooled: bool = False  # only for targets with a pool
+    by_unix_socket: bool = False  # between the proxy and PostgreSQL
 
 
 class CpuMeter:
@@ -274,6 +275,7 @@ WORKS = [
         for clients in (1, 16, 100)
     ),
     Work("tls-16", "transactions", transactions("simple", 16, tls=True)),
+    Work("unix-16", "transactions", transactions("simple", 16), by_unix_socket=True),
     Work("copy-out-short", "copy", copy_work(copy_out("pgbench_accounts"))),
     Work("copy-out-wide", "copy", copy_work(copy_out("wide"))),
     Work("copy-in", "copy", copy_work(copy_in(rows_in_frame=80))),
@@ -297,28 +299,29 @@ class Cast:
     def playing(self, target, work):
         """A (process, port) of the target for this work."""
         if work.fresh:
-            process, port = self._start(target, work.auth)
+            process, port = self._start(target, work)
             try:
                 yield process, port
             finally:
                 process.stop()
             return
-        key = target.name, work.auth
+        key = target.name, work.auth, work.by_unix_socket
         if key in self.running and self.running[key][0] and not self.running[key][0].alive():
             del self.running[key]
         if key not in self.running:
-            self.running[key] = self._start(target, work.auth)
+            self.running[key] = self._start(target, work)
             self._warm_up(*self.running[key])
         yield self.running[key]
 
-    def _start(self, target, auth):
+    def _start(self, target, work):
         """Start it, unless it would not come up before: then the same words again."""
-        if error := self.hopeless.get((target.name, auth)):
+        key = target.name, work.auth, work.by_unix_socket
+        if error := self.hopeless.get(key):
             raise error
         try:
-            return target.start(self.stage, auth)
+            return target.start(self.stage, work.auth, str(self.stage.folder) if work.by_unix_socket else "127.0.0.1")
         except DidNotStart as error:
-            self.hopeless[target.name, auth] = error
+            self.hopeless[key] = error
             raise
 
     def _warm_up(self, process, port):

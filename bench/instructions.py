@@ -18,7 +18,7 @@ KNOWN = HERE / "instructions.txt"
 KINDS = ("simple", "extended", "prepared")
 FEW, MANY = 1000, 6000
 # What may come on top of what is known before it is to be looked at, in percent.
-TOLERANCE = 2.0
+TOLERANCE = 5.0
 
 
 def counted(valgrind, folder, command, during=None):

@@ -150,10 +150,10 @@ class Stage:
         data = self.folder / "data"
         self._as_account(self.binaries / "initdb", "-D", data, "-U", UPSTREAM_USER, "-A", "trust", "-E", "UTF8",
                          "--locale=C", "--no-sync")
-        (data / "pg_hba.conf").write_text(f"host all {UPSTREAM_USER} 127.0.0.1/32 trust\n"
+        (data / "pg_hba.conf").write_text(f"local all {UPSTREAM_USER} trust\nhost all {UPSTREAM_USER} 127.0.0.1/32 trust\n"
                                           "host all all 127.0.0.1/32 scram-sha-256\n")
         settings = {
-            "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "300",
+            "listen_addresses": "127.0.0.1", "unix_socket_directories": self.folder, "max_connections": "300",
             "fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off",
             "shared_buffers": "512MB", "max_wal_size": "4GB", "ssl": "on",
             "ssl_cert_file": self.folder / "server.crt", "ssl_key_file": self.folder / "server.key",
@@ -210,13 +210,14 @@ class Target:
     pools = True  # shares POOL_SIZE upstream connections among its clients
     knows_prepared = True  # named prepared statements survive transaction pooling
 
-    def start(self, stage, auth):
+    def start(self, stage, auth, upstream="127.0.0.1"):
+        """Of the authentication method for clients; `upstream` is PostgreSQL's address, or the folder of its unix socket."""
         port = free_port()
         folder = stage.folder / f"{self.name}-{auth}-{port}"
         folder.mkdir()
         stage.own(folder)
         try:
-            process = self._launch(stage, folder, port, auth)
+            process = self._launch(stage, folder, port, auth, upstream)
         except PermissionError as error:
             raise DidNotStart(f"{self.name} may not be run by the user {stage.account.pw_name}: {error.strerror}") from error
         try:
@@ -226,7 +227,7 @@ class Target:
             raise
         return process, port
 
-    def _launch(self, stage, folder, port, auth):
+    def _launch(self, stage, folder, port, auth, upstream):
         raise NotImplementedError
 
 
@@ -239,12 +240,17 @@ class Direct(Target):
     def __init__(self, _arguments):
         self.version = "no proxy"
 
-    def start(self, stage, auth):
+    def start(self, stage, auth, upstream="127.0.0.1"):
+        if upstream != "127.0.0.1":
+            raise Unavailable("pgbench's own connection to PostgreSQL is by TCP: there is no row of a unix socket without a proxy.")
         return None, stage.port
 
 
 class Pgusher(Target):
+    """As it comes: as many threads as it takes, on io_uring where there is one."""
+
     name = "pgusher"
+    engine = 'io = "auto"'
 
     def __init__(self, arguments):
         self.binary = pathlib.Path(arguments.pgusher).resolve()
@@ -252,18 +258,18 @@ class Pgusher(Target):
             raise Unavailable("pgusher is not built: cargo build --release, or give its path by --pgusher.")
         self.version = version_of([self.binary, "--version"])
 
-    def _launch(self, stage, folder, port, auth):
+    def _launch(self, stage, folder, port, auth, upstream):
         config = stage.write(f"{folder.name}/pgusher.toml", f"""\
 [server]
 listen = ["127.0.0.1:{port}"]
-threads = 1
+{self.engine}
 auth_type = "{auth}"
 max_client_conn = {MAX_CLIENTS}
 log_level = "warn"
 tls = {{ mode = "allow", certificate = "../server.crt", key = "../server.key" }}
 
 [connections.{DATABASE}]
-host = "127.0.0.1"
+host = "{upstream}"
 port = {stage.port}
 database = "{DATABASE}"
 username = "{UPSTREAM_USER}"
@@ -277,6 +283,13 @@ password = "{stage.verifier}"
         return Process([self.binary, "serve", config], folder / "log")
 
 
+class PgusherOnEpoll(Pgusher):
+    """One thread on epoll, like the others."""
+
+    name = "epoll"
+    engine = 'io = "epoll"\nthreads = 1'
+
+
 class Pgbouncer(Target):
     name = "pgbouncer"
 
@@ -288,12 +301,12 @@ class Pgbouncer(Target):
         self.version = version_of([self.binary, "--version"])
         self.knows_prepared = tuple(map(int, re.findall(r"\d+", self.version)[:2])) >= (1, 21)
 
-    def _launch(self, stage, folder, port, auth):
+    def _launch(self, stage, folder, port, auth, upstream):
         users = stage.write(f"{folder.name}/users.txt", f'"{USER}" "{stage.verifier}"\n')
         prepared = "max_prepared_statements = 200" if self.knows_prepared else ""
         config = stage.write(f"{folder.name}/pgbouncer.ini", f"""\
 [databases]
-{DATABASE} = host=127.0.0.1 port={stage.port} dbname={DATABASE} user={UPSTREAM_USER}
+{DATABASE} = host={upstream} port={stage.port} dbname={DATABASE} user={UPSTREAM_USER}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
@@ -326,7 +339,9 @@ class Haproxy(Target):
             raise Unavailable("HAProxy was not found: install the package haproxy.")
         self.version = version_of([self.binary, "-v"])
 
-    def _launch(self, stage, folder, port, auth):
+    def _launch(self, stage, folder, port, auth, upstream):
+        is_unix = upstream.startswith("/")
+        server = f"unix@{upstream}/.s.PGSQL.{stage.port}" if is_unix else f"{upstream}:{stage.port}"
         config = stage.write(f"{folder.name}/haproxy.cfg", f"""\
 global
     nbthread 1
@@ -338,9 +353,9 @@ defaults
     timeout server 1h
 listen bench
     bind 127.0.0.1:{port}
-    server postgres 127.0.0.1:{stage.port}
+    server postgres {server}
 """)
         return Process([self.binary, "-db", "-f", config], folder / "log", stage.account, signal.SIGTERM)
 
 
-TARGETS = {kind.name: kind for kind in (Pgusher, Pgbouncer, Haproxy, Direct)}
+TARGETS = {kind.name: kind for kind in (Pgusher, PgusherOnEpoll, Pgbouncer, Haproxy, Direct)}
