@@ -184,12 +184,13 @@ def kind_section(kind, works, targets, samples):
 
 
 def goals_section(samples, targets):
+    has_epoll = any(target.name == "epoll" for target in targets)
     rows = []
     for goal in GOALS:
         values = goal.values(samples, "pgusher")
         epoll = goal.values(samples, "epoll")
         row = [goal.words, goal.bound(goal.must), goal.bound(goal.aim), spread(values), goal.verdict(values, goal.must)]
-        if any(target.name == "epoll" for target in targets):
+        if has_epoll:
             bound = goal.what == "cost" and ON_EPOLL.get(goal.work, 1.0)
             worse = bound and epoll and goal.verdict(epoll, bound) != "met"
             row.append(f"**{spread(epoll)}**" if worse else spread(epoll))
@@ -198,7 +199,7 @@ def goals_section(samples, targets):
              "The last column is one thread by `io = \"epoll\"`, which should cost no more than PgBouncer: bold where it does. "
              "At one client all are alike; nothing is claimed there.")
     titles = ["work", "must", "aim", "measured", "verdict"]
-    titles += ["by epoll"] if any(target.name == "epoll" for target in targets) else []
+    titles += ["by epoll"] if has_epoll else []
     return f"## Targets\n\n{words}\n\n{table(titles, rows)}"
 
 

@@ -250,7 +250,7 @@ word_value!(Isolation);
 words! {
     /// How a relaying thread asks the system to read and write.
     Io {
-        /// By io_uring where that can be had and one thread relays, else by epoll.
+        /// By io_uring where that can be had and `threads` are no more than two, else by epoll.
         Auto = "auto",
         /// By epoll(7).
         Epoll = "epoll",
