@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-isolation soak fuzz fuzz-corpus test-compose test-drivers \
+.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-threads bench-isolation soak fuzz fuzz-corpus test-compose test-drivers \
 	test-tools advisories
 
 build:
@@ -64,6 +64,12 @@ bench-core:
 	cargo build --release --locked
 	cargo bench --locked --no-run --package pgusher-relay --bench transactions
 	python3 bench/instructions.py $(ARGS)
+
+# What more threads that relay cost and bring.
+bench-threads:
+	@tests/prerequisites.sh bench
+	cargo build --release --locked
+	python3 bench/threads.py $(ARGS)
 
 # What it costs that a connection goes from one user to another.
 bench-isolation:

@@ -12,7 +12,7 @@ use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 
 use crate::prepare;
-use crate::ring::{self, Relay};
+use crate::ring::{self, Relays};
 use crate::tls;
 use policy::config::file::Io;
 use policy::config::read::{Problems, Severity};
@@ -232,11 +232,11 @@ fn io(server: &Server, report: &mut Report) {
     if !ring::is_wanted(server) {
         return report.ok("io", format!("epoll, threads = {}", ring::threads(server)));
     }
-    match Relay::start() {
-        Ok((relay, thread)) => {
-            relay.stop();
-            let _ = thread.join();
-            report.ok("io", "io_uring, with one thread");
+    let threads = ring::threads(server);
+    match Relays::start(threads, *server.thread_full) {
+        Ok(relays) => {
+            relays.stop();
+            report.ok("io", format!("io_uring, threads = {threads}"));
         }
         Err(reason) if *server.io == Io::IoUring => {
             report.wrong(

@@ -7,6 +7,7 @@
 mod backlog;
 mod hearing;
 mod orders;
+mod settling;
 mod steps;
 mod world;
 mod timing;
@@ -78,6 +79,8 @@ pub(crate) struct End {
 enum Leasing {
     None,
     Waiting(Arc<Waiter>),
+    /// On its way from another thread.
+    Coming(Lease),
     Held(Lease),
 }
 
@@ -132,6 +135,8 @@ pub(crate) struct Engine {
     farewell: Option<Box<Farewell>>,
     bytes: (u64, u64),
     ending: Option<Box<Closing>>,
+    /// Its sockets are on this thread.
+    settled: bool,
     started: bool,
     /// Its thread has a ring for its sockets, which keeps what they do not take.
     is_on_ring: bool,
@@ -187,6 +192,7 @@ impl Engine {
             farewell: None,
             bytes: (0, 0),
             ending: None,
+            settled: false,
             started: false,
             is_on_ring: false,
             client_is_dry: false,
@@ -200,11 +206,6 @@ impl Engine {
     /// The first thing that is done on the runtime that relays: what the client sent with its login waits already.
     fn start(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Result<(), Box<Closing>> {
         self.started = true;
-        let _ = self.orders.waker.set(cx.waker().clone());
-        if self.client.register().is_err() {
-            return self.follow(Follow::Say(Event::ClientEnded), cx, out);
-        }
-        self.is_on_ring = self.client.is_on_ring();
         // What was sent ahead of an order to go has not begun.
         if let Some(order) = self.orders.pending() {
             let event = Event::Order { now: true, refusal: Box::new(order.refusal) };
@@ -212,14 +213,8 @@ impl Engine {
         }
         match &mut self.leasing {
             Leasing::Held(lease) => {
-                if lease.stream.register().is_err() {
-                    let event = Event::UpstreamEnded(Box::default());
-                    return self.follow(Follow::Say(event), cx, out);
-                }
                 let condition = lease.lend_to(&self.user);
-                let tail = std::mem::take(&mut self.client_tail);
-                let follow = self.tell(Event::Lent(condition, &tail), cx, out)?;
-                self.follow(follow, cx, out)
+                self.go_on_with(condition, cx, out)
             }
             _ => self.follow(Follow::Client, cx, out),
         }
@@ -291,7 +286,7 @@ impl Engine {
             };
             let written = self.to_upstream.is_empty();
             let grounds = Grounds { backend, written, up, down, statistics, world: &world };
-            let Actions { consumed, to_client, to_upstream, step, wishes } =
+            let Actions { consumed, to_client, to_upstream, mut step, wishes } =
                 self.conductor.on(event, grounds);
             rest = &rest[consumed..];
             self.obey(wishes);
@@ -308,12 +303,15 @@ impl Engine {
             }
             if let Step::Lend = step
                 && !lost
-                && let Some(mut lease) = self.pool.try_lend(&self.user, self.id)
+                && let Some(lease) = self.pool.try_lend(&self.user, self.id)
             {
-                let condition = lease.lend_to(&self.user);
-                self.hold(lease);
-                event = Event::Lent(condition, rest);
-                continue;
+                match self.hold(lease, cx) {
+                    Some(condition) => {
+                        event = Event::Lent(condition, rest);
+                        continue;
+                    }
+                    None => step = Step::Wait,
+                }
             }
             match shown {
                 Shown::Nothing => {}
@@ -332,22 +330,20 @@ impl Engine {
 
     /// A session that waits: has its turn come?
     fn take_turn(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
-        let Leasing::Waiting(waiter) = &self.leasing else { return Ok(false) };
+        let Leasing::Waiting(waiter) = &self.leasing else { return self.take_arrived(cx, out) };
         match waiter.poll(cx) {
             Poll::Pending => match self.client.end(cx) {
                 Some(Ending::Lost) => return self.client_ended(cx, out),
                 Some(Ending::Closed) if self.farewell.is_none() => return self.client_closed(cx, out),
                 _ => return Ok(false),
             },
-            Poll::Ready(Outcome::Granted(mut lease)) => {
+            Poll::Ready(Outcome::Granted(lease)) => {
                 let waited = u64::try_from(waiter.since.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.pool.stats().observe(Counter::WaitTime, waited);
                 self.orders.statistics.waited(waited);
-                let condition = lease.lend_to(&self.user);
-                self.hold(lease);
-                let tail = std::mem::take(&mut self.client_tail);
-                let follow = self.tell(Event::Lent(condition, &tail), cx, out)?;
-                self.follow(follow, cx, out)?;
+                if let Some(condition) = self.hold(lease, cx) {
+                    self.go_on_with(condition, cx, out)?;
+                }
             }
             Poll::Ready(Outcome::Refused(refusal)) => self.refuse_waiting(&refusal, cx, out)?,
         }
@@ -548,6 +544,9 @@ impl Future for Engine {
         let this = self.get_mut();
         if this.ending.is_none() {
             let driven = SCRATCH.with_borrow_mut(|scratch| {
+                if !this.settled && !this.settle(cx, &mut scratch.out)? {
+                    return Ok(());
+                }
                 if !this.started {
                     this.start(cx, &mut scratch.out)?;
                 }

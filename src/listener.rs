@@ -286,7 +286,7 @@ fn turn_away(proxy: &Proxy, socket: Socket, peer: &str) {
             let _ = unix.read(&mut unread);
             let _ = unix.write(&answer);
         }
-        Socket::Ring(..) | Socket::Moving(_) => {}
+        Socket::Ring(..) | Socket::Coming(..) | Socket::Moving(_) => {}
     }
 }
 

@@ -71,8 +71,8 @@ pub struct Runtimes {
 pub enum Data {
     /// On epoll, of one thread or several.
     Tokio(Handle),
-    /// On io_uring.
-    Ring(ring::Relay),
+    /// On io_uring, of one thread or several.
+    Ring(ring::Relays),
 }
 
 impl Data {
@@ -84,11 +84,34 @@ impl Data {
         }
     }
 
+    /// How many threads may relay, and how many of them do.
+    pub fn threads(&self) -> (usize, usize) {
+        match self {
+            Self::Tokio(handle) => (handle.metrics().num_workers(), handle.metrics().num_workers()),
+            Self::Ring(relays) => relays.threads(),
+        }
+    }
+
     /// Has it run this to its end.
     pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         match self {
             Self::Tokio(handle) => drop(handle.spawn(future)),
-            Self::Ring(relay) => relay.spawn(future),
+            Self::Ring(relays) => relays.spawn(future),
+        }
+    }
+
+    /// Ends when it has done something that it was given just now (each of its threads, on io_uring); false if it has ended.
+    pub async fn answer(&self) -> bool {
+        match self {
+            Self::Tokio(handle) => handle.spawn(async {}).await.is_ok(),
+            Self::Ring(relays) => relays.answer().await,
+        }
+    }
+
+    /// Has sessions go from threads that have too much to do to others, for as long as it relays.
+    pub async fn balance(self) {
+        if let Self::Ring(relays) = self {
+            relays.balance().await;
         }
     }
 
@@ -214,6 +237,9 @@ impl ledger::Lendable for Box<Pooled> {
     }
     fn idle_since(&mut self) -> &mut Option<Duration> {
         &mut self.idle_since
+    }
+    fn home(&self) -> ledger::Home {
+        self.stream.home()
     }
 }
 

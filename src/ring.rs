@@ -2,35 +2,34 @@
 //!
 //! Tasks are polled until none is ready; what they have asked of their sockets meanwhile goes to the kernel in one turn.
 
+mod balance;
+mod relays;
+mod socket;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use policy::config::Server;
 use policy::config::file::Io;
-pub(crate) use ring::Freed;
-use ring::{Bell, Ending, Notice, Ring, Sockets, Token, Wait};
-use tokio::io::ReadBuf;
+use ring::{Bell, Freed, Ring, Sockets, Token, Wait};
 use tokio::sync::oneshot;
 use tracing::error;
 
+pub(crate) use relays::Relays;
+use relays::Running;
 pub(crate) use ring::Unavailable;
+pub(crate) use socket::{Coming, Socket};
 
 /// How many tasks are polled before the sockets are looked at again.
 const MOST_POLLS: usize = 256;
-
-/// With up to so many threads to relay, one on io_uring does more than all of them on epoll.
-const IS_WORTH: usize = 2;
 
 /// How many threads are to relay: `threads`, or one for each core.
 pub(crate) fn threads(server: &Server) -> usize {
@@ -40,18 +39,14 @@ pub(crate) fn threads(server: &Server) -> usize {
     }
 }
 
-/// Whether one of them is to be on io_uring, if there is one to be had.
+/// Whether they are to be on io_uring, if there is one to be had.
 pub(crate) fn is_wanted(server: &Server) -> bool {
-    match *server.io {
-        Io::Epoll => false,
-        Io::Auto => threads(server) <= IS_WORTH,
-        Io::IoUring => true,
-    }
+    *server.io != Io::Epoll
 }
 
 /// What another thread asks for.
 enum Letter {
-    Spawn(Pin<Box<dyn Future<Output = ()> + Send>>),
+    Spawn(Running),
     Wake(Arc<Turn>),
     Close(Token, Box<[u8]>),
     Free(Token, oneshot::Sender<io::Result<Freed>>),
@@ -60,7 +55,7 @@ enum Letter {
 
 /// The way to a thread that relays, from any other.
 #[derive(Clone)]
-pub struct Relay(Arc<Door>);
+struct Relay(Arc<Door>);
 
 struct Door {
     /// `None` when the thread has ended: nobody reads any more.
@@ -70,6 +65,25 @@ struct Door {
     /// The thread waits in its ring, and must be rung out of it.
     sleeps: AtomicBool,
     bell: Bell,
+    /// From 1.
+    number: u16,
+    /// The thread's number in the system, for whoever looks how busy it is.
+    thread: i32,
+    census: Census,
+}
+
+/// How many sessions a thread has, and which of them are to go to another.
+#[derive(Default)]
+struct Census {
+    /// All, those included that are on their way.
+    sessions: AtomicUsize,
+    /// Since when the active ones are counted, which is also how each knows whether it has been.
+    round: AtomicU32,
+    active: AtomicUsize,
+    /// So many of those that are idle next go.
+    leaving: AtomicUsize,
+    /// Where they go.
+    to: Mutex<Weak<Door>>,
 }
 
 /// A task's place among those that are ready.
@@ -80,7 +94,7 @@ struct Turn {
 }
 
 struct Task {
-    future: Pin<Box<dyn Future<Output = ()> + Send>>,
+    future: Running,
     turn: Arc<Turn>,
     waker: Waker,
 }
@@ -94,18 +108,58 @@ struct Here {
 struct Thread {
     /// The address of its door, to compare; 0 if it has none.
     door: Cell<usize>,
+    home: Cell<u16>,
     ready: RefCell<VecDeque<Arc<Turn>>>,
     here: RefCell<Option<Here>>,
+    /// Where the task whose turn it is goes.
+    departs: Cell<Option<Relay>>,
 }
 
 thread_local! {
     static THREAD: Thread = const {
-        Thread { door: Cell::new(0), ready: RefCell::new(VecDeque::new()), here: RefCell::new(None) }
+        Thread {
+            door: Cell::new(0),
+            home: Cell::new(0),
+            ready: RefCell::new(VecDeque::new()),
+            here: RefCell::new(None),
+            departs: Cell::new(None),
+        }
     };
 }
 
 fn is_here(door: &Arc<Door>) -> bool {
     THREAD.try_with(|thread| thread.door.get()) == Ok(Arc::as_ptr(door).addr())
+}
+
+/// Whether a session that does nothing now may be asked to go to another thread. It is counted, once in a round, among those that have
+/// been active.
+pub(crate) fn may_leave(round: &mut u32) -> bool {
+    THREAD.with(|thread| {
+        let here = thread.here.borrow();
+        let Some(Here { door, .. }) = &*here else { return false };
+        let now = door.census.round.load(Ordering::Relaxed);
+        if *round != now {
+            *round = now;
+            door.census.active.fetch_add(1, Ordering::Relaxed);
+        }
+        door.census.leaving.load(Ordering::Relaxed) > 0
+    })
+}
+
+/// Has the task whose turn it is go on at another thread, when it has said that it waits; false if it is not asked to any more.
+pub(crate) fn leave() -> bool {
+    THREAD.with(|thread| {
+        let here = thread.here.borrow();
+        let to = here.as_ref().and_then(|here| here.door.census.take_leave());
+        let leaves = to.is_some();
+        thread.departs.set(to.map(Relay));
+        leaves
+    })
+}
+
+/// The number of this thread, if it has a ring; else 0.
+pub(crate) fn home() -> u16 {
+    THREAD.try_with(|thread| thread.home.get()).unwrap_or(0)
 }
 
 /// Does something with the sockets of this thread, if they are those behind this door.
@@ -116,6 +170,14 @@ fn with<R>(door: &Arc<Door>, work: impl FnOnce(&mut Sockets<Ring>) -> R) -> Opti
     let here =
         |thread: &Thread| thread.here.try_borrow_mut().ok()?.as_mut().map(|here| work(&mut here.sockets));
     THREAD.try_with(here).ok().flatten()
+}
+
+impl Census {
+    fn take_leave(&self) -> Option<Arc<Door>> {
+        let one_less = |left: usize| left.checked_sub(1);
+        self.leaving.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).ok()?;
+        self.to.lock().upgrade()
+    }
 }
 
 impl Thread {
@@ -167,7 +229,7 @@ impl Relay {
     ///
     /// # Errors
     /// There is none to be had here, or no thread.
-    pub fn start() -> Result<(Self, JoinHandle<()>), Unavailable> {
+    fn start(number: u16) -> Result<(Self, JoinHandle<()>), Unavailable> {
         let (sender, started) = mpsc::channel();
         let work = move || {
             let ring = match Ring::new() {
@@ -179,6 +241,9 @@ impl Relay {
                 has_letters: AtomicBool::new(false),
                 sleeps: AtomicBool::new(false),
                 bell: ring.bell(),
+                number,
+                thread: rustix::thread::gettid().as_raw_nonzero().get(),
+                census: Census::default(),
             });
             let _ = sender.send(Ok(Self(door.clone())));
             drop(sender);
@@ -194,13 +259,12 @@ impl Relay {
         Ok((relay, thread))
     }
 
-    /// Has the thread run this to its end.
-    pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
-        self.0.post(Letter::Spawn(Box::pin(future)));
+    fn spawn(&self, future: Running) {
+        self.0.census.sessions.fetch_add(1, Ordering::Relaxed);
+        self.0.post(Letter::Spawn(future));
     }
 
-    /// Ends the thread, with all that it runs.
-    pub fn stop(&self) {
+    fn stop(&self) {
         self.0.post(Letter::Stop);
     }
 }
@@ -213,7 +277,7 @@ struct Tasks {
 }
 
 impl Tasks {
-    fn add(&mut self, door: &Arc<Door>, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+    fn add(&mut self, door: &Arc<Door>, future: Running) {
         let task = self.free.pop().unwrap_or_else(|| {
             self.all.push(None);
             self.all.len() - 1
@@ -231,11 +295,19 @@ impl Tasks {
         let Some(task) = place.as_mut().filter(|task| Arc::ptr_eq(&task.turn, turn)) else { return };
         let mut cx = Context::from_waker(&task.waker);
         let polled = catch_unwind(AssertUnwindSafe(|| task.future.as_mut().poll(&mut cx)));
-        if !matches!(polled, Ok(Poll::Pending)) {
-            let over = place.take();
-            self.free.push(turn.task);
-            if catch_unwind(AssertUnwindSafe(|| drop(over))).is_err() {
-                error!("a task has panicked at its end");
+        let departs = THREAD.with(|thread| thread.departs.take());
+        if matches!(polled, Ok(Poll::Pending)) && departs.is_none() {
+            return;
+        }
+        let over = place.take();
+        self.free.push(turn.task);
+        turn.door.census.sessions.fetch_sub(1, Ordering::Relaxed);
+        match (polled, departs, over) {
+            (Ok(Poll::Pending), Some(to), Some(task)) => to.spawn(task.future),
+            (_, _, over) => {
+                if catch_unwind(AssertUnwindSafe(|| drop(over))).is_err() {
+                    error!("a task has panicked at its end");
+                }
             }
         }
     }
@@ -244,6 +316,7 @@ impl Tasks {
 fn run(door: &Arc<Door>, ring: Ring) {
     THREAD.with(|thread| {
         thread.door.set(Arc::as_ptr(door).addr());
+        thread.home.set(door.number);
         thread.here.replace(Some(Here { door: door.clone(), sockets: Sockets::new(ring) }));
     });
     let mut tasks = Tasks::default();
@@ -304,124 +377,4 @@ fn turn(door: &Arc<Door>) -> io::Result<()> {
     let done = with(door, |sockets| sockets.turn(wait));
     door.sleeps.store(false, Ordering::SeqCst);
     done.unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into())).map(drop)
-}
-
-/// A socket of such a thread. Elsewhere it can only be closed, or asked to be freed.
-pub struct Socket {
-    door: Arc<Door>,
-    token: Token,
-    notice: Arc<Notice>,
-}
-
-impl fmt::Debug for Socket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Socket").field("token", &self.token).finish_non_exhaustive()
-    }
-}
-
-impl Socket {
-    /// Whether this thread has a ring for sockets.
-    pub(crate) fn can_be_here() -> bool {
-        THREAD.with(|thread| thread.door.get()) != 0
-    }
-
-    /// Takes a socket, which must not block, to this thread's ring.
-    ///
-    /// # Errors
-    /// The thread has none.
-    pub(crate) fn enter(descriptor: OwnedFd) -> io::Result<Self> {
-        THREAD.with(|thread| {
-            let mut here = thread.here.borrow_mut();
-            let here = here.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-            let (token, notice) = here.sockets.add(descriptor);
-            Ok(Self { door: here.door.clone(), token, notice })
-        })
-    }
-
-    /// Whether it is of this thread's ring.
-    pub(crate) fn is_here(&self) -> bool {
-        is_here(&self.door)
-    }
-
-    /// Takes it off its ring, from whatever thread.
-    ///
-    /// # Errors
-    /// Its thread has ended.
-    pub(crate) async fn free(self) -> io::Result<Freed> {
-        let (sender, freed) = oneshot::channel();
-        self.door.post(Letter::Free(self.token, sender));
-        // That it is dropped means nothing any more: its place is free, or another's.
-        freed.await.map_err(|_| io::ErrorKind::NotConnected)?
-    }
-
-    /// As of [`crate::stream::Stream::is_quiet`].
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.notice.is_quiet()
-    }
-
-    /// Has it known when something comes though nobody reads.
-    pub(crate) fn watch(&self) {
-        let _ = with(&self.door, |sockets| sockets.receive(self.token));
-    }
-
-    /// As of [`crate::stream::Stream::end`].
-    pub(crate) fn end(&self, cx: &Context<'_>) -> Option<Ending> {
-        with(&self.door, |sockets| sockets.end(self.token, cx)).flatten()
-    }
-
-    /// Whether the other side does not take what was sent; then the task is woken when it has.
-    pub(crate) fn is_full(&self, cx: &Context<'_>) -> bool {
-        with(&self.door, |sockets| sockets.is_full(self.token, cx)).unwrap_or(false)
-    }
-
-    /// Whether something that was written is not sent; then the task is woken when it is.
-    pub(crate) fn is_unsent(&self, cx: &Context<'_>) -> bool {
-        with(&self.door, |sockets| sockets.is_unsent(self.token, cx)).unwrap_or(false)
-    }
-
-    /// Whether nothing can be sent any more.
-    pub(crate) fn is_broken(&self) -> bool {
-        with(&self.door, |sockets| sockets.is_broken(self.token)).unwrap_or(false)
-    }
-
-    /// Sends these bytes, if there is room for them, and closes it.
-    pub(crate) fn close(&self, last: &[u8]) {
-        if with(&self.door, |sockets| sockets.close(self.token, last)).is_none() {
-            self.door.post(Letter::Close(self.token, last.into()));
-        }
-    }
-
-    #[inline(never)]
-    pub(crate) fn poll_read(&self, cx: &Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let into = buf.initialize_unfilled();
-        let read = with(&self.door, |sockets| sockets.poll_read(self.token, into, cx));
-        match read.unwrap_or_else(elsewhere) {
-            Poll::Ready(Ok(length)) => {
-                buf.advance(length);
-                Poll::Ready(Ok(()))
-            }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-
-    #[inline(never)]
-    pub(crate) fn poll_write(&self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        with(&self.door, |sockets| sockets.poll_write(self.token, bytes, cx)).unwrap_or_else(elsewhere)
-    }
-
-    pub(crate) fn poll_shutdown(&self) -> Poll<io::Result<()>> {
-        let _ = with(&self.door, |sockets| sockets.finish(self.token));
-        Poll::Ready(Ok(()))
-    }
-}
-
-fn elsewhere<T>() -> Poll<io::Result<T>> {
-    Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        self.close(&[]);
-    }
 }

@@ -24,6 +24,7 @@ use crate::engine::{Cause, End, Engine, Parts};
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
 use crate::pool::{Lease, Pool, Welcome, waited_too_long};
 use crate::proxy::{Asked, ConnectionPermit, Generation, LiveSession, LoginAttempt, Proxy, SessionTarget};
+use crate::ring;
 use crate::stats::Counter;
 use crate::strangers::Stranger;
 use crate::stream::{Socket, Stream};
@@ -410,7 +411,7 @@ fn relay(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant
     // A token in place of a tracked task: the tracker would be asked at every poll.
     let registered = Registered { proxy, live, key, told: false, _permit: permit, _token: tasks.token() };
     match engine {
-        Ok(engine) => data.spawn(Life { engine, registered, accepted }),
+        Ok(engine) => data.spawn(Life { engine, registered, accepted, round: 0 }),
         Err(error) => warn!(peer = %registered.live.peer, %error, "a socket was lost between the runtimes"),
     }
 }
@@ -420,6 +421,8 @@ struct Life {
     engine: Engine,
     registered: Registered,
     accepted: Instant,
+    /// When it was last counted among those that are active.
+    round: u32,
 }
 
 impl Future for Life {
@@ -427,7 +430,12 @@ impl Future for Life {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        let end = std::task::ready!(Pin::new(&mut this.engine).poll(cx));
+        let Poll::Ready(end) = Pin::new(&mut this.engine).poll(cx) else {
+            if ring::may_leave(&mut this.round) {
+                this.engine.unsettle(cx);
+            }
+            return Poll::Pending;
+        };
         if let Cause::Refused(refusal) = &end.cause {
             this.registered.proxy.counters.refused(refusal);
         }

@@ -1,5 +1,7 @@
 //! A socket, plain or under TLS, of either side; it can move from one runtime to another.
 
+mod moving;
+
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -28,6 +30,8 @@ pub enum Socket {
     Unix(UnixStream),
     /// On io_uring, of the thread that relays.
     Ring(ring::Socket, Family),
+    /// On its way here from another thread's.
+    Coming(ring::Coming, Family),
     /// Registered with no runtime: while it moves between two.
     Moving(Option<Unregistered>),
 }
@@ -137,7 +141,7 @@ macro_rules! on_socket {
             Socket::Tcp($inner) => $call,
             Socket::Unix($inner) => $call,
             Socket::Ring($inner, _) => $on_ring,
-            Socket::Moving(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Socket::Coming(..) | Socket::Moving(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     };
 }
@@ -192,67 +196,6 @@ impl AsyncWrite for Stream {
     }
 }
 
-impl Socket {
-    fn unregister(&mut self) -> io::Result<()> {
-        *self = match std::mem::replace(self, Self::Moving(None)) {
-            Self::Tcp(s) => Self::Moving(Some(Unregistered::Tcp(s.into_std()?))),
-            Self::Unix(s) => Self::Moving(Some(Unregistered::Unix(s.into_std()?))),
-            other @ (Self::Moving(_) | Self::Ring(..)) => other,
-        };
-        Ok(())
-    }
-
-    /// Mostly it is where it is to be.
-    fn register(&mut self) -> io::Result<()> {
-        match self {
-            Self::Ring(socket, _) if socket.is_here() => return Ok(()),
-            _ if ring::Socket::can_be_here() => return self.enter_ring(),
-            Self::Tcp(_) | Self::Unix(_) => return Ok(()),
-            Self::Ring(..) | Self::Moving(_) => {}
-        }
-        *self = match std::mem::replace(self, Self::Moving(None)) {
-            Self::Moving(Some(Unregistered::Tcp(s))) => Self::Tcp(TcpStream::from_std(s)?),
-            Self::Moving(Some(Unregistered::Unix(s))) => Self::Unix(UnixStream::from_std(s)?),
-            registered => registered,
-        };
-        Ok(())
-    }
-
-    fn enter_ring(&mut self) -> io::Result<()> {
-        self.unregister()?;
-        *self = match std::mem::replace(self, Self::Moving(None)) {
-            Self::Moving(Some(Unregistered::Tcp(s))) => {
-                Self::Ring(ring::Socket::enter(s.into())?, Family::Tcp)
-            }
-            Self::Moving(Some(Unregistered::Unix(s))) => {
-                Self::Ring(ring::Socket::enter(s.into())?, Family::Unix)
-            }
-            _ => return Err(io::ErrorKind::NotConnected.into()),
-        };
-        Ok(())
-    }
-
-    /// Takes it off a ring, if it is on one; answers whether it is as if it had never been there: nothing was received on it that nobody
-    /// has read, nothing written that was not sent, and it has not ended.
-    ///
-    /// Not cancel-safe: dropped, the socket is closed.
-    async fn leave_ring(&mut self) -> io::Result<bool> {
-        let mut is_whole = true;
-        *self = match std::mem::replace(self, Self::Moving(None)) {
-            Self::Ring(socket, family) => {
-                let freed = socket.free().await?;
-                is_whole = freed.is_whole && freed.unread.is_empty();
-                Self::Moving(Some(match family {
-                    Family::Tcp => Unregistered::Tcp(freed.descriptor.into()),
-                    Family::Unix => Unregistered::Unix(freed.descriptor.into()),
-                }))
-            }
-            other => other,
-        };
-        Ok(is_whole)
-    }
-}
-
 impl Unregistered {
     /// True if nothing has come on it, nor the end.
     fn is_quiet(&self) -> bool {
@@ -291,6 +234,15 @@ impl Stream {
         self.socket_mut().register()
     }
 
+    /// Gives the socket to the thread that this is called on, whichever has it, with what was received there and not read; answers
+    /// whether its other side has not ended it.
+    ///
+    /// # Errors
+    /// It is lost.
+    pub fn poll_register(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        self.socket_mut().poll_register(cx)
+    }
+
     /// Has the socket with the runtime of tokio's whose context this is called in, whatever thread has it.
     ///
     /// # Errors
@@ -322,6 +274,24 @@ impl Stream {
         while matches!(socket.read(&mut space).await, Ok(1..)) {}
     }
 
+    /// The thread on whose ring it is; 0 if it is on none.
+    pub fn home(&self) -> u16 {
+        let socket = match self {
+            Self::Plain(s) => s,
+            Self::Server(s) => s.get_ref().0,
+            Self::Client(s) => s.get_ref().0,
+        };
+        match socket {
+            Socket::Ring(s, _) => s.home(),
+            _ => 0,
+        }
+    }
+
+    /// Whether it is on another thread's ring.
+    pub fn is_elsewhere(&mut self) -> bool {
+        matches!(self.socket_mut(), Socket::Ring(s, _) if !s.is_here())
+    }
+
     /// Whether it is on a ring.
     pub fn is_on_ring(&mut self) -> bool {
         matches!(self.socket_mut(), Socket::Ring(..))
@@ -338,7 +308,7 @@ impl Stream {
     pub fn is_clogged(&mut self, cx: &mut Context<'_>) -> bool {
         match self.socket_mut() {
             Socket::Ring(s, _) => s.is_full(cx),
-            Socket::Tcp(_) | Socket::Unix(_) | Socket::Moving(_) => false,
+            Socket::Tcp(_) | Socket::Unix(_) | Socket::Coming(..) | Socket::Moving(_) => false,
         }
     }
 
@@ -346,7 +316,7 @@ impl Stream {
     pub fn is_unsent(&mut self, cx: &mut Context<'_>) -> bool {
         match self.socket_mut() {
             Socket::Ring(s, _) => s.is_unsent(cx),
-            Socket::Tcp(_) | Socket::Unix(_) | Socket::Moving(_) => false,
+            Socket::Tcp(_) | Socket::Unix(_) | Socket::Coming(..) | Socket::Moving(_) => false,
         }
     }
 
@@ -354,7 +324,7 @@ impl Stream {
     pub fn is_broken(&mut self) -> bool {
         match self.socket_mut() {
             Socket::Ring(s, _) => s.is_broken(),
-            Socket::Tcp(_) | Socket::Unix(_) | Socket::Moving(_) => false,
+            Socket::Tcp(_) | Socket::Unix(_) | Socket::Coming(..) | Socket::Moving(_) => false,
         }
     }
 
@@ -385,6 +355,7 @@ impl Stream {
             Socket::Tcp(s) => s.poll_read_ready(cx).is_pending(),
             Socket::Unix(s) => s.poll_read_ready(cx).is_pending(),
             Socket::Ring(s, _) => s.is_quiet(),
+            Socket::Coming(..) => false,
             Socket::Moving(unregistered) => unregistered.as_ref().is_some_and(Unregistered::is_quiet),
         }
     }

@@ -269,7 +269,7 @@ impl Dialer {
         let (socket, address) = self.connect().await?;
         let local = match &socket {
             Socket::Tcp(tcp) => tcp.local_addr().ok(),
-            Socket::Unix(_) | Socket::Ring(..) | Socket::Moving(_) => None,
+            Socket::Unix(_) | Socket::Ring(..) | Socket::Coming(..) | Socket::Moving(_) => None,
         };
         let mut stream = self.secure(socket, security).await?;
         let login = login::log_in(&mut stream, self, settings, password).await?;

@@ -22,7 +22,7 @@ use crate::management;
 use crate::pool::{Data, Runtimes};
 use crate::prepare::Prepared;
 use crate::proxy::{Proxy, Shutdown};
-use crate::ring::{self, Relay};
+use crate::ring::{self, Relays};
 use crate::stream::ReusePort;
 use policy::config::file::Io;
 use policy::config::{Outside, Server, ValidatedConfig};
@@ -82,7 +82,7 @@ fn set_limits() {
 /// The runtime that relays: of one thread, which costs least per transaction, or of several. It has no clock, so
 /// that it need not look at one whenever it waits.
 enum DataPlane {
-    Ring { relay: Relay, thread: JoinHandle<()> },
+    Ring(Relays),
     One { handle: Handle, stop: CancellationToken, thread: JoinHandle<()> },
     Several(Runtime),
 }
@@ -95,8 +95,8 @@ impl DataPlane {
     fn start(server: &Server) -> std::io::Result<Self> {
         let threads = ring::threads(server);
         if ring::is_wanted(server) {
-            match Relay::start() {
-                Ok((relay, thread)) => return Ok(Self::Ring { relay, thread }),
+            match Relays::start(threads, *server.thread_full) {
+                Ok(relays) => return Ok(Self::Ring(relays)),
                 Err(reason) if *server.io == Io::IoUring => {
                     let advice = "io = \"auto\" takes epoll where there is none";
                     return Err(std::io::Error::other(format!("no io_uring: {reason}; {advice}")));
@@ -127,7 +127,7 @@ impl DataPlane {
 
     fn data(&self) -> Data {
         match self {
-            Self::Ring { relay, .. } => Data::Ring(relay.clone()),
+            Self::Ring(relays) => Data::Ring(relays.clone()),
             Self::One { handle, .. } => Data::Tokio(handle.clone()),
             Self::Several(runtime) => Data::Tokio(runtime.handle().clone()),
         }
@@ -135,10 +135,7 @@ impl DataPlane {
 
     fn stop(self) {
         match self {
-            Self::Ring { relay, thread } => {
-                relay.stop();
-                let _ = thread.join();
-            }
+            Self::Ring(relays) => relays.stop(),
             Self::One { stop, thread, .. } => {
                 stop.cancel();
                 let _ = thread.join();
@@ -204,6 +201,7 @@ async fn run(
         .map(|listener| control.spawn(listener::run(proxy.clone(), listener, opened_by)))
         .collect();
     control.spawn(service::watchdog(data.clone()));
+    control.spawn(data.clone().balance());
     control.spawn(service::bury_orphans());
     proxy.listens();
     service::ready();

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use rustix::process::{Pid, WaitOptions, waitpid};
 use sd_notify::NotifyState;
-use tokio::sync::oneshot;
 use tracing::debug;
 
 use crate::pool::Data;
@@ -42,11 +41,7 @@ pub(super) async fn watchdog(data: Data) {
     let mut beat = tokio::time::interval(limit / 3);
     loop {
         beat.tick().await;
-        let (sender, done) = oneshot::channel();
-        data.spawn(async {
-            let _ = sender.send(());
-        });
-        if done.await.is_ok() {
+        if data.answer().await {
             notify(&[NotifyState::Watchdog]);
         }
     }

@@ -1,6 +1,5 @@
 //! What others may tell a session to do, and it others: to end.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Waker;
 
@@ -14,8 +13,8 @@ use wire::error::Refusal;
 #[derive(Debug, Default)]
 pub(crate) struct Orders {
     order: Mutex<Option<Box<Order>>>,
-    /// Of the session's task, which is the same for all its life.
-    pub(super) waker: OnceLock<Waker>,
+    /// Of the session's task, which is another when it goes to another thread.
+    pub(super) waker: Mutex<Option<Waker>>,
     pending: AtomicBool,
     /// What can be seen of the session meanwhile.
     pub statistics: SessionStatistics,
@@ -69,9 +68,8 @@ impl Orders {
         }
         drop(slot);
         self.pending.store(true, Ordering::Release);
-        if let Some(waker) = self.waker.get() {
-            waker.wake_by_ref();
-        }
+        let waker = self.waker.lock().clone();
+        waker.into_iter().for_each(Waker::wake);
     }
 
     /// Takes back what the configuration has ordered: the reason for it is gone. What an operator has ordered stays.

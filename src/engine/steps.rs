@@ -1,14 +1,14 @@
 //! Obeys the conductor's wishes, and takes the steps that it says.
 
 use std::io;
-use std::task::Context;
+use std::task::{Context, Poll};
 
 use super::backlog::Backlog;
 use super::{Engine, Follow, Leasing, Out, Progress};
 use crate::pool::Lease;
 use crate::stats::Counter;
 use relay::Asked;
-use relay::conductor::{Closing, Doing, Event, Leaving, Listening, Step, Wishes};
+use relay::conductor::{Closing, Condition, Doing, Event, Leaving, Listening, Step, Wishes};
 
 impl Engine {
     /// What holds from now on.
@@ -124,14 +124,53 @@ impl Engine {
         })
     }
 
-    pub(super) fn hold(&mut self, mut lease: Lease) {
+    /// Takes a connection that was lent; `None` while it is on its way from another thread.
+    pub(super) fn hold(&mut self, mut lease: Lease, cx: &mut Context<'_>) -> Option<Condition> {
         self.pool.stats().add(Counter::Assignments, 1);
-        if self.is_on_ring {
-            // If that fails it is lost, which is found when it is used.
-            let _ = lease.stream.register();
+        // If that fails it is lost, which is found when it is used.
+        if self.is_on_ring && lease.stream.poll_register(cx).is_pending() {
+            self.leasing = Leasing::Coming(lease);
+            return None;
         }
+        Some(self.is_lent(lease))
+    }
+
+    fn is_lent(&mut self, mut lease: Lease) -> Condition {
+        let condition = lease.lend_to(&self.user);
         self.leasing = Leasing::Held(lease);
         self.upstream_is_dry = false;
+        condition
+    }
+
+    /// A connection that is on its way from another thread: has it come?
+    #[cold]
+    pub(super) fn take_arrived(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
+        let Leasing::Coming(lease) = &mut self.leasing else { return Ok(false) };
+        let Poll::Ready(arrived) = lease.stream.poll_register(cx) else { return Ok(false) };
+        let is_usable = matches!(arrived, Ok(true)) && lease.is_usable();
+        let Leasing::Coming(lease) = std::mem::replace(&mut self.leasing, Leasing::None) else {
+            return Ok(false);
+        };
+        if is_usable {
+            let condition = self.is_lent(lease);
+            return self.go_on_with(condition, cx, out).map(|()| true);
+        }
+        // It has ended, or said something that nobody has asked: another is waited for.
+        drop(lease);
+        let follow = self.take(Step::Lend, cx)?;
+        self.follow(follow, cx, out).map(|()| true)
+    }
+
+    /// The session has its connection: what it has sent meanwhile goes there.
+    pub(super) fn go_on_with(
+        &mut self,
+        condition: Condition,
+        cx: &mut Context<'_>,
+        out: &mut Out,
+    ) -> Result<(), Box<Closing>> {
+        let tail = std::mem::take(&mut self.client_tail);
+        let follow = self.tell(Event::Lent(condition, &tail), cx, out)?;
+        self.follow(follow, cx, out)
     }
 
     fn release(&mut self) {
@@ -190,7 +229,8 @@ impl Engine {
         }
         let all_said = self.to_upstream.is_empty() && self.upstream_tail.is_empty();
         match std::mem::replace(&mut self.leasing, Leasing::None) {
-            Leasing::None => {}
+            // On its way, it is closed.
+            Leasing::None | Leasing::Coming(_) => {}
             Leasing::Waiting(waiter) => self.pool.abandon(&waiter),
             Leasing::Held(mut lease) => match closing.connection {
                 Leaving::Release if all_said => {

@@ -59,7 +59,7 @@ pub struct Lease {
 
 impl Pooled {
     /// False if it has ended or says something that an idle connection has no business to say.
-    pub(super) fn is_usable(&mut self) -> bool {
+    pub(crate) fn is_usable(&mut self) -> bool {
         if self.stream.is_quiet() {
             return true;
         }

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 use super::{HostPermit, Lease, Outcome, Pool, PoolSettings, Pooled, SETTLED, Waiter};
+use crate::ring;
 use crate::upstream::{Backend, UpstreamError};
 use policy::config::file::Isolation;
 use policy::names::UserName;
 use relay::ledger::host::Purpose;
-use relay::ledger::{Dial, Dialed, Disposition, Queued, Want, Wanted};
+use relay::ledger::{Asker, Dial, Dialed, Disposition, Queued, Want, Wanted};
 use relay::{BackendState, Parameters};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
@@ -26,19 +27,19 @@ impl Pool {
     /// Lends a connection if one is idle and nobody waits: if it can be, the one that this session had last, or that its user
     /// had. A connection that has died meanwhile is not lent; it costs no system call to know.
     pub fn try_lend(self: &Arc<Self>, user: &UserName, session: u64) -> Option<Lease> {
-        self.lend_at_once(Want::Any(user), session)
+        self.lend_at_once(Want::Any(user), Asker { session, home: ring::home() })
     }
 
     /// The same, to the house itself: only a clean one.
     pub(super) fn try_lend_clean(self: &Arc<Self>) -> Option<Lease> {
-        self.lend_at_once(Want::Clean, 0)
+        self.lend_at_once(Want::Clean, Asker::default())
     }
 
-    fn lend_at_once(self: &Arc<Self>, want: Want<'_>, session: u64) -> Option<Lease> {
+    fn lend_at_once(self: &Arc<Self>, want: Want<'_>, asker: Asker) -> Option<Lease> {
         loop {
             let (pooled, isolation) = {
                 let mut ledger = self.ledger.lock();
-                (ledger.lend_to(want, session)?, ledger.limits().isolation)
+                (ledger.lend_to(want, asker)?, ledger.limits().isolation)
             };
             if let Some(lease) = self.lend(pooled, isolation) {
                 return Some(lease);
@@ -47,7 +48,8 @@ impl Pool {
     }
 
     fn lend(self: &Arc<Self>, mut pooled: Box<Pooled>, isolation: Isolation) -> Option<Lease> {
-        if pooled.is_usable() {
+        // What has come on another thread's ring is seen when the connection is taken from there.
+        if pooled.stream.is_elsewhere() || pooled.is_usable() {
             pooled.isolation = isolation;
             return Some(Lease::of(self, pooled));
         }
@@ -66,7 +68,7 @@ impl Pool {
         let (full, idle) = {
             let since = self.now();
             let mut ledger = self.ledger.lock();
-            ledger.wait(Queued { who: waiter.clone(), wanted, since });
+            ledger.wait(Queued::new(waiter.clone(), wanted, since).on(ring::home()));
             let counts = ledger.occupancy();
             (counts.idle + counts.lent + counts.dialing >= ledger.limits().size, counts.idle > 0)
         };
@@ -124,7 +126,7 @@ impl Pool {
     }
 
     async fn acquire_for(self: &Arc<Self>, wanted: Wanted) -> Result<Lease, Refusal> {
-        if let Some(lease) = self.lend_at_once(wanted.want(), 0) {
+        if let Some(lease) = self.lend_at_once(wanted.want(), Asker::default()) {
             return Ok(lease);
         }
         let guard = Waiting { pool: self, waiter: self.wait_for(wanted) };

@@ -1,9 +1,12 @@
 //! By what sockets are read and written: chosen at start, told to operators, and refused with a reason.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::console::{cell, console};
 use super::house::{Pgusher, free_port, temporary_folder, warehouse};
+use super::wire::{Raw, bind, execute, parse, query, sync};
 
 /// Denies what sets io_uring up (system call 425 on every architecture), as containers do, and becomes what comes behind it.
 const FORBIDDEN: &str = "import ctypes, os, struct, sys
@@ -60,10 +63,7 @@ fn operators_are_told_which_it_is() {
     for (io, threads) in [("epoll", 1), ("auto", 3), ("auto", 1)] {
         let pgusher = Pgusher::start(&config(threads, io));
         let shown = cell(&mut console(&pgusher, "operator"), "SHOW STATE", ("key", "io"), "value");
-        assert!(
-            shown == "epoll" || (io == "auto" && threads == 1 && shown == "io_uring"),
-            "{io}, {threads}: {shown}"
-        );
+        assert!(shown == "epoll" || (io == "auto" && shown == "io_uring"), "{io}, {threads}: {shown}");
         assert!(pgusher.log().contains(&format!("relaying io=\"{shown}\"")), "{}", pgusher.log());
         assert_eq!(pgusher.psql("raw", "SELECT 1").unwrap(), "1");
     }
@@ -86,11 +86,11 @@ fn the_doctor_says_which_it_will_be() {
         format!("{}: {}", io["grade"].as_str().unwrap(), io["text"].as_str().unwrap())
     };
     let plain = [env!("CARGO_BIN_EXE_pgusher")];
-    assert_eq!(said(&plain, 3, "auto"), "ok: epoll, threads = 3");
+    assert_eq!(said(&plain, 3, "epoll"), "ok: epoll, threads = 3");
     assert_eq!(said(&plain, 1, "epoll"), "ok: epoll, threads = 1");
     let here = said(&plain, 1, "auto");
     assert!(
-        here == "ok: io_uring, with one thread" || here.starts_with("ok: epoll, as there is no io_uring"),
+        here == "ok: io_uring, threads = 1" || here.starts_with("ok: epoll, as there is no io_uring"),
         "{here}"
     );
     let without = said(&forbidden(), 1, "auto");
@@ -99,4 +99,79 @@ fn the_doctor_says_which_it_will_be() {
         "{without}"
     );
     assert!(said(&forbidden(), 1, "io_uring").starts_with("error: no io_uring"));
+}
+
+/// How many of its threads that relay have done something, in CPU time of theirs.
+fn busy_threads(pgusher: &Pgusher) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", pgusher.child.id())).unwrap();
+    let has_worked = |task: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+        let (name, rest) = stat.rsplit_once(')')?;
+        let times = rest.split_ascii_whitespace().skip(11).take(2);
+        let ticks: u64 = times.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        name.ends_with("(relay").then_some(ticks > 2)
+    };
+    tasks.filter_map(has_worked).filter(|has_worked| *has_worked).count()
+}
+
+/// What one client of many asks, of one row, of many, of nothing at first, and in one piece; and that the answers are its own.
+fn converse(client: &mut Raw, nonce: u64, round: u64) {
+    let number = (nonce * 100_000 + round).to_string();
+    assert_eq!(client.value(&format!("SELECT {number}")), number);
+    client.send(&query("BEGIN")[..3]);
+    client.send(&query("BEGIN")[3..]);
+    client.send(&[query(&format!("SELECT {number}")), query("COMMIT"), query("SELECT 'behind'")].concat());
+    let answers: Vec<String> = (0..4)
+        .flat_map(|_| client.until_ready())
+        .filter(|message| message.tag == 'D')
+        .map(|message| message.columns().concat())
+        .collect();
+    assert_eq!(answers, [number.clone(), "behind".to_owned()]);
+    let named = [bind("", "own", &[&number]), execute(), sync()].concat();
+    let answer = client.ask(&named);
+    assert_eq!(answer.iter().find(|message| message.tag == 'D').unwrap().columns(), [number]);
+    let rows = client.ask(&query("SELECT repeat('x', 1000) FROM generate_series(1, 100)"));
+    assert_eq!(rows.iter().filter(|message| message.tag == 'D').count(), 100);
+}
+
+#[test]
+fn sessions_go_from_a_full_thread_to_the_next_with_all_that_is_theirs() {
+    let config =
+        config(3, "auto").replace("threads = 3", "threads = 3\nthread_full = 1\ndefault_pool_size = 4");
+    let pgusher = Pgusher::start(&config);
+    let mut operator = console(&pgusher, "operator");
+    let mut threads = || cell(&mut operator, "SHOW STATE", ("key", "threads"), "value");
+    let is_on_ring = pgusher.log().contains("relaying io=\"io_uring\"");
+    if is_on_ring {
+        assert_eq!(threads(), "1 of 3");
+    }
+    // All come before there is anything to do: to the first thread.
+    let clients: Vec<Raw> = (0..12).map(|_| Raw::login(pgusher.address(), "raw")).collect();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for (nonce, mut client) in clients.into_iter().enumerate() {
+            let over = &over;
+            scope.spawn(move || {
+                client.ask(&[parse("own", "SELECT $1::text"), sync()].concat());
+                client.value(&format!("SET application_name = 'client {nonce}'"));
+                for round in 0.. {
+                    converse(&mut client, nonce as u64, round);
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+                assert_eq!(client.value("SHOW application_name"), format!("client {nonce}"));
+            });
+        }
+        // Whatever comes of it, the clients come to their end.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while is_on_ring && busy_threads(&pgusher) < 3 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        over.store(true, Ordering::Relaxed);
+    });
+    if is_on_ring {
+        assert_eq!((threads(), busy_threads(&pgusher)), ("3 of 3".to_owned(), 3));
+    }
 }

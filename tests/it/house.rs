@@ -250,6 +250,10 @@ fn serve(folder: &Path, port: u16, config: &str, by: &[&str]) -> Child {
     {
         config = config.replacen("[server]\n", &format!("[server]\nio = \"{io}\"\n"), 1);
     }
+    // And of sessions on several threads.
+    if !config.contains("\nthread_full = ") {
+        config = config.replacen("[server]\n", "[server]\nthread_full = 0\n", 1);
+    }
     std::fs::write(&file, config).unwrap();
     let log = std::fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
     let program = env!("CARGO_BIN_EXE_pgusher");

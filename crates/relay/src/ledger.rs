@@ -12,7 +12,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use terms::{
-    Dial, Dialed, Disposition, Failure, Halt, Isolation, Lendable, Limits, Occupancy, Queued, Want, Wanted,
+    Asker, Dial, Dialed, Disposition, Failure, Halt, Home, Isolation, Lendable, Limits, Occupancy, Queued,
+    Want, Wanted,
 };
 use wire::UserName;
 
@@ -24,6 +25,12 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 const SUCCESSION: Duration = Duration::from_secs(60);
 /// For how long a connection may hold what its last user has left, while nobody uses it.
 const MAX_IDLE_DIRTY: Duration = Duration::from_secs(1);
+
+/// How many may be served before somebody who came earlier, as a connection is on their thread and not on his, and among how many of
+/// those who have waited longest they are looked for.
+const MAX_PASSED: u8 = 8;
+/// See [`MAX_PASSED`].
+const NEAR: usize = 16;
 
 /// See the module.
 #[derive(Debug)]
@@ -75,16 +82,16 @@ impl<C: Lendable, W> Ledger<C, W> {
 
     /// Lends a connection at once, if there is one and nobody waits; to nobody who would rather have one than another.
     pub fn lend(&mut self, wanted: Want<'_>) -> Option<C> {
-        self.lend_to(wanted, 0)
+        self.lend_to(wanted, Asker::default())
     }
 
-    /// The same, to the session of this number, which rather has the one that it had last; 0 is none.
-    pub fn lend_to(&mut self, wanted: Want<'_>, session: u64) -> Option<C> {
+    /// The same, to a session.
+    pub fn lend_to(&mut self, wanted: Want<'_>, asker: Asker) -> Option<C> {
         if !self.waiters.is_empty() || self.halted.is_some() {
             return None;
         }
         self.used = true;
-        let at = self.choose(wanted, session)?;
+        let at = self.choose(wanted, asker)?;
         Some(self.take(at))
     }
 
@@ -106,8 +113,9 @@ impl<C: Lendable, W> Ledger<C, W> {
     }
 
     /// The idle connection for somebody: one that was opened for them, or that the session had last; else the one that their user
-    /// had last; else the newest, which is the warmest, so that others can grow old.
-    fn choose(&self, wanted: Want<'_>, session: u64) -> Option<usize> {
+    /// had last; else the newest of their thread, else of all, which is the warmest, so that others can grow old.
+    fn choose(&self, wanted: Want<'_>, asker: Asker) -> Option<usize> {
+        let Asker { session, home } = asker;
         let fits = |connection: &C| self.fits(connection, wanted);
         let own = |connection: &C| match wanted {
             Want::Any(user) => fits(connection) && !connection.is_foreign_to(user),
@@ -120,7 +128,16 @@ impl<C: Lendable, W> Ledger<C, W> {
             return newest;
         }
         let its_own = || self.idle.iter().rposition(|one| sessions(one) && own(one));
-        its_own().or_else(|| if self.idle[at].is_kept() { self.least_kept(own) } else { newest })
+        its_own().or_else(|| {
+            if self.idle[at].is_kept() {
+                return self.least_kept(own);
+            }
+            if self.idle[at].home() == home {
+                return newest;
+            }
+            let near = |one: &C| one.home() == home && !one.is_kept() && own(one);
+            self.idle.iter().rposition(near).or(newest)
+        })
     }
 
     /// Where sessions may come back for what they had: the newest that is kept for none, else the one that was kept for longest.
@@ -214,13 +231,26 @@ impl<C: Lendable, W> Ledger<C, W> {
                 }
             };
         }
-        match self.waiters.pop_front() {
-            Some(first) => {
+        let next = self.next_for(&connection);
+        match self.waiters.remove(next) {
+            Some(next) => {
                 self.lent += 1;
-                Disposition::Grant(first, connection)
+                Disposition::Grant(next, connection)
             }
             None => Disposition::Close(connection),
         }
+    }
+
+    /// The place of the one who gets this connection, which is of use to the first: somebody on its thread, if nobody before has had to
+    /// let others pass too often.
+    fn next_for(&mut self, connection: &C) -> usize {
+        let home = connection.home();
+        let is_of_use = |one: &Queued<W>| one.home == home && self.fits(connection, one.wanted.want());
+        let near = self.waiters.iter().take(NEAR);
+        let next = near.take_while(|one| one.passed < MAX_PASSED || is_of_use(one)).position(is_of_use);
+        let next = next.unwrap_or(0);
+        self.waiters.iter_mut().take(next).for_each(|one| one.passed = one.passed.saturating_add(1));
+        next
     }
 
     /// If whoever has waited longest wants a connection of their own settings, it is to be opened.
@@ -241,7 +271,9 @@ impl<C: Lendable, W> Ledger<C, W> {
         if self.halted.is_some() {
             return None;
         }
-        if let Some(at) = self.choose(self.waiters.front()?.wanted.want(), 0) {
+        let first = self.waiters.front()?;
+        let asker = Asker { session: 0, home: first.home };
+        if let Some(at) = self.choose(first.wanted.want(), asker) {
             let connection = self.take(at);
             let first = self.waiters.pop_front()?;
             return Some(Disposition::Grant(first, connection));

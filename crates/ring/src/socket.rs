@@ -75,8 +75,17 @@ pub struct Freed {
     pub descriptor: OwnedFd,
     /// What was received and not read.
     pub unread: Vec<u8>,
-    /// All that was written was sent, and the other side has not ended it.
-    pub is_whole: bool,
+    /// The other side has ended it, which was seen.
+    pub has_ended: bool,
+    /// There is no connection any more, or something that was written was not sent.
+    pub is_lost: bool,
+}
+
+impl Freed {
+    /// Whether it is as if it had never been here: nothing is lost, nothing was received that nobody has read, and it has not ended.
+    pub fn is_whole(&self) -> bool {
+        !self.has_ended && !self.is_lost && self.unread.is_empty()
+    }
 }
 
 /// A socket, with what is under way on it.
@@ -107,11 +116,12 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    pub(crate) fn new(descriptor: OwnedFd) -> Self {
-        Self {
+    pub(crate) fn new(descriptor: OwnedFd, unread: Vec<u8>) -> Self {
+        let inbox = if unread.is_empty() { Inbox::Empty } else { Inbox::Kept(unread, 0) };
+        let socket = Self {
             descriptor: Rc::new(descriptor),
             receiving: None,
-            inbox: Inbox::Empty,
+            inbox,
             end: None,
             broken: None,
             has_ended: false,
@@ -126,7 +136,9 @@ impl Socket {
             writer: None,
             used: Use::Used,
             notice: Arc::default(),
-        }
+        };
+        socket.tell();
+        socket
     }
 
     /// Has all threads know whether something has come that was not read, or the end.

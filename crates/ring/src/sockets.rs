@@ -99,9 +99,9 @@ impl<K: Kernel> Sockets<K> {
         self.len() == 0
     }
 
-    /// Takes a socket, which must not block (`O_NONBLOCK`).
-    pub fn add(&mut self, descriptor: OwnedFd) -> (Token, Arc<Notice>) {
-        let socket = Box::new(Socket::new(descriptor));
+    /// Takes a socket, which must not block (`O_NONBLOCK`), with what was received on it elsewhere and not read.
+    pub fn add(&mut self, descriptor: OwnedFd, unread: Vec<u8>) -> (Token, Arc<Notice>) {
+        let socket = Box::new(Socket::new(descriptor, unread));
         let notice = socket.notice.clone();
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push((0, Slot::Free));
@@ -463,7 +463,7 @@ impl<K: Kernel> Sockets<K> {
         }
         let Slot::Taken(socket) = mem::replace(place, Slot::Free) else { return };
         self.free.push(slot);
-        let Socket { descriptor, inbox, used, has_ended, broken, .. } = *socket;
+        let Socket { descriptor, inbox, used, has_ended, end, broken, .. } = *socket;
         let unread = match inbox {
             Inbox::Empty => Vec::new(),
             Inbox::Kept(bytes, at) => bytes[at..].to_vec(),
@@ -474,9 +474,9 @@ impl<K: Kernel> Sockets<K> {
             }
         };
         if let Use::Leaving(then) = used {
-            let is_whole = !has_ended && broken.is_none();
-            let freed = Rc::try_unwrap(descriptor).map(|descriptor| Freed { descriptor, unread, is_whole });
-            then(freed.map_err(|_| gone()));
+            let is_lost = end.or(broken).is_some();
+            let freed = Rc::try_unwrap(descriptor).map_err(|_| gone());
+            then(freed.map(|descriptor| Freed { descriptor, unread, has_ended, is_lost }));
         }
     }
 

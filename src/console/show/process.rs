@@ -11,12 +11,14 @@ use policy::config::read::Applies;
 pub(super) fn state(proxy: &Proxy) -> Table {
     let mut table = Table::new(&[("key", Text), ("value", Text)]);
     let halted = proxy.halted();
+    let (threads, used) = proxy.runtimes.data.threads();
     let yes = |is: bool| Value::from(if is { "yes" } else { "no" });
     let rows = [
         ("active", yes(halted.is_none())),
         ("paused", yes(halted == Some(Halt::Paused))),
         ("suspended", yes(halted == Some(Halt::Suspended))),
         ("io", proxy.runtimes.data.io().into()),
+        ("threads", format!("{used} of {threads}").into()),
     ];
     rows.into_iter().for_each(|(key, value)| table.push(vec![key.into(), value]));
     table

@@ -233,10 +233,9 @@ impl RequireAuth {
         node: &Spanned<DeValue<'_>>,
         problems: &mut Problems,
     ) -> Option<Self> {
+        let nothing = "`require_auth` allows nothing";
         if methods.is_empty() {
-            problems
-                .error(Some(node.span()), "`require_auth` allows nothing")
-                .help("leave the key out, or write \"scram-sha-256\"");
+            problems.error(Some(node.span()), nothing).help("leave the key out, or write \"scram-sha-256\"");
             return None;
         }
         Some(Self(methods))
@@ -244,13 +243,12 @@ impl RequireAuth {
 }
 
 word_value!(PoolMode);
-
 word_value!(Isolation);
 
 words! {
     /// How a relaying thread asks the system to read and write.
     Io {
-        /// By io_uring where that can be had and `threads` are no more than two, else by epoll.
+        /// By io_uring where that can be had, else by epoll.
         Auto = "auto",
         /// By epoll(7).
         Epoll = "epoll",
@@ -381,10 +379,12 @@ options! {
         Restart so_reuseport: bool = false;
         /// TLS towards clients; without it, clients are refused TLS.
         Reload tls: Option<ClientTls> = None;
-        /// How many threads relay; 0 is one for each core.
+        /// How many threads may relay; 0 is one for each core.
         Restart threads: u32 = 0, 0 => 1024;
-        /// How sockets are read and written. `"io_uring"`, on one thread, needs Linux 6.1 that does not forbid it (by
-        /// `kernel.io_uring_disabled`, or seccomp): else nothing starts. `"auto"`: where it can be had, for `threads` up to two.
+        /// On io_uring: with how many percent of its time a thread is full, and one more has its share; 0 has all of them used.
+        Restart thread_full: u32 = 80, 0 => 100;
+        /// How sockets are read and written. `"io_uring"` needs Linux 6.1 that does not forbid it (by
+        /// `kernel.io_uring_disabled`, or seccomp): else nothing starts. `"auto"`: where it can be had, else by epoll.
         Restart io: Io = Io::Auto;
         /// How clients prove who they are, where the user does not say otherwise.
         Login auth_type: AuthType = AuthType::ScramSha256;

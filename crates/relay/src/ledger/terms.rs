@@ -59,6 +59,20 @@ pub trait Lendable {
     fn is_spoiled(&self) -> bool;
     /// Since when it was found idle.
     fn idle_since(&mut self) -> &mut Option<Duration>;
+    /// The thread that has it.
+    fn home(&self) -> Home;
+}
+
+/// A thread: it costs less to lend a connection to a session on the one that has it. 0 is none, or any.
+pub type Home = u16;
+
+/// A session that asks for a connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Asker {
+    /// Its number, which rather has the connection that it had last; 0 is none.
+    pub session: u64,
+    /// Its thread.
+    pub home: Home,
 }
 
 /// How much may be open, and for how long.
@@ -124,6 +138,22 @@ pub struct Queued<W> {
     pub wanted: Wanted,
     /// Since when.
     pub since: Duration,
+    /// Its thread.
+    pub home: Home,
+    /// How many who came later have had a connection before: one that was on their thread.
+    pub passed: u8,
+}
+
+impl<W> Queued<W> {
+    /// Somebody who begins to wait.
+    pub fn new(who: W, wanted: Wanted, since: Duration) -> Self {
+        Self { who, wanted, since, home: 0, passed: 0 }
+    }
+
+    /// The same, on a thread.
+    pub fn on(self, home: Home) -> Self {
+        Self { home, ..self }
+    }
 }
 
 /// Why nothing is lent.

@@ -206,7 +206,7 @@ proptest! {
         buffers in 1..4_u16,
     ) {
         let mut sockets = Sockets::new(Fake::new(buffers, choices));
-        let tokens: Vec<_> = (0..3).map(|_| sockets.add(descriptor()).0).collect();
+        let tokens: Vec<_> = (0..3).map(|_| sockets.add(descriptor(), Vec::new()).0).collect();
         // What each was sent, has read, and has written; each byte tells its socket and its place.
         let byte = |socket: usize, at: usize| u8::try_from((at * 3 + socket) % 251).unwrap();
         let mut sent = [0_usize; 3];
@@ -273,8 +273,8 @@ proptest! {
 #[test]
 fn who_is_not_read_keeps_no_buffer_from_the_others() {
     let mut sockets = Sockets::new(Fake::new(1, vec![3; 100]));
-    let (slow, _) = sockets.add(descriptor());
-    let (other, _) = sockets.add(descriptor());
+    let (slow, _) = sockets.add(descriptor(), Vec::new());
+    let (other, _) = sockets.add(descriptor(), Vec::new());
     for token in [slow, other] {
         let peer = sockets.kernel.peers.entry(token.packed()).or_default();
         peer.sent.extend([7; 100_000]);
@@ -297,7 +297,7 @@ fn who_is_not_read_keeps_no_buffer_from_the_others() {
 #[test]
 fn what_is_done_for_a_socket_that_is_gone_touches_nobody_else() {
     let mut sockets = Sockets::new(Fake::new(2, Vec::new()));
-    let (gone, _) = sockets.add(descriptor());
+    let (gone, _) = sockets.add(descriptor(), Vec::new());
     let mut space = [0; 10];
     assert!(sockets.poll_read(gone, &mut space, &noop()).is_pending());
     // The kernel has the bytes already when it is asked to cancel that.
@@ -311,7 +311,7 @@ fn what_is_done_for_a_socket_that_is_gone_touches_nobody_else() {
     sockets.kernel.done.push_back(Done::Received(gone.packed(), Ok(Some(late))));
     sockets.turn(Wait::No).unwrap();
     assert_eq!((sockets.len(), sockets.kernel.lent), (0, 0));
-    let (next, notice) = sockets.add(descriptor());
+    let (next, notice) = sockets.add(descriptor(), Vec::new());
     assert_eq!(next.slot, gone.slot);
     let lent = Lent { buffer: 1, length: 4 };
     sockets.kernel.buffers.insert(1, b"late".to_vec());
@@ -330,7 +330,7 @@ fn what_is_done_for_a_socket_that_is_gone_touches_nobody_else() {
 fn a_socket_that_takes_nothing_is_closed_all_the_same() {
     for leaves in [false, true] {
         let mut sockets = Sockets::new(Fake::new(1, Vec::new()));
-        let (token, _) = sockets.add(descriptor());
+        let (token, _) = sockets.add(descriptor(), Vec::new());
         let count = Arc::new(Count::default());
         let waker = Waker::from(count.clone());
         let cx = Context::from_waker(&waker);
@@ -341,7 +341,7 @@ fn a_socket_that_takes_nothing_is_closed_all_the_same() {
         if leaves {
             let freed = Rc::new(std::cell::Cell::new(None));
             let answer = freed.clone();
-            sockets.leave(token, move |freed| answer.set(Some(freed.is_ok_and(|freed| freed.is_whole))));
+            sockets.leave(token, move |freed| answer.set(Some(freed.is_ok_and(|freed| freed.is_whole()))));
             (0..3).for_each(|_| drop(sockets.turn(Wait::No)));
             assert_eq!(freed.take(), Some(false), "what was to be sent is lost");
         } else {
@@ -356,7 +356,7 @@ fn a_socket_that_takes_nothing_is_closed_all_the_same() {
 #[test]
 fn what_was_received_and_not_read_goes_with_a_socket_that_leaves() {
     let mut sockets = Sockets::new(Fake::new(1, Vec::new()));
-    let (token, notice) = sockets.add(descriptor());
+    let (token, notice) = sockets.add(descriptor(), Vec::new());
     sockets.kernel.peers.entry(token.packed()).or_default().sent.extend(b"unread");
     sockets.receive(token);
     sockets.turn(Wait::No).unwrap();
@@ -373,7 +373,7 @@ fn what_was_received_and_not_read_goes_with_a_socket_that_leaves() {
 fn pair(sockets: &mut Sockets<Ring>) -> (Token, UnixStream) {
     let (near, far) = UnixStream::pair().unwrap();
     near.set_nonblocking(true).unwrap();
-    (sockets.add(near.into()).0, far)
+    (sockets.add(near.into(), Vec::new()).0, far)
 }
 
 /// A machine without io_uring has nothing to test here, and says so.

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""What more threads on io_uring cost and bring: pgbench's rate and the CPU for each transaction, on 1, 2, 4, ... threads that are all
+used at once, and on as many as there are cores of which each is filled before the next is used; beside them, how often a
+transaction waits for a lock (futex(2), counted by strace in a pass of its own). Asserts nothing about time."""
+
+import argparse
+import os
+import pathlib
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import bench
+import crowd
+import stage
+from stage import Unavailable
+
+MODES = ("simple", "prepared")
+
+
+def pgusher(threads, full):
+    """A target of so many threads, all used at once (`full` 0), or each when those before it are that full, in percent."""
+
+    class Threads(stage.Pgusher):
+        name = f"threads-{threads}-{full}"
+        engine = f'io = "io_uring"\nthreads = {threads}\nthread_full = {full}'
+
+    return Threads
+
+
+def counts(cores):
+    """1, 2, 4, ... up to the number of cores."""
+    found = [1]
+    while found[-1] * 2 <= cores:
+        found.append(found[-1] * 2)
+    return found if found[-1] == cores else [*found, cores]
+
+
+def futex_calls(process, setting, mode, clients):
+    """How many calls of futex(2) there are for each transaction; None without strace."""
+    strace = shutil.which("strace")
+    if not strace:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        summary = pathlib.Path(folder) / "summary"
+        tracer = subprocess.Popen([strace, "-f", "-c", "-e", "trace=futex", "-o", summary, "-p", str(process.child.pid)],
+                                  stderr=subprocess.DEVNULL)
+        try:
+            text = bench.run_pgbench(setting, folder, "-M", mode, "-c", clients, "-j", 2, "-T", setting.seconds)
+        finally:
+            tracer.send_signal(signal.SIGINT)
+            tracer.wait(30)
+        row = re.search(r"^\s*\S+\s+\S+\s+\S+\s+(\d+).*\bfutex$", summary.read_text(), re.M)
+        return (int(row.group(1)) if row else 0) / bench.transactions_in(text)
+
+
+def measure(options):
+    """Rows of (threads, mode, median rate, median CPU seconds for a million transactions, that as a ratio to one thread's, futex)."""
+    cores = os.cpu_count() or 1
+    kinds = [(threads, 0) for threads in counts(cores)] + [(cores, 80)]
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="pgusher-bench-"))
+    theater = stage.Stage(folder)
+    running, found = {}, {}
+    try:
+        theater.start_postgres()
+        theater.fill()
+        for kind in kinds:
+            process, port = pgusher(*kind)(options).start(theater, "trust")
+            running[kind] = process, bench.Setting(theater, process, port, options.seconds, 0)
+        for _ in range(options.rounds):
+            for mode in MODES:
+                for kind, (_, setting) in running.items():
+                    sample = bench.transactions(mode, options.clients)(setting)
+                    found.setdefault((kind, mode), []).append(sample)
+                    bench.progress(f"{kind[0]} threads, full at {kind[1]} %, {mode}: {sample.rate:,.0f}/s, {sample.cost:.2f} s")
+        return [
+            row(kind, mode, found, futex_calls(*running[kind], mode, options.clients)) for mode in MODES for kind in kinds
+        ]
+    finally:
+        for process, _ in running.values():
+            process.stop()
+        if theater.postgres:
+            theater.postgres.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def row(kind, mode, found, futex):
+    """A line of the table."""
+    samples, alone = found[kind, mode], found[(1, 0), mode]
+    rate = statistics.median(sample.rate for sample in samples)
+    cost = statistics.median(sample.cost for sample in samples)
+    ratio = statistics.median(sample.cost / one.cost for sample, one in zip(samples, alone))
+    how = "all at once" if kind[1] == 0 else f"each when those before are {kind[1]} % full"
+    waits = "not counted" if futex is None else f"{futex:.4f}"
+    return f"| {mode} | {kind[0]}, {how} | {rate:,.0f} | {cost:.2f} | {ratio:.2f} | {waits} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--pgusher", default=bench.REPOSITORY / "target/release/pgusher", metavar="PATH")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, bench.interrupt)
+    crowd.raise_file_limit()
+    try:
+        rows = measure(options)
+    except Unavailable as error:
+        sys.exit(str(error))
+    print(f"{os.cpu_count()} cores, {options.clients} clients, {options.rounds} rounds of {options.seconds} s, medians\n")
+    print("| pgbench -S | threads | transactions/s | CPU s for a million | ratio to one thread | futex calls for each |")
+    print("|---|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+//! A session on the thread where it is polled, and its way to another.
+
+use std::task::{Context, Poll};
+
+use super::{Engine, Follow, Leasing, Out, Progress};
+use crate::ring;
+use relay::conductor::Event;
+
+impl Engine {
+    /// Has its sockets on this thread; false while they are on their way from another.
+    pub(super) fn settle(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
+        *self.orders.waker.lock() = Some(cx.waker().clone());
+        match self.client.poll_register(cx) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(_)) => self.is_on_ring = self.client.is_on_ring(),
+            Poll::Ready(Err(_)) => {
+                self.settled = true;
+                return self.client_ended(cx, out);
+            }
+        }
+        let upstream = match &mut self.leasing {
+            Leasing::Held(lease) => lease.stream.poll_register(cx),
+            _ => Poll::Ready(Ok(true)),
+        };
+        match upstream {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Ok(true)) => self.settled = true,
+            Poll::Ready(_) => {
+                (self.settled, self.started) = (true, true);
+                self.follow(Follow::Say(Event::UpstreamEnded(Box::default())), cx, out)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// True if it does nothing, has nothing and waits for nothing but its client: it may go to another thread, and is to be polled there.
+    pub(crate) fn unsettle(&mut self, cx: &mut Context<'_>) -> bool {
+        let has_nothing = matches!(self.leasing, Leasing::None)
+            && self.client_tail.is_empty()
+            && self.to_client.is_empty()
+            && self.pinned.is_none()
+            && self.subscription.is_none()
+            && self.farewell.is_none()
+            && self.ending.is_none();
+        let leaves =
+            self.settled && has_nothing && self.is_on_ring && !self.client.is_unsent(cx) && ring::leave();
+        self.settled &= !leaves;
+        leaves
+    }
+}
