@@ -68,7 +68,7 @@ impl Pool {
         let (full, idle) = {
             let since = self.now();
             let mut ledger = self.ledger.lock();
-            ledger.wait(Queued::new(waiter.clone(), wanted, since).on(ring::home()));
+            ledger.wait(Queued { who: waiter.clone(), wanted, since });
             let counts = ledger.occupancy();
             (counts.idle + counts.lent + counts.dialing >= ledger.limits().size, counts.idle > 0)
         };

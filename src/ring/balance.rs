@@ -1,8 +1,9 @@
 //! How many of the threads that relay have sessions, and which sessions go from one to another: as few threads as can do what there is to
 //! be done, since each more costs more for the same.
 
-/// How many percent of a thread's time it may do more than the others, or all of them less than is too much for one thread fewer.
-const SLACK: u32 = 15;
+/// With how much of that a thread is full it may do more than the others, and all of them less than is too much for one thread fewer: a
+/// fifth; where none is to be full, of the whole time.
+const SLACK: u32 = 5;
 
 /// What a thread has done in a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,10 @@ impl Balance {
         self.open
     }
 
+    fn slack(&self) -> u32 {
+        if self.full == 0 { 100 / SLACK } else { self.full / SLACK }
+    }
+
     /// What follows from what the threads have done in this round.
     pub(super) fn round(&mut self, loads: &[Load]) -> Vec<Move> {
         let all: u32 = loads.iter().map(|load| load.busy).sum();
@@ -48,7 +53,7 @@ impl Balance {
             let fewer = u32::try_from(self.open - 1).unwrap_or(u32::MAX);
             if are_full && self.open < self.threads {
                 self.open += 1;
-            } else if self.open > 1 && all + SLACK < self.full.saturating_mul(fewer) {
+            } else if self.open > 1 && all + self.slack() < self.full.saturating_mul(fewer) {
                 self.open -= 1;
             }
         }
@@ -57,7 +62,8 @@ impl Balance {
         let Some((to, _)) = least else { return Vec::new() };
         let moved = |(from, load): (usize, &Load)| {
             let fair = if from < self.open { mean } else { 0 };
-            let has_too_much = from != to && load.busy > 0 && (from >= self.open || load.busy > fair + SLACK);
+            let has_too_much =
+                from != to && load.busy > 0 && (from >= self.open || load.busy > fair + self.slack());
             // One that does all there is stays where it is: it would be too much there as well.
             let is_alone = from < self.open && load.active < 2;
             let excess = u64::from(load.busy.saturating_sub(fair));

@@ -26,12 +26,6 @@ const SUCCESSION: Duration = Duration::from_secs(60);
 /// For how long a connection may hold what its last user has left, while nobody uses it.
 const MAX_IDLE_DIRTY: Duration = Duration::from_secs(1);
 
-/// How many may be served before somebody who came earlier, as a connection is on their thread and not on his, and among how many of
-/// those who have waited longest they are looked for.
-const MAX_PASSED: u8 = 8;
-/// See [`MAX_PASSED`].
-const NEAR: usize = 16;
-
 /// See the module.
 #[derive(Debug)]
 pub struct Ledger<C, W> {
@@ -231,26 +225,13 @@ impl<C: Lendable, W> Ledger<C, W> {
                 }
             };
         }
-        let next = self.next_for(&connection);
-        match self.waiters.remove(next) {
-            Some(next) => {
+        match self.waiters.pop_front() {
+            Some(first) => {
                 self.lent += 1;
-                Disposition::Grant(next, connection)
+                Disposition::Grant(first, connection)
             }
             None => Disposition::Close(connection),
         }
-    }
-
-    /// The place of the one who gets this connection, which is of use to the first: somebody on its thread, if nobody before has had to
-    /// let others pass too often.
-    fn next_for(&mut self, connection: &C) -> usize {
-        let home = connection.home();
-        let is_of_use = |one: &Queued<W>| one.home == home && self.fits(connection, one.wanted.want());
-        let near = self.waiters.iter().take(NEAR);
-        let next = near.take_while(|one| one.passed < MAX_PASSED || is_of_use(one)).position(is_of_use);
-        let next = next.unwrap_or(0);
-        self.waiters.iter_mut().take(next).for_each(|one| one.passed = one.passed.saturating_add(1));
-        next
     }
 
     /// If whoever has waited longest wants a connection of their own settings, it is to be opened.
@@ -271,9 +252,7 @@ impl<C: Lendable, W> Ledger<C, W> {
         if self.halted.is_some() {
             return None;
         }
-        let first = self.waiters.front()?;
-        let asker = Asker { session: 0, home: first.home };
-        if let Some(at) = self.choose(first.wanted.want(), asker) {
+        if let Some(at) = self.choose(self.waiters.front()?.wanted.want(), Asker::default()) {
             let connection = self.take(at);
             let first = self.waiters.pop_front()?;
             return Some(Disposition::Grant(first, connection));

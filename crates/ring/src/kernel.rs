@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::slice;
@@ -64,7 +64,7 @@ pub struct Bell(Arc<OwnedFd>);
 impl Bell {
     /// The thread's next turn, or the one at hand, ends with [`Done::Woken`].
     pub fn ring(&self) {
-        // It cannot fail but when it was rung 2^64 times.
+        // Nobody reads it; it cannot fail before it was rung 2^64 times.
         let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
     }
 }
@@ -273,9 +273,15 @@ impl Ring {
         let before = self.done.len();
         for answer in self.queues.completion() {
             let Ok(number) = u32::try_from(answer.user_data()) else { continue };
-            let under_way = self.under_way.get_mut(number as usize).and_then(Option::take);
-            let Some(UnderWay { doing, .. }) = under_way else { continue };
+            let Some(place) = self.under_way.get_mut(number as usize) else { continue };
+            let goes_on = cqueue::more(answer.flags());
+            if goes_on && matches!(place, Some(UnderWay { doing: Doing::Listening, .. })) {
+                self.done.push_back(Done::Woken);
+                continue;
+            }
+            let Some(UnderWay { doing, .. }) = place.take() else { continue };
             self.free.push(number);
+            self.listens &= !matches!(doing, Doing::Listening);
             if answer.result() <= 0
                 && let Some(unused) = cqueue::buffer_select(answer.flags())
             {
@@ -361,8 +367,9 @@ impl Kernel for Ring {
         if !self.listens {
             self.listens = true;
             let number = self.begin(Doing::Listening, None);
-            // Of an eventfd: POLLIN.
-            let entry = opcode::PollAdd::new(Fd(self.bell.0.as_raw_fd()), 1).build().user_data(number.into());
+            // Of an eventfd: POLLIN, told at every write, so that it need not be read.
+            let bell = opcode::PollAdd::new(Fd(self.bell.0.as_raw_fd()), 1).multi(true);
+            let entry = bell.build().user_data(number.into());
             self.push(entry);
         }
         if std::mem::take(&mut self.unpublished) {
@@ -388,12 +395,7 @@ impl Kernel for Ring {
     }
 
     fn next(&mut self) -> Option<Done> {
-        let done = self.done.pop_front()?;
-        if matches!(done, Done::Woken) {
-            self.listens = false;
-            let _ = rustix::io::read(self.bell.0.as_fd(), &mut [0_u8; 8]);
-        }
-        Some(done)
+        self.done.pop_front()
     }
 
     fn bytes(&self, lent: &Lent) -> &[u8] {

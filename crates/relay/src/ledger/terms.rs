@@ -138,22 +138,6 @@ pub struct Queued<W> {
     pub wanted: Wanted,
     /// Since when.
     pub since: Duration,
-    /// Its thread.
-    pub home: Home,
-    /// How many who came later have had a connection before: one that was on their thread.
-    pub passed: u8,
-}
-
-impl<W> Queued<W> {
-    /// Somebody who begins to wait.
-    pub fn new(who: W, wanted: Wanted, since: Duration) -> Self {
-        Self { who, wanted, since, home: 0, passed: 0 }
-    }
-
-    /// The same, on a thread.
-    pub fn on(self, home: Home) -> Self {
-        Self { home, ..self }
-    }
 }
 
 /// Why nothing is lent.

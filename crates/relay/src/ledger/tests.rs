@@ -126,7 +126,7 @@ impl Rig {
             }
             None => {
                 self.waiting.insert(who);
-                self.ledger.wait(Queued::new(who, wanted, self.now));
+                self.ledger.wait(Queued { who, wanted, since: self.now });
             }
         }
         self.settle();
@@ -436,7 +436,7 @@ fn where_the_host_has_no_room_as_many_make_way_as_are_needed() {
     used_by(&mut rig, &[0, 0]);
     assert_eq!(rig.ledger.occupancy().idle, 2);
     assert!(rig.ledger.lend(Want::Any(&user(1))).is_none(), "they serve one user alone");
-    rig.ledger.wait(Queued::new(9, Wanted::Any(user(1)), rig.now));
+    rig.ledger.wait(Queued { who: 9, wanted: Wanted::Any(user(1)), since: rig.now });
     assert!(matches!(rig.ledger.serve(usize::MAX, || false), Some(Disposition::Close(_))));
     assert!(matches!(rig.ledger.dial(rig.now, 9), Some(Dial::Plain)));
     assert!(rig.ledger.serve(usize::MAX, || false).is_none(), "one is on its way");
@@ -447,7 +447,7 @@ fn where_the_host_has_no_room_as_many_make_way_as_are_needed() {
 fn where_the_pool_has_its_share_one_makes_way_though_the_host_has_room() {
     let mut rig = Rig::new(4, Isolation::Strict);
     used_by(&mut rig, &[0]);
-    rig.ledger.wait(Queued::new(9, Wanted::Any(user(1)), rig.now));
+    rig.ledger.wait(Queued { who: 9, wanted: Wanted::Any(user(1)), since: rig.now });
     assert!(rig.ledger.serve(2, || true).is_none(), "one more may be opened");
     assert!(!rig.ledger.wants_one(rig.now, 1));
     assert!(matches!(rig.ledger.serve(1, || true), Some(Disposition::Close(_))));
@@ -495,12 +495,12 @@ fn retries_wait_twice_as_long_each_time_up_to_a_second() {
     let mut now = Duration::ZERO;
     let waits: Vec<u128> = (0..8)
         .map(|who| {
-            ledger.wait(Queued::new(who, Wanted::Any(user(0)), now));
+            ledger.wait(Queued { who, wanted: Wanted::Any(user(0)), since: now });
             assert!(matches!(ledger.dial(now, 9), Some(Dial::Plain)));
             assert!(ledger.dial(now, 9).is_none(), "one is on its way");
             let failure = ledger.dial_failed(Dialed::Plain, now);
             assert_eq!(failure.refused, [who]);
-            ledger.wait(Queued::new(who, Wanted::Any(user(0)), now));
+            ledger.wait(Queued { who, wanted: Wanted::Any(user(0)), since: now });
             assert!(ledger.dial(now, 9).is_none(), "not yet");
             ledger.cancel(|other| *other == who);
             now += failure.again_after;
@@ -587,7 +587,7 @@ fn lent(limits: Limits, count: usize) -> Ledger<Connection, u32> {
 }
 
 fn open(ledger: &mut Ledger<Connection, u32>) {
-    ledger.wait(Queued::new(99, Wanted::Any(user(0)), Duration::ZERO));
+    ledger.wait(Queued { who: 99, wanted: Wanted::Any(user(0)), since: Duration::ZERO });
     let dial = ledger.dial(Duration::from_secs(9), usize::MAX);
     assert!(matches!(dial, Some(Dial::Plain)));
     ledger.dialed(Dialed::Plain);
@@ -595,7 +595,7 @@ fn open(ledger: &mut Ledger<Connection, u32>) {
 }
 
 fn wants(ledger: &mut Ledger<Connection, u32>, who: u32, wanted: Wanted) {
-    ledger.wait(Queued::new(who, wanted, Duration::ZERO));
+    ledger.wait(Queued { who, wanted, since: Duration::ZERO });
 }
 
 fn ends(place: &Disposition<Connection, u32>) -> &'static str {
@@ -835,47 +835,6 @@ fn a_failure_is_told_while_it_lasts_and_the_least_is_kept_once_the_pool_was_used
     wants(&mut shared, 1, Wanted::Any(user(0)));
     assert!(shared.dial(now, 0).is_none(), "the host's others have too few");
     assert!(shared.dial(now, 1).is_some());
-}
-
-/// A pool of one connection, lent, for which these threads' sessions wait.
-fn waited_for(homes: &[Home]) -> Ledger<Connection, u32> {
-    let mut ledger = Ledger::new(Limits { size: 1, epoch: 1, ..Limits::default() });
-    ledger.dialed(Dialed::Plain);
-    for (who, home) in (0..).zip(homes) {
-        ledger.wait(Queued::new(who, Wanted::Any(user(0)), Duration::ZERO).on(*home));
-    }
-    ledger
-}
-
-fn granted(ledger: &mut Ledger<Connection, u32>, home: Home) -> u32 {
-    match ledger.returned(Connection { home, ..connection(1, Some(0), 0) }, None).0 {
-        Disposition::Grant(next, _) => next.who,
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn a_connection_goes_to_whoever_has_waited_longest_on_its_thread() {
-    let mut ledger = waited_for(&[1, 2, 1, 2, 2]);
-    let order: Vec<u32> = [2, 1, 2, 1, 1].map(|home| granted(&mut ledger, home)).to_vec();
-    assert_eq!(order, [1, 0, 3, 2, 4]);
-    // One that is on none is the oldest's.
-    let mut ledger = waited_for(&[2, 1]);
-    assert_eq!([granted(&mut ledger, 0), granted(&mut ledger, 0)], [0, 1]);
-}
-
-#[test]
-fn nobody_is_passed_more_than_a_few_times() {
-    let mut homes = vec![2];
-    homes.extend([1; 40]);
-    let mut ledger = waited_for(&homes);
-    let order: Vec<u32> = (0..41).map(|_| granted(&mut ledger, 1)).collect();
-    let at = order.iter().position(|who| *who == 0).unwrap();
-    assert_eq!(at, usize::from(MAX_PASSED), "{order:?}");
-    // Nor is anybody looked for further behind.
-    let mut homes = vec![2; NEAR];
-    homes.push(1);
-    assert_eq!(granted(&mut waited_for(&homes), 1), 0);
 }
 
 #[test]
