@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-threads bench-isolation soak fuzz fuzz-corpus test-compose test-drivers \
+.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-threads bench-isolation soak fuzz fuzz-corpus sanitize test-compose test-drivers \
 	test-tools advisories
 
 build:
@@ -96,6 +96,14 @@ fuzz:
 		RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target found/$$target corpus/$$target seeds/$$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -max_len=66000 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 || exit 1; \
 	done
+
+# The only unsafe code: its logic under Miri, with a kernel that is not one; and the real one under AddressSanitizer. Both need a nightly toolchain
+# with Miri (rustup toolchain install nightly --component miri,rust-src).
+sanitize:
+	MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=2 cargo +nightly miri test --locked --package pgusher-ring --lib --target-dir target/miri -- \
+		--skip a_real_socket --skip last_words --skip a_ring_that_goes --skip a_bell
+	RUSTFLAGS=-Zsanitizer=address cargo +nightly test --locked --package pgusher-ring --lib --target-dir target/asan \
+		--target $$(rustc -vV | sed -n 's/^host: //p')
 
 # The corpus anew, from all that is there: as few and as short inputs as reach what all of them reach.
 fuzz-corpus:
