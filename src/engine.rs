@@ -305,7 +305,7 @@ impl Engine {
                 && !lost
                 && let Some(lease) = self.pool.try_lend(&self.user, self.id)
             {
-                match self.hold(lease, cx) {
+                match self.hold(lease) {
                     Some(condition) => {
                         event = Event::Lent(condition, rest);
                         continue;
@@ -341,7 +341,7 @@ impl Engine {
                 let waited = u64::try_from(waiter.since.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.pool.stats().observe(Counter::WaitTime, waited);
                 self.orders.statistics.waited(waited);
-                if let Some(condition) = self.hold(lease, cx) {
+                if let Some(condition) = self.hold(lease) {
                     self.go_on_with(condition, cx, out)?;
                 }
             }

@@ -330,7 +330,8 @@ fn run(door: &Arc<Door>, ring: Ring) {
         }
     }
     // Whoever waits for an answer has none.
-    drop(door.letters.lock().take());
+    let left = door.letters.lock().take();
+    drop(left);
     drop(tasks);
     THREAD.with(|thread| {
         thread.ready.take();

@@ -1,12 +1,14 @@
 //! Obeys the conductor's wishes, and takes the steps that it says.
 
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::backlog::Backlog;
 use super::{Engine, Follow, Leasing, Out, Progress};
-use crate::pool::Lease;
+use crate::pool::{Lease, Pool, Waiter};
 use crate::stats::Counter;
+use policy::names::UserName;
 use relay::Asked;
 use relay::conductor::{Closing, Condition, Doing, Event, Leaving, Listening, Step, Wishes};
 
@@ -68,9 +70,7 @@ impl Engine {
             Step::ShowClient => Follow::Client,
             Step::ShowUpstream => Follow::Upstream,
             Step::Lend => {
-                let waiter = self.pool.wait(&self.user);
-                self.slot.waits(waiter.clone());
-                self.leasing = Leasing::Waiting(waiter);
+                self.wait(Pool::wait);
                 Follow::Nothing
             }
             Step::Settle if self.to_upstream.is_empty() => Follow::Say(Event::Settle),
@@ -124,13 +124,23 @@ impl Engine {
         })
     }
 
+    fn wait(&mut self, join: fn(&Arc<Pool>, &UserName) -> Arc<Waiter>) {
+        let waiter = join(&self.pool, &self.user);
+        self.slot.waits(waiter.clone());
+        self.leasing = Leasing::Waiting(waiter);
+    }
+
     /// Takes a connection that was lent; `None` while it is on its way from another thread.
-    pub(super) fn hold(&mut self, mut lease: Lease, cx: &mut Context<'_>) -> Option<Condition> {
+    pub(super) fn hold(&mut self, mut lease: Lease) -> Option<Condition> {
         self.pool.stats().add(Counter::Assignments, 1);
-        // If that fails it is lost, which is found when it is used.
-        if self.is_on_ring && lease.stream.poll_register(cx).is_pending() {
-            self.leasing = Leasing::Coming(lease);
-            return None;
+        if self.is_on_ring {
+            if lease.stream.is_elsewhere() {
+                // What has come of it is looked at when it is here: the next thing that is done.
+                self.leasing = Leasing::Coming(lease);
+                return None;
+            }
+            // If that fails it is lost, which is found when it is used.
+            let _ = lease.stream.register();
         }
         Some(self.is_lent(lease))
     }
@@ -157,8 +167,8 @@ impl Engine {
         }
         // It has ended, or said something that nobody has asked: another is waited for.
         drop(lease);
-        let follow = self.take(Step::Lend, cx)?;
-        self.follow(follow, cx, out).map(|()| true)
+        self.wait(Pool::wait_first);
+        Ok(true)
     }
 
     /// The session has its connection: what it has sent meanwhile goes there.

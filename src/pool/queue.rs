@@ -13,10 +13,13 @@ use crate::upstream::{Backend, UpstreamError};
 use policy::config::file::Isolation;
 use policy::names::UserName;
 use relay::ledger::host::Purpose;
-use relay::ledger::{Asker, Dial, Dialed, Disposition, Queued, Want, Wanted};
+use relay::ledger::{Asker, Dial, Dialed, Disposition, Ledger, Queued, Want, Wanted};
 use relay::{BackendState, Parameters};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
+
+/// Where in the queue somebody waits.
+type Join = fn(&mut Ledger<Box<Pooled>, Arc<Waiter>>, Queued<Arc<Waiter>>);
 
 impl Pool {
     /// The time, as the ledger is told it.
@@ -48,8 +51,7 @@ impl Pool {
     }
 
     fn lend(self: &Arc<Self>, mut pooled: Box<Pooled>, isolation: Isolation) -> Option<Lease> {
-        // What has come on another thread's ring is seen when the connection is taken from there.
-        if pooled.stream.is_elsewhere() || pooled.is_usable() {
+        if pooled.is_usable() {
             pooled.isolation = isolation;
             return Some(Lease::of(self, pooled));
         }
@@ -60,15 +62,20 @@ impl Pool {
 
     /// Joins the queue. The waiter answers when its turn has come, or when there is no connection to be had.
     pub fn wait(self: &Arc<Self>, user: &UserName) -> Arc<Waiter> {
-        self.wait_for(Wanted::Any(user.clone()))
+        self.queue(Wanted::Any(user.clone()), Ledger::wait)
     }
 
-    fn wait_for(self: &Arc<Self>, wanted: Wanted) -> Arc<Waiter> {
+    /// The same, before all others: what was lent has turned out to be of no use.
+    pub fn wait_first(self: &Arc<Self>, user: &UserName) -> Arc<Waiter> {
+        self.queue(Wanted::Any(user.clone()), Ledger::wait_first)
+    }
+
+    fn queue(self: &Arc<Self>, wanted: Wanted, join: Join) -> Arc<Waiter> {
         let waiter = Waiter::new();
         let (full, idle) = {
             let since = self.now();
             let mut ledger = self.ledger.lock();
-            ledger.wait(Queued { who: waiter.clone(), wanted, since });
+            join(&mut ledger, Queued { who: waiter.clone(), wanted, since });
             let counts = ledger.occupancy();
             (counts.idle + counts.lent + counts.dialing >= ledger.limits().size, counts.idle > 0)
         };
@@ -129,7 +136,7 @@ impl Pool {
         if let Some(lease) = self.lend_at_once(wanted.want(), Asker::default()) {
             return Ok(lease);
         }
-        let guard = Waiting { pool: self, waiter: self.wait_for(wanted) };
+        let guard = Waiting { pool: self, waiter: self.queue(wanted, Ledger::wait) };
         std::future::poll_fn(|cx| match guard.waiter.poll(cx) {
             Poll::Ready(Outcome::Granted(lease)) => Poll::Ready(Ok(lease)),
             Poll::Ready(Outcome::Refused(refusal)) => Poll::Ready(Err(*refusal)),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::console::{cell, console};
-use super::house::{Pgusher, free_port, temporary_folder, warehouse};
+use super::house::{Pgusher, free_port, pair, size, temporary_folder, warehouse};
 use super::wire::{Raw, bind, execute, parse, query, sync};
 
 /// Denies what sets io_uring up (system call 425 on every architecture), as containers do, and becomes what comes behind it.
@@ -173,5 +173,35 @@ fn sessions_go_from_a_full_thread_to_the_next_with_all_that_is_theirs() {
     });
     if is_on_ring {
         assert_eq!((threads(), busy_threads(&pgusher)), ("3 of 3".to_owned(), 3));
+    }
+}
+
+#[test]
+fn whoever_asks_or_logs_in_gets_no_connection_that_has_ended_meanwhile_on_whatever_thread() {
+    let config = config(3, "auto").replace("threads = 3", "threads = 3\ndefault_pool_size = 4");
+    let pgusher = Pgusher::start(&config);
+    let mut clients: Vec<Raw> = (0..12).map(|_| Raw::login(pgusher.address(), "raw")).collect();
+    for round in 0..size(15, 200) {
+        clients.iter_mut().for_each(|client| {
+            client.send(&query("SELECT pg_sleep(0.005)::text || 0 + pg_backend_pid()"));
+        });
+        let answers = clients.iter_mut().flat_map(Raw::until_ready).filter(|message| message.tag == 'D');
+        let pids: std::collections::BTreeSet<String> = answers.map(|row| row.columns().concat()).collect();
+        let pids = pids.into_iter().collect::<Vec<_>>().join(", ");
+        pair().dev.sql("dev", &format!("SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[{pids}]) AS pid"));
+        std::thread::sleep(Duration::from_millis(60));
+        if round % 2 == 0 {
+            // With settings that nobody has had, so that a connection is asked.
+            let path = format!("of_round_{round}");
+            let pairs = [("user", "raw"), ("database", "warehouse"), ("search_path", &path)];
+            let mut late = Raw::login_with(pgusher.address(), 0x0003_0000, &pairs);
+            assert_eq!(late.value("SHOW search_path"), path);
+        }
+        clients.iter_mut().for_each(|client| client.send(&query("SELECT 'here'")));
+        for client in &mut clients {
+            let answer = client.until_ready();
+            let row = answer.iter().find(|message| message.tag == 'D');
+            assert_eq!(row.map(|row| row.columns().concat()).as_deref(), Some("here"), "{round}: {answer:?}");
+        }
     }
 }

@@ -167,6 +167,8 @@ pub struct Ring {
     /// By their number, which is what the kernel is given.
     under_way: ManuallyDrop<Vec<Option<UnderWay>>>,
     free: Vec<u32>,
+    /// Free with the next turn: until then somebody may take them for what they were.
+    ended: Vec<u32>,
     /// What the kernel's queue has no room for.
     waiting: VecDeque<squeue::Entry>,
     /// Answers that were taken from the kernel's other queue.
@@ -223,6 +225,7 @@ impl Ring {
             buffers: ManuallyDrop::new(buffers),
             under_way: ManuallyDrop::default(),
             free: Vec::new(),
+            ended: Vec::new(),
             waiting: VecDeque::new(),
             done: VecDeque::new(),
             bell: Bell(Arc::new(bell)),
@@ -238,7 +241,7 @@ impl Ring {
 
     /// How many operations are under way.
     pub fn busy(&self) -> usize {
-        self.under_way.len() - self.free.len()
+        self.under_way.len() - self.free.len() - self.ended.len()
     }
 
     fn begin(&mut self, doing: Doing, socket: Option<&Rc<OwnedFd>>) -> u32 {
@@ -280,7 +283,7 @@ impl Ring {
                 continue;
             }
             let Some(UnderWay { doing, .. }) = place.take() else { continue };
-            self.free.push(number);
+            self.ended.push(number);
             self.listens &= !matches!(doing, Doing::Listening);
             if answer.result() <= 0
                 && let Some(unused) = cqueue::buffer_select(answer.flags())
@@ -364,6 +367,7 @@ impl Kernel for Ring {
     }
 
     fn turn(&mut self, wait: Wait) -> io::Result<()> {
+        self.free.append(&mut self.ended);
         if !self.listens {
             self.listens = true;
             let number = self.begin(Doing::Listening, None);
