@@ -21,6 +21,7 @@ import time
 import typing
 
 import crowd
+import graphs
 import report
 from stage import DATABASE, PASSWORD, TARGETS, USER, DidNotStart, Stage, Unavailable
 
@@ -403,7 +404,7 @@ def find_targets(options):
 
 
 def run(options):
-    """The whole benchmark; the report's text."""
+    """The whole benchmark; the report's text, and its graphs."""
     targets, missing = find_targets(options)
     names = chosen([work.name for work in WORKS], options.only or (QUICK if options.quick else []), "work")
     works = [work for work in WORKS if work.name in names]
@@ -425,7 +426,8 @@ def run(options):
         if stage and stage.postgres:
             stage.postgres.stop()
         shutil.rmtree(folder, ignore_errors=True)
-    return report.render(machine, options, targets, works, samples, missing + notes)
+    drawn = list(graphs.draw(samples, works))
+    return report.render(machine, options, targets, works, samples, missing + notes, drawn), drawn
 
 
 def interrupt(_signal, _frame):
@@ -457,7 +459,7 @@ def main():
     signal.signal(signal.SIGTERM, interrupt)
     crowd.raise_file_limit()
     try:
-        text = run(options)
+        text, drawn = run(options)
     except Unavailable as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
@@ -466,6 +468,8 @@ def main():
         print(text)
     else:
         report.write(pathlib.Path(options.out), text)
+        for file, _, picture in drawn:
+            pathlib.Path(options.out).with_name(file).write_text(picture)
         progress(f"wrote {options.out}")
 
 

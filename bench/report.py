@@ -203,7 +203,7 @@ def goals_section(samples, targets):
     return f"## Targets\n\n{words}\n\n{table(titles, rows)}"
 
 
-def render(machine_facts, options, targets, works, samples, notes):
+def render(machine_facts, options, targets, works, samples, notes, drawn):
     today = datetime.date.today().isoformat()
     facts = machine_facts + [(target.name, target.version) for target in targets if target.name != "direct"]
     sections = [
@@ -220,6 +220,7 @@ def render(machine_facts, options, targets, works, samples, notes):
         "PgBouncer than the distribution's (build it with `-O2`), `--quick` shows within a minute that it runs, `--only` "
         "and `--targets` narrow it.",
         goals_section(samples, targets),
+        "\n\n".join(f"![{title}]({file})" for file, title, _ in drawn),
     ]
     for name, kind in KINDS.items():
         family = [work for work in works if work.kind == name]
