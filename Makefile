@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-threads bench-isolation soak fuzz fuzz-corpus sanitize test-compose test-drivers \
+.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-threads bench-overload bench-isolation soak fuzz fuzz-corpus sanitize test-compose test-drivers \
 	test-tools advisories
 
 build:
@@ -56,7 +56,7 @@ docs-fresh:
 bench:
 	@tests/prerequisites.sh bench
 	cargo build --release --locked
-	python3 bench/bench.py $(ARGS)
+	python3 bench/bench.py $(if $(QUICK),--quick --out -) $(ARGS)
 
 # Instructions for each transaction, of the conductor and of the whole process, beside those that were saved last (bench/instructions.txt).
 bench-core:
@@ -70,6 +70,12 @@ bench-threads:
 	@tests/prerequisites.sh bench
 	cargo build --release --locked
 	python3 bench/threads.py $(ARGS)
+
+# Many more clients than connections: how long they wait, and whether any waits longer than the others.
+bench-overload:
+	@tests/prerequisites.sh bench
+	cargo build --release --locked
+	python3 bench/overload.py $(ARGS)
 
 # What it costs that a connection goes from one user to another.
 bench-isolation:
