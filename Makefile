@@ -103,8 +103,8 @@ fuzz:
 			-max_total_time=$(FUZZ_SECONDS) -max_len=66000 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 || exit 1; \
 	done
 
-# The only unsafe code: its logic under Miri, with a kernel that is not one; and the real one under AddressSanitizer. Both need a nightly toolchain
-# with Miri (rustup toolchain install nightly --component miri,rust-src).
+# The only unsafe code: its logic, with a fake kernel, under Miri; all of it, with the real one, under AddressSanitizer. Both need a nightly
+# toolchain with Miri (rustup toolchain install nightly --component miri,rust-src).
 sanitize:
 	MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=2 cargo +nightly miri test --locked --package pgusher-ring --lib --target-dir target/miri -- \
 		--skip a_real_socket --skip last_words --skip a_ring_that_goes --skip a_bell

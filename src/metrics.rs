@@ -119,7 +119,7 @@ fn process(
     family(encoder, "io_info", "How sockets are read and written", [(io, Sample::Gauge(1))])?;
     let (threads, used) = proxy.runtimes.data.threads();
     family(encoder, "relay_threads", "Threads that may relay", [(vec![], gauge(threads))])?;
-    family(encoder, "relay_threads_used", "Those of them that have sessions", [(vec![], gauge(used))])?;
+    family(encoder, "relay_threads_used", "Threads that have sessions", [(vec![], gauge(used))])?;
     let number = Sample::Gauge(i64::try_from(generation.number).unwrap_or(i64::MAX));
     family(encoder, "generation", "The configuration in force", [(vec![], number)])?;
     family(encoder, "sessions", "Clients that are logged in", [(vec![], gauge(sessions.len()))])?;

@@ -33,8 +33,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// True if it does nothing, has nothing and waits for nothing but its client: it may go to another thread, and is to be polled there.
-    pub(crate) fn unsettle(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Has it go on at another thread, if it does nothing, has nothing and waits for nothing but its client.
+    pub(crate) fn unsettle(&mut self, cx: &mut Context<'_>) {
         let has_nothing = matches!(self.leasing, Leasing::None)
             && self.client_tail.is_empty()
             && self.to_client.is_empty()
@@ -45,6 +45,5 @@ impl Engine {
         let leaves =
             self.settled && has_nothing && self.is_on_ring && !self.client.is_unsent(cx) && ring::leave();
         self.settled &= !leaves;
-        leaves
     }
 }

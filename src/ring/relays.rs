@@ -94,7 +94,8 @@ impl Relays {
             return;
         }
         let mut balance = Balance::new(relays.len(), self.0.full);
-        let mut round = tokio::time::interval(ROUND);
+        // Not at once: in next to no time, the least work would look like all that a thread can do.
+        let mut round = tokio::time::interval_at(tokio::time::Instant::now() + ROUND, ROUND);
         round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut before, mut since) = (vec![Duration::ZERO; relays.len()], Instant::now());
         loop {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::console::{cell, console};
-use super::house::{Pgusher, free_port, pair, size, temporary_folder, warehouse};
+use super::house::{Pgusher, eventually, free_port, pair, size, temporary_folder, warehouse};
 use super::wire::{Raw, bind, execute, parse, query, sync};
 
 /// Denies what sets io_uring up (system call 425 on every architecture), as containers do, and becomes what comes behind it.
@@ -101,17 +101,23 @@ fn the_doctor_says_which_it_will_be() {
     assert!(said(&forbidden(), 1, "io_uring").starts_with("error: no io_uring"));
 }
 
-/// How many of its threads that relay have done something, in CPU time of theirs.
-fn busy_threads(pgusher: &Pgusher) -> usize {
+/// What the system says of each thread that relays, behind its name (proc_pid_stat(5)).
+fn relay_threads(pgusher: &Pgusher) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", pgusher.child.id())).unwrap();
-    let has_worked = |task: std::io::Result<std::fs::DirEntry>| {
+    let relays = |task: std::io::Result<std::fs::DirEntry>| {
         let stat = std::fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
         let (name, rest) = stat.rsplit_once(')')?;
-        let times = rest.split_ascii_whitespace().skip(11).take(2);
-        let ticks: u64 = times.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
-        name.ends_with("(relay").then_some(ticks > 2)
+        name.ends_with("(relay").then(|| rest.trim().to_owned())
     };
-    tasks.filter_map(has_worked).filter(|has_worked| *has_worked).count()
+    tasks.filter_map(relays).collect()
+}
+
+/// How many of its threads that relay have done something, in CPU time of theirs.
+fn busy_threads(pgusher: &Pgusher) -> usize {
+    let ticks = |stat: &String| -> u64 {
+        stat.split_ascii_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
+    };
+    relay_threads(pgusher).iter().filter(|stat| ticks(stat) > 2).count()
 }
 
 /// What one client of many asks, of one row, of many, of nothing at first, and in one piece; and that the answers are its own.
@@ -187,9 +193,12 @@ fn whoever_asks_or_logs_in_gets_no_connection_that_has_ended_meanwhile_on_whatev
         });
         let answers = clients.iter_mut().flat_map(Raw::until_ready).filter(|message| message.tag == 'D');
         let pids: std::collections::BTreeSet<String> = answers.map(|row| row.columns().concat()).collect();
-        let pids = pids.into_iter().collect::<Vec<_>>().join(", ");
-        pair().dev.sql("dev", &format!("SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[{pids}]) AS pid"));
-        std::thread::sleep(Duration::from_millis(60));
+        let list = pids.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        pair().dev.sql("dev", &format!("SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[{list}]) AS pid"));
+        eventually("they have ended", || {
+            pids.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
+        });
+        eventually("that has been seen", || relay_threads(&pgusher).iter().all(|stat| stat.starts_with('S')));
         if round % 2 == 0 {
             // With settings that nobody has had, so that a connection is asked.
             let path = format!("of_round_{round}");

@@ -381,7 +381,7 @@ options! {
         Reload tls: Option<ClientTls> = None;
         /// How many threads may relay; 0 is one for each core.
         Restart threads: u32 = 0, 0 => 1024;
-        /// On io_uring: with how many percent of its time a thread is full, and one more has its share; 0 has all of them used.
+        /// On io_uring: how busy a thread may be, in percent of its time, before one more is used; 0 uses all of them at once.
         Restart thread_full: u32 = 80, 0 => 100;
         /// How sockets are read and written. `"io_uring"` needs Linux 6.1 that does not forbid it (by
         /// `kernel.io_uring_disabled`, or seccomp): else nothing starts. `"auto"`: where it can be had, else by epoll.
