@@ -430,6 +430,33 @@ def run(options):
     return report.render(machine, options, targets, works, samples, missing + notes, drawn), drawn
 
 
+@contextlib.contextmanager
+def filled_stage():
+    """A stage with PostgreSQL up and filled, until the end."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="pgusher-bench-"))
+    stage = None
+    try:
+        stage = Stage(folder)
+        stage.start_postgres()
+        stage.fill()
+        yield stage
+    finally:
+        if stage and stage.postgres:
+            stage.postgres.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def small_options(description, **defaults):
+    """The command line of a benchmark beside this one: numbers with these defaults, and the binary. Ready to measure."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--pgusher", default=REPOSITORY / "target/release/pgusher", metavar="PATH")
+    signal.signal(signal.SIGTERM, interrupt)
+    crowd.raise_file_limit()
+    return parser.parse_args()
+
+
 def interrupt(_signal, _frame):
     raise KeyboardInterrupt
 

@@ -2,17 +2,12 @@
 """Many more clients than connections: how long they wait, and whether any waits longer than the others. pgbench -S with 2,000 clients
 on 20 connections and 10,000 on 40, of pgusher and of PgBouncer in turn. Asserts nothing about time; errors are told."""
 
-import argparse
 import collections
-import pathlib
-import shutil
-import signal
 import statistics
 import sys
 import tempfile
 
 import bench
-import crowd
 import stage
 from stage import Unavailable
 
@@ -50,11 +45,8 @@ def measure(setting, clients):
 
 def run(options):
     """The rows of every case, round and target."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="pgusher-bench-"))
-    theater, rows = stage.Stage(folder), []
-    try:
-        theater.start_postgres()
-        theater.fill()
+    rows = []
+    with bench.filled_stage() as theater:
         targets = [stage.TARGETS[name](options) for name in TARGETS]
         for clients, connections in CASES:
             stage.POOL_SIZE = connections
@@ -69,21 +61,11 @@ def run(options):
                         process.stop()
                     rows.append([f"{clients:,} on {connections}", target.name, str(number + 1), *cells])
                     bench.progress(" ".join(rows[-1]))
-    finally:
-        if theater.postgres:
-            theater.postgres.stop()
-        shutil.rmtree(folder, ignore_errors=True)
     return rows
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--pgusher", default=bench.REPOSITORY / "target/release/pgusher", metavar="PATH")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, bench.interrupt)
-    crowd.raise_file_limit()
+    options = bench.small_options(__doc__, rounds=3, seconds=60)
     try:
         rows = run(options)
     except Unavailable as error:

@@ -3,7 +3,6 @@
 used at once, and on as many as there are cores of which each is filled before the next is used; beside them, how often a
 transaction waits for a lock (futex(2), counted by strace in a pass of its own). Asserts nothing about time."""
 
-import argparse
 import os
 import pathlib
 import re
@@ -15,7 +14,6 @@ import sys
 import tempfile
 
 import bench
-import crowd
 import stage
 from stage import Unavailable
 
@@ -62,30 +60,24 @@ def measure(options):
     """Rows of (threads, mode, median rate, median CPU seconds for a million transactions, that as a ratio to one thread's, futex)."""
     cores = os.cpu_count() or 1
     kinds = [(threads, 0) for threads in counts(cores)] + [(cores, 80)]
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="pgusher-bench-"))
-    theater = stage.Stage(folder)
     running, found = {}, {}
-    try:
-        theater.start_postgres()
-        theater.fill()
-        for kind in kinds:
-            process, port = pgusher(*kind)(options).start(theater, "trust")
-            running[kind] = process, bench.Setting(theater, process, port, options.seconds, 0)
-        for _ in range(options.rounds):
-            for mode in MODES:
-                for kind, (_, setting) in running.items():
-                    sample = bench.transactions(mode, options.clients)(setting)
-                    found.setdefault((kind, mode), []).append(sample)
-                    bench.progress(f"{kind[0]} threads, full at {kind[1]} %, {mode}: {sample.rate:,.0f}/s, {sample.cost:.2f} s")
-        return [
-            row(kind, mode, found, futex_calls(*running[kind], mode, options.clients)) for mode in MODES for kind in kinds
-        ]
-    finally:
-        for process, _ in running.values():
-            process.stop()
-        if theater.postgres:
-            theater.postgres.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with bench.filled_stage() as theater:
+        try:
+            for kind in kinds:
+                process, port = pgusher(*kind)(options).start(theater, "trust")
+                running[kind] = process, bench.Setting(theater, process, port, options.seconds, 0)
+            for _ in range(options.rounds):
+                for mode in MODES:
+                    for kind, (_, setting) in running.items():
+                        sample = bench.transactions(mode, options.clients)(setting)
+                        found.setdefault((kind, mode), []).append(sample)
+                        bench.progress(f"{kind[0]} threads, full at {kind[1]} %, {mode}: {sample.rate:,.0f}/s, {sample.cost:.2f} s")
+            return [
+                row(kind, mode, found, futex_calls(*running[kind], mode, options.clients)) for mode in MODES for kind in kinds
+            ]
+        finally:
+            for process, _ in running.values():
+                process.stop()
 
 
 def row(kind, mode, found, futex):
@@ -100,14 +92,7 @@ def row(kind, mode, found, futex):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=4)
-    parser.add_argument("--clients", type=int, default=100)
-    parser.add_argument("--pgusher", default=bench.REPOSITORY / "target/release/pgusher", metavar="PATH")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, bench.interrupt)
-    crowd.raise_file_limit()
+    options = bench.small_options(__doc__, rounds=5, seconds=4, clients=100)
     try:
         rows = measure(options)
     except Unavailable as error:
