@@ -1,0 +1,138 @@
+//! A session that has logged in, until it ends.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::{info, warn};
+
+use super::LoggedIn;
+use crate::engine::{Cause, End, Engine, Parts};
+use crate::handshake::Arrival;
+use crate::proxy::{ConnectionPermit, LiveSession, Proxy};
+use crate::ring;
+use wire::error::Fault;
+use wire::startup::CancelKey;
+
+/// The rest of the session, as a task of its own on the runtime that relays: small, because it lives long.
+pub(super) fn begin(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant) {
+    let LoggedIn { live, conductor, lease, key, permit } = parts;
+    let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
+    let engine = Engine::new(Parts {
+        client: arrival.reader,
+        conductor,
+        id: live.id,
+        user: live.identity.user().clone(),
+        pool: live.pool.clone(),
+        lease,
+        slot: live.slot.clone(),
+        orders: live.orders.clone(),
+        signals: proxy.clone(),
+        timeouts: proxy.timeouts.clone(),
+        gathering: proxy.interner.gathered().clone(),
+    });
+    // A token in place of a tracked task: the tracker would be asked at every poll.
+    let registered = Registered { proxy, live, key, told: false, _permit: permit, _token: tasks.token() };
+    match engine {
+        Ok(engine) => data.spawn(Life { engine, registered, accepted, round: 0 }),
+        Err(error) => warn!(peer = %registered.live.peer, %error, "a socket was lost between the runtimes"),
+    }
+}
+
+/// The rest of a session. A future of its own, because an `async` block would hold the engine twice.
+struct Life {
+    engine: Engine,
+    registered: Registered,
+    accepted: Instant,
+    /// When it was last counted among those that are active.
+    round: u32,
+}
+
+impl Future for Life {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let Poll::Ready(end) = Pin::new(&mut this.engine).poll(cx) else {
+            if ring::may_leave(&mut this.round) {
+                this.engine.unsettle(cx);
+            }
+            return Poll::Pending;
+        };
+        if let Cause::Refused(refusal) = &end.cause {
+            this.registered.proxy.counters.refused(refusal);
+        }
+        this.registered.told = true;
+        farewell(&this.registered.proxy, &this.registered.live, &end, this.accepted);
+        Poll::Ready(())
+    }
+}
+
+/// Takes a session out of every register, however it ends.
+struct Registered {
+    proxy: Arc<Proxy>,
+    live: Arc<LiveSession>,
+    key: CancelKey,
+    /// How it ended was told.
+    told: bool,
+    _permit: ConnectionPermit,
+    _token: TaskTrackerToken,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if !self.told {
+            audit_end(&self.proxy, &self.live, (0, (0, 0)), "pgusher ended");
+        }
+        self.proxy.keys.withdraw(&self.key, self.live.id);
+        self.proxy.leave(self.live.id);
+    }
+}
+
+/// One line a session.
+fn farewell(proxy: &Proxy, live: &LiveSession, end: &End, accepted: Instant) {
+    let (cause, fault) = match &end.cause {
+        Cause::Client => ("the client left".to_owned(), None),
+        Cause::Upstream => ("the upstream ended it".to_owned(), Some(Fault::Upstream)),
+        Cause::Refused(refusal) => (refusal.to_string(), Some(refusal.fault)),
+    };
+    audit_end(proxy, live, (end.transactions, end.bytes), &cause);
+    info!(
+        session = live.id,
+        user = %live.identity.user(),
+        database = %live.place.asked.database,
+        environment = %live.place.route.environment(),
+        connection = %live.place.route.connection(),
+        generation = live.place.generation,
+        peer = %live.peer,
+        seconds = accepted.elapsed().as_secs_f64(),
+        transactions = end.transactions,
+        bytes_in = end.bytes.0,
+        bytes_out = end.bytes.1,
+        fault = fault.map(|f| format!("{f:?}")),
+        cause,
+        "session ended"
+    );
+}
+
+/// What a session did, in transactions and bytes from and to the client, and why it ended.
+pub(super) fn audit_end(
+    proxy: &Proxy,
+    live: &LiveSession,
+    (transactions, bytes): (u64, (u64, u64)),
+    cause: &str,
+) {
+    proxy.audit.record(|| {
+        let lasted = live.since.elapsed().unwrap_or_default();
+        proxy
+            .event("end", live)
+            .time("began", live.since)
+            .number("milliseconds", u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX))
+            .number("transactions", transactions)
+            .number("bytes_in", bytes.0)
+            .number("bytes_out", bytes.1)
+            .text("cause", cause)
+    });
+}
