@@ -7,6 +7,7 @@
 mod backlog;
 mod hearing;
 mod orders;
+mod resting;
 mod settling;
 mod steps;
 mod world;
@@ -35,6 +36,7 @@ use relay::conductor::{
     Actions, Closing, Conductor, Event, Grounds, Overdue, Phase, Shown, Statistics, Step, UpstreamEnd, Wishes,
 };
 use relay::{Gathered, Gathering};
+pub(crate) use resting::Resting;
 pub(crate) use statistics::SessionStatistics;
 pub(crate) use timing::Timeouts;
 use timing::{Farewell, Timer};
@@ -90,14 +92,20 @@ pub(crate) struct Parts {
     pub client: Reader,
     /// The session that has just logged in.
     pub conductor: Conductor,
+    /// In session mode: the connection.
+    pub lease: Option<Lease>,
+    /// What is around it.
+    pub around: Around,
+}
+
+/// What a session has to do with, as long as it lives.
+pub(crate) struct Around {
     /// Its number.
     pub id: u64,
     /// Its user.
     pub user: UserName,
     /// Where its connections come from.
     pub pool: Arc<Pool>,
-    /// In session mode: the connection.
-    pub lease: Option<Lease>,
     /// For cancels.
     pub slot: Arc<Slot>,
     /// For orders.
@@ -171,20 +179,30 @@ impl Engine {
         let (mut client, ahead) = parts.client.into_parts();
         client.unregister()?;
         Ok(Self {
-            client,
-            conductor: parts.conductor,
-            id: parts.id,
-            user: parts.user,
-            pool: parts.pool,
             leasing: parts.lease.map_or(Leasing::None, Leasing::Held),
-            slot: parts.slot,
-            orders: parts.orders,
-            signals: parts.signals,
-            timeouts: parts.timeouts,
-            gathering: parts.gathering,
+            client_tail: ahead,
+            ..Self::of(client, parts.conductor, parts.around)
+        })
+    }
+
+    /// Without a connection, and to be started.
+    fn of(client: Stream, conductor: Conductor, around: Around) -> Self {
+        let Around { id, user, pool, slot, orders, signals, timeouts, gathering } = around;
+        Self {
+            client,
+            conductor,
+            id,
+            user,
+            pool,
+            leasing: Leasing::None,
+            slot,
+            orders,
+            signals,
+            timeouts,
+            gathering,
             began: Instant::now(),
             wishes: Wishes::default(),
-            client_tail: ahead,
+            client_tail: Vec::new(),
             upstream_tail: Vec::new(),
             to_client: Backlog::default(),
             to_upstream: Backlog::default(),
@@ -200,7 +218,15 @@ impl Engine {
             pinned: None,
             subscription: None,
             gathered: None,
-        })
+        }
+    }
+
+    /// It ends before it has: nobody is to find its connection, and none is to come for it. To be called by whoever drops it.
+    pub(crate) fn abandon(&self) {
+        self.slot.has_nothing();
+        if let Leasing::Waiting(waiter) = &self.leasing {
+            self.pool.abandon(waiter);
+        }
     }
 
     /// The first thing that is done on the runtime that relays: what the client sent with its login waits already.
@@ -578,14 +604,5 @@ impl Future for Engine {
             let _ = Pin::new(&mut this.client).poll_shutdown(cx);
         }
         Poll::Ready(End { cause, transactions, bytes: this.bytes })
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        self.slot.has_nothing();
-        if let Leasing::Waiting(waiter) = &self.leasing {
-            self.pool.abandon(waiter);
-        }
     }
 }

@@ -63,6 +63,9 @@ const HISTORY: usize = 50;
 /// How often idle connections are looked after.
 const TEND_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How many sessions are woken each time to rest: the threads that relay have others to serve.
+const MOST_TO_REST: usize = 2_000;
+
 /// One accepted version of the configuration, with what was built from it.
 #[derive(Debug)]
 pub(crate) struct Generation {
@@ -977,6 +980,8 @@ impl Proxy {
             interval.tick().await;
             self.refusals.tend(&self.audit);
             self.hosts.living().iter().for_each(Pool::tend);
+            let sessions = self.sessions.iter();
+            let _ = sessions.filter(|session| session.orders.tend()).take(MOST_TO_REST).count();
             if self.grants.are_due() {
                 let proxy = self.clone();
                 let _ = tokio::task::spawn_blocking(move || proxy.tend_grants()).await;

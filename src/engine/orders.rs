@@ -6,6 +6,7 @@ use std::task::Waker;
 use parking_lot::Mutex;
 
 use super::SessionStatistics;
+use super::resting::Activity;
 use relay::{Reached, Signalled};
 use wire::error::Refusal;
 
@@ -16,6 +17,8 @@ pub(crate) struct Orders {
     /// Of the session's task, which is another when it goes to another thread.
     pub(super) waker: Mutex<Option<Waker>>,
     pending: AtomicBool,
+    /// Whether it does anything.
+    pub activity: Activity,
     /// What can be seen of the session meanwhile.
     pub statistics: SessionStatistics,
 }
@@ -68,8 +71,21 @@ impl Orders {
         }
         drop(slot);
         self.pending.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn wake(&self) {
         let waker = self.waker.lock().clone();
         waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// Has the session rest if it has done nothing since the last call; true if it was woken for that.
+    pub(crate) fn tend(&self) -> bool {
+        let rests = self.activity.look();
+        if rests {
+            self.wake();
+        }
+        rests
     }
 
     /// Takes back what the configuration has ordered: the reason for it is gone. What an operator has ordered stays.

@@ -49,6 +49,11 @@ impl SessionStatistics {
         }
     }
 
+    /// Whether an even number of transactions have ended.
+    pub(crate) fn is_even(&self) -> bool {
+        self.transactions.load(Ordering::Relaxed).is_multiple_of(2)
+    }
+
     pub(super) fn pin_is(&self, pin: Option<Pin>) {
         let at = pin.and_then(|pin| Pin::ALL.iter().position(|known| *known == pin));
         let at = at.and_then(|at| u8::try_from(at + 1).ok()).unwrap_or(0);

@@ -192,6 +192,11 @@ impl Timer {
         false
     }
 
+    /// True if it is not as a new one.
+    pub(super) fn is_set(&self) -> bool {
+        self.phase.is_some() || self.sleep.is_some()
+    }
+
     /// The phase began anew.
     pub(super) fn progress(&mut self) {
         self.phase = None;

@@ -9,7 +9,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{info, warn};
 
 use super::LoggedIn;
-use crate::engine::{Cause, End, Engine, Parts};
+use crate::engine::{Around, Cause, End, Engine, Parts, Resting};
 use crate::handshake::Arrival;
 use crate::proxy::{ConnectionPermit, LiveSession, Proxy};
 use crate::ring;
@@ -20,30 +20,43 @@ use wire::startup::CancelKey;
 pub(super) fn begin(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant) {
     let LoggedIn { live, conductor, lease, key, permit } = parts;
     let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
-    let engine = Engine::new(Parts {
-        client: arrival.reader,
-        conductor,
+    let engine =
+        Engine::new(Parts { client: arrival.reader, conductor, lease, around: around(&proxy, &live) });
+    // A token in place of a tracked task: the tracker would be asked at every poll.
+    let registered = Registered { proxy, live, key, told: false, _permit: permit, _token: tasks.token() };
+    match engine {
+        Ok(engine) => {
+            data.spawn(Life { state: State::Awake(Box::new(engine)), registered, accepted, round: 0 });
+        }
+        Err(error) => warn!(peer = %registered.live.peer, %error, "a socket was lost between the runtimes"),
+    }
+}
+
+/// What a session has to do with.
+fn around(proxy: &Arc<Proxy>, live: &LiveSession) -> Around {
+    Around {
         id: live.id,
         user: live.identity.user().clone(),
         pool: live.pool.clone(),
-        lease,
         slot: live.slot.clone(),
         orders: live.orders.clone(),
         signals: proxy.clone(),
         timeouts: proxy.timeouts.clone(),
         gathering: proxy.interner.gathered().clone(),
-    });
-    // A token in place of a tracked task: the tracker would be asked at every poll.
-    let registered = Registered { proxy, live, key, told: false, _permit: permit, _token: tasks.token() };
-    match engine {
-        Ok(engine) => data.spawn(Life { engine, registered, accepted, round: 0 }),
-        Err(error) => warn!(peer = %registered.live.peer, %error, "a socket was lost between the runtimes"),
     }
+}
+
+/// How much of a session there is.
+enum State {
+    Awake(Box<Engine>),
+    AtRest(Resting),
+    /// It is over.
+    Over,
 }
 
 /// The rest of a session. A future of its own, because an `async` block would hold the engine twice.
 struct Life {
-    engine: Engine,
+    state: State,
     registered: Registered,
     accepted: Instant,
     /// When it was last counted among those that are active.
@@ -55,10 +68,14 @@ impl Future for Life {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        let Poll::Ready(end) = Pin::new(&mut this.engine).poll(cx) else {
+        this.registered.live.orders.activity.is_seen();
+        this.wake();
+        let State::Awake(engine) = &mut this.state else { return Poll::Ready(()) };
+        let Poll::Ready(end) = Pin::new(&mut **engine).poll(cx) else {
             if ring::may_leave(&mut this.round) {
-                this.engine.unsettle(cx);
+                engine.unsettle(cx);
             }
+            this.rest();
             return Poll::Pending;
         };
         if let Cause::Refused(refusal) = &end.cause {
@@ -69,6 +86,43 @@ impl Future for Life {
         Poll::Ready(())
     }
 }
+
+impl Life {
+    fn wake(&mut self) {
+        if let State::AtRest(_) = self.state
+            && let State::AtRest(resting) = std::mem::replace(&mut self.state, State::Over)
+        {
+            let around = around(&self.registered.proxy, &self.registered.live);
+            self.state = State::Awake(Box::new(resting.wake(around)));
+        }
+    }
+
+    /// If it is asked to.
+    fn rest(&mut self) {
+        let orders = &self.registered.live.orders;
+        if !orders.activity.is_asked_to_rest() && !(REST_OFTEN && orders.statistics.is_even()) {
+            return;
+        }
+        if let State::Awake(engine) = &self.state
+            && engine.may_rest()
+            && let State::Awake(engine) = std::mem::replace(&mut self.state, State::Over)
+        {
+            self.state = State::AtRest(engine.rest());
+            orders.activity.rests();
+        }
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        if let State::Awake(engine) = &self.state {
+            engine.abandon();
+        }
+    }
+}
+
+/// Where tests run, every other transaction is followed by a rest, however short.
+const REST_OFTEN: bool = cfg!(debug_assertions);
 
 /// Takes a session out of every register, however it ends.
 struct Registered {

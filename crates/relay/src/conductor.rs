@@ -8,6 +8,7 @@ mod action;
 mod event;
 mod counting;
 mod refusals;
+mod rest;
 mod setup;
 #[doc(hidden)]
 pub mod still;
@@ -22,6 +23,7 @@ pub use action::{
 };
 pub use event::{Answer, Condition, Database, Event, Grounds, Moment, Overdue, Shown, UpstreamEnd, World};
 pub use refusals::not_reset;
+pub use rest::Resting;
 
 use counting::Clock;
 use refusals::{desync, no_random, untranslatable};
@@ -128,8 +130,12 @@ impl Conductor {
     /// A session that has just logged in.
     pub fn new(session: Session) -> Self {
         let Session { own, mode, interner, facts, settings } = session;
+        Self::of(Core::new(own, mode, interner, facts, settings))
+    }
+
+    fn of(core: Core) -> Self {
         Self {
-            core: Core::new(own, mode, interner, facts, settings),
+            core,
             lease: Lease::None,
             deferred: false,
             leaving: false,

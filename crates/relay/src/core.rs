@@ -24,6 +24,7 @@ mod refuse;
 mod replay;
 mod requests;
 mod residue;
+mod rest;
 mod sequences;
 mod statements;
 mod teaching;
@@ -36,6 +37,7 @@ pub use facts::{Facts, Own};
 pub(crate) use output::OutputBuffer;
 pub use pids::{Act, MAX_PROCESS, Reached, Signalled};
 pub use position::Counts;
+pub(crate) use rest::Resting;
 
 use crate::PoolMode;
 use crate::bearing::Bearing;

@@ -1,6 +1,7 @@
 //! A fake engine, and conversations through it: of an example each, and of a generator.
 
 mod edges;
+mod rests;
 mod server;
 
 use std::sync::Arc;
@@ -48,6 +49,8 @@ struct Rig {
     /// Something of the client's had to wait for an answer.
     deferred: bool,
     closed: Option<Closing>,
+    /// At each chance, and how often.
+    rests: Option<usize>,
 }
 
 /// A connection that nobody has used.
@@ -80,6 +83,7 @@ impl Rig {
             statistics: Vec::new(),
             deferred: false,
             closed: None,
+            rests: None,
         }
     }
 
@@ -145,6 +149,7 @@ impl Rig {
 
     fn one(&mut self, event: Event<'_>) -> Option<Next> {
         assert!(self.closed.is_none(), "an event behind the end");
+        self.rest();
         let shown = event.shown();
         let backend = self.held.as_mut().map(|backend| &mut backend.state);
         let Told { consumed, to_client, to_upstream, step, wishes, statistics } =
@@ -696,12 +701,16 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 /// Has a conversation, in pieces of these sizes; between two rests all is sent before anything is answered.
 fn have(acts: &[Act], of_client: &[usize], of_upstream: &[usize]) -> Rig {
     let mut rig = Rig::started();
+    go_on(&mut rig, acts, of_client, of_upstream);
+    rig
+}
+
+fn go_on(rig: &mut Rig, acts: &[Act], of_client: &[usize], of_upstream: &[usize]) {
     for burst in acts.split(|act| matches!(act, Act::Remainder)) {
         let bytes: Vec<u8> = burst.iter().flat_map(Act::bytes).collect();
         rig.client(&bytes, of_client);
         rig.upstream(of_upstream);
     }
-    rig
 }
 
 proptest! {

@@ -187,6 +187,11 @@ enum Marking {
 }
 
 impl Channels {
+    /// True if the session has none, nor had any that are not settled.
+    pub(super) fn are_none(&self) -> bool {
+        self.0.is_none()
+    }
+
     fn is(&self, so: impl FnOnce(&State) -> bool) -> bool {
         self.0.as_deref().is_some_and(so)
     }

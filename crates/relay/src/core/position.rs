@@ -2,6 +2,7 @@
 //! and how much may still be sent before answers are waited for.
 
 use super::requests::Requests;
+use super::rest::Numbers;
 use crate::catalog::Words;
 use crate::sql::Scan;
 
@@ -126,8 +127,15 @@ pub struct Counts {
 impl Default for Position {
     /// Of a session that has just logged in.
     fn default() -> Self {
+        Self::after(Numbers { request: 0, transactions: 0 })
+    }
+}
+
+impl Position {
+    /// Of a session that has come so far, of which nothing is under way.
+    pub(super) fn after(numbers: Numbers) -> Self {
         Self {
-            requests: Requests::default(),
+            requests: Requests::after(numbers.request),
             series: Series::Nothing,
             transaction: Transaction::None,
             copy: Copy::None,
@@ -138,14 +146,41 @@ impl Default for Position {
             ahead: 0,
             deferred_until: 0,
             scanned: 0,
-            transactions: 0,
+            transactions: numbers.transactions,
             queries: 0,
             counts: Counts::default(),
         }
     }
-}
 
-impl Position {
+    /// How far it has come.
+    pub(super) fn numbers(&self) -> Numbers {
+        Numbers { request: self.requests.last_number(), transactions: self.transactions }
+    }
+
+    /// True if it is as [`Position::after`] its numbers, but for what means nothing while no request is under way.
+    pub(super) fn is_as_new(&self) -> bool {
+        let Self {
+            requests,
+            series: Series::Nothing,
+            transaction: Transaction::None,
+            copy: Copy::None,
+            client_remainder: (0, Remainder::Pass),
+            upstream_remainder: (0, _),
+            fatal: Fatal::No,
+            flush_at: MAX_UNASKED,
+            ahead: _,
+            deferred_until: _,
+            scanned: _,
+            transactions: _,
+            queries: _,
+            counts,
+        } = self
+        else {
+            return false;
+        };
+        requests.is_empty() && *counts == Counts::default()
+    }
+
     /// What is owed.
     pub(super) fn requests(&self) -> &Requests {
         &self.requests

@@ -151,23 +151,21 @@ pub(crate) struct Requests {
     last_executed: u64,
 }
 
-impl Default for Requests {
-    /// With room for what most clients need, who send one query at a time: idle clients keep it.
-    fn default() -> Self {
+impl Requests {
+    /// None is under way; the last one had this number, and all was ended that was asked.
+    pub(crate) fn after(number: u64) -> Self {
         Self {
-            queue: VecDeque::with_capacity(1),
-            last: 0,
+            queue: VecDeque::new(),
+            last: number,
             ends: 0,
             noted: 0,
             doubts: None,
             bytes: 0,
-            last_end: 0,
+            last_end: number,
             last_executed: 0,
         }
     }
-}
 
-impl Requests {
     pub(crate) fn push(&mut self, kind: Kind) {
         self.add(kind, Whose::Clients, None);
     }
@@ -182,6 +180,10 @@ impl Requests {
 
     #[inline]
     fn add(&mut self, kind: Kind, whose: Whose, note: Option<Box<Note>>) {
+        if self.queue.capacity() == 0 {
+            // What most clients need, who send one query at a time.
+            self.queue.reserve_exact(1);
+        }
         self.last += 1;
         let request = Request { kind, whose, number: self.last, uses: 0, note };
         if let Some(note) = &request.note {
@@ -537,7 +539,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_in_doubt_is_what_is_found_by_going_through_all(acts in prop::collection::vec(act(), 0..80)) {
-            let mut requests = Requests::default();
+            let mut requests = Requests::after(0);
             for act in acts {
                 run(&mut requests, &act);
                 for thing in 0..3_u8 {
@@ -563,7 +565,7 @@ mod tests {
     #[test]
     fn what_is_in_doubt_is_not_searched_for() {
         let looks = |notes: u64| {
-            let mut requests = Requests::default();
+            let mut requests = Requests::after(0);
             for id in 0..notes {
                 requests.push_noted(Kind::Parse, Note::Prepared(id));
             }
@@ -583,7 +585,7 @@ mod tests {
     #[test]
     fn a_copy_ignores_the_syncs_behind_it_up_to_its_end_and_nothing_else() {
         let of = |kinds: &[Kind]| {
-            let mut requests = Requests::default();
+            let mut requests = Requests::after(0);
             kinds.iter().for_each(|kind| requests.push(*kind));
             let (ended, has_sync) = requests.begin_copy();
             let left: Vec<_> = std::iter::from_fn(|| requests.pop()).map(|request| request.kind).collect();

@@ -133,6 +133,30 @@ pub(super) enum Probed {
 }
 
 impl Residue {
+    /// True if it is as of a session that has just logged in.
+    pub(super) fn is_as_new(&self) -> bool {
+        let Self {
+            pinned: Pinned::No,
+            noted: Noted::No,
+            defaults: Defaults::Sessions,
+            changes: Changes { by: _, all_default: false, last },
+            doubt: Doubt::None,
+            tracking: Tracking::Complete,
+            touched: None,
+            repeatable: None,
+            asked: None,
+            probes_failed: 0,
+            mixed: Bearing::None,
+            temporary: Whether::No,
+            sql_names: Whether::No,
+            user: User::Own,
+        } = self
+        else {
+            return false;
+        };
+        last.is_empty()
+    }
+
     /// Why the session keeps its connection.
     pub(super) fn pin(&self) -> Option<Pin> {
         match self.pinned {

@@ -92,6 +92,25 @@ impl Statements {
         }
     }
 
+    /// What is kept of them when nothing is under way: most clients have none.
+    pub(super) fn rest(self) -> Result<Box<Self>, Arc<Interner>> {
+        match self {
+            Self {
+                interner,
+                names: None,
+                unnamed: Unnamed { text: UnnamedText::None, .. },
+                pid_use: None,
+                trust: Trust::Full,
+                replay: Replay::None,
+                in_sql: None,
+                outcome: None,
+                seen: _,
+                describes: _,
+            } => Err(interner),
+            some => Ok(Box::new(some)),
+        }
+    }
+
     /// Those of all sessions.
     pub(super) fn interner(&self) -> &Interner {
         &self.interner
