@@ -403,7 +403,7 @@ impl Kernel for Ring {
     }
 
     fn bytes(&self, lent: &Lent) -> &[u8] {
-        self.buffers.bytes(lent.buffer, lent.length)
+        self.buffers.bytes(lent.buffer, lent.len())
     }
 
     fn give_back(&mut self, lent: Lent) {
@@ -426,7 +426,10 @@ fn done(doing: Doing, answer: &cqueue::Entry) -> Done {
         Doing::Listening => Done::Woken,
         Doing::Sending(token, bytes) => Done::Sent(token, result, bytes),
         Doing::Receiving(token) => {
-            let lent = |length| cqueue::buffer_select(answer.flags()).map(|buffer| Lent { buffer, length });
+            let lent = |length| {
+                let length = u32::try_from(length).unwrap_or(BUFFER_LENGTH);
+                cqueue::buffer_select(answer.flags()).map(|buffer| Lent { buffer, length })
+            };
             Done::Received(token, result.map(|length| if length > 0 { lent(length) } else { None }))
         }
     }

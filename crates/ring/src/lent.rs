@@ -13,13 +13,13 @@ pub struct Operation(pub(crate) u32);
 #[derive(Debug)]
 pub struct Lent {
     pub(crate) buffer: u16,
-    pub(crate) length: usize,
+    pub(crate) length: u32,
 }
 
 impl Lent {
     /// How many bytes there are.
     pub fn len(&self) -> usize {
-        self.length
+        self.length as usize
     }
 
     /// Never: the end of a stream has no buffer.

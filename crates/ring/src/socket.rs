@@ -5,13 +5,13 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::Waker;
+use std::task::{Context, Waker};
 
 use crate::kernel::BUFFER;
 use crate::lent::{Lent, Operation};
 
 /// How often a socket is read directly within a turn.
-const MOST_DIRECT: u32 = 16;
+const MOST_DIRECT: u8 = 16;
 
 /// How the other side of a socket has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,9 +38,9 @@ impl Notice {
 pub(crate) enum Inbox {
     Empty,
     /// In a buffer of the kernel's, read up to here.
-    Lent(Lent, usize),
+    Lent(Lent, u32),
     /// Kept, as nobody has read it within its turn.
-    Kept(Vec<u8>, usize),
+    Kept(Box<(Vec<u8>, usize)>),
 }
 
 /// What is being sent.
@@ -50,9 +50,9 @@ pub(crate) enum Sending {
     /// Since this turn, or one before: then the socket is full.
     UnderWay {
         operation: Operation,
-        since: u64,
+        since: u32,
         /// Up to here it was taken before.
-        from: usize,
+        from: u32,
     },
 }
 
@@ -66,7 +66,7 @@ pub(crate) enum Use {
 }
 
 /// What is done with a socket that goes elsewhere.
-pub(crate) type Then = dyn FnOnce(io::Result<Freed>);
+pub(crate) struct Then(pub(crate) Box<dyn FnOnce(io::Result<Freed>)>);
 
 /// A socket that goes elsewhere.
 #[derive(Debug)]
@@ -104,20 +104,22 @@ pub(crate) struct Socket {
     /// It has filled a whole buffer: the next bytes are read directly.
     pub(crate) is_bulk: bool,
     /// The turn in which that was last done, and how often.
-    pub(crate) direct: (u64, u32),
+    pub(crate) direct: (u32, u8),
     /// The other side is told that nothing more comes when all is sent.
     pub(crate) finishes: bool,
     /// No buffer was there for it.
     pub(crate) is_starved: bool,
-    pub(crate) reader: Option<Waker>,
-    pub(crate) writer: Option<Waker>,
+    /// Of the task that has it.
+    pub(crate) waker: Option<Waker>,
+    /// The task waits until what was written is sent.
+    pub(crate) is_awaited: bool,
     pub(crate) used: Use,
     pub(crate) notice: Arc<Notice>,
 }
 
 impl Socket {
     pub(crate) fn new(descriptor: OwnedFd, unread: Vec<u8>) -> Self {
-        let inbox = if unread.is_empty() { Inbox::Empty } else { Inbox::Kept(unread, 0) };
+        let inbox = if unread.is_empty() { Inbox::Empty } else { Inbox::Kept(Box::new((unread, 0))) };
         let socket = Self {
             descriptor: Rc::new(descriptor),
             receiving: None,
@@ -132,8 +134,8 @@ impl Socket {
             direct: (0, 0),
             finishes: false,
             is_starved: false,
-            reader: None,
-            writer: None,
+            waker: None,
+            is_awaited: false,
             used: Use::Used,
             notice: Arc::default(),
         };
@@ -148,14 +150,14 @@ impl Socket {
     }
 
     /// Whether it may be read directly in this turn, once more.
-    pub(crate) fn may_read_directly(&mut self, turn: u64) -> bool {
+    pub(crate) fn may_read_directly(&mut self, turn: u32) -> bool {
         if !self.is_bulk || self.receiving.is_some() {
             return false;
         }
         if self.direct.0 != turn {
             self.direct = (turn, 0);
         }
-        self.direct.1 += 1;
+        self.direct.1 = self.direct.1.saturating_add(1);
         // Others have their turns, too.
         self.direct.1 <= MOST_DIRECT
     }
@@ -175,16 +177,39 @@ impl Socket {
         Some(read)
     }
 
+    /// Its task is woken when what was written is sent.
+    pub(crate) fn await_sending(&mut self, cx: &Context<'_>) {
+        register(&mut self.waker, cx);
+        self.is_awaited = true;
+    }
+
     pub(crate) fn is_used(&self) -> bool {
         matches!(self.used, Use::Used)
     }
 
-    pub(crate) fn is_full(&self, turn: u64) -> bool {
-        matches!(self.sending, Sending::UnderWay { since, .. } if since <= turn)
+    pub(crate) fn is_full(&self, turn: u32) -> bool {
+        matches!(self.sending, Sending::UnderWay { since, .. } if since != turn.wrapping_add(1))
     }
 }
 
 /// There is no such socket any more.
 pub(crate) fn gone() -> io::Error {
     io::ErrorKind::NotConnected.into()
+}
+
+pub(crate) fn register(waker: &mut Option<Waker>, cx: &Context<'_>) {
+    if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        *waker = Some(cx.waker().clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every client has one, whatever it does.
+    #[test]
+    fn a_socket_fits_in_128_bytes() {
+        assert!(size_of::<Socket>() <= 128, "{}", size_of::<Socket>());
+    }
 }

@@ -19,7 +19,7 @@ use rustix::net::Shutdown;
 
 use crate::kernel::BUFFER;
 use crate::lent::{Done, Kernel, Lent, Wait};
-use crate::socket::{Ending, Freed, Inbox, Notice, Sending, Socket, Use, gone};
+use crate::socket::{Ending, Freed, Inbox, Notice, Sending, Socket, Then, Use, gone, register};
 
 /// How much may be written to a socket in one turn.
 const MAX_OUTBOX: usize = 128 << 10;
@@ -64,7 +64,7 @@ pub struct Sockets<K> {
     /// Those that are to be closed, or go elsewhere.
     parting: Vec<u32>,
     spare: Vec<Vec<u8>>,
-    turn: u64,
+    turn: u32,
 }
 
 impl<K> std::fmt::Debug for Sockets<K> {
@@ -125,7 +125,7 @@ impl<K: Kernel> Sockets<K> {
         let Some(read) = self.read(token, into) else {
             self.receive(token);
             let Some(socket) = self.get(token) else { return Poll::Ready(Err(gone())) };
-            register(&mut socket.reader, cx);
+            register(&mut socket.waker, cx);
             return Poll::Pending;
         };
         Poll::Ready(read)
@@ -148,15 +148,21 @@ impl<K: Kernel> Sockets<K> {
             let read = self.kernel.receive_now(&socket.descriptor, token.packed(), into);
             return socket.was_read(read, into.len());
         }
-        let (there, at) = match &mut socket.inbox {
-            Inbox::Lent(lent, at) => (self.kernel.bytes(lent), at),
-            Inbox::Kept(bytes, at) => (&bytes[..], at),
+        let (there, at) = match &socket.inbox {
+            Inbox::Lent(lent, at) => (self.kernel.bytes(lent), *at as usize),
+            Inbox::Kept(kept) => (&kept.0[..], kept.1),
             Inbox::Empty => return None,
         };
-        let length = into.len().min(there.len() - *at);
-        into[..length].copy_from_slice(&there[*at..*at + length]);
-        *at += length;
-        if *at == there.len() {
+        let length = into.len().min(there.len() - at);
+        into[..length].copy_from_slice(&there[at..at + length]);
+        let is_all = at + length == there.len();
+        match &mut socket.inbox {
+            // No buffer is longer than that.
+            Inbox::Lent(_, at) => *at += u32::try_from(length).unwrap_or(u32::MAX),
+            Inbox::Kept(kept) => kept.1 += length,
+            Inbox::Empty => {}
+        }
+        if is_all {
             if let Inbox::Lent(lent, _) = mem::replace(&mut socket.inbox, Inbox::Empty) {
                 self.kernel.give_back(lent);
             }
@@ -191,7 +197,7 @@ impl<K: Kernel> Sockets<K> {
             (Inbox::Empty, true, None) => Some(Ending::Closed),
             (Inbox::Empty, true, Some(_)) => Some(Ending::Lost),
             _ => {
-                register(&mut socket.reader, cx);
+                register(&mut socket.waker, cx);
                 None
             }
         }
@@ -212,7 +218,7 @@ impl<K: Kernel> Sockets<K> {
         }
         let room = MAX_OUTBOX.saturating_sub(socket.outbox.len());
         if room == 0 || socket.is_full(turn) {
-            register(&mut socket.writer, cx);
+            socket.await_sending(cx);
             return Poll::Pending;
         }
         if socket.outbox.capacity() == 0
@@ -235,7 +241,7 @@ impl<K: Kernel> Sockets<K> {
         let Some(socket) = self.get(token) else { return false };
         let is_full = socket.is_full(turn);
         if is_full {
-            register(&mut socket.writer, cx);
+            socket.await_sending(cx);
         }
         is_full
     }
@@ -245,7 +251,7 @@ impl<K: Kernel> Sockets<K> {
         let Some(socket) = self.get(token) else { return false };
         let is_unsent = !socket.outbox.is_empty() || !matches!(socket.sending, Sending::Nothing);
         if is_unsent {
-            register(&mut socket.writer, cx);
+            socket.await_sending(cx);
         }
         is_unsent
     }
@@ -273,14 +279,14 @@ impl<K: Kernel> Sockets<K> {
     /// not sent.
     pub fn leave(&mut self, token: Token, then: impl FnOnce(io::Result<Freed>) + 'static) {
         match self.get(token) {
-            Some(_) => self.part(token, Use::Leaving(Box::new(then))),
+            Some(_) => self.part(token, Use::Leaving(Box::new(Then(Box::new(then))))),
             None => then(Err(gone())),
         }
     }
 
     fn part(&mut self, token: Token, used: Use) {
         let Some(socket) = self.get(token) else { return };
-        (socket.reader, socket.writer) = (None, None);
+        (socket.waker, socket.is_awaited) = (None, false);
         socket.used = used;
         if let Some(receiving) = socket.receiving {
             self.kernel.cancel(receiving);
@@ -297,7 +303,7 @@ impl<K: Kernel> Sockets<K> {
         self.flush();
         self.keep();
         self.see_off();
-        self.turn += 1;
+        self.turn = self.turn.wrapping_add(1);
         self.kernel.turn(wait)?;
         let mut woken = Woken { rung: false, done: 0 };
         while let Some(done) = self.kernel.next() {
@@ -337,7 +343,7 @@ impl<K: Kernel> Sockets<K> {
             let bytes = mem::take(&mut socket.outbox);
             let token = Token { slot, generation: *generation }.packed();
             let operation = self.kernel.send(&socket.descriptor, token, bytes, 0);
-            socket.sending = Sending::UnderWay { operation, since: self.turn + 1, from: 0 };
+            socket.sending = Sending::UnderWay { operation, since: self.turn.wrapping_add(1), from: 0 };
         }
         self.dirty = dirty;
     }
@@ -350,7 +356,8 @@ impl<K: Kernel> Sockets<K> {
             let Some((_, Slot::Taken(socket))) = self.slots.get_mut(slot as usize) else { continue };
             match mem::replace(&mut socket.inbox, Inbox::Empty) {
                 Inbox::Lent(lent, at) => {
-                    socket.inbox = Inbox::Kept(self.kernel.bytes(&lent)[at..].to_vec(), 0);
+                    let kept = self.kernel.bytes(&lent)[at as usize..].to_vec();
+                    socket.inbox = Inbox::Kept(Box::new((kept, 0)));
                     self.kernel.give_back(lent);
                 }
                 other => socket.inbox = other,
@@ -393,8 +400,8 @@ impl<K: Kernel> Sockets<K> {
             Err(error) => (socket.has_ended, socket.end) = (true, Some(error.kind())),
         }
         socket.tell();
-        if let Some(reader) = &socket.reader {
-            reader.wake_by_ref();
+        if let Some(waker) = &socket.waker {
+            waker.wake_by_ref();
         }
         self.settle(token.slot);
     }
@@ -404,7 +411,7 @@ impl<K: Kernel> Sockets<K> {
             return;
         };
         let before = match mem::replace(&mut socket.sending, Sending::Nothing) {
-            Sending::UnderWay { from, .. } => from,
+            Sending::UnderWay { from, .. } => from as usize,
             Sending::Nothing => 0,
         };
         match sent {
@@ -413,6 +420,7 @@ impl<K: Kernel> Sockets<K> {
             Ok(length) if length > 0 && socket.is_used() => {
                 let from = before + length;
                 let operation = self.kernel.send(&socket.descriptor, token.packed(), bytes, from);
+                let from = u32::try_from(from).unwrap_or(u32::MAX);
                 socket.sending = Sending::UnderWay { operation, since: self.turn, from };
                 return;
             }
@@ -421,11 +429,13 @@ impl<K: Kernel> Sockets<K> {
                 socket.outbox.clear();
                 socket.broken = Some(sent.err().map_or(io::ErrorKind::WriteZero, |error| error.kind()));
                 // Whoever does not write now hears of it, too.
-                socket.reader.iter().for_each(Waker::wake_by_ref);
+                socket.waker.iter().for_each(Waker::wake_by_ref);
             }
         }
         let Some(socket) = self.get(token) else { return };
-        socket.writer.take().into_iter().for_each(Waker::wake);
+        if mem::take(&mut socket.is_awaited) {
+            socket.waker.iter().for_each(Waker::wake_by_ref);
+        }
         if !socket.outbox.is_empty() && !socket.is_dirty {
             socket.is_dirty = true;
             self.dirty.push(token.slot);
@@ -466,9 +476,9 @@ impl<K: Kernel> Sockets<K> {
         let Socket { descriptor, inbox, used, has_ended, end, broken, .. } = *socket;
         let unread = match inbox {
             Inbox::Empty => Vec::new(),
-            Inbox::Kept(bytes, at) => bytes[at..].to_vec(),
+            Inbox::Kept(kept) => kept.0[kept.1..].to_vec(),
             Inbox::Lent(lent, at) => {
-                let bytes = self.kernel.bytes(&lent)[at..].to_vec();
+                let bytes = self.kernel.bytes(&lent)[at as usize..].to_vec();
                 self.kernel.give_back(lent);
                 bytes
             }
@@ -476,7 +486,7 @@ impl<K: Kernel> Sockets<K> {
         if let Use::Leaving(then) = used {
             let is_lost = end.or(broken).is_some();
             let freed = Rc::try_unwrap(descriptor).map_err(|_| gone());
-            then(freed.map(|descriptor| Freed { descriptor, unread, has_ended, is_lost }));
+            then.0(freed.map(|descriptor| Freed { descriptor, unread, has_ended, is_lost }));
         }
     }
 
@@ -493,12 +503,6 @@ pub struct Woken {
     pub rung: bool,
     /// How much was done.
     pub done: usize,
-}
-
-fn register(waker: &mut Option<Waker>, cx: &Context<'_>) {
-    if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-        *waker = Some(cx.waker().clone());
-    }
 }
 
 fn is_canceled(error: &io::Error) -> bool {

@@ -81,7 +81,10 @@ impl Fake {
                 };
                 self.buffers.insert(buffer, peer.sent.drain(..length).collect());
                 self.lent += 1;
-                self.done.push_back(Done::Received(token, Ok(Some(Lent { buffer, length }))));
+                self.done.push_back(Done::Received(
+                    token,
+                    Ok(Some(Lent { buffer, length: u32::try_from(length).unwrap() })),
+                ));
             }
             Asked::Send(token, bytes, from) => {
                 let peer = self.peers.entry(token).or_default();
