@@ -97,10 +97,10 @@ impl Life {
         }
     }
 
-    /// If it is asked to.
+    /// If it is to.
     fn rest(&mut self) {
         let orders = &self.registered.live.orders;
-        if !orders.activity.is_asked_to_rest() && !(REST_OFTEN && orders.statistics.is_even()) {
+        if !orders.activity.is_to_rest() && !(REST_OFTEN && orders.statistics.is_even()) {
             return;
         }
         if let State::Awake(engine) = &self.state
