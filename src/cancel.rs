@@ -1,7 +1,7 @@
 //! The cancel keys that pgusher gave out, and what each stands for right now.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use dashmap::DashMap;
@@ -35,7 +35,16 @@ enum Doing {
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
     doing: Mutex<Doing>,
-    /// Held by the cancel request that is under way.
+    /// What its client was given to cancel with.
+    secret: OnceLock<Box<[u8]>>,
+    /// Most sessions are never cancelled.
+    cancels: OnceLock<Box<Cancels>>,
+}
+
+/// The requests to cancel that are under way.
+#[derive(Debug, Default)]
+struct Cancels {
+    /// Held by the one that is done.
     turn: Turn<()>,
     /// One waits for it. Whatever comes then wants what that one will do.
     waits: AtomicBool,
@@ -68,6 +77,31 @@ impl Slot {
     }
 }
 
+/// The process ID that a client was told, once it was told one.
+#[derive(Debug)]
+pub(crate) struct ToldPid(AtomicU32);
+
+/// No process has this number.
+const NONE: u32 = u32::MAX;
+
+impl Default for ToldPid {
+    fn default() -> Self {
+        Self(AtomicU32::new(NONE))
+    }
+}
+
+impl ToldPid {
+    /// It is told this one.
+    pub(crate) fn set(&self, pid: u32) {
+        self.0.store(pid, Ordering::Relaxed);
+    }
+
+    /// What it was told.
+    pub(crate) fn get(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|pid| *pid != NONE)
+    }
+}
+
 struct Waits<'a>(&'a AtomicBool);
 
 impl Drop for Waits<'_> {
@@ -85,9 +119,16 @@ fn in_range(random: u32) -> u32 {
 /// All keys. Written at login and logout only.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
-    slots: DashMap<CancelKey, Arc<Slot>>,
     /// The sessions that have a number of ours in place of a process's.
-    sessions: DashMap<u32, u64>,
+    ours: DashMap<u32, Session>,
+    /// Those that have a process's.
+    others: DashMap<CancelKey, Arc<Slot>>,
+}
+
+#[derive(Debug)]
+struct Session {
+    id: u64,
+    slot: Arc<Slot>,
 }
 
 impl Keys {
@@ -106,51 +147,77 @@ impl Keys {
             let mut random = [0; size_of::<u32>() + LONG_SECRET];
             getrandom::fill(&mut random)?;
             let (for_pid, secret) = random.split_first_chunk().unwrap_or((&[0; 4], &[]));
-            let pid = match pid {
-                Some(pid) => pid,
-                None => match self.sessions.entry(in_range(u32::from_be_bytes(*for_pid))) {
-                    dashmap::Entry::Occupied(_) => continue,
-                    dashmap::Entry::Vacant(entry) => *entry.insert(id).key(),
+            let length = if minor >= 2 { LONG_SECRET } else { SHORT_SECRET };
+            let ours = in_range(u32::from_be_bytes(*for_pid));
+            let key = CancelKey { pid: pid.unwrap_or(ours), secret: secret[..length].into() };
+            let has_entered = match pid {
+                None => match self.ours.entry(ours) {
+                    dashmap::Entry::Occupied(_) => false,
+                    dashmap::Entry::Vacant(entry) => {
+                        slot.secret.get_or_init(|| key.secret.clone());
+                        entry.insert(Session { id, slot: slot.clone() });
+                        true
+                    }
+                },
+                Some(_) => match self.others.entry(key.clone()) {
+                    dashmap::Entry::Occupied(_) => false,
+                    dashmap::Entry::Vacant(entry) => {
+                        slot.secret.get_or_init(|| key.secret.clone());
+                        entry.insert(slot.clone());
+                        true
+                    }
                 },
             };
-            let length = if minor >= 2 { LONG_SECRET } else { SHORT_SECRET };
-            let key = CancelKey { pid, secret: secret[..length].into() };
-            if let dashmap::Entry::Vacant(entry) = self.slots.entry(key.clone()) {
-                entry.insert(slot.clone());
+            if has_entered {
                 return Ok(key);
             }
         }
     }
 
-    /// The session of this number is over. (In session mode the process ID is what an upstream says, and may be anybody's number.)
-    pub(crate) fn withdraw(&self, key: &CancelKey, id: u64) {
-        self.slots.remove(key);
-        self.sessions.remove_if(&key.pid, |_, session| *session == id);
+    /// The session of this number is over, which was given this process ID. (In session mode that is what an upstream says, and may be
+    /// anybody's number.)
+    pub(crate) fn withdraw(&self, told: &ToldPid, (id, slot): (u64, &Slot)) {
+        let pid = told.0.load(Ordering::Relaxed);
+        let is_ours = self.ours.remove_if(&pid, |_, session| session.id == id).is_some();
+        if !is_ours && let Some(secret) = slot.secret.get() {
+            self.others.remove(&CancelKey { pid, secret: secret.clone() });
+        }
     }
 
     /// The session that has this number in place of a process's.
     pub(crate) fn session(&self, pid: u32) -> Option<u64> {
-        self.sessions.get(&pid).map(|id| *id)
+        self.ours.get(&pid).map(|session| session.id)
     }
 
     /// Does what a `CancelRequest` asks for. An unknown key does nothing, and says nothing.
     pub(crate) async fn cancel(&self, key: &CancelKey) {
-        if let Some(slot) = self.slots.get(key).map(|entry| entry.value().clone()) {
+        let ours = self.ours.get(&key.pid).map(|session| session.slot.clone());
+        let ours = ours.filter(|slot| slot.has_secret(&key.secret));
+        let slot = ours.or_else(|| self.others.get(key).map(|slot| slot.value().clone()));
+        if let Some(slot) = slot {
             slot.cancel().await;
         }
     }
 }
 
 impl Slot {
+    /// Takes as long whatever the other is, if it is as long.
+    fn has_secret(&self, other: &[u8]) -> bool {
+        let is_same =
+            |secret: &[u8]| aws_lc_rs::constant_time::verify_slices_are_equal(secret, other).is_ok();
+        self.secret.get().is_some_and(|secret| is_same(secret))
+    }
+
     /// Cancels what the session does. Of several at one time, one is under way and one waits for it; more would do what that one does.
     pub(crate) async fn cancel(&self) {
-        let _turn = match self.turn.try_lock() {
+        let cancels = self.cancels.get_or_init(Box::default);
+        let _turn = match cancels.turn.try_lock() {
             Ok(turn) => turn,
-            Err(_) if self.waits.swap(true, Ordering::AcqRel) => return,
+            Err(_) if cancels.waits.swap(true, Ordering::AcqRel) => return,
             Err(_) => {
                 // Also if it is given up.
-                let _waits = Waits(&self.waits);
-                self.turn.lock().await
+                let _waits = Waits(&cancels.waits);
+                cancels.turn.lock().await
             }
         };
         let (target, _fence) = match &*self.doing.lock() {

@@ -4,6 +4,7 @@
 //! One future, polled as a whole. Bytes go through a scratch buffer of the thread; a session owns memory only for
 //! what a full socket did not take, and for a message that is not there whole.
 
+mod activity;
 mod backlog;
 mod hearing;
 mod orders;
@@ -41,6 +42,7 @@ pub(crate) use statistics::SessionStatistics;
 pub(crate) use timing::Timeouts;
 use timing::{Farewell, Timer};
 use wire::error::{Fault, Refusal, SqlState};
+pub(crate) use world::Around;
 use world::RealWorld;
 
 /// How much is read at once.
@@ -96,26 +98,6 @@ pub(crate) struct Parts {
     pub lease: Option<Lease>,
     /// What is around it.
     pub around: Around,
-}
-
-/// What a session has to do with, as long as it lives.
-pub(crate) struct Around {
-    /// Its number.
-    pub id: u64,
-    /// Its user.
-    pub user: UserName,
-    /// Where its connections come from.
-    pub pool: Arc<Pool>,
-    /// For cancels.
-    pub slot: Arc<Slot>,
-    /// For orders.
-    pub orders: Arc<Orders>,
-    /// For those that it gives to others.
-    pub signals: Arc<dyn Signals>,
-    /// Changed by a reload.
-    pub timeouts: Arc<Timeouts>,
-    /// What is counted of messages that are not there whole.
-    pub gathering: Arc<Gathering>,
 }
 
 /// One session, from its first query to its end.
@@ -218,14 +200,6 @@ impl Engine {
             pinned: None,
             subscription: None,
             gathered: None,
-        }
-    }
-
-    /// It ends before it has: nobody is to find its connection, and none is to come for it. To be called by whoever drops it.
-    pub(crate) fn abandon(&self) {
-        self.slot.has_nothing();
-        if let Leasing::Waiting(waiter) = &self.leasing {
-            self.pool.abandon(waiter);
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod attempt;
 mod hosts;
+mod sessions;
 mod signals;
 mod standing;
 mod write;
@@ -12,8 +13,8 @@ pub(crate) use write::{Change, Intent, WriteError, Written};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -28,7 +29,7 @@ use tracing::{error, info, warn};
 use crate::aside::Aside;
 use crate::audit::{Audit, Event, Refusals, Refused};
 use crate::auth::{Authenticator, Identity, Logins, Terms};
-use crate::cancel::{Keys, Slot};
+use crate::cancel::{Keys, Slot, ToldPid};
 use crate::engine::{Order, OrderedBy, Orders, Timeouts, When};
 use crate::grants::Grants;
 use crate::pool::{Pool, Runtimes};
@@ -62,9 +63,6 @@ const MAX_ANSWERS: usize = 256 << 10;
 const HISTORY: usize = 50;
 /// How often idle connections are looked after.
 const TEND_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How many sessions are woken each time to rest: the threads that relay have others to serve.
-const MOST_TO_REST: usize = 2_000;
 
 /// One accepted version of the configuration, with what was built from it.
 #[derive(Debug)]
@@ -231,7 +229,7 @@ pub(crate) struct LiveSession {
     /// What it does now.
     pub slot: Arc<Slot>,
     /// The number that its client was told as that of its process.
-    pub pid: OnceLock<u32>,
+    pub pid: ToldPid,
     /// Where its connections come from.
     pub pool: Arc<Pool>,
     /// For how long it has each.
@@ -808,7 +806,11 @@ impl Proxy {
         if !matches!(entered, Ok(true)) {
             self.leave(session.id);
         } else if self.is_draining() {
-            session.orders.give(Order { by: OrderedBy::Operator, when: When::Idle, refusal: shutdown() });
+            session.orders.give(Order {
+                by: OrderedBy::Operator,
+                when: When::Idle,
+                refusal: sessions::shutdown(),
+            });
         }
         entered
     }
@@ -884,12 +886,6 @@ impl Proxy {
         }
         for pool in self.generation().pools.values() {
             pool.retire();
-        }
-    }
-
-    fn order_all(&self, when: When) {
-        for session in self.sessions.iter() {
-            session.orders.give(Order { by: OrderedBy::Operator, when, refusal: shutdown() });
         }
     }
 
@@ -980,8 +976,7 @@ impl Proxy {
             interval.tick().await;
             self.refusals.tend(&self.audit);
             self.hosts.living().iter().for_each(Pool::tend);
-            let sessions = self.sessions.iter();
-            let _ = sessions.filter(|session| session.orders.tend()).take(MOST_TO_REST).count();
+            self.tend_sessions();
             if self.grants.are_due() {
                 let proxy = self.clone();
                 let _ = tokio::task::spawn_blocking(move || proxy.tend_grants()).await;
@@ -1009,10 +1004,6 @@ fn of_grant(event: &'static str, grant: &Grant) -> Event {
         .maybe("database", grant.database.as_ref())
         .time("until", grant.until)
         .text("reason", &grant.reason)
-}
-
-fn shutdown() -> Refusal {
-    terminated().detail("pgusher is shutting down.")
 }
 
 /// Why a session must leave: from where to where, and by which generation.

@@ -4,8 +4,8 @@ mod life;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -16,7 +16,7 @@ use tracing::debug;
 
 use crate::audit::{self, Refused};
 use crate::auth::{Identity, Terms, may_stay};
-use crate::cancel::Slot;
+use crate::cancel::{Slot, ToldPid};
 use crate::console;
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
 use crate::pool::{Lease, Pool, Welcome, waited_too_long};
@@ -76,7 +76,7 @@ pub(crate) async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String, stran
     match attempt.in_time(log_in(&proxy, &attempt, &mut arrival)).await {
         Ok(parts) => {
             proxy.counters.logins.observe(accepted.elapsed());
-            life::begin(proxy, *arrival, parts, accepted);
+            life::begin(proxy, *arrival, parts);
         }
         Err(refusal) => {
             let startup = &arrival.startup;
@@ -94,7 +94,6 @@ struct LoggedIn {
     live: Arc<LiveSession>,
     conductor: Conductor,
     lease: Option<Lease>,
-    key: CancelKey,
     permit: ConnectionPermit,
 }
 
@@ -255,7 +254,7 @@ impl Login<'_> {
             place: place.clone(),
             orders: Arc::default(),
             slot: slot.clone(),
-            pid: OnceLock::new(),
+            pid: ToldPid::default(),
             pool: pool.clone(),
             mode,
             peer: (*peer).into(),
@@ -267,11 +266,10 @@ impl Login<'_> {
         if !proxy.enter(&live, &proved.config)? {
             return Ok(None);
         }
-        let mut entering = Entering { proxy, live: &live, key: None, audited: false, done: false };
+        let mut entering = Entering { proxy, live: &live, audited: false, done: false };
         let random = |_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes");
         let key = proxy.keys.issue(startup.minor, pid, (id, &slot)).map_err(random)?;
-        entering.key = Some(key.clone());
-        live.pid.get_or_init(|| key.pid);
+        live.pid.set(key.pid);
         pool.stats().add(Counter::Logins, 1);
         entering.audited = true;
         if let Err(refusal) = audit_login(proxy, config, &live).await {
@@ -291,7 +289,7 @@ impl Login<'_> {
         let interner = proxy.interner.clone();
         let own = Own { id, pid: (mode == PoolMode::Transaction).then_some(key.pid) };
         let conductor = Conductor::new(Session { own, mode, interner, facts: place.facts.clone(), settings });
-        Ok(Some(LoggedIn { live, conductor, lease, key, permit }))
+        Ok(Some(LoggedIn { live, conductor, lease, permit }))
     }
 }
 
@@ -299,7 +297,6 @@ impl Login<'_> {
 struct Entering<'a> {
     proxy: &'a Proxy,
     live: &'a LiveSession,
-    key: Option<CancelKey>,
     /// The audit was told where it goes.
     audited: bool,
     done: bool,
@@ -310,8 +307,7 @@ impl Drop for Entering<'_> {
         if self.done {
             return;
         }
-        self.key.iter().for_each(|key| self.proxy.keys.withdraw(key, self.live.id));
-        self.proxy.leave(self.live.id);
+        life::withdraw(self.proxy, self.live);
         if self.audited {
             life::audit_end(self.proxy, self.live, (0, (0, 0)), "it did not come in");
         }

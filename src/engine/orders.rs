@@ -6,21 +6,26 @@ use std::task::Waker;
 use parking_lot::Mutex;
 
 use super::SessionStatistics;
-use super::resting::Activity;
+use super::activity::Activity;
 use relay::{Reached, Signalled};
 use wire::error::Refusal;
 
 /// What others may tell a session to do.
 #[derive(Debug, Default)]
 pub(crate) struct Orders {
-    order: Mutex<Option<Box<Order>>>,
-    /// Of the session's task, which is another when it goes to another thread.
-    pub(super) waker: Mutex<Option<Waker>>,
+    told: Mutex<Told>,
     pending: AtomicBool,
     /// Whether it does anything.
     pub activity: Activity,
     /// What can be seen of the session meanwhile.
     pub statistics: SessionStatistics,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    order: Option<Box<Order>>,
+    /// Of the session's task.
+    waker: Option<Waker>,
 }
 
 /// Whose an order is: what one has ordered, another does not take back.
@@ -61,22 +66,27 @@ pub(crate) struct Order {
 impl Orders {
     /// Gives an order; a later one replaces it, but "now" stays "now", and an operator's is not replaced by the configuration's.
     pub(crate) fn give(&self, order: Order) {
-        let mut slot = self.order.lock();
-        let when = slot.as_ref().map_or(order.when, |known| order.when.max(known.when));
-        match &mut *slot {
+        let mut told = self.told.lock();
+        let when = told.order.as_ref().map_or(order.when, |known| order.when.max(known.when));
+        match &mut told.order {
             Some(known) if known.by == OrderedBy::Operator && order.by == OrderedBy::Route => {
                 known.when = when;
             }
-            _ => *slot = Some(Box::new(Order { when, ..order })),
+            none_or_other => *none_or_other = Some(Box::new(Order { when, ..order })),
         }
-        drop(slot);
+        drop(told);
         self.pending.store(true, Ordering::Release);
         self.wake();
     }
 
     fn wake(&self) {
-        let waker = self.waker.lock().clone();
+        let waker = self.told.lock().waker.clone();
         waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// The session's task has this waker from now on: it is another when it goes to another thread.
+    pub(super) fn is_woken_by(&self, waker: &Waker) {
+        self.told.lock().waker = Some(waker.clone());
     }
 
     /// Has the session rest if it has done nothing since the last call; true if it was woken for that.
@@ -90,16 +100,16 @@ impl Orders {
 
     /// Takes back what the configuration has ordered: the reason for it is gone. What an operator has ordered stays.
     pub(crate) fn take_back(&self) {
-        let mut slot = self.order.lock();
-        if slot.as_ref().is_some_and(|order| order.by == OrderedBy::Route) {
-            *slot = None;
+        let mut told = self.told.lock();
+        if told.order.as_ref().is_some_and(|order| order.by == OrderedBy::Route) {
+            told.order = None;
             self.pending.store(false, Ordering::Release);
         }
     }
 
     /// The order in force, if there is one.
     pub(super) fn pending(&self) -> Option<Order> {
-        self.order.lock().as_deref().cloned()
+        self.told.lock().order.as_deref().cloned()
     }
 
     pub(super) fn is_pending(&self) -> bool {
@@ -116,8 +126,8 @@ mod tests {
     }
 
     fn held(orders: &Orders) -> Option<(OrderedBy, When)> {
-        assert_eq!(orders.is_pending(), orders.order.lock().is_some());
-        orders.order.lock().as_ref().map(|order| (order.by, order.when))
+        assert_eq!(orders.is_pending(), orders.told.lock().order.is_some());
+        orders.told.lock().order.as_ref().map(|order| (order.by, order.when))
     }
 
     #[test]

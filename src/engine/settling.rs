@@ -9,7 +9,7 @@ use relay::conductor::Event;
 impl Engine {
     /// Has its sockets on this thread; false while they are on their way from another.
     pub(super) fn settle(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
-        *self.orders.waker.lock() = Some(cx.waker().clone());
+        self.orders.is_woken_by(cx.waker());
         match self.client.poll_register(cx) {
             Poll::Pending => return Ok(false),
             Poll::Ready(Ok(_)) => self.is_on_ring = self.client.is_on_ring(),

@@ -228,6 +228,14 @@ impl Engine {
         }
     }
 
+    /// It is dropped, by whoever calls this: nobody is to find its connection, and none is to come for it.
+    pub(crate) fn abandon(&self) {
+        self.slot.has_nothing();
+        if let Leasing::Waiting(waiter) = &self.leasing {
+            self.pool.abandon(waiter);
+        }
+    }
+
     /// The session is over: the connection is given back, cleaned or closed.
     pub(super) fn leave(&mut self, closing: &Closing) {
         self.timer.progress();

@@ -3,9 +3,32 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::{Orders, Signals, Timeouts};
+use crate::cancel::Slot;
 use crate::pool::Pool;
-use relay::Catalog;
+use policy::names::UserName;
 use relay::conductor::{Database, Moment, World};
+use relay::{Catalog, Gathering};
+
+/// What a session has to do with, as long as it lives.
+pub(crate) struct Around {
+    /// Its number.
+    pub id: u64,
+    /// Its user.
+    pub user: UserName,
+    /// Where its connections come from.
+    pub pool: Arc<Pool>,
+    /// For cancels.
+    pub slot: Arc<Slot>,
+    /// For orders.
+    pub orders: Arc<Orders>,
+    /// For those that it gives to others.
+    pub signals: Arc<dyn Signals>,
+    /// Changed by a reload.
+    pub timeouts: Arc<Timeouts>,
+    /// What is counted of messages that are not there whole.
+    pub gathering: Arc<Gathering>,
+}
 
 /// The clock, the system's random bits, and the pool as it is now.
 pub(super) struct RealWorld<'a> {

@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{info, warn};
@@ -14,19 +13,18 @@ use crate::handshake::Arrival;
 use crate::proxy::{ConnectionPermit, LiveSession, Proxy};
 use crate::ring;
 use wire::error::Fault;
-use wire::startup::CancelKey;
 
 /// The rest of the session, as a task of its own on the runtime that relays: small, because it lives long.
-pub(super) fn begin(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn, accepted: Instant) {
-    let LoggedIn { live, conductor, lease, key, permit } = parts;
+pub(super) fn begin(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn) {
+    let LoggedIn { live, conductor, lease, permit } = parts;
     let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
     let engine =
         Engine::new(Parts { client: arrival.reader, conductor, lease, around: around(&proxy, &live) });
     // A token in place of a tracked task: the tracker would be asked at every poll.
-    let registered = Registered { proxy, live, key, told: false, _permit: permit, _token: tasks.token() };
+    let registered = Registered { proxy, live, told: false, _permit: permit, _token: tasks.token() };
     match engine {
         Ok(engine) => {
-            data.spawn(Life { state: State::Awake(Box::new(engine)), registered, accepted, round: 0 });
+            data.spawn(Life { state: State::Awake(Box::new(engine)), registered, round: 0 });
         }
         Err(error) => warn!(peer = %registered.live.peer, %error, "a socket was lost between the runtimes"),
     }
@@ -58,7 +56,6 @@ enum State {
 struct Life {
     state: State,
     registered: Registered,
-    accepted: Instant,
     /// When it was last counted among those that are active.
     round: u32,
 }
@@ -82,7 +79,7 @@ impl Future for Life {
             this.registered.proxy.counters.refused(refusal);
         }
         this.registered.told = true;
-        farewell(&this.registered.proxy, &this.registered.live, &end, this.accepted);
+        farewell(&this.registered.proxy, &this.registered.live, &end);
         Poll::Ready(())
     }
 }
@@ -128,7 +125,6 @@ const REST_OFTEN: bool = cfg!(debug_assertions);
 struct Registered {
     proxy: Arc<Proxy>,
     live: Arc<LiveSession>,
-    key: CancelKey,
     /// How it ended was told.
     told: bool,
     _permit: ConnectionPermit,
@@ -140,13 +136,18 @@ impl Drop for Registered {
         if !self.told {
             audit_end(&self.proxy, &self.live, (0, (0, 0)), "pgusher ended");
         }
-        self.proxy.keys.withdraw(&self.key, self.live.id);
-        self.proxy.leave(self.live.id);
+        withdraw(&self.proxy, &self.live);
     }
 }
 
+/// Takes it out of the keys, and of the sessions that live.
+pub(super) fn withdraw(proxy: &Proxy, live: &LiveSession) {
+    proxy.keys.withdraw(&live.pid, (live.id, &live.slot));
+    proxy.leave(live.id);
+}
+
 /// One line a session.
-fn farewell(proxy: &Proxy, live: &LiveSession, end: &End, accepted: Instant) {
+fn farewell(proxy: &Proxy, live: &LiveSession, end: &End) {
     let (cause, fault) = match &end.cause {
         Cause::Client => ("the client left".to_owned(), None),
         Cause::Upstream => ("the upstream ended it".to_owned(), Some(Fault::Upstream)),
@@ -161,7 +162,7 @@ fn farewell(proxy: &Proxy, live: &LiveSession, end: &End, accepted: Instant) {
         connection = %live.place.route.connection(),
         generation = live.place.generation,
         peer = %live.peer,
-        seconds = accepted.elapsed().as_secs_f64(),
+        seconds = live.since.elapsed().unwrap_or_default().as_secs_f64(),
         transactions = end.transactions,
         bytes_in = end.bytes.0,
         bytes_out = end.bytes.1,

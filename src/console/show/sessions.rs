@@ -52,7 +52,7 @@ impl Overview<'_> {
                 session.place.route.connection().as_str().into(),
                 session.place.generation.into(),
                 state.into(),
-                session.pid.get().copied().into(),
+                session.pid.get().into(),
                 target.map(|target| target.pid()).into(),
                 session.mode.word().into(),
                 seen.pin.map(relay::sql::Pin::word).into(),

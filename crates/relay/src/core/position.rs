@@ -2,7 +2,6 @@
 //! and how much may still be sent before answers are waited for.
 
 use super::requests::Requests;
-use super::rest::Numbers;
 use crate::catalog::Words;
 use crate::sql::Scan;
 
@@ -35,6 +34,15 @@ pub(super) struct Position {
     /// How many queries were answered, as far as that tells one from the next.
     queries: u32,
     counts: Counts,
+}
+
+/// How far a session has come: these go on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Numbers {
+    /// Of its last request.
+    request: u64,
+    /// How many transactions have ended.
+    transactions: u64,
 }
 
 /// What was sent of the extended protocol since the last `Sync`.

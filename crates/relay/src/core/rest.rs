@@ -6,7 +6,7 @@ use super::Core;
 use super::channels::Channels;
 use super::facts::SessionFacts;
 use super::pids::Signalling;
-use super::position::Position;
+use super::position::{Numbers, Position};
 use super::residue::Residue;
 use super::statements::Statements;
 use crate::statement::Interner;
@@ -17,15 +17,6 @@ pub(crate) struct Resting {
     facts: SessionFacts,
     statements: Result<Box<Statements>, Arc<Interner>>,
     numbers: Numbers,
-}
-
-/// How far a session has come: these go on.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Numbers {
-    /// Of its last request.
-    pub(super) request: u64,
-    /// How many transactions have ended.
-    pub(super) transactions: u64,
 }
 
 impl Core {
