@@ -44,7 +44,8 @@ fn around(proxy: &Arc<Proxy>, live: &LiveSession) -> Around {
     }
 }
 
-/// How much of a session there is.
+/// How much of a session there is. Most of them rest: that takes no memory of its own.
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
 enum State {
     Awake(Box<Engine>),
     AtRest(Resting),
@@ -97,10 +98,9 @@ impl Life {
     /// If it is to.
     fn rest(&mut self) {
         let orders = &self.registered.live.orders;
-        if !orders.activity.is_to_rest() && !(REST_OFTEN && orders.statistics.is_even()) {
-            return;
-        }
-        if let State::Awake(engine) = &self.state
+        let is_to_rest = orders.activity.is_to_rest() || REST_OFTEN && orders.statistics.is_even();
+        if is_to_rest
+            && let State::Awake(engine) = &self.state
             && engine.may_rest()
             && let State::Awake(engine) = std::mem::replace(&mut self.state, State::Over)
         {
