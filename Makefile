@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-threads bench-overload bench-isolation soak fuzz fuzz-corpus sanitize test-compose test-drivers \
+.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-threads bench-overload bench-disturbed bench-isolation soak fuzz fuzz-corpus sanitize test-compose test-drivers \
 	test-tools advisories
 
 build:
@@ -76,6 +76,12 @@ bench-overload:
 	@tests/prerequisites.sh bench
 	cargo build --release --locked
 	python3 bench/overload.py $(ARGS)
+
+# What those notice who are in: a storm of logins, scrapes, reloads, the console and the page.
+bench-disturbed:
+	@tests/prerequisites.sh bench
+	cargo build --release --locked
+	python3 bench/disturbed.py $(ARGS)
 
 # What it costs that a connection goes from one user to another.
 bench-isolation:

@@ -67,8 +67,8 @@ def message(tag, body):
 class Client:
     """One blocking client connection; logged in once constructed."""
 
-    def __init__(self, host, port, user, password, database, tls=None, timeout=30):
-        self.sock = socket.create_connection((host, port), timeout)
+    def __init__(self, host, port, user, password, database, tls=None, timeout=30, sock=None):
+        self.sock = sock or socket.create_connection((host, port), timeout)
         try:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if tls:
@@ -195,6 +195,10 @@ def open_clients(arguments, count, hold):
     a, failures, clients = arguments, collections.Counter(), []
     tls = unverified_tls() if a.tls else None
     log_in = functools.partial(Client, a.host, a.port, a.user, a.password, a.database, tls)
+    if a.at_once:
+        sockets = [attempt(failures, lambda: socket.create_connection((a.host, a.port), 60)) for _ in range(count)]
+        clients += filter(None, [attempt(failures, lambda: log_in(sock=sock)) for sock in sockets if sock])
+        count = 0
     while len(clients) < count and failures.total() < MANY_FAILURES and not closed(hold):
         clients += filter(None, [attempt(failures, log_in)])
     answers = [attempt(failures, functools.partial(client.query, a.query)) for client in clients]
@@ -281,6 +285,7 @@ def parse_arguments():
     parser.add_argument("--database", default="bench")
     parser.add_argument("--query", default="SELECT 1")
     parser.add_argument("--tls", action="store_true", help="TLS by SSLRequest; any certificate will do")
+    parser.add_argument("--at-once", action="store_true", help="all connect before the first logs in")
     parser.add_argument("--hold", type=float, default=60, metavar="SECONDS")
     parser.add_argument("--processes", type=int, default=2)
     return parser.parse_args()

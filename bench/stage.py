@@ -251,6 +251,7 @@ class Pgusher(Target):
 
     name = "pgusher"
     engine = 'io = "auto"'
+    more = ""
 
     def __init__(self, arguments):
         self.binary = pathlib.Path(arguments.pgusher).resolve()
@@ -279,7 +280,7 @@ pool_size = {POOL_SIZE}
 
 [users.{USER}]
 password = "{stage.verifier}"
-""")
+{self.more}""")
         return Process([self.binary, "serve", config], folder / "log")
 
 

@@ -542,6 +542,7 @@ impl Future for Engine {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = self.get_mut();
+        this.orders.activity.is_seen();
         if this.ending.is_none() {
             let driven = SCRATCH.with_borrow_mut(|scratch| {
                 if !this.settled && !this.settle(cx, &mut scratch.out)? {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 /// How much a session does: one that does little rests whenever it does nothing, another when it has done nothing for a while.
 #[derive(Debug, Default)]
-pub(crate) struct Activity(AtomicU8);
+pub(super) struct Activity(AtomicU8);
 
 /// It rests when it next does nothing, as one that has just logged in.
 const TO_REST: u8 = 0;
@@ -20,7 +20,7 @@ const ACTIVE: u8 = 5;
 
 impl Activity {
     /// The session does something, perhaps.
-    pub(crate) fn is_seen(&self) {
+    pub(super) fn is_seen(&self) {
         match self.0.load(Ordering::Relaxed) {
             RESTING => self.0.store(BRIEFLY_AWAKE, Ordering::Relaxed),
             RESTING_AGAIN | QUIET => self.0.store(ACTIVE, Ordering::Relaxed),
@@ -29,18 +29,18 @@ impl Activity {
     }
 
     /// Whether it is to rest as soon as it does nothing.
-    pub(crate) fn is_to_rest(&self) -> bool {
+    pub(super) fn is_to_rest(&self) -> bool {
         matches!(self.0.load(Ordering::Relaxed), TO_REST | BRIEFLY_AWAKE)
     }
 
     /// It rests from now on.
-    pub(crate) fn rests(&self) {
+    pub(super) fn rests(&self) {
         let is_brief = self.0.load(Ordering::Relaxed) == BRIEFLY_AWAKE;
         self.0.store(if is_brief { RESTING_AGAIN } else { RESTING }, Ordering::Relaxed);
     }
 
     /// Looks whether it has done something since the last look; true if it is to be woken, to rest.
-    pub(crate) fn look(&self) -> bool {
+    pub(super) fn look(&self) -> bool {
         let next = |now: u8| match now {
             ACTIVE => Some(QUIET),
             QUIET => Some(TO_REST),

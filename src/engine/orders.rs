@@ -16,7 +16,7 @@ pub(crate) struct Orders {
     told: Mutex<Told>,
     pending: AtomicBool,
     /// Whether it does anything.
-    pub activity: Activity,
+    pub(super) activity: Activity,
     /// What can be seen of the session meanwhile.
     pub statistics: SessionStatistics,
 }

@@ -19,9 +19,17 @@ fn idle() -> Wishes {
     Wishes { from_client: true, ..Wishes::default() }
 }
 
+/// Where tests run, every other transaction is followed by a rest, however short.
+const REST_OFTEN: bool = cfg!(debug_assertions);
+
 impl Engine {
-    /// True if nothing is lost when it rests.
-    pub(crate) fn may_rest(&self) -> bool {
+    /// True if it is to rest, and nothing is lost when it does.
+    pub(crate) fn is_to_rest(&self) -> bool {
+        let is_even = || self.orders.statistics.is_even();
+        (self.orders.activity.is_to_rest() || REST_OFTEN && is_even()) && self.may_rest()
+    }
+
+    fn may_rest(&self) -> bool {
         self.settled
             && self.started
             && self.wishes == idle()
@@ -37,8 +45,9 @@ impl Engine {
             && self.conductor.may_rest()
     }
 
-    /// What is kept of one that [may rest](Self::may_rest). Its task is woken by whatever wakes it otherwise.
+    /// What is kept of one that [is to rest](Self::is_to_rest). Its task is woken by whatever wakes it otherwise.
     pub(crate) fn rest(self) -> Resting {
+        self.orders.activity.rests();
         let Self { client, conductor, bytes, timer, .. } = self;
         Resting { client, conductor: conductor.rest(), bytes, timer: timer.is_set().then(|| Box::new(timer)) }
     }

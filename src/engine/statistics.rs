@@ -50,7 +50,7 @@ impl SessionStatistics {
     }
 
     /// Whether an even number of transactions have ended.
-    pub(crate) fn is_even(&self) -> bool {
+    pub(super) fn is_even(&self) -> bool {
         self.transactions.load(Ordering::Relaxed).is_multiple_of(2)
     }
 

@@ -66,7 +66,6 @@ impl Future for Life {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        this.registered.live.orders.activity.is_seen();
         this.wake();
         let State::Awake(engine) = &mut this.state else { return Poll::Ready(()) };
         let Poll::Ready(end) = Pin::new(&mut **engine).poll(cx) else {
@@ -95,17 +94,13 @@ impl Life {
         }
     }
 
-    /// If it is to.
+    /// If it is to, and may.
     fn rest(&mut self) {
-        let orders = &self.registered.live.orders;
-        let is_to_rest = orders.activity.is_to_rest() || REST_OFTEN && orders.statistics.is_even();
-        if is_to_rest
-            && let State::Awake(engine) = &self.state
-            && engine.may_rest()
+        if let State::Awake(engine) = &self.state
+            && engine.is_to_rest()
             && let State::Awake(engine) = std::mem::replace(&mut self.state, State::Over)
         {
             self.state = State::AtRest(engine.rest());
-            orders.activity.rests();
         }
     }
 }
@@ -117,9 +112,6 @@ impl Drop for Life {
         }
     }
 }
-
-/// Where tests run, every other transaction is followed by a rest, however short.
-const REST_OFTEN: bool = cfg!(debug_assertions);
 
 /// Takes a session out of every register, however it ends.
 struct Registered {
