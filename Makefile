@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-threads bench-overload bench-disturbed bench-isolation soak fuzz fuzz-corpus sanitize test-compose test-drivers \
+.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-threads bench-overload bench-disturbed bench-memory bench-isolation soak fuzz fuzz-corpus sanitize test-compose test-drivers \
 	test-tools advisories
 
 build:
@@ -69,19 +69,25 @@ bench-core:
 bench-threads:
 	@tests/prerequisites.sh bench
 	cargo build --release --locked
-	python3 bench/threads.py $(ARGS)
+	python3 bench/threads.py --out docs/benchmarks.md $(ARGS)
 
 # Many more clients than connections: how long they wait, and whether any waits longer than the others.
 bench-overload:
 	@tests/prerequisites.sh bench
 	cargo build --release --locked
-	python3 bench/overload.py $(ARGS)
+	python3 bench/overload.py --out docs/benchmarks.md $(ARGS)
 
 # What those notice who are in: a storm of logins, scrapes, reloads, the console and the page.
 bench-disturbed:
 	@tests/prerequisites.sh bench
 	cargo build --release --locked
-	python3 bench/disturbed.py $(ARGS)
+	python3 bench/disturbed.py --out docs/benchmarks.md $(ARGS)
+
+# What idle clients, long rows and COPY take.
+bench-memory:
+	@tests/prerequisites.sh bench
+	cargo build --release --locked
+	python3 bench/memory.py --out docs/benchmarks.md $(ARGS)
 
 # What it costs that a connection goes from one user to another.
 bench-isolation:

@@ -9,6 +9,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import datetime
 import os
 import pathlib
 import re
@@ -23,7 +24,8 @@ import typing
 import crowd
 import graphs
 import report
-from stage import DATABASE, PASSWORD, TARGETS, USER, DidNotStart, Stage, Unavailable
+from poolers import TARGETS
+from stage import DATABASE, PASSWORD, USER, DidNotStart, Stage, Unavailable
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 LATENCY_SAMPLE = 0.1  # share of the transactions that pgbench logs
@@ -452,9 +454,18 @@ def small_options(description, **defaults):
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--pgusher", default=REPOSITORY / "target/release/pgusher", metavar="PATH")
+    parser.add_argument("--out", type=pathlib.Path, metavar="PATH", help="docs/benchmarks.md, a section of which it is to be")
     signal.signal(signal.SIGTERM, interrupt)
     crowd.raise_file_limit()
     return parser.parse_args()
+
+
+def show(options, title, about, titles, rows):
+    """Prints a table, and makes it the section of this title if a file is given."""
+    text = report.table(titles, rows)
+    print(text)
+    if options.out:
+        report.write_section(options.out, title, f"{about} ({datetime.date.today()}; {os.cpu_count()} cores)\n\n{text}")
 
 
 def interrupt(_signal, _frame):

@@ -85,7 +85,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3)
-    parser.add_argument("--out", type=pathlib.Path, metavar="PATH", help="docs/benchmarks.md, whose last section it is to be")
+    parser.add_argument("--out", type=pathlib.Path, metavar="PATH", help="docs/benchmarks.md, a section of which it is to be")
     arguments = parser.parse_args()
     binary = os.environ.get("PGUSHER", REPOSITORY / "target/release/pgusher")
     with tempfile.TemporaryDirectory(prefix="pgusher-bench-") as name:
@@ -139,7 +139,7 @@ def main():
             print(table)
             if arguments.out:
                 about = ABOUT.format(date=datetime.date.today(), rounds=arguments.rounds, seconds=arguments.seconds)
-                report.write_hand_overs(arguments.out, about + "\n\n" + table)
+                report.write_section(arguments.out, "Hand-overs between users", about + "\n\n" + table)
         finally:
             for process in reversed(running):
                 process.stop()

@@ -231,19 +231,28 @@ def render(machine_facts, options, targets, works, samples, notes, drawn):
     return "\n\n".join(sections)
 
 
-# What bench/isolation.py measures stands at the end of the same file.
-HAND_OVERS = "## Hand-overs between users"
+# What the other benchmarks measure stands behind it in the same file, a section each, in this order.
+OTHERS = ("Threads", "Overload", "Undisturbed", "Memory", "Hand-overs between users")
+
+
+def sections(text):
+    """The sections of the other benchmarks, by their titles."""
+    found = re.split(r"^## (.+)\n", text, flags=re.M)
+    return {title: body.strip() for title, body in zip(found[1::2], found[2::2]) if title in OTHERS}
+
+
+def whole(text, others):
+    kept = [f"## {title}\n\n{others[title]}" for title in OTHERS if title in others]
+    return "\n\n".join([text.strip(), *kept]) + "\n"
 
 
 def write(path, text):
-    """All but the hand-overs, which stay as they are."""
+    """All but the sections of the others, which stay as they are."""
+    path.write_text(whole(text, sections(path.read_text()) if path.exists() else {}))
+
+
+def write_section(path, title, text):
+    """That section alone."""
     old = path.read_text() if path.exists() else ""
-    kept = old[old.index(HAND_OVERS):] if HAND_OVERS in old else ""
-    path.write_text(text.rstrip() + "\n" + ("\n" + kept if kept else ""))
-
-
-def write_hand_overs(path, text):
-    """The hand-overs alone."""
-    old = path.read_text()
-    rest = old[:old.index(HAND_OVERS)] if HAND_OVERS in old else old
-    path.write_text(f"{rest.rstrip()}\n\n{HAND_OVERS}\n\n{text.rstrip()}\n")
+    first = min((old.index(f"## {known}\n") for known in OTHERS if f"## {known}\n" in old), default=len(old))
+    path.write_text(whole(old[:first], sections(old) | {title: text.strip()}))

@@ -302,10 +302,12 @@ class Pgbouncer(Target):
         self.version = version_of([self.binary, "--version"])
         self.knows_prepared = tuple(map(int, re.findall(r"\d+", self.version)[:2])) >= (1, 21)
 
-    def _launch(self, stage, folder, port, auth, upstream):
-        users = stage.write(f"{folder.name}/users.txt", f'"{USER}" "{stage.verifier}"\n')
+    def _config(self, stage, folder, port, auth, upstream):
+        users = folder / "users.txt"
+        users.write_text(f'"{USER}" "{stage.verifier}"\n')
+        stage.own(users)
         prepared = "max_prepared_statements = 200" if self.knows_prepared else ""
-        config = stage.write(f"{folder.name}/pgbouncer.ini", f"""\
+        return f"""\
 [databases]
 {DATABASE} = host={upstream} port={stage.port} dbname={DATABASE} user={UPSTREAM_USER}
 [pgbouncer]
@@ -325,7 +327,10 @@ server_tls_sslmode = disable
 log_connections = 0
 log_disconnections = 0
 log_stats = 0
-""")
+"""
+
+    def _launch(self, stage, folder, port, auth, upstream):
+        config = stage.write(f"{folder.name}/pgbouncer.ini", self._config(stage, folder, port, auth, upstream))
         # SIGQUIT: stop at once in every version; since 1.23 the gentler signals wait for clients.
         return Process([self.binary, "-q", config], folder / "log", stage.account, signal.SIGQUIT)
 

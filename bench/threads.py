@@ -88,7 +88,7 @@ def row(kind, mode, found, futex):
     ratio = statistics.median(sample.cost / one.cost for sample, one in zip(samples, alone))
     how = "all at once" if kind[1] == 0 else f"each when those before are {kind[1]} % full"
     waits = "not counted" if futex is None else f"{futex:.4f}"
-    return f"| {mode} | {kind[0]}, {how} | {rate:,.0f} | {cost:.2f} | {ratio:.2f} | {waits} |"
+    return [mode, f"{kind[0]}, {how}", f"{rate:,.0f}", f"{cost:.2f}", f"{ratio:.2f}", waits]
 
 
 def main():
@@ -97,10 +97,11 @@ def main():
         rows = measure(options)
     except Unavailable as error:
         sys.exit(str(error))
-    print(f"{os.cpu_count()} cores, {options.clients} clients, {options.rounds} rounds of {options.seconds} s, medians\n")
-    print("| pgbench -S | threads | transactions/s | CPU s for a million | ratio to one thread | futex calls for each |")
-    print("|---|---|---|---|---|---|")
-    print("\n".join(rows))
+    about = (f"`make bench-threads`: `pgbench -S` from {options.clients} clients, {options.rounds} rounds of {options.seconds} s, medians. Two "
+             "threads on the two cores that PostgreSQL and pgbench use as well say nothing of four and more: that was not measured where this "
+             "table has no such rows.")
+    titles = ["pgbench -S", "threads", "transactions/s", "CPU s for a million", "ratio to one thread", "futex calls for each"]
+    bench.show(options, "Threads", about, titles, rows)
 
 
 if __name__ == "__main__":
