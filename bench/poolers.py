@@ -74,6 +74,8 @@ worker_threads = 1
 max_connections = {MAX_CLIENTS}
 log_client_connections = false
 log_client_disconnections = false
+tls_certificate = "{theater.folder}/server.crt"
+tls_private_key = "{theater.folder}/server.key"
 pg_hba = \"\"\"
 host all all 127.0.0.1/32 {method}
 \"\"\"
@@ -93,48 +95,17 @@ pool_size = {stage.POOL_SIZE}
         return Process([self.binary, config], folder / "log", theater.account, signal.SIGTERM)
 
 
-class PgDog(Elsewhere):
-    name, title, variable = "pgdog", "PgDog", "PGDOG"
-
-    def _launch(self, theater, folder, port, auth, upstream):
-        method = "trust" if auth == "trust" else "scram"
-        config = theater.write(f"{folder.name}/pgdog.toml", f"""\
-[general]
-host = "127.0.0.1"
-port = {port}
-workers = 1
-auth_type = "{method}"
-default_pool_size = {stage.POOL_SIZE}
-pooler_mode = "transaction"
-healthcheck_port = {stage.free_port()}
-log_level = "error"
-
-[[databases]]
-name = "{DATABASE}"
-host = "{upstream}"
-port = {theater.port}
-""")
-        users = theater.write(f"{folder.name}/users.toml", f"""\
-[[users]]
-name = "{USER}"
-database = "{DATABASE}"
-password = "{stage.PASSWORD}"
-server_user = "{UPSTREAM_USER}"
-server_password = "none"
-""")
-        command = [self.binary, "--config", config, "--users", users, "run"]
-        return Process(command, folder / "log", theater.account, signal.SIGTERM)
-
-
 class Odyssey(Elsewhere):
     name, title, variable = "odyssey", "Odyssey", "ODYSSEY"
 
     def _launch(self, theater, folder, port, auth, upstream):
+        if upstream.startswith("/"):
+            raise Unavailable("Odyssey takes no folder of a unix socket as the host of its storage.")
         proof = 'authentication "none"' if auth == "trust" else f'authentication "scram-sha-256"\n        password "{stage.PASSWORD}"'
         config = theater.write(f"{folder.name}/odyssey.conf", f"""\
 daemonize no
-log_to_stdout no
-log_file "{folder}/log"
+log_to_stdout yes
+log_format "%p %t %l %m\\n"
 log_session no
 log_query no
 log_stats no
@@ -170,4 +141,4 @@ database "{DATABASE}" {{
         return Process([self.binary, config], folder / "log", theater.account, signal.SIGTERM)
 
 
-TARGETS = stage.TARGETS | {kind.name: kind for kind in (PgbouncerTwice, PgDoorman, PgDog, Odyssey)}
+TARGETS = stage.TARGETS | {kind.name: kind for kind in (PgbouncerTwice, PgDoorman, Odyssey)}
