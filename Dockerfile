@@ -19,7 +19,8 @@ RUN for crate in . crates/*; do mkdir $crate/src && touch $crate/src/lib.rs; don
 COPY crates crates
 COPY src src
 # Cargo goes by the time of change: these must be younger than the empty ones.
-RUN touch src/lib.rs src/main.rs crates/*/src/lib.rs && cargo build --release --locked
+COPY dist/strip.sh dist/
+RUN touch src/lib.rs src/main.rs crates/*/src/lib.rs && cargo build --release --locked && dist/strip.sh target/release/pgusher
 
 FROM debian:bookworm-slim
 # The system's authorities, for upstreams with sslmode = "verify-full".

@@ -4,17 +4,20 @@ SHELL := bash
 ARGS ?=
 
 .PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-threads bench-overload bench-disturbed bench-memory bench-isolation soak fuzz fuzz-corpus sanitize test-compose test-drivers \
-	test-tools advisories
+	test-tools advisories msrv
 
+# A release: the program without its symbols, which are beside it.
 build:
 	cargo build --release --locked
+	dist/strip.sh target/release/pgusher
 
+# By the profile of the tests: what only a release needs (all crates optimised as one) takes minutes.
 demo:
 	@tests/prerequisites.sh demo
-	cargo build --release --locked
+	cargo build --locked --bin pgusher
 	@demo/demo.sh
 
-test: prerequisites lint deny docs-fresh unit integration
+test: prerequisites lint docs-fresh unit integration
 
 # Formatting, lints, and the tests of crates, layout and corpus: seconds once built. The tests in tests/it are not run.
 quick:
@@ -30,8 +33,16 @@ lint:
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
 
+# What may come into the binary: licenses, sources, and no crate twice without a reason.
 deny:
+	@tests/prerequisites.sh deny
 	cargo deny --locked check bans licenses sources
+
+# With the oldest compiler that is promised (`rust-version`), where it is installed. (Clippy looks in every `make lint` for what the
+# standard library got later.)
+MSRV ?= $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+msrv:
+	cargo +$(MSRV) check --locked --workspace
 
 # They need a network, or a copy of their database (ADVISORY_DB), which a build machine may not have: then this says so.
 advisories:
@@ -40,7 +51,7 @@ advisories:
 unit:
 	cargo test --locked --workspace --lib --bins --test corpus
 
-# All of it as it comes, which is by io_uring where this machine has that and no more than two cores; a part by the other.
+# All of it on the default engine, which is io_uring where this machine has it; a part on the other.
 OTHER ?= epoll
 AGAIN ?= cancel:: halves:: isolation::who_ listen:: main_job:: relay:: tls:: waits::
 integration:

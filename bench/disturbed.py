@@ -5,6 +5,7 @@ the disturbance. The storm's clients run only where nothing else wants to (SCHED
 about time; logins that fail are told."""
 
 import contextlib
+import os
 import signal
 import statistics
 import subprocess
@@ -102,7 +103,8 @@ def storm(_target, setting):
     """All come when the load runs already, and hold until the end of it."""
     command = [sys.executable, crowd.__file__, "--clients", "5000", "--port", str(setting.port), "--user", stage.USER,
                "--password", stage.PASSWORD, "--database", stage.DATABASE, "--tls", "--at-once", "--hold", "60"]
-    child = subprocess.Popen(["chrt", "--idle", "0", *command], stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    child = subprocess.Popen(["chrt", "--idle", "0", *command], stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+                             start_new_session=True)
     began = time.monotonic()
     try:
         yield
@@ -115,8 +117,8 @@ def storm(_target, setting):
             raise Unavailable(f"not all got in: {'; '.join(said)}")
         bench.progress(f"5,000 logins: {time.monotonic() - began:.1f} s")
     finally:
-        child.send_signal(signal.SIGINT)
         child.stdout.close()
+        os.killpg(child.pid, signal.SIGKILL)
         child.wait(60)
 
 

@@ -153,7 +153,7 @@ class Stage:
         (data / "pg_hba.conf").write_text(f"local all {UPSTREAM_USER} trust\nhost all {UPSTREAM_USER} 127.0.0.1/32 trust\n"
                                           "host all all 127.0.0.1/32 scram-sha-256\n")
         settings = {
-            "listen_addresses": "127.0.0.1", "unix_socket_directories": self.folder, "max_connections": "300",
+            "listen_addresses": "127.0.0.1", "unix_socket_directories": self.folder, "max_connections": "1000",
             "fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off",
             "shared_buffers": "512MB", "max_wal_size": "4GB", "ssl": "on",
             "ssl_cert_file": self.folder / "server.crt", "ssl_key_file": self.folder / "server.key",

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Two throwaway PostgreSQL, dev and prod, and pgusher before them: who lands where, and why. Everything stays in
-# demo/run and is gone in the end.
+# Two throwaway PostgreSQL servers, dev and prod, with pgusher in front of them: who is routed where, and why. Everything is in
+# demo/run, which is deleted at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=$PWD/demo/run
 port=${PORT:-6432}
+program=${PGUSHER:-target/debug/pgusher}
 bin=${PG_BIN:-$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)}
 bin=${bin:-$(dirname "$(command -v initdb)")}
 
-# PostgreSQL does not run as root; without root, it runs as whoever runs this.
+# PostgreSQL does not run as root; if this is not run as root, PostgreSQL runs as the same user.
 user=()
 if [ "$(id -u)" = 0 ]; then
   user=(setpriv "--reuid=$(id -u postgres)" "--regid=$(id -g postgres)" --clear-groups)
@@ -43,7 +44,7 @@ data=$run/data
 mkdir "$data"
 if [ "$(id -u)" = 0 ]; then
   chown postgres "$data"
-  # Where that user cannot reach this folder, its files are in a temporary one.
+  # If that user cannot reach this folder, its files are in a temporary one.
   "${user[@]}" test -w "$data" || { data=$(mktemp -d) && chown postgres "$data"; }
 fi
 
@@ -51,7 +52,7 @@ start() { # name port
   "${user[@]}" "$bin/initdb" -U pgusher -A trust -E UTF8 --no-locale --no-sync -D "$data/$1" >"$run/$1.initdb"
   "${user[@]}" "$bin/pg_ctl" -s -w -D "$data/$1" -l "$data/$1.log" \
     -o "-p $2 -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off" start
-  # Both have the name that clients use: tools that qualify names need that.
+  # Both databases have the name that clients use: tools that qualify names need this.
   psql -Xqh 127.0.0.1 -p "$2" -U pgusher -d postgres -c "CREATE DATABASE warehouse"
   psql -Xqh 127.0.0.1 -p "$2" -U pgusher -d warehouse -c "CREATE TABLE whoami AS SELECT 'the $1 database'::text AS name"
 }
@@ -64,11 +65,11 @@ start prod "$prod_port"
 
 sed "s/@PORT@/$port/; s/@DEV_PORT@/$dev_port/; s/@PROD_PORT@/$prod_port/" config/demo.toml >"$run/pgusher.toml"
 chmod 600 "$run/pgusher.toml"
-target/release/pgusher check "$run/pgusher.toml"
-target/release/pgusher serve "$run/pgusher.toml" 2>"$run/pgusher.log" &
+"$program" check "$run/pgusher.toml"
+"$program" serve "$run/pgusher.toml" 2>"$run/pgusher.log" &
 pgusher=$!
 for _ in $(seq 100); do
-  target/release/pgusher health "127.0.0.1:$port" 2>/dev/null && break
+  "$program" health "127.0.0.1:$port" 2>/dev/null && break
   kill -0 "$pgusher" 2>/dev/null || { cat "$run/pgusher.log" >&2; exit 1; }
   sleep 0.05
 done
@@ -88,18 +89,18 @@ for expected in dana:dev pete:prod nora:dev; do
 done
 echo
 if [ "$right" != 3 ]; then
-  echo "$((3 - right)) of 3 landed in the wrong database" >&2
+  echo "$((3 - right)) of 3 users reached the wrong database" >&2
   exit 1
 fi
-echo "All three landed where they belong."
+echo "All three users reached the right database."
 [ "${ONCE:-}" = 1 ] && exit 0
 
 cat <<TRY
 
-pgusher stays up until Ctrl-C. Try, in another terminal:
+pgusher runs until you press Ctrl-C. In another terminal, try:
   psql 'host=127.0.0.1 port=$port dbname=warehouse user=pete password=pete' -c 'SELECT * FROM whoami'
   psql 'host=127.0.0.1 port=$port dbname=warehouse user=dana password=dana options=-cpgusher.environment=prod'   # not permitted
-  target/release/pgusher resolve demo/run/pgusher.toml --user nora --database warehouse
-  \$EDITOR demo/run/pgusher.toml && kill -HUP $pgusher      # who goes where, changed while it runs
+  $program resolve demo/run/pgusher.toml --user nora --database warehouse
+  \$EDITOR demo/run/pgusher.toml && kill -HUP $pgusher      # change routes while it runs
 TRY
 wait "$pgusher"

@@ -407,6 +407,10 @@ impl Writer {
             error!(%file, %error, waiting, "the audit cannot be written: events wait, and are lost when too many do");
         }
         if then == Then::Retry {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a thread of its own, which has nothing else to do"
+            )]
             std::thread::sleep(SYNC);
         }
     }

@@ -154,7 +154,11 @@ enum Command {
         target: String,
     },
     /// Print the manual of the configuration, in Markdown.
-    Manual,
+    Manual {
+        /// Print a JSON Schema instead: editors complete and check a configuration by it.
+        #[arg(long)]
+        json_schema: bool,
+    },
 }
 
 /// Whether a fallback is accepted, as it is asked for.
@@ -242,8 +246,8 @@ pub fn run() -> ExitCode {
             apply::apply(&target, &file, apply::How { intent, fallback: acceptance.fallback() })
         }
         Command::Health { target } => health(&target),
-        Command::Manual => {
-            print!("{}", file::manual());
+        Command::Manual { json_schema } => {
+            print!("{}", if json_schema { file::json_schema() } else { file::manual() });
             ExitCode::SUCCESS
         }
     }
@@ -291,7 +295,7 @@ fn check(file: &Path, outside: Outside) -> ExitCode {
             let (environment, connection) = match route::resolve(config, &attributes, database.as_str(), None)
             {
                 Ok(route) => (route.environment().to_string(), route.connection().to_string()),
-                Err(refusal) => ("refused".to_owned(), refusal.sqlstate.0.to_owned()),
+                Err(refusal) => ("refused".to_owned(), refusal.sqlstate.to_string()),
             };
             rows.push([user.to_string(), database.to_string(), values, environment, connection]);
         }
@@ -392,7 +396,7 @@ fn resolve(file: &Path, user: &str, database: &str, environment: Option<&str>) -
             ExitCode::SUCCESS
         }
         Err(refusal) => {
-            println!("refused      {} ({})", refusal.message, refusal.sqlstate.0);
+            println!("refused      {} ({})", refusal.message, refusal.sqlstate.as_str());
             refusal.detail.iter().for_each(|detail| println!("detail       {detail}"));
             refusal.hint.iter().for_each(|hint| println!("hint         {hint}"));
             ExitCode::FAILURE

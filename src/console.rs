@@ -112,7 +112,7 @@ async fn log_in(
         Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message)
             .hint("It takes console = \"admin\" or \"stats\" in [users.NAME].")
     })?;
-    let permit = proxy.console_permit(&now, &name, right)?;
+    let permit = proxy.permits.for_console(&now, &name, right)?;
     // `reserved_connections` are for users with `console = "admin"`.
     match right {
         Right::Admin => stranger.is_operator()?,
@@ -209,7 +209,7 @@ async fn loses_right(proxy: &Proxy, user: &UserName) {
 
 impl Session {
     async fn run(mut self, reader: &mut Reader) -> io::Result<Ended> {
-        let closing = self.proxy.closing.clone();
+        let closing = self.proxy.life.closing().clone();
         let mut changes = self.proxy.changes();
         loop {
             let (tag, body) = tokio::select! {
@@ -348,7 +348,7 @@ impl Session {
         }
         if let Err(refusal) = self.permit(command) {
             if self.proxy.is_refusal_told(&self.peer, &refusal) {
-                self.proxy.audit.record(|| self.event(command).text("outcome", refusal.sqlstate.0));
+                self.proxy.audit.record(|| self.event(command).text("outcome", refusal.sqlstate.as_str()));
             }
             return Err(refusal);
         }
@@ -357,9 +357,10 @@ impl Session {
         if refuses && !self.proxy.audit.record_surely(|| self.event(command).text("outcome", "begun")).await {
             return Err(audit::not_written());
         }
-        let mut told = Told { proxy: &self.proxy, event: Some(self.event(command)), outcome: "left" };
+        let mut told =
+            Told { proxy: &self.proxy, event: Some(self.event(command)), outcome: "left".to_owned() };
         let acted = act::act(&self.proxy, &self.user, command).await;
-        told.outcome = acted.as_ref().err().map_or("done", |refusal| refusal.sqlstate.0);
+        told.outcome = acted.as_ref().err().map_or("done".into(), |refusal| refusal.sqlstate.to_string());
         drop(told);
         acted
     }
@@ -368,14 +369,13 @@ impl Session {
     fn transaction(&mut self, tag: &str) {
         let begins = tag == "BEGIN";
         let was_in = std::mem::replace(&mut self.in_transaction, begins);
-        let (code, text) = match (begins, was_in) {
-            (true, true) => ("25001", "there is already a transaction in progress"),
-            (false, false) => ("25P01", "there is no transaction in progress"),
+        let (state, text) = match (begins, was_in) {
+            (true, true) => (SqlState::new("25001"), "there is already a transaction in progress"),
+            (false, false) => (SqlState::new("25P01"), "there is no transaction in progress"),
             (true, false) | (false, true) => return,
         };
-        let hint =
-            (tag == "ROLLBACK").then_some("ROLLBACK CONFIG puts the previous configuration back in force.");
-        wire::warning_response(&mut self.out, SqlState(code), text, hint);
+        let hint = (tag == "ROLLBACK").then_some("ROLLBACK CONFIG re-applies the previous configuration.");
+        wire::warning_response(&mut self.out, state, text, hint);
     }
 
     /// What was said. That holds neither secrets nor a client's SQL.
@@ -537,13 +537,13 @@ impl Session {
 struct Told<'a> {
     proxy: &'a Proxy,
     event: Option<Event>,
-    outcome: &'static str,
+    outcome: String,
 }
 
 impl Drop for Told<'_> {
     fn drop(&mut self) {
         if let Some(event) = self.event.take() {
-            self.proxy.audit.record(|| event.text("outcome", self.outcome));
+            self.proxy.audit.record(|| event.text("outcome", &self.outcome));
         }
     }
 }
@@ -564,7 +564,7 @@ fn text_of(body: &[u8]) -> Result<(String, &[u8]), Refusal> {
         Ok(text) => Ok((text.to_owned(), rest)),
         Err(_) => {
             let message = "invalid byte sequence for encoding \"UTF8\"";
-            Err(Refusal::new(Fault::Client, SqlState("22021"), message))
+            Err(Refusal::new(Fault::Client, SqlState::new("22021"), message))
         }
     }
 }

@@ -85,6 +85,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// The system's; `WouldBlock` if another process has it all the time.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "on a thread that may block: the system tells nobody when a lock is free"
+)]
 pub(crate) fn lock(file: &File, patience: Duration) -> Result<(), TryLockError> {
     let deadline = Instant::now() + patience;
     loop {

@@ -164,10 +164,10 @@ async fn all_metrics(State(proxy): State<Arc<Proxy>>) -> impl IntoResponse {
 /// Whether clients are accepted.
 async fn ready(State(proxy): State<Arc<Proxy>>) -> (StatusCode, &'static str) {
     match () {
-        () if proxy.is_draining() || proxy.closing.is_cancelled() => {
+        () if proxy.life.is_draining() || proxy.life.closing().is_cancelled() => {
             (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
         }
-        () if !proxy.is_listening() => (StatusCode::SERVICE_UNAVAILABLE, "not listening yet\n"),
+        () if !proxy.life.is_listening() => (StatusCode::SERVICE_UNAVAILABLE, "not listening yet\n"),
         () => (StatusCode::OK, "ok\n"),
     }
 }
@@ -184,7 +184,7 @@ pub(crate) fn bind(address: SocketAddr, reuse: ReusePort) -> io::Result<TcpListe
 /// asked.
 pub(crate) async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router, security: Security) {
     let reuse = ReusePort::of(&proxy.generation().config.server);
-    let closing = proxy.closing.clone();
+    let closing = proxy.life.closing().clone();
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     let connections = Arc::new(Connections::default());
     loop {

@@ -25,6 +25,7 @@ mod engine;
 // ── the house ──
 mod store;
 mod prepare;
+mod lifetime;
 mod proxy;
 mod metrics;
 mod doctor;

@@ -160,12 +160,12 @@ fn keep_alive(socket: &SockRef<'_>, keepidle: Duration) {
 
 /// Accepts clients until the proxy closes. Who waits in the queue of a socket that is not ours, waits for the next process.
 pub(crate) async fn run(proxy: Arc<Proxy>, listener: Listener, opened_by: OpenedBy) {
-    let _open = proxy.door.clone();
+    let _open = proxy.life.at_the_door();
     let mut keepidle = *proxy.generation().config.server.tcp_keepidle;
     loop {
         let accepted = tokio::select! {
             biased;
-            () = proxy.closing.cancelled() => {
+            () = proxy.life.closing().cancelled() => {
                 if opened_by == OpenedBy::Us {
                     leave_to_others(&listener).await;
                     last_ones(&proxy, listener);
@@ -260,7 +260,7 @@ fn start(proxy: &Arc<Proxy>, socket: Socket, peer: String) {
     };
     let proxy = proxy.clone();
     let tasks = proxy.runtimes.tasks.clone();
-    let arriving = proxy.door.clone();
+    let arriving = proxy.life.at_the_door();
     tasks.spawn(async move {
         let _arriving = arriving;
         session::serve(proxy, socket, peer, stranger).await;

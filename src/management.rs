@@ -16,6 +16,7 @@ mod overview;
 mod page;
 mod people;
 mod redact;
+mod sessions;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,6 +121,15 @@ fn query(parts: &Parts, known: &[&str]) -> Result<Vec<(String, String)>, Problem
         }
     }
     Ok(pairs)
+}
+
+/// A number of a query.
+fn bounded(pairs: &[(String, String)], name: &str, usual: usize, most: usize) -> Result<usize, Problem> {
+    match parameter(pairs, name).map(str::parse) {
+        None => Ok(usual),
+        Some(Ok(number)) if (1..=most).contains(&number) => Ok(number),
+        Some(_) => Err(Problem::field(name, format_args!("Expected a number from 1 to {most}"))),
+    }
 }
 
 /// One of them.
@@ -286,8 +296,8 @@ calls! {
     "/api/v1/generations" => get operate::generations;
     "/api/v1/generations/{number}" => get operate::generation;
     "/api/v1/generations/{number}/rollback" => post operate::roll_back;
-    "/api/v1/sessions" => get operate::sessions;
-    "/api/v1/sessions/{id}" => delete operate::end_session;
+    "/api/v1/sessions" => get sessions::sessions;
+    "/api/v1/sessions/{id}" => delete sessions::end_session;
     "/api/v1/grants" => get operate::grants, post operate::grant;
     "/api/v1/grants/{id}" => delete operate::revoke;
     "/api/v1/audit" => get operate::search_audit;

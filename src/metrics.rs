@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text};
@@ -11,7 +12,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::pool::Pool;
-use crate::proxy::{LiveSession, Proxy};
+use crate::proxy::{Proxy, Snapshot};
 use crate::stats::{Counter, Isolated, Times};
 use relay::Pin;
 
@@ -38,6 +39,9 @@ impl fmt::Debug for Now {
 enum Sample {
     Counter(u64),
     Gauge(i64),
+    /// A counter of seconds, and a gauge of them: base units, as Prometheus asks for.
+    CountedSeconds(f64),
+    Seconds(f64),
     Histogram(Times),
 }
 
@@ -46,6 +50,8 @@ impl EncodeMetric for Sample {
         match self {
             Self::Counter(value) => encoder.encode_counter::<NoLabelSet, _, u64>(value, None),
             Self::Gauge(value) => encoder.encode_gauge(value),
+            Self::CountedSeconds(value) => encoder.encode_counter::<NoLabelSet, _, u64>(value, None),
+            Self::Seconds(value) => encoder.encode_gauge(value),
             Self::Histogram(times) => {
                 encoder.encode_histogram::<NoLabelSet>(times.sum, times.count, &times.classes, None)
             }
@@ -54,8 +60,8 @@ impl EncodeMetric for Sample {
 
     fn metric_type(&self) -> MetricType {
         match self {
-            Self::Counter(_) => MetricType::Counter,
-            Self::Gauge(_) => MetricType::Gauge,
+            Self::Counter(_) | Self::CountedSeconds(_) => MetricType::Counter,
+            Self::Gauge(_) | Self::Seconds(_) => MetricType::Gauge,
             Self::Histogram(_) => MetricType::Histogram,
         }
     }
@@ -91,22 +97,17 @@ fn with(mut labels: Labels, name: &'static str, value: &str) -> Labels {
 
 impl Collector for Now {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let proxy = &self.0;
-        let (pools, sessions) = (proxy.all_pools(), proxy.live_sessions());
-        process(proxy, &sessions, &mut encoder)?;
-        counted(&pools, &mut encoder)?;
-        standing(&pools, &sessions, &mut encoder)
+        let now = self.0.snapshot();
+        process(&self.0, &now, &mut encoder)?;
+        counted(&now.pools, &mut encoder)?;
+        standing(&now, &mut encoder)
     }
 }
 
 /// Of the process as a whole.
-fn process(
-    proxy: &Arc<Proxy>,
-    sessions: &[Arc<LiveSession>],
-    encoder: &mut DescriptorEncoder<'_>,
-) -> fmt::Result {
+fn process(proxy: &Arc<Proxy>, now: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let counters = &proxy.counters;
-    let generation = proxy.generation();
+    let generation = &now.generation;
     let gauge = |value: usize| Sample::Gauge(i64::try_from(value).unwrap_or(i64::MAX));
     let count = |value: &AtomicU64| Sample::Counter(value.load(Ordering::Relaxed));
     family(
@@ -118,34 +119,34 @@ fn process(
     let io = vec![("io", proxy.runtimes.data.io().to_owned())];
     family(encoder, "io_info", "How sockets are read and written", [(io, Sample::Gauge(1))])?;
     let (threads, used) = proxy.runtimes.data.threads();
-    family(encoder, "relay_threads", "Threads that may relay", [(vec![], gauge(threads))])?;
-    family(encoder, "relay_threads_used", "Threads that have sessions", [(vec![], gauge(used))])?;
+    family(encoder, "relay_threads", "Maximum number of relay threads", [(vec![], gauge(threads))])?;
+    family(encoder, "relay_threads_used", "Relay threads that have sessions", [(vec![], gauge(used))])?;
     let number = Sample::Gauge(i64::try_from(generation.number).unwrap_or(i64::MAX));
-    family(encoder, "generation", "The configuration in force", [(vec![], number)])?;
-    family(encoder, "sessions", "Clients that are logged in", [(vec![], gauge(sessions.len()))])?;
+    family(encoder, "generation", "Number of the configuration in force", [(vec![], number)])?;
+    family(encoder, "sessions", "Clients that are logged in", [(vec![], gauge(now.sessions.len()))])?;
     family(
         encoder,
         "unsettled_sessions",
-        "Sessions that stand where their users do not go any more",
-        [(vec![], gauge(proxy.unsettled().len()))],
+        "Sessions whose route has changed and that have not been moved yet",
+        [(vec![], gauge(now.unsettled().len()))],
     )?;
     family(
         encoder,
         "max_client_conn",
-        "The most clients",
+        "The maximum number of clients",
         [(vec![], gauge(*generation.config.server.max_client_conn as usize))],
     )?;
     family(
         encoder,
         "draining",
-        "1 while the process ends",
-        [(vec![], Sample::Gauge(proxy.is_draining().into()))],
+        "1 while the process shuts down",
+        [(vec![], Sample::Gauge(proxy.life.is_draining().into()))],
     )?;
     let reload = |outcome: &str| vec![("outcome", outcome.to_owned())];
     family(
         encoder,
         "reloads",
-        "Configurations that were read again",
+        "Reloads of the configuration",
         [
             (reload("applied"), count(&counters.reloads)),
             (reload("refused"), count(&counters.refused_reloads)),
@@ -153,7 +154,12 @@ fn process(
     )?;
     family(encoder, "cancels", "Cancel requests of clients", [(vec![], count(&counters.cancels))])?;
     let dropped = Sample::Counter(counters.lines_dropped());
-    family(encoder, "log_lines_dropped", "Lines that nobody took from the log", [(vec![], dropped)])?;
+    family(
+        encoder,
+        "log_lines_dropped",
+        "Log lines dropped because the log could not be written fast enough",
+        [(vec![], dropped)],
+    )?;
     if let Some(audit) = proxy.audit.seen() {
         let one = |sample| [(vec![], sample)];
         family(
@@ -165,48 +171,58 @@ fn process(
         family(
             encoder,
             "audit_failures",
-            "How often that was tried in vain",
+            "Failed attempts to write the audit",
             one(Sample::Counter(audit.failures)),
         )?;
-        family(encoder, "audit_lines", "Lines of the audit", one(Sample::Counter(audit.written)))?;
+        family(encoder, "audit_lines", "Lines written to the audit", one(Sample::Counter(audit.written)))?;
         family(encoder, "audit_lost", "Events that the audit has lost", one(Sample::Counter(audit.lost)))?;
         family(
             encoder,
             "audit_tampered",
-            "How often lines of the audit were missing or changed that had been written",
+            "How often written audit lines were found missing or changed",
             one(Sample::Counter(audit.tampered)),
         )?;
     }
     let refusals = counters.refusals();
     let refusals = refusals.into_iter().map(|((sqlstate, fault), count)| {
-        let labels = vec![("sqlstate", sqlstate.to_owned()), ("fault", fault.to_owned())];
+        let sqlstate = sqlstate.map_or_else(|| "other".to_owned(), |state| state.to_string());
+        let labels = vec![("sqlstate", sqlstate), ("fault", fault.to_owned())];
         (labels, Sample::Counter(count))
     });
-    family(encoder, "refusals", "Errors that pgusher itself has raised", refusals)?;
+    family(
+        encoder,
+        "refusals",
+        "Errors that pgusher itself has raised, by SQLSTATE and by whose fault they are",
+        refusals,
+    )?;
     let login = Sample::Histogram(counters.logins.times());
     family(
         encoder,
         "login_seconds",
-        "From the accepted socket to the first ReadyForQuery",
+        "Time from the accepted socket to the first ReadyForQuery",
         [(vec![], login)],
     )?;
     let lookup = Sample::Histogram(counters.lookups.times());
-    family(encoder, "route_seconds", "From who a client is to where it goes", [(vec![], lookup)])
+    family(encoder, "route_seconds", "Time from a proved identity to its route", [(vec![], lookup)])
 }
 
 /// What each pool has counted.
 fn counted(pools: &[Arc<Pool>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     for (counter, name, help) in [
-        (Counter::Assignments, "assignments", "How often a connection was lent"),
-        (Counter::Transactions, "transactions", "Transactions, and queries outside of one"),
+        (Counter::Assignments, "assignments", "How often an upstream connection was lent to a session"),
+        (
+            Counter::Transactions,
+            "transactions",
+            "Transactions, counting a query outside a transaction as one",
+        ),
         (Counter::Queries, "queries", "Queries"),
-        (Counter::Received, "received_bytes", "Bytes from clients"),
-        (Counter::Sent, "sent_bytes", "Bytes to clients"),
+        (Counter::Received, "received_bytes", "Bytes received from clients"),
+        (Counter::Sent, "sent_bytes", "Bytes sent to clients"),
         (Counter::ClientParses, "client_parses", "Parse messages of clients"),
         (
             Counter::ServerParses,
             "server_parses",
-            "Parse messages to the upstream: the others were known there",
+            "Parse messages sent upstream; the rest were already prepared there",
         ),
         (Counter::Binds, "binds", "Bind messages of clients"),
         (Counter::Logins, "logins", "Logins"),
@@ -217,9 +233,9 @@ fn counted(pools: &[Arc<Pool>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
         family(encoder, name, help, samples)?;
     }
     for (counter, name, help) in [
-        (Counter::WaitTime, "wait_seconds", "How long those waited who had to wait for a connection"),
-        (Counter::TransactionTime, "transaction_seconds", "How long transactions took"),
-        (Counter::QueryTime, "query_seconds", "How long the upstream owed an answer"),
+        (Counter::WaitTime, "wait_seconds", "Time that sessions waited for an upstream connection"),
+        (Counter::TransactionTime, "transaction_seconds", "Duration of transactions"),
+        (Counter::QueryTime, "query_seconds", "Time that queries took upstream"),
     ] {
         let samples = pools
             .iter()
@@ -227,32 +243,34 @@ fn counted(pools: &[Arc<Pool>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
         family(encoder, name, help, samples)?;
     }
     let connects = pools.iter().map(|pool| (of_pool(pool), Sample::Histogram(pool.stats().connects.times())));
-    family(encoder, "connect_seconds", "How long it took to connect and log in upstream", connects)?;
+    family(encoder, "connect_seconds", "Time to connect and log in upstream", connects)?;
     let failures = pools
         .iter()
         .map(|pool| (of_pool(pool), Sample::Counter(pool.stats().failures.load(Ordering::Relaxed))));
-    family(encoder, "connect_failures", "Attempts to connect upstream that failed", failures)?;
+    family(encoder, "connect_failures", "Failed attempts to connect upstream", failures)?;
     type Count = fn(&Isolated) -> &AtomicU64;
-    let counts: [(&str, &str, Count); 4] = [
-        ("hand_overs", "How often a connection went from one user to another", |i| &i.hand_overs),
-        ("resets", "How often a connection was reset after its last user", |i| &i.resets),
-        ("reset_failures", "How often that failed, and the connection was closed", |i| &i.failures),
-        ("reset_microseconds", "How long all resets took", |i| &i.micros),
+    let counts: [(&str, &str, Count); 3] = [
+        ("hand_overs", "How often an upstream connection was handed from one user to another", |i| {
+            &i.hand_overs
+        }),
+        ("resets", "Resets of upstream connections between users", |i| &i.resets),
+        ("reset_failures", "Failed resets, after which the connection was closed", |i| &i.failures),
     ];
     for (name, help, count) in counts {
         let sample = |pool: &Arc<Pool>| count(&pool.stats().isolated).load(Ordering::Relaxed);
         let samples = pools.iter().map(|pool| (of_pool(pool), Sample::Counter(sample(pool))));
         family(encoder, name, help, samples)?;
     }
-    Ok(())
+    let resets = pools.iter().map(|pool| {
+        let micros = pool.stats().isolated.micros.load(Ordering::Relaxed);
+        (of_pool(pool), Sample::CountedSeconds(Duration::from_micros(micros).as_secs_f64()))
+    });
+    family(encoder, "reset_seconds", "Time spent in resets", resets)
 }
 
 /// How each pool is now.
-fn standing(
-    pools: &[Arc<Pool>],
-    sessions: &[Arc<LiveSession>],
-    encoder: &mut DescriptorEncoder<'_>,
-) -> fmt::Result {
+fn standing(now: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let pools = &now.pools;
     let gauge = |value: usize| Sample::Gauge(i64::try_from(value).unwrap_or(i64::MAX));
     let views: Vec<_> = pools.iter().map(|pool| (pool, pool.view())).collect();
     let connections = views.iter().flat_map(|(pool, view)| {
@@ -261,31 +279,27 @@ fn standing(
     });
     family(encoder, "connections", "Upstream connections", connections)?;
     let sizes = pools.iter().map(|pool| (of_pool(pool), gauge(pool.connection().pool_size as usize)));
-    family(encoder, "pool_size", "The most upstream connections", sizes)?;
+    family(encoder, "pool_size", "The maximum number of upstream connections", sizes)?;
     let waiting = views.iter().map(|(pool, view)| (of_pool(pool), gauge(view.waiting)));
-    family(encoder, "waiting", "Clients that wait for a connection", waiting)?;
-    let longest = views.iter().map(|(pool, view)| {
-        let millis = i64::try_from(view.longest_wait.as_millis()).unwrap_or(i64::MAX);
-        (of_pool(pool), Sample::Gauge(millis))
-    });
-    family(encoder, "longest_wait_milliseconds", "How long the first of them has waited", longest)?;
+    family(encoder, "waiting", "Sessions waiting for an upstream connection", waiting)?;
+    let longest =
+        views.iter().map(|(pool, view)| (of_pool(pool), Sample::Seconds(view.longest_wait.as_secs_f64())));
+    family(encoder, "longest_wait_seconds", "How long the longest waiting of them has waited", longest)?;
     let up = views.iter().map(|(pool, view)| (of_pool(pool), Sample::Gauge((!view.failing).into())));
-    family(encoder, "up", "0 after an attempt to connect upstream has failed", up)?;
+    family(encoder, "up", "0 after a failed attempt to connect upstream", up)?;
     let halted = views
         .iter()
         .map(|(pool, view)| (of_pool(pool), Sample::Gauge((view.halted.is_some() || view.disabled).into())));
-    family(encoder, "halted", "1 while it is paused, suspended or disabled", halted)?;
-    let clients = pools.iter().map(|pool| {
-        (of_pool(pool), gauge(sessions.iter().filter(|session| Arc::ptr_eq(&session.pool, pool)).count()))
-    });
-    family(encoder, "clients", "Sessions of each connection", clients)?;
+    family(encoder, "halted", "1 while the pool is paused, suspended or disabled", halted)?;
+    let clients = pools.iter().map(|pool| (of_pool(pool), gauge(now.sessions_of(pool).count())));
+    family(encoder, "clients", "Sessions", clients)?;
     let pins = pools.iter().flat_map(|pool| {
+        let reasons: Vec<_> =
+            now.sessions_of(pool).filter_map(|session| session.orders.statistics.see().pin).collect();
         Pin::ALL.map(|reason| {
-            let here = |session: &&Arc<LiveSession>| {
-                Arc::ptr_eq(&session.pool, pool) && session.orders.statistics.see().pin == Some(reason)
-            };
-            (with(of_pool(pool), "reason", reason.word()), gauge(sessions.iter().filter(here).count()))
+            let count = reasons.iter().filter(|pin| **pin == reason).count();
+            (with(of_pool(pool), "reason", reason.word()), gauge(count))
         })
     });
-    family(encoder, "pinned", "Sessions that keep their upstream connection, by the reason", pins)
+    family(encoder, "pinned", "Pinned sessions, by the reason", pins)
 }

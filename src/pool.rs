@@ -324,6 +324,7 @@ impl Pool {
         }
         let permit = PermitApart::reserve(self)?;
         let dialer = self.settings.load().1.dialer.clone();
+        #[expect(clippy::disallowed_methods, reason = "at most one command of each session waits")]
         let (commands, receiver) = mpsc::unbounded_channel();
         let pool = self.clone();
         let listen = async move {

@@ -2,19 +2,23 @@
 
 mod attempt;
 mod hosts;
+mod permits;
+mod registry;
 mod sessions;
 mod signals;
+mod snapshot;
 mod standing;
 mod write;
 
 pub(crate) use attempt::LoginAttempt;
 use signals::terminated;
+pub(crate) use snapshot::Snapshot;
 pub(crate) use write::{Change, Intent, WriteError, Written};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -23,7 +27,6 @@ use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::aside::Aside;
@@ -32,6 +35,7 @@ use crate::auth::{Authenticator, Identity, Logins, Terms};
 use crate::cancel::{Keys, Slot, ToldPid};
 use crate::engine::{Order, OrderedBy, Orders, Timeouts, When};
 use crate::grants::Grants;
+use crate::lifetime::{Lifetime, Shutdown};
 use crate::pool::{Pool, Runtimes};
 use crate::prepare::{self, Prepared};
 use crate::stats::Counters;
@@ -39,6 +43,7 @@ use crate::strangers::Strangers;
 use crate::stream::Tls;
 use crate::tls::ServerTls;
 use hosts::Hosts;
+pub(crate) use permits::{ConnectionPermit, Permits};
 use policy::attribute;
 use policy::config::file::{self, PoolMode};
 use policy::config::read::Severity;
@@ -47,20 +52,21 @@ use policy::grant::{Grant, Which};
 use policy::names::{ConnectionName, UserName};
 use policy::plan::{Hit, Plan};
 use policy::route::{self, Route};
+pub(crate) use registry::Registry;
 use relay::{Facts, Interner};
 use standing::Standing;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// How many configurations can be gone back to.
 const EARLIER: usize = 10;
-/// The maximum number of console sessions of users with `console = "stats"`.
-const MAX_LOOKERS: u32 = 100;
 /// How many tables of the console are made at once.
 const MAX_TABLES: usize = 2;
 /// What answers of the console may hold in all, in KiB.
 const MAX_ANSWERS: usize = 256 << 10;
 /// How many configurations are remembered.
 const HISTORY: usize = 50;
+/// How long sessions that are ended at once have to tell their clients.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How often idle connections are looked after.
 const TEND_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -190,17 +196,6 @@ impl Known {
     }
 }
 
-/// How pgusher is to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shutdown {
-    /// Now.
-    Immediate,
-    /// When no transaction is under way any more.
-    WaitForServers,
-    /// When no client is there any more.
-    WaitForClients,
-}
-
 /// Why a configuration did not take effect.
 #[derive(Debug, Error)]
 pub(crate) enum LoadError {
@@ -246,32 +241,6 @@ pub(crate) struct LiveSession {
     pub told: Mutex<bool>,
 }
 
-/// A place among the clients that are counted: of all, of a user, of a connection.
-#[derive(Debug, Default)]
-pub(crate) struct ConnectionPermit([Option<Arc<AtomicUsize>>; 3]);
-
-impl ConnectionPermit {
-    /// One more of these. 0 is no limit.
-    fn take(&mut self, count: Arc<AtomicUsize>, limit: u32, message: String) -> Result<(), Refusal> {
-        let taken = count.fetch_add(1, Ordering::AcqRel);
-        if let Some(place) = self.0.iter_mut().find(|place| place.is_none()) {
-            *place = Some(count);
-        }
-        if limit > 0 && taken >= limit as usize {
-            return Err(Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, message));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for ConnectionPermit {
-    fn drop(&mut self) {
-        for count in self.0.iter().flatten() {
-            count.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-}
-
 /// See the module.
 pub(crate) struct Proxy {
     path: PathBuf,
@@ -286,18 +255,15 @@ pub(crate) struct Proxy {
     pub keys: Keys,
     /// Prepared statements.
     pub interner: Arc<Interner>,
-    sessions: DashMap<u64, Arc<LiveSession>>,
-    next_session: AtomicU64,
+    /// The sessions that live.
+    pub sessions: Registry,
     hosts: Hosts,
-    clients: Arc<AtomicUsize>,
-    user_clients: DashMap<UserName, Arc<AtomicUsize>>,
+    /// How many clients there are, of whom and where.
+    pub permits: Permits,
     /// What was found to be unsettled last, and when that was begun.
     settling: tokio::sync::Mutex<(Option<Instant>, Arc<Vec<u64>>)>,
-    /// Console sessions of users with `console = "stats"`.
-    lookers: Arc<AtomicUsize>,
-    connection_clients: DashMap<ConnectionName, Arc<AtomicUsize>>,
-    draining: AtomicBool,
-    listening: AtomicBool,
+    /// Whether clients are accepted, and how the process ends.
+    pub life: Lifetime,
     /// What is counted for the process as a whole.
     pub counters: Counters,
     /// What is told of it all.
@@ -307,10 +273,6 @@ pub(crate) struct Proxy {
     pub strangers: Arc<Strangers>,
     /// Who may go where for a while.
     pub grants: Arc<Grants>,
-    /// One for each listener that is open, and for each client that is not in yet.
-    pub door: Arc<()>,
-    /// Set when no more clients are to be accepted.
-    pub closing: CancellationToken,
     reloading: Mutex<()>,
     password_guesses: write::PasswordGuesses,
     /// Who asks for a plan reads files and runs commands: one at a time, so that they fill up no threads.
@@ -327,7 +289,6 @@ pub(crate) struct Proxy {
     changes: watch::Sender<u64>,
     /// Logins that are decided already, and by which generation.
     arriving: DashMap<u64, u64>,
-    end: watch::Sender<Option<Shutdown>>,
 }
 
 impl Proxy {
@@ -354,23 +315,16 @@ impl Proxy {
             authenticator,
             keys: Keys::default(),
             interner: Arc::new(Interner::new(getrandom::u64()?)),
-            sessions: DashMap::new(),
-            next_session: AtomicU64::new(1),
+            sessions: Registry::default(),
             hosts,
-            clients: Arc::default(),
-            user_clients: DashMap::new(),
-            lookers: Arc::default(),
+            permits: Permits::default(),
             settling: tokio::sync::Mutex::default(),
-            connection_clients: DashMap::new(),
-            draining: AtomicBool::new(false),
-            listening: AtomicBool::new(false),
+            life: Lifetime::default(),
             counters: Counters::default(),
             audit,
             refusals: Refusals::default(),
             strangers: Arc::default(),
-            door: Arc::default(),
             grants,
-            closing: CancellationToken::new(),
             reloading: Mutex::default(),
             password_guesses: write::PasswordGuesses::default(),
             planning: Semaphore::new(1),
@@ -381,7 +335,6 @@ impl Proxy {
             standing: Mutex::default(),
             changes: watch::Sender::new(1),
             arriving: DashMap::new(),
-            end: watch::Sender::new(None),
         }))
     }
 
@@ -698,7 +651,7 @@ impl Proxy {
             }
             Some(_) => {}
             // An earlier reload may have moved it away, and this one back.
-            None if *told && !self.is_draining() => {
+            None if *told && !self.life.is_draining() => {
                 *told = false;
                 self.audit.record(|| self.event("stay", session).number("by_generation", generation.number));
                 session.orders.take_back();
@@ -720,59 +673,6 @@ impl Proxy {
             .number("generation", place.generation)
     }
 
-    /// A login takes its places, if there are any.
-    ///
-    /// # Errors
-    /// `53300`
-    pub(crate) fn connection_permit(
-        &self,
-        generation: &Generation,
-        identity: &Identity,
-        route: &Route<Identity>,
-    ) -> Result<ConnectionPermit, Refusal> {
-        let config = &generation.config;
-        let user = config.users.get(identity.user());
-        let connection = config.connections.get(route.connection());
-        let mut permit = ConnectionPermit::default();
-        let message = "sorry, too many clients already";
-        permit.take(self.clients.clone(), *config.server.max_client_conn, message.into())?;
-        permit.take(
-            self.user_clients.entry(identity.user().clone()).or_default().clone(),
-            user.map_or(0, |u| u.max_client_connections),
-            format!("too many connections for role \"{}\"", identity.user()),
-        )?;
-        permit.take(
-            self.connection_clients.entry(route.connection().clone()).or_default().clone(),
-            connection.map_or(0, |c| c.max_client_connections),
-            format!("too many connections for database \"{}\"", route.base()),
-        )?;
-        Ok(permit)
-    }
-
-    /// A place for a console session. Users with `console = "stats"` share a fixed number of places.
-    ///
-    /// # Errors
-    /// `53300`
-    pub(crate) fn console_permit(
-        &self,
-        generation: &Generation,
-        user: &UserName,
-        right: file::Console,
-    ) -> Result<ConnectionPermit, Refusal> {
-        let mut permit = ConnectionPermit::default();
-        if right == file::Console::Stats {
-            let message =
-                format!("too many sessions of the console for users with console = \"{}\"", right.word());
-            permit.take(self.lookers.clone(), MAX_LOOKERS, message)?;
-        }
-        permit.take(
-            self.user_clients.entry(user.clone()).or_default().clone(),
-            generation.config.users.get(user).map_or(0, |u| u.max_client_connections),
-            format!("too many connections for role \"{user}\""),
-        )?;
-        Ok(permit)
-    }
-
     /// Counts what somebody was refused who is in; whether that is told by itself, and not only how many there were.
     pub(crate) fn is_refusal_told(&self, peer: &str, refusal: &Refusal) -> bool {
         self.refusals.count(peer, refusal)
@@ -789,11 +689,6 @@ impl Proxy {
         self.refusals.sum_up(&self.audit);
     }
 
-    /// A number for a new session.
-    pub(crate) fn next_session(&self) -> u64 {
-        self.next_session.fetch_add(1, Ordering::Relaxed)
-    }
-
     /// A session enters, if it may under what is in force now; what decided it may be older. `proved` is the configuration
     /// that its user's proof was good for. False if it must be decided anew.
     ///
@@ -801,11 +696,11 @@ impl Proxy {
     /// The user is gone, may not log in any more, or has another password.
     pub(crate) fn enter(&self, session: &Arc<LiveSession>, proved: &Config) -> Result<bool, Refusal> {
         // Known first, and looked at then: whatever is put in force from here on, settles it.
-        self.sessions.insert(session.id, session.clone());
+        self.sessions.insert(session.clone());
         let entered = self.may_enter(session, proved);
         if !matches!(entered, Ok(true)) {
-            self.leave(session.id);
-        } else if self.is_draining() {
+            self.sessions.remove(session.id);
+        } else if self.life.is_draining() {
             session.orders.give(Order {
                 by: OrderedBy::Operator,
                 when: When::Idle,
@@ -836,29 +731,9 @@ impl Proxy {
         Arriving { proxy: self, id }
     }
 
-    /// It is over.
+    /// A session is over.
     pub(crate) fn leave(&self, id: u64) {
-        self.sessions.remove(&id);
-    }
-
-    /// How many live.
-    pub(crate) fn sessions(&self) -> usize {
-        self.sessions.len()
-    }
-
-    /// Whether the process is about to end.
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
-    }
-
-    /// Whether clients are accepted.
-    pub(crate) fn is_listening(&self) -> bool {
-        self.listening.load(Ordering::Acquire)
-    }
-
-    /// Clients are accepted from now on.
-    pub(crate) fn listens(&self) {
-        self.listening.store(true, Ordering::Release);
+        self.sessions.remove(id);
     }
 
     /// Accepts nobody any more, lets transactions end, up to `shutdown_timeout`, then ends everything.
@@ -868,21 +743,14 @@ impl Proxy {
     }
 
     async fn drain_within(&self, timeout: Duration) {
-        self.draining.store(true, Ordering::Release);
-        self.closing.cancel();
-        info!(sessions = self.sessions(), timeout = %humantime::format_duration(timeout), "draining");
+        self.life.drains();
+        info!(sessions = self.sessions.len(), timeout = %humantime::format_duration(timeout), "draining");
         self.order_all(When::Idle);
-        let deadline = Instant::now() + timeout;
-        while self.sessions() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        if self.sessions() > 0 {
-            warn!(sessions = self.sessions(), "shutdown_timeout is over: ending the sessions that are left");
+        if tokio::time::timeout(timeout, self.sessions.emptied()).await.is_err() {
+            let sessions = self.sessions.len();
+            warn!(sessions, "shutdown_timeout is over: ending the sessions that are left");
             self.order_all(When::Now);
-            let last = Instant::now() + Duration::from_secs(2);
-            while self.sessions() > 0 && Instant::now() < last {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+            let _ = tokio::time::timeout(LAST_WORDS, self.sessions.emptied()).await;
         }
         for pool in self.generation().pools.values() {
             pool.retire();
@@ -907,27 +775,16 @@ impl Proxy {
 
     /// The sessions that live.
     pub(crate) fn live_sessions(&self) -> Vec<Arc<LiveSession>> {
-        self.sessions.iter().map(|session| session.clone()).collect()
+        self.sessions.list()
     }
 
-    /// The sessions that stand where their users would not go now, and the logins that are decided by what was in force
-    /// before.
-    pub(crate) fn unsettled(&self) -> Vec<u64> {
-        let generation = self.generation();
-        let arriving = self.arriving.iter().filter(|login| *login.value() < generation.number);
-        let mut unsettled: Vec<u64> = arriving.map(|login| *login.key()).collect();
-        let sessions = self.live_sessions();
-        unsettled.extend(sessions.iter().filter(|s| generation.moved(s).is_some()).map(|s| s.id));
-        unsettled
-    }
-
-    /// The same, as of this instant or later. It is found out by one blocking task at a time, whose result is shared by all who
+    /// The sessions that are [unsettled](Snapshot::unsettled), as of this instant or later. It is found out by one blocking task at a time, whose result is shared by all who
     /// wait; `None` if that task has failed.
     pub(crate) async fn unsettled_since(self: &Arc<Self>, instant: Instant) -> Option<Arc<Vec<u64>>> {
         let mut known = self.settling.lock().await;
         if known.0.is_none_or(|at| at < instant) {
             let (proxy, at) = (self.clone(), Instant::now());
-            let found = tokio::task::spawn_blocking(move || proxy.unsettled()).await;
+            let found = tokio::task::spawn_blocking(move || proxy.snapshot().unsettled()).await;
             *known = (Some(at), Arc::new(found.ok()?));
         }
         Some(known.1.clone())
@@ -935,35 +792,21 @@ impl Proxy {
 
     /// The pools in force, and those that sessions still have.
     pub(crate) fn all_pools(&self) -> Vec<Arc<Pool>> {
-        let mut pools: Vec<_> = self.generation().pools.values().cloned().collect();
-        for session in self.live_sessions() {
-            if !pools.iter().any(|pool| Arc::ptr_eq(pool, &session.pool)) {
-                pools.push(session.pool.clone());
-            }
-        }
-        pools
-    }
-
-    /// Asks the process to end.
-    pub(crate) fn ask_to_end(&self, how: Shutdown) {
-        self.end.send_replace(Some(how));
+        self.snapshot().pools
     }
 
     /// Waits until somebody asks that, and ends all sessions as was asked.
     pub(crate) async fn end_when_asked(&self) {
-        let mut asked = self.end.subscribe();
-        let how = asked.wait_for(Option::is_some).await.map(|how| *how);
-        let Ok(Some(how)) = how else { return std::future::pending().await };
+        let how = self.life.asked_to_end().await;
         info!(?how, "asked to end");
         match how {
             Shutdown::Immediate => self.drain_within(Duration::ZERO).await,
             Shutdown::WaitForServers => self.drain_within(Duration::from_secs(86_400)).await,
             Shutdown::WaitForClients => {
-                self.closing.cancel();
-                // The door first: whoever comes in is a session before it is counted there no more.
-                while Arc::strong_count(&self.door) > 1 || self.sessions() > 0 {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
+                self.life.close();
+                // The door first: whoever comes in is a session before it leaves the door.
+                self.life.door_is_empty().await;
+                self.sessions.emptied().await;
                 self.drain_within(Duration::ZERO).await;
             }
         }

@@ -279,6 +279,7 @@ struct Tasks {
 impl Tasks {
     fn add(&mut self, door: &Arc<Door>, future: Running) {
         let task = self.free.pop().unwrap_or_else(|| {
+            ::ring::grow(&mut self.all);
             self.all.push(None);
             self.all.len() - 1
         });
@@ -341,6 +342,7 @@ fn run(door: &Arc<Door>, ring: Ring) {
 }
 
 /// Nothing on this thread would ever go on, and no client be served: whoever has started the process starts another.
+#[expect(clippy::disallowed_methods, reason = "nobody can be served any more")]
 fn given_up(why: &str) -> ! {
     // The log may not be written to its end.
     eprintln!("the thread that relays on io_uring has failed: {why}");

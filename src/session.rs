@@ -137,7 +137,7 @@ async fn log_in(proxy: &Proxy, attempt: &LoginAttempt, arrival: &mut Arrival) ->
             "replication connections are not supported",
         ));
     }
-    let mut login = Login { proxy, arrival, peer, id: proxy.next_session(), identity, proved };
+    let mut login = Login { proxy, arrival, peer, id: proxy.sessions.next(), identity, proved };
     for _ in 0..MAX_DECISIONS {
         let mut changes = proxy.changes();
         let generation = proxy.generation();
@@ -171,7 +171,7 @@ fn decide(
     identity: &Identity,
     arrival: &Arrival,
 ) -> Result<Decided, Refusal> {
-    if proxy.is_draining() {
+    if proxy.life.is_draining() {
         return Err(Refusal::new(
             Fault::Operator,
             SqlState::CANNOT_CONNECT_NOW,
@@ -189,7 +189,7 @@ fn decide(
     let route = &place.route;
     let in_place =
         |refusal: Refusal| refusal.in_environment(route.environment().as_str(), route.connection().as_str());
-    let permit = proxy.connection_permit(generation, identity, route).map_err(in_place)?;
+    let permit = proxy.permits.for_login(generation, identity, route).map_err(in_place)?;
     let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a connection without a pool");
     let pool = generation.pools.get(route.connection()).ok_or_else(missing)?.clone();
     let connection = pool.connection();

@@ -73,7 +73,7 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 command -v cargo >/dev/null || { echo "Please install Rust (https://rustup.rs), then run make again." >&2; exit 1; }
-if [ "${1:-}" = test ] && ! cargo deny --version >/dev/null 2>&1; then
+if [ "${1:-}" = deny ] && ! cargo deny --version >/dev/null 2>&1; then
   echo "Installing cargo-deny with cargo (some minutes)"
   cargo install --quiet --locked cargo-deny
 fi

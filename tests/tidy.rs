@@ -20,12 +20,12 @@ const MAX_FUNCTION: usize = 70;
 
 /// Files that are still longer, and how long they may be.
 const LONG_FILES: [(&str, usize); 6] = [
-    ("crates/policy/src/config/file.rs", 728),
+    ("crates/policy/src/config/file.rs", 723),
     ("crates/policy/src/config/read.rs", 808),
     ("src/console.rs", 606),
-    ("src/console/show.rs", 812),
-    ("src/management/operate.rs", 725),
-    ("src/proxy.rs", 1072),
+    ("src/console/show.rs", 809),
+    ("src/management/operate.rs", 604),
+    ("src/proxy.rs", 911),
 ];
 
 /// Functions that are still longer.

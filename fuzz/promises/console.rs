@@ -21,7 +21,7 @@ pub(crate) fn holds(data: &[u8]) {
     assert_eq!(command, Command::parse(text), "the same text is another command");
     match &command {
         Err(refusal) => {
-            assert_eq!(refusal.sqlstate.0, "42601");
+            assert_eq!(refusal.sqlstate.as_str(), "42601");
             assert!(format!("{refusal:?}").len() <= MAX_ERROR, "{refusal:?}");
         }
         Ok(_) if text.len() + 4 <= MAX_COMMAND => {

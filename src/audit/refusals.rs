@@ -9,7 +9,7 @@ use tracing::info;
 
 use super::{Audit, Event};
 use crate::stream::Block;
-use wire::error::{Refusal, Shown};
+use wire::error::{Refusal, Shown, SqlState};
 
 /// How many of one block and reason are told in a minute, each by itself; and how many of all.
 const EACH: u64 = 10;
@@ -37,7 +37,7 @@ pub(crate) struct Refused<'a> {
 impl Refused<'_> {
     fn log(&self) {
         let (user, database) = (Shown::name(self.user), Shown::name(self.database));
-        let (fault, sqlstate) = (self.refusal.fault, self.refusal.sqlstate.0);
+        let (fault, sqlstate) = (self.refusal.fault, self.refusal.sqlstate.as_str());
         let cause = Shown::sentence(&self.refusal.to_string());
         info!(
             user = user.as_str(),
@@ -55,13 +55,13 @@ impl Refused<'_> {
             .text("user", Shown::name(self.user))
             .text("database", Shown::name(self.database))
             .text("peer", self.peer)
-            .text("sqlstate", self.refusal.sqlstate.0)
+            .text("sqlstate", self.refusal.sqlstate.as_str())
             .text("why", Shown::sentence(&self.refusal.to_string()))
     }
 }
 
-/// Where refusals came from, and their SQLSTATE; `None` is all those for which there was no room.
-type Key = (Option<Block>, &'static str);
+/// Where refusals came from, and their SQLSTATE; `None` and `XX000` is all those for which there was no room.
+type Key = (Option<Block>, SqlState);
 
 /// Those of this minute.
 #[derive(Debug)]
@@ -77,10 +77,10 @@ impl Minute {
     }
 
     /// Counts one; whether it is told by itself.
-    fn count(&mut self, block: Block, reason: &'static str) -> bool {
+    fn count(&mut self, block: Block, reason: SqlState) -> bool {
         let key = (Some(block), reason);
         let has_room = self.counts.len() < MAX_KEPT || self.counts.contains_key(&key);
-        let key = if has_room { key } else { (None, reason) };
+        let key = if has_room { key } else { (None, SqlState::INTERNAL) };
         let count = self.counts.entry(key).or_default();
         if *count < EACH && self.told < ALL {
             self.told += 1;
@@ -121,7 +121,7 @@ impl Refusals {
 
     /// Counts one; whether it is told by itself.
     pub(crate) fn count(&self, peer: &str, refusal: &Refusal) -> bool {
-        self.0.lock().count(Block::of_peer(peer), refusal.sqlstate.0)
+        self.0.lock().count(Block::of_peer(peer), refusal.sqlstate)
     }
 
     /// Once a second or so: what was only counted is told when its minute is over.
@@ -136,9 +136,17 @@ impl Refusals {
         let minute = std::mem::replace(&mut *self.0.lock(), Minute::new());
         for ((block, sqlstate), more) in minute.untold() {
             let from = block.map_or_else(|| "others".to_owned(), |block| block.to_string());
-            info!(from, sqlstate, more, "refused: these are the ones that were not told one by one");
+            info!(
+                from,
+                sqlstate = sqlstate.as_str(),
+                more,
+                "refused: these are the ones that were not told one by one"
+            );
             audit.record(|| {
-                Event::new("refusals").text("from", &from).text("sqlstate", sqlstate).number("more", more)
+                Event::new("refusals")
+                    .text("from", &from)
+                    .text("sqlstate", sqlstate.as_str())
+                    .number("more", more)
             });
         }
     }
@@ -155,17 +163,21 @@ mod tests {
     #[test]
     fn the_first_are_told_and_the_rest_counted() {
         let mut minute = Minute::new();
-        let told = (0..4_322).filter(|_| minute.count(block(1), "28P01")).count();
+        let told = (0..4_322).filter(|_| minute.count(block(1), SqlState::INVALID_PASSWORD)).count();
         assert_eq!(told, 10);
-        assert!(minute.count(block(1), "3D000"), "another reason");
-        assert!(minute.count(block(2), "28P01"), "another address");
-        assert_eq!(minute.untold().collect::<Vec<_>>(), [((Some(block(1)), "28P01"), 4_312)]);
+        assert!(minute.count(block(1), SqlState::UNKNOWN_DATABASE), "another reason");
+        assert!(minute.count(block(2), SqlState::INVALID_PASSWORD), "another address");
+        assert_eq!(
+            minute.untold().collect::<Vec<_>>(),
+            [((Some(block(1)), SqlState::INVALID_PASSWORD), 4_312)]
+        );
     }
 
     #[test]
     fn from_however_many_addresses_they_come_the_table_and_what_is_told_are_bounded() {
         let mut minute = Minute::new();
-        let told = (0..100_000).filter(|n| minute.count(block(*n), "28P01")).count() as u64;
+        let told =
+            (0..100_000).filter(|n| minute.count(block(*n), SqlState::INVALID_PASSWORD)).count() as u64;
         assert_eq!(told, ALL);
         assert!(minute.counts.len() <= MAX_KEPT + 1);
         assert_eq!(told + minute.untold().map(|(_, more)| more).sum::<u64>(), 100_000);

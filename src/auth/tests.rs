@@ -122,8 +122,8 @@ async fn login(user: &str, behaves: impl AsyncFnOnce(&mut Client)) -> Result<Ide
     outcome
 }
 
-fn state(outcome: Result<Identity, Refusal>) -> &'static str {
-    outcome.unwrap_err().sqlstate.0
+fn state(outcome: Result<Identity, Refusal>) -> String {
+    outcome.unwrap_err().sqlstate.to_string()
 }
 
 #[tokio::test]

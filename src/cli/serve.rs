@@ -17,11 +17,12 @@ use tracing_appender::non_blocking::ErrorCounter;
 use super::{log, service};
 use crate::audit::{Audit, Event};
 use crate::http::{self, Security};
+use crate::lifetime::Shutdown;
 use crate::listener::{self, OpenedBy};
 use crate::management;
 use crate::pool::{Data, Runtimes};
 use crate::prepare::Prepared;
-use crate::proxy::{Proxy, Shutdown};
+use crate::proxy::Proxy;
 use crate::ring::{self, Relays};
 use crate::stream::ReusePort;
 use policy::config::file::Io;
@@ -203,7 +204,7 @@ async fn run(
     control.spawn(service::watchdog(data.clone()));
     control.spawn(data.clone().balance());
     control.spawn(service::bury_orphans());
-    proxy.listens();
+    proxy.life.listens();
     service::ready();
     proxy
         .audit
@@ -329,7 +330,7 @@ async fn ended(begun: &mut Option<Task<()>>) {
 /// `SIGUSR2` to a process that has no successor would only shut everybody out, and there is no way back: refused.
 fn hand_over(proxy: &Proxy, successor: Successor) {
     match successor {
-        Successor::Possible => proxy.ask_to_end(Shutdown::WaitForClients),
+        Successor::Possible => proxy.life.ask_to_end(Shutdown::WaitForClients),
         Successor::Impossible => warn!(
             "SIGUSR2 refused: no other process can take over without so_reuseport = true; to stop, send SIGTERM; to resume \
              what was paused, use RESUME on the console"

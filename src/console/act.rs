@@ -209,7 +209,7 @@ pub(crate) async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) ->
         }
         Command::WaitSettled(time) => wait_settled(proxy, time.unwrap_or(PATIENCE).min(LONGEST)).await,
         Command::Shutdown(how) => {
-            proxy.ask_to_end(*how);
+            proxy.life.ask_to_end(*how);
             Ok(Reply::done("SHUTDOWN"))
         }
         Command::Set(key, _) if show::is_parameter(key) => Ok(Reply::done("SET")),
@@ -221,7 +221,7 @@ pub(crate) async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) ->
             };
             let refusal = Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, message);
             Err(refusal
-                .hint("Change the file and RELOAD: what holds is what stands there, also after a restart."))
+                .hint("Edit the configuration file and RELOAD: settings cannot be changed at run time."))
         }
     }
 }
@@ -290,7 +290,7 @@ fn not_loaded(error: &LoadError) -> Refusal {
         }
         other => other.to_string(),
     };
-    Refusal::new(Fault::Operator, SqlState("F0000"), "the configuration is refused")
+    Refusal::new(Fault::Operator, SqlState::new("F0000"), "the configuration is refused")
         .detail(detail)
         .hint("The old configuration stays in force. Correct the file and RELOAD again.")
 }
@@ -351,7 +351,8 @@ async fn wait_settled(proxy: &Arc<Proxy>, patience: Duration) -> Result<Reply, R
             return Ok(Reply::done("WAIT"));
         }
         if Instant::now() >= deadline {
-            let message = format!("{} sessions still stand where their users do not go any more", left.len());
+            let message =
+                format!("{} sessions are still on a route that their user no longer has", left.len());
             let ids: Vec<_> = left.iter().take(20).map(ToString::to_string).collect();
             return Err(Refusal::new(Fault::Operator, SqlState::QUERY_CANCELED, message)
                 .detail(format!("Sessions: {}.", ids.join(", ")))

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::proxy::Shutdown;
+use crate::lifetime::Shutdown;
 use policy::grant::LONGEST;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 
@@ -232,7 +232,7 @@ fn grant(words: &[String]) -> Result<Command, Refusal> {
         Ok(time) if !time.is_zero() && time <= LONGEST => {
             Ok(Command::Grant { environment, database, user: user.clone(), time, reason: reason.clone() })
         }
-        Ok(_) => Err(syntax("a grant is for more than nothing, and for a year at most")),
+        Ok(_) => Err(syntax("FOR must be greater than zero and at most one year")),
         Err(error) => Err(syntax(format!("not a time: {error}"))),
     }
 }

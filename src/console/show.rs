@@ -5,13 +5,14 @@ mod sessions;
 mod sockets;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::table::Kind::{Int, Long, Numeric, Text};
 use super::table::{Column, Table, Value};
 use crate::pool::Pool;
-use crate::proxy::{LiveSession, Proxy};
+use crate::proxy::{LiveSession, Proxy, Snapshot};
 use crate::stats::{COUNTERS, Counter, Totals, sum};
 use crate::upstream::CancelTarget;
 use policy::attribute;
@@ -72,7 +73,7 @@ pub(crate) fn is_parameter(name: &str) -> bool {
 /// # Errors
 /// `42601`: there is no such table.
 pub(crate) fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
-    let view = Overview::of(proxy);
+    let view = Overview { proxy, now: proxy.snapshot() };
     Ok(match what {
         "version" => one("version", &format!("pgusher {}", env!("CARGO_PKG_VERSION"))),
         "state" => process::state(proxy),
@@ -104,7 +105,7 @@ pub(crate) fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
         "routes" => view.routes()?,
         "environments" => view.environments(),
         "sessions" => view.sessions(),
-        "generations" => generations(proxy),
+        "generations" => view.generations(),
         "times" => view.times(),
         "audit" => audit(proxy),
         "grants" => grants(proxy),
@@ -208,36 +209,6 @@ fn grants(proxy: &Proxy) -> Table {
     table
 }
 
-fn generations(proxy: &Proxy) -> Table {
-    let mut table = Table::new(&[
-        ("generation", Long),
-        ("since", Text),
-        ("state", Text),
-        ("sessions", Int),
-        ("connections", Int),
-        ("users", Int),
-        ("error", Text),
-        ("by", Text),
-    ]);
-    let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
-    for session in proxy.live_sessions() {
-        *sessions.entry(session.place.generation).or_default() += 1;
-    }
-    for known in proxy.history() {
-        table.push(vec![
-            known.number.into(),
-            time(known.at).into(),
-            known.state.into(),
-            sessions.get(&known.number).copied().unwrap_or(0).into(),
-            known.connections.into(),
-            known.users.into(),
-            known.error.clone().into(),
-            known.by.as_str().into(),
-        ]);
-    }
-    table
-}
-
 /// `2026-11-25 10:00:00 UTC`, as PgBouncer writes it.
 fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_seconds(at).to_string().replace('T', " ").replace('Z', " UTC")
@@ -251,21 +222,18 @@ fn split(time: Duration) -> (u64, u32) {
 /// All that is shown is of one moment.
 struct Overview<'a> {
     proxy: &'a Proxy,
-    sessions: Vec<Arc<LiveSession>>,
-    /// By name; those that a reload has left, as long as sessions are there.
-    pools: Vec<Arc<Pool>>,
+    now: Snapshot,
 }
 
-impl<'a> Overview<'a> {
-    fn of(proxy: &'a Proxy) -> Self {
-        let (sessions, pools) = (proxy.live_sessions(), proxy.all_pools());
-        Self { proxy, sessions, pools }
-    }
+impl Deref for Overview<'_> {
+    type Target = Snapshot;
 
-    fn sessions_of<'b>(&'b self, pool: &'b Arc<Pool>) -> impl Iterator<Item = &'b Arc<LiveSession>> {
-        self.sessions.iter().filter(|session| Arc::ptr_eq(&session.pool, pool))
+    fn deref(&self) -> &Snapshot {
+        &self.now
     }
+}
 
+impl Overview<'_> {
     fn figures(&self, prefixes: &[&str], each: impl Fn(&Pool) -> Vec<Totals>) -> Table {
         let mut columns = vec![("database", Text)];
         for prefix in prefixes {
@@ -389,7 +357,7 @@ impl<'a> Overview<'a> {
             ("production", Int),
             ("aliases", Text),
         ]);
-        let generation = self.proxy.generation();
+        let generation = &self.generation;
         for pool in &self.pools {
             let (view, connection) = (pool.view(), pool.connection());
             let aliases = generation.config.databases.iter().filter(|(name, base)| {
@@ -422,9 +390,39 @@ impl<'a> Overview<'a> {
         table
     }
 
+    fn generations(&self) -> Table {
+        let mut table = Table::new(&[
+            ("generation", Long),
+            ("since", Text),
+            ("state", Text),
+            ("sessions", Int),
+            ("connections", Int),
+            ("users", Int),
+            ("error", Text),
+            ("by", Text),
+        ]);
+        let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
+        for session in &self.sessions {
+            *sessions.entry(session.place.generation).or_default() += 1;
+        }
+        for known in self.proxy.history() {
+            table.push(vec![
+                known.number.into(),
+                time(known.at).into(),
+                known.state.into(),
+                sessions.get(&known.number).copied().unwrap_or(0).into(),
+                known.connections.into(),
+                known.users.into(),
+                known.error.clone().into(),
+                known.by.as_str().into(),
+            ]);
+        }
+        table
+    }
+
     fn lists(&self) -> Table {
         let mut table = Table::new(&[("list", Text), ("items", Int)]);
-        let generation = self.proxy.generation();
+        let generation = &self.generation;
         let servers: usize = self.pools.iter().map(|pool| pool.servers().len()).sum();
         for (name, items) in [
             ("databases", generation.config.connections.len()),
@@ -460,7 +458,7 @@ impl<'a> Overview<'a> {
             ("disabled", Int),
             ("console", Text),
         ]);
-        for user in self.proxy.generation().config.users.values() {
+        for user in self.generation.config.users.values() {
             let own = || self.sessions.iter().filter(|session| *session.identity.user() == user.name);
             table.push(vec![
                 user.name.as_str().into(),
@@ -528,8 +526,7 @@ impl<'a> Overview<'a> {
             ("refused", Text),
             ("granted", Text),
         ]);
-        let generation = self.proxy.generation();
-        let config = &generation.config;
+        let config = &self.generation.config;
         let bases: Vec<_> =
             config.databases.iter().filter(|(name, base)| name.as_str() == base.as_str()).collect();
         if config.users.len().saturating_mul(bases.len()) > MAX_ROUTES {
@@ -606,7 +603,7 @@ impl<'a> Overview<'a> {
             ("isolation", Text),
             ("isolation_reason", Text),
         ]);
-        let generation = self.proxy.generation();
+        let generation = &self.generation;
         for connection in generation.config.connections.values() {
             let Some(base) = &connection.base else { continue };
             let own = (&connection.name, &connection.environment, &base.default_values);

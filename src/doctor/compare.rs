@@ -101,7 +101,7 @@ impl Named {
             );
         }
         if !more.is_empty() {
-            report.warn(subject, format!("{plural} that the base has not: {}", some(&more)), hint);
+            report.warn(subject, format!("{plural} missing from the base: {}", some(&more)), hint);
         }
         if !differ.is_empty() {
             report.warn(subject, format!("{plural} with other {detail}: {}", some(&differ)), hint);

@@ -153,8 +153,9 @@ pub(super) async fn examine(
 
 fn rights(rights: Rights, role: &str, report: &mut Report, subject: &str) {
     if rights.superuser {
-        let text =
-            format!("{role} is a superuser: so is every client, and no user is kept apart from another");
+        let text = format!(
+            "connects as superuser \"{role}\": every client has superuser rights, and users are not isolated"
+        );
         report.warn(subject, text, "Log in as a role that may do what clients may do (docs/security.md).");
     } else if rights.replication {
         let text = format!("{role} has REPLICATION: clients may make and drop replication slots");

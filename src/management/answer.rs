@@ -131,7 +131,7 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let text = [Some(refusal.message.into_owned()), refusal.detail].into_iter().flatten();
         let text = text.collect::<Vec<_>>().join(": ");
-        match refusal.sqlstate.0 {
+        match refusal.sqlstate.as_str() {
             "42704" => Self::new(StatusCode::NOT_FOUND, text),
             "42601" | "22023" => Self::bad(text),
             _ => Self::conflict(text),

@@ -194,7 +194,7 @@ macro_rules! body {
                     body!(@need $($required)?),
                     $crate::management::body::described(
                         <$Type as $crate::management::body::Field>::schema(),
-                        &policy::config::read::doc_text(&[$($doc),*]),
+                        &policy::config::manual::doc_text(&[$($doc),*]),
                         body!(@need $($required)?),
                     ),
                 ), )*]

@@ -1,4 +1,4 @@
-//! What an operator does: explaining, reloading, going back, looking at sessions and ending them, grants, the audit.
+//! What an operator does: explaining, reloading, going back, grants, the audit.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,8 +26,7 @@ use super::apply::{self, Source};
 use super::body::{Field, Name, New, body};
 use super::{Api, Asked, Id, Number, redact};
 use crate::audit;
-use crate::console::show::state_of;
-use crate::proxy::{Intent, LiveSession, LoadError, Proxy};
+use crate::proxy::{Intent, LoadError};
 use policy::attribute::{self, Attributes, Hypothetical};
 use policy::grant::{Grant, LONGEST, Which};
 use policy::names::{UserName, id_of};
@@ -77,7 +76,7 @@ pub(super) struct Resolved {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Refused {
     /// The SQLSTATE.
-    code: &'static str,
+    code: String,
     /// The message.
     message: String,
     /// The DETAIL.
@@ -129,7 +128,7 @@ pub(super) async fn resolve(State(api): State<Arc<Api>>, parts: Parts) -> Result
         }
         Err(refusal) => {
             resolved.refused = Some(Refused {
-                code: refusal.sqlstate.0,
+                code: refusal.sqlstate.to_string(),
                 message: refusal.message.into_owned(),
                 detail: refusal.detail,
                 hint: refusal.hint.map(std::borrow::Cow::into_owned),
@@ -231,6 +230,10 @@ pub(super) async fn generations(
     parts: Parts,
 ) -> Result<Json<Generations>, Problem> {
     super::query(&parts, &[])?;
+    api.blocking(|api| Ok(Json(history(api)))).await
+}
+
+fn history(api: &Api) -> Generations {
     let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
     for session in api.proxy.live_sessions() {
         *sessions.entry(session.place.generation).or_default() += 1;
@@ -247,7 +250,7 @@ pub(super) async fn generations(
         error: known.error.map(|error| redact::safe(&error)),
     };
     let generations = api.proxy.history().into_iter().rev().map(shown).collect();
-    Ok(Json(Generations { generations }))
+    Generations { generations }
 }
 
 /// Reads a configuration that is or was in force.
@@ -288,130 +291,6 @@ pub(super) async fn roll_back(
         .await?;
     let tag = apply::tag(&api, &written);
     Ok(tagged(&HeaderMap::new(), StatusCode::OK, &tag, Outcome::of(&written, asked.intent)))
-}
-
-/// A client that is logged in.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Session {
-    /// Its number.
-    id: u64,
-    /// Who.
-    user: String,
-    /// What it asked for.
-    database: String,
-    /// What it is called there.
-    environment: String,
-    /// Where it is.
-    connection: String,
-    /// Of the configuration that decided.
-    generation: u64,
-    /// `active`, `idle` or `waiting`
-    state: &'static str,
-    /// Where from.
-    peer: String,
-    /// How it called itself.
-    application_name: String,
-    /// Since when.
-    since: String,
-    /// How many transactions it has had.
-    transactions: u64,
-    /// Why it keeps its connection.
-    pin: Option<&'static str>,
-    /// Why it has to leave, if it has to.
-    moved: Option<String>,
-    /// Why it is there.
-    route: String,
-}
-
-/// Clients that are logged in.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Sessions {
-    /// Those that were asked for, the oldest first.
-    sessions: Vec<Session>,
-    /// How many there are of them, should not all be shown.
-    total: usize,
-}
-
-fn session(proxy: &Proxy, session: &LiveSession) -> Session {
-    let (target, waits) = session.slot.now();
-    let seen = session.orders.statistics.see();
-    Session {
-        id: session.id,
-        user: session.identity.user().to_string(),
-        database: session.place.asked.database.to_string(),
-        environment: session.place.route.environment().to_string(),
-        connection: session.place.route.connection().to_string(),
-        generation: session.place.generation,
-        state: state_of(target.as_ref(), waits),
-        peer: session.peer.to_string(),
-        application_name: session.application_name.to_string(),
-        since: time(session.since),
-        transactions: seen.transactions,
-        pin: seen.pin.map(relay::sql::Pin::word),
-        moved: proxy.generation().moved(session),
-        route: session.place.facts.route.clone(),
-    }
-}
-
-/// Lists sessions.
-#[utoipa::path(get, path = "/api/v1/sessions", tag = "sessions", operation_id = "listSessions",
-    params(("user" = Option<String>, Query, description = "Only those of this user."),
-        ("connection" = Option<String>, Query, description = "Only those on this connection."),
-        ("environment" = Option<String>, Query, description = "Only those in this environment."),
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "How many at most: 1 to 10000, by default 1000.")),
-    responses((status = 200, description = "The sessions.", body = Sessions)))]
-pub(super) async fn sessions(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Sessions>, Problem> {
-    let pairs = super::query(&parts, &["user", "connection", "environment", "limit"])?;
-    let limit = bounded(&pairs, "limit", 1000, 10_000)?;
-    let is = |name: &str, has: &str| super::parameter(&pairs, name).is_none_or(|wanted| wanted == has);
-    let mut live = api.proxy.live_sessions();
-    live.retain(|session| {
-        is("user", session.identity.user().as_str())
-            && is("connection", session.place.route.connection().as_str())
-            && is("environment", session.place.route.environment().as_str())
-    });
-    live.sort_by_key(|session| session.id);
-    let sessions = live.iter().take(limit).map(|one| session(&api.proxy, one)).collect();
-    Ok(Json(Sessions { sessions, total: live.len() }))
-}
-
-/// A number of a query.
-fn bounded(pairs: &[(String, String)], name: &str, usual: usize, most: usize) -> Result<usize, Problem> {
-    match super::parameter(pairs, name).map(str::parse) {
-        None => Ok(usual),
-        Some(Ok(number)) if (1..=most).contains(&number) => Ok(number),
-        Some(_) => Err(Problem::field(name, format_args!("Expected a number from 1 to {most}"))),
-    }
-}
-
-/// What was done.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct SessionEnded {
-    /// Always true: otherwise there is an error.
-    success: bool,
-    /// The session's number.
-    data: u64,
-    /// The session, as it was.
-    session: Session,
-}
-
-/// Ends a session at once: its client is told `57P01`.
-#[utoipa::path(delete, path = "/api/v1/sessions/{id}", tag = "sessions", operation_id = "endSession",
-    params(("id" = u64, Path, description = "Its number.")),
-    responses((status = 200, description = "It is told to end.", body = SessionEnded)))]
-pub(super) async fn end_session(
-    State(api): State<Arc<Api>>,
-    id: Number,
-    parts: Parts,
-) -> Result<Json<SessionEnded>, Problem> {
-    super::query(&parts, &[])?;
-    let live = api.proxy.live_sessions().into_iter().find(|live| live.id == id.0);
-    let session = live.map(|live| session(&api.proxy, &live));
-    match session.filter(|_| api.proxy.kill_client(id.0)) {
-        Some(session) => Ok(Json(SessionEnded { success: true, data: id.0, session })),
-        None => Err(Problem::missing("Session", id.0)),
-    }
 }
 
 /// For how long.
@@ -534,7 +413,7 @@ fn plan_grants(api: &Api, user: &UserName, grants: Vec<Grant>) -> Vec<PlanRow> {
     let outcome = |attributes: &Attributes<'_, Hypothetical>, database: &str, request: Option<&str>| {
         match route::resolve(config, attributes, database, request) {
             Ok(route) => format!("{} ({})", route.environment(), route.connection()),
-            Err(refusal) => format!("refused ({})", refusal.sqlstate.0),
+            Err(refusal) => format!("refused ({})", refusal.sqlstate.as_str()),
         }
     };
     let mut rows = Vec::new();
@@ -657,7 +536,7 @@ pub(super) struct Found {
     responses((status = 200, description = "What was found.", body = Found)))]
 pub(super) async fn search_audit(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Found>, Problem> {
     let pairs = super::query(&parts, &["q", "event", "user", "limit"])?;
-    let limit = bounded(&pairs, "limit", 100, MAX_FOUND)?;
+    let limit = super::bounded(&pairs, "limit", 100, MAX_FOUND)?;
     let Some(path) = api.proxy.generation().config.audit_file() else {
         return Err(Problem::conflict("there is no audit: set [server] audit_file"));
     };

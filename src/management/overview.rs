@@ -15,6 +15,7 @@ use super::Api;
 use super::answer::Problem;
 use super::operate::{target, time};
 use crate::pool::Pool;
+use crate::proxy::Snapshot;
 use crate::stats::Counter;
 use policy::attribute;
 use policy::names::{ConnectionName, UserName};
@@ -183,8 +184,7 @@ pub(super) async fn overview(State(api): State<Arc<Api>>, parts: Parts) -> Resul
 
 fn look(api: &Api) -> Overview {
     let proxy = &api.proxy;
-    let generation = proxy.generation();
-    let live = proxy.live_sessions();
+    let now = proxy.snapshot();
     let pool = |pool: &Arc<Pool>| {
         let (view, connection) = (pool.view(), pool.connection());
         PoolShown {
@@ -193,7 +193,7 @@ fn look(api: &Api) -> Overview {
             target: target(&connection.target),
             production: connection.production,
             health: view.health(),
-            sessions: live.iter().filter(|session| Arc::ptr_eq(&session.pool, pool)).count(),
+            sessions: now.sessions_of(pool).count(),
             active: view.active,
             idle: view.idle,
             waiting: view.waiting,
@@ -206,13 +206,13 @@ fn look(api: &Api) -> Overview {
     Overview {
         version: env!("CARGO_PKG_VERSION"),
         at: time(SystemTime::now()),
-        generation: generation.number,
-        sessions: live.len(),
-        unsettled: proxy.unsettled().len(),
-        draining: proxy.is_draining(),
+        generation: now.generation.number,
+        sessions: now.sessions.len(),
+        unsettled: now.unsettled().len(),
+        draining: proxy.life.is_draining(),
         interval: INTERVAL.as_secs(),
-        flows: flows(api),
-        pools: generation.pools.values().map(pool).collect(),
+        flows: flows(api, &now),
+        pools: now.generation.pools.values().map(pool).collect(),
     }
 }
 
@@ -233,11 +233,10 @@ fn cause<S>(route: &Route<S>) -> (String, String) {
     route.reasons().iter().find_map(of).unwrap_or_default()
 }
 
-fn flows(api: &Api) -> Vec<Flow> {
-    let generation = api.proxy.generation();
-    let config = &generation.config;
+fn flows(api: &Api, now: &Snapshot) -> Vec<Flow> {
+    let config = &now.generation.config;
     let mut sessions: BTreeMap<(UserName, ConnectionName), usize> = BTreeMap::new();
-    for session in api.proxy.live_sessions() {
+    for session in &now.sessions {
         let key = (session.identity.user().clone(), session.place.route.base().clone());
         *sessions.entry(key).or_default() += 1;
     }

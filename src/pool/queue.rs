@@ -451,7 +451,7 @@ impl Pool {
 /// In session mode the client's own settings are sent with the login: what is wrong with them, it is told.
 fn own_words(error: &UpstreamError) -> Option<Refusal> {
     let UpstreamError::Refused { sqlstate, message } = error else { return None };
-    let state = SqlState::of_statement(sqlstate)?;
+    let state = SqlState::parse(sqlstate.as_bytes()).filter(|state| state.is_of_statement())?;
     Some(Refusal::new(Fault::Client, state, message.clone()))
 }
 

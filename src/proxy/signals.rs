@@ -20,7 +20,7 @@ pub(super) fn killed() -> Refusal {
 impl Proxy {
     /// Ends one session; false if there is none of this number.
     pub(crate) fn kill_client(&self, id: u64) -> bool {
-        let session = self.sessions.get(&id).map(|session| session.clone());
+        let session = self.sessions.get(id);
         let Some(session) = session else { return false };
         session.orders.give(Order { by: OrderedBy::Operator, when: When::Now, refusal: killed() });
         true
@@ -31,7 +31,7 @@ impl Signals for Proxy {
     /// PostgreSQL lets a role signal its own sessions, and a superuser all, of one server: so a user may signal his own on the same
     /// connection of the configuration, and an operator everybody's there. Never in another environment.
     fn signal(&self, caller: u64, signalled: Signalled) -> Reached {
-        let session = |id: u64| self.sessions.get(&id).map(|session| session.clone());
+        let session = |id: u64| self.sessions.get(id);
         let target = self.keys.session(signalled.pid).and_then(session);
         let (Some(target), Some(caller)) = (target, session(caller)) else { return Reached::Nobody };
         let user = caller.identity.user();

@@ -8,10 +8,13 @@ use parking_lot::Mutex;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use super::Histogram;
-use wire::error::{Fault, Refusal};
+use wire::error::{Fault, Refusal, SqlState};
 
-/// How many, by SQLSTATE and fault.
-type Refusals = BTreeMap<(&'static str, &'static str), u64>;
+/// How many SQLSTATEs are counted apart, with their faults: upstreams may send any.
+const MOST_STATES: usize = 200;
+
+/// How many, by SQLSTATE (`None` for those for which there was no room) and fault.
+type Refusals = BTreeMap<(Option<SqlState>, &'static str), u64>;
 
 /// What is counted for the process as a whole.
 #[derive(Debug, Default)]
@@ -56,6 +59,26 @@ impl Counters {
             Fault::Operator => "operator",
             Fault::Ours => "pgusher",
         };
-        *self.refusals.lock().entry((refusal.sqlstate.0, fault)).or_default() += 1;
+        let mut refusals = self.refusals.lock();
+        let key = (Some(refusal.sqlstate), fault);
+        let has_room = refusals.len() < MOST_STATES || refusals.contains_key(&key);
+        *refusals.entry(if has_room { key } else { (None, fault) }).or_default() += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_many_sqlstates_an_upstream_sends_so_many_are_counted_apart() {
+        let counters = Counters::default();
+        for number in 0..1000 {
+            let state = SqlState::parse(format!("P{number:04}").as_bytes()).unwrap();
+            counters.refused(&Refusal::new(Fault::Upstream, state, "no"));
+        }
+        let refusals = counters.refusals();
+        assert_eq!((refusals.len(), refusals.values().sum::<u64>()), (MOST_STATES + 1, 1000));
+        assert_eq!(refusals[&(None, "upstream")], 800);
     }
 }

@@ -121,7 +121,7 @@ fn startup_packet(connection: &Connection, settings: &Settings) -> Result<Vec<u8
     packet.push(0);
     if packet.len() > MAX_STARTUP_LENGTH {
         return Err(UpstreamError::Refused {
-            sqlstate: SqlState::LIMIT_EXCEEDED.0.to_owned(),
+            sqlstate: SqlState::LIMIT_EXCEEDED.as_str().to_owned(),
             message: "the settings at startup are too long".to_owned(),
         });
     }

@@ -467,7 +467,7 @@ fn reload_says_what_is_wrong_and_wait_settled_waits_for_those_who_must_leave() {
     std::fs::write(&path, format!("{}{to_dev}{}", &written[..from], &written[to..])).unwrap();
     let answer = done(&mut raw, "RELOAD");
     assert!(answer.iter().any(|m| m.tag == 'N' && m.field('M').contains("generation 2")), "{answer:?}");
-    assert!(error(&mut raw, "WAIT SETTLED '100ms'").contains("1 sessions still stand"));
+    assert!(error(&mut raw, "WAIT SETTLED '100ms'").contains("1 sessions are still on a route"));
     assert!(cell(&mut raw, "SHOW SESSIONS", ("user", "rawprod"), "moved").contains("by generation 2"));
     assert_eq!(cell(&mut raw, "SHOW ROUTES", ("user", "rawprod"), "elsewhere"), "1");
     let begun = Instant::now();

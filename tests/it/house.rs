@@ -103,7 +103,7 @@ impl Postgres {
         let port = free_port();
         // Ends the server when its standard input does: with us.
         let stop = format!(
-            "cat >/dev/null; kill -QUIT $(head -1 {data}/postmaster.pid) 2>/dev/null; sleep 0.2; rm -rf {folder}",
+            "trap '' INT TERM HUP; cat >/dev/null; kill -QUIT $(head -1 {data}/postmaster.pid) 2>/dev/null; sleep 0.2; rm -rf {folder}",
             data = data.display(),
             folder = folder.display()
         );

@@ -2,6 +2,7 @@
 
 // A test that cannot go on should say so at once; what it casts is its own.
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::panic,
     clippy::cast_possible_truncation,
@@ -30,6 +31,7 @@ mod change;
 mod differential;
 mod doctor;
 mod engines;
+mod examples;
 mod faults;
 mod folded;
 mod free;

@@ -1,8 +1,9 @@
 //! `/metrics`, `/healthz` and `/readyz`, asked with curl and by hand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -179,12 +180,40 @@ fn alerts_dashboard_and_manual_tell_of_what_there_is() {
     for line in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
         assert!(manual.contains(&format!("| `{line}` |")), "{line}");
     }
-    let errors = read("crates/wire/src/error.rs");
     let (_, table) = manual.split_once("## By error").unwrap();
-    for sqlstate in errors.split("Self = Self(\"").skip(1).map(|rest| &rest[..5]) {
-        assert!(table.contains(&format!("`{sqlstate}`")), "{sqlstate}");
+    let table = table.split_once("\n## ").map_or(table, |(table, _)| table);
+    // Every SQLSTATE that our own code can say.
+    let mut states = BTreeSet::new();
+    for (path, text) in sources() {
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for constructor in ["Self = Self::new(\"", "SqlState::new(\""] {
+            let found = code.split(constructor).skip(1).map(|rest| rest[..5].to_owned());
+            states.extend(found.map(|state| (state, path.clone())));
+        }
+    }
+    assert!(states.len() > 25, "{states:?}");
+    for (state, path) in states {
+        assert!(table.contains(&format!("`{state}`")), "{state} of {} has no row", path.display());
     }
     for command in pgusher::inside::HELP.split("\n\t").filter_map(|line| line.split_whitespace().next()) {
         assert!(manual.contains(command), "{command}");
     }
+}
+
+/// Our own code, without tests.
+fn sources() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![root.join("src"), root.join("crates")];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().unwrap().map(|entry| entry.unwrap().path()) {
+            let name = entry.file_name().unwrap().to_string_lossy().into_owned();
+            if entry.is_dir() && name != "tests" && name != "benches" {
+                folders.push(entry);
+            } else if name.ends_with(".rs") && name != "tests.rs" {
+                found.push((entry.clone(), std::fs::read_to_string(&entry).unwrap()));
+            }
+        }
+    }
+    found
 }

@@ -180,7 +180,7 @@ fn explained(
     let attributes = policy::attribute::explain(config, user);
     policy::route::resolve(config, &attributes, base, request)
         .map(|route| route.environment().to_string())
-        .map_err(|refusal| refusal.sqlstate.0.to_owned())
+        .map_err(|refusal| refusal.sqlstate.as_str().to_owned())
 }
 
 fn load(text: &str) -> policy::config::Config {

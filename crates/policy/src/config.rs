@@ -1,6 +1,7 @@
 //! The checked settings: what the rest of the house may rely on.
 
 pub mod read;
+pub mod manual;
 
 pub mod file;
 

@@ -7,12 +7,13 @@ use std::fmt;
 use secrecy::ExposeSecret;
 
 use crate::attribute;
-use crate::config::read::Applies;
+use crate::config::manual::Applies;
 use crate::config::{Config, Connection, OnMove, Target, file};
 use crate::grant::Grant;
 use crate::names::{ConnectionName, UserName};
 use crate::route::{self, Reason};
 use crate::secret::Secret;
+use wire::error::SqlState;
 
 /// How many changes of routes a plan keeps of each kind: there may be as many as users times databases.
 const MAX_ROUTES: usize = 5000;
@@ -29,7 +30,7 @@ pub enum Outcome {
     /// The user may not log in.
     Disabled,
     /// Refused, with this SQLSTATE.
-    Refused(&'static str),
+    Refused(SqlState),
     /// To a connection.
     Goes {
         /// What it is called there.
@@ -68,10 +69,10 @@ impl Outcome {
         let request = grant.map(|grant| grant.environment.as_str());
         let route = match route::resolve(config, &attributes, database, request) {
             Ok(route) => route,
-            Err(refusal) => return Self::Refused(refusal.sqlstate.0),
+            Err(refusal) => return Self::Refused(refusal.sqlstate),
         };
         let Some(connection) = config.connections.get(route.connection()) else {
-            return Self::Refused("XX000");
+            return Self::Refused(SqlState::INTERNAL);
         };
         Self::Goes {
             environment: route.environment().to_string(),
@@ -521,44 +522,4 @@ fn secrets(old: &Config, new: &Config) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(users: &[String]) -> Config {
-        let mut text = "[connections.w]\nhost = \"dev\"\nusername = \"u\"\n\
-             user_attribute = \"environment\"\ndefault_values = [\"dev\"]\n\
-             environments = [{ connection = \"p\", name = \"prod\", values = [\"prod\"] }]\n\
-             [connections.p]\nhost = \"prod\"\nusername = \"u\"\nproduction = true\n\
-             [attributes.environment]\n"
-            .to_owned();
-        for user in users {
-            text += &format!("[users.{user}]\npassword = \"x\"\nattributes = {{ environment = \"prod\" }}\n");
-        }
-        match Config::draft(
-            std::path::Path::new("pgusher.toml"),
-            &text,
-            crate::config::Surroundings::default(),
-        ) {
-            Ok(checked) => checked.config,
-            Err(problems) => panic!("{problems:?}"),
-        }
-    }
-
-    /// However many others there are, in whatever order.
-    #[test]
-    fn who_reaches_production_is_told_first_and_a_plan_keeps_some_thousands_of_lines() {
-        let none = config(&[]);
-        let decoys: Vec<String> = (0..220).map(|n| format!("aa{n:03}")).collect();
-        let with_one = config(&[&decoys[..], &["zed".to_owned()]].concat());
-        let told = |plan: &Plan| plan.summary().concat().iter().filter(|l| l.contains("zed")).count();
-        assert!(told(&Plan::between(&none, &with_one)) > 0);
-        assert!(told(&Plan::between(&config(&decoys), &with_one)) > 0);
-        assert!(Plan::between(&none, &with_one).summary().iter().all(|lines| lines.len() <= MAX_EVENT));
-        let many = config(&(0..MAX_ROUTES + 7).map(|n| format!("u{n}")).collect::<Vec<_>>());
-        let plan = Plan::between(&none, &many);
-        assert_eq!(plan.routes.len(), MAX_ROUTES);
-        let rows = plan.rows();
-        assert!(rows.len() <= MAX_ROUTES + 10, "{}", rows.len());
-        assert!(rows.iter().any(|row| row[0] == "production" && row[1] == "and 7 more"));
-    }
-}
+mod tests;

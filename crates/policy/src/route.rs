@@ -398,7 +398,9 @@ impl<'a> Question<'a> {
     fn near_misses(&self, found: &Values<'_>) -> Vec<String> {
         let near = |value: &String| {
             let meant = self.base.near_miss(value)?;
-            Some(format!("the value {value:?} leads nowhere; did the operator mean {meant:?}?"))
+            Some(format!(
+                "attribute value {value:?} matches no environment; did the operator mean {meant:?}?"
+            ))
         };
         found.values.iter().take(MAX_NEAR_MISSES).filter_map(near).collect()
     }
@@ -479,7 +481,10 @@ fn warn_of_near_misses(
             }
             for value in &values.0 {
                 if let Some(known) = base.near_miss(value) {
-                    let message = format!("the value {:?} leads nowhere in `{}`", **value, connection.name);
+                    let message = format!(
+                        "attribute value {:?} matches no environment of `{}`",
+                        **value, connection.name
+                    );
                     problems.warning(value.span(), message).help(format!("did you mean {known:?}?"));
                 }
             }

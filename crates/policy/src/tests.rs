@@ -183,12 +183,12 @@ fn resolved(
     user: usize,
     base: usize,
     request: Option<&str>,
-) -> Result<(String, String), &'static str> {
+) -> Result<(String, String), String> {
     let attributes = attribute::explain(config, &format!("u{user}"));
     let route = route::resolve(config, &attributes, &format!("b{base}"), request);
     route
         .map(|route| (route.connection().to_string(), route.to_string()))
-        .map_err(|refusal| refusal.sqlstate.0)
+        .map_err(|refusal| refusal.sqlstate.to_string())
 }
 
 /// Everybody's every question: of each user, one who is not in the file among them, each database, and each environment.

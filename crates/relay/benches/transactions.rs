@@ -83,6 +83,7 @@ fn main() {
         }
         other => {
             eprintln!("`{other}` is none of simple, extended, prepared");
+            #[expect(clippy::disallowed_methods, reason = "a program of its own")]
             std::process::exit(2);
         }
     };

@@ -19,7 +19,7 @@ use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::lent::{Done, Kernel, Lent, Operation, Wait};
+use crate::lent::{Done, Kernel, Lent, Operation, Wait, grow};
 
 /// How many operations may be asked for before the kernel takes them; more are taken in several goes.
 const ENTRIES: u32 = 256;
@@ -252,6 +252,7 @@ impl Ring {
                 number
             }
             None => {
+                grow(&mut self.under_way);
                 self.under_way.push(under_way);
                 u32::try_from(self.under_way.len() - 1).unwrap_or(u32::MAX)
             }
@@ -321,6 +322,10 @@ impl Ring {
             }
             // There is none for now. Nothing was begun.
             Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "all that this thread does needs the memory that there is none of"
+                )]
                 std::thread::sleep(Duration::from_millis(1));
                 Ok(())
             }

@@ -39,6 +39,13 @@ pub enum Done {
     Woken,
 }
 
+/// Makes room for one more, and for a quarter more: twice as much would be a good part of what an idle client takes.
+pub fn grow<T>(all: &mut Vec<T>) {
+    if all.len() == all.capacity() {
+        all.reserve_exact(all.len() / 4 + 16);
+    }
+}
+
 /// For how long a turn waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {

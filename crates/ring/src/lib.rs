@@ -11,6 +11,6 @@ pub mod socket;
 pub mod sockets;
 
 pub use kernel::{Bell, Ring, Unavailable};
-pub use lent::{Done, Kernel, Lent, Operation, Wait};
+pub use lent::{Done, Kernel, Lent, Operation, Wait, grow};
 pub use socket::{Ending, Freed, Notice};
 pub use sockets::{Sockets, Token, Woken};

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::net::Shutdown;
 
 use crate::kernel::BUFFER;
-use crate::lent::{Done, Kernel, Lent, Wait};
+use crate::lent::{Done, Kernel, Lent, Wait, grow};
 use crate::socket::{Ending, Freed, Inbox, Notice, Sending, Socket, Then, Use, gone, register};
 
 /// How much may be written to a socket in one turn.
@@ -104,6 +104,7 @@ impl<K: Kernel> Sockets<K> {
         let socket = Box::new(Socket::new(descriptor, unread));
         let notice = socket.notice.clone();
         let slot = self.free.pop().unwrap_or_else(|| {
+            grow(&mut self.slots);
             self.slots.push((0, Slot::Free));
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         });

@@ -16,59 +16,106 @@ pub enum Fault {
     Ours,
 }
 
-/// A five-character SQLSTATE (PostgreSQL manual, appendix A).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SqlState(pub &'static str);
+/// A five-character SQLSTATE (PostgreSQL manual, appendix A): one of ours, or whatever an upstream has sent.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SqlState([u8; 5]);
+
+impl fmt::Debug for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SqlState({})", self.as_str())
+    }
+}
+
+impl fmt::Display for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 impl SqlState {
+    /// Of a text of five digits and capital letters, known when this is compiled.
+    ///
+    /// # Panics
+    /// It is another text: in a constant, that is an error of the compiler's.
+    pub const fn new(text: &'static str) -> Self {
+        let state = match text.as_bytes().first_chunk() {
+            Some(state) if text.len() == 5 => *state,
+            _ => [0; 5],
+        };
+        assert!(is_state(state), "a SQLSTATE has five digits or capital letters");
+        Self(state)
+    }
+
+    /// Of what an upstream has sent; `None` if it is not a SQLSTATE.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let state = *<&[u8; 5]>::try_from(text).ok()?;
+        is_state(state).then_some(Self(state))
+    }
+
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(&self.0).unwrap_or("XX000")
+    }
+
     /// `protocol_violation`
-    pub const PROTOCOL_VIOLATION: Self = Self("08P01");
+    pub const PROTOCOL_VIOLATION: Self = Self::new("08P01");
     /// `connection_failure`
-    pub const CONNECTION_FAILURE: Self = Self("08006");
+    pub const CONNECTION_FAILURE: Self = Self::new("08006");
     /// `sqlclient_unable_to_establish_sqlconnection`
-    pub const UNABLE_TO_CONNECT: Self = Self("08001");
+    pub const UNABLE_TO_CONNECT: Self = Self::new("08001");
     /// `feature_not_supported`
-    pub const NOT_SUPPORTED: Self = Self("0A000");
+    pub const NOT_SUPPORTED: Self = Self::new("0A000");
     /// `invalid_authorization_specification`
-    pub const INVALID_AUTHORIZATION: Self = Self("28000");
+    pub const INVALID_AUTHORIZATION: Self = Self::new("28000");
     /// `invalid_password`
-    pub const INVALID_PASSWORD: Self = Self("28P01");
+    pub const INVALID_PASSWORD: Self = Self::new("28P01");
     /// `invalid_sql_statement_name`
-    pub const INVALID_STATEMENT_NAME: Self = Self("26000");
+    pub const INVALID_STATEMENT_NAME: Self = Self::new("26000");
     /// `invalid_catalog_name`
-    pub const UNKNOWN_DATABASE: Self = Self("3D000");
+    pub const UNKNOWN_DATABASE: Self = Self::new("3D000");
     /// `syntax_error`
-    pub const SYNTAX_ERROR: Self = Self("42601");
+    pub const SYNTAX_ERROR: Self = Self::new("42601");
     /// `invalid_parameter_value`
-    pub const INVALID_PARAMETER: Self = Self("22023");
+    pub const INVALID_PARAMETER: Self = Self::new("22023");
     /// `insufficient_privilege`
-    pub const INSUFFICIENT_PRIVILEGE: Self = Self("42501");
+    pub const INSUFFICIENT_PRIVILEGE: Self = Self::new("42501");
     /// `undefined_object`
-    pub const UNDEFINED_OBJECT: Self = Self("42704");
+    pub const UNDEFINED_OBJECT: Self = Self::new("42704");
     /// `object_not_in_prerequisite_state`
-    pub const NOT_IN_PREREQUISITE_STATE: Self = Self("55000");
+    pub const NOT_IN_PREREQUISITE_STATE: Self = Self::new("55000");
     /// `duplicate_prepared_statement`
-    pub const DUPLICATE_STATEMENT: Self = Self("42P05");
+    pub const DUPLICATE_STATEMENT: Self = Self::new("42P05");
     /// `too_many_connections`
-    pub const TOO_MANY_CONNECTIONS: Self = Self("53300");
+    pub const TOO_MANY_CONNECTIONS: Self = Self::new("53300");
     /// `program_limit_exceeded`
-    pub const LIMIT_EXCEEDED: Self = Self("54000");
+    pub const LIMIT_EXCEEDED: Self = Self::new("54000");
     /// `out_of_memory`
-    pub const OUT_OF_MEMORY: Self = Self("53200");
+    pub const OUT_OF_MEMORY: Self = Self::new("53200");
     /// `untranslatable_character`
-    pub const UNTRANSLATABLE_CHARACTER: Self = Self("22P05");
+    pub const UNTRANSLATABLE_CHARACTER: Self = Self::new("22P05");
     /// `query_canceled`
-    pub const QUERY_CANCELED: Self = Self("57014");
+    pub const QUERY_CANCELED: Self = Self::new("57014");
     /// `admin_shutdown`
-    pub const ADMIN_SHUTDOWN: Self = Self("57P01");
+    pub const ADMIN_SHUTDOWN: Self = Self::new("57P01");
     /// `cannot_connect_now`
-    pub const CANNOT_CONNECT_NOW: Self = Self("57P03");
+    pub const CANNOT_CONNECT_NOW: Self = Self::new("57P03");
     /// `idle_session_timeout`
-    pub const IDLE_SESSION_TIMEOUT: Self = Self("57P05");
+    pub const IDLE_SESSION_TIMEOUT: Self = Self::new("57P05");
     /// `idle_in_transaction_session_timeout`
-    pub const IDLE_IN_TRANSACTION_TIMEOUT: Self = Self("25P03");
+    pub const IDLE_IN_TRANSACTION_TIMEOUT: Self = Self::new("25P03");
     /// `internal_error`
-    pub const INTERNAL: Self = Self("XX000");
+    pub const INTERNAL: Self = Self::new("XX000");
+}
+
+const fn is_state(state: [u8; 5]) -> bool {
+    let mut at = 0;
+    while at < state.len() {
+        if !state[at].is_ascii_digit() && !state[at].is_ascii_uppercase() {
+            return false;
+        }
+        at += 1;
+    }
+    true
 }
 
 /// The longest name that is shown, in bytes: PostgreSQL's `NAMEDATALEN - 1`.
@@ -157,10 +204,9 @@ const OF_STATEMENTS: [&str; 22] = [
 ];
 
 impl SqlState {
-    /// The state that an upstream gave for a statement of a client's, or for a setting; `None` for one that is about
-    /// something else.
-    pub fn of_statement(state: &str) -> Option<Self> {
-        OF_STATEMENTS.into_iter().find(|known| *known == state).map(Self)
+    /// Whether PostgreSQL says it of a statement or a setting, and of nothing that is about the login itself.
+    pub fn is_of_statement(self) -> bool {
+        OF_STATEMENTS.contains(&self.as_str())
     }
 }
 
@@ -193,7 +239,7 @@ impl Refusal {
     /// The upstream's own words: of the body of an `ErrorResponse`.
     pub fn of_response(body: &[u8]) -> Self {
         let text = |code| crate::error_field(body, code).map(|t| String::from_utf8_lossy(t).into_owned());
-        let state = text(b'C').and_then(|state| SqlState::of_statement(&state)).unwrap_or(SqlState::INTERNAL);
+        let state = crate::error_field(body, b'C').and_then(SqlState::parse).unwrap_or(SqlState::INTERNAL);
         let message = text(b'M').unwrap_or_else(|| "no message".into());
         Self {
             detail: text(b'D'),
@@ -231,7 +277,7 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.message, self.sqlstate.0)?;
+        write!(f, "{} ({})", self.message, self.sqlstate)?;
         if let Some(detail) = &self.detail {
             write!(f, ": {detail}")?;
         }
@@ -244,6 +290,21 @@ impl std::error::Error for Refusal {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_sqlstate_of_an_upstream_is_passed_on_and_nothing_else_is_one() {
+        for state in ["22012", "P0001", "XX000", "ZZZZZ", "00000"] {
+            assert_eq!(SqlState::parse(state.as_bytes()).unwrap().as_str(), state);
+        }
+        for other in ["", "2201", "220123", "2201a", "22 12", "22\n12", "2201\u{e9}"] {
+            assert_eq!(SqlState::parse(other.as_bytes()), None, "{other:?}");
+        }
+        let body = b"SERROR\0C23505\0Mduplicate key\0Ddetail\0\0";
+        let refusal = Refusal::of_response(body);
+        assert_eq!((refusal.sqlstate.as_str(), &*refusal.message), ("23505", "duplicate key"));
+        let refusal = Refusal::of_response(b"SERROR\0Cnonsense\0Mno\0\0");
+        assert_eq!(refusal.sqlstate, SqlState::INTERNAL);
+    }
 
     #[test]
     fn what_others_send_is_shown_short_and_on_one_line() {

@@ -98,7 +98,7 @@ pub fn error_response(out: &mut Vec<u8>, severity: Severity, refusal: &Refusal) 
         };
         field(out, b'S', severity.word());
         field(out, b'V', severity.word());
-        field(out, b'C', refusal.sqlstate.0);
+        field(out, b'C', refusal.sqlstate.as_str());
         field(out, b'M', &refusal.message);
         if let Some(detail) = &refusal.detail {
             field(out, b'D', detail);
@@ -117,7 +117,7 @@ pub fn notice_response(out: &mut Vec<u8>, text: &str) {
 
 /// `NoticeResponse` with severity WARNING.
 pub fn warning_response(out: &mut Vec<u8>, sqlstate: SqlState, text: &str, hint: Option<&str>) {
-    notice(out, "WARNING", sqlstate.0, text, hint);
+    notice(out, "WARNING", sqlstate.as_str(), text, hint);
 }
 
 fn notice(out: &mut Vec<u8>, severity: &str, code: &str, text: &str, hint: Option<&str>) {

@@ -5,7 +5,7 @@ use crate::console::table::{Table, Value};
 use crate::pool::Halt;
 use crate::proxy::Proxy;
 use policy::config::file::Server;
-use policy::config::read::Applies;
+use policy::config::manual::Applies;
 
 /// `SHOW STATE`
 pub(super) fn state(proxy: &Proxy) -> Table {

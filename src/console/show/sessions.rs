@@ -36,7 +36,7 @@ const COLUMNS: [Column; 23] = [
 impl Overview<'_> {
     pub(super) fn sessions(&self) -> Table {
         let mut table = Table::new(&COLUMNS);
-        let generation = self.proxy.generation();
+        let generation = &self.generation;
         let mut sessions: Vec<_> = self.sessions.iter().collect();
         sessions.sort_by_key(|session| session.id);
         for session in sessions {

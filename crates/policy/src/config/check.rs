@@ -444,7 +444,10 @@ fn databases(file: &File, problems: &mut Problems) -> BTreeMap<DatabaseName, Con
         }
         for alias in connection.aliases.iter() {
             if is_environment {
-                problems.error(alias.span(), "an environment cannot be asked for, so it has no aliases");
+                problems.error(
+                    alias.span(),
+                    "aliases are not allowed on an environment: clients cannot ask for it by name",
+                );
             }
             let taken = all.contains(alias.as_str())
                 || CONSOLE_DATABASES.contains(&alias.as_str())

@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::{Value as Json, json};
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::manual;
 use super::read::{Named, Problems, Setting, Strings, TableReader, Value, options, word_value, words};
 use crate::secret::Source;
 pub use relay::PoolMode;
@@ -62,6 +64,9 @@ impl Value for Size {
     fn kind() -> String {
         "a size with its unit, such as \"64MiB\" or \"1GiB\"".into()
     }
+    fn schema() -> Json {
+        json!({ "type": "string", "pattern": r"^\d+\s*(GiB|MiB|KiB|B)$" })
+    }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         let text = String::read(node, problems)?;
         let parse = || {
@@ -86,6 +91,9 @@ impl Value for SocketAddr {
     fn kind() -> String {
         "\"ADDRESS:PORT\"".into()
     }
+    fn schema() -> Json {
+        String::schema()
+    }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         let text = String::read(node, problems)?;
         let address = text.parse();
@@ -104,6 +112,9 @@ impl Value for SocketAddr {
 impl Value for ListenAddress {
     fn kind() -> String {
         "\"ADDRESS:PORT\" or \"unix:FOLDER\"".into()
+    }
+    fn schema() -> Json {
+        String::schema()
     }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         let text = String::read(node, problems)?;
@@ -202,6 +213,9 @@ pub struct RequireAuth(pub Vec<UpstreamMethod>);
 impl Value for RequireAuth {
     fn kind() -> String {
         format!("a list, each {}, or a string of them with commas between", UpstreamMethod::kind())
+    }
+    fn schema() -> Json {
+        json!({ "anyOf": [String::schema(), Vec::<Setting<UpstreamMethod>>::schema()] })
     }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         if node.get_ref().as_str().is_none() {
@@ -690,9 +704,7 @@ impl File {
 
 /// The manual of the configuration in Markdown.
 pub fn manual() -> String {
-    use std::fmt::Write;
-    let mut text = String::from(include_str!("manual_head.md"));
-    let tables = [
+    manual::markdown([
         Server::manual(),
         ClientTls::manual(),
         Connection::manual(),
@@ -702,27 +714,10 @@ pub fn manual() -> String {
         User::manual(),
         Management::manual(),
         Token::manual(),
-    ];
-    for (title, about, options) in tables {
-        let _ = write!(text, "\n## `{title}`\n\n{about}\n");
-        for option in options {
-            let default = match option.default.as_deref() {
-                None => "must be given".to_owned(),
-                Some("") => "not set".to_owned(),
-                Some(value) => format!("default `{value}`"),
-            };
-            let bounds = option.bounds.map(|b| format!(", from {b}")).unwrap_or_default();
-            let applies = match option.applies {
-                super::read::Applies::Reload => "a reload applies it",
-                super::read::Applies::Login => "a reload applies it to later logins and to routes",
-                super::read::Applies::Restart => "applied at a restart",
-            };
-            let _ = write!(
-                text,
-                "\n### `{}`\n\n{}\n\n*{}; {default}{bounds}; {applies}.*\n",
-                option.name, option.text, option.kind
-            );
-        }
-    }
-    text
+    ])
+}
+
+/// The same for editors, which complete and check a file by it (JSON Schema 2020-12).
+pub fn json_schema() -> String {
+    manual::json_schema(File::manual())
 }

@@ -1,14 +1,16 @@
 //! Reads TOML into settings, gathering every problem with its place instead of stopping at the first.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::ops::{Deref, Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::{Value as Json, json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::manual::secret_schema;
 use crate::secret::Source;
 
 /// A value of the file, or a default; knows where it stands.
@@ -331,6 +333,8 @@ pub trait Value: Sized {
     const IS_PUBLIC: bool = true;
     /// What an operator has to write, for messages and the manual.
     fn kind() -> String;
+    /// The same for editors (JSON Schema 2020-12).
+    fn schema() -> Json;
     /// Reads it; on `None` a problem has been recorded.
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self>;
     /// As it would be written in the file; empty for "not set".
@@ -346,6 +350,9 @@ fn wrong_type<T: Value>(node: &Spanned<DeValue<'_>>, problems: &mut Problems) ->
 impl Value for String {
     fn kind() -> String {
         "a string".into()
+    }
+    fn schema() -> Json {
+        json!({ "type": "string" })
     }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         match node.get_ref().as_str() {
@@ -366,6 +373,9 @@ impl Value for bool {
     fn kind() -> String {
         "true or false".into()
     }
+    fn schema() -> Json {
+        json!({ "type": "boolean" })
+    }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         node.get_ref().as_bool().or_else(|| wrong_type::<Self>(node, problems))
     }
@@ -377,6 +387,9 @@ impl Value for bool {
 impl Value for u32 {
     fn kind() -> String {
         "a whole number".into()
+    }
+    fn schema() -> Json {
+        json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX })
     }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         let Some(integer) = node.get_ref().as_integer() else {
@@ -396,6 +409,9 @@ impl Value for u32 {
 impl Value for Duration {
     fn kind() -> String {
         "a time with its unit, such as \"15s\", \"500ms\" or \"2h\"".into()
+    }
+    fn schema() -> Json {
+        json!({ "type": "string", "pattern": r"^\s*(\d+\s*[A-Za-zµ]+\s*)+$" })
     }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         if node.get_ref().as_integer().is_some() {
@@ -426,6 +442,9 @@ impl<T: Value> Value for Vec<Setting<T>> {
     fn kind() -> String {
         format!("a list, each {}", T::kind())
     }
+    fn schema() -> Json {
+        json!({ "type": "array", "items": T::schema() })
+    }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         let Some(items) = node.get_ref().as_array() else {
             let shown = wrong_type::<Self>(node, problems);
@@ -445,6 +464,9 @@ impl<T: Value> Value for Option<T> {
     fn kind() -> String {
         T::kind()
     }
+    fn schema() -> Json {
+        T::schema()
+    }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         T::read(node, problems).map(Some)
     }
@@ -460,6 +482,9 @@ pub struct Strings(pub Vec<Setting<String>>);
 impl Value for Strings {
     fn kind() -> String {
         "a string or a list of strings".into()
+    }
+    fn schema() -> Json {
+        json!({ "anyOf": [String::schema(), Vec::<Setting<String>>::schema()] })
     }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         match node.get_ref() {
@@ -500,6 +525,9 @@ impl<T: Value> Value for Named<T> {
     fn kind() -> String {
         "a table of names".into()
     }
+    fn schema() -> Json {
+        json!({ "type": "object", "propertyNames": { "minLength": 1 }, "additionalProperties": T::schema() })
+    }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         let Some(table) = node.get_ref().as_table() else {
             return wrong_type::<Self>(node, problems);
@@ -524,6 +552,9 @@ impl Value for Source {
     const IS_PUBLIC: bool = false;
     fn kind() -> String {
         "a secret: a string, { file = \"…\" }, { env = \"…\" } or { command = [\"…\"] }".into()
+    }
+    fn schema() -> Json {
+        secret_schema()
     }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         if let Some(text) = node.get_ref().as_str() {
@@ -652,43 +683,6 @@ impl<'a, 'i> TableReader<'a, 'i> {
     }
 }
 
-/// When a changed setting takes effect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Applies {
-    /// At the next reload, for sessions that live as well.
-    Reload,
-    /// At the next reload, for logins after it.
-    Login,
-    /// At a restart.
-    Restart,
-}
-
-/// One setting as the manual shows it.
-#[derive(Debug)]
-pub struct OptionDoc {
-    /// Its key.
-    pub name: &'static str,
-    /// What may be written.
-    pub kind: String,
-    /// Its default as it would be written; `None` if it must be given, empty if it is unset.
-    pub default: Option<String>,
-    /// Its bounds, if any.
-    pub bounds: Option<String>,
-    /// When a change takes effect.
-    pub applies: Applies,
-    /// Its doc comment.
-    pub text: String,
-}
-
-/// Joins the lines of a doc comment.
-pub fn doc_text(lines: &[&str]) -> String {
-    let mut text = String::new();
-    for line in lines {
-        let _ = writeln!(text, "{}", line.strip_prefix(' ').unwrap_or(line));
-    }
-    text.trim_end().to_owned()
-}
-
 /// Declares a table of the file: each setting with its doc comment, type, default, bounds and when a reload
 /// applies it. Makes the struct, its reader and its part of the manual.
 macro_rules! options {
@@ -701,11 +695,13 @@ macro_rules! options {
 
         impl $Name {
             /// The table's name, its description, and its settings for the manual.
-            pub fn manual() -> (&'static str, String, Vec<$crate::config::read::OptionDoc>) {
-                use $crate::config::read::{Applies, OptionDoc, Value, doc_text};
+            pub fn manual() -> (&'static str, String, Vec<$crate::config::manual::OptionDoc>) {
+                use $crate::config::manual::{Applies, OptionDoc, doc_text};
+                use $crate::config::read::Value;
                 let options = vec![$( OptionDoc {
                     name: stringify!($field),
                     kind: <$ty>::kind(),
+                    schema: <$ty>::schema(),
                     default: { #[allow(unused_mut, unused_assignments)] let mut d = None::<$ty>; $( d = Some($default); )? d.map(|d| d.show()) },
                     bounds: { #[allow(unused_mut, unused_assignments)] let mut b = None; $( b = Some(format!("{} to {}", <$ty as Value>::show(&$low), <$ty as Value>::show(&$high))); )? b },
                     applies: Applies::$applies,
@@ -729,6 +725,7 @@ macro_rules! options {
         impl $crate::config::read::Value for $Name {
             const IS_PUBLIC: bool = false;
             fn kind() -> String { concat!("a table (", $title, ")").into() }
+            fn schema() -> serde_json::Value { $crate::config::manual::table_schema(Self::manual()) }
             fn read(node: &toml::Spanned<toml::de::DeValue<'_>>, problems: &mut $crate::config::read::Problems) -> Option<Self> {
                 let table = $crate::config::read::TableReader::new(node, $title, problems)?;
                 Self::read_table(table, problems)
@@ -785,6 +782,9 @@ macro_rules! word_value {
             fn kind() -> String {
                 let words: Vec<String> = Self::WORDS.iter().map(|word| format!("\"{word}\"")).collect();
                 words.join(" or ")
+            }
+            fn schema() -> serde_json::Value {
+                serde_json::json!({ "enum": Self::WORDS })
             }
             fn read(
                 node: &toml::Spanned<toml::de::DeValue<'_>>,

@@ -9,10 +9,10 @@ impl Conductor {
     /// `max_pinned` is reached.
     pub(super) fn too_many_pinned<W: World>(&self, turn: &Turn<'_, '_, W>) -> Refusal {
         let reason = self.core.pin().map_or("", Pin::word);
-        let message = "too many sessions keep their upstream connection";
+        let message = "too many pinned sessions";
         let refusal = Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, message)
-            .detail(format!("This one would keep it because of: {reason}. max_pinned is reached."))
-            .hint("End such sessions, or what they keep the connection for; or use session mode.");
+            .detail(format!("This session would be pinned (reason: {reason}), and max_pinned is reached."))
+            .hint("End pinned sessions, or what pins them; or use session mode.");
         at(turn, refusal)
     }
 
@@ -55,7 +55,7 @@ pub fn not_reset() -> Refusal {
 
 /// The listener reads notifications in UTF-8, and the client does not.
 pub(super) fn untranslatable() -> Refusal {
-    let message = "a notification cannot be told in this session's client_encoding";
+    let message = "a notification cannot be represented in this session's client_encoding";
     Refusal::new(Fault::Client, SqlState::UNTRANSLATABLE_CHARACTER, message)
         .hint("LISTEN after client_encoding is set, or leave it as the server has it.")
 }

@@ -512,6 +512,7 @@ fn a_bell_wakes_a_thread_that_waits_and_more_is_asked_than_the_queue_holds() {
     let Some(mut sockets) = ring() else { return };
     let bell = sockets.kernel().bell();
     std::thread::spawn(move || {
+        #[expect(clippy::disallowed_methods, reason = "a test, on a thread of its own")]
         std::thread::sleep(Duration::from_millis(20));
         bell.ring();
     });

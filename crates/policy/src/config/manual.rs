@@ -1,0 +1,126 @@
+//! What is said of each setting, to people (the manual) and to editors (JSON Schema): both from its declaration.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value as Json, json};
+
+/// When a changed setting takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applies {
+    /// At the next reload, for sessions that live as well.
+    Reload,
+    /// At the next reload, for logins after it.
+    Login,
+    /// At a restart.
+    Restart,
+}
+
+/// One setting as the manual shows it.
+#[derive(Debug)]
+pub struct OptionDoc {
+    /// Its key.
+    pub name: &'static str,
+    /// What may be written.
+    pub kind: String,
+    /// The same for editors, without what follows here.
+    pub schema: Json,
+    /// Its default as it would be written; `None` if it must be given, empty if it is unset.
+    pub default: Option<String>,
+    /// Its bounds, if any.
+    pub bounds: Option<String>,
+    /// When a change takes effect.
+    pub applies: Applies,
+    /// Its doc comment.
+    pub text: String,
+}
+
+impl OptionDoc {
+    /// When a change takes effect, in words.
+    pub fn applied(&self) -> &'static str {
+        match self.applies {
+            Applies::Reload => "a reload applies it",
+            Applies::Login => "a reload applies it to later logins and to routes",
+            Applies::Restart => "applied at a restart",
+        }
+    }
+
+    /// For an editor: what may be written, what it means, its default and its bounds.
+    fn described(&self) -> Json {
+        let mut schema = self.schema.clone();
+        schema["description"] = format!("{}\n\n({}.)", self.text, self.applied()).into();
+        // Strings, numbers and lists are written alike in both.
+        if let Some(Ok(default)) = self.default.as_deref().map(serde_json::from_str::<Json>) {
+            schema["default"] = default;
+        }
+        let bounds = self.bounds.as_deref().and_then(|bounds| bounds.split_once(" to "));
+        if let Some((low, high)) = bounds
+            && let (Ok(low), Ok(high)) = (low.parse::<u32>(), high.parse::<u32>())
+        {
+            (schema["minimum"], schema["maximum"]) = (low.into(), high.into());
+        }
+        schema
+    }
+}
+
+/// A secret in each of its forms, for editors.
+pub(super) fn secret_schema() -> Json {
+    let text = json!({ "type": "string" });
+    let words = json!({ "type": "array", "items": text.clone(), "minItems": 1 });
+    let form = |key: &str, value: Json| json!({ "type": "object", "properties": { key: value }, "required": [key], "additionalProperties": false });
+    let forms = [text.clone(), form("file", text.clone()), form("env", text), form("command", words)];
+    json!({ "anyOf": forms })
+}
+
+/// What may be in a table, for editors.
+pub fn table_schema((title, about, options): (&'static str, String, Vec<OptionDoc>)) -> Json {
+    let properties: Map<_, _> =
+        options.iter().map(|option| (option.name.to_owned(), option.described())).collect();
+    let required: Vec<_> =
+        options.iter().filter(|option| option.default.is_none()).map(|option| option.name).collect();
+    json!({
+        "type": "object", "title": title, "description": about,
+        "properties": properties, "required": required, "additionalProperties": false,
+    })
+}
+
+/// Joins the lines of a doc comment.
+pub fn doc_text(lines: &[&str]) -> String {
+    let mut text = String::new();
+    for line in lines {
+        let _ = writeln!(text, "{}", line.strip_prefix(' ').unwrap_or(line));
+    }
+    text.trim_end().to_owned()
+}
+
+/// The manual in Markdown: of each table its title, what it is about, and its settings.
+pub(super) fn markdown(tables: impl IntoIterator<Item = (&'static str, String, Vec<OptionDoc>)>) -> String {
+    let mut text = String::from(include_str!("manual_head.md"));
+    for (title, about, options) in tables {
+        let _ = write!(text, "\n## `{title}`\n\n{about}\n");
+        for option in options {
+            let default = match option.default.as_deref() {
+                None => "must be given".to_owned(),
+                Some("") => "not set".to_owned(),
+                Some(value) => format!("default `{value}`"),
+            };
+            let bounds = option.bounds.as_ref().map(|b| format!(", from {b}")).unwrap_or_default();
+            let _ = write!(
+                text,
+                "\n### `{}`\n\n{}\n\n*{}; {default}{bounds}; {}.*\n",
+                option.name,
+                option.text,
+                option.kind,
+                option.applied()
+            );
+        }
+    }
+    text
+}
+
+/// The JSON Schema of a file that is this table.
+pub(super) fn json_schema(file: (&'static str, String, Vec<OptionDoc>)) -> String {
+    let mut schema = table_schema(file);
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    schema["title"] = "pgusher's configuration".into();
+    format!("{schema:#}\n")
+}

@@ -1,0 +1,134 @@
+//! Clients that are logged in: looking at them, and ending them.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::request::Parts;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::answer::Problem;
+use super::operate::time;
+use super::{Api, Number};
+use crate::console::show::state_of;
+use crate::proxy::{LiveSession, Proxy};
+
+/// A client that is logged in.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Session {
+    /// Its number.
+    id: u64,
+    /// Who.
+    user: String,
+    /// What it asked for.
+    database: String,
+    /// What it is called there.
+    environment: String,
+    /// Where it is.
+    connection: String,
+    /// Of the configuration that decided.
+    generation: u64,
+    /// `active`, `idle` or `waiting`
+    state: &'static str,
+    /// Where from.
+    peer: String,
+    /// How it called itself.
+    application_name: String,
+    /// Since when.
+    since: String,
+    /// How many transactions it has had.
+    transactions: u64,
+    /// Why it keeps its connection.
+    pin: Option<&'static str>,
+    /// Why it has to leave, if it has to.
+    moved: Option<String>,
+    /// Why it is there.
+    route: String,
+}
+
+/// Clients that are logged in.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Sessions {
+    /// Those that were asked for, the oldest first.
+    sessions: Vec<Session>,
+    /// How many there are of them, should not all be shown.
+    total: usize,
+}
+
+fn session(proxy: &Proxy, session: &LiveSession) -> Session {
+    let (target, waits) = session.slot.now();
+    let seen = session.orders.statistics.see();
+    Session {
+        id: session.id,
+        user: session.identity.user().to_string(),
+        database: session.place.asked.database.to_string(),
+        environment: session.place.route.environment().to_string(),
+        connection: session.place.route.connection().to_string(),
+        generation: session.place.generation,
+        state: state_of(target.as_ref(), waits),
+        peer: session.peer.to_string(),
+        application_name: session.application_name.to_string(),
+        since: time(session.since),
+        transactions: seen.transactions,
+        pin: seen.pin.map(relay::sql::Pin::word),
+        moved: proxy.generation().moved(session),
+        route: session.place.facts.route.clone(),
+    }
+}
+
+/// Lists sessions.
+#[utoipa::path(get, path = "/api/v1/sessions", tag = "sessions", operation_id = "listSessions",
+    params(("user" = Option<String>, Query, description = "Only those of this user."),
+        ("connection" = Option<String>, Query, description = "Only those on this connection."),
+        ("environment" = Option<String>, Query, description = "Only those in this environment."),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "How many at most: 1 to 10000, by default 1000.")),
+    responses((status = 200, description = "The sessions.", body = Sessions)))]
+pub(super) async fn sessions(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Sessions>, Problem> {
+    let pairs = super::query(&parts, &["user", "connection", "environment", "limit"])?;
+    let limit = super::bounded(&pairs, "limit", 1000, 10_000)?;
+    // Its work grows with the sessions: not on the thread that accepts.
+    api.blocking(move |api| Ok(Json(some_sessions(api, &pairs, limit)))).await
+}
+
+fn some_sessions(api: &Api, pairs: &[(String, String)], limit: usize) -> Sessions {
+    let is = |name: &str, has: &str| super::parameter(pairs, name).is_none_or(|wanted| wanted == has);
+    let mut live = api.proxy.snapshot().sessions;
+    live.retain(|session| {
+        is("user", session.identity.user().as_str())
+            && is("connection", session.place.route.connection().as_str())
+            && is("environment", session.place.route.environment().as_str())
+    });
+    let sessions = live.iter().take(limit).map(|one| session(&api.proxy, one)).collect();
+    Sessions { sessions, total: live.len() }
+}
+
+/// What was done.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SessionEnded {
+    /// Always true: otherwise there is an error.
+    success: bool,
+    /// The session's number.
+    data: u64,
+    /// The session, as it was.
+    session: Session,
+}
+
+/// Ends a session at once: its client is told `57P01`.
+#[utoipa::path(delete, path = "/api/v1/sessions/{id}", tag = "sessions", operation_id = "endSession",
+    params(("id" = u64, Path, description = "Its number.")),
+    responses((status = 200, description = "It is told to end.", body = SessionEnded)))]
+pub(super) async fn end_session(
+    State(api): State<Arc<Api>>,
+    id: Number,
+    parts: Parts,
+) -> Result<Json<SessionEnded>, Problem> {
+    super::query(&parts, &[])?;
+    let live = api.proxy.live_sessions().into_iter().find(|live| live.id == id.0);
+    let session = live.map(|live| session(&api.proxy, &live));
+    match session.filter(|_| api.proxy.kill_client(id.0)) {
+        Some(session) => Ok(Json(SessionEnded { success: true, data: id.0, session })),
+        None => Err(Problem::missing("Session", id.0)),
+    }
+}

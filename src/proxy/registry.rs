@@ -1,0 +1,76 @@
+//! The sessions that live, by their numbers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use tokio::sync::Notify;
+
+use super::LiveSession;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    all: DashMap<u64, Arc<LiveSession>>,
+    next: AtomicU64,
+    /// Told when the last one has left.
+    emptied: Notify,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { all: DashMap::new(), next: AtomicU64::new(1), emptied: Notify::new() }
+    }
+}
+
+impl Registry {
+    /// A number for a new session.
+    pub(crate) fn next(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// It enters.
+    pub(super) fn insert(&self, session: Arc<LiveSession>) {
+        self.all.insert(session.id, session);
+    }
+
+    /// It is over.
+    pub(super) fn remove(&self, id: u64) {
+        if self.all.remove(&id).is_some() && self.all.is_empty() {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    /// The session of this number.
+    pub(super) fn get(&self, id: u64) -> Option<Arc<LiveSession>> {
+        self.all.get(&id).map(|session| session.clone())
+    }
+
+    /// How many live.
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Goes through them; none may be inserted or removed by whoever does.
+    pub(super) fn iter(&self) -> impl Iterator<Item = impl std::ops::Deref<Target = Arc<LiveSession>> + '_> {
+        self.all.iter()
+    }
+
+    /// All of them, in any order.
+    pub(crate) fn list(&self) -> Vec<Arc<LiveSession>> {
+        self.all.iter().map(|session| session.clone()).collect()
+    }
+
+    /// Waits until there is none.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let mut emptied = std::pin::pin!(self.emptied.notified());
+            // Before the look: whoever leaves behind it is heard.
+            emptied.as_mut().enable();
+            if self.all.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What is, at one moment. The console, `/metrics`, the API and the page all show this, and so agree.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Generation, LiveSession, Proxy};
+use crate::pool::Pool;
+
+/// See the module. It takes as long as there are sessions: never to be made on the thread that accepts.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    /// The configuration in force.
+    pub generation: Arc<Generation>,
+    /// The sessions that live, by their numbers.
+    pub sessions: Vec<Arc<LiveSession>>,
+    /// The pools in force, by their names, and then those that only sessions still have.
+    pub pools: Vec<Arc<Pool>>,
+    /// The sessions of each pool, by its address.
+    by_pool: HashMap<usize, Vec<usize>>,
+    /// Logins that were decided by an earlier configuration.
+    arriving: Vec<u64>,
+}
+
+fn address(pool: &Arc<Pool>) -> usize {
+    Arc::as_ptr(pool).addr()
+}
+
+impl Proxy {
+    /// What is now.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let generation = self.generation();
+        let mut sessions = self.live_sessions();
+        sessions.sort_unstable_by_key(|session| session.id);
+        let mut pools: Vec<_> = generation.pools.values().cloned().collect();
+        let mut by_pool: HashMap<usize, Vec<usize>> =
+            pools.iter().map(|pool| (address(pool), Vec::new())).collect();
+        for (number, session) in sessions.iter().enumerate() {
+            let own = by_pool.entry(address(&session.pool)).or_insert_with(|| {
+                pools.push(session.pool.clone());
+                Vec::new()
+            });
+            own.push(number);
+        }
+        let before = self.arriving.iter().filter(|login| *login.value() < generation.number);
+        let arriving = before.map(|login| *login.key()).collect();
+        Snapshot { generation, sessions, pools, by_pool, arriving }
+    }
+}
+
+impl Snapshot {
+    /// The sessions of a pool.
+    pub(crate) fn sessions_of(&self, pool: &Arc<Pool>) -> impl Iterator<Item = &Arc<LiveSession>> {
+        let own = self.by_pool.get(&address(pool)).map_or(&[][..], Vec::as_slice);
+        own.iter().filter_map(|number| self.sessions.get(*number))
+    }
+
+    /// The sessions whose user's route has changed and that have not been moved yet, and logins that were decided before that.
+    pub(crate) fn unsettled(&self) -> Vec<u64> {
+        let moved = self.sessions.iter().filter(|session| self.generation.moved(session).is_some());
+        self.arriving.iter().copied().chain(moved.map(|session| session.id)).collect()
+    }
+}
