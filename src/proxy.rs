@@ -457,7 +457,9 @@ impl Proxy {
                 earlier.remove(0);
             }
         }
-        self.timeouts.set(&new.config.server);
+        if self.timeouts.set(&new.config.server) {
+            self.sessions.look_again();
+        }
         let (connections, users) = (new.config.connections.len(), new.config.users.len());
         for setting in plan.waiting() {
             warn!(setting, "the new value is in force after a restart");

@@ -25,7 +25,7 @@ const LONG_FILES: [(&str, usize); 6] = [
     ("src/console.rs", 606),
     ("src/console/show.rs", 809),
     ("src/management/operate.rs", 604),
-    ("src/proxy.rs", 911),
+    ("src/proxy.rs", 913),
 ];
 
 /// Functions that are still longer.

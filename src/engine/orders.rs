@@ -79,7 +79,8 @@ impl Orders {
         self.wake();
     }
 
-    fn wake(&self) {
+    /// Has the session look at its clock, and at whatever else there may be.
+    pub(crate) fn wake(&self) {
         let waker = self.told.lock().waker.clone();
         waker.into_iter().for_each(Waker::wake);
     }

@@ -91,8 +91,10 @@ pub(crate) struct Timeouts {
 struct Limit(AtomicU64);
 
 impl Limit {
-    fn set(&self, limit: Duration) {
-        self.0.store(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Whether it was another before.
+    fn set(&self, limit: Duration) -> bool {
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        self.0.swap(limit, Ordering::Relaxed) != limit
     }
 
     fn get(&self) -> Duration {
@@ -101,13 +103,16 @@ impl Limit {
 }
 
 impl Timeouts {
-    /// Takes them from a configuration.
-    pub(crate) fn set(&self, server: &Server) {
-        self.client_idle.set(*server.client_idle_timeout);
-        self.idle_transaction.set(*server.idle_transaction_timeout);
-        self.query_wait.set(*server.query_wait_timeout);
-        self.query_wait_notify.set(*server.query_wait_notify);
-        self.client_write.set(*server.client_write_timeout);
+    /// Takes them from a configuration; whether any is another now. A session that does nothing looks at its own when it is woken.
+    pub(crate) fn set(&self, server: &Server) -> bool {
+        let changed = [
+            self.client_idle.set(*server.client_idle_timeout),
+            self.idle_transaction.set(*server.idle_transaction_timeout),
+            self.query_wait.set(*server.query_wait_timeout),
+            self.query_wait_notify.set(*server.query_wait_notify),
+            self.client_write.set(*server.client_write_timeout),
+        ];
+        changed.contains(&true)
     }
 
     /// How long a client may take nothing of what it is sent.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::LiveSession;
@@ -15,11 +16,18 @@ pub(crate) struct Registry {
     next: AtomicU64,
     /// Told when the last one has left.
     emptied: Notify,
+    /// Those that are to be woken, as a limit is another now.
+    unaware: Mutex<Vec<u64>>,
 }
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { all: DashMap::new(), next: AtomicU64::new(1), emptied: Notify::new() }
+        Self {
+            all: DashMap::new(),
+            next: AtomicU64::new(1),
+            emptied: Notify::new(),
+            unaware: Mutex::default(),
+        }
     }
 }
 
@@ -59,6 +67,20 @@ impl Registry {
     /// All of them, in any order.
     pub(crate) fn list(&self) -> Vec<Arc<LiveSession>> {
         self.all.iter().map(|session| session.clone()).collect()
+    }
+
+    /// A limit is another now: all are woken, some at a time ([`Registry::wake_some`]).
+    pub(super) fn look_again(&self) {
+        *self.unaware.lock() = self.all.iter().map(|session| *session.key()).collect();
+    }
+
+    /// Wakes so many of those, at the most.
+    pub(super) fn wake_some(&self, most: usize) {
+        let mut unaware = self.unaware.lock();
+        let left = unaware.len().saturating_sub(most);
+        let some = unaware.split_off(left);
+        drop(unaware);
+        some.into_iter().filter_map(|id| self.get(id)).for_each(|session| session.orders.wake());
     }
 
     /// Waits until there is none.

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use policy::verifier::Verifier;
 
@@ -518,4 +518,27 @@ fn idle_clients_and_idle_transactions_are_ended_with_postgresqls_codes() {
     let answer = queued.ask(&query("SELECT 1"));
     assert_eq!(answer[0].field('C'), "53300", "{answer:?}");
     assert!(answer[0].field('M').contains("query_wait_timeout"));
+}
+
+/// Also of those that do nothing, and of whom nothing comes that would have them look at the clock.
+#[test]
+fn a_limit_that_a_reload_sets_is_heard_of_by_sessions_that_do_nothing() {
+    for before in ["", "client_idle_timeout = \"1h\"\n"] {
+        let pgusher = Pgusher::start(&warehouse(before, "", ""));
+        let silent = Raw::login(pgusher.address(), "raw");
+        let mut has_asked = Raw::login(pgusher.address(), "raw");
+        has_asked.value("SELECT 1");
+        let mut keeps = Raw::login(pgusher.address(), "raw");
+        keeps.value("CREATE TEMP TABLE kept (a int)");
+        // They are told to rest by then, where they are not told at once.
+        std::thread::sleep(Duration::from_millis(2500));
+        pgusher.reload(&warehouse("client_idle_timeout = \"300ms\"\n", "", ""));
+        for mut raw in [silent, has_asked, keeps] {
+            assert_eq!(
+                raw.next().expect("an end within the patience of tests").field('C'),
+                "57P05",
+                "{before}"
+            );
+        }
+    }
 }

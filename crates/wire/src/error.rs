@@ -244,7 +244,7 @@ impl Refusal {
         Self {
             detail: text(b'D'),
             hint: text(b'H').map(Into::into),
-            ..Self::new(Fault::Client, state, message)
+            ..Self::new(if state.is_of_statement() { Fault::Client } else { Fault::Upstream }, state, message)
         }
     }
 
@@ -302,6 +302,8 @@ mod tests {
         let body = b"SERROR\0C23505\0Mduplicate key\0Ddetail\0\0";
         let refusal = Refusal::of_response(body);
         assert_eq!((refusal.sqlstate.as_str(), &*refusal.message), ("23505", "duplicate key"));
+        assert_eq!(refusal.fault, Fault::Upstream);
+        assert_eq!(Refusal::of_response(b"SERROR\0C22023\0Mno\0\0").fault, Fault::Client, "its own setting");
         let refusal = Refusal::of_response(b"SERROR\0Cnonsense\0Mno\0\0");
         assert_eq!(refusal.sqlstate, SqlState::INTERNAL);
     }
