@@ -1,5 +1,6 @@
 //! The cancel keys that pgusher gave out, and what each stands for right now.
 
+use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -116,6 +117,17 @@ fn in_range(random: u32) -> u32 {
     first + random % (i32::MAX as u32 - first + 1)
 }
 
+/// True if there was none of this key, and now there is this one.
+fn enters<K: Eq + Hash, V>(entry: dashmap::Entry<'_, K, V>, value: V) -> bool {
+    match entry {
+        dashmap::Entry::Occupied(_) => false,
+        dashmap::Entry::Vacant(entry) => {
+            entry.insert(value);
+            true
+        }
+    }
+}
+
 /// All keys. Written at login and logout only.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
@@ -151,24 +163,12 @@ impl Keys {
             let ours = in_range(u32::from_be_bytes(*for_pid));
             let key = CancelKey { pid: pid.unwrap_or(ours), secret: secret[..length].into() };
             let has_entered = match pid {
-                None => match self.ours.entry(ours) {
-                    dashmap::Entry::Occupied(_) => false,
-                    dashmap::Entry::Vacant(entry) => {
-                        slot.secret.get_or_init(|| key.secret.clone());
-                        entry.insert(Session { id, slot: slot.clone() });
-                        true
-                    }
-                },
-                Some(_) => match self.others.entry(key.clone()) {
-                    dashmap::Entry::Occupied(_) => false,
-                    dashmap::Entry::Vacant(entry) => {
-                        slot.secret.get_or_init(|| key.secret.clone());
-                        entry.insert(slot.clone());
-                        true
-                    }
-                },
+                None => enters(self.ours.entry(ours), Session { id, slot: slot.clone() }),
+                Some(_) => enters(self.others.entry(key.clone()), slot.clone()),
             };
             if has_entered {
+                // Nobody has the key yet.
+                slot.secret.get_or_init(|| key.secret.clone());
                 return Ok(key);
             }
         }

@@ -164,9 +164,7 @@ async fn all_metrics(State(proxy): State<Arc<Proxy>>) -> impl IntoResponse {
 /// Whether clients are accepted.
 async fn ready(State(proxy): State<Arc<Proxy>>) -> (StatusCode, &'static str) {
     match () {
-        () if proxy.life.is_draining() || proxy.life.closing().is_cancelled() => {
-            (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
-        }
+        () if proxy.life.closing().is_cancelled() => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
         () if !proxy.life.is_listening() => (StatusCode::SERVICE_UNAVAILABLE, "not listening yet\n"),
         () => (StatusCode::OK, "ok\n"),
     }

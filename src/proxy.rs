@@ -792,11 +792,6 @@ impl Proxy {
         Some(known.1.clone())
     }
 
-    /// The pools in force, and those that sessions still have.
-    pub(crate) fn all_pools(&self) -> Vec<Arc<Pool>> {
-        self.snapshot().pools
-    }
-
     /// Waits until somebody asks that, and ends all sessions as was asked.
     pub(crate) async fn end_when_asked(&self) {
         let how = self.life.asked_to_end().await;

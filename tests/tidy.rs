@@ -19,13 +19,12 @@ const MAX_FILE: usize = 600;
 const MAX_FUNCTION: usize = 70;
 
 /// Files that are still longer, and how long they may be.
-const LONG_FILES: [(&str, usize); 6] = [
+const LONG_FILES: [(&str, usize); 5] = [
     ("crates/policy/src/config/file.rs", 723),
     ("crates/policy/src/config/read.rs", 808),
     ("src/console.rs", 606),
-    ("src/console/show.rs", 809),
-    ("src/management/operate.rs", 604),
-    ("src/proxy.rs", 913),
+    ("src/console/show.rs", 807),
+    ("src/proxy.rs", 908),
 ];
 
 /// Functions that are still longer.

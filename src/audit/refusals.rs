@@ -16,6 +16,8 @@ const EACH: u64 = 10;
 const ALL: u64 = 1000;
 /// How many blocks and reasons are kept apart; those beyond are counted together.
 const MAX_KEPT: usize = 4096;
+/// Of how many SQLSTATEs those are counted apart.
+const MAX_REASONS: usize = 200;
 /// How long is counted.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -60,7 +62,7 @@ impl Refused<'_> {
     }
 }
 
-/// Where refusals came from, and their SQLSTATE; `None` and `XX000` is all those for which there was no room.
+/// Where refusals came from, and their SQLSTATE; `None` is all addresses for which there was no room.
 type Key = (Option<Block>, SqlState);
 
 /// Those of this minute.
@@ -80,7 +82,16 @@ impl Minute {
     fn count(&mut self, block: Block, reason: SqlState) -> bool {
         let key = (Some(block), reason);
         let has_room = self.counts.len() < MAX_KEPT || self.counts.contains_key(&key);
-        let key = if has_room { key } else { (None, SqlState::INTERNAL) };
+        let key = match (None, reason) {
+            _ if has_room => key,
+            of_reason
+                if self.counts.len() < MAX_KEPT + MAX_REASONS || self.counts.contains_key(&of_reason) =>
+            {
+                of_reason
+            }
+            // Upstreams may send any.
+            _ => (None, SqlState::INTERNAL),
+        };
         let count = self.counts.entry(key).or_default();
         if *count < EACH && self.told < ALL {
             self.told += 1;
@@ -180,6 +191,16 @@ mod tests {
             (0..100_000).filter(|n| minute.count(block(*n), SqlState::INVALID_PASSWORD)).count() as u64;
         assert_eq!(told, ALL);
         assert!(minute.counts.len() <= MAX_KEPT + 1);
+        assert!(minute.counts.contains_key(&(None, SqlState::INVALID_PASSWORD)), "the reason is still told");
         assert_eq!(told + minute.untold().map(|(_, more)| more).sum::<u64>(), 100_000);
+    }
+
+    #[test]
+    fn however_many_reasons_an_upstream_gives_the_table_is_bounded() {
+        let mut minute = Minute::new();
+        let state = |n: u32| SqlState::parse(format!("P{:04}", n % 10_000).as_bytes()).unwrap();
+        let told = (0..20_000).filter(|n| minute.count(block(*n), state(*n))).count() as u64;
+        assert!(minute.counts.len() <= MAX_KEPT + MAX_REASONS + 1, "{}", minute.counts.len());
+        assert_eq!(told + minute.untold().map(|(_, more)| more).sum::<u64>(), 20_000);
     }
 }

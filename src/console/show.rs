@@ -4,7 +4,7 @@ mod process;
 mod sessions;
 mod sockets;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -73,25 +73,26 @@ pub(crate) fn is_parameter(name: &str) -> bool {
 /// # Errors
 /// `42601`: there is no such table.
 pub(crate) fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
-    let view = Overview { proxy, now: proxy.snapshot() };
+    // Only where it is needed: drivers ask for some of these at each login.
+    let view = || Overview { proxy, now: proxy.snapshot() };
     Ok(match what {
         "version" => one("version", &format!("pgusher {}", env!("CARGO_PKG_VERSION"))),
         "state" => process::state(proxy),
-        "stats" => view.stats(),
-        "stats_totals" => view.stats_totals(),
-        "stats_averages" => view.stats_averages(),
-        "totals" => view.totals(),
-        "pools" => view.pools(),
-        "databases" => view.databases(),
-        "clients" => view.clients(),
-        "servers" => view.servers(),
-        "sockets" => view.sockets(),
-        "active_sockets" => view.sockets().only(|row| row[4] == Value::from("active")),
-        "lists" => view.lists(),
-        "users" => view.users(),
+        "stats" => view().stats(),
+        "stats_totals" => view().stats_totals(),
+        "stats_averages" => view().stats_averages(),
+        "totals" => view().totals(),
+        "pools" => view().pools(),
+        "databases" => view().databases(),
+        "clients" => view().clients(),
+        "servers" => view().servers(),
+        "sockets" => view().sockets(),
+        "active_sockets" => view().sockets().only(|row| row[4] == Value::from("active")),
+        "lists" => view().lists(),
+        "users" => view().users(),
         "config" => process::config(proxy),
-        "mem" => view.mem(),
-        "dns_hosts" => view.dns_hosts(),
+        "mem" => view().mem(),
+        "dns_hosts" => view().dns_hosts(),
         "dns_zones" => Table::new(&[("zonename", Text), ("serial", Long), ("count", Int)]),
         "fds" => Table::new(&FDS),
         "peers" => Table::new(&[("peer_id", Int), ("host", Text), ("port", Int), ("pool_size", Int)]),
@@ -102,11 +103,11 @@ pub(crate) fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
             ("sv_active_cancel", Int),
             ("sv_login", Int),
         ]),
-        "routes" => view.routes()?,
-        "environments" => view.environments(),
-        "sessions" => view.sessions(),
-        "generations" => view.generations(),
-        "times" => view.times(),
+        "routes" => view().routes()?,
+        "environments" => view().environments(),
+        "sessions" => view().sessions(),
+        "generations" => view().generations(),
+        "times" => view().times(),
         "audit" => audit(proxy),
         "grants" => grants(proxy),
         "transaction isolation level" => one("transaction_isolation", "read committed"),
@@ -401,10 +402,7 @@ impl Overview<'_> {
             ("error", Text),
             ("by", Text),
         ]);
-        let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
-        for session in &self.sessions {
-            *sessions.entry(session.place.generation).or_default() += 1;
-        }
+        let sessions = self.by_generation();
         for known in self.proxy.history() {
             table.push(vec![
                 known.number.into(),

@@ -1,7 +1,7 @@
 //! A session that does nothing takes little memory: most sessions do nothing, most of the time.
 
 use super::timing::Timer;
-use super::{Around, Engine, Leasing};
+use super::{Around, Engine};
 use crate::stream::Stream;
 use relay::conductor::{self, Wishes};
 
@@ -30,17 +30,11 @@ impl Engine {
     }
 
     fn may_rest(&self) -> bool {
-        self.settled
+        self.does_nothing()
             && self.started
             && self.wishes == idle()
-            && matches!(self.leasing, Leasing::None)
-            && self.ending.is_none()
-            && self.farewell.is_none()
-            && self.pinned.is_none()
-            && self.subscription.is_none()
             && self.gathered.is_none()
-            && [&self.client_tail, &self.upstream_tail].into_iter().all(Vec::is_empty)
-            && self.to_client.is_empty()
+            && self.upstream_tail.is_empty()
             && self.to_upstream.is_empty()
             && self.conductor.may_rest()
     }

@@ -33,17 +33,21 @@ impl Engine {
         Ok(true)
     }
 
-    /// Has it go on at another thread, if it does nothing, has nothing and waits for nothing but its client.
-    pub(crate) fn unsettle(&mut self, cx: &mut Context<'_>) {
-        let has_nothing = matches!(self.leasing, Leasing::None)
+    /// True if it is here, has nothing and waits for nothing but its client.
+    pub(super) fn does_nothing(&self) -> bool {
+        self.settled
+            && matches!(self.leasing, Leasing::None)
             && self.client_tail.is_empty()
             && self.to_client.is_empty()
             && self.pinned.is_none()
             && self.subscription.is_none()
             && self.farewell.is_none()
-            && self.ending.is_none();
-        let leaves =
-            self.settled && has_nothing && self.is_on_ring && !self.client.is_unsent(cx) && ring::leave();
+            && self.ending.is_none()
+    }
+
+    /// Has it go on at another thread, if it does nothing, has nothing and waits for nothing but its client.
+    pub(crate) fn unsettle(&mut self, cx: &mut Context<'_>) {
+        let leaves = self.does_nothing() && self.is_on_ring && !self.client.is_unsent(cx) && ring::leave();
         self.settled &= !leaves;
     }
 }

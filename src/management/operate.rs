@@ -1,6 +1,5 @@
 //! What an operator does: explaining, reloading, going back, grants, the audit.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -234,10 +233,7 @@ pub(super) async fn generations(
 }
 
 fn history(api: &Api) -> Generations {
-    let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
-    for session in api.proxy.live_sessions() {
-        *sessions.entry(session.place.generation).or_default() += 1;
-    }
+    let sessions = api.proxy.snapshot().by_generation();
     let shown = |known: crate::proxy::Known| Generation {
         number: known.number,
         since: time(known.at),

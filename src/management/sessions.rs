@@ -125,8 +125,7 @@ pub(super) async fn end_session(
     parts: Parts,
 ) -> Result<Json<SessionEnded>, Problem> {
     super::query(&parts, &[])?;
-    let live = api.proxy.live_sessions().into_iter().find(|live| live.id == id.0);
-    let session = live.map(|live| session(&api.proxy, &live));
+    let session = api.proxy.sessions.get(id.0).map(|live| session(&api.proxy, &live));
     match session.filter(|_| api.proxy.kill_client(id.0)) {
         Some(session) => Ok(Json(SessionEnded { success: true, data: id.0, session })),
         None => Err(Problem::missing("Session", id.0)),

@@ -50,7 +50,7 @@ impl Registry {
     }
 
     /// The session of this number.
-    pub(super) fn get(&self, id: u64) -> Option<Arc<LiveSession>> {
+    pub(crate) fn get(&self, id: u64) -> Option<Arc<LiveSession>> {
         self.all.get(&id).map(|session| session.clone())
     }
 

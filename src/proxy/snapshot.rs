@@ -1,6 +1,7 @@
 //! What is, at one moment. The console, `/metrics`, the API and the page all show this, and so agree.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use super::{Generation, LiveSession, Proxy};
@@ -29,22 +30,38 @@ impl Proxy {
     /// What is now.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let generation = self.generation();
-        let mut sessions = self.live_sessions();
-        sessions.sort_unstable_by_key(|session| session.id);
-        let mut pools: Vec<_> = generation.pools.values().cloned().collect();
-        let mut by_pool: HashMap<usize, Vec<usize>> =
-            pools.iter().map(|pool| (address(pool), Vec::new())).collect();
-        for (number, session) in sessions.iter().enumerate() {
-            let own = by_pool.entry(address(&session.pool)).or_insert_with(|| {
-                pools.push(session.pool.clone());
-                Vec::new()
-            });
-            own.push(number);
-        }
+        // Before the sessions: a login is one of either, at any time.
         let before = self.arriving.iter().filter(|login| *login.value() < generation.number);
         let arriving = before.map(|login| *login.key()).collect();
+        let mut sessions = self.live_sessions();
+        sessions.sort_unstable_by_key(|session| session.id);
+        let pools = pools_of(&generation, sessions.iter());
+        let mut by_pool: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (number, session) in sessions.iter().enumerate() {
+            by_pool.entry(address(&session.pool)).or_default().push(number);
+        }
         Snapshot { generation, sessions, pools, by_pool, arriving }
     }
+
+    /// The pools in force, and those that sessions still have.
+    pub(crate) fn all_pools(&self) -> Vec<Arc<Pool>> {
+        pools_of(&self.generation(), self.sessions.iter())
+    }
+}
+
+/// Those in force, by their names, and then those that only sessions still have.
+fn pools_of(
+    generation: &Generation,
+    sessions: impl Iterator<Item = impl Deref<Target = Arc<LiveSession>>>,
+) -> Vec<Arc<Pool>> {
+    let mut pools: Vec<_> = generation.pools.values().cloned().collect();
+    let mut known: HashSet<usize> = pools.iter().map(address).collect();
+    for session in sessions {
+        if known.insert(address(&session.pool)) {
+            pools.push(session.pool.clone());
+        }
+    }
+    pools
 }
 
 impl Snapshot {
@@ -52,6 +69,15 @@ impl Snapshot {
     pub(crate) fn sessions_of(&self, pool: &Arc<Pool>) -> impl Iterator<Item = &Arc<LiveSession>> {
         let own = self.by_pool.get(&address(pool)).map_or(&[][..], Vec::as_slice);
         own.iter().filter_map(|number| self.sessions.get(*number))
+    }
+
+    /// How many sessions each generation has decided.
+    pub(crate) fn by_generation(&self) -> BTreeMap<u64, usize> {
+        let mut sessions = BTreeMap::new();
+        for session in &self.sessions {
+            *sessions.entry(session.place.generation).or_default() += 1;
+        }
+        sessions
     }
 
     /// The sessions whose user's route has changed and that have not been moved yet, and logins that were decided before that.

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::house::{Pgusher, eventually, free_port, warehouse};
+use super::sources::sources;
 use super::state::done;
 use super::wire::{Raw, bind, execute, parse, query, startup, sync};
 
@@ -184,7 +184,8 @@ fn alerts_dashboard_and_manual_tell_of_what_there_is() {
     let table = table.split_once("\n## ").map_or(table, |(table, _)| table);
     // Every SQLSTATE that our own code can say.
     let mut states = BTreeSet::new();
-    for (path, text) in sources() {
+    let all = sources("src").into_iter().chain(sources("crates"));
+    for (path, text) in all.filter(|(path, _)| !path.contains("/tests") && !path.contains("/benches")) {
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
         for constructor in ["Self = Self::new(\"", "SqlState::new(\""] {
             let found = code.split(constructor).skip(1).map(|rest| rest[..5].to_owned());
@@ -193,27 +194,9 @@ fn alerts_dashboard_and_manual_tell_of_what_there_is() {
     }
     assert!(states.len() > 25, "{states:?}");
     for (state, path) in states {
-        assert!(table.contains(&format!("`{state}`")), "{state} of {} has no row", path.display());
+        assert!(table.contains(&format!("`{state}`")), "{state} of {path} has no row");
     }
     for command in pgusher::inside::HELP.split("\n\t").filter_map(|line| line.split_whitespace().next()) {
         assert!(manual.contains(command), "{command}");
     }
-}
-
-/// Our own code, without tests.
-fn sources() -> Vec<(PathBuf, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut folders = vec![root.join("src"), root.join("crates")];
-    let mut found = Vec::new();
-    while let Some(folder) = folders.pop() {
-        for entry in folder.read_dir().unwrap().map(|entry| entry.unwrap().path()) {
-            let name = entry.file_name().unwrap().to_string_lossy().into_owned();
-            if entry.is_dir() && name != "tests" && name != "benches" {
-                folders.push(entry);
-            } else if name.ends_with(".rs") && name != "tests.rs" {
-                found.push((entry.clone(), std::fs::read_to_string(&entry).unwrap()));
-            }
-        }
-    }
-    found
 }

@@ -37,9 +37,7 @@ impl Overview<'_> {
     pub(super) fn sessions(&self) -> Table {
         let mut table = Table::new(&COLUMNS);
         let generation = &self.generation;
-        let mut sessions: Vec<_> = self.sessions.iter().collect();
-        sessions.sort_by_key(|session| session.id);
-        for session in sessions {
+        for session in &self.sessions {
             let (target, waits) = session.slot.now();
             let seen = session.orders.statistics.see();
             let state = state_of(target.as_ref(), waits);

@@ -56,9 +56,7 @@ impl Overview<'_> {
     }
 
     fn add_clients(&self, table: &mut Table) {
-        let mut sessions: Vec<_> = self.sessions.iter().collect();
-        sessions.sort_by_key(|session| session.id);
-        for session in sessions {
+        for session in &self.sessions {
             let (target, waits) = session.slot.now();
             let (wait, wait_us) = split(waits.map_or(Duration::ZERO, |since| since.elapsed()));
             let (addr, port) = peer(&session.peer);

@@ -23,7 +23,7 @@ pub struct OptionDoc {
     /// What may be written.
     pub kind: String,
     /// The same for editors, without what follows here.
-    pub schema: Json,
+    pub schema: fn() -> Json,
     /// Its default as it would be written; `None` if it must be given, empty if it is unset.
     pub default: Option<String>,
     /// Its bounds, if any.
@@ -46,7 +46,7 @@ impl OptionDoc {
 
     /// For an editor: what may be written, what it means, its default and its bounds.
     fn described(&self) -> Json {
-        let mut schema = self.schema.clone();
+        let mut schema = (self.schema)();
         schema["description"] = format!("{}\n\n({}.)", self.text, self.applied()).into();
         // Strings, numbers and lists are written alike in both.
         if let Some(Ok(default)) = self.default.as_deref().map(serde_json::from_str::<Json>) {

@@ -701,7 +701,7 @@ macro_rules! options {
                 let options = vec![$( OptionDoc {
                     name: stringify!($field),
                     kind: <$ty>::kind(),
-                    schema: <$ty>::schema(),
+                    schema: <$ty>::schema,
                     default: { #[allow(unused_mut, unused_assignments)] let mut d = None::<$ty>; $( d = Some($default); )? d.map(|d| d.show()) },
                     bounds: { #[allow(unused_mut, unused_assignments)] let mut b = None; $( b = Some(format!("{} to {}", <$ty as Value>::show(&$low), <$ty as Value>::show(&$high))); )? b },
                     applies: Applies::$applies,
