@@ -2,7 +2,9 @@
 
 pub(crate) mod act;
 pub(crate) mod command;
+mod login;
 pub(crate) mod show;
+mod reach;
 pub(crate) mod table;
 
 use std::collections::{HashMap, VecDeque};
@@ -15,15 +17,16 @@ use tokio::time::timeout;
 use tracing::info;
 
 use crate::audit::{self, Event, Refused};
-use crate::auth::{Terms, may_stay};
 use crate::handshake::Arrival;
-use crate::proxy::{ConnectionPermit, Generation, LoginAttempt, Proxy};
+use crate::proxy::LoginAttempt;
 use crate::stream::Reader;
 use act::Reply;
 use command::Command;
+use login::{log_in, loses_right, no_longer, right_of};
 use policy::config::CONSOLE_DATABASES;
 use policy::config::file::{AuditFailure, Console as Right};
 use policy::names::UserName;
+pub(crate) use reach::Console;
 use table::{Table, Value};
 use wire::error::{Fault, Refusal, Shown, SqlState};
 use wire::{HEADER, Header, Severity, cstr};
@@ -48,15 +51,15 @@ pub(crate) fn is_database(name: &str) -> bool {
 }
 
 /// Serves an operator, from the proof of who he is to the last byte. The login has the rest of its time.
-pub(crate) async fn serve(proxy: Arc<Proxy>, attempt: LoginAttempt, mut arrival: Box<Arrival>) {
+pub(crate) async fn serve(console: Arc<Console>, attempt: LoginAttempt, mut arrival: Box<Arrival>) {
     attempt.stranger.asks_for_console();
     let (user, peer) = (arrival.startup.user.clone(), &attempt.peer);
-    let logged_in = attempt.in_time(log_in(&proxy, &attempt, &mut arrival)).await;
+    let logged_in = attempt.in_time(log_in(&console, &attempt, &mut arrival)).await;
     let (name, right, _permit) = match logged_in {
         Ok(who) => who,
         Err(refusal) => {
             let (what, database) = ("console login refused", &arrival.startup.database);
-            proxy.refused(Refused { what, refusal: &refusal, user: &user, database, peer });
+            console.journal.refused(Refused { what, refusal: &refusal, user: &user, database, peer });
             wire::error_response(&mut arrival.pending, Severity::Fatal, &refusal);
             let _ = timeout(LAST_WORDS, arrival.flush_pending()).await;
             return;
@@ -64,9 +67,9 @@ pub(crate) async fn serve(proxy: Arc<Proxy>, attempt: LoginAttempt, mut arrival:
     };
     info!(user = %name, peer, right = right.word(), "console login");
     let event = |event| Event::new(event).text("user", &name).text("peer", peer).text("right", right.word());
-    proxy.audit.record(|| event("console_login"));
+    console.journal.audit.record(|| event("console_login"));
     let session = Session {
-        proxy: proxy.clone(),
+        console: console.clone(),
         user: name.clone(),
         right,
         peer: peer.clone(),
@@ -89,63 +92,7 @@ pub(crate) async fn serve(proxy: Arc<Proxy>, attempt: LoginAttempt, mut arrival:
     }
     let _ = timeout(LAST_WORDS, reader.stream.shutdown()).await;
     info!(user = %name, peer, "console session ended");
-    proxy.audit.record(|| event("console_end"));
-}
-
-async fn log_in(
-    proxy: &Proxy,
-    attempt: &LoginAttempt,
-    arrival: &mut Arrival,
-) -> Result<(UserName, Right, ConnectionPermit), Refusal> {
-    let LoginAttempt { accepted_by, peer, stranger, .. } = attempt;
-    let proved = proxy.generation();
-    may_stay(&accepted_by.config, &proved.config)?;
-    // TLS was made with what was in force when the socket was accepted.
-    let terms = Terms { tls: accepted_by.tls.as_deref(), ..proved.terms() };
-    let identity = proxy.authenticator.authenticate(arrival, terms, peer).await?;
-    let name = identity.user().clone();
-    // By what is in force now: the proof may have taken long.
-    let now = proxy.generation();
-    identity.is_still(&proved.config, &now.config)?;
-    let right = right_of(&now, &name).ok_or_else(|| {
-        let message = format!("user \"{name}\" may not use the console");
-        Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message)
-            .hint("It takes console = \"admin\" or \"stats\" in [users.NAME].")
-    })?;
-    let permit = proxy.permits.for_console(&now, &name, right)?;
-    // `reserved_connections` are for users with `console = "admin"`.
-    match right {
-        Right::Admin => stranger.is_operator()?,
-        Right::Stats => stranger.is_known()?,
-    }
-    let out = &mut arrival.pending;
-    wire::message(out, b'R', |out| out.extend([0; 4]));
-    for (name, value) in [
-        ("server_version", concat!("17.0 (pgusher ", env!("CARGO_PKG_VERSION"), ")")),
-        ("client_encoding", "UTF8"),
-        ("server_encoding", "UTF8"),
-        ("DateStyle", "ISO"),
-        ("TimeZone", "GMT"),
-        ("standard_conforming_strings", "on"),
-        ("integer_datetimes", "on"),
-        ("is_superuser", "on"),
-    ] {
-        wire::parameter_status(out, name.as_bytes(), value.as_bytes());
-    }
-    wire::ready_for_query(out, b'I');
-    let left = |_| Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left");
-    arrival.flush_pending().await.map_err(left)?;
-    Ok((name, right, permit))
-}
-
-/// What a user may do on the console by this generation.
-fn right_of(generation: &Generation, user: &UserName) -> Option<Right> {
-    generation.config.users.get(user).filter(|user| !user.disabled)?.console
-}
-
-fn no_longer() -> Refusal {
-    let message = "terminating connection because this user may not use the console any more";
-    Refusal::new(Fault::Operator, SqlState::ADMIN_SHUTDOWN, message)
+    console.journal.audit.record(|| event("console_end"));
 }
 
 /// How a console session ended.
@@ -179,7 +126,7 @@ struct Rest {
 }
 
 struct Session {
-    proxy: Arc<Proxy>,
+    console: Arc<Console>,
     user: UserName,
     right: Right,
     peer: String,
@@ -197,20 +144,10 @@ struct Session {
 
 type Outcome = Result<(), Refusal>;
 
-/// Waits until this user may not use the console any more.
-async fn loses_right(proxy: &Proxy, user: &UserName) {
-    let mut changes = proxy.changes();
-    while right_of(&proxy.generation(), user).is_some() {
-        if changes.changed().await.is_err() {
-            return std::future::pending().await;
-        }
-    }
-}
-
 impl Session {
     async fn run(mut self, reader: &mut Reader) -> io::Result<Ended> {
-        let closing = self.proxy.life.closing().clone();
-        let mut changes = self.proxy.changes();
+        let closing = self.console.life.closing().clone();
+        let mut changes = self.console.current.changes();
         loop {
             let (tag, body) = tokio::select! {
                 biased;
@@ -225,13 +162,13 @@ impl Session {
                 () = closing.cancelled() => return Ok(Ended::Closing),
             };
             // Whoever leaves while he waits (PAUSE, WAIT_CLOSE) waits no longer, nor whoever has lost the right to.
-            let (proxy, user) = (self.proxy.clone(), self.user.clone());
+            let (console, user) = (self.console.clone(), self.user.clone());
             let dealt = match self.look_again() {
                 Err(refusal) => Err(refusal),
                 Ok(()) => tokio::select! {
                     biased;
                     dealt = self.deal_with(tag, &body) => dealt,
-                    () = loses_right(&proxy, &user) => Err(no_longer()),
+                    () = loses_right(&console, &user) => Err(no_longer()),
                     () = gone(reader) => return Ok(Ended::Left),
                 },
             };
@@ -249,7 +186,7 @@ impl Session {
     /// Sends what there is to be sent, to a client that takes it.
     async fn send(&mut self, reader: &mut Reader) -> io::Result<()> {
         let out = std::mem::take(&mut self.out);
-        let limit = *self.proxy.generation().config.server.client_write_timeout;
+        let limit = *self.console.current.generation().config.server.client_write_timeout;
         let limit = if limit.is_zero() { LONGEST_WRITE } else { limit };
         for piece in out.chunks(WRITTEN) {
             timeout(limit, reader.stream.write_all(piece)).await.map_err(|_| io::ErrorKind::TimedOut)??;
@@ -262,7 +199,7 @@ impl Session {
     /// Room for an answer, as a table and as bytes.
     fn room_for(&self, table: &Table) -> Result<OwnedSemaphorePermit, Refusal> {
         let kib = u32::try_from(2 * table.bytes() / 1024 + 1).unwrap_or(u32::MAX);
-        self.proxy.answers.clone().try_acquire_many_owned(kib).map_err(|_| {
+        self.console.answers.clone().try_acquire_many_owned(kib).map_err(|_| {
             let message = "the answers of the console hold too much memory";
             Refusal::new(Fault::Client, SqlState::OUT_OF_MEMORY, message)
                 .hint("Read them to their ends, or close their portals, in all sessions.")
@@ -277,7 +214,7 @@ impl Session {
 
     /// What the user may do is what is in force now, and not what was when he logged in.
     fn look_again(&mut self) -> Outcome {
-        self.right = right_of(&self.proxy.generation(), &self.user).ok_or_else(no_longer)?;
+        self.right = right_of(&self.console.current.generation(), &self.user).ok_or_else(no_longer)?;
         Ok(())
     }
 
@@ -344,22 +281,32 @@ impl Session {
             if let Command::Transaction(tag) = command {
                 self.transaction(tag);
             }
-            return act::act(&self.proxy, &self.user, command).await;
+            return act::act(&self.console, &self.user, command).await;
         }
         if let Err(refusal) = self.permit(command) {
-            if self.proxy.is_refusal_told(&self.peer, &refusal) {
-                self.proxy.audit.record(|| self.event(command).text("outcome", refusal.sqlstate.as_str()));
+            if self.console.journal.is_refusal_told(&self.peer, &refusal) {
+                self.console
+                    .journal
+                    .audit
+                    .record(|| self.event(command).text("outcome", refusal.sqlstate.as_str()));
             }
             return Err(refusal);
         }
         info!(user = %self.user, ?command, "console command");
-        let refuses = *self.proxy.generation().config.server.audit_failure == AuditFailure::Refuse;
-        if refuses && !self.proxy.audit.record_surely(|| self.event(command).text("outcome", "begun")).await {
+        let refuses = *self.console.current.generation().config.server.audit_failure == AuditFailure::Refuse;
+        if refuses
+            && !self
+                .console
+                .journal
+                .audit
+                .record_surely(|| self.event(command).text("outcome", "begun"))
+                .await
+        {
             return Err(audit::not_written());
         }
         let mut told =
-            Told { proxy: &self.proxy, event: Some(self.event(command)), outcome: "left".to_owned() };
-        let acted = act::act(&self.proxy, &self.user, command).await;
+            Told { console: &self.console, event: Some(self.event(command)), outcome: "left".to_owned() };
+        let acted = act::act(&self.console, &self.user, command).await;
         told.outcome = acted.as_ref().err().map_or("done".into(), |refusal| refusal.sqlstate.to_string());
         drop(told);
         acted
@@ -468,7 +415,7 @@ impl Session {
         let command = Command::parse(&text)?;
         self.permit(&command)?;
         if self.described.as_ref().is_none_or(|(known, _)| *known != command) {
-            let mut table = act::table(&self.proxy, &command).await?;
+            let mut table = act::table(&self.console, &command).await?;
             table.iter_mut().for_each(|table| table.rows = Vec::new());
             self.described = Some((command, table));
         }
@@ -535,7 +482,7 @@ impl Session {
 
 /// Tells the audit of a command when it is over, also of one whose operator has left while it waited.
 struct Told<'a> {
-    proxy: &'a Proxy,
+    console: &'a Console,
     event: Option<Event>,
     outcome: String,
 }
@@ -543,7 +490,7 @@ struct Told<'a> {
 impl Drop for Told<'_> {
     fn drop(&mut self) {
         if let Some(event) = self.event.take() {
-            self.proxy.audit.record(|| event.text("outcome", &self.outcome));
+            self.console.journal.audit.record(|| event.text("outcome", &self.outcome));
         }
     }
 }

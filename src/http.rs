@@ -13,7 +13,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
@@ -25,8 +25,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::metrics;
-use crate::proxy::Proxy;
+use crate::metrics::{self, Figures};
+use crate::proxy::Current;
 use crate::stream::{self, ReusePort};
 use policy::config::file::SslMode;
 
@@ -53,6 +53,17 @@ pub(crate) enum Security {
     Plain,
     /// As the clients of PostgreSQL may or must.
     AsClients,
+}
+
+/// What an address serves.
+#[derive(Clone)]
+pub(crate) struct Service {
+    /// Whose TLS it has.
+    pub current: Arc<Current>,
+    /// The calls.
+    pub router: Router,
+    /// Whether by TLS.
+    pub security: Security,
 }
 
 /// Where a request comes from.
@@ -146,27 +157,26 @@ impl Connections {
 }
 
 /// What `metrics_listen` serves.
-pub(crate) fn figures(proxy: Arc<Proxy>) -> Router {
+pub(crate) fn figures(figures: Figures) -> Router {
     Router::new()
         .route("/metrics", get(all_metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .with_state(proxy)
+        .with_state(figures)
 }
 
-async fn all_metrics(State(proxy): State<Arc<Proxy>>) -> impl IntoResponse {
+async fn all_metrics(State(figures): State<Figures>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     // Its work grows with the sessions: not on the thread that accepts.
-    let figures = tokio::task::spawn_blocking(move || metrics::render(&proxy)).await;
+    let figures = tokio::task::spawn_blocking(move || metrics::render(figures)).await;
     ([(header::CONTENT_TYPE, kind)], figures.unwrap_or_default())
 }
 
 /// Whether clients are accepted.
-async fn ready(State(proxy): State<Arc<Proxy>>) -> (StatusCode, &'static str) {
-    match () {
-        () if proxy.life.closing().is_cancelled() => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-        () if !proxy.life.is_listening() => (StatusCode::SERVICE_UNAVAILABLE, "not listening yet\n"),
-        () => (StatusCode::OK, "ok\n"),
+async fn ready(State(figures): State<Figures>) -> (StatusCode, &'static str) {
+    match figures.are_clients_accepted() {
+        Ok(()) => (StatusCode::OK, "ok\n"),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
     }
 }
 
@@ -180,9 +190,8 @@ pub(crate) fn bind(address: SocketAddr, reuse: ReusePort) -> io::Result<TcpListe
 
 /// Serves until the process ends: whoever watches sees it drain. With `so_reuseport`, until another process is to be
 /// asked.
-pub(crate) async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router, security: Security) {
-    let reuse = ReusePort::of(&proxy.generation().config.server);
-    let closing = proxy.life.closing().clone();
+pub(crate) async fn run(service: Service, listener: TcpListener, closing: CancellationToken) {
+    let reuse = ReusePort::of(&service.current.generation().config.server);
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     let connections = Arc::new(Connections::default());
     loop {
@@ -199,13 +208,13 @@ pub(crate) async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router
             }
         };
         let place = connections.place(&places).await;
-        let (router, proxy) = (router.clone(), proxy.clone());
+        let service = service.clone();
         let peer = Peer::new(peer);
         let leave = connections.enter(&peer);
         tokio::spawn(async move {
             let address = peer.address;
             tokio::select! {
-                served = serve_client(&proxy, socket, peer, router, security) => {
+                served = serve_client(service, socket, peer) => {
                     served.unwrap_or_else(|error| debug!(%error, %address, "an HTTP client"));
                 }
                 () = leave.cancelled() => debug!(%address, "an HTTP client had to make room"),
@@ -217,14 +226,9 @@ pub(crate) async fn run(proxy: Arc<Proxy>, listener: TcpListener, router: Router
 }
 
 /// TLS or not, as `[server] tls` says now.
-async fn serve_client(
-    proxy: &Proxy,
-    socket: TcpStream,
-    peer: Peer,
-    router: Router,
-    security: Security,
-) -> io::Result<()> {
-    let generation = proxy.generation();
+async fn serve_client(service: Service, socket: TcpStream, peer: Peer) -> io::Result<()> {
+    let Service { current, router, security } = service;
+    let generation = current.generation();
     let tls = generation.tls.as_ref().filter(|_| security == Security::AsClients);
     let Some(tls) = tls.filter(|tls| tls.mode != SslMode::Disable) else {
         return serve_requests(socket, peer, router).await;

@@ -27,6 +27,7 @@ mod store;
 mod prepare;
 mod lifetime;
 mod proxy;
+mod entrance;
 mod metrics;
 mod doctor;
 mod console;

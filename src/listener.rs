@@ -12,7 +12,9 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::{info, warn};
 
 use crate::audit::Refused;
-use crate::proxy::Proxy;
+use crate::console::Console;
+use crate::entrance::Entrance;
+use crate::proxy::Journal;
 use crate::session;
 use crate::strangers::{Places, no_place};
 use crate::stream::{self, Block, ReusePort, Socket};
@@ -158,17 +160,26 @@ fn keep_alive(socket: &SockRef<'_>, keepidle: Duration) {
     }
 }
 
+/// Where those who are accepted go.
+#[derive(Clone)]
+pub(crate) struct Door {
+    /// For clients.
+    pub entrance: Arc<Entrance>,
+    /// For operators.
+    pub console: Arc<Console>,
+}
+
 /// Accepts clients until the proxy closes. Who waits in the queue of a socket that is not ours, waits for the next process.
-pub(crate) async fn run(proxy: Arc<Proxy>, listener: Listener, opened_by: OpenedBy) {
-    let _open = proxy.life.at_the_door();
-    let mut keepidle = *proxy.generation().config.server.tcp_keepidle;
+pub(crate) async fn run(door: Door, listener: Listener, opened_by: OpenedBy) {
+    let _open = door.entrance.life.at_the_door();
+    let mut keepidle = *door.entrance.current.generation().config.server.tcp_keepidle;
     loop {
         let accepted = tokio::select! {
             biased;
-            () = proxy.life.closing().cancelled() => {
+            () = door.entrance.life.closing().cancelled() => {
                 if opened_by == OpenedBy::Us {
                     leave_to_others(&listener).await;
-                    last_ones(&proxy, listener);
+                    last_ones(&door, listener);
                 }
                 return;
             }
@@ -176,7 +187,7 @@ pub(crate) async fn run(proxy: Arc<Proxy>, listener: Listener, opened_by: Opened
         };
         match accepted {
             Ok((socket, peer)) => {
-                let wanted = *proxy.generation().config.server.tcp_keepidle;
+                let wanted = *door.entrance.current.generation().config.server.tcp_keepidle;
                 if let (Listener::Tcp(listener), Socket::Tcp(tcp)) = (&listener, &socket)
                     && wanted != keepidle
                 {
@@ -184,13 +195,13 @@ pub(crate) async fn run(proxy: Arc<Proxy>, listener: Listener, opened_by: Opened
                     keep_alive(&listener.into(), keepidle);
                     keep_alive(&tcp.into(), keepidle);
                 }
-                start(&proxy, socket, peer);
+                start(&door, socket, peer);
             }
             Err(error) => {
                 // ECONNABORTED is about one client that has left; the others are about us.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     warn!(%error, "cannot accept clients for a moment");
-                    proxy.strangers.make_room();
+                    door.entrance.strangers.make_room();
                     tokio::time::sleep(REST).await;
                 }
             }
@@ -214,14 +225,14 @@ async fn leave_to_others(listener: &Listener) {
 }
 
 /// Those whose connections the system has already made: to close on them would reset them.
-fn last_ones(proxy: &Arc<Proxy>, listener: Listener) {
+fn last_ones(door: &Door, listener: Listener) {
     // Asked of the system itself: the runtime may not have heard of them yet.
     match listener {
         Listener::Tcp(tcp) => {
             let Ok(tcp) = tcp.into_std() else { return };
             while let Ok((stream, peer)) = tcp.accept() {
                 if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
-                    start(proxy, Socket::Tcp(stream), peer.to_string());
+                    start(door, Socket::Tcp(stream), peer.to_string());
                 }
             }
         }
@@ -229,7 +240,7 @@ fn last_ones(proxy: &Arc<Proxy>, listener: Listener) {
             let Ok(unix) = unix.into_std() else { return };
             while let Ok((stream, _)) = unix.accept() {
                 if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)) {
-                    start(proxy, Socket::Unix(stream), "unix".to_owned());
+                    start(door, Socket::Unix(stream), "unix".to_owned());
                 }
             }
         }
@@ -249,28 +260,29 @@ async fn accept(listener: &Listener) -> io::Result<(Socket, String)> {
     }
 }
 
-fn start(proxy: &Arc<Proxy>, socket: Socket, peer: String) {
-    let server = &proxy.generation().config.server;
+fn start(door: &Door, socket: Socket, peer: String) {
+    let Door { entrance, console } = door;
+    let server = &entrance.current.generation().config.server;
     let places = Places {
         all: *server.max_client_conn as usize + BEYOND,
         reserved: *server.reserved_connections as usize,
     };
-    let Some(stranger) = proxy.strangers.enter(Block::of_peer(&peer), places) else {
-        return turn_away(proxy, socket, &peer);
+    let Some(stranger) = entrance.strangers.enter(Block::of_peer(&peer), places) else {
+        return turn_away(&entrance.journal, socket, &peer);
     };
-    let proxy = proxy.clone();
-    let tasks = proxy.runtimes.tasks.clone();
-    let arriving = proxy.life.at_the_door();
+    let (entrance, console) = (entrance.clone(), console.clone());
+    let tasks = entrance.runtimes.tasks.clone();
+    let arriving = entrance.life.at_the_door();
     tasks.spawn(async move {
         let _arriving = arriving;
-        session::serve(proxy, socket, peer, stranger).await;
+        session::serve(entrance, console, socket, peer, stranger).await;
     });
 }
 
 /// There is no place for it: it is told so at once, as far as the system takes that without waiting.
-fn turn_away(proxy: &Proxy, socket: Socket, peer: &str) {
+fn turn_away(journal: &Journal, socket: Socket, peer: &str) {
     let refusal = no_place();
-    proxy.refused(Refused { what: "login refused", refusal: &refusal, user: "-", database: "-", peer });
+    journal.refused(Refused { what: "login refused", refusal: &refusal, user: "-", database: "-", peer });
     let mut answer = Vec::new();
     wire::error_response(&mut answer, Severity::Fatal, &refusal);
     // What it has sent is read: a close on unread bytes would take the answer away again.

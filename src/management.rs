@@ -33,7 +33,10 @@ use utoipa::OpenApi;
 use uuid::Uuid;
 
 use crate::aside::Aside;
-use crate::proxy::{Change, Generation, Intent, Proxy, Written};
+use crate::lifetime::Lifetime;
+use crate::proxy::{
+    Access, Change, Configuration, Current, Generation, Intent, Journal, Proxy, Sessions, Written,
+};
 use access::{Caller, Gate};
 use answer::{Problem, Tags};
 pub use judge::{judge_body, strict_json};
@@ -47,7 +50,12 @@ const MAX_ASIDE: usize = 4;
 
 /// What the handlers share.
 pub(crate) struct Api {
-    proxy: Arc<Proxy>,
+    current: Arc<Current>,
+    sessions: Arc<Sessions>,
+    configuration: Arc<Configuration>,
+    access: Arc<Access>,
+    journal: Arc<Journal>,
+    life: Arc<Lifetime>,
     gate: Gate,
     tags: Tags,
     history: History,
@@ -216,10 +224,10 @@ impl Api {
         let wrote = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let mut made = None;
-            let written = api.proxy.write(&by, intent, |change| {
+            let written = api.configuration.write(&by, intent, |change| {
                 caller.may_still(&change.generation.config)?;
                 made = Some(edit(&api, change)?);
-                bound::check(&api.proxy, change)
+                bound::check(&api.configuration, change)
             })?;
             made.map(|made| (written, made)).ok_or_else(|| Problem::ours("the change was lost"))
         });
@@ -308,9 +316,14 @@ calls! {
 ///
 /// # Errors
 /// The system gives no random bytes.
-pub(crate) fn router(proxy: Arc<Proxy>) -> Result<Router, getrandom::Error> {
+pub(crate) fn router(proxy: &Proxy) -> Result<Router, getrandom::Error> {
     let api = Arc::new(Api {
-        proxy,
+        current: proxy.current.clone(),
+        sessions: proxy.sessions.clone(),
+        configuration: proxy.configuration.clone(),
+        access: proxy.access.clone(),
+        journal: proxy.journal.clone(),
+        life: proxy.life.clone(),
         gate: Gate::default(),
         tags: Tags::new()?,
         history: History::default(),

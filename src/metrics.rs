@@ -11,15 +11,45 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::pool::Pool;
-use crate::proxy::{Proxy, Snapshot};
+use crate::lifetime::Lifetime;
+use crate::pool::{Pool, Runtimes};
+use crate::proxy::{Journal, Proxy, Sessions, Snapshot};
 use crate::stats::{Counter, Isolated, Times};
 use relay::Pin;
 
-/// All metrics now.
-pub(crate) fn render(proxy: &Arc<Proxy>) -> String {
+/// What figures are made of.
+#[derive(Clone)]
+pub(crate) struct Figures {
+    sessions: Arc<Sessions>,
+    journal: Arc<Journal>,
+    runtimes: Runtimes,
+    life: Arc<Lifetime>,
+}
+
+impl Figures {
+    /// Those of a proxy.
+    pub(crate) fn of(proxy: &Proxy) -> Self {
+        let (sessions, journal) = (proxy.sessions.clone(), proxy.journal.clone());
+        Self { sessions, journal, runtimes: proxy.runtimes.clone(), life: proxy.life.clone() }
+    }
+
+    /// Whether clients are accepted, and if not, why.
+    ///
+    /// # Errors
+    /// The reason, as a line.
+    pub(crate) fn are_clients_accepted(&self) -> Result<(), &'static str> {
+        match () {
+            () if self.life.closing().is_cancelled() => Err("draining\n"),
+            () if !self.life.is_listening() => Err("not listening yet\n"),
+            () => Ok(()),
+        }
+    }
+}
+
+/// All metrics now. It takes as long as there are sessions.
+pub(crate) fn render(figures: Figures) -> String {
     let mut registry = Registry::with_prefix("pgusher");
-    registry.register_collector(Box::new(Now(proxy.clone())));
+    registry.register_collector(Box::new(Now(figures)));
     let mut text = String::new();
     match text::encode(&mut text, &registry) {
         Ok(()) => text,
@@ -27,7 +57,7 @@ pub(crate) fn render(proxy: &Arc<Proxy>) -> String {
     }
 }
 
-struct Now(Arc<Proxy>);
+struct Now(Figures);
 
 impl fmt::Debug for Now {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -97,7 +127,7 @@ fn with(mut labels: Labels, name: &'static str, value: &str) -> Labels {
 
 impl Collector for Now {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let now = self.0.snapshot();
+        let now = self.0.sessions.snapshot();
         process(&self.0, &now, &mut encoder)?;
         counted(&now.pools, &mut encoder)?;
         standing(&now, &mut encoder)
@@ -105,8 +135,9 @@ impl Collector for Now {
 }
 
 /// Of the process as a whole.
-fn process(proxy: &Arc<Proxy>, now: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let counters = &proxy.counters;
+fn process(figures: &Figures, now: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let Figures { journal, runtimes, life, .. } = figures;
+    let counters = &journal.counters;
     let generation = &now.generation;
     let gauge = |value: usize| Sample::Gauge(i64::try_from(value).unwrap_or(i64::MAX));
     let count = |value: &AtomicU64| Sample::Counter(value.load(Ordering::Relaxed));
@@ -116,9 +147,9 @@ fn process(proxy: &Arc<Proxy>, now: &Snapshot, encoder: &mut DescriptorEncoder<'
         "The version",
         [(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], Sample::Gauge(1))],
     )?;
-    let io = vec![("io", proxy.runtimes.data.io().to_owned())];
+    let io = vec![("io", runtimes.data.io().to_owned())];
     family(encoder, "io_info", "How sockets are read and written", [(io, Sample::Gauge(1))])?;
-    let (threads, used) = proxy.runtimes.data.threads();
+    let (threads, used) = runtimes.data.threads();
     family(encoder, "relay_threads", "Maximum number of relay threads", [(vec![], gauge(threads))])?;
     family(encoder, "relay_threads_used", "Relay threads that have sessions", [(vec![], gauge(used))])?;
     let number = Sample::Gauge(i64::try_from(generation.number).unwrap_or(i64::MAX));
@@ -140,7 +171,7 @@ fn process(proxy: &Arc<Proxy>, now: &Snapshot, encoder: &mut DescriptorEncoder<'
         encoder,
         "draining",
         "1 while the process shuts down",
-        [(vec![], Sample::Gauge(proxy.life.is_draining().into()))],
+        [(vec![], Sample::Gauge(life.is_draining().into()))],
     )?;
     let reload = |outcome: &str| vec![("outcome", outcome.to_owned())];
     family(
@@ -160,7 +191,7 @@ fn process(proxy: &Arc<Proxy>, now: &Snapshot, encoder: &mut DescriptorEncoder<'
         "Log lines dropped because the log could not be written fast enough",
         [(vec![], dropped)],
     )?;
-    if let Some(audit) = proxy.audit.seen() {
+    if let Some(audit) = journal.audit.seen() {
         let one = |sample| [(vec![], sample)];
         family(
             encoder,

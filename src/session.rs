@@ -14,13 +14,14 @@ use tokio::sync::watch;
 use tokio::time::{Duration, timeout, timeout_at};
 use tracing::debug;
 
-use crate::audit::{self, Refused};
+use crate::audit::{self, Audit, Refused};
 use crate::auth::{Identity, Terms, may_stay};
 use crate::cancel::{Slot, ToldPid};
-use crate::console;
+use crate::console::{self, Console};
+use crate::entrance::Entrance;
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
 use crate::pool::{Lease, Pool, Welcome, waited_too_long};
-use crate::proxy::{Asked, ConnectionPermit, Generation, LiveSession, LoginAttempt, Proxy, SessionTarget};
+use crate::proxy::{Asked, ConnectionPermit, Current, Generation, LiveSession, LoginAttempt, SessionTarget};
 use crate::stats::Counter;
 use crate::strangers::Stranger;
 use crate::stream::{Socket, Stream};
@@ -37,9 +38,15 @@ use wire::startup::{CancelKey, NEWEST_MINOR, Settings};
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Serves one accepted socket until it is closed. Runs on the control runtime; the relay on the other.
-pub(crate) async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String, stranger: Stranger) {
+pub(crate) async fn serve(
+    entrance: Arc<Entrance>,
+    console: Arc<Console>,
+    socket: Socket,
+    peer: String,
+    stranger: Stranger,
+) {
     let accepted = Instant::now();
-    let generation = proxy.generation();
+    let generation = entrance.current.generation();
     let limit = *generation.config.server.client_login_timeout;
     let deadline = tokio::time::Instant::from_std(accepted + limit);
     let attempt = LoginAttempt { accepted_by: generation, deadline, peer, stranger };
@@ -48,12 +55,12 @@ pub(crate) async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String, stran
     {
         Ok(Ok(opened)) => opened,
         Ok(Err(HandshakeError::Refused(stream, refusal))) => {
-            proxy.refused(refused(&refusal, "-", "-", peer));
+            entrance.journal.refused(refused(&refusal, "-", "-", peer));
             return refuse(*stream, &[], &refusal).await;
         }
         Ok(Err(HandshakeError::Tls(cause))) => {
             let refusal = Refusal::protocol(format!("TLS handshake failed: {cause}"));
-            return proxy.refused(refused(&refusal, "-", "-", peer));
+            return entrance.journal.refused(refused(&refusal, "-", "-", peer));
         }
         Ok(Err(error)) => return debug!(peer, %error, "no login"),
         Err(_) => return debug!(peer, "client_login_timeout before a login"),
@@ -64,23 +71,23 @@ pub(crate) async fn serve(proxy: Arc<Proxy>, socket: Socket, peer: String, stran
             if stranger.is_known().is_err() {
                 return;
             }
-            proxy.counters.cancels.fetch_add(1, Ordering::Relaxed);
-            let _ = timeout(limit, proxy.keys.cancel(&key)).await;
+            entrance.journal.counters.cancels.fetch_add(1, Ordering::Relaxed);
+            let _ = timeout(limit, entrance.keys.cancel(&key)).await;
             let _ = stream.shutdown().await;
             return;
         }
     };
     if console::is_database(&arrival.startup.database) {
-        return console::serve(proxy, attempt, arrival).await;
+        return console::serve(console, attempt, arrival).await;
     }
-    match attempt.in_time(log_in(&proxy, &attempt, &mut arrival)).await {
+    match attempt.in_time(log_in(&entrance, &attempt, &mut arrival)).await {
         Ok(parts) => {
-            proxy.counters.logins.observe(accepted.elapsed());
-            life::begin(proxy, *arrival, parts);
+            entrance.journal.counters.logins.observe(accepted.elapsed());
+            life::begin(entrance, *arrival, parts);
         }
         Err(refusal) => {
             let startup = &arrival.startup;
-            proxy.refused(refused(&refusal, &startup.user, &startup.database, peer));
+            entrance.journal.refused(refused(&refusal, &startup.user, &startup.database, peer));
             refuse(arrival.reader.stream, &arrival.pending, &refusal).await;
         }
     }
@@ -99,7 +106,7 @@ struct LoggedIn {
 
 /// A login whose user has proved who he is.
 struct Login<'a> {
-    proxy: &'a Proxy,
+    entrance: &'a Entrance,
     arrival: &'a mut Arrival,
     peer: &'a str,
     /// Of the session to be.
@@ -121,14 +128,18 @@ struct Decided {
 ///
 /// A login can take long, in its proof and in the queue for a connection. It is decided by what is in force when it
 /// enters: whatever is put in force before, decides it anew.
-async fn log_in(proxy: &Proxy, attempt: &LoginAttempt, arrival: &mut Arrival) -> Result<LoggedIn, Refusal> {
+async fn log_in(
+    entrance: &Entrance,
+    attempt: &LoginAttempt,
+    arrival: &mut Arrival,
+) -> Result<LoggedIn, Refusal> {
     let LoginAttempt { accepted_by, peer, stranger, .. } = attempt;
     negotiate_version(arrival);
-    let proved = proxy.generation();
+    let proved = entrance.current.generation();
     may_stay(&accepted_by.config, &proved.config)?;
     // TLS was made with what was in force when the socket was accepted.
     let terms = Terms { tls: accepted_by.tls.as_deref(), ..proved.terms() };
-    let identity = proxy.authenticator.authenticate(arrival, terms, peer).await?;
+    let identity = entrance.authenticator.authenticate(arrival, terms, peer).await?;
     stranger.is_known()?;
     if arrival.startup.replication {
         return Err(Refusal::new(
@@ -137,14 +148,14 @@ async fn log_in(proxy: &Proxy, attempt: &LoginAttempt, arrival: &mut Arrival) ->
             "replication connections are not supported",
         ));
     }
-    let mut login = Login { proxy, arrival, peer, id: proxy.sessions.next(), identity, proved };
+    let mut login = Login { entrance, arrival, peer, id: entrance.sessions.next(), identity, proved };
     for _ in 0..MAX_DECISIONS {
-        let mut changes = proxy.changes();
-        let generation = proxy.generation();
+        let mut changes = entrance.current.changes();
+        let generation = entrance.current.generation();
         let Login { identity, proved, arrival, .. } = &login;
         identity.is_still(&proved.config, &generation.config)?;
-        let decided = decide(proxy, &generation, identity, arrival)?;
-        let _arriving = proxy.arrives(login.id, generation.number);
+        let decided = decide(entrance, &generation, identity, arrival)?;
+        let _arriving = entrance.sessions.arrives(login.id, generation.number);
         let in_place = |refusal: Refusal| {
             let route = &decided.place.route;
             refusal.in_environment(route.environment().as_str(), route.connection().as_str())
@@ -154,7 +165,7 @@ async fn log_in(proxy: &Proxy, attempt: &LoginAttempt, arrival: &mut Arrival) ->
         let welcomed = tokio::select! {
             biased;
             welcomed = welcome => Some(welcomed.map_err(in_place)?),
-            () = another(proxy, &mut changes, &decided, identity, proved) => None,
+            () = another(&entrance.current, &mut changes, &decided, identity, proved) => None,
         };
         let Some((welcome, lease)) = welcomed else { continue };
         if let Some(logged_in) = login.enter(&generation, decided, (welcome, lease)).await? {
@@ -166,12 +177,12 @@ async fn log_in(proxy: &Proxy, attempt: &LoginAttempt, arrival: &mut Arrival) ->
 }
 
 fn decide(
-    proxy: &Proxy,
+    entrance: &Entrance,
     generation: &Generation,
     identity: &Identity,
     arrival: &Arrival,
 ) -> Result<Decided, Refusal> {
-    if proxy.life.is_draining() {
+    if entrance.life.is_draining() {
         return Err(Refusal::new(
             Fault::Operator,
             SqlState::CANNOT_CONNECT_NOW,
@@ -185,11 +196,11 @@ fn decide(
     };
     let looked_up = Instant::now();
     let place = generation.place(identity, asked)?;
-    proxy.counters.lookups.observe(looked_up.elapsed());
+    entrance.journal.counters.lookups.observe(looked_up.elapsed());
     let route = &place.route;
     let in_place =
         |refusal: Refusal| refusal.in_environment(route.environment().as_str(), route.connection().as_str());
-    let permit = proxy.permits.for_login(generation, identity, route).map_err(in_place)?;
+    let permit = entrance.permits.for_login(generation, identity, route).map_err(in_place)?;
     let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a connection without a pool");
     let pool = generation.pools.get(route.connection()).ok_or_else(missing)?.clone();
     let connection = pool.connection();
@@ -204,14 +215,14 @@ fn decide(
 
 /// Waits until something is in force by which this login would go elsewhere, or nowhere.
 async fn another(
-    proxy: &Proxy,
+    current: &Current,
     changes: &mut watch::Receiver<u64>,
     decided: &Decided,
     identity: &Identity,
     proved: &Generation,
 ) {
     while changes.changed().await.is_ok() {
-        let now = proxy.generation();
+        let now = current.generation();
         let leads_here = |place: Arc<SessionTarget>| {
             now.pools.get(place.route.connection()).is_some_and(|pool| Arc::ptr_eq(pool, &decided.pool))
         };
@@ -232,8 +243,8 @@ impl Login<'_> {
         decided: Decided,
         (welcome, lease): (Welcome, Option<Lease>),
     ) -> Result<Option<LoggedIn>, Refusal> {
-        let Self { proxy, arrival, peer, id, identity, proved } = self;
-        let (proxy, id) = (*proxy, *id);
+        let Self { entrance, arrival, peer, id, identity, proved } = self;
+        let (entrance, id) = (*entrance, *id);
         let Decided { place, permit, pool, mode } = decided;
         let (config, startup) = (&generation.config, &arrival.startup);
         let slot = Arc::new(Slot::default());
@@ -263,16 +274,16 @@ impl Login<'_> {
             tls: arrival.reader.stream.tls(),
             told: Mutex::default(),
         });
-        if !proxy.enter(&live, &proved.config)? {
+        if !entrance.sessions.enter(&live, &proved.config)? {
             return Ok(None);
         }
-        let mut entering = Entering { proxy, live: &live, audited: false, done: false };
+        let mut entering = Entering { entrance, live: &live, audited: false, done: false };
         let random = |_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes");
-        let key = proxy.keys.issue(startup.minor, pid, (id, &slot)).map_err(random)?;
+        let key = entrance.keys.issue(startup.minor, pid, (id, &slot)).map_err(random)?;
         live.pid.set(key.pid);
         pool.stats().add(Counter::Logins, 1);
         entering.audited = true;
-        if let Err(refusal) = audit_login(proxy, config, &live).await {
+        if let Err(refusal) = audit_login(&entrance.journal.audit, config, &live).await {
             entering.audited = false;
             let route = &live.place.route;
             return Err(refusal.in_environment(route.environment().as_str(), route.connection().as_str()));
@@ -286,7 +297,7 @@ impl Login<'_> {
         }
         entering.done = true;
         drop(entering);
-        let interner = proxy.interner.clone();
+        let interner = entrance.interner.clone();
         let own = Own { id, pid: (mode == PoolMode::Transaction).then_some(key.pid) };
         let conductor = Conductor::new(Session { own, mode, interner, facts: place.facts.clone(), settings });
         Ok(Some(LoggedIn { live, conductor, lease, permit }))
@@ -295,7 +306,7 @@ impl Login<'_> {
 
 /// A client whose login is nearly done. Dropped before it is, also because its time is over, it leaves nothing.
 struct Entering<'a> {
-    proxy: &'a Proxy,
+    entrance: &'a Entrance,
     live: &'a LiveSession,
     /// The audit was told where it goes.
     audited: bool,
@@ -307,9 +318,9 @@ impl Drop for Entering<'_> {
         if self.done {
             return;
         }
-        life::withdraw(self.proxy, self.live);
+        life::withdraw(self.entrance, self.live);
         if self.audited {
-            life::audit_end(self.proxy, self.live, (0, (0, 0)), "it did not come in");
+            life::audit_end(&self.entrance.journal.audit, self.live, (0, (0, 0)), "it did not come in");
         }
     }
 }
@@ -387,19 +398,19 @@ fn greeting(
 ///
 /// # Errors
 /// It cannot be written, and `audit_failure = "refuse"`.
-async fn audit_login(proxy: &Proxy, config: &Config, live: &LiveSession) -> Result<(), Refusal> {
+async fn audit_login(audit: &Audit, config: &Config, live: &LiveSession) -> Result<(), Refusal> {
     let login = || {
-        let event = proxy.event("login", live).text("application_name", Shown::name(&live.application_name));
+        let event = live.event("login", audit).text("application_name", Shown::name(&live.application_name));
         event.maybe("tls", live.tls.as_ref().map(|tls| tls.word()))
     };
     let route = || {
-        let event = proxy.event("route", live).maybe("requested", live.place.asked.environment.as_deref());
+        let event = live.event("route", audit).maybe("requested", live.place.asked.environment.as_deref());
         event.texts("reasons", live.place.route.reasons())
     };
-    proxy.audit.record(login);
+    audit.record(login);
     if *config.server.audit_failure == AuditFailure::Continue {
-        proxy.audit.record(route);
-    } else if !proxy.audit.record_surely(route).await {
+        audit.record(route);
+    } else if !audit.record_surely(route).await {
         return Err(audit::not_written());
     }
     Ok(())

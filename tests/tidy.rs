@@ -19,13 +19,8 @@ const MAX_FILE: usize = 600;
 const MAX_FUNCTION: usize = 70;
 
 /// Files that are still longer, and how long they may be.
-const LONG_FILES: [(&str, usize); 5] = [
-    ("crates/policy/src/config/file.rs", 723),
-    ("crates/policy/src/config/read.rs", 808),
-    ("src/console.rs", 606),
-    ("src/console/show.rs", 807),
-    ("src/proxy.rs", 908),
-];
+const LONG_FILES: [(&str, usize); 2] =
+    [("crates/policy/src/config/file.rs", 723), ("crates/policy/src/config/read.rs", 808)];
 
 /// Functions that are still longer.
 const LONG_FUNCTIONS: [(&str, &str); 6] = [

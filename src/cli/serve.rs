@@ -16,10 +16,13 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 use super::{log, service};
 use crate::audit::{Audit, Event};
-use crate::http::{self, Security};
-use crate::lifetime::Shutdown;
-use crate::listener::{self, OpenedBy};
+use crate::console::Console;
+use crate::entrance::Entrance;
+use crate::http::{self, Security, Service};
+use crate::lifetime::{Lifetime, Shutdown};
+use crate::listener::{self, Door, OpenedBy};
 use crate::management;
+use crate::metrics::Figures;
 use crate::pool::{Data, Runtimes};
 use crate::prepare::Prepared;
 use crate::proxy::Proxy;
@@ -179,27 +182,32 @@ async fn run(
     let runtimes = Runtimes { control: control.clone(), data: data.clone(), tasks: TaskTracker::new() };
     let proxy = Proxy::new(prepared, runtimes, audit).map_err(|error| error.to_string())?;
     listener::announce(&listeners);
-    if let Some(address) = *proxy.generation().config.server.metrics_listen {
-        let reuse = ReusePort::of(&proxy.generation().config.server);
+    let generation = proxy.current.generation();
+    let (server, closing) = (&generation.config.server, proxy.life.closing());
+    if let Some(address) = *server.metrics_listen {
+        let reuse = ReusePort::of(server);
         let listener = http::bind(address, reuse)
             .map_err(|error| format!("cannot listen on {address} (metrics_listen): {error}"))?;
         info!(address = %listener.local_addr().unwrap_or(address), "metrics listening");
-        let figures = http::figures(proxy.clone());
-        control.spawn(http::run(proxy.clone(), listener, figures, Security::Plain));
+        let router = http::figures(Figures::of(&proxy));
+        let service = Service { current: proxy.current.clone(), router, security: Security::Plain };
+        control.spawn(http::run(service, listener, closing.clone()));
     }
-    if let Some(address) = proxy.generation().config.management.listen {
-        let reuse = ReusePort::of(&proxy.generation().config.server);
+    if let Some(address) = generation.config.management.listen {
+        let reuse = ReusePort::of(server);
         let listener = http::bind(address, reuse)
             .map_err(|error| format!("cannot listen on {address} ([management] listen): {error}"))?;
         info!(address = %listener.local_addr().unwrap_or(address), "management listening");
-        let router = management::router(proxy.clone()).map_err(|error| error.to_string())?;
-        control.spawn(http::run(proxy.clone(), listener, router, Security::AsClients));
+        let router = management::router(&proxy).map_err(|error| error.to_string())?;
+        let service = Service { current: proxy.current.clone(), router, security: Security::AsClients };
+        control.spawn(http::run(service, listener, closing.clone()));
     }
-    proxy.counters.log_lines_dropped(dropped);
-    control.spawn(proxy.clone().tend());
+    proxy.journal.counters.log_lines_dropped(dropped);
+    control.spawn(proxy.tend());
+    let door = Door { entrance: Arc::new(Entrance::of(&proxy)), console: Arc::new(Console::of(&proxy)) };
     let accepting: Vec<_> = listeners
         .into_iter()
-        .map(|listener| control.spawn(listener::run(proxy.clone(), listener, opened_by)))
+        .map(|listener| control.spawn(listener::run(door.clone(), listener, opened_by)))
         .collect();
     control.spawn(service::watchdog(data.clone()));
     control.spawn(data.clone().balance());
@@ -207,6 +215,7 @@ async fn run(
     proxy.life.listens();
     service::ready();
     proxy
+        .journal
         .audit
         .record(|| Event::new("start").text("version", env!("CARGO_PKG_VERSION")).number("pid", pid()));
     signals.obey(&proxy, Successor::of(&proxy, opened_by)).await;
@@ -216,8 +225,8 @@ async fn run(
     }
     proxy.runtimes.tasks.close();
     let _ = tokio::time::timeout(LAST_TASKS, proxy.runtimes.tasks.wait()).await;
-    proxy.sum_up_refusals();
-    Ok(proxy.audit.clone())
+    proxy.journal.sum_up_refusals();
+    Ok(proxy.journal.audit.clone())
 }
 
 fn pid() -> u64 {
@@ -248,7 +257,7 @@ enum Successor {
 
 impl Successor {
     fn of(proxy: &Proxy, opened_by: OpenedBy) -> Self {
-        match (ReusePort::of(&proxy.generation().config.server), opened_by) {
+        match (ReusePort::of(&proxy.current.generation().config.server), opened_by) {
             (ReusePort::Exclusive, OpenedBy::Us) => Self::Impossible,
             (ReusePort::Shared, _) | (_, OpenedBy::ServiceManager) => Self::Possible,
         }
@@ -280,8 +289,8 @@ impl Signals {
 
     /// `SIGHUP` reloads; `SIGUSR2` lets nobody in and ends after the last client, where another process can take over;
     /// `SIGTERM` and `SIGINT` drain; another of those, and `SIGQUIT` in any case, ends at once.
-    async fn obey(mut self, proxy: &Arc<Proxy>, successor: Successor) {
-        let mut asked = std::pin::pin!(proxy.end_when_asked());
+    async fn obey(mut self, proxy: &Proxy, successor: Successor) {
+        let mut asked = std::pin::pin!(proxy.sessions.end_when_asked());
         // A reload may take long: stopping does not wait for it, and another SIGHUP is dealt with after it.
         let mut reload: Option<Task<()>> = None;
         loop {
@@ -291,11 +300,11 @@ impl Signals {
                     "SIGUSR1 does nothing here: PAUSE and RESUME are commands of the console, and the log needs no signal to \
                      be rotated"
                 ),
-                _ = self.hand_over.recv() => hand_over(proxy, successor),
+                _ = self.hand_over.recv() => hand_over(&proxy.life, successor),
                 _ = self.hangup.recv(), if reload.is_none() => {
                     service::reloading();
-                    let proxy = proxy.clone();
-                    reload = Some(tokio::task::spawn_blocking(move || drop(proxy.reload_and_log())));
+                    let configuration = proxy.configuration.clone();
+                    reload = Some(tokio::task::spawn_blocking(move || drop(configuration.reload_and_log())));
                 }
                 () = ended(&mut reload) => {
                     reload = None;
@@ -311,7 +320,7 @@ impl Signals {
         }
         service::stopping();
         tokio::select! {
-            () = proxy.drain() => {}
+            () = proxy.sessions.drain() => {}
             _ = self.terminate.recv() => warn!("second signal: ending at once"),
             _ = self.interrupt.recv() => warn!("second signal: ending at once"),
             _ = self.quit.recv() => warn!("SIGQUIT: ending at once"),
@@ -328,9 +337,9 @@ async fn ended(begun: &mut Option<Task<()>>) {
 }
 
 /// `SIGUSR2` to a process that has no successor would only shut everybody out, and there is no way back: refused.
-fn hand_over(proxy: &Proxy, successor: Successor) {
+fn hand_over(life: &Lifetime, successor: Successor) {
     match successor {
-        Successor::Possible => proxy.life.ask_to_end(Shutdown::WaitForClients),
+        Successor::Possible => life.ask_to_end(Shutdown::WaitForClients),
         Successor::Impossible => warn!(
             "SIGUSR2 refused: no other process can take over without so_reuseport = true; to stop, send SIGTERM; to resume \
              what was paused, use RESUME on the console"

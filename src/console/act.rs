@@ -5,11 +5,12 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep};
 
+use super::Console;
 use super::command::Command;
 use super::show;
 use super::table::{Kind, Table};
 use crate::pool::{Admission, Halt, Pool};
-use crate::proxy::{Generation, LoadError, Proxy};
+use crate::proxy::{Generation, LoadError};
 use policy::grant::{Grant, Which};
 use policy::names::{ConnectionName, UserName};
 use policy::plan::Plan;
@@ -45,19 +46,19 @@ impl Reply {
 ///
 /// # Errors
 /// As [`act`].
-pub(crate) async fn table(proxy: &Arc<Proxy>, command: &Command) -> Result<Option<Table>, Refusal> {
-    let (looked_at, command) = (proxy.clone(), command.clone());
-    let table = proxy.tables.run(move || columns(&looked_at, &command)).await;
+pub(crate) async fn table(console: &Arc<Console>, command: &Command) -> Result<Option<Table>, Refusal> {
+    let (looked_at, command) = (console.clone(), command.clone());
+    let table = console.tables.run(move || columns(&looked_at, &command)).await;
     table.unwrap_or_else(|_| Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the command was lost")))
 }
 
 /// The columns that a command's answer has, and its rows, if it only looks, without doing anything. Blocks.
-fn columns(proxy: &Proxy, command: &Command) -> Result<Option<Table>, Refusal> {
+fn columns(console: &Console, command: &Command) -> Result<Option<Table>, Refusal> {
     match command {
         Command::Show(what) if what == "help" => Ok(None),
-        Command::Show(what) => show::show(proxy, what).map(Some),
+        Command::Show(what) => show::show(console, what).map(Some),
         Command::ExplainRoute { user, database, environment } => {
-            show::explain_route(proxy, user, database, environment.as_deref()).map(Some)
+            show::explain_route(console, user, database, environment.as_deref()).map(Some)
         }
         // Only its columns: nothing is read to describe it.
         Command::Plan(_) => Ok(Some(Table::new(&Plan::COLUMNS.map(|name| (name, Kind::Text))))),
@@ -74,115 +75,116 @@ fn columns(proxy: &Proxy, command: &Command) -> Result<Option<Table>, Refusal> {
 ///
 /// # Errors
 /// Why it was not done.
-pub(crate) async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) -> Result<Reply, Refusal> {
+pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command) -> Result<Reply, Refusal> {
     match command {
         Command::Show(what) if what == "help" => {
             let notice = Some(format!("Console usage{}", show::HELP));
             Ok(Reply { table: None, notice, tag: "SHOW" })
         }
         Command::Show(_) => {
-            let table = table(proxy, command).await?;
+            let table = table(console, command).await?;
             Ok(Reply { table, notice: None, tag: "SHOW" })
         }
         Command::ExplainRoute { .. } => {
-            let table = table(proxy, command).await?;
+            let table = table(console, command).await?;
             Ok(Reply { table, notice: None, tag: "EXPLAIN" })
         }
         Command::Ping(_) => {
-            let table = table(proxy, command).await?;
+            let table = table(console, command).await?;
             Ok(Reply { table, notice: None, tag: "SELECT 1" })
         }
         Command::Empty => Ok(Reply::done("")),
         Command::Transaction(tag) => Ok(Reply::done(tag)),
         Command::Reload => {
-            let proxy = proxy.clone();
-            let reloaded = tokio::task::spawn_blocking(move || proxy.reload_and_log()).await;
+            let configuration = console.configuration.clone();
+            let reloaded = tokio::task::spawn_blocking(move || configuration.reload_and_log()).await;
             in_force(reloaded, "RELOAD")
         }
         Command::Pause(None) => {
-            not_halted(proxy)?;
-            proxy.halt_all(Halt::Paused);
-            until(|| proxy.all_pools().iter().all(|pool| is_released(pool))).await;
+            not_halted(console)?;
+            console.standing.halt_all(Halt::Paused);
+            until(|| console.sessions.all_pools().iter().all(|pool| is_released(pool))).await;
             Ok(Reply::done("PAUSE"))
         }
         Command::Suspend => {
-            not_halted(proxy)?;
-            if proxy.all_pools().iter().any(|pool| pool.view().halted.is_some()) {
+            not_halted(console)?;
+            if console.sessions.all_pools().iter().any(|pool| pool.view().halted.is_some()) {
                 return Err(wrong_state("cannot suspend with paused databases"));
             }
-            proxy.halt_all(Halt::Suspended);
-            until(|| proxy.all_pools().iter().all(|pool| pool.view().active == 0)).await;
+            console.standing.halt_all(Halt::Suspended);
+            until(|| console.sessions.all_pools().iter().all(|pool| pool.view().active == 0)).await;
             Ok(Reply::done("SUSPEND"))
         }
-        Command::Resume(None) => match proxy.resume_all() {
+        Command::Resume(None) => match console.standing.resume_all() {
             true => Ok(Reply::done("RESUME")),
             false => Err(wrong_state("pooler is not paused/suspended")),
         },
         Command::Pause(Some(name)) => {
-            not_halted(proxy)?;
-            let pool = pool_of(proxy, name)?;
-            proxy.pause(&pool);
+            not_halted(console)?;
+            let pool = pool_of(console, name)?;
+            console.standing.pause(&pool);
             until(|| is_released(&pool)).await;
             Ok(Reply::done("PAUSE"))
         }
-        Command::Resume(Some(name)) => match proxy.resume(&pool_of(proxy, name)?) {
+        Command::Resume(Some(name)) => match console.standing.resume(&pool_of(console, name)?) {
             true => Ok(Reply::done("RESUME")),
             false => Err(wrong_state(format!("database {name} is not paused"))),
         },
         Command::Reconnect(name) => {
-            pools_of(proxy, name.as_deref())?.iter().for_each(Pool::reconnect);
+            pools_of(console, name.as_deref())?.iter().for_each(Pool::reconnect);
             Ok(Reply::done("RECONNECT"))
         }
         Command::Disable(name) => {
-            proxy.admit(&pool_of(proxy, name)?, Admission::Closed);
+            console.standing.admit(&pool_of(console, name)?, Admission::Closed);
             Ok(Reply::done("DISABLE"))
         }
         Command::Enable(name) => {
-            proxy.admit(&pool_of(proxy, name)?, Admission::Open);
+            console.standing.admit(&pool_of(console, name)?, Admission::Open);
             Ok(Reply::done("ENABLE"))
         }
         Command::Kill(name) => {
-            not_halted(proxy)?;
-            for pool in pools_of(proxy, name.as_deref())? {
-                proxy.kill(&pool);
+            not_halted(console)?;
+            for pool in pools_of(console, name.as_deref())? {
+                console.standing.kill(&pool);
             }
             Ok(Reply::done("KILL"))
         }
-        Command::KillClient(id) => match proxy.kill_client(*id) {
+        Command::KillClient(id) => match console.sessions.kill(*id) {
             true => Ok(Reply::done("KILL_CLIENT")),
             false => Err(Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, "client not found")),
         },
         Command::WaitClose(name) => {
-            let pools = pools_of(proxy, name.as_deref())?;
+            let pools = pools_of(console, name.as_deref())?;
             until(|| pools.iter().all(|pool| !pool.has_outworn())).await;
             Ok(Reply::done("WAIT_CLOSE"))
         }
         Command::Plan(path) => {
             let path = path.clone().map(std::path::PathBuf::from);
-            let _turn = proxy.planning.acquire().await;
-            let planned =
-                blocking(proxy, move |proxy| proxy.plan(path.as_deref()).map_err(|error| not_loaded(&error)));
-            let mut table = table(proxy, command).await?;
+            let _turn = console.configuration.planning.acquire().await;
+            let planned = blocking(console, move |console| {
+                console.configuration.plan(path.as_deref()).map_err(|error| not_loaded(&error))
+            });
+            let mut table = table(console, command).await?;
             for row in planned.await?.rows() {
                 table.iter_mut().for_each(|table| table.push(row.clone().map(Into::into).to_vec()));
             }
             Ok(Reply { table, notice: None, tag: "PLAN" })
         }
         Command::RollBack => {
-            let proxy = proxy.clone();
-            let rolled_back = tokio::task::spawn_blocking(move || proxy.roll_back()).await;
+            let configuration = console.configuration.clone();
+            let rolled_back = tokio::task::spawn_blocking(move || configuration.roll_back()).await;
             in_force(rolled_back, "ROLLBACK CONFIG")
         }
         Command::DrainEnvironment(name) => {
-            let pools = environment_of(proxy.drain_environment(name), name)?;
+            let pools = environment_of(console.standing.drain_environment(name), name)?;
             let has_sessions = |pool: &Arc<Pool>| {
-                proxy.live_sessions().iter().any(|session| Arc::ptr_eq(&session.pool, pool))
+                console.sessions.list().iter().any(|session| Arc::ptr_eq(&session.pool, pool))
             };
             until(|| !pools.iter().any(has_sessions)).await;
             Ok(Reply::done("DRAIN"))
         }
         Command::ResumeEnvironment(name) => {
-            environment_of(proxy.resume_environment(name), name)?;
+            environment_of(console.standing.resume_environment(name), name)?;
             Ok(Reply::done("RESUME"))
         }
         Command::Grant { environment, database, user, time, reason } => {
@@ -190,31 +192,32 @@ pub(crate) async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) ->
             let grant = Grant {
                 user: user.as_str().into(),
                 environment: environment.as_str().into(),
-                database: database.as_deref().map(|database| proxy.base_named(database)),
+                database: database.as_deref().map(|database| console.configuration.base_named(database)),
                 since,
                 until: since + *time,
                 reason: reason.clone(),
                 by: by.clone(),
             };
-            let notice = Some(granted(proxy, &grant));
-            blocking(proxy, move |proxy| proxy.grant(&grant)).await?;
+            let notice = Some(granted(console, &grant));
+            blocking(console, move |console| console.access.grant(&grant)).await?;
             Ok(Reply { table: None, notice, tag: "GRANT" })
         }
         Command::Revoke { environment, database, user } => {
-            let which = database.as_deref().map(|database| proxy.base_named(database));
+            let which = database.as_deref().map(|database| console.configuration.base_named(database));
             let which = which.map_or(Which::All, |database| Which::Of(Some(database)));
             let (of, from, by) = (environment.clone(), user.clone(), by.clone());
-            blocking(proxy, move |proxy| proxy.revoke(&from, &of, &which, &by)).await?;
-            Ok(Reply { table: None, notice: still_granted(proxy, environment, user), tag: "REVOKE" })
+            blocking(console, move |console| console.access.revoke(&from, &of, &which, &by)).await?;
+            Ok(Reply { table: None, notice: still_granted(console, environment, user), tag: "REVOKE" })
         }
-        Command::WaitSettled(time) => wait_settled(proxy, time.unwrap_or(PATIENCE).min(LONGEST)).await,
+        Command::WaitSettled(time) => wait_settled(console, time.unwrap_or(PATIENCE).min(LONGEST)).await,
         Command::Shutdown(how) => {
-            proxy.life.ask_to_end(*how);
+            console.life.ask_to_end(*how);
             Ok(Reply::done("SHUTDOWN"))
         }
         Command::Set(key, _) if show::is_parameter(key) => Ok(Reply::done("SET")),
         Command::Set(key, _) => {
-            let known = proxy.generation().config.server.shown().iter().any(|(name, _)| name == key);
+            let known =
+                console.current.generation().config.server.shown().iter().any(|(name, _)| name == key);
             let message = match known {
                 true => format!("\"{key}\" is set in the configuration file"),
                 false => format!("unknown setting \"{}\"", Shown::name(key)),
@@ -227,8 +230,8 @@ pub(crate) async fn act(proxy: &Arc<Proxy>, by: &UserName, command: &Command) ->
 }
 
 /// What a grant opens, by name.
-fn granted(proxy: &Proxy, grant: &Grant) -> String {
-    let generation = proxy.generation();
+fn granted(console: &Console, grant: &Grant) -> String {
+    let generation = console.current.generation();
     let opened: Vec<_> =
         route::opened_by(&generation.config, grant).into_iter().map(ConnectionName::as_str).collect();
     let of = match (&grant.database, opened.as_slice()) {
@@ -241,19 +244,19 @@ fn granted(proxy: &Proxy, grant: &Grant) -> String {
 }
 
 /// What a user may request after a revocation, by a grant that was not meant.
-fn still_granted(proxy: &Proxy, environment: &str, user: &str) -> Option<String> {
-    let left = proxy.grants.of(user);
+fn still_granted(console: &Console, environment: &str, user: &str) -> Option<String> {
+    let left = console.access.of(user);
     let left = left.iter().find(|grant| grant.environment.as_str() == environment)?;
-    Some(format!("another grant is left: {}", granted(proxy, left)))
+    Some(format!("another grant is left: {}", granted(console, left)))
 }
 
 /// What has to do with files.
 async fn blocking<T: Send + 'static>(
-    proxy: &Arc<Proxy>,
-    what: impl FnOnce(&Proxy) -> Result<T, Refusal> + Send + 'static,
+    console: &Arc<Console>,
+    what: impl FnOnce(&Console) -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
-    let proxy = proxy.clone();
-    let done = tokio::task::spawn_blocking(move || what(&proxy)).await;
+    let console = console.clone();
+    let done = tokio::task::spawn_blocking(move || what(&console)).await;
     done.unwrap_or_else(|_| Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the command was lost")))
 }
 
@@ -299,29 +302,29 @@ fn wrong_state(message: impl Into<std::borrow::Cow<'static, str>>) -> Refusal {
     Refusal::new(Fault::Client, SqlState::NOT_IN_PREREQUISITE_STATE, message)
 }
 
-fn not_halted(proxy: &Proxy) -> Result<(), Refusal> {
-    match proxy.halted() {
+fn not_halted(console: &Console) -> Result<(), Refusal> {
+    match console.standing.halted() {
         None => Ok(()),
         Some(_) => Err(wrong_state("already suspended/paused")),
     }
 }
 
 /// The pool of a connection.
-fn pool_of(proxy: &Proxy, name: &str) -> Result<Arc<Pool>, Refusal> {
+fn pool_of(console: &Console, name: &str) -> Result<Arc<Pool>, Refusal> {
     if super::is_database(name) {
         return Err(wrong_state(format!("{name} is the console itself")));
     }
-    proxy.generation().pools.get(name).cloned().ok_or_else(|| {
+    console.current.generation().pools.get(name).cloned().ok_or_else(|| {
         let message = format!("no such database: {}", Shown::name(name));
         Refusal::new(Fault::Client, SqlState::UNKNOWN_DATABASE, message)
             .hint("It is the name of a connection: see SHOW DATABASES.")
     })
 }
 
-fn pools_of(proxy: &Proxy, name: Option<&str>) -> Result<Vec<Arc<Pool>>, Refusal> {
+fn pools_of(console: &Console, name: Option<&str>) -> Result<Vec<Arc<Pool>>, Refusal> {
     match name {
-        Some(name) => Ok(vec![pool_of(proxy, name)?]),
-        None => Ok(proxy.all_pools()),
+        Some(name) => Ok(vec![pool_of(console, name)?]),
+        None => Ok(console.sessions.all_pools()),
     }
 }
 
@@ -337,10 +340,10 @@ async fn until(mut is_done: impl FnMut() -> bool) {
 }
 
 /// Waits until no session stands on a connection that its user would not get now.
-async fn wait_settled(proxy: &Arc<Proxy>, patience: Duration) -> Result<Reply, Refusal> {
+async fn wait_settled(console: &Arc<Console>, patience: Duration) -> Result<Reply, Refusal> {
     let deadline = Instant::now() + patience;
     loop {
-        let Some(left) = proxy.unsettled_since(std::time::Instant::now()).await else {
+        let Some(left) = console.sessions.unsettled_since(std::time::Instant::now()).await else {
             return Err(Refusal::new(
                 Fault::Ours,
                 SqlState::INTERNAL,

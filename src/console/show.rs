@@ -1,24 +1,25 @@
 //! `SHOW …`: PgBouncer's tables, with its columns first and ours behind them, and then our own.
 
 mod process;
+mod routes;
 mod sessions;
 mod sockets;
 
-use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::Console;
 use super::table::Kind::{Int, Long, Numeric, Text};
-use super::table::{Column, Table, Value};
+use super::table::{Column, Table, Value, table};
 use crate::pool::Pool;
-use crate::proxy::{LiveSession, Proxy, Snapshot};
+use crate::proxy::Snapshot;
 use crate::stats::{COUNTERS, Counter, Totals, sum};
 use crate::upstream::CancelTarget;
-use policy::attribute;
 use policy::config::Host;
 use policy::names::ConnectionName;
 use policy::route;
+pub(crate) use routes::explain_route;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// Every `SHOW` there is, as `SHOW HELP` says it.
@@ -59,9 +60,6 @@ const PARAMETERS: [(&str, &str); 5] = [
     ("timezone", "GMT"),
 ];
 
-/// How many rows `SHOW ROUTES` has at the most.
-const MAX_ROUTES: usize = 250_000;
-
 /// Whether a setting is one that the console has for drivers' sake.
 pub(crate) fn is_parameter(name: &str) -> bool {
     PARAMETERS.iter().any(|(known, _)| *known == name)
@@ -72,12 +70,12 @@ pub(crate) fn is_parameter(name: &str) -> bool {
 ///
 /// # Errors
 /// `42601`: there is no such table.
-pub(crate) fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
+pub(crate) fn show(console: &Console, what: &str) -> Result<Table, Refusal> {
     // Only where it is needed: drivers ask for some of these at each login.
-    let view = || Overview { proxy, now: proxy.snapshot() };
+    let view = || Overview { console, now: console.sessions.snapshot() };
     Ok(match what {
         "version" => one("version", &format!("pgusher {}", env!("CARGO_PKG_VERSION"))),
-        "state" => process::state(proxy),
+        "state" => process::state(console),
         "stats" => view().stats(),
         "stats_totals" => view().stats_totals(),
         "stats_averages" => view().stats_averages(),
@@ -90,7 +88,7 @@ pub(crate) fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
         "active_sockets" => view().sockets().only(|row| row[4] == Value::from("active")),
         "lists" => view().lists(),
         "users" => view().users(),
-        "config" => process::config(proxy),
+        "config" => process::config(console),
         "mem" => view().mem(),
         "dns_hosts" => view().dns_hosts(),
         "dns_zones" => Table::new(&[("zonename", Text), ("serial", Long), ("count", Int)]),
@@ -108,8 +106,8 @@ pub(crate) fn show(proxy: &Proxy, what: &str) -> Result<Table, Refusal> {
         "sessions" => view().sessions(),
         "generations" => view().generations(),
         "times" => view().times(),
-        "audit" => audit(proxy),
-        "grants" => grants(proxy),
+        "audit" => audit(console),
+        "grants" => grants(console),
         "transaction isolation level" => one("transaction_isolation", "read committed"),
         _ => match PARAMETERS.iter().find(|(name, _)| *name == what) {
             Some((name, value)) => one(name, value),
@@ -155,59 +153,34 @@ fn one(column: &'static str, value: &str) -> Table {
 }
 
 /// Without an audit, no row.
-fn audit(proxy: &Proxy) -> Table {
-    let mut table = Table::new(&[
-        ("file", Text),
-        ("state", Text),
-        ("lines", Long),
-        ("failures", Long),
-        ("lost", Long),
-        ("tampered", Long),
-        ("last_line", Long),
-        ("sha256", Text),
-    ]);
-    if let (Some(seen), Some(file)) = (proxy.audit.seen(), proxy.generation().config.audit_file()) {
-        let state = if seen.failing { "failing" } else { "writing" };
-        table.push(vec![
-            file.display().to_string().into(),
-            state.into(),
-            seen.written.into(),
-            seen.failures.into(),
-            seen.lost.into(),
-            seen.tampered.into(),
-            seen.head.seq.into(),
-            seen.head.hash.into(),
-        ]);
-    }
-    table
+fn audit(console: &Console) -> Table {
+    let file = console.current.generation().config.audit_file();
+    table!((seen, file) in console.journal.audit.seen().zip(file).into_iter(), {}, {
+        "file": Text = file.display().to_string(),
+        "state": Text = if seen.failing { "failing" } else { "writing" },
+        "lines": Long = seen.written,
+        "failures": Long = seen.failures,
+        "lost": Long = seen.lost,
+        "tampered": Long = seen.tampered,
+        "last_line": Long = seen.head.seq,
+        "sha256": Text = seen.head.hash,
+    })
 }
 
-fn grants(proxy: &Proxy) -> Table {
-    let mut table = Table::new(&[
-        ("user", Text),
-        ("environment", Text),
-        ("database", Text),
-        ("opens", Text),
-        ("since", Text),
-        ("until", Text),
-        ("by", Text),
-        ("reason", Text),
-    ]);
-    let generation = proxy.generation();
-    for grant in proxy.grants.all().iter() {
+fn grants(console: &Console) -> Table {
+    let generation = console.current.generation();
+    table!(grant in console.access.all().iter(), {
         let opened = route::opened_by(&generation.config, grant);
-        table.push(vec![
-            grant.user.as_str().into(),
-            grant.environment.as_str().into(),
-            grant.database.as_ref().map(ConnectionName::as_str).into(),
-            opened.into_iter().map(ConnectionName::as_str).collect::<Vec<_>>().join(", ").into(),
-            time(grant.since).into(),
-            time(grant.until).into(),
-            grant.by.as_str().into(),
-            grant.reason.as_str().into(),
-        ]);
-    }
-    table
+    }, {
+        "user": Text = grant.user.as_str(),
+        "environment": Text = grant.environment.as_str(),
+        "database": Text = grant.database.as_ref().map(ConnectionName::as_str),
+        "opens": Text = opened.into_iter().map(ConnectionName::as_str).collect::<Vec<_>>().join(", "),
+        "since": Text = time(grant.since),
+        "until": Text = time(grant.until),
+        "by": Text = grant.by.as_str(),
+        "reason": Text = grant.reason.as_str(),
+    })
 }
 
 /// `2026-11-25 10:00:00 UTC`, as PgBouncer writes it.
@@ -222,7 +195,7 @@ fn split(time: Duration) -> (u64, u32) {
 
 /// All that is shown is of one moment.
 struct Overview<'a> {
-    proxy: &'a Proxy,
+    console: &'a Console,
     now: Snapshot,
 }
 
@@ -284,138 +257,78 @@ impl Overview<'_> {
     }
 
     fn pools(&self) -> Table {
-        let mut table = Table::new(&[
-            ("database", Text),
-            ("user", Text),
-            ("cl_active", Int),
-            ("cl_waiting", Int),
-            ("cl_active_cancel_req", Int),
-            ("cl_waiting_cancel_req", Int),
-            ("sv_active", Int),
-            ("sv_active_cancel", Int),
-            ("sv_being_canceled", Int),
-            ("sv_idle", Int),
-            ("sv_used", Int),
-            ("sv_tested", Int),
-            ("sv_login", Int),
-            ("maxwait", Int),
-            ("maxwait_us", Int),
-            ("pool_mode", Text),
-            ("load_balance_hosts", Text),
-            ("environment", Text),
-            ("pinned", Int),
-        ]);
-        for pool in &self.pools {
+        table!(pool in &self.pools, {
             let (view, connection) = (pool.view(), pool.connection());
             let (seconds, micros) = split(view.longest_wait);
             let clients = self.sessions_of(pool).count();
             let canceled = pool.servers().iter().filter(|(server, _)| server.is_fenced()).count();
-            table.push(vec![
-                connection.name.as_str().into(),
-                connection.target.username.as_str().into(),
-                clients.saturating_sub(view.waiting).into(),
-                view.waiting.into(),
-                canceled.into(),
-                0_u32.into(),
-                view.active.into(),
-                0_u32.into(),
-                canceled.into(),
-                view.idle.into(),
-                0_u32.into(),
-                0_u32.into(),
-                view.dialing.into(),
-                seconds.into(),
-                micros.into(),
-                connection.pool_mode.word().into(),
-                Value::Null,
-                connection.environment.as_str().into(),
-                view.pinned.into(),
-            ]);
-        }
-        table
+        }, {
+            "database": Text = connection.name.as_str(),
+            "user": Text = connection.target.username.as_str(),
+            "cl_active": Int = clients.saturating_sub(view.waiting),
+            "cl_waiting": Int = view.waiting,
+            "cl_active_cancel_req": Int = canceled,
+            "cl_waiting_cancel_req": Int = 0_u32,
+            "sv_active": Int = view.active,
+            "sv_active_cancel": Int = 0_u32,
+            "sv_being_canceled": Int = canceled,
+            "sv_idle": Int = view.idle,
+            "sv_used": Int = 0_u32,
+            "sv_tested": Int = 0_u32,
+            "sv_login": Int = view.dialing,
+            "maxwait": Int = seconds,
+            "maxwait_us": Int = micros,
+            "pool_mode": Text = connection.pool_mode.word(),
+            "load_balance_hosts": Text = Value::Null,
+            "environment": Text = connection.environment.as_str(),
+            "pinned": Int = view.pinned,
+        })
     }
 
     fn databases(&self) -> Table {
-        let mut table = Table::new(&[
-            ("name", Text),
-            ("host", Text),
-            ("port", Int),
-            ("database", Text),
-            ("force_user", Text),
-            ("pool_size", Int),
-            ("min_pool_size", Int),
-            ("reserve_pool_size", Int),
-            ("server_lifetime", Int),
-            ("pool_mode", Text),
-            ("load_balance_hosts", Text),
-            ("max_connections", Int),
-            ("current_connections", Int),
-            ("max_client_connections", Int),
-            ("current_client_connections", Int),
-            ("paused", Int),
-            ("disabled", Int),
-            ("environment", Text),
-            ("production", Int),
-            ("aliases", Text),
-        ]);
         let generation = &self.generation;
-        for pool in &self.pools {
+        table!(pool in &self.pools, {
             let (view, connection) = (pool.view(), pool.connection());
             let aliases = generation.config.databases.iter().filter(|(name, base)| {
                 **base == connection.name && name.as_str() != connection.name.as_str()
             });
             let aliases: Vec<_> = aliases.map(|(name, _)| name.as_str()).collect();
-            table.push(vec![
-                connection.name.as_str().into(),
-                connection.target.host.to_string().into(),
-                connection.target.port.into(),
-                connection.target.database.as_str().into(),
-                connection.target.username.as_str().into(),
-                connection.pool_size.into(),
-                connection.min_pool_size.into(),
-                connection.reserve_pool_size.into(),
-                generation.config.server.server_lifetime.as_secs().into(),
-                connection.pool_mode.word().into(),
-                Value::Null,
-                (connection.pool_size + connection.reserve_pool_size).into(),
-                (view.active + view.idle).into(),
-                connection.max_client_connections.into(),
-                self.sessions_of(pool).count().into(),
-                view.halted.is_some().into(),
-                view.disabled.into(),
-                connection.environment.as_str().into(),
-                connection.production.into(),
-                aliases.join(", ").into(),
-            ]);
-        }
-        table
+        }, {
+            "name": Text = connection.name.as_str(),
+            "host": Text = connection.target.host.to_string(),
+            "port": Int = connection.target.port,
+            "database": Text = connection.target.database.as_str(),
+            "force_user": Text = connection.target.username.as_str(),
+            "pool_size": Int = connection.pool_size,
+            "min_pool_size": Int = connection.min_pool_size,
+            "reserve_pool_size": Int = connection.reserve_pool_size,
+            "server_lifetime": Int = generation.config.server.server_lifetime.as_secs(),
+            "pool_mode": Text = connection.pool_mode.word(),
+            "load_balance_hosts": Text = Value::Null,
+            "max_connections": Int = connection.pool_size + connection.reserve_pool_size,
+            "current_connections": Int = view.active + view.idle,
+            "max_client_connections": Int = connection.max_client_connections,
+            "current_client_connections": Int = self.sessions_of(pool).count(),
+            "paused": Int = view.halted.is_some(),
+            "disabled": Int = view.disabled,
+            "environment": Text = connection.environment.as_str(),
+            "production": Int = connection.production,
+            "aliases": Text = aliases.join(", "),
+        })
     }
 
     fn generations(&self) -> Table {
-        let mut table = Table::new(&[
-            ("generation", Long),
-            ("since", Text),
-            ("state", Text),
-            ("sessions", Int),
-            ("connections", Int),
-            ("users", Int),
-            ("error", Text),
-            ("by", Text),
-        ]);
         let sessions = self.by_generation();
-        for known in self.proxy.history() {
-            table.push(vec![
-                known.number.into(),
-                time(known.at).into(),
-                known.state.into(),
-                sessions.get(&known.number).copied().unwrap_or(0).into(),
-                known.connections.into(),
-                known.users.into(),
-                known.error.clone().into(),
-                known.by.as_str().into(),
-            ]);
-        }
-        table
+        table!(known in self.console.configuration.history(), {}, {
+            "generation": Long = known.number,
+            "since": Text = time(known.at),
+            "state": Text = known.state,
+            "sessions": Int = sessions.get(&known.number).copied().unwrap_or(0),
+            "connections": Int = known.connections,
+            "users": Int = known.users,
+            "error": Text = known.error.clone(),
+            "by": Text = known.by.as_str(),
+        })
     }
 
     fn lists(&self) -> Table {
@@ -444,34 +357,20 @@ impl Overview<'_> {
     }
 
     fn users(&self) -> Table {
-        let mut table = Table::new(&[
-            ("name", Text),
-            ("pool_size", Text),
-            ("reserve_pool_size", Text),
-            ("pool_mode", Text),
-            ("max_user_connections", Int),
-            ("current_connections", Int),
-            ("max_user_client_connections", Int),
-            ("current_client_connections", Int),
-            ("disabled", Int),
-            ("console", Text),
-        ]);
-        for user in self.generation.config.users.values() {
+        table!(user in self.generation.config.users.values(), {
             let own = || self.sessions.iter().filter(|session| *session.identity.user() == user.name);
-            table.push(vec![
-                user.name.as_str().into(),
-                "".into(),
-                "".into(),
-                user.pool_mode.map(policy::config::file::PoolMode::word).into(),
-                0_u32.into(),
-                own().filter(|session| session.slot.now().0.is_some()).count().into(),
-                user.max_client_connections.into(),
-                own().count().into(),
-                user.disabled.into(),
-                user.console.map(policy::config::file::Console::word).into(),
-            ]);
-        }
-        table
+        }, {
+            "name": Text = user.name.as_str(),
+            "pool_size": Text = "",
+            "reserve_pool_size": Text = "",
+            "pool_mode": Text = user.pool_mode.map(policy::config::file::PoolMode::word),
+            "max_user_connections": Int = 0_u32,
+            "current_connections": Int = own().filter(|session| session.slot.now().0.is_some()).count(),
+            "max_user_client_connections": Int = user.max_client_connections,
+            "current_client_connections": Int = own().count(),
+            "disabled": Int = user.disabled,
+            "console": Text = user.console.map(policy::config::file::Console::word),
+        })
     }
 
     fn mem(&self) -> Table {
@@ -503,174 +402,33 @@ impl Overview<'_> {
 
     /// Names are asked for at each dial and not kept: their time to live is over at once.
     fn dns_hosts(&self) -> Table {
-        let mut table = Table::new(&[("hostname", Text), ("ttl", Long), ("addrs", Text)]);
-        for host in self.hosts() {
-            table.push(vec![host.into(), 0_u64.into(), "".into()]);
-        }
-        table
-    }
-
-    /// Users times databases.
-    fn routes(&self) -> Result<Table, Refusal> {
-        let mut table = Table::new(&[
-            ("user", Text),
-            ("database", Text),
-            ("environment", Text),
-            ("connection", Text),
-            ("production", Int),
-            ("sessions", Int),
-            ("elsewhere", Int),
-            ("reason", Text),
-            ("refused", Text),
-            ("granted", Text),
-        ]);
-        let config = &self.generation.config;
-        let bases: Vec<_> =
-            config.databases.iter().filter(|(name, base)| name.as_str() == base.as_str()).collect();
-        if config.users.len().saturating_mul(bases.len()) > MAX_ROUTES {
-            let message =
-                format!("{} users times {} databases are too many rows", config.users.len(), bases.len());
-            return Err(Refusal::new(Fault::Client, SqlState::LIMIT_EXCEEDED, message)
-                .hint("pgusher resolve says where one user gets to."));
-        }
-        let mut sessions: HashMap<_, Vec<_>> = HashMap::new();
-        for session in &self.sessions {
-            let key = (session.identity.user(), session.place.route.base());
-            sessions.entry(key).or_default().push(session.place.route.connection());
-        }
-        for user in config.users.values() {
-            let attributes =
-                attribute::explain(config, user.name.as_str()).with(self.proxy.grants.of(user.name.as_str()));
-            for (database, base) in &bases {
-                let granted: Vec<_> = attributes
-                    .granted()
-                    .iter()
-                    .filter(|grant| grant.is_on(base))
-                    .map(|grant| {
-                        format!("{} until {} ({})", grant.environment, time(grant.until), grant.reason)
-                    })
-                    .collect();
-                let route = route::resolve(config, &attributes, database.as_str(), None);
-                let own = sessions.get(&(&user.name, *base)).map_or(&[][..], Vec::as_slice);
-                let (is, reason, refused) = match &route {
-                    _ if user.disabled => (None, Value::Null, "the user is disabled".to_owned()),
-                    Ok(route) => {
-                        let reasons: Vec<_> = route.reasons().iter().map(ToString::to_string).collect();
-                        (Some(route), Value::from(reasons.join("; ")), String::new())
-                    }
-                    Err(refusal) => (None, Value::Null, refusal.to_string()),
-                };
-                let there = own.iter().filter(|at| is.is_some_and(|is| **at == is.connection())).count();
-                let production =
-                    is.and_then(|is| config.connections.get(is.connection())).is_some_and(|c| c.production);
-                table.push(vec![
-                    user.name.as_str().into(),
-                    database.as_str().into(),
-                    is.map(|is| is.environment().as_str()).into(),
-                    is.map(|is| is.connection().as_str()).into(),
-                    production.into(),
-                    there.into(),
-                    (own.len() - there).into(),
-                    reason,
-                    Some(refused).filter(|refused| !refused.is_empty()).into(),
-                    Some(granted.join(", ")).filter(|granted| !granted.is_empty()).into(),
-                ]);
-            }
-        }
-        Ok(table)
-    }
-
-    fn environments(&self) -> Table {
-        let mut table = Table::new(&[
-            ("base", Text),
-            ("environment", Text),
-            ("connection", Text),
-            ("production", Int),
-            ("health", Text),
-            ("host", Text),
-            ("port", Int),
-            ("database", Text),
-            ("sessions", Int),
-            ("waiting", Int),
-            ("active", Int),
-            ("idle", Int),
-            ("pinned", Int),
-            ("pool_size", Int),
-            ("values", Text),
-            ("generation", Long),
-            ("isolation", Text),
-            ("isolation_reason", Text),
-        ]);
-        let generation = &self.generation;
-        for connection in generation.config.connections.values() {
-            let Some(base) = &connection.base else { continue };
-            let own = (&connection.name, &connection.environment, &base.default_values);
-            let others = base.environments.iter().map(|e| (&e.connection, &e.name, &e.values));
-            for (name, environment, values) in std::iter::once(own).chain(others) {
-                let Some(pool) = generation.pools.get(name) else { continue };
-                let (view, to) = (pool.view(), pool.connection());
-                let (isolation, reason) = pool.isolation();
-                let here = |s: &&Arc<LiveSession>| s.place.route.base() == &connection.name;
-                table.push(vec![
-                    connection.name.as_str().into(),
-                    environment.as_str().into(),
-                    name.as_str().into(),
-                    to.production.into(),
-                    view.health().into(),
-                    to.target.host.to_string().into(),
-                    to.target.port.into(),
-                    to.target.database.as_str().into(),
-                    self.sessions_of(pool).filter(here).count().into(),
-                    view.waiting.into(),
-                    view.active.into(),
-                    view.idle.into(),
-                    view.pinned.into(),
-                    to.pool_size.into(),
-                    values.join(", ").into(),
-                    pool.generation().into(),
-                    isolation.word().into(),
-                    reason.unwrap_or_default().into(),
-                ]);
-            }
-        }
-        table
+        table!(host in self.hosts(), {}, {
+            "hostname": Text = host,
+            "ttl": Long = 0_u64,
+            "addrs": Text = "",
+        })
     }
 
     /// Where the time goes, for each connection: all in all, and for each transaction.
     fn times(&self) -> Table {
-        let mut table = Table::new(&[
-            ("connection", Text),
-            ("environment", Text),
-            ("transactions", Long),
-            ("queries", Long),
-            ("wait_us", Long),
-            ("transaction_us", Long),
-            ("query_us", Long),
-            ("client_us", Long),
-            ("wait_us_each", Long),
-            ("transaction_us_each", Long),
-            ("query_us_each", Long),
-        ]);
-        for pool in &self.pools {
+        table!(pool in &self.pools, {
             let connection = pool.connection();
             let totals = pool.stats().totals();
             let of = |counter: Counter| totals[counter as usize];
             let each = |time: Counter, count: Counter| of(time).checked_div(of(count)).unwrap_or(0);
-            table.push(vec![
-                connection.name.as_str().into(),
-                connection.environment.as_str().into(),
-                of(Counter::Transactions).into(),
-                of(Counter::Queries).into(),
-                of(Counter::WaitTime).into(),
-                of(Counter::TransactionTime).into(),
-                of(Counter::QueryTime).into(),
-                of(Counter::TransactionTime).saturating_sub(of(Counter::QueryTime)).into(),
-                each(Counter::WaitTime, Counter::Assignments).into(),
-                each(Counter::TransactionTime, Counter::Transactions).into(),
-                each(Counter::QueryTime, Counter::Queries).into(),
-            ]);
-        }
-        table
+        }, {
+            "connection": Text = connection.name.as_str(),
+            "environment": Text = connection.environment.as_str(),
+            "transactions": Long = of(Counter::Transactions),
+            "queries": Long = of(Counter::Queries),
+            "wait_us": Long = of(Counter::WaitTime),
+            "transaction_us": Long = of(Counter::TransactionTime),
+            "query_us": Long = of(Counter::QueryTime),
+            "client_us": Long = of(Counter::TransactionTime).saturating_sub(of(Counter::QueryTime)),
+            "wait_us_each": Long = each(Counter::WaitTime, Counter::Assignments),
+            "transaction_us_each": Long = each(Counter::TransactionTime, Counter::Transactions),
+            "query_us_each": Long = each(Counter::QueryTime, Counter::Queries),
+        })
     }
 }
 
@@ -759,49 +517,4 @@ pub(crate) fn state_of(lent: Option<&Arc<CancelTarget>>, waits: Option<Instant>)
         (Some(_), None) => "active",
         (None, None) => "idle",
     }
-}
-
-/// `EXPLAIN ROUTE`: the steps of the decision, one a line, as PostgreSQL shows a plan.
-///
-/// # Errors
-/// The refusal that a login would get.
-pub(crate) fn explain_route(
-    proxy: &Proxy,
-    user: &str,
-    database: &str,
-    environment: Option<&str>,
-) -> Result<Table, Refusal> {
-    let generation = proxy.generation();
-    let config = &generation.config;
-    let Some(known) = config.users.get(user) else {
-        let message = format!("there is no user \"{}\"", Shown::name(user));
-        return Err(Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message));
-    };
-    let route = route::resolve(
-        config,
-        &attribute::explain(config, user).with(proxy.grants.of(user)),
-        database,
-        environment,
-    )?;
-    let mut table = Table::new(&[("ROUTE", Text)]);
-    let mut line = |text: String| table.push(vec![text.into()]);
-    line(format!("Environment {} (connection {})", route.environment(), route.connection()));
-    route.reasons().iter().for_each(|reason| line(format!("  ->  {reason}")));
-    route.warnings().iter().for_each(|warning| line(format!("  Warning: {warning}")));
-    if known.disabled {
-        line("  Warning: the user is disabled, and may not log in".into());
-    }
-    if let Some(connection) = config.connections.get(route.connection()) {
-        let target = &connection.target;
-        line(format!(
-            "  To: {}:{}, database {}, as {}{}",
-            target.host,
-            target.port,
-            target.database,
-            target.username,
-            if connection.production { " (production)" } else { "" }
-        ));
-    }
-    line(format!("  Generation: {}", generation.number));
-    Ok(table)
 }

@@ -35,6 +35,21 @@ impl Kind {
 /// A column's name and type.
 pub(crate) type Column = (&'static str, Kind);
 
+/// A table of which a column is one line: its name, its type, and its value in each row. What the values are made of stands
+/// before: `table!(user in users, { let own = …; }, { "name": Text = user.name, … })`.
+macro_rules! table {
+    ($row:pat in $rows:expr, { $($before:tt)* }, { $($name:literal: $kind:ident = $value:expr),+ $(,)? }) => {{
+        use $crate::console::table::{Kind, Table, Value};
+        let mut table = Table::new(&[$(($name, Kind::$kind)),+]);
+        for $row in $rows {
+            $($before)*
+            table.push(vec![$(Value::from($value)),+]);
+        }
+        table
+    }};
+}
+pub(crate) use table;
+
 /// One value; `None` is NULL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Value {
@@ -55,6 +70,12 @@ impl From<&str> for Value {
 impl From<String> for Value {
     fn from(text: String) -> Self {
         Self::Text(text)
+    }
+}
+
+impl From<&String> for Value {
+    fn from(text: &String) -> Self {
+        Self::Text(text.clone())
     }
 }
 

@@ -170,7 +170,7 @@ fn is_foreign(headers: &HeaderMap) -> bool {
 
 impl Gate {
     fn admit(&self, api: &Api, request: &Request, peer: &Peer) -> Result<(Token, Left), Box<Refused>> {
-        let generation = api.proxy.generation();
+        let generation = api.current.generation();
         let management = &generation.config.management;
         let address = Block::of_address(peer.address.ip());
         let failed = |much| self.failed.take(address, management.max_failed_requests, much);
@@ -184,7 +184,7 @@ impl Gate {
             }
             // As for refused logins: the first are recorded one by one, further ones are only counted.
             let why = Refusal::new(Fault::Client, SqlState::INVALID_PASSWORD, "no known token");
-            let is_told = api.proxy.is_refusal_told(&peer.address.to_string(), &why);
+            let is_told = api.journal.is_refusal_told(&peer.address.to_string(), &why);
             return Err(Box::new(Refused { is_told, ..Refused::unnamed(unknown()) }));
         };
         let named =
@@ -249,7 +249,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
         Err(refused) => {
             if refused.is_told {
                 let name = refused.token.as_ref().map(|token| token.name.as_str());
-                api.proxy.audit.record(|| event(name, refused.problem.status.as_str()));
+                api.journal.audit.record(|| event(name, refused.problem.status.as_str()));
             }
             let mut response = refused.problem.into_response();
             refused.left.inspect(|left| left.tell(response.headers_mut()));
@@ -258,15 +258,17 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
     };
     let _running = peer.begins();
     let name = token.name.as_str();
-    let refuses = *api.proxy.generation().config.server.audit_failure == AuditFailure::Refuse;
-    if refuses && !only_looks(&method) && !api.proxy.audit.record_surely(|| event(Some(name), "begun")).await
+    let refuses = *api.current.generation().config.server.audit_failure == AuditFailure::Refuse;
+    if refuses
+        && !only_looks(&method)
+        && !api.journal.audit.record_surely(|| event(Some(name), "begun")).await
     {
         return harden(Problem::ours(audit::not_written()).into_response());
     }
     let caller = Caller(token.clone());
     request.extensions_mut().insert(caller.clone());
     let mut told =
-        Told { audit: &api.proxy.audit, event: |status: &str| event(Some(name), status), status: None };
+        Told { audit: &api.journal.audit, event: |status: &str| event(Some(name), status), status: None };
     let mut response = tokio::select! {
         biased;
         response = next.run(request) => response,
@@ -285,7 +287,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
 async fn lost(api: &Api, caller: &Caller) -> Problem {
     loop {
         tokio::time::sleep(LOOK_AGAIN).await;
-        if let Err(problem) = caller.may_still(&api.proxy.generation().config) {
+        if let Err(problem) = caller.may_still(&api.current.generation().config) {
             return problem;
         }
     }

@@ -53,7 +53,7 @@ pub(super) struct Source {
     responses((status = 200, description = "Its text.", body = Source)))]
 pub(super) async fn read(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Response, Problem> {
     let read = api.blocking(move |api| {
-        let generation = api.proxy.generation();
+        let generation = api.current.generation();
         let source = generation.config.source.expose_secret();
         let body = Source { generation: generation.number, toml: redact::config(source) };
         Ok(tagged(&headers, StatusCode::OK, &api.tags.of(&"", source), body))

@@ -8,7 +8,7 @@ use toml_edit::{DocumentMut, Item, TableLike};
 
 use super::answer::Problem;
 use super::edit;
-use crate::proxy::{Change, Proxy};
+use crate::proxy::{Change, Configuration};
 use policy::config::file::{ChannelBinding, SslMode};
 use policy::names::id_of;
 
@@ -18,8 +18,8 @@ use policy::names::id_of;
 ///
 /// # Errors
 /// 409, with what to do.
-pub(super) fn check(proxy: &Proxy, change: &mut Change<'_>) -> Result<(), Problem> {
-    let before = known(proxy, change)?;
+pub(super) fn check(configuration: &Configuration, change: &mut Change<'_>) -> Result<(), Problem> {
+    let before = known(configuration, change)?;
     let mut own = Vec::new();
     for (name, connection) in connections(&change.document) {
         let Some(password) = connection.get("password") else { continue };
@@ -59,10 +59,10 @@ fn refused(name: &str, change: &Change<'_>) -> Problem {
 }
 
 /// What is in force, and, for going back, what was before, the newest first.
-fn known(proxy: &Proxy, change: &Change<'_>) -> Result<Vec<Before>, Problem> {
+fn known(configuration: &Configuration, change: &Change<'_>) -> Result<Vec<Before>, Problem> {
     let now = change.generation.config.source.clone();
-    let earlier = proxy.history().into_iter().rev().filter(|_| change.goes_back);
-    let earlier = earlier.filter_map(|known| proxy.source(known.number));
+    let earlier = configuration.history().into_iter().rev().filter(|_| change.goes_back);
+    let earlier = earlier.filter_map(|known| configuration.source(known.number));
     let sources = std::iter::once(now).chain(earlier);
     let documents: Result<Vec<Before>, toml_edit::TomlError> =
         sources.map(|source| Ok(Before::of(&source.expose_secret().parse()?))).collect();

@@ -267,7 +267,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Re
 fn listed(api: &Api, parts: &Parts) -> Result<Response, Problem> {
     let pairs = super::query(parts, &["name", "database", "dialect", "sortField", "sortDirection"])?;
     let parameter = |name| super::parameter(&pairs, name);
-    let generation = api.proxy.generation();
+    let generation = api.current.generation();
     let mut list = all(View::of(&generation));
     if parameter("dialect").is_some_and(|dialect| dialect != "postgres") {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "Invalid connection dialect"));
@@ -301,7 +301,7 @@ pub(super) async fn read(
     id: Id,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let generation = api.proxy.generation();
+    let generation = api.current.generation();
     let name = &connection_of(&generation.config, id.0)?.name;
     let (connection, tag) = tagged_connection(&api, View::of(&generation), name)?;
     Ok(tagged(&headers, StatusCode::OK, &tag, connection))
@@ -394,7 +394,7 @@ pub(super) async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) ->
             if !drains {
                 let is_it =
                     |session: &Arc<crate::proxy::LiveSession>| session.place.route.connection() == &name;
-                let sessions = api.proxy.live_sessions().iter().filter(|session| is_it(session)).count();
+                let sessions = api.sessions.list().iter().filter(|session| is_it(session)).count();
                 let why = match &base {
                     _ if !connection.connection_environments.is_empty() => {
                         Some("it has environments".to_owned())

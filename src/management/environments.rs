@@ -136,7 +136,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Re
     let pairs = super::query(&parts, &["baseConnectionId"])?;
     let base = super::parameter(&pairs, "baseConnectionId");
     let base = base.map(|id| answer::uuid("baseConnectionId", id)).transpose()?;
-    let generation = api.proxy.generation();
+    let generation = api.current.generation();
     if let Some(base) = base {
         connection_of(&generation.config, base)?;
     }
@@ -155,7 +155,7 @@ pub(super) async fn read(
     id: Id,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let environment = by_id(&api.proxy.generation().config, id.0)?;
+    let environment = by_id(&api.current.generation().config, id.0)?;
     let tag = api.tags.of(&environment, "");
     Ok(tagged(&headers, StatusCode::OK, &tag, environment))
 }

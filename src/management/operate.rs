@@ -94,11 +94,11 @@ pub(super) async fn resolve(State(api): State<Arc<Api>>, parts: Parts) -> Result
     let needed = |name| super::parameter(&pairs, name).ok_or_else(|| Problem::field(name, "Required"));
     let (user, database) = (needed("user")?, needed("database")?);
     let environment = super::parameter(&pairs, "environment");
-    let generation = api.proxy.generation();
+    let generation = api.current.generation();
     let config = &generation.config;
     let missing = || Problem::new(StatusCode::NOT_FOUND, format!("User with name {user} does not exist"));
     let known = config.users.get(user).ok_or_else(missing)?;
-    let attributes = attribute::explain(config, user).with(api.proxy.grants.of(user));
+    let attributes = attribute::explain(config, user).with(api.access.of(user));
     let route = route::resolve(config, &attributes, database, environment);
     let mut resolved = Resolved {
         user: user.to_owned(),
@@ -168,13 +168,13 @@ pub(super) async fn reload(State(api): State<Arc<Api>>, asked: Asked) -> Result<
     let intent = asked.intent;
     let done = api.blocking(move |api| {
         let _turn = turn;
-        let now = api.proxy.generation();
+        let now = api.current.generation();
         asked.by.may_still(&now.config)?;
         let source = now.config.source.expose_secret();
         answer::matches(asked.if_match.as_deref(), &api.tags.of(&"", source))?;
         let done = match intent {
-            Intent::DryRun => api.proxy.plan(None).map(|plan| (now.clone(), plan)),
-            Intent::Write => api.proxy.reload_as_planned(),
+            Intent::DryRun => api.configuration.plan(None).map(|plan| (now.clone(), plan)),
+            Intent::Write => api.configuration.reload_as_planned(),
         };
         done.map_err(|error| refused(&error))
     });
@@ -233,7 +233,7 @@ pub(super) async fn generations(
 }
 
 fn history(api: &Api) -> Generations {
-    let sessions = api.proxy.snapshot().by_generation();
+    let sessions = api.sessions.snapshot().by_generation();
     let shown = |known: crate::proxy::Known| Generation {
         number: known.number,
         since: time(known.at),
@@ -242,10 +242,10 @@ fn history(api: &Api) -> Generations {
         sessions: sessions.get(&known.number).copied().unwrap_or(0),
         connections: known.connections,
         users: known.users,
-        known: known.error.is_none() && api.proxy.source(known.number).is_some(),
+        known: known.error.is_none() && api.configuration.source(known.number).is_some(),
         error: known.error.map(|error| redact::safe(&error)),
     };
-    let generations = api.proxy.history().into_iter().rev().map(shown).collect();
+    let generations = api.configuration.history().into_iter().rev().map(shown).collect();
     Generations { generations }
 }
 
@@ -255,7 +255,7 @@ fn history(api: &Api) -> Generations {
     responses((status = 200, description = "Its text, without its secrets.", body = Source)))]
 pub(super) async fn generation(State(api): State<Arc<Api>>, number: Number) -> Result<Json<Source>, Problem> {
     let read = api.blocking(move |api| {
-        let source = api.proxy.source(number.0);
+        let source = api.configuration.source(number.0);
         let source = source.ok_or_else(|| Problem::missing("Generation", number.0))?;
         Ok(Source { generation: number.0, toml: redact::config(source.expose_secret()) })
     });
@@ -276,7 +276,7 @@ pub(super) async fn roll_back(
     let if_match = asked.if_match.clone();
     let (written, ()) = api
         .write(&asked, move |api, change| {
-            let source = api.proxy.source(number.0);
+            let source = api.configuration.source(number.0);
             let source = source.ok_or_else(|| Problem::missing("Generation", number.0))?;
             let now = change.generation.config.source.expose_secret();
             answer::matches(if_match.as_deref(), &api.tags.of(&"", now))?;
@@ -376,7 +376,7 @@ fn grant_id(grant: &Grant) -> Uuid {
 }
 
 fn shown(api: &Api, grant: &Grant) -> GrantShown {
-    let generation = api.proxy.generation();
+    let generation = api.current.generation();
     GrantShown {
         id: grant_id(grant),
         user: grant.user.to_string(),
@@ -402,9 +402,9 @@ pub(super) async fn grants(State(api): State<Arc<Api>>, parts: Parts) -> Result<
 
 /// What would change for a user with other grants.
 fn plan_grants(api: &Api, user: &UserName, grants: Vec<Grant>) -> Vec<PlanRow> {
-    let generation = api.proxy.generation();
+    let generation = api.current.generation();
     let config = &generation.config;
-    let now = attribute::explain(config, user.as_str()).with(api.proxy.grants.of(user.as_str()));
+    let now = attribute::explain(config, user.as_str()).with(api.access.of(user.as_str()));
     let then = attribute::explain(config, user.as_str()).with(grants);
     let outcome = |attributes: &Attributes<'_, Hypothetical>, database: &str, request: Option<&str>| {
         match route::resolve(config, attributes, database, request) {
@@ -425,7 +425,7 @@ fn plan_grants(api: &Api, user: &UserName, grants: Vec<Grant>) -> Vec<PlanRow> {
             }
         }
     }
-    for session in api.proxy.live_sessions().iter().filter(|session| session.identity.user() == user) {
+    for session in api.sessions.list().iter().filter(|session| session.identity.user() == user) {
         let (asked, route) = (&session.place.asked, &session.place.route);
         let to = outcome(&then, &asked.database, asked.environment.as_deref());
         let from = format!("{} ({})", route.environment(), route.connection());
@@ -437,7 +437,7 @@ fn plan_grants(api: &Api, user: &UserName, grants: Vec<Grant>) -> Vec<PlanRow> {
 }
 
 fn all_grants(api: &Api) -> Grants {
-    Grants { grants: api.proxy.grants.all().iter().map(|grant| shown(api, grant)).collect() }
+    Grants { grants: api.access.all().iter().map(|grant| shown(api, grant)).collect() }
 }
 
 /// Lets a user request an environment for a while. One that was there is replaced.
@@ -457,7 +457,7 @@ pub(super) async fn grant(
     let grant = Grant {
         user: body.user.required("user")?.0.into(),
         environment: body.environment.required("environment")?.0.into(),
-        database: body.database.given().map(|Name(name)| api.proxy.base_named(&name)),
+        database: body.database.given().map(|Name(name)| api.configuration.base_named(&name)),
         since,
         until: since + time,
         reason: body.reason.required("reason")?.0,
@@ -466,13 +466,13 @@ pub(super) async fn grant(
     let (kept, caller, intent) = (grant.clone(), asked.by.clone(), asked.intent);
     let plan = api
         .blocking(move |api| {
-            caller.may_still(&api.proxy.generation().config)?;
-            api.proxy.check_grant(&kept)?;
-            let others = api.proxy.grants.of(kept.user.as_str()).into_iter();
+            caller.may_still(&api.current.generation().config)?;
+            api.access.check(&kept)?;
+            let others = api.access.of(kept.user.as_str()).into_iter();
             let grants = others.filter(|other| !other.is_like(&kept)).chain([kept.clone()]);
             let plan = plan_grants(api, &kept.user, grants.collect());
             if intent == Intent::Write {
-                api.proxy.grant(&kept)?;
+                api.access.grant(&kept)?;
             }
             Ok(plan)
         })
@@ -490,21 +490,21 @@ pub(super) async fn grant(
     responses((status = 200, description = "It is over, or would be.", body = GrantWritten)))]
 pub(super) async fn revoke(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
     let _turn = super::turn(&api.grants).await?;
-    let grant = api.proxy.grants.all().iter().find(|grant| grant_id(grant) == id.0).cloned();
+    let grant = api.access.all().iter().find(|grant| grant_id(grant) == id.0).cloned();
     let grant = grant.ok_or_else(|| Problem::missing("Grant", id.0))?;
     let shown = shown(&api, &grant);
     answer::matches(asked.if_match.as_deref(), &api.tags.of(&shown, ""))?;
     let (caller, intent) = (asked.by.clone(), asked.intent);
     let plan = api
         .blocking(move |api| {
-            caller.may_still(&api.proxy.generation().config)?;
-            let others = api.proxy.grants.of(grant.user.as_str()).into_iter();
+            caller.may_still(&api.current.generation().config)?;
+            let others = api.access.of(grant.user.as_str()).into_iter();
             let grants = others.filter(|other| !other.is_like(&grant)).collect();
             let plan = plan_grants(api, &grant.user, grants);
             if intent == Intent::Write {
                 let which = Which::Of(grant.database.clone());
                 let (user, environment) = (grant.user.as_str(), grant.environment.as_str());
-                api.proxy.revoke(user, environment, &which, &caller.name().into())?;
+                api.access.revoke(user, environment, &which, &caller.name().into())?;
             }
             Ok(plan)
         })
@@ -533,7 +533,7 @@ pub(super) struct Found {
 pub(super) async fn search_audit(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Found>, Problem> {
     let pairs = super::query(&parts, &["q", "event", "user", "limit"])?;
     let limit = super::bounded(&pairs, "limit", 100, MAX_FOUND)?;
-    let Some(path) = api.proxy.generation().config.audit_file() else {
+    let Some(path) = api.current.generation().config.audit_file() else {
         return Err(Problem::conflict("there is no audit: set [server] audit_file"));
     };
     let _turn = super::turn(&api.searches).await?;

@@ -84,7 +84,7 @@ pub(super) fn remember(api: &Arc<Api>) {
         loop {
             interval.tick().await;
             let Some(api) = api.upgrade() else { return };
-            let pools: Vec<_> = api.proxy.generation().pools.values().cloned().collect();
+            let pools: Vec<_> = api.current.generation().pools.values().cloned().collect();
             api.history.look(&pools);
         }
     });
@@ -183,8 +183,7 @@ pub(super) async fn overview(State(api): State<Arc<Api>>, parts: Parts) -> Resul
 }
 
 fn look(api: &Api) -> Overview {
-    let proxy = &api.proxy;
-    let now = proxy.snapshot();
+    let now = api.sessions.snapshot();
     let pool = |pool: &Arc<Pool>| {
         let (view, connection) = (pool.view(), pool.connection());
         PoolShown {
@@ -209,7 +208,7 @@ fn look(api: &Api) -> Overview {
         generation: now.generation.number,
         sessions: now.sessions.len(),
         unsettled: now.unsettled().len(),
-        draining: proxy.life.is_draining(),
+        draining: api.life.is_draining(),
         interval: INTERVAL.as_secs(),
         flows: flows(api, &now),
         pools: now.generation.pools.values().map(pool).collect(),
@@ -245,7 +244,7 @@ fn flows(api: &Api, now: &Snapshot) -> Vec<Flow> {
     for (database, base) in bases {
         for user in config.users.values().filter(|user| !user.disabled) {
             let attributes =
-                attribute::explain(config, user.name.as_str()).with(api.proxy.grants.of(user.name.as_str()));
+                attribute::explain(config, user.name.as_str()).with(api.access.of(user.name.as_str()));
             let route = route::resolve(config, &attributes, database.as_str(), None).ok();
             let (origin, value) = route.as_ref().map_or_else(|| ("refused".to_owned(), String::new()), cause);
             let connection = route.as_ref().and_then(|route| config.connections.get(route.connection()));

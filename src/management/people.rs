@@ -391,7 +391,7 @@ fn tag<T: Thing>(api: &Api, config: &Config, thing: &T) -> String {
 
 fn list<T: Thing>(api: &Api, parts: &Parts) -> Result<Response, Problem> {
     let pairs = super::query(parts, &["name"])?;
-    let generation = api.proxy.generation();
+    let generation = api.current.generation();
     let view = View::of(&generation);
     let mut all = T::all(view);
     if let Some(name) = super::parameter(&pairs, "name") {
@@ -403,7 +403,7 @@ fn list<T: Thing>(api: &Api, parts: &Parts) -> Result<Response, Problem> {
 }
 
 fn read<T: Thing>(api: &Api, id: Uuid, headers: &HeaderMap) -> Result<Response, Problem> {
-    let generation = api.proxy.generation();
+    let generation = api.current.generation();
     let thing: T = by_id(View::of(&generation), id)?;
     let tag = tag(api, &generation.config, &thing);
     Ok(tagged(headers, StatusCode::OK, &tag, thing))

@@ -12,7 +12,7 @@ use super::answer::Problem;
 use super::operate::time;
 use super::{Api, Number};
 use crate::console::show::state_of;
-use crate::proxy::{LiveSession, Proxy};
+use crate::proxy::{Generation, LiveSession};
 
 /// A client that is logged in.
 #[derive(Debug, Serialize, ToSchema)]
@@ -57,7 +57,7 @@ pub(super) struct Sessions {
     total: usize,
 }
 
-fn session(proxy: &Proxy, session: &LiveSession) -> Session {
+fn session(generation: &Generation, session: &LiveSession) -> Session {
     let (target, waits) = session.slot.now();
     let seen = session.orders.statistics.see();
     Session {
@@ -73,7 +73,7 @@ fn session(proxy: &Proxy, session: &LiveSession) -> Session {
         since: time(session.since),
         transactions: seen.transactions,
         pin: seen.pin.map(relay::sql::Pin::word),
-        moved: proxy.generation().moved(session),
+        moved: generation.moved(session),
         route: session.place.facts.route.clone(),
     }
 }
@@ -94,13 +94,13 @@ pub(super) async fn sessions(State(api): State<Arc<Api>>, parts: Parts) -> Resul
 
 fn some_sessions(api: &Api, pairs: &[(String, String)], limit: usize) -> Sessions {
     let is = |name: &str, has: &str| super::parameter(pairs, name).is_none_or(|wanted| wanted == has);
-    let mut live = api.proxy.snapshot().sessions;
+    let mut live = api.sessions.snapshot().sessions;
     live.retain(|session| {
         is("user", session.identity.user().as_str())
             && is("connection", session.place.route.connection().as_str())
             && is("environment", session.place.route.environment().as_str())
     });
-    let sessions = live.iter().take(limit).map(|one| session(&api.proxy, one)).collect();
+    let sessions = live.iter().take(limit).map(|one| session(&api.current.generation(), one)).collect();
     Sessions { sessions, total: live.len() }
 }
 
@@ -125,8 +125,8 @@ pub(super) async fn end_session(
     parts: Parts,
 ) -> Result<Json<SessionEnded>, Problem> {
     super::query(&parts, &[])?;
-    let session = api.proxy.sessions.get(id.0).map(|live| session(&api.proxy, &live));
-    match session.filter(|_| api.proxy.kill_client(id.0)) {
+    let session = api.sessions.get(id.0).map(|live| session(&api.current.generation(), &live));
+    match session.filter(|_| api.sessions.kill(id.0)) {
         Some(session) => Ok(Json(SessionEnded { success: true, data: id.0, session })),
         None => Err(Problem::missing("Session", id.0)),
     }

@@ -1,6 +1,9 @@
 //! What ends a session from outside: an operator's `KILL_CLIENT`, and `pg_cancel_backend` and `pg_terminate_backend` of a session, by the number that stands for it.
 
-use super::Proxy;
+use std::sync::Arc;
+
+use super::Sessions;
+use crate::cancel::Keys;
 use crate::engine::{Order, OrderedBy, Signals, When};
 use policy::config::file::Console;
 use relay::sql::Signal;
@@ -17,17 +20,13 @@ pub(super) fn killed() -> Refusal {
     terminated().detail("An operator has ended it.")
 }
 
-impl Proxy {
-    /// Ends one session; false if there is none of this number.
-    pub(crate) fn kill_client(&self, id: u64) -> bool {
-        let session = self.sessions.get(id);
-        let Some(session) = session else { return false };
-        session.orders.give(Order { by: OrderedBy::Operator, when: When::Now, refusal: killed() });
-        true
-    }
+/// `pg_cancel_backend` and `pg_terminate_backend` of sessions.
+pub(super) struct BackendSignals {
+    pub(super) keys: Arc<Keys>,
+    pub(super) sessions: Arc<Sessions>,
 }
 
-impl Signals for Proxy {
+impl Signals for BackendSignals {
     /// PostgreSQL lets a role signal its own sessions, and a superuser all, of one server: so a user may signal his own on the same
     /// connection of the configuration, and an operator everybody's there. Never in another environment.
     fn signal(&self, caller: u64, signalled: Signalled) -> Reached {
@@ -36,7 +35,7 @@ impl Signals for Proxy {
         let (Some(target), Some(caller)) = (target, session(caller)) else { return Reached::Nobody };
         let user = caller.identity.user();
         let is_operator = || {
-            let generation = self.generation();
+            let generation = self.sessions.current.generation();
             generation.config.users.get(user).is_some_and(|user| user.console == Some(Console::Admin))
         };
         let is_allowed = target.place.route.connection() == caller.place.route.connection()

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Deref;
 use std::sync::Arc;
 
-use super::{Generation, LiveSession, Proxy};
+use super::{Generation, LiveSession, Sessions};
 use crate::pool::Pool;
 
 /// See the module. It takes as long as there are sessions: never to be made on the thread that accepts.
@@ -26,14 +26,14 @@ fn address(pool: &Arc<Pool>) -> usize {
     Arc::as_ptr(pool).addr()
 }
 
-impl Proxy {
+impl Sessions {
     /// What is now.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let generation = self.generation();
+        let generation = self.current.generation();
         // Before the sessions: a login is one of either, at any time.
         let before = self.arriving.iter().filter(|login| *login.value() < generation.number);
         let arriving = before.map(|login| *login.key()).collect();
-        let mut sessions = self.live_sessions();
+        let mut sessions = self.list();
         sessions.sort_unstable_by_key(|session| session.id);
         let pools = pools_of(&generation, sessions.iter());
         let mut by_pool: HashMap<usize, Vec<usize>> = HashMap::new();
@@ -45,7 +45,7 @@ impl Proxy {
 
     /// The pools in force, and those that sessions still have.
     pub(crate) fn all_pools(&self) -> Vec<Arc<Pool>> {
-        pools_of(&self.generation(), self.sessions.iter())
+        pools_of(&self.current.generation(), self.iter())
     }
 }
 

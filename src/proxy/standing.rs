@@ -3,26 +3,28 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::signals::killed;
-use super::{Generation, Proxy};
-use crate::engine::{Order, OrderedBy, When};
+use super::{Current, Generation, Sessions};
+use crate::engine::When;
 use crate::pool::{Admission, Halt, Pool};
 use policy::config::Connection;
 use policy::names::{ConnectionName, EnvironmentName};
 
 /// The orders that hold. They are of names, as operators give them, and not of the pools that have these names now.
 #[derive(Debug, Default)]
-pub(super) struct Standing {
+struct Orders {
     all: Option<Halt>,
     halted: BTreeMap<ConnectionName, Halt>,
     disabled: BTreeSet<ConnectionName>,
     drained: BTreeSet<EnvironmentName>,
 }
 
-impl Standing {
+impl Orders {
     /// Gives them to the pools of a generation that is about to be in force. A connection that has another name now keeps
     /// what was ordered of it.
-    pub(super) fn apply(&mut self, old: &Generation, new: &Generation) {
+    fn apply(&mut self, old: &Generation, new: &Generation) {
         // As the configuration had them: a pool that goes on has the new settings already.
         let known = &old.config.connections;
         let (mut by_id, mut by_target) = (HashMap::new(), HashMap::<_, Vec<_>>::new());
@@ -84,101 +86,117 @@ impl Standing {
     }
 }
 
-impl Proxy {
-    /// Whether all pools were told to lend nothing.
-    pub(crate) fn halted(&self) -> Option<Halt> {
-        self.standing.lock().all
+/// See the module.
+pub(crate) struct Standing {
+    current: Arc<Current>,
+    sessions: Arc<Sessions>,
+    orders: Mutex<Orders>,
+}
+
+impl Standing {
+    pub(super) fn new(current: Arc<Current>, sessions: Arc<Sessions>) -> Self {
+        Self { current, sessions, orders: Mutex::default() }
     }
 
-    /// No pool lends anything, until [`Proxy::resume_all`].
+    /// Puts a generation in force, with the orders that hold: none may fall between what is built and what is in force.
+    pub(super) fn put_in_force(&self, build: impl FnOnce(&Generation) -> Generation) -> Arc<Generation> {
+        let mut orders = self.orders.lock();
+        let old = self.current.generation();
+        let new = Arc::new(build(&old));
+        orders.apply(&old, &new);
+        self.current.put(new.clone());
+        new
+    }
+
+    /// Whether all pools were told to lend nothing.
+    pub(crate) fn halted(&self) -> Option<Halt> {
+        self.orders.lock().all
+    }
+
+    /// No pool lends anything, until [`Standing::resume_all`].
     pub(crate) fn halt_all(&self, halt: Halt) {
-        let mut standing = self.standing.lock();
-        standing.all = Some(halt);
-        self.all_pools().iter().for_each(|pool| pool.halt(halt));
+        let mut orders = self.orders.lock();
+        orders.all = Some(halt);
+        self.sessions.all_pools().iter().for_each(|pool| pool.halt(halt));
     }
 
     /// All pools lend again; false if they did so already.
     pub(crate) fn resume_all(&self) -> bool {
-        let mut standing = self.standing.lock();
-        let were = standing.all.take().is_some() | !standing.halted.is_empty();
-        standing.halted.clear();
-        self.all_pools().iter().for_each(|pool| {
+        let mut orders = self.orders.lock();
+        let were = orders.all.take().is_some() | !orders.halted.is_empty();
+        orders.halted.clear();
+        self.sessions.all_pools().iter().for_each(|pool| {
             pool.resume();
         });
         were
     }
 
-    /// A database lends nothing, until [`Proxy::resume`].
+    /// A database lends nothing, until [`Standing::resume`].
     pub(crate) fn pause(&self, pool: &Arc<Pool>) {
-        let mut standing = self.standing.lock();
+        let mut orders = self.orders.lock();
         let name = pool.connection().name.clone();
         // A reload may have put another pool in its place since it was looked up.
-        if let Some(now) = self.generation().pools.get(&name) {
+        if let Some(now) = self.current.generation().pools.get(&name) {
             now.halt(Halt::Paused);
         }
-        standing.halted.insert(name, Halt::Paused);
+        orders.halted.insert(name, Halt::Paused);
         pool.halt(Halt::Paused);
     }
 
     /// It lends again; false if it did so already.
     pub(crate) fn resume(&self, pool: &Arc<Pool>) -> bool {
-        let mut standing = self.standing.lock();
+        let mut orders = self.orders.lock();
         let name = pool.connection().name.clone();
-        let now = self.generation().pools.get(&name).is_some_and(Pool::resume);
-        standing.halted.remove(&name).is_some() | pool.resume() | now
+        let now = self.current.generation().pools.get(&name).is_some_and(Pool::resume);
+        orders.halted.remove(&name).is_some() | pool.resume() | now
     }
 
     /// Nobody logs in to a database, or those who may do again. A drained environment stays closed.
     pub(crate) fn admit(&self, pool: &Arc<Pool>, admission: Admission) {
-        let mut standing = self.standing.lock();
+        let mut orders = self.orders.lock();
         let name = pool.connection().name.clone();
         match admission {
-            Admission::Closed => drop(standing.disabled.insert(name.clone())),
-            Admission::Open => drop(standing.disabled.remove(&name)),
+            Admission::Closed => drop(orders.disabled.insert(name.clone())),
+            Admission::Open => drop(orders.disabled.remove(&name)),
         }
-        standing.let_in(&name, pool);
-        if let Some(now) = self.generation().pools.get(&name) {
-            standing.let_in(&name, now);
+        orders.let_in(&name, pool);
+        if let Some(now) = self.current.generation().pools.get(&name) {
+            orders.let_in(&name, now);
         }
     }
 
     /// Ends the sessions of a pool, and lends nothing of it until it is resumed.
     pub(crate) fn kill(&self, pool: &Arc<Pool>) {
         self.pause(pool);
-        for session in self.live_sessions().iter().filter(|session| Arc::ptr_eq(&session.pool, pool)) {
-            session.orders.give(Order { by: OrderedBy::Operator, when: When::Now, refusal: killed() });
-        }
+        self.sessions.end_those_of(pool, When::Now, &killed());
     }
 
     /// Ends the sessions of an environment at their next idle points, and lets nobody in; its pools.
     pub(crate) fn drain_environment(&self, environment: &str) -> Vec<Arc<Pool>> {
-        let mut standing = self.standing.lock();
+        let mut orders = self.orders.lock();
         let pools = self.pools_of(environment);
         if !pools.is_empty() {
-            standing.drained.insert(environment.into());
+            orders.drained.insert(environment.into());
         }
         for pool in &pools {
-            standing.let_in(&pool.connection().name, pool);
-            for session in self.live_sessions().iter().filter(|session| Arc::ptr_eq(&session.pool, pool)) {
-                let refusal =
-                    killed().detail(format!("Environment \"{environment}\" is drained by an operator."));
-                session.orders.give(Order { by: OrderedBy::Operator, when: When::Idle, refusal });
-            }
+            orders.let_in(&pool.connection().name, pool);
+            let why = format!("Environment \"{environment}\" is drained by an operator.");
+            self.sessions.end_those_of(pool, When::Idle, &killed().detail(why));
         }
         pools
     }
 
     /// Lets users into an environment again; its pools.
     pub(crate) fn resume_environment(&self, environment: &str) -> Vec<Arc<Pool>> {
-        let mut standing = self.standing.lock();
+        let mut orders = self.orders.lock();
         let pools = self.pools_of(environment);
-        standing.drained.remove(environment);
-        pools.iter().for_each(|pool| standing.let_in(&pool.connection().name, pool));
+        orders.drained.remove(environment);
+        pools.iter().for_each(|pool| orders.let_in(&pool.connection().name, pool));
         pools
     }
 
     fn pools_of(&self, environment: &str) -> Vec<Arc<Pool>> {
-        let generation = self.generation();
+        let generation = self.current.generation();
         let is_of = |pool: &&Arc<Pool>| pool.connection().environment.as_str() == environment;
         generation.pools.values().filter(is_of).cloned().collect()
     }

@@ -13,7 +13,7 @@ use toml_edit::{DocumentMut, InlineTable, Value};
 use tracing::warn;
 use uuid::Uuid;
 
-use super::{Generation, LoadError, Proxy};
+use super::{Configuration, Generation, LoadError};
 use crate::store::{self, Store, StoreError};
 use policy::config::Config;
 use policy::config::file::{self, SecretStore};
@@ -163,7 +163,7 @@ pub(crate) enum WriteError<E> {
     },
 }
 
-impl Proxy {
+impl Configuration {
     /// Changes the file, and what is in force with it; or only says what would change. Blocks.
     ///
     /// # Errors
@@ -180,7 +180,7 @@ impl Proxy {
             Intent::Write => Some(Store::open(&self.path).map_err(WriteError::Store)?),
         };
         let _one_at_a_time = self.reloading.lock();
-        let generation = self.generation();
+        let generation = self.current.generation();
         let old = generation.config.source.expose_secret();
         store::expect(&self.path, old).map_err(WriteError::Store)?;
         let document = old.parse().map_err(WriteError::Toml)?;
@@ -230,7 +230,7 @@ impl Proxy {
 
     /// The text of a configuration that was in force, or is, if it is still remembered.
     pub(crate) fn source(&self, number: u64) -> Option<SecretString> {
-        let generation = self.generation();
+        let generation = self.current.generation();
         if generation.number == number {
             return Some(generation.config.source.clone());
         }

@@ -8,20 +8,22 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{info, warn};
 
 use super::LoggedIn;
+use crate::audit::Audit;
 use crate::engine::{Around, Cause, End, Engine, Parts, Resting};
+use crate::entrance::Entrance;
 use crate::handshake::Arrival;
-use crate::proxy::{ConnectionPermit, LiveSession, Proxy};
+use crate::proxy::{ConnectionPermit, LiveSession};
 use crate::ring;
 use wire::error::Fault;
 
 /// The rest of the session, as a task of its own on the runtime that relays: small, because it lives long.
-pub(super) fn begin(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn) {
+pub(super) fn begin(entrance: Arc<Entrance>, arrival: Arrival, parts: LoggedIn) {
     let LoggedIn { live, conductor, lease, permit } = parts;
-    let (data, tasks) = (proxy.runtimes.data.clone(), proxy.runtimes.tasks.clone());
+    let (data, tasks) = (entrance.runtimes.data.clone(), entrance.runtimes.tasks.clone());
     let engine =
-        Engine::new(Parts { client: arrival.reader, conductor, lease, around: around(&proxy, &live) });
+        Engine::new(Parts { client: arrival.reader, conductor, lease, around: around(&entrance, &live) });
     // A token in place of a tracked task: the tracker would be asked at every poll.
-    let registered = Registered { proxy, live, told: false, _permit: permit, _token: tasks.token() };
+    let registered = Registered { entrance, live, told: false, _permit: permit, _token: tasks.token() };
     match engine {
         Ok(engine) => {
             data.spawn(Life { state: State::Awake(Box::new(engine)), registered, round: 0 });
@@ -31,16 +33,16 @@ pub(super) fn begin(proxy: Arc<Proxy>, arrival: Arrival, parts: LoggedIn) {
 }
 
 /// What a session has to do with.
-fn around(proxy: &Arc<Proxy>, live: &LiveSession) -> Around {
+fn around(entrance: &Entrance, live: &LiveSession) -> Around {
     Around {
         id: live.id,
         user: live.identity.user().clone(),
         pool: live.pool.clone(),
         slot: live.slot.clone(),
         orders: live.orders.clone(),
-        signals: proxy.clone(),
-        timeouts: proxy.timeouts.clone(),
-        gathering: proxy.interner.gathered().clone(),
+        signals: entrance.signals.clone(),
+        timeouts: entrance.sessions.timeouts.clone(),
+        gathering: entrance.interner.gathered().clone(),
     }
 }
 
@@ -76,10 +78,10 @@ impl Future for Life {
             return Poll::Pending;
         };
         if let Cause::Refused(refusal) = &end.cause {
-            this.registered.proxy.counters.refused(refusal);
+            this.registered.entrance.journal.counters.refused(refusal);
         }
         this.registered.told = true;
-        farewell(&this.registered.proxy, &this.registered.live, &end);
+        farewell(&this.registered.entrance.journal.audit, &this.registered.live, &end);
         Poll::Ready(())
     }
 }
@@ -89,7 +91,7 @@ impl Life {
         if let State::AtRest(_) = self.state
             && let State::AtRest(resting) = std::mem::replace(&mut self.state, State::Over)
         {
-            let around = around(&self.registered.proxy, &self.registered.live);
+            let around = around(&self.registered.entrance, &self.registered.live);
             self.state = State::Awake(Box::new(resting.wake(around)));
         }
     }
@@ -115,7 +117,7 @@ impl Drop for Life {
 
 /// Takes a session out of every register, however it ends.
 struct Registered {
-    proxy: Arc<Proxy>,
+    entrance: Arc<Entrance>,
     live: Arc<LiveSession>,
     /// How it ended was told.
     told: bool,
@@ -126,26 +128,26 @@ struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         if !self.told {
-            audit_end(&self.proxy, &self.live, (0, (0, 0)), "pgusher ended");
+            audit_end(&self.entrance.journal.audit, &self.live, (0, (0, 0)), "pgusher ended");
         }
-        withdraw(&self.proxy, &self.live);
+        withdraw(&self.entrance, &self.live);
     }
 }
 
 /// Takes it out of the keys, and of the sessions that live.
-pub(super) fn withdraw(proxy: &Proxy, live: &LiveSession) {
-    proxy.keys.withdraw(&live.pid, (live.id, &live.slot));
-    proxy.leave(live.id);
+pub(super) fn withdraw(entrance: &Entrance, live: &LiveSession) {
+    entrance.keys.withdraw(&live.pid, (live.id, &live.slot));
+    entrance.sessions.leave(live.id);
 }
 
 /// One line a session.
-fn farewell(proxy: &Proxy, live: &LiveSession, end: &End) {
+fn farewell(audit: &Audit, live: &LiveSession, end: &End) {
     let (cause, fault) = match &end.cause {
         Cause::Client => ("the client left".to_owned(), None),
         Cause::Upstream => ("the upstream ended it".to_owned(), Some(Fault::Upstream)),
         Cause::Refused(refusal) => (refusal.to_string(), Some(refusal.fault)),
     };
-    audit_end(proxy, live, (end.transactions, end.bytes), &cause);
+    audit_end(audit, live, (end.transactions, end.bytes), &cause);
     info!(
         session = live.id,
         user = %live.identity.user(),
@@ -166,15 +168,14 @@ fn farewell(proxy: &Proxy, live: &LiveSession, end: &End) {
 
 /// What a session did, in transactions and bytes from and to the client, and why it ended.
 pub(super) fn audit_end(
-    proxy: &Proxy,
+    audit: &Audit,
     live: &LiveSession,
     (transactions, bytes): (u64, (u64, u64)),
     cause: &str,
 ) {
-    proxy.audit.record(|| {
+    audit.record(|| {
         let lasted = live.since.elapsed().unwrap_or_default();
-        proxy
-            .event("end", live)
+        live.event("end", audit)
             .time("began", live.since)
             .number("milliseconds", u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX))
             .number("transactions", transactions)

@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::pool::{Data, Runtimes};
 use crate::prepare;
+use crate::proxy::Proxy;
 use crate::strangers::Places;
 use crate::stream::Block;
 
@@ -97,7 +98,8 @@ async fn next(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<(u8, V
 
 /// A proxy in this process, with one connection to its upstream.
 struct House {
-    proxy: Arc<Proxy>,
+    entrance: Arc<Entrance>,
+    console: Arc<Console>,
     seen: mpsc::UnboundedReceiver<Seen>,
     folder: std::path::PathBuf,
 }
@@ -125,15 +127,22 @@ impl House {
         let prepared = prepare::parse(&folder.join("pgusher.toml"), &text).unwrap();
         let (control, data) = (Handle::current(), Data::Tokio(Handle::current()));
         let runtimes = Runtimes { control, data, tasks: TaskTracker::new() };
-        let proxy = Proxy::new(prepared, runtimes, audit::Audit::default()).unwrap();
-        Self { proxy, seen, folder }
+        let proxy = Proxy::new(prepared, runtimes, Audit::default()).unwrap();
+        let (entrance, console) = (Entrance::of(&proxy).into(), Console::of(&proxy).into());
+        Self { entrance, console, seen, folder }
     }
 
     /// A client that has sent its startup packet.
     async fn connect(&self, database: &str) -> UnixStream {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let stranger = self.proxy.strangers.enter(Block::UNIX, Places { all: 9, reserved: 0 }).unwrap();
-        tokio::spawn(serve(self.proxy.clone(), Socket::Unix(near), "unix".into(), stranger));
+        let stranger = self.entrance.strangers.enter(Block::UNIX, Places { all: 9, reserved: 0 }).unwrap();
+        tokio::spawn(serve(
+            self.entrance.clone(),
+            self.console.clone(),
+            Socket::Unix(near),
+            "unix".into(),
+            stranger,
+        ));
         let mut packet = 0x0003_0000_u32.to_be_bytes().to_vec();
         for text in ["user", "raw", "database", database, ""] {
             wire::push_cstr(&mut packet, text);
@@ -158,7 +167,7 @@ impl House {
     /// Every session is out of all registers.
     async fn is_empty(&self) {
         let empty = async {
-            while self.proxy.sessions.len() > 0 {
+            while !self.entrance.sessions.list().is_empty() {
                 tokio::task::yield_now().await;
             }
         };
@@ -264,5 +273,5 @@ async fn who_asks_for_what_is_not_there_is_told_so_once() {
     let answer = until_ready(&mut client).await;
     assert_eq!(answer.len(), 1, "{answer:?}");
     assert_eq!(wire::error_field(&answer[0].1, b'C'), Some(&b"3D000"[..]));
-    assert_eq!(house.proxy.sessions.len(), 0);
+    assert_eq!(house.entrance.sessions.list().len(), 0);
 }

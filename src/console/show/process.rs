@@ -1,23 +1,23 @@
 //! `SHOW STATE` and `SHOW CONFIG`: the process as a whole, and what it was told.
 
+use crate::console::Console;
 use crate::console::table::Kind::Text;
 use crate::console::table::{Table, Value};
 use crate::pool::Halt;
-use crate::proxy::Proxy;
 use policy::config::file::Server;
 use policy::config::manual::Applies;
 
 /// `SHOW STATE`
-pub(super) fn state(proxy: &Proxy) -> Table {
+pub(super) fn state(console: &Console) -> Table {
     let mut table = Table::new(&[("key", Text), ("value", Text)]);
-    let halted = proxy.halted();
-    let (threads, used) = proxy.runtimes.data.threads();
+    let halted = console.standing.halted();
+    let (threads, used) = console.runtimes.data.threads();
     let yes = |is: bool| Value::from(if is { "yes" } else { "no" });
     let rows = [
         ("active", yes(halted.is_none())),
         ("paused", yes(halted == Some(Halt::Paused))),
         ("suspended", yes(halted == Some(Halt::Suspended))),
-        ("io", proxy.runtimes.data.io().into()),
+        ("io", console.runtimes.data.io().into()),
         ("threads", format!("{used} of {threads}").into()),
     ];
     rows.into_iter().for_each(|(key, value)| table.push(vec![key.into(), value]));
@@ -25,9 +25,9 @@ pub(super) fn state(proxy: &Proxy) -> Table {
 }
 
 /// `SHOW CONFIG`
-pub(super) fn config(proxy: &Proxy) -> Table {
+pub(super) fn config(console: &Console) -> Table {
     let mut table = Table::new(&[("key", Text), ("value", Text), ("default", Text), ("changeable", Text)]);
-    let generation = proxy.generation();
+    let generation = console.current.generation();
     let (_, _, options) = Server::manual();
     let bare = |text: &str| text.trim_matches('"').to_owned();
     for ((name, value), option) in generation.config.server.shown().into_iter().zip(options) {

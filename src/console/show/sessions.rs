@@ -3,71 +3,41 @@
 use std::time::Duration;
 
 use super::{Overview, state_of, time};
-use crate::console::table::Kind::{Int, Long, Text};
-use crate::console::table::{Column, Table};
+use crate::console::table::{Table, table};
 use crate::stream::Tls;
-
-const COLUMNS: [Column; 23] = [
-    ("id", Long),
-    ("user", Text),
-    ("database", Text),
-    ("environment", Text),
-    ("connection", Text),
-    ("generation", Long),
-    ("state", Text),
-    ("pid", Int),
-    ("upstream_pid", Int),
-    ("pool_mode", Text),
-    ("pin", Text),
-    ("client", Text),
-    ("application_name", Text),
-    ("tls", Text),
-    ("connected", Text),
-    ("transactions", Long),
-    ("bytes_in", Long),
-    ("bytes_out", Long),
-    ("waited_us", Long),
-    ("waits_us", Long),
-    ("prepared_statements", Int),
-    ("moved", Text),
-    ("route", Text),
-];
 
 impl Overview<'_> {
     pub(super) fn sessions(&self) -> Table {
-        let mut table = Table::new(&COLUMNS);
         let generation = &self.generation;
-        for session in &self.sessions {
+        table!(session in &self.sessions, {
             let (target, waits) = session.slot.now();
             let seen = session.orders.statistics.see();
             let state = state_of(target.as_ref(), waits);
             let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-            table.push(vec![
-                session.id.into(),
-                session.identity.user().as_str().into(),
-                (*session.place.asked.database).into(),
-                session.place.route.environment().as_str().into(),
-                session.place.route.connection().as_str().into(),
-                session.place.generation.into(),
-                state.into(),
-                session.pid.get().into(),
-                target.map(|target| target.pid()).into(),
-                session.mode.word().into(),
-                seen.pin.map(relay::sql::Pin::word).into(),
-                (*session.peer).into(),
-                (*session.application_name).into(),
-                session.tls.map(Tls::word).into(),
-                time(session.since).into(),
-                seen.transactions.into(),
-                seen.bytes.0.into(),
-                seen.bytes.1.into(),
-                micros(seen.waited).into(),
-                waits.map(|since| micros(since.elapsed())).into(),
-                seen.prepared.into(),
-                generation.moved(session).into(),
-                session.place.facts.route.as_str().into(),
-            ]);
-        }
-        table
+        }, {
+            "id": Long = session.id,
+            "user": Text = session.identity.user().as_str(),
+            "database": Text = &*session.place.asked.database,
+            "environment": Text = session.place.route.environment().as_str(),
+            "connection": Text = session.place.route.connection().as_str(),
+            "generation": Long = session.place.generation,
+            "state": Text = state,
+            "pid": Int = session.pid.get(),
+            "upstream_pid": Int = target.map(|target| target.pid()),
+            "pool_mode": Text = session.mode.word(),
+            "pin": Text = seen.pin.map(relay::sql::Pin::word),
+            "client": Text = &*session.peer,
+            "application_name": Text = &*session.application_name,
+            "tls": Text = session.tls.map(Tls::word),
+            "connected": Text = time(session.since),
+            "transactions": Long = seen.transactions,
+            "bytes_in": Long = seen.bytes.0,
+            "bytes_out": Long = seen.bytes.1,
+            "waited_us": Long = micros(seen.waited),
+            "waits_us": Long = waits.map(|since| micros(since.elapsed())),
+            "prepared_statements": Int = seen.prepared,
+            "moved": Text = generation.moved(session),
+            "route": Text = session.place.facts.route.as_str(),
+        })
     }
 }

@@ -4,130 +4,140 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use super::{Overview, split, state_of, time};
-use crate::console::table::Kind::{Int, Text};
-use crate::console::table::{Column, Table};
+use crate::console::table::{Table, table};
 use crate::stream::Tls;
 
-const COLUMNS: [Column; 23] = [
-    ("type", Text),
-    ("user", Text),
-    ("database", Text),
-    ("replication", Text),
-    ("state", Text),
-    ("addr", Text),
-    ("port", Int),
-    ("local_addr", Text),
-    ("local_port", Int),
-    ("connect_time", Text),
-    ("request_time", Text),
-    ("wait", Int),
-    ("wait_us", Int),
-    ("close_needed", Int),
-    ("ptr", Text),
-    ("link", Text),
-    ("remote_pid", Int),
-    ("tls", Text),
-    ("application_name", Text),
-    ("prepared_statements", Int),
-    ("id", Int),
-    ("environment", Text),
-    ("last_user", Text),
-];
+/// A client or a server, as both are shown. What it does not have is empty, and 0.
+#[derive(Default)]
+struct Peer {
+    kind: &'static str,
+    user: String,
+    database: String,
+    state: &'static str,
+    addr: String,
+    port: u16,
+    local: (String, u16),
+    connected: String,
+    /// Since when it does what it does.
+    since: String,
+    wait: Duration,
+    is_outworn: bool,
+    ptr: String,
+    link: String,
+    pid: u32,
+    tls: &'static str,
+    application_name: String,
+    prepared: u32,
+    id: u64,
+    environment: String,
+    last_user: String,
+}
+
+fn table_of(peers: impl IntoIterator<Item = Peer>) -> Table {
+    table!(peer in peers, {
+        let (wait, wait_us) = split(peer.wait);
+        let (local_addr, local_port) = peer.local;
+    }, {
+        "type": Text = peer.kind,
+        "user": Text = peer.user,
+        "database": Text = peer.database,
+        "replication": Text = "none",
+        "state": Text = peer.state,
+        "addr": Text = peer.addr,
+        "port": Int = peer.port,
+        "local_addr": Text = local_addr,
+        "local_port": Int = local_port,
+        "connect_time": Text = peer.connected,
+        "request_time": Text = peer.since,
+        "wait": Int = wait,
+        "wait_us": Int = wait_us,
+        "close_needed": Int = peer.is_outworn,
+        "ptr": Text = peer.ptr,
+        "link": Text = peer.link,
+        "remote_pid": Int = peer.pid,
+        "tls": Text = peer.tls,
+        "application_name": Text = peer.application_name,
+        "prepared_statements": Int = peer.prepared,
+        "id": Int = peer.id,
+        "environment": Text = peer.environment,
+        "last_user": Text = peer.last_user,
+    })
+}
 
 impl Overview<'_> {
     pub(super) fn clients(&self) -> Table {
-        let mut table = Table::new(&COLUMNS);
-        self.add_clients(&mut table);
-        table
+        table_of(self.client_peers())
     }
 
     pub(super) fn servers(&self) -> Table {
-        let mut table = Table::new(&COLUMNS);
-        self.add_servers(&mut table);
-        table
+        table_of(self.server_peers())
     }
 
     /// Both, the clients first.
     pub(super) fn sockets(&self) -> Table {
-        let mut table = Table::new(&COLUMNS);
-        self.add_clients(&mut table);
-        self.add_servers(&mut table);
-        table
+        table_of(self.client_peers().chain(self.server_peers()))
     }
 
-    fn add_clients(&self, table: &mut Table) {
-        for session in &self.sessions {
+    fn client_peers(&self) -> impl Iterator<Item = Peer> {
+        self.sessions.iter().map(|session| {
             let (target, waits) = session.slot.now();
-            let (wait, wait_us) = split(waits.map_or(Duration::ZERO, |since| since.elapsed()));
             let (addr, port) = peer(&session.peer);
-            let state = state_of(target.as_ref(), waits);
             let since = waits.map_or(session.since, |since| SystemTime::now() - since.elapsed());
-            table.push(vec![
-                "C".into(),
-                session.identity.user().as_str().into(),
-                session.place.route.connection().as_str().into(),
-                "none".into(),
-                state.into(),
-                addr.into(),
-                port.into(),
-                "".into(),
-                0_u32.into(),
-                time(session.since).into(),
-                time(since).into(),
-                wait.into(),
-                wait_us.into(),
-                0_u32.into(),
-                format!("c{}", session.id).into(),
-                target.map_or(String::new(), |target| format!("s{}", target.pid())).into(),
-                0_u32.into(),
-                session.tls.map_or("", Tls::word).into(),
-                (*session.application_name).into(),
-                session.orders.statistics.see().prepared.into(),
-                session.id.into(),
-                session.place.route.environment().as_str().into(),
-                "".into(),
-            ]);
-        }
+            Peer {
+                kind: "C",
+                user: session.identity.user().to_string(),
+                database: session.place.route.connection().to_string(),
+                state: state_of(target.as_ref(), waits),
+                addr,
+                port,
+                connected: time(session.since),
+                since: time(since),
+                wait: waits.map_or(Duration::ZERO, |since| since.elapsed()),
+                ptr: format!("c{}", session.id),
+                link: target.map_or(String::new(), |target| format!("s{}", target.pid())),
+                tls: session.tls.map_or("", Tls::word),
+                application_name: session.application_name.to_string(),
+                prepared: session.orders.statistics.see().prepared,
+                id: session.id,
+                environment: session.place.route.environment().to_string(),
+                ..Peer::default()
+            }
+        })
     }
 
-    fn add_servers(&self, table: &mut Table) {
-        for pool in &self.pools {
+    fn server_peers(&self) -> impl Iterator<Item = Peer> {
+        self.pools.iter().flat_map(|pool| {
             let lent: BTreeMap<u32, u64> = self
                 .sessions_of(pool)
                 .filter_map(|session| Some((session.slot.now().0?.pid(), session.id)))
                 .collect();
             let connection = pool.connection();
-            for (server, is_idle) in pool.servers() {
+            pool.servers().into_iter().map(move |(server, is_idle)| {
                 let (addr, port) = server.remote();
                 let local = server.local();
-                let link = lent.get(&server.pid()).map_or(String::new(), |id| format!("c{id}"));
-                table.push(vec![
-                    "S".into(),
-                    connection.target.username.as_str().into(),
-                    connection.name.as_str().into(),
-                    "none".into(),
-                    if is_idle { "idle" } else { "active" }.into(),
-                    addr.into(),
-                    port.into(),
-                    local.map_or(String::new(), |local| local.ip().to_string()).into(),
-                    local.map_or(0, |local| local.port()).into(),
-                    time(server.opened()).into(),
-                    time(server.opened()).into(),
-                    0_u32.into(),
-                    0_u32.into(),
-                    server.is_spoiled().into(),
-                    format!("s{}", server.pid()).into(),
-                    link.into(),
-                    server.pid().into(),
-                    if server.is_tls() { "TLS" } else { "" }.into(),
-                    "".into(),
-                    0_u32.into(),
-                    server.pid().into(),
-                    connection.environment.as_str().into(),
-                    server.last_user().map_or(String::new(), |user| user.to_string()).into(),
-                ]);
-            }
-        }
+                Peer {
+                    kind: "S",
+                    user: connection.target.username.to_string(),
+                    database: connection.name.to_string(),
+                    state: if is_idle { "idle" } else { "active" },
+                    addr,
+                    port,
+                    local: local
+                        .map_or_else(Default::default, |local| (local.ip().to_string(), local.port())),
+                    connected: time(server.opened()),
+                    since: time(server.opened()),
+                    is_outworn: server.is_spoiled(),
+                    ptr: format!("s{}", server.pid()),
+                    link: lent.get(&server.pid()).map_or(String::new(), |id| format!("c{id}")),
+                    pid: server.pid(),
+                    tls: if server.is_tls() { "TLS" } else { "" },
+                    id: server.pid().into(),
+                    environment: connection.environment.to_string(),
+                    last_user: server.last_user().map_or(String::new(), |user| user.to_string()),
+                    ..Peer::default()
+                }
+            })
+        })
     }
 }
 

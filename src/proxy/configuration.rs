@@ -1,0 +1,341 @@
+//! How a configuration comes into force: reload, roll back, plan; and what is remembered of those before.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use secrecy::{ExposeSecret, SecretString};
+use thiserror::Error;
+use tokio::sync::Semaphore;
+use tracing::{error, info, warn};
+
+use super::generation::build;
+use super::hosts::Hosts;
+use super::write::PasswordGuesses;
+use super::{Current, Generation, Journal, Sessions, Standing};
+use crate::audit::Event;
+use crate::auth::Authenticator;
+use crate::grants::Grants;
+use crate::pool::Pool;
+use crate::prepare::{self, Prepared};
+use policy::config::read::Severity;
+use policy::config::{Config, Outside, Rejected};
+use policy::names::ConnectionName;
+use policy::plan::{Hit, Plan};
+
+/// How many configurations can be gone back to.
+const EARLIER: usize = 10;
+/// How many configurations are remembered.
+const HISTORY: usize = 50;
+
+/// What is remembered of a configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    /// Its number, also if it was refused and another has it now.
+    pub number: u64,
+    /// When that was.
+    pub at: SystemTime,
+    /// `in force`, `replaced` or `refused`
+    pub state: &'static str,
+    /// How many connections and users it has.
+    pub connections: usize,
+    /// See `connections`.
+    pub users: usize,
+    /// Why it was refused.
+    pub error: Option<String>,
+    /// Who or what has brought it.
+    pub by: String,
+}
+
+impl Known {
+    fn in_force(generation: &Generation, by: String) -> Self {
+        Self {
+            number: generation.number,
+            at: SystemTime::now(),
+            state: "in force",
+            connections: generation.config.connections.len(),
+            users: generation.config.users.len(),
+            error: None,
+            by,
+        }
+    }
+
+    fn refused(number: u64, error: String) -> Self {
+        let (at, error, by) = (SystemTime::now(), Some(error), "reload".to_owned());
+        Self { number, at, state: "refused", connections: 0, users: 0, error, by }
+    }
+}
+
+/// Why a configuration did not take effect.
+#[derive(Debug, Error)]
+pub(crate) enum LoadError {
+    /// The file is wrong, or what it names outside of it.
+    #[error("{0}")]
+    Rejected(Rejected),
+    /// No configuration was in force before.
+    #[error("there is no earlier configuration")]
+    NothingEarlier,
+    /// The system gives no random bytes.
+    #[error("no random bytes: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// See the module.
+pub(crate) struct Configuration {
+    pub(super) path: PathBuf,
+    pub(super) current: Arc<Current>,
+    sessions: Arc<Sessions>,
+    standing: Arc<Standing>,
+    journal: Arc<Journal>,
+    authenticator: Arc<Authenticator>,
+    grants: Arc<Grants>,
+    hosts: Hosts,
+    pub(super) reloading: Mutex<()>,
+    pub(super) password_guesses: PasswordGuesses,
+    /// Who asks for a plan reads files and runs commands: one at a time, so that they fill up no threads.
+    pub planning: Semaphore,
+    history: Mutex<VecDeque<Known>>,
+    /// The texts of the configurations that were in force before, and their numbers; the last one last.
+    pub(super) earlier: Mutex<Vec<(u64, SecretString)>>,
+}
+
+/// What a configuration has to do with.
+pub(super) struct Around {
+    pub(super) current: Arc<Current>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) standing: Arc<Standing>,
+    pub(super) journal: Arc<Journal>,
+    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) grants: Arc<Grants>,
+    pub(super) hosts: Hosts,
+}
+
+impl Configuration {
+    /// With the one that was loaded as generation 1.
+    pub(super) fn new(around: Around) -> Self {
+        let Around { current, sessions, standing, journal, authenticator, grants, hosts } = around;
+        let first = current.generation();
+        Self {
+            path: first.config.path.clone(),
+            current,
+            sessions,
+            standing,
+            journal,
+            authenticator,
+            grants,
+            hosts,
+            reloading: Mutex::default(),
+            password_guesses: PasswordGuesses::default(),
+            planning: Semaphore::new(1),
+            history: Mutex::new([Known::in_force(&first, "start".into())].into()),
+            earlier: Mutex::default(),
+        }
+    }
+
+    /// Looks after the pools of all generations that are still there.
+    pub(super) fn tend_pools(&self) {
+        self.hosts.living().iter().for_each(Pool::tend);
+    }
+
+    /// Reads the file again: the whole of it takes effect, or nothing does. Blocks while it reads.
+    ///
+    /// # Errors
+    /// What is wrong with it; the generation in force stays.
+    pub(crate) fn reload(&self) -> Result<Arc<Generation>, LoadError> {
+        self.reload_planned().map(|(generation, _)| generation)
+    }
+
+    /// The same, with what it changes.
+    fn reload_planned(&self) -> Result<(Arc<Generation>, Plan), LoadError> {
+        let _one_at_a_time = self.reloading.lock();
+        let loaded = prepare::load(&self.path, Outside::Read).map_err(LoadError::Rejected);
+        let applied = loaded.map(|prepared| {
+            let plan = self.plan_of(prepared.checked().config());
+            (self.apply(prepared, "reload", &plan), plan)
+        });
+        match &applied {
+            Ok(_) => self.journal.counters.reloads.fetch_add(1, Ordering::Relaxed),
+            Err(_) => self.journal.counters.refused_reloads.fetch_add(1, Ordering::Relaxed),
+        };
+        if let Err(error) = &applied {
+            let reason = match error {
+                LoadError::Rejected(rejected) => rejected.0.reason(),
+                _ => None,
+            };
+            let first_line = || error.to_string().lines().next().unwrap_or_default().to_owned();
+            let error = reason.unwrap_or_else(first_line);
+            self.journal.audit.record(|| {
+                Event::new("reload_refused")
+                    .number("generation", self.current.generation().number)
+                    .text("error", &error)
+            });
+            self.remember(Known::refused(self.current.generation().number + 1, error));
+        }
+        applied
+    }
+
+    /// What a file would change if it took effect now; another file than the configuration's runs no commands of its own.
+    /// Blocks while it reads.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn plan(&self, path: Option<&Path>) -> Result<Plan, LoadError> {
+        let new = match path.filter(|path| *path != self.path) {
+            None => prepare::load(&self.path, Outside::Read),
+            Some(path) => prepare::load_beside(&self.current.generation().config, path),
+        };
+        let new = new.map_err(LoadError::Rejected)?;
+        Ok(self.plan_of(new.checked().config()))
+    }
+
+    /// What a configuration would change if it took effect now.
+    pub(super) fn plan_of(&self, new: &Config) -> Plan {
+        let generation = self.current.generation();
+        let mut plan = Plan::between(&generation.config, new);
+        plan.add_granted(&generation.config, new, &self.grants.all());
+        for session in self.sessions.list() {
+            if let Some(why) = generation.moved_by(new, &session) {
+                let (id, user) = (session.id, session.identity.user().clone());
+                plan.sessions.push(Hit { session: id, user, why });
+            }
+        }
+        plan.sessions.sort_by_key(|hit| hit.session);
+        plan
+    }
+
+    /// The configuration that was in force before takes effect again, as a new generation. The file stays as it is. Blocks
+    /// while secrets are read.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be used any more.
+    pub(crate) fn roll_back(&self) -> Result<Arc<Generation>, LoadError> {
+        let _one_at_a_time = self.reloading.lock();
+        let Some((_, source)) = self.earlier.lock().last().cloned() else {
+            return Err(LoadError::NothingEarlier);
+        };
+        let mut prepared = self.prepare(source.expose_secret())?;
+        prepared.keep_tokens_of(&self.current.generation().config);
+        let plan = self.plan_of(prepared.checked().config());
+        let applied = self.apply(prepared, "rollback", &plan);
+        // What was in force until now is no earlier one of it.
+        let mut earlier = self.earlier.lock();
+        earlier.pop();
+        earlier.pop();
+        Ok(applied)
+    }
+
+    /// A text, as if it stood in the configuration's file. Blocks while secrets are read.
+    pub(super) fn prepare(&self, source: &str) -> Result<Prepared, LoadError> {
+        prepare::parse(&self.path, source).map_err(LoadError::Rejected)
+    }
+
+    /// A configuration takes effect.
+    pub(super) fn apply(&self, prepared: Prepared, by: &str, plan: &Plan) -> Arc<Generation> {
+        let old = self.current.generation();
+        let warnings = prepared.checked().warnings();
+        warnings.iter().for_each(|w| warn!("{}", warnings.line(w)));
+        let logins =
+            self.authenticator.prepare(prepared.checked().config(), Some((&old.config, &old.logins)));
+        let new =
+            self.standing.put_in_force(|old| build(prepared, logins, Some(old), &self.hosts, &self.grants));
+        {
+            let mut earlier = self.earlier.lock();
+            earlier.push((old.number, old.config.source.clone()));
+            if earlier.len() > EARLIER {
+                earlier.remove(0);
+            }
+        }
+        self.sessions.set_limits(&new.config.server);
+        let (connections, users) = (new.config.connections.len(), new.config.users.len());
+        for setting in plan.waiting() {
+            warn!(setting, "the new value is in force after a restart");
+        }
+        let mut summary = plan.summary().into_iter();
+        self.journal.audit.record(|| {
+            let event = Event::new("reload").number("generation", new.number).text("by", by);
+            let event = event.number("connections", connections as u64).number("users", users as u64);
+            event.texts("changes", summary.next().unwrap_or_default())
+        });
+        for changes in summary {
+            let event =
+                || Event::new("reload_more").number("generation", new.number).texts("changes", changes);
+            self.journal.audit.record(event);
+        }
+        for (name, pool) in &old.pools {
+            let kept = new.pools.get(name).is_some_and(|p| Arc::ptr_eq(p, pool));
+            if !kept {
+                pool.retire();
+            }
+        }
+        self.sessions.settle();
+        self.current.announce(new.number);
+        self.remember(Known::in_force(&new, by.to_owned()));
+        info!(generation = new.number, "configuration reloaded");
+        new
+    }
+
+    /// Reloads, and says in the log how that went.
+    ///
+    /// # Errors
+    /// As [`Configuration::reload`].
+    pub(crate) fn reload_and_log(&self) -> Result<Arc<Generation>, LoadError> {
+        self.log_reload(self.reload())
+    }
+
+    /// The same, with what it has changed.
+    ///
+    /// # Errors
+    /// As [`Configuration::reload`].
+    pub(crate) fn reload_as_planned(&self) -> Result<(Arc<Generation>, Plan), LoadError> {
+        self.log_reload(self.reload_planned())
+    }
+
+    fn log_reload<T>(&self, reloaded: Result<T, LoadError>) -> Result<T, LoadError> {
+        match &reloaded {
+            Ok(_) => {}
+            Err(LoadError::Rejected(rejected)) => {
+                for problem in rejected.0.iter() {
+                    let line = rejected.0.line(problem);
+                    match problem.severity {
+                        Severity::Error => error!("{line}"),
+                        Severity::Warning => warn!("{line}"),
+                    }
+                }
+                error!(
+                    generation = self.current.generation().number,
+                    "reload refused: the old configuration stays in force"
+                );
+            }
+            Err(error) => {
+                error!(%error, generation = self.current.generation().number, "reload refused: the old configuration stays in force");
+            }
+        }
+        reloaded
+    }
+
+    /// The base connection that is meant by a name; a name that is none stays as it is.
+    pub(crate) fn base_named(&self, database: &str) -> ConnectionName {
+        let generation = self.current.generation();
+        let base = generation.config.base(database).map(|(connection, _)| connection.name.clone());
+        base.unwrap_or_else(|| database.into())
+    }
+
+    /// The configurations there have been, the oldest first.
+    pub(crate) fn history(&self) -> Vec<Known> {
+        self.history.lock().iter().cloned().collect()
+    }
+
+    fn remember(&self, known: Known) {
+        let mut history = self.history.lock();
+        if known.error.is_none() {
+            history.iter_mut().filter(|k| k.state == "in force").for_each(|k| k.state = "replaced");
+        }
+        history.push_back(known);
+        if history.len() > HISTORY {
+            history.pop_front();
+        }
+    }
+}
