@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::task::TaskTracker;
 
 use crate::ring;
@@ -193,6 +193,8 @@ pub struct Pool {
     memories: Mutex<HashMap<UserName, Arc<UserMemory>>>,
     /// Every connection that was opened and may still be there, with its epoch.
     servers: Mutex<Vec<(u64, Weak<CancelTarget>)>>,
+    /// Told when a connection has been closed, or has come back while nothing is lent.
+    changed: Arc<Notify>,
     /// `DISABLE`: nobody logs in to it.
     disabled: AtomicBool,
 }
@@ -285,6 +287,7 @@ impl Pool {
             stats: Stats::default(),
             memories: Mutex::default(),
             servers: Mutex::default(),
+            changed: Arc::default(),
             disabled: AtomicBool::new(false),
         });
         pool.share.join(&pool);

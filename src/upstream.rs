@@ -6,8 +6,8 @@ mod rows;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -161,6 +161,8 @@ pub struct CancelTarget {
     secret: Box<[u8]>,
     fence: AtomicUsize,
     unfenced: Notify,
+    /// Told when the connection is gone, and everybody who might cancel it.
+    gone: OnceLock<Arc<Notify>>,
     /// For whom it was used last.
     user: Mutex<Option<UserName>>,
     /// Cancel requests that were sent, and of which it is not known whether the upstream has dealt with them.
@@ -283,6 +285,7 @@ impl Dialer {
             secret: login.secret,
             fence: AtomicUsize::new(0),
             unfenced: Notify::new(),
+            gone: OnceLock::new(),
             user: Mutex::default(),
             unsettled: AtomicUsize::new(0),
         };
@@ -392,7 +395,18 @@ impl Drop for Fence {
     }
 }
 
+impl Drop for CancelTarget {
+    fn drop(&mut self) {
+        self.gone.get().inspect(|gone| gone.notify_waiters());
+    }
+}
+
 impl CancelTarget {
+    /// Whom to tell when it is gone.
+    pub(crate) fn tell_when_gone(&self, gone: Arc<Notify>) {
+        let _ = self.gone.set(gone);
+    }
+
     /// Raises a fence; must be called while the connection is known to be lent to whoever cancels.
     pub fn fence(self: &Arc<Self>) -> Fence {
         self.fence.fetch_add(1, Ordering::AcqRel);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Console;
 use super::command::Command;
@@ -17,7 +17,7 @@ use policy::plan::Plan;
 use policy::route;
 use wire::error::{Fault, Refusal, Shown, SqlState};
 
-/// How often a command that waits looks.
+/// How often `WAIT SETTLED` looks at the most.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long `WAIT SETTLED` waits where nothing is said.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -103,7 +103,7 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
         Command::Pause(None) => {
             not_halted(console)?;
             console.standing.halt_all(Halt::Paused);
-            until(|| console.sessions.all_pools().iter().all(|pool| is_released(pool))).await;
+            until_all(console, is_released).await;
             Ok(Reply::done("PAUSE"))
         }
         Command::Suspend => {
@@ -112,7 +112,7 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
                 return Err(wrong_state("cannot suspend with paused databases"));
             }
             console.standing.halt_all(Halt::Suspended);
-            until(|| console.sessions.all_pools().iter().all(|pool| pool.view().active == 0)).await;
+            until_all(console, |pool| pool.view().active == 0).await;
             Ok(Reply::done("SUSPEND"))
         }
         Command::Resume(None) => match console.standing.resume_all() {
@@ -123,7 +123,7 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
             not_halted(console)?;
             let pool = pool_of(console, name)?;
             console.standing.pause(&pool);
-            until(|| is_released(&pool)).await;
+            pool.until(is_released).await;
             Ok(Reply::done("PAUSE"))
         }
         Command::Resume(Some(name)) => match console.standing.resume(&pool_of(console, name)?) {
@@ -155,7 +155,9 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
         },
         Command::WaitClose(name) => {
             let pools = pools_of(console, name.as_deref())?;
-            until(|| pools.iter().all(|pool| !pool.has_outworn())).await;
+            for pool in pools {
+                pool.until(|pool| !pool.has_outworn()).await;
+            }
             Ok(Reply::done("WAIT_CLOSE"))
         }
         Command::Plan(path) => {
@@ -177,10 +179,7 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
         }
         Command::DrainEnvironment(name) => {
             let pools = environment_of(console.standing.drain_environment(name), name)?;
-            let has_sessions = |pool: &Arc<Pool>| {
-                console.sessions.list().iter().any(|session| Arc::ptr_eq(&session.pool, pool))
-            };
-            until(|| !pools.iter().any(has_sessions)).await;
+            console.sessions.have_left(&pools).await;
             Ok(Reply::done("DRAIN"))
         }
         Command::ResumeEnvironment(name) => {
@@ -333,9 +332,10 @@ fn is_released(pool: &Pool) -> bool {
     view.active + view.idle == 0
 }
 
-async fn until(mut is_done: impl FnMut() -> bool) {
-    while !is_done() {
-        sleep(LOOK_AGAIN).await;
+/// A reload may bring others meanwhile.
+async fn until_all(console: &Console, is_done: impl Fn(&Pool) -> bool) {
+    while let Some(pool) = console.sessions.all_pools().into_iter().find(|pool| !is_done(pool)) {
+        pool.until(&is_done).await;
     }
 }
 
@@ -343,6 +343,9 @@ async fn until(mut is_done: impl FnMut() -> bool) {
 async fn wait_settled(console: &Arc<Console>, patience: Duration) -> Result<Reply, Refusal> {
     let deadline = Instant::now() + patience;
     loop {
+        let mut stirred = std::pin::pin!(console.sessions.stirred());
+        // Before the look: what happens behind it is heard.
+        stirred.as_mut().enable();
         let Some(left) = console.sessions.unsettled_since(std::time::Instant::now()).await else {
             return Err(Refusal::new(
                 Fault::Ours,
@@ -361,6 +364,8 @@ async fn wait_settled(console: &Arc<Console>, patience: Duration) -> Result<Repl
                 .detail(format!("Sessions: {}.", ids.join(", ")))
                 .hint("SHOW SESSIONS says why; KILL_CLIENT ends one."));
         }
+        let _ = timeout_at(deadline, stirred).await;
+        // Many may leave at once, and each look goes through all that are left.
         sleep(LOOK_AGAIN).await;
     }
 }

@@ -29,8 +29,8 @@ use wire::error::{Fault, Refusal, SqlState};
 pub(super) const OPEN: [&str; 3] = ["/", "/api/v1/openapi.json", "/api/v1/docs"];
 /// How many addresses or tokens are remembered.
 const MAX_KEPT: usize = 4096;
-/// How often a call that takes long looks whether its token is still known.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// How long a call has that has just taken its own token away, to be answered.
+const GRACE: Duration = Duration::from_millis(200);
 
 /// Who calls: a token, as it was known when the call began.
 #[derive(Debug, Clone)]
@@ -285,11 +285,15 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
 
 /// Returns when a token is gone, or has lost its right, while its call waits: for its turn, for its body, for a file.
 async fn lost(api: &Api, caller: &Caller) -> Problem {
+    let mut changes = api.current.changes();
     loop {
-        tokio::time::sleep(LOOK_AGAIN).await;
         if let Err(problem) = caller.may_still(&api.current.generation().config) {
             return problem;
         }
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(GRACE).await;
     }
 }
 

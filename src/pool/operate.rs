@@ -119,6 +119,19 @@ impl Pool {
         living.map(|target| (target.clone(), idle.contains(&target.pid()))).collect()
     }
 
+    /// Waits for something that a connection can bring about which is closed, or comes back while nothing is lent.
+    pub async fn until(&self, is_done: impl Fn(&Self) -> bool) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // Before the look: what happens behind it is heard.
+            changed.as_mut().enable();
+            if is_done(self) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Lends nothing any more, until [`Pool::resume`].
     pub fn halt(self: &Arc<Self>, halt: Halt) {
         let idle = self.ledger.lock().halt(halt);

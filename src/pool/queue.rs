@@ -156,13 +156,13 @@ impl Pool {
     fn put_by(self: &Arc<Self>, mut pooled: Box<Pooled>, mut dialed: Option<Dialed>) {
         loop {
             let share = self.share.fair_share();
-            let (place, ages, isolation) = {
+            let (place, ages, isolation, halted) = {
                 let mut ledger = self.ledger.lock();
                 if let Some(how) = dialed.take() {
                     ledger.dialed(how);
                 }
                 let (place, ages) = ledger.returned(pooled, share);
-                (place, ages, ledger.limits().isolation)
+                (place, ages, ledger.limits().isolation, ledger.is_halted())
             };
             if ages {
                 self.open_successor();
@@ -182,6 +182,9 @@ impl Pool {
                 }
                 Disposition::Close(pooled) => return self.evict(pooled),
                 Disposition::Idle => {
+                    if halted {
+                        self.changed.notify_waiters();
+                    }
                     if share.is_some() {
                         self.share.next_turn(self);
                     }
@@ -359,6 +362,7 @@ impl Pool {
     ) -> Box<Pooled> {
         let reported = Arc::new(Parameters::new(backend.parameters));
         let pid = Some(backend.target.pid()).filter(|_| self.is_resettable());
+        backend.target.tell_when_gone(self.changed.clone());
         self.servers.lock().push((settings.0, Arc::downgrade(&backend.target)));
         Box::new(Pooled {
             stream: backend.stream,
@@ -413,12 +417,14 @@ impl Pool {
     /// Closes one that is counted no longer.
     pub(super) fn evict(self: &Arc<Self>, pooled: Box<Pooled>) {
         drop(pooled.terminate());
+        self.changed.notify_waiters();
         self.share.next_turn(self);
     }
 
     /// One that was lent has been closed.
     pub(super) fn lost(self: &Arc<Self>) {
         self.ledger.lock().lost();
+        self.changed.notify_waiters();
         self.share.next_turn(self);
     }
 

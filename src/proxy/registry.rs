@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::LiveSession;
 
@@ -14,20 +15,15 @@ use super::LiveSession;
 pub(crate) struct Registry {
     all: DashMap<u64, Arc<LiveSession>>,
     next: AtomicU64,
-    /// Told when the last one has left.
-    emptied: Notify,
+    /// Told when one has left, or what holds for them has changed.
+    left: Notify,
     /// Those that are to be woken, as a limit is another now.
     unaware: Mutex<Vec<u64>>,
 }
 
 impl Default for Registry {
     fn default() -> Self {
-        Self {
-            all: DashMap::new(),
-            next: AtomicU64::new(1),
-            emptied: Notify::new(),
-            unaware: Mutex::default(),
-        }
+        Self { all: DashMap::new(), next: AtomicU64::new(1), left: Notify::new(), unaware: Mutex::default() }
     }
 }
 
@@ -44,8 +40,8 @@ impl Registry {
 
     /// It is over.
     pub(super) fn remove(&self, id: u64) {
-        if self.all.remove(&id).is_some() && self.all.is_empty() {
-            self.emptied.notify_waiters();
+        if self.all.remove(&id).is_some() {
+            self.stir();
         }
     }
 
@@ -83,16 +79,31 @@ impl Registry {
         some.into_iter().filter_map(|id| self.get(id)).for_each(|session| session.orders.wake());
     }
 
+    /// Something has happened that somebody may wait for.
+    pub(super) fn stir(&self) {
+        self.left.notify_waiters();
+    }
+
+    /// The next time that a session leaves, or [`Registry::stir`] is called.
+    pub(super) fn stirred(&self) -> Notified<'_> {
+        self.left.notified()
+    }
+
     /// Waits until there is none.
-    pub(crate) async fn emptied(&self) {
+    pub(super) async fn emptied(&self) {
+        self.until(|registry| registry.all.is_empty()).await;
+    }
+
+    /// Waits for something that a session can bring about which leaves.
+    pub(super) async fn until(&self, is_done: impl Fn(&Self) -> bool) {
         loop {
-            let mut emptied = std::pin::pin!(self.emptied.notified());
+            let mut left = std::pin::pin!(self.stirred());
             // Before the look: whoever leaves behind it is heard.
-            emptied.as_mut().enable();
-            if self.all.is_empty() {
+            left.as_mut().enable();
+            if is_done(self) {
                 return;
             }
-            emptied.await;
+            left.await;
         }
     }
 }

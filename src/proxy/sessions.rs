@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
+use tokio::sync::futures::Notified;
 use tracing::{info, warn};
 
 use super::registry::Registry;
@@ -62,6 +63,18 @@ impl Sessions {
         self.all.list()
     }
 
+    /// The next time that something has happened by which a session may be settled: one has left, a login has come in or failed,
+    /// or something else is in force.
+    pub(crate) fn stirred(&self) -> Notified<'_> {
+        self.all.stirred()
+    }
+
+    /// Waits until these pools have none.
+    pub(crate) async fn have_left(&self, pools: &[Arc<Pool>]) {
+        let is_of_them = |session: &LiveSession| pools.iter().any(|pool| Arc::ptr_eq(pool, &session.pool));
+        self.all.until(|all| !all.iter().any(|session| is_of_them(&session))).await;
+    }
+
     /// Goes through them; none may be inserted or removed by whoever does.
     pub(super) fn iter(&self) -> impl Iterator<Item = impl std::ops::Deref<Target = Arc<LiveSession>> + '_> {
         self.all.iter()
@@ -110,6 +123,7 @@ impl Sessions {
         for session in self.list() {
             self.settle_one(&session);
         }
+        self.all.stir();
     }
 
     /// Whoever decides last decides by what holds last: one at a time for each session, by what holds then.
@@ -243,5 +257,6 @@ pub(crate) struct Arriving<'a> {
 impl Drop for Arriving<'_> {
     fn drop(&mut self) {
         self.sessions.arriving.remove(&self.id);
+        self.sessions.all.stir();
     }
 }

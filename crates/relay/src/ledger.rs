@@ -468,6 +468,11 @@ impl<C: Lendable, W> Ledger<C, W> {
         self.stranded
     }
 
+    /// Whether it lends nothing until it is resumed.
+    pub fn is_halted(&self) -> bool {
+        self.halted.is_some()
+    }
+
     /// How it is now.
     pub fn occupancy(&self) -> Occupancy {
         Occupancy {
