@@ -170,8 +170,8 @@ def main():
         rows = run(options)
     except Unavailable as error:
         sys.exit(str(error))
-    about = (f"`make bench-disturbed`: `pgbench -S` from {CLIENTS} clients, {options.rate:,} transactions/s, {options.rounds} pairs of runs of "
-             f"{options.seconds} s, medians; the ratio is taken within a pair. The 5,000 clients that log in at once by SCRAM under TLS have only the "
+    about = (f"`make bench-disturbed ARGS='--rounds {options.rounds} --seconds {options.seconds}'`: `pgbench -S` from {CLIENTS} clients, "
+             f"{options.rate:,} transactions/s, pairs of runs, medians; the ratio is taken within a pair. The 5,000 clients that log in at once by SCRAM under TLS have only the "
              "time that nothing else wants. Must: 1.05, and 2.0 for the logins.")
     bench.show(options, "Undisturbed", about, ["", "while", "p99 without, ms", "p99 with, ms", "ratio"], rows)
 

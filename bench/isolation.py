@@ -27,8 +27,8 @@ WORKS = {
     "PL/pgSQL": ("\\set n random(1, 100)\nSELECT work(:n);", "prepared"),
 }
 ABOUT = """Two pgbench clients on a pool of one connection, of one user or of two: then each transaction goes behind a reset of the
-connection by the server, and the session's statements are prepared again. `make bench-isolation`, {date}; medians of {rounds} interleaved
-rounds of {seconds} s; CPU of one transaction."""
+connection by the server, and the session's statements are prepared again. `make bench-isolation ARGS='--rounds {rounds} --seconds {seconds}'`,
+{date}; medians of interleaved rounds; CPU of one transaction."""
 TABLES = [
     "CREATE UNLOGGED TABLE parent (id int PRIMARY KEY)",
     "INSERT INTO parent SELECT generate_series(1, 100)",

@@ -103,7 +103,7 @@ def main():
         rows = run(options)
     except Unavailable as error:
         sys.exit(str(error))
-    about = (f"`make bench-overload`: clients of our own, each of which asks `SELECT 1` again as soon as it is answered, for {options.seconds} s. "
+    about = (f"`make bench-overload ARGS='--rounds {options.rounds} --seconds {options.seconds}'`: clients of our own, each of which asks `SELECT 1` again as soon as it is answered. "
              "The last column is the mean wait of the slowest client to that of the median one. Must: p99 / p50 at most 1.5 and the last "
              "column at most 1.3 for 2,000 clients on 20 connections; for 10,000 on 40, a p99 of no more than PgBouncer's.")
     titles = ["clients on connections", "", "round", "transactions/s", "CPU s for a million", "p50 ms", "p99 ms", "p99 / p50", "slowest"]

@@ -196,7 +196,8 @@ def goals_section(samples, targets):
             row.append(f"**{spread(epoll)}**" if worse else spread(epoll))
         rows.append(row)
     words = ("pgusher as it comes (`threads` unset, `io = \"auto\"`), as a ratio to PgBouncer's, paired within a round. "
-             "The last column is one thread by `io = \"epoll\"`, which should cost no more than PgBouncer: bold where it does. "
+             "The last column is one thread by `io = \"epoll\"`, which should cost no more than PgBouncer (for simple, 16 clients: at "
+             f"most {ON_EPOLL['simple-16']} ×). A cost above that is in bold. "
              "At one client all are alike; nothing is claimed there.")
     titles = ["work", "must", "aim", "measured", "verdict"]
     titles += ["by epoll"] if has_epoll else []
@@ -214,11 +215,12 @@ def render(machine_facts, options, targets, works, samples, notes, drawn):
         "Everything shares one machine over loopback, so the rates say how the machine was divided; the CPU that the "
         "proxy's process took (`/proc`) says what it costs. Cells are the median of the rounds (least–greatest); ratios "
         "are taken within a round first. The proxies with a pool have 20 connections, transaction pooling. `epoll` is "
-        "pgusher with `io = \"epoll\"` and one thread; PgBouncer and HAProxy run one thread, too.",
+        "pgusher with `io = \"epoll\"` and one thread; PgBouncer and HAProxy run one thread, too. `pgbouncer-2` is two processes "
+        "of PgBouncer on one port (`so_reuseport`), each with half of the connections.",
         table(["machine", ""], facts),
-        "To repeat: `make bench`, or `python3 bench/bench.py --rounds 5 --seconds 5`; `PGBOUNCER=path` takes another "
-        "PgBouncer than the distribution's (build it with `-O2`), `--quick` shows within a minute that it runs, `--only` "
-        "and `--targets` narrow it.",
+        f"To repeat: `make bench ARGS='--rounds {options.rounds} --seconds {options.seconds} --clients {options.clients}'`. "
+        "`PGBOUNCER=path` takes another PgBouncer than the distribution's (build it with `-O2`), `--quick` shows within a "
+        "minute that it runs, `--only` and `--targets` narrow it.",
         goals_section(samples, targets),
         "\n\n".join(f"![{title}]({file})" for file, title, _ in drawn),
     ]

@@ -97,7 +97,7 @@ def main():
         rows = measure(options)
     except Unavailable as error:
         sys.exit(str(error))
-    about = (f"`make bench-threads`: `pgbench -S` from {options.clients} clients, {options.rounds} rounds of {options.seconds} s, medians. Two "
+    about = (f"`make bench-threads ARGS='--rounds {options.rounds} --seconds {options.seconds}'`: `pgbench -S` from {options.clients} clients, medians. Two "
              "threads on the two cores that PostgreSQL and pgbench use as well say nothing of four and more: that was not measured where this "
              "table has no such rows.")
     titles = ["pgbench -S", "threads", "transactions/s", "CPU s for a million", "ratio to one thread", "futex calls for each"]

@@ -27,7 +27,7 @@ use policy::config::{Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected,
 use policy::plan::Plan;
 use policy::route;
 
-/// Shows every PostgreSQL client to the right database.
+/// Routes every PostgreSQL client to the right database.
 #[derive(Debug, Parser)]
 #[command(name = "pgusher", version, about)]
 struct Arguments {

@@ -317,8 +317,8 @@ impl Session {
         let begins = tag == "BEGIN";
         let was_in = std::mem::replace(&mut self.in_transaction, begins);
         let (state, text) = match (begins, was_in) {
-            (true, true) => (SqlState::new("25001"), "there is already a transaction in progress"),
-            (false, false) => (SqlState::new("25P01"), "there is no transaction in progress"),
+            (true, true) => (SqlState::ACTIVE_SQL_TRANSACTION, "there is already a transaction in progress"),
+            (false, false) => (SqlState::NO_ACTIVE_SQL_TRANSACTION, "there is no transaction in progress"),
             (true, false) | (false, true) => return,
         };
         let hint = (tag == "ROLLBACK").then_some("ROLLBACK CONFIG re-applies the previous configuration.");
@@ -511,7 +511,7 @@ fn text_of(body: &[u8]) -> Result<(String, &[u8]), Refusal> {
         Ok(text) => Ok((text.to_owned(), rest)),
         Err(_) => {
             let message = "invalid byte sequence for encoding \"UTF8\"";
-            Err(Refusal::new(Fault::Client, SqlState::new("22021"), message))
+            Err(Refusal::new(Fault::Client, SqlState::CHARACTER_NOT_IN_REPERTOIRE, message))
         }
     }
 }

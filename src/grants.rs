@@ -79,7 +79,7 @@ impl Grants {
             let aside = grants.path.with_extension("broken");
             let broken = error.kind() == io::ErrorKind::InvalidData;
             let moved = broken && std::fs::rename(&grants.path, &aside).is_ok();
-            error!(file = %grants.path.display(), %error, moved, "the grants cannot be read: none holds");
+            error!(file = %grants.path.display(), %error, moved, "the grants cannot be read: no grant is in effect");
         }
         grants
     }

@@ -278,7 +278,8 @@ impl Login<'_> {
             return Ok(None);
         }
         let mut entering = Entering { entrance, live: &live, audited: false, done: false };
-        let random = |_| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes");
+        let random =
+            |error| Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes").caused_by(&error);
         let key = entrance.keys.issue(startup.minor, pid, (id, &slot)).map_err(random)?;
         live.pid.set(key.pid);
         pool.stats().add(Counter::Logins, 1);
@@ -292,8 +293,9 @@ impl Login<'_> {
         let greeting =
             greeting((settings.reported(), &welcome.notices), &place.facts, &key, notice.as_deref());
         arrival.pending.extend_from_slice(&greeting);
-        if arrival.flush_pending().await.is_err() {
-            return Err(Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left"));
+        if let Err(error) = arrival.flush_pending().await {
+            let left = Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left");
+            return Err(left.caused_by(&error));
         }
         entering.done = true;
         drop(entering);

@@ -18,6 +18,8 @@ const ALL: u64 = 1000;
 const MAX_KEPT: usize = 4096;
 /// Of how many SQLSTATEs those are counted apart.
 const MAX_REASONS: usize = 200;
+/// How much of a cause the log is told, in bytes.
+const MAX_CAUSE: usize = 1024;
 /// How long is counted.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -39,13 +41,13 @@ pub(crate) struct Refused<'a> {
 impl Refused<'_> {
     fn log(&self) {
         let (user, database) = (Shown::name(self.user), Shown::name(self.database));
-        let (fault, sqlstate) = (self.refusal.fault, self.refusal.sqlstate.as_str());
-        let cause = Shown::sentence(&self.refusal.to_string());
+        let (fault, sqlstate) = (self.refusal.fault.word(), self.refusal.sqlstate.as_str());
+        let cause = Shown::within(&self.refusal.for_log(), MAX_CAUSE);
         info!(
             user = user.as_str(),
             database = database.as_str(),
             peer = self.peer,
-            ?fault,
+            fault,
             sqlstate,
             %cause,
             "{}", self.what

@@ -49,7 +49,9 @@ impl Reply {
 pub(crate) async fn table(console: &Arc<Console>, command: &Command) -> Result<Option<Table>, Refusal> {
     let (looked_at, command) = (console.clone(), command.clone());
     let table = console.tables.run(move || columns(&looked_at, &command)).await;
-    table.unwrap_or_else(|_| Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the command was lost")))
+    table.unwrap_or_else(|error| {
+        Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the command was lost").caused_by(&error))
+    })
 }
 
 /// The columns that a command's answer has, and its rows, if it only looks, without doing anything. Blocks.
@@ -256,7 +258,9 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Refusal> {
     let console = console.clone();
     let done = tokio::task::spawn_blocking(move || what(&console)).await;
-    done.unwrap_or_else(|_| Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the command was lost")))
+    done.unwrap_or_else(|error| {
+        Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the command was lost").caused_by(&error))
+    })
 }
 
 /// What became of a configuration.
@@ -270,7 +274,9 @@ fn in_force(
             Ok(Reply { table: None, notice, tag })
         }
         Ok(Err(error)) => Err(not_loaded(&error)),
-        Err(_) => Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the reload was lost")),
+        Err(error) => {
+            Err(Refusal::new(Fault::Ours, SqlState::INTERNAL, "the reload was lost").caused_by(&error))
+        }
     }
 }
 
@@ -292,7 +298,7 @@ fn not_loaded(error: &LoadError) -> Refusal {
         }
         other => other.to_string(),
     };
-    Refusal::new(Fault::Operator, SqlState::new("F0000"), "the configuration is refused")
+    Refusal::new(Fault::Operator, SqlState::CONFIG_FILE_ERROR, "the configuration is refused")
         .detail(detail)
         .hint("The old configuration stays in force. Correct the file and RELOAD again.")
 }

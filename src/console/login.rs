@@ -53,7 +53,9 @@ pub(super) async fn log_in(
         wire::parameter_status(out, name.as_bytes(), value.as_bytes());
     }
     wire::ready_for_query(out, b'I');
-    let left = |_| Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left");
+    let left = |error| {
+        Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left").caused_by(&error)
+    };
     arrival.flush_pending().await.map_err(left)?;
     Ok((name, right, permit))
 }

@@ -197,7 +197,7 @@ impl Pool {
                 warn!(
                     connection = %connection.name,
                     "the database has more functions, relations or source than is looked through: each transaction on it is \
-                     asked what it has left (catalog_interval = 0 switches that off)"
+                     asked what it has left (catalog_interval = \"0s\" switches that off)"
                 );
                 asked.failed = false;
                 self.catalog.now.put(Catalog::unseen());

@@ -160,7 +160,7 @@ fn farewell(audit: &Audit, live: &LiveSession, end: &End) {
         transactions = end.transactions,
         bytes_in = end.bytes.0,
         bytes_out = end.bytes.1,
-        fault = fault.map(|f| format!("{f:?}")),
+        fault = fault.map(Fault::word),
         cause,
         "session ended"
     );

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use super::Histogram;
-use wire::error::{Fault, Refusal, SqlState};
+use wire::error::{Refusal, SqlState};
 
 /// How many SQLSTATEs are counted apart, with their faults: upstreams may send any.
 const MOST_STATES: usize = 200;
@@ -53,12 +53,7 @@ impl Counters {
 
     /// A client was refused, or its session ended so.
     pub(crate) fn refused(&self, refusal: &Refusal) {
-        let fault = match refusal.fault {
-            Fault::Client => "client",
-            Fault::Upstream => "upstream",
-            Fault::Operator => "operator",
-            Fault::Ours => "pgusher",
-        };
+        let fault = refusal.fault.word();
         let mut refusals = self.refusals.lock();
         let key = (Some(refusal.sqlstate), fault);
         let has_room = refusals.len() < MOST_STATES || refusals.contains_key(&key);

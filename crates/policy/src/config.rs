@@ -2,6 +2,7 @@
 
 pub mod read;
 pub mod manual;
+mod words;
 
 pub mod file;
 

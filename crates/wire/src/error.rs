@@ -16,6 +16,18 @@ pub enum Fault {
     Ours,
 }
 
+impl Fault {
+    /// As metrics and the log say it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+            Self::Operator => "operator",
+            Self::Ours => "pgusher",
+        }
+    }
+}
+
 /// A five-character SQLSTATE (PostgreSQL manual, appendix A): one of ours, or whatever an upstream has sent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SqlState([u8; 5]);
@@ -103,6 +115,18 @@ impl SqlState {
     pub const IDLE_SESSION_TIMEOUT: Self = Self::new("57P05");
     /// `idle_in_transaction_session_timeout`
     pub const IDLE_IN_TRANSACTION_TIMEOUT: Self = Self::new("25P03");
+    /// `active_sql_transaction`
+    pub const ACTIVE_SQL_TRANSACTION: Self = Self::new("25001");
+    /// `no_active_sql_transaction`
+    pub const NO_ACTIVE_SQL_TRANSACTION: Self = Self::new("25P01");
+    /// `character_not_in_repertoire`
+    pub const CHARACTER_NOT_IN_REPERTOIRE: Self = Self::new("22021");
+    /// `cant_change_runtime_param`
+    pub const CANT_CHANGE_PARAMETER: Self = Self::new("55P02");
+    /// `invalid_name`
+    pub const INVALID_NAME: Self = Self::new("42602");
+    /// `config_file_error`
+    pub const CONFIG_FILE_ERROR: Self = Self::new("F0000");
     /// `internal_error`
     pub const INTERNAL: Self = Self::new("XX000");
 }
@@ -223,12 +247,14 @@ pub struct Refusal {
     pub detail: Option<String>,
     /// What to do about it.
     pub hint: Option<Cow<'static, str>>,
+    /// What has brought it about: for the log, and never for the client.
+    cause: Option<Box<str>>,
 }
 
 impl Refusal {
     /// A refusal with neither DETAIL nor HINT.
     pub fn new(fault: Fault, sqlstate: SqlState, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { fault, sqlstate, message: message.into(), detail: None, hint: None }
+        Self { fault, sqlstate, message: message.into(), detail: None, hint: None, cause: None }
     }
 
     /// The client broke the protocol: `08P01`.
@@ -262,6 +288,21 @@ impl Refusal {
         self
     }
 
+    /// The same with what has brought it about, which only the log is told.
+    #[must_use]
+    pub fn caused_by(mut self, cause: &dyn fmt::Display) -> Self {
+        self.cause = Some(Shown::sentence(&cause.to_string()).0.into());
+        self
+    }
+
+    /// As the log tells it: with its cause, if that is known.
+    pub fn for_log(&self) -> String {
+        match &self.cause {
+            Some(cause) => format!("{self}; cause: {cause}"),
+            None => self.to_string(),
+        }
+    }
+
     /// The same with the environment named in the DETAIL, behind what stands there.
     #[must_use]
     pub fn in_environment(mut self, environment: &str, connection: &str) -> Self {
@@ -290,6 +331,16 @@ impl std::error::Error for Refusal {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_cause_of_a_refusal_is_told_to_the_log_and_not_to_the_client() {
+        let refusal = Refusal::new(Fault::Ours, SqlState::INTERNAL, "no random bytes").caused_by(&"EIO\n");
+        assert_eq!(refusal.for_log(), "no random bytes (XX000); cause: EIO\\n");
+        let mut sent = Vec::new();
+        crate::error_response(&mut sent, crate::Severity::Fatal, &refusal);
+        assert!(!String::from_utf8_lossy(&sent).contains("EIO"));
+        assert!(!refusal.to_string().contains("EIO"));
+    }
 
     #[test]
     fn any_sqlstate_of_an_upstream_is_passed_on_and_nothing_else_is_one() {

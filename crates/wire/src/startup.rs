@@ -135,7 +135,7 @@ fn check_name(name: &str) -> Result<(), Refusal> {
     let shown = Shown::name(name);
     if name.contains('.') {
         let message = format!("invalid configuration parameter name \"{shown}\"");
-        return Err(Refusal::new(Fault::Client, SqlState::new("42602"), message)
+        return Err(Refusal::new(Fault::Client, SqlState::INVALID_NAME, message)
             .detail("Custom parameter names must be two or more simple identifiers separated by dots."));
     }
     let message = format!("unrecognized configuration parameter \"{shown}\"");
@@ -194,7 +194,7 @@ fn utf8(bytes: &[u8]) -> Result<&str, Refusal> {
     std::str::from_utf8(bytes).map_err(|_| {
         Refusal::new(
             Fault::Client,
-            SqlState::new("22021"),
+            SqlState::CHARACTER_NOT_IN_REPERTOIRE,
             "invalid byte sequence for encoding \"UTF8\" in startup packet",
         )
     })
@@ -279,7 +279,7 @@ pub fn options(text: &str) -> Result<Vec<(String, String)>, Refusal> {
             let switch = if word.starts_with("--") { "--" } else { "-c " };
             return Err(Refusal::new(
                 Fault::Client,
-                SqlState::new("42601"),
+                SqlState::SYNTAX_ERROR,
                 format!("{switch}{} requires a value", Shown::name(&setting)),
             ));
         };
@@ -291,7 +291,7 @@ pub fn options(text: &str) -> Result<Vec<(String, String)>, Refusal> {
 fn invalid(word: &str) -> Refusal {
     Refusal::new(
         Fault::Client,
-        SqlState::new("42601"),
+        SqlState::SYNTAX_ERROR,
         format!("invalid command-line argument for server process: {}", Shown::name(word)),
     )
     .hint("In options, pgusher takes settings: -c name=value or --name=value.")

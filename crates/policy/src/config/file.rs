@@ -10,7 +10,8 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::manual;
-use super::read::{Named, Problems, Setting, Strings, TableReader, Value, options, word_value, words};
+use super::read::{Named, Problems, Setting, Strings, TableReader, Value, options};
+use super::words::{word_value, words};
 use crate::secret::Source;
 pub use relay::PoolMode;
 pub use relay::ledger::Isolation;
@@ -256,8 +257,8 @@ impl RequireAuth {
     }
 }
 
-word_value!(PoolMode);
-word_value!(Isolation);
+word_value!(PoolMode, &[]);
+word_value!(Isolation, &[]);
 
 words! {
     /// How a relaying thread asks the system to read and write.
@@ -380,16 +381,16 @@ options! {
 }
 
 options! {
-    /// The process as a whole, and what holds for every connection unless it says otherwise. Names that
-    /// PgBouncer has mean what they mean there. A time of `"0s"` switches that limit off, and so does a number
-    /// of 0, where nothing else is said.
+    /// The process as a whole, and what applies to every connection that does not set it itself. A name that PgBouncer also
+    /// has means what it means there; docs/operations.md, "Coming from PgBouncer", lists the differences. A time of `"0s"`
+    /// switches that limit off, and so does a number of 0, where nothing else is said.
     Server as "[server]" {
-        /// The addresses to listen on.
+        /// The addresses to listen on. The file of a unix socket is `.s.PGSQL.PORT`, with the port of the first TCP address, otherwise 6432.
         Restart listen: Vec<Setting<ListenAddress>> = vec![Setting::default_of(ListenAddress::Tcp(([127, 0, 0, 1], 6432).into()))];
         /// The address of `/metrics` (Prometheus), `/healthz` and `/readyz` over HTTP; by default there is none.
         Restart metrics_listen: Option<SocketAddr> = None;
-        /// Lets another pgusher listen on the same TCP addresses (and take over the unix sockets): start the new process, then
-        /// send `SIGUSR2` to the old one, which then lets nobody in and ends when its last client has left.
+        /// Lets another pgusher that also has it listen on the same TCP addresses (and take over the unix sockets): start the new
+        /// process, then send `SIGUSR2` to the old one, which accepts no more clients and ends when its last client has left.
         Restart so_reuseport: bool = false;
         /// TLS towards clients; without it, clients are refused TLS.
         Reload tls: Option<ClientTls> = None;
@@ -404,7 +405,7 @@ options! {
         Login auth_type: AuthType = AuthType::ScramSha256;
         /// The file of the key that is behind the salts and iteration counts which users without a SCRAM verifier, and names
         /// that do not exist, are shown: so nobody can tell who exists, also not by a restart. By default `FILE.key` for a
-        /// configuration `FILE`, in systemd's `StateDirectory`, where there is one, else beside it. It is made if it is not
+        /// configuration `FILE`, in the folder of `STATE_DIRECTORY` (see `grants_file`), otherwise beside it. It is made if it is not
         /// there, readable by pgusher alone; instances behind one address need the same.
         Restart auth_key_file: Option<String> = None;
         /// How many wrong passwords of one user may come from one address (of IPv6, from one /64) in a minute before the answers
@@ -413,8 +414,8 @@ options! {
         Login max_failed_logins: u32 = 5, 0 => 1000;
         /// The most clients at a time.
         Login max_client_conn: u32 = 10_000, 1 => 1_000_000;
-        /// How many connections are kept for operators, beyond those that clients may have: for those that come by a unix
-        /// socket, and for logins to the console.
+        /// Logins kept free for operators: clients on the unix socket may begin a login, and users with `console = "admin"` may
+        /// log in to the console, when all others are taken.
         Login reserved_connections: u32 = 3, 0 => 1000;
         /// The most clients of one user at a time.
         Login max_user_client_connections: u32 = 0, 0 => 1_000_000;
@@ -428,15 +429,15 @@ options! {
         Reload idle_transaction_timeout: Duration = seconds(0), seconds(0) => DAY * 365;
         /// The longest wait for an upstream connection.
         Reload query_wait_timeout: Duration = seconds(120), seconds(0) => DAY;
-        /// A client that has waited for an upstream connection for this long is told so, in a NOTICE.
+        /// A client that has waited for an upstream connection for this long gets a NOTICE.
         Reload query_wait_notify: Duration = seconds(5), seconds(0) => DAY;
         /// The longest a cancel request may take.
         Reload cancel_wait_timeout: Duration = seconds(10), MILLISECOND => DAY;
         /// When an upstream connection goes back to the pool.
         Login pool_mode: PoolMode = PoolMode::Transaction;
-        /// The most upstream connections of one connection.
+        /// The most upstream connections for one `[connections.NAME]`.
         Reload default_pool_size: u32 = 20, 1 => 100_000;
-        /// How many upstream connections are kept open at least, once the connection was used.
+        /// How many upstream connections of a pool are kept open at least, once that pool was used.
         Reload min_pool_size: u32 = 0, 0 => 100_000;
         /// How many more may be opened for clients that waited for `reserve_pool_timeout`.
         Reload reserve_pool_size: u32 = 0, 0 => 100_000;
@@ -445,8 +446,8 @@ options! {
         /// How many sessions may keep an upstream connection for longer than a transaction, because they have left on
         /// it what cannot be carried; 0 is one less than the pool has, but at least one.
         Reload max_pinned: u32 = 0, 0 => 100_000;
-        /// The maximum number of upstream connections to one host and port, over all pools. One of them is reserved for each pool
-        /// that has none to lend. With more pools than connections only half are reserved, and busy pools can keep others waiting.
+        /// The most upstream connections to one host and port, over all pools. Each pool without a connection has one reserved for
+        /// it; if there are more pools than connections, only half of the limit is reserved, and a busy pool can make others wait.
         Reload max_host_connections: u32 = 0, 0 => 100_000;
         /// The time for opening an upstream connection: name look-up, TCP, TLS and login together.
         Reload server_connect_timeout: Duration = seconds(15), MILLISECOND => DAY;
@@ -461,7 +462,7 @@ options! {
         Login tcp_user_timeout: Duration = seconds(30), seconds(0) => DAY;
         /// How often each pool asks its database which of its functions, triggers and views may leave something in a
         /// session, so that statements that use them are known in transaction mode. It also asks when something of the
-        /// kind is defined through pgusher. `0` never asks: then what a function leaves is not seen.
+        /// kind is defined through pgusher. `"0s"` never asks: then what a function leaves is not seen.
         Reload catalog_interval: Duration = seconds(60), seconds(0) => DAY;
         /// How many prepared statements are kept on each upstream connection.
         Reload max_prepared_statements: u32 = 200, 1 => 100_000;
@@ -469,20 +470,20 @@ options! {
         Reload on_move: OnMove = OnMove::Finish;
         /// How long transactions may go on after `SIGTERM`.
         Reload shutdown_timeout: Duration = seconds(30), seconds(0) => DAY;
-        /// Tells each client at login, in a NOTICE, where it is.
+        /// Each client gets a NOTICE at login that names its environment.
         Login login_notice: bool = false;
         /// Adds `[user@environment]` to the `application_name` that the upstream sees.
         Login application_name_add_user: bool = false;
-        /// The audit, a file of JSON lines (relative to the configuration's folder): logins, refusals, routes and their reasons,
-        /// moves, commands, reloads, ends of sessions. `FILE.head` beside it says how far it goes. By default there is none.
+        /// The audit, a file of JSON lines (relative to the folder of the configuration file): logins, refusals, routes and their
+        /// reasons, moves, commands, reloads, ends of sessions. `FILE.head` beside it says how far it goes. By default there is none.
         Restart audit_file: Option<String> = None;
         /// When the audit's file is this long, the number of its first line is put behind its name, and another is begun.
         Restart audit_max_size: Size = Size::mib(100), Size(4096) => Size::mib(1 << 20);
         /// What happens while the audit cannot be written (a full disk): in any case the log, `SHOW AUDIT` and the metrics
         /// say so.
         Reload audit_failure: AuditFailure = AuditFailure::Continue;
-        /// Where the environments are kept that `GRANT ENVIRONMENT` has given for a while (relative to systemd's
-        /// `StateDirectory`, where there is one, else to the configuration's folder). It is written at each grant, and in its folder.
+        /// Where grants are kept. A relative path is relative to the folder in the environment variable `STATE_DIRECTORY` (systemd
+        /// sets it for `StateDirectory=`), otherwise to the folder of the configuration file. pgusher must be able to write that folder.
         Restart grants_file: String = "pgusher-grants.json".to_owned();
         /// The form of the log (on standard error).
         Restart log_format: LogFormat = LogFormat::Text;
@@ -557,10 +558,10 @@ options! {
         Reload require_auth: Option<RequireAuth> = None;
         /// Schemas that become the session's `search_path`, in order.
         Reload include_schemas: Vec<Setting<String>> = Vec::new();
-        /// The longest a statement may run: the session's `statement_timeout`, and a cancel request from
-        /// pgusher soon after it, should a client have set that off.
+        /// The longest a statement may run. pgusher sets the session's `statement_timeout`, and sends a cancel request of its own
+        /// a second later, even if a client has turned that off.
         Reload query_timeout: Duration = seconds(0), seconds(0) => DAY;
-        /// The time for opening a connection; by default `[server] server_connect_timeout`.
+        /// The time for opening an upstream connection; by default `[server] server_connect_timeout`.
         Reload connect_timeout: Option<Duration> = None;
         /// When an upstream connection goes back to the pool; by default `[server] pool_mode`.
         Login pool_mode: Option<PoolMode> = None;
@@ -568,7 +569,7 @@ options! {
         /// another user than its last, the server resets it (`DISCARD ALL`). `"strict"`: it is closed in place of that, for
         /// what no command resets (see docs/security.md). `"shared"`: it is not reset, for users who trust each other.
         Reload isolation: Isolation = Isolation::User;
-        /// The most upstream connections; by default `[server] default_pool_size`.
+        /// The most upstream connections of this pool; by default `[server] default_pool_size`.
         Reload pool_size: Option<u32> = None;
         /// By default `[server] min_pool_size`.
         Reload min_pool_size: Option<u32> = None;
@@ -576,7 +577,7 @@ options! {
         Reload reserve_pool_size: Option<u32> = None;
         /// By default `[server] max_pinned`.
         Reload max_pinned: Option<u32> = None;
-        /// The most clients at a time.
+        /// The most clients at a time; 0 is no limit.
         Login max_client_connections: u32 = 0, 0 => 1_000_000;
         /// What the management API calls it, a UUID; by default one that is made of its name. The API writes it when it renames
         /// a connection.
@@ -594,9 +595,9 @@ options! {
         Login environments: Vec<Setting<Environment>> = Vec::new();
         /// What happens to users whose value matches nothing, or who have none.
         Login on_unmatched: OnUnmatched = OnUnmatched::Base;
-        /// Says that this is a production database: as a base it refuses `on_unmatched = "base"`.
+        /// Says that this is a production database: a base with it is refused at load if it has `on_unmatched = "base"`.
         Login production: bool = false;
-        /// Takes that back: users that match nothing may reach this production database.
+        /// Allows the fallback all the same: users whose value matches nothing may reach this production database.
         Login allow_production_fallback: bool = false;
     }
 }
@@ -652,7 +653,7 @@ options! {
 }
 
 options! {
-    /// The management API and its page, over HTTP. TLS is that of `[server] tls`, whose `mode` holds here, too.
+    /// The management API and its page, over HTTP. TLS is that of `[server.tls]`, whose `mode` also applies here.
     Management as "[management]" {
         /// The address; by default there is none, and the API is off. One that is not of this machine alone needs a token.
         Restart listen: Option<SocketAddr> = None;
@@ -665,7 +666,7 @@ options! {
         Reload max_failed_requests: u32 = 10, 1 => 1_000_000;
         /// Where passwords are kept that come by the API.
         Reload secrets: SecretStore = SecretStore::File;
-        /// The folder for them (relative to the configuration's); by default the configuration's name with `.secrets` behind it.
+        /// The folder for them (relative to the folder of the configuration file); by default the file's name with `.secrets` appended.
         Reload secrets_folder: Option<String> = None;
     }
 }

@@ -24,6 +24,8 @@ pub struct OptionDoc {
     pub kind: String,
     /// The same for editors, without what follows here.
     pub schema: fn() -> Json,
+    /// The words that may be written, and what each means.
+    pub meanings: Vec<(&'static str, String)>,
     /// Its default as it would be written; `None` if it must be given, empty if it is unset.
     pub default: Option<String>,
     /// Its bounds, if any.
@@ -39,7 +41,9 @@ impl OptionDoc {
     pub fn applied(&self) -> &'static str {
         match self.applies {
             Applies::Reload => "a reload applies it",
-            Applies::Login => "a reload applies it to later logins and to routes",
+            Applies::Login => {
+                "a reload applies it to later logins, and to the routes of sessions (`on_move`)"
+            }
             Applies::Restart => "applied at a restart",
         }
     }
@@ -92,6 +96,15 @@ pub fn doc_text(lines: &[&str]) -> String {
     text.trim_end().to_owned()
 }
 
+/// The words of a choice, one a line.
+fn explained(meanings: &[(&str, String)]) -> String {
+    let mut text = String::new();
+    for (word, meaning) in meanings {
+        let _ = write!(text, "\n- `\"{word}\"`: {meaning}");
+    }
+    if text.is_empty() { text } else { text + "\n" }
+}
+
 /// The manual in Markdown: of each table its title, what it is about, and its settings.
 pub(super) fn markdown(tables: impl IntoIterator<Item = (&'static str, String, Vec<OptionDoc>)>) -> String {
     let mut text = String::from(include_str!("manual_head.md"));
@@ -106,9 +119,10 @@ pub(super) fn markdown(tables: impl IntoIterator<Item = (&'static str, String, V
             let bounds = option.bounds.as_ref().map(|b| format!(", from {b}")).unwrap_or_default();
             let _ = write!(
                 text,
-                "\n### `{}`\n\n{}\n\n*{}; {default}{bounds}; {}.*\n",
+                "\n### `{}`\n\n{}\n{}\n*{}; {default}{bounds}; {}.*\n",
                 option.name,
                 option.text,
+                explained(&option.meanings),
                 option.kind,
                 option.applied()
             );

@@ -337,6 +337,10 @@ pub trait Value: Sized {
     fn schema() -> Json;
     /// Reads it; on `None` a problem has been recorded.
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self>;
+    /// The words that may be written, and what each means; none if it is not one of some words.
+    fn meanings() -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
     /// As it would be written in the file; empty for "not set".
     fn show(&self) -> String;
 }
@@ -406,6 +410,9 @@ impl Value for u32 {
     }
 }
 
+/// A day, in seconds.
+const DAY: u64 = 24 * 60 * 60;
+
 impl Value for Duration {
     fn kind() -> String {
         "a time with its unit, such as \"15s\", \"500ms\" or \"2h\"".into()
@@ -432,7 +439,12 @@ impl Value for Duration {
         }
     }
     fn show(&self) -> String {
-        format!("\"{}\"", humantime::format_duration(*self))
+        // Not in months and years: nobody sets a time in them.
+        let days = self.as_secs() / DAY;
+        match days > 0 && self.as_secs() % DAY == 0 && self.subsec_nanos() == 0 {
+            true => format!("\"{days}days\""),
+            false => format!("\"{}\"", humantime::format_duration(*self)),
+        }
     }
 }
 
@@ -444,6 +456,9 @@ impl<T: Value> Value for Vec<Setting<T>> {
     }
     fn schema() -> Json {
         json!({ "type": "array", "items": T::schema() })
+    }
+    fn meanings() -> Vec<(&'static str, String)> {
+        T::meanings()
     }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         let Some(items) = node.get_ref().as_array() else {
@@ -466,6 +481,9 @@ impl<T: Value> Value for Option<T> {
     }
     fn schema() -> Json {
         T::schema()
+    }
+    fn meanings() -> Vec<(&'static str, String)> {
+        T::meanings()
     }
     fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
         T::read(node, problems).map(Some)
@@ -702,6 +720,7 @@ macro_rules! options {
                     name: stringify!($field),
                     kind: <$ty>::kind(),
                     schema: <$ty>::schema,
+                    meanings: <$ty>::meanings(),
                     default: { #[allow(unused_mut, unused_assignments)] let mut d = None::<$ty>; $( d = Some($default); )? d.map(|d| d.show()) },
                     bounds: { #[allow(unused_mut, unused_assignments)] let mut b = None; $( b = Some(format!("{} to {}", <$ty as Value>::show(&$low), <$ty as Value>::show(&$high))); )? b },
                     applies: Applies::$applies,
@@ -744,68 +763,6 @@ macro_rules! options {
     };
 }
 pub(crate) use options;
-
-/// Declares an enum whose variants are written as words.
-macro_rules! words {
-    ($(#[doc = $about:literal])* $Name:ident { $( $(#[doc = $doc:literal])* $Variant:ident = $word:literal, )* }) => {
-        $(#[doc = $about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $Name { $( $(#[doc = $doc])* $Variant, )* }
-
-        impl $Name {
-            /// As each is written.
-            pub const WORDS: &'static [&'static str] = &[$($word),*];
-
-            /// As it is written.
-            pub fn word(self) -> &'static str {
-                match self { $( Self::$Variant => $word, )* }
-            }
-
-            /// The one that is written so.
-            pub fn of_word(word: &str) -> Option<Self> {
-                match word {
-                    $( $word => Some(Self::$Variant), )*
-                    _ => None,
-                }
-            }
-        }
-
-        $crate::config::read::word_value!($Name);
-    };
-}
-pub(crate) use words;
-
-/// Makes an enum whose variants are written as words the value of a setting.
-macro_rules! word_value {
-    ($Name:ident) => {
-        impl $crate::config::read::Value for $Name {
-            fn kind() -> String {
-                let words: Vec<String> = Self::WORDS.iter().map(|word| format!("\"{word}\"")).collect();
-                words.join(" or ")
-            }
-            fn schema() -> serde_json::Value {
-                serde_json::json!({ "enum": Self::WORDS })
-            }
-            fn read(
-                node: &toml::Spanned<toml::de::DeValue<'_>>,
-                problems: &mut $crate::config::read::Problems,
-            ) -> Option<Self> {
-                let word = String::read(node, problems)?;
-                let known = Self::of_word(&word);
-                if known.is_none() {
-                    problems
-                        .error(Some(node.span()), format!("unknown value `{word}`"))
-                        .nearest(&word, Self::WORDS.iter().copied());
-                }
-                known
-            }
-            fn show(&self) -> String {
-                format!("\"{}\"", self.word())
-            }
-        }
-    };
-}
-pub(crate) use word_value;
 
 #[cfg(test)]
 mod tests {

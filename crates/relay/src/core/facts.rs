@@ -317,11 +317,11 @@ impl SessionFacts {
         let name = effects.sets_ours.as_deref()?;
         let (sqlstate, message) = match name.strip_prefix("pgusher.") {
             Some("environment") => (
-                SqlState::new("55P02"),
+                SqlState::CANT_CHANGE_PARAMETER,
                 format!("parameter \"{name}\" cannot be changed after connection start"),
             ),
             Some("connection" | "user" | "route" | "pin") => {
-                (SqlState::new("55P02"), format!("parameter \"{name}\" cannot be changed"))
+                (SqlState::CANT_CHANGE_PARAMETER, format!("parameter \"{name}\" cannot be changed"))
             }
             _ => {
                 let shown: String = name.chars().take(63).collect();
@@ -448,8 +448,8 @@ pub(super) mod tests {
         assert!(pin.contains(Pin::Listen.word()), "{pin}");
         assert_eq!(facts.show("password", None), None);
         for (text, sqlstate) in [
-            (&b"SET pgusher.environment = 'prod'"[..], SqlState::new("55P02")),
-            (b"RESET pgusher.user", SqlState::new("55P02")),
+            (&b"SET pgusher.environment = 'prod'"[..], SqlState::CANT_CHANGE_PARAMETER),
+            (b"RESET pgusher.user", SqlState::CANT_CHANGE_PARAMETER),
             (b"SET pgusher.other = 1", SqlState::UNDEFINED_OBJECT),
         ] {
             let refusal = facts.refused_setting(&of(facts.effects(text))).expect("it is refused");
