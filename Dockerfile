@@ -27,6 +27,9 @@ FROM debian:bookworm-slim
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /build/target/release/pgusher /usr/local/bin/pgusher
 RUN useradd --uid 6432 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin pgusher
+# What pgusher writes (auth_key_file, grants): a volume here keeps it.
+RUN install --directory --owner=6432 --group=6432 --mode=0700 /var/lib/pgusher
+ENV STATE_DIRECTORY=/var/lib/pgusher
 # By number, so that an orchestrator can see that it is not root.
 USER 6432:6432
 EXPOSE 6432
