@@ -133,7 +133,7 @@ enum Command {
         /// The configuration as it shall be, TOML, or JSON (`.json`).
         file: PathBuf,
         #[command(flatten)]
-        target: apply::Target,
+        target: apply::ApiAddress,
         /// Only print the plan.
         #[arg(long)]
         dry_run: bool,

@@ -52,7 +52,7 @@ pub(crate) fn is_database(name: &str) -> bool {
 
 /// Serves an operator, from the proof of who he is to the last byte. The login has the rest of its time.
 pub(crate) async fn serve(console: Arc<Console>, attempt: LoginAttempt, mut arrival: Box<Arrival>) {
-    attempt.stranger.asks_for_console();
+    attempt.login_permit.asks_for_console();
     let (user, peer) = (arrival.startup.user.clone(), &attempt.peer);
     let logged_in = attempt.in_time(log_in(&console, &attempt, &mut arrival)).await;
     let (name, right, _permit) = match logged_in {

@@ -219,10 +219,10 @@ fn own(config: &Config, report: &mut Report) {
     }
     if let Some(tls) = &*server.tls {
         if let Some(list) = &*tls.client_crl {
-            report.revocations("[server] tls", &config.beside(list));
+            report.revocations("[server.tls]", &config.beside(list));
         }
         if let Ok(chain) = tls::certificates(&config.beside(&tls.certificate)) {
-            report.expiry("[server] tls", &chain);
+            report.expiry("[server.tls]", &chain);
         }
     }
 }

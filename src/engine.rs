@@ -9,7 +9,7 @@ mod backlog;
 mod hearing;
 mod orders;
 mod resting;
-mod settling;
+mod attaching;
 mod steps;
 mod world;
 mod timing;
@@ -126,7 +126,7 @@ pub(crate) struct Engine {
     bytes: (u64, u64),
     ending: Option<Box<Closing>>,
     /// Its sockets are on this thread.
-    settled: bool,
+    attached: bool,
     started: bool,
     /// Its thread has a ring for its sockets, which keeps what they do not take.
     is_on_ring: bool,
@@ -192,7 +192,7 @@ impl Engine {
             farewell: None,
             bytes: (0, 0),
             ending: None,
-            settled: false,
+            attached: false,
             started: false,
             is_on_ring: false,
             client_is_dry: false,
@@ -374,7 +374,7 @@ impl Engine {
             return Ok(false);
         }
         if waited {
-            self.follow(Follow::Say(Event::Settle), cx, out)?;
+            self.follow(Follow::Say(Event::Flushed), cx, out)?;
         }
         if self.client_is_dry || !self.wishes.from_client {
             return Ok(false);
@@ -545,7 +545,7 @@ impl Future for Engine {
         this.orders.activity.is_seen();
         if this.ending.is_none() {
             let driven = SCRATCH.with_borrow_mut(|scratch| {
-                if !this.settled && !this.settle(cx, &mut scratch.out)? {
+                if !this.attached && !this.attach(cx, &mut scratch.out)? {
                     return Ok(());
                 }
                 if !this.started {

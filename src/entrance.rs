@@ -6,9 +6,9 @@ use crate::auth::Authenticator;
 use crate::cancel::Keys;
 use crate::engine::Signals;
 use crate::lifetime::Lifetime;
+use crate::login_permits::LoginPermits;
 use crate::pool::Runtimes;
 use crate::proxy::{Current, Journal, Permits, Proxy, Sessions};
-use crate::strangers::Strangers;
 use relay::Interner;
 
 /// See the module.
@@ -24,7 +24,7 @@ pub(crate) struct Entrance {
     /// How many there may be.
     pub permits: Arc<Permits>,
     /// Those that have not proved yet who they are.
-    pub strangers: Arc<Strangers>,
+    pub login_permits: Arc<LoginPermits>,
     /// Who may log in.
     pub authenticator: Arc<Authenticator>,
     /// Cancel keys.
@@ -46,7 +46,7 @@ impl Entrance {
             journal: proxy.journal.clone(),
             life: proxy.life.clone(),
             permits: proxy.permits.clone(),
-            strangers: proxy.strangers.clone(),
+            login_permits: proxy.login_permits.clone(),
             authenticator: proxy.authenticator.clone(),
             keys: proxy.keys.clone(),
             signals: proxy.signals.clone(),

@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio_rustls::TlsAcceptor;
 
-use crate::strangers::{Stranger, no_place};
+use crate::login_permits::{LoginPermit, no_permit};
 use crate::stream::{Reader, Socket, Stream};
 use crate::tls::{self, ALPN, ServerTls, common_name};
 use policy::config::file::SslMode;
@@ -89,11 +89,11 @@ impl Arrival {
 pub(crate) async fn open(
     socket: Socket,
     tls: Option<&Arc<ServerTls>>,
-    stranger: &Stranger,
+    login_permit: &LoginPermit,
 ) -> Result<Opened, HandshakeError> {
     let mut reader = Reader::new(Stream::Plain(socket));
-    if tls.is_some() && first_byte(&mut reader, stranger).await? == Some(TLS_HANDSHAKE) {
-        reader = accept_tls(reader, tls, stranger).await?;
+    if tls.is_some() && first_byte(&mut reader, login_permit).await? == Some(TLS_HANDSHAKE) {
+        reader = accept_tls(reader, tls, login_permit).await?;
         let Stream::Server(established) = &reader.stream else {
             return Err(HandshakeError::Silent("no TLS"));
         };
@@ -105,7 +105,7 @@ pub(crate) async fn open(
     loop {
         let packet = tokio::select! {
             packet = read_packet(&mut reader) => packet?,
-            () = stranger.must_leave() => return makes_room(reader),
+            () = login_permit.must_leave() => return makes_room(reader),
         };
         let parsed = match startup::parse(&packet) {
             Ok(parsed) => parsed,
@@ -124,7 +124,7 @@ pub(crate) async fn open(
                 }
                 if answer == b"S" {
                     asked_gss = true;
-                    reader = accept_tls(reader, tls, stranger).await?;
+                    reader = accept_tls(reader, tls, login_permit).await?;
                 }
             }
             FirstPacket::GssEnc if !asked_gss => {
@@ -175,14 +175,14 @@ fn arrival(
 
 /// One that is told to leave before it has said anything reads why, should it ever read.
 fn makes_room<T>(reader: Reader) -> Result<T, HandshakeError> {
-    Err(HandshakeError::Refused(Box::new(reader.stream), no_place()))
+    Err(HandshakeError::Refused(Box::new(reader.stream), no_permit()))
 }
 
 /// The first byte, which stays to be read. One that has to make room gets none, and is told when its packet is read.
-async fn first_byte(reader: &mut Reader, stranger: &Stranger) -> Result<Option<u8>, HandshakeError> {
+async fn first_byte(reader: &mut Reader, login_permit: &LoginPermit) -> Result<Option<u8>, HandshakeError> {
     tokio::select! {
         bytes = reader.fill(1) => Ok(bytes?.first().copied()),
-        () = stranger.must_leave() => Ok(None),
+        () = login_permit.must_leave() => Ok(None),
     }
 }
 
@@ -199,7 +199,7 @@ fn is_tcp(stream: &mut Stream) -> bool {
 async fn accept_tls(
     reader: Reader,
     ours: Option<&Arc<ServerTls>>,
-    stranger: &Stranger,
+    login_permit: &LoginPermit,
 ) -> Result<Reader, HandshakeError> {
     let (Some(ours), beginning, Stream::Plain(socket)) = (ours, reader.ahead().to_vec(), reader.stream)
     else {
@@ -208,7 +208,7 @@ async fn accept_tls(
     let acceptor = TlsAcceptor::from(ours.config.clone());
     let accepted = tokio::select! {
         accepted = acceptor.accept_with(socket, |session| feed(session, &beginning)) => accepted,
-        () = stranger.must_leave() => return Err(HandshakeError::Silent("made room during TLS")),
+        () = login_permit.must_leave() => return Err(HandshakeError::Silent("made room during TLS")),
     };
     let stream = accepted.map_err(|error| match tls::reason(&error) {
         Some(reason) => HandshakeError::Tls(reason),

@@ -225,7 +225,7 @@ pub(crate) async fn run(service: Service, listener: TcpListener, closing: Cancel
     }
 }
 
-/// TLS or not, as `[server] tls` says now.
+/// TLS or not, as `[server.tls]` says now.
 async fn serve_client(service: Service, socket: TcpStream, peer: Peer) -> io::Result<()> {
     let Service { current, router, security } = service;
     let generation = current.generation();
@@ -241,7 +241,7 @@ async fn serve_client(service: Service, socket: TcpStream, peer: Peer) -> io::Re
     }
     match tls.mode {
         SslMode::Allow | SslMode::Prefer => serve_requests(socket, peer, router).await,
-        _ => Err(io::Error::other("without TLS, which [server] tls requires")),
+        _ => Err(io::Error::other("without TLS, which [server.tls] requires")),
     }
 }
 

@@ -12,7 +12,7 @@ mod ring;
 mod stream;
 pub mod tls;
 // ── the path of a client ──
-mod strangers;
+mod login_permits;
 mod handshake;
 mod auth;
 mod audit;

@@ -14,9 +14,9 @@ use tracing::{info, warn};
 use crate::audit::Refused;
 use crate::console::Console;
 use crate::entrance::Entrance;
+use crate::login_permits::{LoginLimits, no_permit};
 use crate::proxy::Journal;
 use crate::session;
-use crate::strangers::{Places, no_place};
 use crate::stream::{self, Block, ReusePort, Socket};
 use policy::config::{ListenAddress, Server};
 use wire::{Severity, startup::MAX_STARTUP_LENGTH};
@@ -201,7 +201,7 @@ pub(crate) async fn run(door: Door, listener: Listener, opened_by: OpenedBy) {
                 // ECONNABORTED is about one client that has left; the others are about us.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     warn!(%error, "cannot accept clients for a moment");
-                    door.entrance.strangers.make_room();
+                    door.entrance.login_permits.make_room();
                     tokio::time::sleep(REST).await;
                 }
             }
@@ -263,11 +263,11 @@ async fn accept(listener: &Listener) -> io::Result<(Socket, String)> {
 fn start(door: &Door, socket: Socket, peer: String) {
     let Door { entrance, console } = door;
     let server = &entrance.current.generation().config.server;
-    let places = Places {
+    let limits = LoginLimits {
         all: *server.max_client_conn as usize + BEYOND,
         reserved: *server.reserved_connections as usize,
     };
-    let Some(stranger) = entrance.strangers.enter(Block::of_peer(&peer), places) else {
+    let Some(login_permit) = entrance.login_permits.enter(Block::of_peer(&peer), limits) else {
         return turn_away(&entrance.journal, socket, &peer);
     };
     let (entrance, console) = (entrance.clone(), console.clone());
@@ -275,13 +275,13 @@ fn start(door: &Door, socket: Socket, peer: String) {
     let arriving = entrance.life.at_the_door();
     tasks.spawn(async move {
         let _arriving = arriving;
-        session::serve(entrance, console, socket, peer, stranger).await;
+        session::serve(entrance, console, socket, peer, login_permit).await;
     });
 }
 
 /// There is no place for it: it is told so at once, as far as the system takes that without waiting.
 fn turn_away(journal: &Journal, socket: Socket, peer: &str) {
-    let refusal = no_place();
+    let refusal = no_permit();
     journal.refused(Refused { what: "login refused", refusal: &refusal, user: "-", database: "-", peer });
     let mut answer = Vec::new();
     wire::error_response(&mut answer, Severity::Fatal, &refusal);

@@ -1,5 +1,5 @@
 //! Clients that have not proved yet who they are: how many there may be, and who of them makes room for others, so that the
-//! silent ones of one place never keep anybody else out.
+//! silent ones of one address never keep anybody else out.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,21 +16,21 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How many who were told to leave may still be on their way out.
 const MAX_LEAVING: usize = 1000;
 
-/// How many places there are.
+/// How many clients may be logging in.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Places {
+pub(crate) struct LoginLimits {
     /// For everybody.
     pub all: usize,
     /// Beyond those: for unix sockets, and for sessions of the console.
     pub reserved: usize,
 }
 
-/// One that is still a stranger.
+/// One that has not logged in yet.
 #[derive(Debug)]
 struct Entry {
     since: Instant,
     leave: CancellationToken,
-    /// It has asked for the console, and one of the reserved places is its own.
+    /// It has asked for the console, and one of the reserved permits is its own.
     is_kept: bool,
 }
 
@@ -39,7 +39,7 @@ struct State {
     next: u64,
     /// By where they come from; the oldest has the lowest number.
     blocks: HashMap<Block, BTreeMap<u64, Entry>>,
-    strangers: usize,
+    unknown: usize,
     /// How many of them are kept.
     kept: usize,
     /// Clients that have proved who they are and are on their way to a session.
@@ -50,49 +50,49 @@ struct State {
 
 /// All that there are now.
 #[derive(Debug, Default)]
-pub(crate) struct Strangers(Mutex<State>);
+pub(crate) struct LoginPermits(Mutex<State>);
 
 /// What one of them has become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Stranger,
+enum Progress {
+    Unknown,
     Known,
     Operator,
 }
 
-/// A place for one of them, given back when this is dropped.
+/// The permit of one of them, given back when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Stranger {
-    all: Arc<Strangers>,
+pub(crate) struct LoginPermit {
+    all: Arc<LoginPermits>,
     block: Block,
     number: u64,
-    places: Places,
+    limits: LoginLimits,
     leave: CancellationToken,
-    standing: Mutex<Standing>,
+    progress: Mutex<Progress>,
 }
 
-/// What those are told for whom there is no place.
-pub(crate) fn no_place() -> Refusal {
+/// What those are told for whom there is no permit.
+pub(crate) fn no_permit() -> Refusal {
     Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
         .detail("Too many clients are logging in, most of them from one place.")
 }
 
-impl Strangers {
-    /// A place for somebody who has just come; `None` if there is none, and nobody who has to make room.
-    pub(crate) fn enter(self: &Arc<Self>, block: Block, places: Places) -> Option<Stranger> {
+impl LoginPermits {
+    /// A permit for somebody who has just come; `None` if there is none, and nobody who has to make room.
+    pub(crate) fn enter(self: &Arc<Self>, block: Block, limits: LoginLimits) -> Option<LoginPermit> {
         let mut state = self.0.lock();
-        let limit = if block == Block::UNIX { places.all + places.reserved } else { places.all };
-        if state.taken(places) >= limit && !state.make_room(Some(block)) {
+        let limit = if block == Block::UNIX { limits.all + limits.reserved } else { limits.all };
+        if state.taken(limits) >= limit && !state.make_room(Some(block)) {
             return None;
         }
         let number = state.next;
         state.next += 1;
-        state.strangers += 1;
+        state.unknown += 1;
         let leave = CancellationToken::new();
         let entry = Entry { since: Instant::now(), leave: leave.clone(), is_kept: false };
         state.blocks.entry(block).or_default().insert(number, entry);
-        let standing = Mutex::new(Standing::Stranger);
-        Some(Stranger { all: self.clone(), block, number, places, leave, standing })
+        let progress = Mutex::new(Progress::Unknown);
+        Some(LoginPermit { all: self.clone(), block, number, limits, leave, progress })
     }
 
     /// The system has no more descriptors: whoever has been silent for long makes room.
@@ -103,13 +103,13 @@ impl Strangers {
     /// How many there are now.
     #[cfg(test)]
     pub(crate) fn count(&self) -> usize {
-        self.0.lock().strangers
+        self.0.lock().unknown
     }
 }
 
 impl State {
-    fn taken(&self, places: Places) -> usize {
-        self.strangers + self.known + self.operators.saturating_sub(places.reserved)
+    fn taken(&self, limits: LoginLimits) -> usize {
+        self.unknown + self.known + self.operators.saturating_sub(limits.reserved)
     }
 
     /// The oldest of the block that has most is told to leave: at once for somebody of a block that has fewer, else when it
@@ -143,22 +143,22 @@ impl State {
         if entries.is_empty() {
             self.blocks.remove(&block);
         }
-        self.strangers -= 1;
+        self.unknown -= 1;
         self.kept -= usize::from(entry.is_kept);
         Some(entry)
     }
 }
 
-impl Stranger {
+impl LoginPermit {
     /// It has to make room for others.
     pub(crate) async fn must_leave(&self) {
         self.leave.cancelled().await;
     }
 
-    /// It asks for the console: one of the reserved places is its own, if one is free.
+    /// It asks for the console: one of the reserved permits is its own, if one is free.
     pub(crate) fn asks_for_console(&self) {
         let mut state = self.all.0.lock();
-        if state.kept >= self.places.reserved {
+        if state.kept >= self.limits.reserved {
             return;
         }
         let entries = state.blocks.get_mut(&self.block);
@@ -174,7 +174,7 @@ impl Stranger {
     /// # Errors
     /// It was told to leave just before.
     pub(crate) fn is_known(&self) -> Result<(), Refusal> {
-        self.becomes(Standing::Known)
+        self.becomes(Progress::Known)
     }
 
     /// The same, on the console.
@@ -182,29 +182,29 @@ impl Stranger {
     /// # Errors
     /// It was told to leave just before.
     pub(crate) fn is_operator(&self) -> Result<(), Refusal> {
-        self.becomes(Standing::Operator)
+        self.becomes(Progress::Operator)
     }
 
-    fn becomes(&self, what: Standing) -> Result<(), Refusal> {
+    fn becomes(&self, what: Progress) -> Result<(), Refusal> {
         let mut state = self.all.0.lock();
-        state.take(self.block, self.number).ok_or_else(no_place)?;
+        state.take(self.block, self.number).ok_or_else(no_permit)?;
         match what {
-            Standing::Operator => state.operators += 1,
+            Progress::Operator => state.operators += 1,
             _ => state.known += 1,
         }
-        *self.standing.lock() = what;
+        *self.progress.lock() = what;
         Ok(())
     }
 }
 
-impl Drop for Stranger {
+impl Drop for LoginPermit {
     fn drop(&mut self) {
         let mut state = self.all.0.lock();
-        match *self.standing.lock() {
-            Standing::Operator => state.operators -= 1,
-            Standing::Known => state.known -= 1,
-            Standing::Stranger if state.take(self.block, self.number).is_none() => state.leaving -= 1,
-            Standing::Stranger => {}
+        match *self.progress.lock() {
+            Progress::Operator => state.operators -= 1,
+            Progress::Known => state.known -= 1,
+            Progress::Unknown if state.take(self.block, self.number).is_none() => state.leaving -= 1,
+            Progress::Unknown => {}
         }
     }
 }
@@ -213,13 +213,13 @@ impl Drop for Stranger {
 mod tests {
     use super::*;
 
-    const PLACES: Places = Places { all: 10, reserved: 2 };
+    const PLACES: LoginLimits = LoginLimits { all: 10, reserved: 2 };
 
     fn block(n: u32) -> Block {
         Block::of_address(std::net::Ipv4Addr::from(n).into())
     }
 
-    fn fill(all: &Arc<Strangers>, block: Block, count: usize) -> Vec<Stranger> {
+    fn fill(all: &Arc<LoginPermits>, block: Block, count: usize) -> Vec<LoginPermit> {
         (0..count).map(|_| all.enter(block, PLACES).unwrap()).collect()
     }
 
@@ -230,7 +230,7 @@ mod tests {
         let few = fill(&all, block(2), 3);
         assert!(all.enter(block(1), PLACES).is_none(), "none of its own has had its time");
         let third = all.enter(block(3), PLACES).unwrap();
-        let left = |of: &[Stranger]| of.iter().map(|s| s.leave.is_cancelled()).collect::<Vec<_>>();
+        let left = |of: &[LoginPermit]| of.iter().map(|s| s.leave.is_cancelled()).collect::<Vec<_>>();
         assert_eq!(left(&many), [true, false, false, false, false, false, false]);
         assert!(many[0].is_known().is_err() && many[1].is_known().is_ok());
         // There are 11 then, of whom one is on its way out.
@@ -240,12 +240,12 @@ mod tests {
         assert!(!left(&few).contains(&true));
         drop(few);
         let state = all.0.lock();
-        assert_eq!((state.strangers, state.known, state.leaving, state.blocks.len()), (0, 0, 0, 0));
+        assert_eq!((state.unknown, state.known, state.leaving, state.blocks.len()), (0, 0, 0, 0));
     }
 
     #[test]
     fn known_clients_keep_their_places_and_operators_have_some_of_their_own() {
-        let all: Arc<Strangers> = Arc::default();
+        let all: Arc<LoginPermits> = Arc::default();
         let known = fill(&all, block(1), 10);
         known.iter().for_each(|one| one.is_known().unwrap());
         assert!(all.enter(block(2), PLACES).is_none(), "nobody who could make room");
@@ -255,12 +255,12 @@ mod tests {
         drop(known);
         let full = fill(&all, block(1), 10);
         // Whoever has asked for the console is not the one who makes room, as long as a reserved place is free.
-        full[..3].iter().for_each(Stranger::asks_for_console);
+        full[..3].iter().for_each(LoginPermit::asks_for_console);
         let others: Vec<_> = (2..5).map(|n| all.enter(block(n), PLACES).unwrap()).collect();
         let left: Vec<_> = full.iter().map(|one| one.leave.is_cancelled()).collect();
         assert_eq!(left, [false, false, true, true, true, false, false, false, false, false]);
         drop((unix, full, others));
         let state = all.0.lock();
-        assert_eq!((state.strangers, state.kept, state.operators, state.leaving), (0, 0, 0, 0));
+        assert_eq!((state.unknown, state.kept, state.operators, state.leaving), (0, 0, 0, 0));
     }
 }

@@ -9,6 +9,7 @@ mod connections;
 mod document;
 mod edit;
 mod environments;
+mod grants;
 mod json;
 mod judge;
 mod operate;
@@ -99,7 +100,7 @@ fn connection_of(config: &Config, id: Uuid) -> Result<&Arc<Connection>, Problem>
 
 /// What every write may be asked with.
 #[derive(Debug, Clone)]
-struct Asked {
+struct WriteRequest {
     by: Caller,
     /// Whether it has `?dry_run=true`.
     intent: Intent,
@@ -153,7 +154,7 @@ fn yes_or_no(pairs: &[(String, String)], name: &str) -> Result<bool, Problem> {
     }
 }
 
-impl FromRequestParts<Arc<Api>> for Asked {
+impl FromRequestParts<Arc<Api>> for WriteRequest {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
         let pairs = query(parts, &["dry_run", "drain", "allow_production"])?;
@@ -170,7 +171,7 @@ impl FromRequestParts<Arc<Api>> for Asked {
     }
 }
 
-impl Asked {
+impl WriteRequest {
     /// The status of a creation: of one that was only asked about, nothing was created.
     fn created(&self) -> StatusCode {
         if self.intent.is_dry() { StatusCode::OK } else { StatusCode::CREATED }
@@ -216,7 +217,7 @@ impl Api {
     /// Why not; then nothing has changed.
     async fn write<T: Send + 'static>(
         self: &Arc<Self>,
-        asked: &Asked,
+        asked: &WriteRequest,
         edit: impl FnOnce(&Self, &mut Change<'_>) -> Result<T, Problem> + Send + 'static,
     ) -> Result<(Written, T), Problem> {
         let turn = turn(&self.writes).await?;
@@ -306,8 +307,8 @@ calls! {
     "/api/v1/generations/{number}/rollback" => post operate::roll_back;
     "/api/v1/sessions" => get sessions::sessions;
     "/api/v1/sessions/{id}" => delete sessions::end_session;
-    "/api/v1/grants" => get operate::grants, post operate::grant;
-    "/api/v1/grants/{id}" => delete operate::revoke;
+    "/api/v1/grants" => get grants::grants, post grants::grant;
+    "/api/v1/grants/{id}" => delete grants::revoke;
     "/api/v1/audit" => get operate::search_audit;
     "/api/v1/overview" => get overview::overview;
 }

@@ -4,7 +4,7 @@ mod catalog;
 mod host;
 mod isolation;
 mod lease;
-mod listener;
+mod notifications;
 mod operate;
 mod queue;
 mod waiter;
@@ -33,8 +33,8 @@ use isolation::Resettable;
 pub(crate) use isolation::prove as prove_resettable;
 use lease::Usage;
 pub(crate) use lease::{Lease, Pooled};
-use listener::Line;
-pub(crate) use listener::Subscription;
+use notifications::Line;
+pub(crate) use notifications::Subscription;
 pub(crate) use operate::Admission;
 use policy::config::Connection;
 use policy::config::file::Isolation;
@@ -331,7 +331,7 @@ impl Pool {
         let (commands, receiver) = mpsc::unbounded_channel();
         let pool = self.clone();
         let listen = async move {
-            listener::run(dialer, receiver, || pool.share.is_starving()).await;
+            notifications::run(dialer, receiver, || pool.share.is_starving()).await;
             drop(permit);
         };
         self.runtimes.tasks.spawn_on(listen, &self.runtimes.control);

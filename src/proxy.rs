@@ -21,7 +21,7 @@ pub(crate) use configuration::{Configuration, Known, LoadError};
 pub(crate) use current::Current;
 pub(crate) use generation::{Asked, Generation, LiveSession, SessionTarget};
 pub(crate) use journal::Journal;
-pub(crate) use permits::{ConnectionPermit, Permits};
+pub(crate) use permits::{ClientPermit, Permits};
 pub(crate) use sessions::Sessions;
 pub(crate) use snapshot::Snapshot;
 pub(crate) use standing::Standing;
@@ -36,9 +36,9 @@ use crate::cancel::Keys;
 use crate::engine::{Signals, Timeouts};
 use crate::grants::Grants;
 use crate::lifetime::Lifetime;
+use crate::login_permits::LoginPermits;
 use crate::pool::Runtimes;
 use crate::prepare::Prepared;
-use crate::strangers::Strangers;
 use configuration::Around;
 use generation::build;
 use hosts::Hosts;
@@ -67,7 +67,7 @@ pub(crate) struct Proxy {
     /// How many clients there are, of whom and where.
     pub permits: Arc<Permits>,
     /// Clients that have not proved yet who they are.
-    pub strangers: Arc<Strangers>,
+    pub login_permits: Arc<LoginPermits>,
     /// Who may log in.
     pub authenticator: Arc<Authenticator>,
     /// Cancel keys.
@@ -123,7 +123,7 @@ impl Proxy {
             journal,
             life,
             permits: Arc::default(),
-            strangers: Arc::default(),
+            login_permits: Arc::default(),
             authenticator,
             keys,
             signals,

@@ -20,10 +20,10 @@ use crate::cancel::{Slot, ToldPid};
 use crate::console::{self, Console};
 use crate::entrance::Entrance;
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
+use crate::login_permits::LoginPermit;
 use crate::pool::{Lease, Pool, Welcome, waited_too_long};
-use crate::proxy::{Asked, ConnectionPermit, Current, Generation, LiveSession, LoginAttempt, SessionTarget};
+use crate::proxy::{Asked, ClientPermit, Current, Generation, LiveSession, LoginAttempt, SessionTarget};
 use crate::stats::Counter;
-use crate::strangers::Stranger;
 use crate::stream::{Socket, Stream};
 use policy::config::Config;
 use policy::config::file::{AuditFailure, PoolMode};
@@ -43,32 +43,32 @@ pub(crate) async fn serve(
     console: Arc<Console>,
     socket: Socket,
     peer: String,
-    stranger: Stranger,
+    login_permit: LoginPermit,
 ) {
     let accepted = Instant::now();
     let generation = entrance.current.generation();
     let limit = *generation.config.server.client_login_timeout;
     let deadline = tokio::time::Instant::from_std(accepted + limit);
-    let attempt = LoginAttempt { accepted_by: generation, deadline, peer, stranger };
-    let LoginAttempt { accepted_by, peer, stranger, .. } = &attempt;
-    let opened = match timeout_at(deadline, handshake::open(socket, accepted_by.tls.as_ref(), stranger)).await
-    {
-        Ok(Ok(opened)) => opened,
-        Ok(Err(HandshakeError::Refused(stream, refusal))) => {
-            entrance.journal.refused(refused(&refusal, "-", "-", peer));
-            return refuse(*stream, &[], &refusal).await;
-        }
-        Ok(Err(HandshakeError::Tls(cause))) => {
-            let refusal = Refusal::protocol(format!("TLS handshake failed: {cause}"));
-            return entrance.journal.refused(refused(&refusal, "-", "-", peer));
-        }
-        Ok(Err(error)) => return debug!(peer, %error, "no login"),
-        Err(_) => return debug!(peer, "client_login_timeout before a login"),
-    };
+    let attempt = LoginAttempt { accepted_by: generation, deadline, peer, login_permit };
+    let LoginAttempt { accepted_by, peer, login_permit, .. } = &attempt;
+    let opened =
+        match timeout_at(deadline, handshake::open(socket, accepted_by.tls.as_ref(), login_permit)).await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(HandshakeError::Refused(stream, refusal))) => {
+                entrance.journal.refused(refused(&refusal, "-", "-", peer));
+                return refuse(*stream, &[], &refusal).await;
+            }
+            Ok(Err(HandshakeError::Tls(cause))) => {
+                let refusal = Refusal::protocol(format!("TLS handshake failed: {cause}"));
+                return entrance.journal.refused(refused(&refusal, "-", "-", peer));
+            }
+            Ok(Err(error)) => return debug!(peer, %error, "no login"),
+            Err(_) => return debug!(peer, "client_login_timeout before a login"),
+        };
     let mut arrival = match opened {
         Opened::Login(arrival) => arrival,
         Opened::Cancel(key, mut stream) => {
-            if stranger.is_known().is_err() {
+            if login_permit.is_known().is_err() {
                 return;
             }
             entrance.journal.counters.cancels.fetch_add(1, Ordering::Relaxed);
@@ -101,7 +101,7 @@ struct LoggedIn {
     live: Arc<LiveSession>,
     conductor: Conductor,
     lease: Option<Lease>,
-    permit: ConnectionPermit,
+    permit: ClientPermit,
 }
 
 /// A login whose user has proved who he is.
@@ -118,8 +118,8 @@ struct Login<'a> {
 
 /// What a generation decides of a login.
 struct Decided {
-    place: Arc<SessionTarget>,
-    permit: ConnectionPermit,
+    target: Arc<SessionTarget>,
+    permit: ClientPermit,
     pool: Arc<Pool>,
     mode: PoolMode,
 }
@@ -133,14 +133,14 @@ async fn log_in(
     attempt: &LoginAttempt,
     arrival: &mut Arrival,
 ) -> Result<LoggedIn, Refusal> {
-    let LoginAttempt { accepted_by, peer, stranger, .. } = attempt;
+    let LoginAttempt { accepted_by, peer, login_permit, .. } = attempt;
     negotiate_version(arrival);
     let proved = entrance.current.generation();
     may_stay(&accepted_by.config, &proved.config)?;
     // TLS was made with what was in force when the socket was accepted.
     let terms = Terms { tls: accepted_by.tls.as_deref(), ..proved.terms() };
     let identity = entrance.authenticator.authenticate(arrival, terms, peer).await?;
-    stranger.is_known()?;
+    login_permit.is_known()?;
     if arrival.startup.replication {
         return Err(Refusal::new(
             Fault::Client,
@@ -156,15 +156,15 @@ async fn log_in(
         identity.is_still(&proved.config, &generation.config)?;
         let decided = decide(entrance, &generation, identity, arrival)?;
         let _arriving = entrance.sessions.arrives(login.id, generation.number);
-        let in_place = |refusal: Refusal| {
-            let route = &decided.place.route;
+        let in_environment = |refusal: Refusal| {
+            let route = &decided.target.route;
             refusal.in_environment(route.environment().as_str(), route.connection().as_str())
         };
         let welcome =
             welcome(&decided.pool, decided.mode, &arrival.startup.settings, identity.user(), &generation);
         let welcomed = tokio::select! {
             biased;
-            welcomed = welcome => Some(welcomed.map_err(in_place)?),
+            welcomed = welcome => Some(welcomed.map_err(in_environment)?),
             () = another(&entrance.current, &mut changes, &decided, identity, proved) => None,
         };
         let Some((welcome, lease)) = welcomed else { continue };
@@ -195,22 +195,22 @@ fn decide(
         environment: startup.environment.as_deref().map(Into::into),
     };
     let looked_up = Instant::now();
-    let place = generation.place(identity, asked)?;
+    let target = generation.target_for(identity, asked)?;
     entrance.journal.counters.lookups.observe(looked_up.elapsed());
-    let route = &place.route;
-    let in_place =
+    let route = &target.route;
+    let in_environment =
         |refusal: Refusal| refusal.in_environment(route.environment().as_str(), route.connection().as_str());
-    let permit = entrance.permits.for_login(generation, identity, route).map_err(in_place)?;
+    let permit = entrance.permits.for_login(generation, identity, route).map_err(in_environment)?;
     let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a connection without a pool");
     let pool = generation.pools.get(route.connection()).ok_or_else(missing)?.clone();
     let connection = pool.connection();
     if pool.is_disabled() {
         let message = format!("database \"{}\" is disabled", connection.name);
-        return Err(in_place(Refusal::new(Fault::Operator, SqlState::CANNOT_CONNECT_NOW, message)));
+        return Err(in_environment(Refusal::new(Fault::Operator, SqlState::CANNOT_CONNECT_NOW, message)));
     }
     let user = generation.config.users.get(identity.user());
     let mode = user.and_then(|user| user.pool_mode).unwrap_or(connection.pool_mode);
-    Ok(Decided { place, permit, pool, mode })
+    Ok(Decided { target, permit, pool, mode })
 }
 
 /// Waits until something is in force by which this login would go elsewhere, or nowhere.
@@ -223,11 +223,11 @@ async fn another(
 ) {
     while changes.changed().await.is_ok() {
         let now = current.generation();
-        let leads_here = |place: Arc<SessionTarget>| {
-            now.pools.get(place.route.connection()).is_some_and(|pool| Arc::ptr_eq(pool, &decided.pool))
+        let leads_here = |target: Arc<SessionTarget>| {
+            now.pools.get(target.route.connection()).is_some_and(|pool| Arc::ptr_eq(pool, &decided.pool))
         };
         let same = identity.is_still(&proved.config, &now.config).is_ok()
-            && now.place(identity, decided.place.asked.clone()).is_ok_and(leads_here);
+            && now.target_for(identity, decided.target.asked.clone()).is_ok_and(leads_here);
         if !same {
             return;
         }
@@ -245,14 +245,14 @@ impl Login<'_> {
     ) -> Result<Option<LoggedIn>, Refusal> {
         let Self { entrance, arrival, peer, id, identity, proved } = self;
         let (entrance, id) = (*entrance, *id);
-        let Decided { place, permit, pool, mode } = decided;
+        let Decided { target, permit, pool, mode } = decided;
         let (config, startup) = (&generation.config, &arrival.startup);
         let slot = Arc::new(Slot::default());
         let pid = lease.as_ref().map(|lease| lease.target.pid());
         let suffix = config
             .server
             .application_name_add_user
-            .then(|| format!(" [{}@{}]", identity.user(), place.route.environment()).into());
+            .then(|| format!(" [{}@{}]", identity.user(), target.route.environment()).into());
         let settings = SessionSettings::new(
             welcome.reported,
             welcome.extra,
@@ -262,7 +262,7 @@ impl Login<'_> {
         let live = Arc::new(LiveSession {
             id,
             identity: identity.clone(),
-            place: place.clone(),
+            target: target.clone(),
             orders: Arc::default(),
             slot: slot.clone(),
             pid: ToldPid::default(),
@@ -286,12 +286,12 @@ impl Login<'_> {
         entering.audited = true;
         if let Err(refusal) = audit_login(&entrance.journal.audit, config, &live).await {
             entering.audited = false;
-            let route = &live.place.route;
+            let route = &live.target.route;
             return Err(refusal.in_environment(route.environment().as_str(), route.connection().as_str()));
         }
-        let notice = config.server.login_notice.then(|| place.route.to_string());
+        let notice = config.server.login_notice.then(|| target.route.to_string());
         let greeting =
-            greeting((settings.reported(), &welcome.notices), &place.facts, &key, notice.as_deref());
+            greeting((settings.reported(), &welcome.notices), &target.facts, &key, notice.as_deref());
         arrival.pending.extend_from_slice(&greeting);
         if let Err(error) = arrival.flush_pending().await {
             let left = Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left");
@@ -301,7 +301,8 @@ impl Login<'_> {
         drop(entering);
         let interner = entrance.interner.clone();
         let own = Own { id, pid: (mode == PoolMode::Transaction).then_some(key.pid) };
-        let conductor = Conductor::new(Session { own, mode, interner, facts: place.facts.clone(), settings });
+        let conductor =
+            Conductor::new(Session { own, mode, interner, facts: target.facts.clone(), settings });
         Ok(Some(LoggedIn { live, conductor, lease, permit }))
     }
 }
@@ -406,8 +407,8 @@ async fn audit_login(audit: &Audit, config: &Config, live: &LiveSession) -> Resu
         event.maybe("tls", live.tls.as_ref().map(|tls| tls.word()))
     };
     let route = || {
-        let event = live.event("route", audit).maybe("requested", live.place.asked.environment.as_deref());
-        event.texts("reasons", live.place.route.reasons())
+        let event = live.event("route", audit).maybe("requested", live.target.asked.environment.as_deref());
+        event.texts("reasons", live.target.route.reasons())
     };
     audit.record(login);
     if *config.server.audit_failure == AuditFailure::Continue {

@@ -90,7 +90,7 @@ pub fn expiry(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
-/// Loads what `[server] tls` names, relative to `folder`.
+/// Loads what `[server.tls]` names, relative to `folder`.
 ///
 /// # Errors
 /// Which file, and why.

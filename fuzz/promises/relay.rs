@@ -89,7 +89,7 @@ impl Engine {
                 let tail = std::mem::take(&mut self.from_upstream);
                 self.say(Event::FromUpstream(&tail));
             }
-            Step::Settle | Step::Outdate(_) | Step::Free(_) | Step::Pin(None) => self.say(Event::Settle),
+            Step::Flush | Step::Outdate(_) | Step::Free(_) | Step::Pin(None) => self.say(Event::Flushed),
             Step::Release => {
                 assert!(self.lease.take().is_some(), "nothing was lent");
                 self.from_upstream.clear();

@@ -8,7 +8,7 @@ use tokio::net::UnixStream;
 
 use super::*;
 use crate::handshake::{self, Opened};
-use crate::strangers::{Places, Strangers};
+use crate::login_permits::{LoginLimits, LoginPermits};
 use crate::stream::Socket;
 
 const CONFIG: &str = "
@@ -109,8 +109,10 @@ async fn login(user: &str, behaves: impl AsyncFnOnce(&mut Client)) -> Result<Ide
     }
     let length = u32::try_from(packet.len() + 4).unwrap().to_be_bytes();
     client.0.write_all(&[&length[..], &packet].concat()).await.unwrap();
-    let stranger = Arc::new(Strangers::default()).enter(Block::UNIX, Places { all: 1, reserved: 0 }).unwrap();
-    let Ok(Opened::Login(mut arrival)) = handshake::open(Socket::Unix(near), None, &stranger).await else {
+    let login_permit =
+        Arc::new(LoginPermits::default()).enter(Block::UNIX, LoginLimits { all: 1, reserved: 0 }).unwrap();
+    let Ok(Opened::Login(mut arrival)) = handshake::open(Socket::Unix(near), None, &login_permit).await
+    else {
         panic!("no login");
     };
     let terms = Terms { config: &config, logins: &logins, tls: None };

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The management API of a running pgusher.
 #[derive(Debug, Args)]
-pub(super) struct Target {
+pub(super) struct ApiAddress {
     /// Where it is.
     #[arg(long, env = "PGUSHER_URL", default_value = "http://127.0.0.1:6433")]
     url: String,
@@ -64,7 +64,7 @@ pub(super) struct How {
 }
 
 /// Makes a running pgusher's configuration say what a file says.
-pub(super) fn apply(target: &Target, file: &Path, how: How) -> ExitCode {
+pub(super) fn apply(target: &ApiAddress, file: &Path, how: How) -> ExitCode {
     match Call::of(target, file).and_then(|call| call.make_so(how)) {
         Ok(code) => code,
         Err(why) => {
@@ -83,7 +83,7 @@ struct Call {
 }
 
 impl Call {
-    fn of(target: &Target, file: &Path) -> Result<Self, String> {
+    fn of(target: &ApiAddress, file: &Path) -> Result<Self, String> {
         let read = |path: &Path| {
             std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
         };

@@ -16,7 +16,7 @@ pub(super) enum Command {
     /// Look at every line: a changed byte, or a line that is missing, is found and its place told. Exit status 1 then.
     Verify {
         #[command(flatten)]
-        place: Place,
+        place: AuditFile,
         /// The last line must be this one: its SHA-256, as an earlier `verify` or SHOW AUDIT told it, or one behind it.
         #[arg(long, value_name = "SHA256")]
         head: Option<String>,
@@ -24,7 +24,7 @@ pub(super) enum Command {
     /// Print who was in an environment, by user.
     Who {
         #[command(flatten)]
-        place: Place,
+        place: AuditFile,
         /// The environment.
         #[arg(long)]
         environment: String,
@@ -41,7 +41,7 @@ pub(super) enum Command {
 
 /// Where the audit is.
 #[derive(Debug, Args)]
-pub(super) struct Place {
+pub(super) struct AuditFile {
     /// The audit's file. By default, the `audit_file` of the configuration.
     #[arg(long)]
     file: Option<PathBuf>,
@@ -50,7 +50,7 @@ pub(super) struct Place {
     config: PathBuf,
 }
 
-impl Place {
+impl AuditFile {
     fn find(&self) -> Result<PathBuf, String> {
         if let Some(file) = &self.file {
             return Ok(file.clone());

@@ -272,7 +272,7 @@ struct Signals {
     interrupt: Signal,
     quit: Signal,
     pause: Signal,
-    hand_over: Signal,
+    give_way: Signal,
 }
 
 impl Signals {
@@ -283,7 +283,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
             pause: signal(SignalKind::user_defined1())?,
-            hand_over: signal(SignalKind::user_defined2())?,
+            give_way: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -300,7 +300,7 @@ impl Signals {
                     "SIGUSR1 does nothing here: PAUSE and RESUME are commands of the console, and the log needs no signal to \
                      be rotated"
                 ),
-                _ = self.hand_over.recv() => hand_over(&proxy.life, successor),
+                _ = self.give_way.recv() => make_way(&proxy.life, successor),
                 _ = self.hangup.recv(), if reload.is_none() => {
                     service::reloading();
                     let configuration = proxy.configuration.clone();
@@ -337,7 +337,7 @@ async fn ended(begun: &mut Option<Task<()>>) {
 }
 
 /// `SIGUSR2` to a process that has no successor would only shut everybody out, and there is no way back: refused.
-fn hand_over(life: &Lifetime, successor: Successor) {
+fn make_way(life: &Lifetime, successor: Successor) {
     match successor {
         Successor::Possible => life.ask_to_end(Shutdown::WaitForClients),
         Successor::Impossible => warn!(

@@ -3,7 +3,7 @@
 use super::Console;
 use crate::auth::{Terms, may_stay};
 use crate::handshake::Arrival;
-use crate::proxy::{ConnectionPermit, Generation, LoginAttempt};
+use crate::proxy::{ClientPermit, Generation, LoginAttempt};
 use policy::config::file::Console as Right;
 use policy::names::UserName;
 use wire::error::{Fault, Refusal, SqlState};
@@ -16,8 +16,8 @@ pub(super) async fn log_in(
     console: &Console,
     attempt: &LoginAttempt,
     arrival: &mut Arrival,
-) -> Result<(UserName, Right, ConnectionPermit), Refusal> {
-    let LoginAttempt { accepted_by, peer, stranger, .. } = attempt;
+) -> Result<(UserName, Right, ClientPermit), Refusal> {
+    let LoginAttempt { accepted_by, peer, login_permit, .. } = attempt;
     let proved = console.current.generation();
     may_stay(&accepted_by.config, &proved.config)?;
     // TLS was made with what was in force when the socket was accepted.
@@ -35,8 +35,8 @@ pub(super) async fn log_in(
     let permit = console.permits.for_console(&now, &name, right)?;
     // `reserved_connections` are for users with `console = "admin"`.
     match right {
-        Right::Admin => stranger.is_operator()?,
-        Right::Stats => stranger.is_known()?,
+        Right::Admin => login_permit.is_operator()?,
+        Right::Stats => login_permit.is_known()?,
     }
     let out = &mut arrival.pending;
     wire::message(out, b'R', |out| out.extend([0; 4]));

@@ -8,13 +8,13 @@ use relay::conductor::Event;
 
 impl Engine {
     /// Has its sockets on this thread; false while they are on their way from another.
-    pub(super) fn settle(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
+    pub(super) fn attach(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
         self.orders.is_woken_by(cx.waker());
         match self.client.poll_register(cx) {
             Poll::Pending => return Ok(false),
             Poll::Ready(Ok(_)) => self.is_on_ring = self.client.is_on_ring(),
             Poll::Ready(Err(_)) => {
-                self.settled = true;
+                self.attached = true;
                 return self.client_ended(cx, out);
             }
         }
@@ -24,9 +24,9 @@ impl Engine {
         };
         match upstream {
             Poll::Pending => return Ok(false),
-            Poll::Ready(Ok(true)) => self.settled = true,
+            Poll::Ready(Ok(true)) => self.attached = true,
             Poll::Ready(_) => {
-                (self.settled, self.started) = (true, true);
+                (self.attached, self.started) = (true, true);
                 self.follow(Follow::Say(Event::UpstreamEnded(Box::default())), cx, out)?;
             }
         }
@@ -35,7 +35,7 @@ impl Engine {
 
     /// True if it is here, has nothing and waits for nothing but its client.
     pub(super) fn does_nothing(&self) -> bool {
-        self.settled
+        self.attached
             && matches!(self.leasing, Leasing::None)
             && self.client_tail.is_empty()
             && self.to_client.is_empty()
@@ -46,8 +46,8 @@ impl Engine {
     }
 
     /// Has it go on at another thread, if it does nothing, has nothing and waits for nothing but its client.
-    pub(crate) fn unsettle(&mut self, cx: &mut Context<'_>) {
+    pub(crate) fn leave_thread(&mut self, cx: &mut Context<'_>) {
         let leaves = self.does_nothing() && self.is_on_ring && !self.client.is_unsent(cx) && ring::leave();
-        self.settled &= !leaves;
+        self.attached &= !leaves;
     }
 }

@@ -55,7 +55,7 @@ impl Resting {
             bytes,
             timer: timer.map(|timer| *timer).unwrap_or_default(),
             wishes: idle(),
-            settled: true,
+            attached: true,
             started: true,
             is_on_ring: client.is_on_ring(),
             ..Engine::of(client, conductor.wake(), around)

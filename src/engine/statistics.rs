@@ -22,7 +22,7 @@ pub(crate) struct SessionStatistics {
 
 /// [`SessionStatistics`] at one moment.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Snapshot {
+pub(crate) struct SessionFigures {
     /// How many have ended.
     pub transactions: u64,
     /// Bytes from the client and to it, as of the last of them.
@@ -37,10 +37,10 @@ pub(crate) struct Snapshot {
 
 impl SessionStatistics {
     /// What can be seen now.
-    pub(crate) fn see(&self) -> Snapshot {
+    pub(crate) fn see(&self) -> SessionFigures {
         let get = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         let pin = usize::from(self.pin.load(Ordering::Relaxed));
-        Snapshot {
+        SessionFigures {
             transactions: get(&self.transactions),
             bytes: (get(&self.received), get(&self.sent)),
             waited: Duration::from_micros(get(&self.waited)),

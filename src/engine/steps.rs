@@ -9,7 +9,7 @@ use super::{Engine, Follow, Leasing, Out, Progress};
 use crate::pool::{Lease, Pool, Waiter};
 use crate::stats::Counter;
 use policy::names::UserName;
-use relay::Asked;
+use relay::ListenRequest;
 use relay::conductor::{Closing, Condition, Doing, Event, Leaving, Listening, Step, Wishes};
 
 impl Engine {
@@ -73,8 +73,8 @@ impl Engine {
                 self.wait(Pool::wait);
                 Follow::Nothing
             }
-            Step::Settle if self.to_upstream.is_empty() => Follow::Say(Event::Settle),
-            Step::Settle => Follow::Nothing,
+            Step::Flush if self.to_upstream.is_empty() => Follow::Say(Event::Flushed),
+            Step::Flush => Follow::Nothing,
             Step::Release => {
                 self.release();
                 Follow::Nothing
@@ -99,7 +99,7 @@ impl Engine {
                 self.pinned = None;
                 self.orders.statistics.pin_is(reason);
                 match reason {
-                    None => Follow::Say(Event::Settle),
+                    None => Follow::Say(Event::Flushed),
                     Some(_) => {
                         self.pinned = self.pool.pin();
                         Follow::Say(Event::Permitted(self.pinned.is_some()))
@@ -108,11 +108,11 @@ impl Engine {
             }
             Step::Outdate(defined) => {
                 self.pool.outdate_catalog(&defined);
-                Follow::Say(Event::Settle)
+                Follow::Say(Event::Flushed)
             }
             Step::Free(database) => {
                 self.pool.free(&database);
-                Follow::Say(Event::Settle)
+                Follow::Say(Event::Flushed)
             }
             Step::Signal(signalled) => Follow::Say(Event::Signalled(self.signals.signal(self.id, signalled))),
             Step::AskListener(asked) => self.ask_listener(*asked, cx),
@@ -214,7 +214,7 @@ impl Engine {
         });
     }
 
-    fn ask_listener(&mut self, asked: Asked, cx: &mut Context<'_>) -> Follow {
+    fn ask_listener(&mut self, asked: ListenRequest, cx: &mut Context<'_>) -> Follow {
         if self.subscription.is_none() {
             let subscription = self.pool.subscribe(self.id, cx.waker().clone());
             self.subscription = subscription.map(Box::new);

@@ -7,7 +7,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::*;
-use crate::strangers::{Places, Strangers};
+use crate::login_permits::{LoginLimits, LoginPermits};
 use crate::stream::Block;
 
 const SSL: u32 = 80_877_103;
@@ -27,11 +27,13 @@ fn startup() -> Vec<u8> {
 /// What these bytes lead to, all of which are sent at once, and what was answered.
 async fn opened(bytes: &[u8]) -> (Result<Opened, HandshakeError>, Vec<u8>) {
     let (near, mut far) = UnixStream::pair().unwrap();
-    let stranger = Arc::new(Strangers::default()).enter(Block::UNIX, Places { all: 1, reserved: 0 }).unwrap();
+    let login_permit =
+        Arc::new(LoginPermits::default()).enter(Block::UNIX, LoginLimits { all: 1, reserved: 0 }).unwrap();
     far.write_all(bytes).await.unwrap();
     far.shutdown().await.unwrap();
-    let opened =
-        timeout(Duration::from_secs(20), open(Socket::Unix(near), None, &stranger)).await.expect("it waits");
+    let opened = timeout(Duration::from_secs(20), open(Socket::Unix(near), None, &login_permit))
+        .await
+        .expect("it waits");
     let mut answer = Vec::new();
     let mut read = [0; 64];
     while let Ok(Ok(length @ 1..)) = timeout(Duration::from_millis(5), far.read(&mut read)).await {
@@ -43,7 +45,8 @@ async fn opened(bytes: &[u8]) -> (Result<Opened, HandshakeError>, Vec<u8>) {
 /// Encryption is asked for first, and answered, one request after the other.
 async fn after(requests: &[u32], then: &[u8]) -> Result<Opened, HandshakeError> {
     let (near, mut far) = UnixStream::pair().unwrap();
-    let stranger = Arc::new(Strangers::default()).enter(Block::UNIX, Places { all: 1, reserved: 0 }).unwrap();
+    let login_permit =
+        Arc::new(LoginPermits::default()).enter(Block::UNIX, LoginLimits { all: 1, reserved: 0 }).unwrap();
     let client = async {
         for code in requests {
             far.write_all(&packet(*code, b"")).await.unwrap();
@@ -61,7 +64,7 @@ async fn after(requests: &[u32], then: &[u8]) -> Result<Opened, HandshakeError> 
     };
     let opened = async {
         tokio::select! {
-            opened = open(Socket::Unix(near), None, &stranger) => opened,
+            opened = open(Socket::Unix(near), None, &login_permit) => opened,
             never = said => never,
         }
     };
@@ -149,11 +152,11 @@ async fn a_cancel_request_is_its_key_and_nothing_else() {
 #[tokio::test]
 async fn who_must_make_room_is_told_so_while_nothing_has_come() {
     let (near, _far) = UnixStream::pair().unwrap();
-    let (all, places) = (Arc::new(Strangers::default()), Places { all: 2, reserved: 0 });
+    let (all, limits) = (Arc::new(LoginPermits::default()), LoginLimits { all: 2, reserved: 0 });
     let crowd = Block::of_peer("192.0.2.1:1");
-    let [first, _second] = [0; 2].map(|_| all.enter(crowd, places).unwrap());
+    let [first, _second] = [0; 2].map(|_| all.enter(crowd, limits).unwrap());
     let opening = open(Socket::Unix(near), None, &first);
-    let enters = async { all.enter(Block::of_peer("192.0.2.2:1"), places) };
+    let enters = async { all.enter(Block::of_peer("192.0.2.2:1"), limits) };
     let (outcome, entered) =
         timeout(Duration::from_secs(20), async { tokio::join!(opening, enters) }).await.expect("it stays");
     assert_eq!(message(outcome), "sorry, too many clients already");

@@ -12,7 +12,7 @@ use toml_edit::{DocumentMut, Item, Table, TableLike};
 use utoipa::ToSchema;
 
 use super::answer::{self, Outcome, Problem, tagged};
-use super::{Api, Asked, connections, edit, json, people, redact};
+use super::{Api, WriteRequest, connections, edit, json, people, redact};
 use crate::proxy::{Change, Intent, Written};
 use policy::config::file::AuthType;
 use policy::names::id_of;
@@ -68,10 +68,10 @@ pub(super) async fn read(State(api): State<Arc<Api>>, headers: HeaderMap) -> Res
     responses((status = 200, description = "What would change.", body = Outcome)))]
 pub(super) async fn plan(
     State(api): State<Arc<Api>>,
-    asked: Asked,
+    asked: WriteRequest,
     request: Request,
 ) -> Result<Response, Problem> {
-    make_so(&api, &Asked { intent: Intent::DryRun, ..asked }, request).await
+    make_so(&api, &WriteRequest { intent: Intent::DryRun, ..asked }, request).await
 }
 
 /// Makes the configuration say what is sent: of each kind of table that is there (`connections`, `attributes`, `groups`,
@@ -83,7 +83,7 @@ pub(super) async fn plan(
     responses((status = 200, description = "It is so now, or would be.", body = Outcome)))]
 pub(super) async fn apply(
     State(api): State<Arc<Api>>,
-    asked: Asked,
+    asked: WriteRequest,
     request: Request,
 ) -> Result<Response, Problem> {
     make_so(&api, &asked, request).await
@@ -94,7 +94,7 @@ pub(super) fn tag(api: &Api, written: &Written) -> String {
     api.tags.of(&"", written.generation.config.source.expose_secret())
 }
 
-async fn make_so(api: &Arc<Api>, asked: &Asked, request: Request) -> Result<Response, Problem> {
+async fn make_so(api: &Arc<Api>, asked: &WriteRequest, request: Request) -> Result<Response, Problem> {
     let kind = json::content_type(&request)?;
     let bytes = json::bytes(request.into_body()).await?;
     let read = move |_: &Api| match kind.as_str() {

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::answer::{self, Outcome, Problem, tagged, written};
 use super::body::{Changed, Field, HostName, List, Name, New, Password, Patch, Picker, Whole, body};
 use super::environments::{self, ConnectionEnvironment};
-use super::{Api, Asked, Id, View, connection_of, edit};
+use super::{Api, Id, View, WriteRequest, connection_of, edit};
 use crate::proxy::Change;
 use policy::config::file::{OnUnmatched, PoolMode, SslMode};
 use policy::config::{self, file};
@@ -315,7 +315,7 @@ pub(super) async fn read(
         (status = 200, description = "It would be made.", body = ConnectionWritten)))]
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
-    asked: Asked,
+    asked: WriteRequest,
     New(body): New<ConnectionBody>,
 ) -> Result<Response, Problem> {
     check_dialect(&body)?;
@@ -345,7 +345,7 @@ pub(super) async fn create(
     responses((status = 200, description = "It is so now, or would be.", body = ConnectionWritten)))]
 pub(super) async fn change(
     State(api): State<Arc<Api>>,
-    asked: Asked,
+    asked: WriteRequest,
     id: Id,
     Changed(body): Changed<ConnectionBody>,
 ) -> Result<Response, Problem> {
@@ -381,7 +381,11 @@ pub(super) async fn change(
         ("allow_production" = Option<bool>, Query, description = "Also if users newly reach a production database by it."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is gone, or would be.", body = ConnectionWritten)))]
-pub(super) async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
+pub(super) async fn delete(
+    State(api): State<Arc<Api>>,
+    asked: WriteRequest,
+    id: Id,
+) -> Result<Response, Problem> {
     let (if_match, drains, allows) = (asked.if_match.clone(), asked.drains, asked.allows_production);
     let (written, connection) = api
         .write(&asked, move |api, change| {
@@ -393,7 +397,7 @@ pub(super) async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) ->
             let base = environments::base_of(view.config, &name).map(|base| base.name.clone());
             if !drains {
                 let is_it =
-                    |session: &Arc<crate::proxy::LiveSession>| session.place.route.connection() == &name;
+                    |session: &Arc<crate::proxy::LiveSession>| session.target.route.connection() == &name;
                 let sessions = api.sessions.list().iter().filter(|session| is_it(session)).count();
                 let why = match &base {
                     _ if !connection.connection_environments.is_empty() => {
@@ -427,7 +431,7 @@ pub(super) async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) ->
 
 fn done(
     api: &Api,
-    asked: &Asked,
+    asked: &WriteRequest,
     written: &crate::proxy::Written,
     name: &ConnectionName,
     status: StatusCode,

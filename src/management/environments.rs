@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::answer::{self, Outcome, Problem, tagged, written};
 use super::body::{Ids, List, Name, New, Patch, body};
-use super::{Api, Asked, Id, View, connection_of, edit};
+use super::{Api, Id, View, WriteRequest, connection_of, edit};
 use policy::config::{self, Config};
 use policy::names::ConnectionName;
 
@@ -168,7 +168,7 @@ pub(super) async fn read(
         (status = 200, description = "They would be.", body = ConnectionEnvironmentsWritten)))]
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
-    asked: Asked,
+    asked: WriteRequest,
     New(body): New<EnvironmentsBody>,
 ) -> Result<Response, Problem> {
     let base = body.baseConnectionId.required("baseConnectionId")?;
@@ -217,7 +217,7 @@ pub(super) async fn create(
     responses((status = 200, description = "They do, or would.", body = ConnectionEnvironmentWritten)))]
 pub(super) async fn change(
     State(api): State<Arc<Api>>,
-    asked: Asked,
+    asked: WriteRequest,
     id: Id,
     New(body): New<ValuesBody>,
 ) -> Result<Response, Problem> {
@@ -242,7 +242,7 @@ pub(super) async fn change(
 
 async fn edit_one(
     api: &Arc<Api>,
-    asked: &Asked,
+    asked: &WriteRequest,
     id: Uuid,
     edit: impl FnOnce(&mut dyn toml_edit::TableLike) + Send + 'static,
 ) -> Result<(crate::proxy::Written, Uuid), Problem> {
@@ -274,7 +274,11 @@ async fn edit_one(
         ("allow_production" = Option<bool>, Query, description = "Also if users newly reach a production database by it."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is gone, or would be.", body = ConnectionEnvironmentWritten)))]
-pub(super) async fn delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
+pub(super) async fn delete(
+    State(api): State<Arc<Api>>,
+    asked: WriteRequest,
+    id: Id,
+) -> Result<Response, Problem> {
     let (if_match, allows_production) = (asked.if_match.clone(), asked.allows_production);
     let (written, environment) = api
         .write(&asked, move |api, change| {

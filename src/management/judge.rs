@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::body::{Changed, Fielded, New};
 use super::connections::ConnectionBody;
 use super::environments::{EnvironmentsBody, ValuesBody};
+use super::grants::GrantBody;
 use super::json;
-use super::operate::GrantBody;
 use super::people::{AttributeBody, GroupBody, UserBody};
 
 /// The name of a kind of body, and what is wrong with one that is to make such a thing, and to change it.

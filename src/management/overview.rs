@@ -236,7 +236,7 @@ fn flows(api: &Api, now: &Snapshot) -> Vec<Flow> {
     let config = &now.generation.config;
     let mut sessions: BTreeMap<(UserName, ConnectionName), usize> = BTreeMap::new();
     for session in &now.sessions {
-        let key = (session.identity.user().clone(), session.place.route.base().clone());
+        let key = (session.identity.user().clone(), session.target.route.base().clone());
         *sessions.entry(key).or_default() += 1;
     }
     let mut flows: BTreeMap<(String, String, String, Option<String>), Flow> = BTreeMap::new();

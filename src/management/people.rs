@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::answer::{self, Outcome, Problem, tagged, written};
 use super::body::{Changed, Fielded, List, Name, New, Password, Patch, Values, Whole, body};
-use super::{Api, Asked, Id, View, edit};
+use super::{Api, Id, View, WriteRequest, edit};
 use crate::proxy::{Change, Written};
 use policy::config::Config;
 use policy::config::file::{AuthType, Console};
@@ -411,7 +411,7 @@ fn read<T: Thing>(api: &Api, id: Uuid, headers: &HeaderMap) -> Result<Response, 
 
 fn done<T: Thing>(
     api: &Api,
-    asked: &Asked,
+    asked: &WriteRequest,
     written: &Written,
     id: Uuid,
     status: StatusCode,
@@ -423,7 +423,7 @@ fn done<T: Thing>(
     Ok(answer::wrote(asked.intent, status, &tag, body))
 }
 
-async fn create<T: Thing>(api: Arc<Api>, asked: Asked, body: T::Body) -> Result<Response, Problem> {
+async fn create<T: Thing>(api: Arc<Api>, asked: WriteRequest, body: T::Body) -> Result<Response, Problem> {
     let Name(name) = T::name_of(&body).required("name")?;
     let if_match = asked.if_match.clone();
     let (written, id) = api
@@ -444,7 +444,12 @@ async fn create<T: Thing>(api: Arc<Api>, asked: Asked, body: T::Body) -> Result<
     done::<T>(&api, &asked, &written, id, asked.created())
 }
 
-async fn change<T: Thing>(api: Arc<Api>, asked: Asked, id: Uuid, body: T::Body) -> Result<Response, Problem> {
+async fn change<T: Thing>(
+    api: Arc<Api>,
+    asked: WriteRequest,
+    id: Uuid,
+    body: T::Body,
+) -> Result<Response, Problem> {
     let if_match = asked.if_match.clone();
     let (written, ()) = api
         .write(&asked, move |api, change| {
@@ -462,7 +467,7 @@ async fn change<T: Thing>(api: Arc<Api>, asked: Asked, id: Uuid, body: T::Body) 
     done::<T>(&api, &asked, &written, id, StatusCode::OK)
 }
 
-async fn delete<T: Thing>(api: Arc<Api>, asked: Asked, id: Uuid) -> Result<Response, Problem> {
+async fn delete<T: Thing>(api: Arc<Api>, asked: WriteRequest, id: Uuid) -> Result<Response, Problem> {
     let if_match = asked.if_match.clone();
     let (written, thing) = api
         .write(&asked, move |api, change| {
@@ -527,7 +532,7 @@ macro_rules! calls {
                         (status = 200, description = "It would be made.", body = $Written)))]
         pub(crate) async fn $create(
             State(api): State<Arc<Api>>,
-            asked: Asked,
+            asked: WriteRequest,
             New(body): New<$Body>,
         ) -> Result<Response, Problem> {
             create::<$Thing>(api, asked, body).await
@@ -552,7 +557,7 @@ macro_rules! calls {
                     responses((status = 200, description = "It is so now, or would be.", body = $Written)))]
         pub(crate) async fn $change(
             State(api): State<Arc<Api>>,
-            asked: Asked,
+            asked: WriteRequest,
             id: Id,
             Changed(body): Changed<$Body>,
         ) -> Result<Response, Problem> {
@@ -564,7 +569,7 @@ macro_rules! calls {
                     params(("id" = Uuid, Path, description = "Its identifier."),
                         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
                     responses((status = 200, description = "It is gone, or would be.", body = $Written)))]
-        pub(crate) async fn $delete(State(api): State<Arc<Api>>, asked: Asked, id: Id) -> Result<Response, Problem> {
+        pub(crate) async fn $delete(State(api): State<Arc<Api>>, asked: WriteRequest, id: Id) -> Result<Response, Problem> {
             delete::<$Thing>(api, asked, id.0).await
         }
     };

@@ -63,10 +63,10 @@ fn session(generation: &Generation, session: &LiveSession) -> Session {
     Session {
         id: session.id,
         user: session.identity.user().to_string(),
-        database: session.place.asked.database.to_string(),
-        environment: session.place.route.environment().to_string(),
-        connection: session.place.route.connection().to_string(),
-        generation: session.place.generation,
+        database: session.target.asked.database.to_string(),
+        environment: session.target.route.environment().to_string(),
+        connection: session.target.route.connection().to_string(),
+        generation: session.target.generation,
         state: state_of(target.as_ref(), waits),
         peer: session.peer.to_string(),
         application_name: session.application_name.to_string(),
@@ -74,7 +74,7 @@ fn session(generation: &Generation, session: &LiveSession) -> Session {
         transactions: seen.transactions,
         pin: seen.pin.map(relay::sql::Pin::word),
         moved: generation.moved(session),
-        route: session.place.facts.route.clone(),
+        route: session.target.facts.route.clone(),
     }
 }
 
@@ -97,8 +97,8 @@ fn some_sessions(api: &Api, pairs: &[(String, String)], limit: usize) -> Session
     let mut live = api.sessions.snapshot().sessions;
     live.retain(|session| {
         is("user", session.identity.user().as_str())
-            && is("connection", session.place.route.connection().as_str())
-            && is("environment", session.place.route.environment().as_str())
+            && is("connection", session.target.route.connection().as_str())
+            && is("environment", session.target.route.environment().as_str())
     });
     let sessions = live.iter().take(limit).map(|one| session(&api.current.generation(), one)).collect();
     Sessions { sessions, total: live.len() }

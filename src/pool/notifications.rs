@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 use crate::stream::Stream;
 use crate::upstream::Dialer;
 use relay::conductor::Answer;
-use relay::{Asked, Mark, Seal};
+use relay::{ListenRequest, Mark, Seal};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
 use wire::{HEADER, Header, identifier, unicode_identifier};
@@ -93,7 +93,7 @@ pub(super) type Line = (UnboundedSender<Command>, Arc<Post>);
 
 #[derive(Debug)]
 pub(super) enum Command {
-    Ask(Arc<Mailbox>, Asked),
+    Ask(Arc<Mailbox>, ListenRequest),
     Leave(u64),
 }
 
@@ -104,7 +104,7 @@ impl Subscription {
     }
 
     /// Asks the listener to take over.
-    pub fn ask(&self, asked: Asked) {
+    pub fn ask(&self, asked: ListenRequest) {
         self.mailbox.mail.lock().answer = None;
         if self.commands.send(Command::Ask(self.mailbox.clone(), asked)).is_err() {
             self.mailbox.end(&lost("it has ended"));
@@ -122,7 +122,7 @@ impl Subscription {
 
     /// True if it has said which channels it delivers from now on: what it has delivered before is there.
     pub fn is_settled(&self) -> bool {
-        matches!(self.mailbox.mail.lock().answer, Some(Answer::Settled(_)))
+        matches!(self.mailbox.mail.lock().answer, Some(Answer::Marked(_)))
     }
 
     /// True if it has stopped to deliver, with this recall.
@@ -249,7 +249,7 @@ pub(super) async fn run(
 ) {
     let mut hub = Hub::default();
     let name = dialer.connection.name.clone();
-    let end = match Listener::dial(&dialer).await {
+    let end = match ListeningConnection::dial(&dialer).await {
         Ok(listener) => listener.listen(&mut hub, &mut commands, is_coveted).await,
         Err(why) => Err(why),
     };
@@ -272,7 +272,7 @@ pub(super) async fn run(
 }
 
 /// The socket of it.
-struct Listener {
+struct ListeningConnection {
     stream: Stream,
     channel: Arc<str>,
     seal: Seal,
@@ -280,7 +280,7 @@ struct Listener {
     asked: VecDeque<(Vec<u64>, Instant)>,
 }
 
-impl Listener {
+impl ListeningConnection {
     async fn dial(dialer: &Dialer) -> Result<Self, String> {
         let utf8 = Settings::ours([("client_encoding", "UTF8".to_owned())]);
         let backend = dialer.dial(&utf8).await.map_err(|error| error.to_string())?;
@@ -440,7 +440,7 @@ struct Hub {
 struct Member {
     mailbox: Arc<Mailbox>,
     channels: Vec<String>,
-    asked: Option<(Asked, Instant)>,
+    asked: Option<(ListenRequest, Instant)>,
     /// The last recall that was committed.
     recalled: u64,
     /// The last marker.
@@ -451,7 +451,7 @@ struct Member {
 
 impl Hub {
     /// A member asks to take over; answers what must be listened to, and is not yet.
-    fn ask(&mut self, mailbox: Arc<Mailbox>, asked: Asked) -> Vec<String> {
+    fn ask(&mut self, mailbox: Arc<Mailbox>, asked: ListenRequest) -> Vec<String> {
         let is_new = |channel: &&String| !self.listened.contains_key(*channel);
         let new: Vec<String> = asked.channels.iter().filter(is_new).cloned().collect();
         asked.channels.iter().for_each(|channel| *self.listened.entry(channel.clone()).or_default() += 1);
@@ -516,7 +516,7 @@ impl Hub {
                 member.mailbox.deliver(&message);
             }
         }
-        member.mailbox.answers(Answer::Settled(channels));
+        member.mailbox.answers(Answer::Marked(channels));
         self.let_go(&asked.channels);
         self.let_go(&before);
     }
@@ -591,13 +591,13 @@ mod tests {
         Mailbox::new(id, Waker::noop().clone(), Arc::default())
     }
 
-    fn asked(channels: &[&str], recall: u64, number: u64) -> Asked {
-        Asked { channels: channels.iter().map(ToString::to_string).collect(), recall, number }
+    fn asked(channels: &[&str], recall: u64, number: u64) -> ListenRequest {
+        ListenRequest { channels: channels.iter().map(ToString::to_string).collect(), recall, number }
     }
 
     fn settled(mailbox: &Mailbox) -> Vec<String> {
         match mailbox.mail.lock().answer.take() {
-            Some(Answer::Settled(channels)) => channels,
+            Some(Answer::Marked(channels)) => channels,
             other => vec![format!("{other:?}")],
         }
     }
@@ -754,7 +754,7 @@ mod tests {
         let own: Vec<String> = (0..1000).map(|i| format!("c{i}")).collect();
         for id in 0..100 {
             let channels = own.iter().map(|channel| format!("{id}{channel}")).collect();
-            hub.ask(mailbox(id), Asked { channels, recall: 0, number: 1 });
+            hub.ask(mailbox(id), ListenRequest { channels, recall: 0, number: 1 });
             assert!(hub.forsaken.is_empty());
             mark(&mut hub, format!("{id}.m1").as_bytes());
             assert!(hub.forsaken.is_empty());

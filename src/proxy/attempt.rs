@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
 use super::Generation;
-use crate::strangers::{Stranger, no_place};
+use crate::login_permits::{LoginPermit, no_permit};
 use wire::error::{Fault, Refusal, SqlState};
 
 /// A client that has not logged in yet.
@@ -17,7 +17,7 @@ pub(crate) struct LoginAttempt {
     /// Its other end.
     pub peer: String,
     /// Its place among the clients that have not proved who they are.
-    pub stranger: Stranger,
+    pub login_permit: LoginPermit,
 }
 
 impl LoginAttempt {
@@ -31,7 +31,7 @@ impl LoginAttempt {
     ) -> Result<T, Refusal> {
         let logged_in = tokio::select! {
             logged_in = timeout_at(self.deadline, login) => logged_in,
-            () = self.stranger.must_leave() => Ok(Err(no_place())),
+            () = self.login_permit.must_leave() => Ok(Err(no_permit())),
         };
         logged_in.unwrap_or_else(|_| {
             let message = "canceling authentication due to client_login_timeout";

@@ -42,7 +42,7 @@ pub(crate) struct Generation {
     /// A pool for each connection.
     pub pools: BTreeMap<ConnectionName, Arc<Pool>>,
     /// Where sessions have gone: one allocation for all that asked the same.
-    places: DashMap<(UserName, Asked), Arc<SessionTarget>>,
+    targets: DashMap<(UserName, Asked), Arc<SessionTarget>>,
     grants: Arc<Grants>,
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct SessionTarget {
     /// What it was given, and why.
     pub route: Route<Identity>,
     /// The database that this is.
-    pub target: Target,
+    pub database: Target,
     /// The generation that decided.
     pub generation: u64,
     /// What the client is shown of it.
@@ -90,7 +90,11 @@ impl Generation {
     ///
     /// # Errors
     /// As [`route::resolve`].
-    pub(crate) fn place(&self, identity: &Identity, asked: Asked) -> Result<Arc<SessionTarget>, Refusal> {
+    pub(crate) fn target_for(
+        &self,
+        identity: &Identity,
+        asked: Asked,
+    ) -> Result<Arc<SessionTarget>, Refusal> {
         let attributes =
             attribute::of(&self.config, identity.clone()).with(self.grants.of(identity.user().as_str()));
         let route = route::resolve(&self.config, &attributes, &asked.database, asked.environment.as_deref())?;
@@ -99,9 +103,9 @@ impl Generation {
         }
         let key = (identity.user().clone(), asked.clone());
         // A grant may have changed it since.
-        self.places.remove_if(&key, |_, known| known.route != route);
-        let entry = self.places.entry(key);
-        let place = || {
+        self.targets.remove_if(&key, |_, known| known.route != route);
+        let entry = self.targets.entry(key);
+        let target = || {
             let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a route without its connection");
             let connection = self.config.connections.get(route.connection()).ok_or_else(missing)?;
             let facts = Facts {
@@ -111,11 +115,11 @@ impl Generation {
                 route: format!("{route}; generation {}", self.number),
                 memory: self.pools.get(route.connection()).ok_or_else(missing)?.memory_of(identity.user()),
             };
-            let target = connection.target.clone();
+            let database = connection.target.clone();
             let (facts, generation) = (Arc::new(facts), self.number);
-            Ok(Arc::new(SessionTarget { asked, target, generation, facts, route }))
+            Ok(Arc::new(SessionTarget { asked, database, generation, facts, route }))
         };
-        Ok(entry.or_try_insert_with(place)?.clone())
+        Ok(entry.or_try_insert_with(target)?.clone())
     }
 }
 
@@ -127,7 +131,7 @@ pub(crate) struct LiveSession {
     /// Who.
     pub identity: Identity,
     /// Where it is.
-    pub place: Arc<SessionTarget>,
+    pub target: Arc<SessionTarget>,
     /// For telling it to end, and for looking at it.
     pub orders: Arc<Orders>,
     /// What it does now.
@@ -153,22 +157,22 @@ pub(crate) struct LiveSession {
 impl LiveSession {
     /// An event of it: who it is, and where it stands.
     pub(crate) fn event(&self, name: &'static str, audit: &Audit) -> Event {
-        let place = &self.place;
+        let target = &self.target;
         Event::new(name)
             .text("session", audit.session(self.id))
             .text("user", self.identity.user())
-            .text("database", &place.asked.database)
-            .text("environment", place.route.environment())
-            .text("connection", place.route.connection())
+            .text("database", &target.asked.database)
+            .text("environment", target.route.environment())
+            .text("connection", target.route.connection())
             .text("peer", &self.peer)
-            .number("generation", place.generation)
+            .number("generation", target.generation)
     }
 }
 
 /// Why a session must leave: from where to where, and by which generation.
 fn moved(config: &Config, grants: &Grants, number: u64, session: &LiveSession) -> Option<String> {
-    let place = &session.place;
-    let from = place.route.environment();
+    let target = &session.target;
+    let from = target.route.environment();
     match config.users.get(session.identity.user()) {
         None => {
             return Some(format!("User \"{}\" is gone since generation {number}.", session.identity.user()));
@@ -183,17 +187,18 @@ fn moved(config: &Config, grants: &Grants, number: u64, session: &LiveSession) -
     }
     let attributes =
         attribute::of(config, session.identity.clone()).with(grants.of(session.identity.user().as_str()));
-    match route::resolve(config, &attributes, &place.asked.database, place.asked.environment.as_deref()) {
+    match route::resolve(config, &attributes, &target.asked.database, target.asked.environment.as_deref()) {
         Err(refusal) => {
             Some(format!("From environment \"{from}\" to none, by generation {number}: {refusal}."))
         }
         Ok(route) => {
             let connection: &Connection = config.connections.get(route.connection())?;
-            let same = route.connection() == place.route.connection() && connection.target == place.target;
+            let same =
+                route.connection() == target.route.connection() && connection.target == target.database;
             (!same).then(|| {
                 format!(
                     "From environment \"{from}\" (connection \"{}\") to \"{}\" (connection \"{}\"), by generation {number}.",
-                    place.route.connection(),
+                    target.route.connection(),
                     route.environment(),
                     route.connection()
                 )
@@ -221,7 +226,7 @@ pub(super) fn build(
         tls: tls.map(Arc::new),
         logins,
         pools,
-        places: DashMap::new(),
+        targets: DashMap::new(),
         grants: grants.clone(),
     }
 }

@@ -27,9 +27,9 @@ pub(crate) struct Permits {
 
 /// A place among the clients that are counted: of all, of a user, of a connection.
 #[derive(Debug, Default)]
-pub(crate) struct ConnectionPermit([Option<Arc<AtomicUsize>>; 3]);
+pub(crate) struct ClientPermit([Option<Arc<AtomicUsize>>; 3]);
 
-impl ConnectionPermit {
+impl ClientPermit {
     /// One more of these. 0 is no limit.
     fn take(&mut self, count: Arc<AtomicUsize>, limit: u32, message: String) -> Result<(), Refusal> {
         let taken = count.fetch_add(1, Ordering::AcqRel);
@@ -43,7 +43,7 @@ impl ConnectionPermit {
     }
 }
 
-impl Drop for ConnectionPermit {
+impl Drop for ClientPermit {
     fn drop(&mut self) {
         for count in self.0.iter().flatten() {
             count.fetch_sub(1, Ordering::AcqRel);
@@ -61,11 +61,11 @@ impl Permits {
         generation: &Generation,
         identity: &Identity,
         route: &Route<Identity>,
-    ) -> Result<ConnectionPermit, Refusal> {
+    ) -> Result<ClientPermit, Refusal> {
         let config = &generation.config;
         let user = config.users.get(identity.user());
         let connection = config.connections.get(route.connection());
-        let mut permit = ConnectionPermit::default();
+        let mut permit = ClientPermit::default();
         let message = "sorry, too many clients already";
         permit.take(self.all.clone(), *config.server.max_client_conn, message.into())?;
         permit.take(
@@ -90,8 +90,8 @@ impl Permits {
         generation: &Generation,
         user: &UserName,
         right: file::Console,
-    ) -> Result<ConnectionPermit, Refusal> {
-        let mut permit = ConnectionPermit::default();
+    ) -> Result<ClientPermit, Refusal> {
+        let mut permit = ClientPermit::default();
         if right == file::Console::Stats {
             let message =
                 format!("too many sessions of the console for users with console = \"{}\"", right.word());

@@ -102,7 +102,7 @@ impl Sessions {
         session.identity.is_still(proved, &generation.config)?;
         let is_in_force = generation
             .pools
-            .get(session.place.route.connection())
+            .get(session.target.route.connection())
             .is_some_and(|pool| Arc::ptr_eq(pool, &session.pool) && !pool.is_disabled());
         Ok(is_in_force && generation.moved(session).is_none())
     }

@@ -31,15 +31,15 @@ impl Signals for BackendSignals {
     /// connection of the configuration, and an operator everybody's there. Never in another environment.
     fn signal(&self, caller: u64, signalled: Signalled) -> Reached {
         let session = |id: u64| self.sessions.get(id);
-        let target = self.keys.session(signalled.pid).and_then(session);
-        let (Some(target), Some(caller)) = (target, session(caller)) else { return Reached::Nobody };
+        let called = self.keys.session(signalled.pid).and_then(session);
+        let (Some(called), Some(caller)) = (called, session(caller)) else { return Reached::Nobody };
         let user = caller.identity.user();
         let is_operator = || {
             let generation = self.sessions.current.generation();
             generation.config.users.get(user).is_some_and(|user| user.console == Some(Console::Admin))
         };
-        let is_allowed = target.place.route.connection() == caller.place.route.connection()
-            && (target.identity.user() == user || is_operator());
+        let is_allowed = called.target.route.connection() == caller.target.route.connection()
+            && (called.identity.user() == user || is_operator());
         if !is_allowed {
             return Reached::Nobody;
         }
@@ -48,12 +48,12 @@ impl Signals for BackendSignals {
         }
         match signalled.signal {
             Signal::Cancel => {
-                let slot = target.slot.clone();
-                target.pool.spawn(async move { slot.cancel().await });
+                let slot = called.slot.clone();
+                called.pool.spawn(async move { slot.cancel().await });
             }
             Signal::Terminate => {
                 let order = Order { by: OrderedBy::Operator, when: When::Now, refusal: terminated() };
-                target.orders.give(order);
+                called.orders.give(order);
             }
         }
         Reached::Session

@@ -75,7 +75,7 @@ impl Snapshot {
     pub(crate) fn by_generation(&self) -> BTreeMap<u64, usize> {
         let mut sessions = BTreeMap::new();
         for session in &self.sessions {
-            *sessions.entry(session.place.generation).or_default() += 1;
+            *sessions.entry(session.target.generation).or_default() += 1;
         }
         sessions
     }

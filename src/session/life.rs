@@ -12,7 +12,7 @@ use crate::audit::Audit;
 use crate::engine::{Around, Cause, End, Engine, Parts, Resting};
 use crate::entrance::Entrance;
 use crate::handshake::Arrival;
-use crate::proxy::{ConnectionPermit, LiveSession};
+use crate::proxy::{ClientPermit, LiveSession};
 use crate::ring;
 use wire::error::Fault;
 
@@ -72,7 +72,7 @@ impl Future for Life {
         let State::Awake(engine) = &mut this.state else { return Poll::Ready(()) };
         let Poll::Ready(end) = Pin::new(&mut **engine).poll(cx) else {
             if ring::may_leave(&mut this.round) {
-                engine.unsettle(cx);
+                engine.leave_thread(cx);
             }
             this.rest();
             return Poll::Pending;
@@ -121,7 +121,7 @@ struct Registered {
     live: Arc<LiveSession>,
     /// How it ended was told.
     told: bool,
-    _permit: ConnectionPermit,
+    _permit: ClientPermit,
     _token: TaskTrackerToken,
 }
 
@@ -151,10 +151,10 @@ fn farewell(audit: &Audit, live: &LiveSession, end: &End) {
     info!(
         session = live.id,
         user = %live.identity.user(),
-        database = %live.place.asked.database,
-        environment = %live.place.route.environment(),
-        connection = %live.place.route.connection(),
-        generation = live.place.generation,
+        database = %live.target.asked.database,
+        environment = %live.target.route.environment(),
+        connection = %live.target.route.connection(),
+        generation = live.target.generation,
         peer = %live.peer,
         seconds = live.since.elapsed().unwrap_or_default().as_secs_f64(),
         transactions = end.transactions,

@@ -8,10 +8,10 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use super::*;
+use crate::login_permits::LoginLimits;
 use crate::pool::{Data, Runtimes};
 use crate::prepare;
 use crate::proxy::Proxy;
-use crate::strangers::Places;
 use crate::stream::Block;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -135,13 +135,14 @@ impl House {
     /// A client that has sent its startup packet.
     async fn connect(&self, database: &str) -> UnixStream {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let stranger = self.entrance.strangers.enter(Block::UNIX, Places { all: 9, reserved: 0 }).unwrap();
+        let login_permit =
+            self.entrance.login_permits.enter(Block::UNIX, LoginLimits { all: 9, reserved: 0 }).unwrap();
         tokio::spawn(serve(
             self.entrance.clone(),
             self.console.clone(),
             Socket::Unix(near),
             "unix".into(),
-            stranger,
+            login_permit,
         ));
         let mut packet = 0x0003_0000_u32.to_be_bytes().to_vec();
         for text in ["user", "raw", "database", database, ""] {

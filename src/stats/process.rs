@@ -63,6 +63,8 @@ impl Counters {
 
 #[cfg(test)]
 mod tests {
+    use wire::error::Fault;
+
     use super::*;
 
     #[test]

@@ -83,7 +83,7 @@ fn what_is_wrong_is_found_before_users_find_it() {
     let (status, found) = doctor(&config.concat(), &["--parity"]);
     assert_eq!(status, Some(1), "{found:#?}");
     says(&found, "audit_file", "error ");
-    says(&found, "[server] tls", "ok its certificate holds until");
+    says(&found, "[server.tls]", "ok its certificate holds until");
     says(&found, "connection base", "error include_schemas names the schema \"missing one\"");
     says(&found, "environment same of base", "error it is the base itself: database doctor_a");
     says(&found, "environment beside of base", "warning it is in the same server as the base");

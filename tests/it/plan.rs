@@ -382,7 +382,7 @@ fn the_command_line_asks_the_running_process_what_a_file_would_change() {
     certificates(&pgusher.folder);
     let changed = plan(&old, &[]);
     assert_eq!(changed.0, Some(2));
-    for what in ["certificate of [server] tls", "key of [server] tls", "client_ca of [server] tls"] {
+    for what in ["certificate of [server.tls]", "key of [server.tls]", "client_ca of [server.tls]"] {
         assert!(changed.1.contains(&format!("secret  {what}")), "{changed:?}");
     }
     assert!(!changed.1.contains("PRIVATE"));

@@ -151,7 +151,7 @@ impl Engine {
     }
 
     fn take(&mut self, step: Step) {
-        if !matches!(step, Step::Wait | Step::ShowClient | Step::ShowUpstream | Step::Settle) {
+        if !matches!(step, Step::Wait | Step::ShowClient | Step::ShowUpstream | Step::Flush) {
             self.acted.push(format!("{step:?}"));
         }
         match step {
@@ -164,7 +164,7 @@ impl Engine {
                 let tail = std::mem::take(&mut self.upstream_tail);
                 self.tell(Event::FromUpstream(&tail));
             }
-            Step::Settle | Step::Outdate(_) | Step::Free(_) | Step::Pin(None) => self.tell(Event::Settle),
+            Step::Flush | Step::Outdate(_) | Step::Free(_) | Step::Pin(None) => self.tell(Event::Flushed),
             Step::Lend => {
                 self.held = Some(self.idle.remove(0));
                 let tail = std::mem::take(&mut self.client_tail);

@@ -216,7 +216,7 @@ impl Conductor {
                 self.core.refuse(input, &refusal, turn.down.buffer());
                 return Ok(Some(Step::ShowClient));
             }
-            Event::Settle => {}
+            Event::Flushed => {}
             Event::PutBack => turn.answered = true,
             Event::Signalled(reached) => {
                 self.core.has_signalled(reached);
@@ -334,7 +334,7 @@ impl Conductor {
             let (releases, probes) = (self.core.may_release(), self.core.wants_probe());
             if releases || probes {
                 if !turn.up.bytes().is_empty() {
-                    return Ok(Step::Settle);
+                    return Ok(Step::Flush);
                 }
                 if turn.written {
                     if releases {
@@ -345,7 +345,7 @@ impl Conductor {
             }
         }
         if self.core.has_channels()
-            && let Some(step) = self.hand_over(turn)
+            && let Some(step) = self.transfer_channels(turn)
         {
             return Ok(step);
         }
@@ -359,7 +359,7 @@ impl Conductor {
     }
 
     /// The next step with which the session's channels go to the listener, if they are on their way.
-    fn hand_over<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) -> Option<Step> {
+    fn transfer_channels<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) -> Option<Step> {
         if let Some(asked) = self.core.ask_listener() {
             return Some(Step::AskListener(Box::new(asked)));
         }
@@ -414,11 +414,11 @@ impl Conductor {
                     self.keep_channels(turn);
                 }
             }
-            Ok(Answer::Settled(channels)) => {
+            Ok(Answer::Marked(channels)) => {
                 self.core.carry_channels(channels);
                 turn.answered = true;
             }
-            Err(refusal) if self.core.has_carried_channels() || self.core.is_settling() => {
+            Err(refusal) if self.core.has_carried_channels() || self.core.is_transfer_ending() => {
                 return Err(refusal.into());
             }
             Err(_) => self.keep_channels(turn),
@@ -540,7 +540,7 @@ impl Conductor {
             None if self.core.awaits_listener() => Listening::Answer,
             None => Listening::Yes,
         };
-        (listening, self.core.takes_notifications() && !self.core.is_handing_over())
+        (listening, self.core.takes_notifications() && !self.core.is_transferring())
     }
 
     fn phase(&mut self) -> Phase {

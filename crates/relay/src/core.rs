@@ -9,7 +9,7 @@ mod extended;
 mod facts;
 mod from_client;
 mod from_upstream;
-mod hand_over;
+mod transfer;
 mod leaving;
 mod lend_names;
 mod names;
@@ -32,7 +32,7 @@ mod undo;
 
 use std::sync::Arc;
 
-pub use channels::{Asked, Mark, Seal};
+pub use channels::{ListenRequest, Mark, Seal};
 pub use facts::{Facts, Own};
 pub(crate) use output::OutputBuffer;
 pub use pids::{Act, MAX_PROCESS, Reached, Signalled};
@@ -253,7 +253,7 @@ impl Core {
     /// session's channels are on their way to the listener.
     pub(crate) fn is_about_its_own(&self) -> bool {
         matches!(self.position.requests().front_kind(), Some(Kind::Reset | Kind::Setup | Kind::Probe))
-            || self.is_handing_over()
+            || self.is_transferring()
     }
 
     /// True while nothing more of the client's may be sent: what it sends next may depend on what is under way.
@@ -268,7 +268,7 @@ impl Core {
 
     /// True if the connection is no longer at the session's startup values, and must be given them again.
     pub(crate) fn wants_setup(&self) -> bool {
-        self.residue.has_drifted() && self.is_idle() && !self.residue.is_touched() && !self.is_handing_over()
+        self.residue.has_drifted() && self.is_idle() && !self.residue.is_touched() && !self.is_transferring()
     }
 
     /// Asks it; to be called when [`Core::wants_probe`] says so.
@@ -386,7 +386,7 @@ impl Core {
         self.is_idle()
             && self.facts.is_lent_for_transactions()
             && self.residue.is_nothing()
-            && !self.is_handing_over()
+            && !self.is_transferring()
     }
 
     /// The session's settings are its own again, and known: what was planned meanwhile is nobody's.

@@ -25,8 +25,8 @@ pub mod conductor;
 
 pub use catalog::{Catalog, Does, Function, Object, Relations};
 pub use core::{
-    Act, Asked, BackendState, Counts, Facts, GATHER, MAX_NAMED_PARSE, MAX_PROCESS, Mark, Own, Reached, Seal,
-    Signalled,
+    Act, BackendState, Counts, Facts, GATHER, ListenRequest, MAX_NAMED_PARSE, MAX_PROCESS, Mark, Own,
+    Reached, Seal, Signalled,
 };
 pub use memory::UserMemory;
 pub use mode::PoolMode;

@@ -29,8 +29,8 @@ impl Overview<'_> {
         }
         let mut sessions: HashMap<_, Vec<_>> = HashMap::new();
         for session in &self.sessions {
-            let key = (session.identity.user(), session.place.route.base());
-            sessions.entry(key).or_default().push(session.place.route.connection());
+            let key = (session.identity.user(), session.target.route.base());
+            sessions.entry(key).or_default().push(session.target.route.connection());
         }
         let rows = config.users.values().flat_map(|user| {
             let granted = self.console.access.of(user.name.as_str());
@@ -76,7 +76,7 @@ impl Overview<'_> {
             let Some(pool) = generation.pools.get(name) else { continue };
             let (view, to) = (pool.view(), pool.connection());
             let (isolation, reason) = pool.isolation();
-            let here = |s: &&Arc<LiveSession>| s.place.route.base() == &connection.name;
+            let here = |s: &&Arc<LiveSession>| s.target.route.base() == &connection.name;
         }, {
             "base": Text = connection.name.as_str(),
             "environment": Text = environment.as_str(),

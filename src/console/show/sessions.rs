@@ -17,10 +17,10 @@ impl Overview<'_> {
         }, {
             "id": Long = session.id,
             "user": Text = session.identity.user().as_str(),
-            "database": Text = &*session.place.asked.database,
-            "environment": Text = session.place.route.environment().as_str(),
-            "connection": Text = session.place.route.connection().as_str(),
-            "generation": Long = session.place.generation,
+            "database": Text = &*session.target.asked.database,
+            "environment": Text = session.target.route.environment().as_str(),
+            "connection": Text = session.target.route.connection().as_str(),
+            "generation": Long = session.target.generation,
             "state": Text = state,
             "pid": Int = session.pid.get(),
             "upstream_pid": Int = target.map(|target| target.pid()),
@@ -37,7 +37,7 @@ impl Overview<'_> {
             "waits_us": Long = waits.map(|since| micros(since.elapsed())),
             "prepared_statements": Int = seen.prepared,
             "moved": Text = generation.moved(session),
-            "route": Text = session.place.facts.route.as_str(),
+            "route": Text = session.target.facts.route.as_str(),
         })
     }
 }

@@ -86,7 +86,7 @@ impl Overview<'_> {
             Peer {
                 kind: "C",
                 user: session.identity.user().to_string(),
-                database: session.place.route.connection().to_string(),
+                database: session.target.route.connection().to_string(),
                 state: state_of(target.as_ref(), waits),
                 addr,
                 port,
@@ -99,7 +99,7 @@ impl Overview<'_> {
                 application_name: session.application_name.to_string(),
                 prepared: session.orders.statistics.see().prepared,
                 id: session.id,
-                environment: session.place.route.environment().to_string(),
+                environment: session.target.route.environment().to_string(),
                 ..Peer::default()
             }
         })

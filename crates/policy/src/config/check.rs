@@ -96,12 +96,12 @@ fn certificates(
     let mut files = Vec::new();
     if let Some(tls) = &*file.server.tls {
         let folder = path.parent().unwrap_or(Path::new(""));
-        files.push(("certificate of [server] tls".to_owned(), folder.join(&*tls.certificate)));
-        files.push(("key of [server] tls".to_owned(), folder.join(&*tls.key)));
+        files.push(("certificate of [server.tls]".to_owned(), folder.join(&*tls.certificate)));
+        files.push(("key of [server.tls]".to_owned(), folder.join(&*tls.key)));
         let ca = tls.client_ca.as_ref().map(|ca| folder.join(ca));
-        files.extend(ca.map(|ca| ("client_ca of [server] tls".to_owned(), ca)));
+        files.extend(ca.map(|ca| ("client_ca of [server.tls]".to_owned(), ca)));
         let crl = tls.client_crl.as_ref().map(|crl| folder.join(crl));
-        files.extend(crl.map(|crl| ("client_crl of [server] tls".to_owned(), crl)));
+        files.extend(crl.map(|crl| ("client_crl of [server.tls]".to_owned(), crl)));
     }
     for (name, connection) in connections {
         let tls = &connection.tls;
@@ -554,7 +554,7 @@ fn check_auth(
     let has_client_ca = file.server.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     if auth_type == AuthType::Cert && !has_client_ca {
         let span = u.auth_type.span().or(name.span());
-        problems.error(span, "auth_type \"cert\" needs `client_ca` in [server] tls");
+        problems.error(span, "auth_type \"cert\" needs `client_ca` in [server.tls]");
     }
     let is_reached = |address: &Setting<ListenAddress>| matches!(&**address, ListenAddress::Tcp(a) if !a.ip().is_loopback());
     if auth_type == AuthType::Trust && file.server.listen.iter().any(is_reached) {

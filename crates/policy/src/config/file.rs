@@ -166,7 +166,7 @@ words! {
         Require = "require",
         /// Always, and the certificate must come from a known authority.
         VerifyCa = "verify-ca",
-        /// And it must be for this name.
+        /// The same, and the certificate must be for the name.
         VerifyFull = "verify-full",
     }
 }
@@ -263,11 +263,11 @@ word_value!(Isolation, &[]);
 words! {
     /// How a relaying thread asks the system to read and write.
     Io {
-        /// By io_uring where that can be had, else by epoll.
+        /// By io_uring where the system allows it, otherwise by epoll.
         Auto = "auto",
         /// By epoll(7).
         Epoll = "epoll",
-        /// By io_uring(7), or not at all.
+        /// By io_uring(7); where it is not allowed, pgusher does not start.
         IoUring = "io_uring",
     }
 }
@@ -275,7 +275,7 @@ words! {
 words! {
     /// What happens to users whose value matches nothing.
     OnUnmatched {
-        /// They go to the base connection.
+        /// They are routed to the base connection.
         Base = "base",
         /// They are refused.
         Reject = "reject",
@@ -289,7 +289,7 @@ words! {
         Finish = "finish",
         /// It is ended now.
         Terminate = "terminate",
-        /// It stays until it leaves by itself.
+        /// It remains until it ends by itself.
         Keep = "keep",
     }
 }
@@ -347,7 +347,7 @@ words! {
 words! {
     /// The least important lines that are logged.
     LogLevel {
-        /// Our own bugs.
+        /// Bugs of pgusher.
         Error = "error",
         /// What the operator should act on.
         Warn = "warn",
@@ -362,7 +362,7 @@ words! {
 
 options! {
     /// TLS towards clients.
-    ClientTls as "[server] tls" {
+    ClientTls as "[server.tls]" {
         /// As libpq's `sslmode`, seen from the server: `disable` refuses TLS; `allow` and `prefer` accept both;
         /// `require` refuses clients without it; `verify-ca` and `verify-full` also want a certificate of
         /// `client_ca` (`verify-full`: one whose common name is the user's name, whatever the user's `auth_type`). Over a unix
@@ -398,8 +398,7 @@ options! {
         Restart threads: u32 = 0, 0 => 1024;
         /// On io_uring: how busy a thread may be, in percent of its time, before one more is used; 0 uses all of them at once.
         Restart thread_full: u32 = 80, 0 => 100;
-        /// How sockets are read and written. `"io_uring"` needs Linux 6.1 that does not forbid it (by
-        /// `kernel.io_uring_disabled`, or seccomp): else nothing starts. `"auto"`: where it can be had, else by epoll.
+        /// How sockets are read and written. io_uring needs Linux 6.1 or later that allows it (`kernel.io_uring_disabled`, seccomp).
         Restart io: Io = Io::Auto;
         /// How clients prove who they are, where the user does not say otherwise.
         Login auth_type: AuthType = AuthType::ScramSha256;

@@ -441,7 +441,7 @@ impl Value for Duration {
     fn show(&self) -> String {
         // Not in months and years: nobody sets a time in them.
         let days = self.as_secs() / DAY;
-        match days > 0 && self.as_secs() % DAY == 0 && self.subsec_nanos() == 0 {
+        match days > 0 && self.as_secs().is_multiple_of(DAY) && self.subsec_nanos() == 0 {
             true => format!("\"{days}days\""),
             false => format!("\"{}\"", humantime::format_duration(*self)),
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Asked, Counts, Effects, Pin, Signalled};
+use crate::{Counts, Effects, ListenRequest, Pin, Signalled};
 use wire::error::Refusal;
 
 /// What is to be done, in this order: obey the wishes, send to the client, send to the upstream, count, and take the step.
@@ -31,8 +31,8 @@ pub enum Step {
     ShowUpstream,
     /// A connection is wanted: [`Event::Lent`](super::Event::Lent) or [`Event::Refused`](super::Event::Refused) answers.
     Lend,
-    /// If all is written that was to be sent, say so: [`Event::Settle`](super::Event::Settle).
-    Settle,
+    /// If all is written that was to be sent, say so: [`Event::Flushed`](super::Event::Flushed).
+    Flush,
     /// The connection goes back to its pool.
     Release,
     /// The connection is closed (whatever runs on it is cancelled if that is said), and the client's bytes are shown again.
@@ -43,17 +43,17 @@ pub enum Step {
     /// These bytes are put in front of those of the client that were not consumed: [`Event::PutBack`](super::Event::PutBack).
     PutBack(Box<[u8]>),
     /// The session keeps its connection for this reason: [`Event::Permitted`](super::Event::Permitted) answers. With none it
-    /// does so no longer: [`Event::Settle`](super::Event::Settle).
+    /// does so no longer: [`Event::Flushed`](super::Event::Flushed).
     Pin(Option<Pin>),
-    /// What is known of the database is not true any more, as this was defined: [`Event::Settle`](super::Event::Settle).
+    /// What is known of the database is not true any more, as this was defined: [`Event::Flushed`](super::Event::Flushed).
     Outdate(Box<Effects>),
     /// A statement needs this database to itself: idle connections to it, on the session's own route, are closed. Then
-    /// [`Event::Settle`](super::Event::Settle).
+    /// [`Event::Flushed`](super::Event::Flushed).
     Free(Box<str>),
     /// A session is signalled: [`Event::Signalled`](super::Event::Signalled) answers.
     Signal(Signalled),
     /// The listener is asked; without one, [`Event::NoListener`](super::Event::NoListener).
-    AskListener(Box<Asked>),
+    AskListener(Box<ListenRequest>),
     /// What runs on the connection is cancelled.
     Cancel,
     /// The session is over when the client was sent what it is sent.

@@ -20,7 +20,7 @@ pub enum Event<'a> {
     /// There is no connection to be had; with the client's bytes that wait for one.
     Refused(&'a Refusal, &'a [u8]),
     /// What was to be sent was written, or what was to be done was done.
-    Settle,
+    Flushed,
     /// Bytes that are to be dealt with once more were put in front of the client's.
     PutBack,
     /// Whether the session may keep its connection: the answer to [`Step::Pin`](super::Step::Pin).
@@ -109,7 +109,7 @@ pub enum Answer {
     /// It listens to all that was asked for: now the marker may be sent.
     Listening(Mark),
     /// The marker has come by. From there on it delivers what comes on these channels.
-    Settled(Vec<String>),
+    Marked(Vec<String>),
 }
 
 /// A moment: nanoseconds since the session began, and one.

@@ -117,7 +117,7 @@ impl Rig {
 
     /// The listener delivers from here on.
     fn listener_delivers(&mut self) {
-        self.say(Event::Listener(Box::new(Ok(Answer::Settled(vec!["news".into()])))));
+        self.say(Event::Listener(Box::new(Ok(Answer::Marked(vec!["news".into()])))));
     }
 
     /// Deals with one event and with all that follows from it.
@@ -184,7 +184,7 @@ impl Rig {
                 return Some(Next::Client);
             }
             Step::ShowUpstream => return Some(Next::Upstream),
-            Step::Settle => return Some(Next::Event(Event::Settle)),
+            Step::Flush => return Some(Next::Event(Event::Flushed)),
             Step::Lend => ("lend", Some(Next::Lend)),
             Step::Release => {
                 let backend = self.held.take().expect("a connection to be given back");
@@ -205,10 +205,10 @@ impl Rig {
                 self.client_tail.splice(..0, bytes);
                 ("put back", Some(Next::Event(Event::PutBack)))
             }
-            Step::Pin(None) => ("unpin", Some(Next::Event(Event::Settle))),
+            Step::Pin(None) => ("unpin", Some(Next::Event(Event::Flushed))),
             Step::Pin(Some(_)) => ("pin", Some(Next::Event(Event::Permitted(self.permits)))),
-            Step::Outdate(_) => ("outdate", Some(Next::Event(Event::Settle))),
-            Step::Free(_) => ("free", Some(Next::Event(Event::Settle))),
+            Step::Outdate(_) => ("outdate", Some(Next::Event(Event::Flushed))),
+            Step::Free(_) => ("free", Some(Next::Event(Event::Flushed))),
             Step::Signal(_) => ("signal", Some(Next::Event(Event::Signalled(crate::Reached::Nobody)))),
             Step::AskListener(_) if self.listener => ("ask the listener", None),
             Step::AskListener(_) => ("ask the listener", Some(Next::Event(Event::NoListener))),

@@ -88,7 +88,7 @@ impl Mark {
 
 /// What the listener is asked to take over.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct ListenRequest {
     /// What the connection listens to.
     pub channels: Vec<String>,
     /// The number of the recall since the last time; 0 for none.
@@ -164,7 +164,7 @@ enum Stage {
     /// The connection listens to these.
     Found(Vec<String>),
     /// The listener was asked.
-    Asked,
+    ListenRequest,
     /// The marker could not be sent: it is sent again.
     Unmarked,
     /// The marker was sent; what of it has come back.
@@ -202,7 +202,7 @@ impl Channels {
     }
 
     /// True while they are on their way to the listener.
-    pub(super) fn is_handing_over(&self) -> bool {
+    pub(super) fn is_transferring(&self) -> bool {
         self.is(|all| all.stage != Stage::Idle)
     }
 
@@ -218,11 +218,11 @@ impl Channels {
 
     /// True if the listener's first answer is awaited, or its last one.
     pub(super) fn awaits_listener(&self) -> bool {
-        self.is(|all| matches!(all.stage, Stage::Asked | Stage::Settling))
+        self.is(|all| matches!(all.stage, Stage::ListenRequest | Stage::Settling))
     }
 
     /// True if the connection does not listen any more, and the listener has not said that it delivers.
-    pub(super) fn is_settling(&self) -> bool {
+    pub(super) fn is_transfer_ending(&self) -> bool {
         self.is(|all| all.stage == Stage::Settling)
     }
 
@@ -266,13 +266,13 @@ impl Channels {
     }
 
     /// What the listener is to be asked now, if anything.
-    pub(super) fn ask(&mut self) -> Option<Asked> {
+    pub(super) fn ask(&mut self) -> Option<ListenRequest> {
         let all = self.0.as_mut()?;
         let Stage::Found(found) = &mut all.stage else { return None };
         let channels = std::mem::take(found);
         all.number += 1;
-        all.stage = Stage::Asked;
-        Some(Asked { channels, recall: all.recall.number(), number: all.number })
+        all.stage = Stage::ListenRequest;
+        Some(ListenRequest { channels, recall: all.recall.number(), number: all.number })
     }
 
     /// The listener listens: the query that sends the marker, on the connection of this process. `None` if there is nothing
@@ -307,7 +307,7 @@ impl Channels {
     }
 
     /// The `ReadyForQuery` of a step of the hand-over; false if it failed.
-    pub(super) fn handed_over(&mut self) -> bool {
+    pub(super) fn transferred(&mut self) -> bool {
         let Some(all) = &mut self.0 else { return false };
         let failed = std::mem::take(&mut all.interrupted.now);
         all.interrupted.steps += u8::from(failed);
@@ -451,37 +451,37 @@ mod tests {
         let mut channels = Channels::default();
         assert!(channels.found(names(&["b", "a"])));
         let asked = channels.ask().expect("the listener is asked");
-        assert_eq!(asked, Asked { channels: names(&["b", "a"]), recall: 0, number: 1 });
+        assert_eq!(asked, ListenRequest { channels: names(&["b", "a"]), recall: 0, number: 1 });
         assert!(channels.awaits_listener() && channels.ask().is_none());
         assert!(channels.go_on(Some(9)).is_none(), "the marker was not even sent");
         channels.mark(mark(), Some(9)).expect("the marker is sent");
         assert!(channels.delivers(&notified("a")), "until the marker comes back");
         assert!(!channels.delivers(&said(Mark::MARKER, 1)));
         assert!(!channels.delivers(&notified("a")), "the listener delivers it");
-        assert!(channels.handed_over());
+        assert!(channels.transferred());
         channels.go_on(Some(9)).expect("it listens no more");
-        assert!(channels.handed_over() && channels.is_settling());
+        assert!(channels.transferred() && channels.is_transfer_ending());
         channels.carry(names(&["b", "a"]));
-        assert!(channels.is_carried() && !channels.is_handing_over());
+        assert!(channels.is_carried() && !channels.is_transferring());
         channels
     }
 
     #[test]
     fn a_marker_that_comes_behind_its_answer_is_waited_for() {
         let mut channels = Channels::default();
-        assert!(!channels.handed_over());
+        assert!(!channels.transferred());
         channels.found(names(&["a"]));
         channels.ask();
         channels.mark(mark(), Some(9)).expect("the marker is sent");
         channels.delivers(&said(Mark::MARKER, 2));
-        assert!(channels.handed_over());
+        assert!(channels.transferred());
         assert!(channels.go_on(Some(9)).is_none(), "that was the marker of another hand-over");
         assert!(channels.delivers(&notified("a")), "the listener does not deliver what comes before");
-        assert!(!channels.handed_over(), "it was answered already");
+        assert!(!channels.transferred(), "it was answered already");
         channels.delivers(&said(Mark::MARKER, 1));
         assert!(!channels.delivers(&notified("a")));
         assert_eq!(channels.go_on(Some(9)).as_deref(), Some("UNLISTEN *"));
-        assert!(channels.handed_over() && channels.is_settling());
+        assert!(channels.transferred() && channels.is_transfer_ending());
     }
 
     /// A cancel that meets the hand-over is none of the client's business.
@@ -492,14 +492,14 @@ mod tests {
         channels.ask();
         let marks = channels.mark(mark(), Some(9));
         channels.interrupted();
-        assert!(channels.handed_over() && channels.is_handing_over());
+        assert!(channels.transferred() && channels.is_transferring());
         assert_eq!(channels.go_on(Some(9)), marks);
         assert!(channels.go_on(Some(9)).is_none() && channels.delivers(&notified("a")));
-        assert!(!channels.delivers(&said(Mark::MARKER, 1)) && channels.handed_over());
+        assert!(!channels.delivers(&said(Mark::MARKER, 1)) && channels.transferred());
         for round in 1..=MAX_INTERRUPTED {
             assert_eq!(channels.go_on(Some(9)).as_deref(), Some("UNLISTEN *"));
             channels.interrupted();
-            assert_eq!(channels.handed_over(), round < MAX_INTERRUPTED, "{round}");
+            assert_eq!(channels.transferred(), round < MAX_INTERRUPTED, "{round}");
         }
     }
 

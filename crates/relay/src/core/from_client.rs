@@ -347,7 +347,7 @@ impl Core {
 
     /// Whether what becomes of this message depends on something that is not answered yet.
     fn must_wait(&self, tag: u8) -> bool {
-        self.must_settle_first()
+        self.awaits_channels()
             || self.must_know_how_to_read(tag)
             || self.must_have_its_values_first(tag)
             || self.position.is_ahead()

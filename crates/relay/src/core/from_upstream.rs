@@ -1,10 +1,10 @@
 //! From the upstream to the client.
 
-use super::hand_over::Protocol;
 use super::position::{Forward, Transaction};
 use super::prepare::lesson;
 use super::requests::{Kind, NO_COLUMNS, Note, Request, Whose};
 use super::residue::User;
+use super::transfer::Protocol;
 use super::{BackendState, Broken, Core, GATHER, OutputBuffer};
 use crate::bearing::Bearing;
 use crate::settings::{AUTHORIZATION, SessionSettings};
@@ -324,7 +324,7 @@ impl Core {
             Kind::Reset => {}
             Kind::Setup => self.facts.settings().settled(&mut backend.settings),
             Kind::Probe => self.probed(backend),
-            Kind::HandOver if self.channels.handed_over() => {}
+            Kind::HandOver if self.channels.transferred() => {}
             Kind::HandOver => return Some(Err(Broken::Desync("a marker did not come back".into()))),
             _ => return None,
         }

@@ -3,8 +3,8 @@
 
 use super::requests::Kind;
 use super::{BackendState, Core, MAX_ADDED, MAX_NAMED_PARSE, OutputBuffer};
-use crate::core::hand_over::Protocol;
 use crate::core::position::Transaction;
+use crate::core::transfer::Protocol;
 use crate::sql::{Effects, NameUse};
 use crate::statement::{Named, significant};
 use wire::error::{Fault, Refusal, Shown, SqlState};

@@ -1,11 +1,11 @@
 //! `Parse`, and statements that are prepared for the client.
 
 use super::from_client::{Incoming, Step, Wires};
-use super::hand_over::Protocol;
 use super::names::NamesIn;
 use super::position::Remainder;
 use super::prepare::EMPTY;
 use super::requests::{Kind, Note};
+use super::transfer::Protocol;
 use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED};
 use crate::sql::{Effects, Pin};
 use crate::statement::{Held, Named, UnnamedText, significant};

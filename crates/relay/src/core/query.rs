@@ -1,10 +1,10 @@
 //! Simple queries, of which some are answered otherwise.
 
 use super::from_client::{Incoming, Step, Wires};
-use super::hand_over::Protocol;
 use super::pids::Verdict;
 use super::position::Remainder;
 use super::requests::{Kind, Note};
+use super::transfer::Protocol;
 use super::{BackendState, Core, GATHER, OutputBuffer};
 use crate::catalog::Words;
 use crate::sql::{Effects, Scan};

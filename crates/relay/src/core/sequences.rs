@@ -1,8 +1,8 @@
 //! What a connection has that only the session has any use for that it was lent to last: last values of sequences, and how long it
 //! may be idle.
 
-use super::hand_over::Protocol;
 use super::requests::Kind;
+use super::transfer::Protocol;
 use super::{BackendState, Core};
 use crate::sql::Effects;
 

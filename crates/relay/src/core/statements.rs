@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::facts::LexContext;
-use super::hand_over::Protocol;
 use super::position::Transaction;
 use super::replay::Replay;
+use super::transfer::Protocol;
 use crate::sql::{Effects, PidUse};
 use crate::statement::{Interner, Named, Names, Shape, Statement, Told, Unnamed, UnnamedText, significant};
 

@@ -743,10 +743,10 @@ fn a_session_with_very_many_channels_keeps_its_connection() {
     let channels = |count: usize| (0..count).map(|i| format!("c{i}")).collect::<Vec<_>>();
     let mut bench = Bench::new();
     bench.core.found_channels(channels(1000));
-    assert!(bench.core.is_handing_over() && bench.core.pin().is_none());
+    assert!(bench.core.is_transferring() && bench.core.pin().is_none());
     let mut bench = Bench::new();
     bench.core.found_channels(channels(1001));
-    assert!(!bench.core.is_handing_over() && !bench.core.has_channels());
+    assert!(!bench.core.is_transferring() && !bench.core.has_channels());
     assert_eq!(bench.core.pin(), Some(Pin::Listen));
 }
 

@@ -1,6 +1,6 @@
 //! `LISTEN` without a connection of one's own: how a session's channels go to the pool's listener and come back.
 
-use super::channels::{Asked, Mark};
+use super::channels::{ListenRequest, Mark};
 use super::position::Transaction;
 use super::requests::Kind;
 use super::{BackendState, Core};
@@ -15,8 +15,8 @@ pub(super) enum Protocol {
 
 impl Core {
     /// True while the session's channels are on their way to the listener.
-    pub(crate) fn is_handing_over(&self) -> bool {
-        self.channels.is_handing_over()
+    pub(crate) fn is_transferring(&self) -> bool {
+        self.channels.is_transferring()
     }
 
     /// True if a notification can be put in between what the client gets, as PostgreSQL would: outside a transaction.
@@ -31,7 +31,7 @@ impl Core {
 
     /// True if what the client sends must wait: channels were brought back in a transaction that is over, or may be,
     /// and in the next one it must be known what became of them.
-    pub(super) fn must_settle_first(&self) -> bool {
+    pub(super) fn awaits_channels(&self) -> bool {
         self.channels.is_recalled()
             && (self.position.requests().has_an_end() || self.position.is_before_transaction())
     }
@@ -44,7 +44,7 @@ impl Core {
     }
 
     /// What the listener is to be asked now, if anything.
-    pub(crate) fn ask_listener(&mut self) -> Option<Asked> {
+    pub(crate) fn ask_listener(&mut self) -> Option<ListenRequest> {
         self.channels.ask()
     }
 
@@ -93,8 +93,8 @@ impl Core {
     }
 
     /// True if the connection does not listen any more, and the listener has not said that it delivers.
-    pub(crate) fn is_settling(&self) -> bool {
-        self.channels.is_settling()
+    pub(crate) fn is_transfer_ending(&self) -> bool {
+        self.channels.is_transfer_ending()
     }
 
     /// The recall with which the listener stops to deliver: see [`Channels::pausing`](super::channels::Channels::pausing).

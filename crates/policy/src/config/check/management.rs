@@ -57,7 +57,7 @@ pub(super) fn check(
                     management.listen.span(),
                     "tokens and passwords would go over the network in the clear",
                 )
-                .help("set [server] tls");
+                .help("set [server.tls]");
         }
     }
     Management {
