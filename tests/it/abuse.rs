@@ -318,7 +318,7 @@ fn silent_clients_of_one_place_keep_nobody_else_out() {
         assert_eq!(raw.value("SELECT name FROM whoami"), "dev");
     }
     let target = format!("host={} port={} user=operator dbname=pgusher", folder.display(), pgusher.port);
-    let mut psql = Command::new("psql");
+    let mut psql = crate::house::psql();
     psql.args(["-XAtqc", "SHOW VERSION", &target]).env("PGPASSWORD", "operator");
     assert!(run(&mut psql).stdout.starts_with(b"pgusher"));
     assert!(pgusher.descriptors() >= descriptors + 900, "it was full all the time");

@@ -312,7 +312,7 @@ fn whoever_may_only_look_changes_nothing_and_others_do_not_get_in() {
         let target =
             format!("host=127.0.0.1 port={} user={user} password={user} dbname=pgusher", pgusher.port);
         let psql =
-            std::process::Command::new("psql").args(["-XAtc", "SHOW VERSION", &target]).output().unwrap();
+            crate::house::psql().args(["-XAtc", "SHOW VERSION", &target]).output().unwrap();
         let said = String::from_utf8_lossy(&psql.stderr).into_owned();
         assert!(!psql.status.success() && said.contains(expected), "{said}");
     }
@@ -356,7 +356,7 @@ fn both_protocols_and_a_real_driver_are_served() {
         assert!(client.simple_query("SHOW POOLS").await.is_ok());
     });
     let target = format!("host=127.0.0.1 port={} user=operator dbname=pgusher", pgusher.port);
-    let psql = std::process::Command::new("psql").args(["-XAtc", "SHOW VERSION", &target]).output().unwrap();
+    let psql = crate::house::psql().args(["-XAtc", "SHOW VERSION", &target]).output().unwrap();
     assert!(String::from_utf8_lossy(&psql.stdout).starts_with("pgusher "), "{psql:?}");
 }
 

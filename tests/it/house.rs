@@ -77,6 +77,12 @@ pub(crate) fn run(command: &mut Command) -> Output {
     output
 }
 
+/// The program itself: what Debian has on the path is a script that looks for it.
+pub(crate) fn psql() -> Command {
+    let program = binaries().join("psql");
+    Command::new(if program.exists() { program } else { "psql".into() })
+}
+
 /// A PostgreSQL server of its own. It ends when this is dropped, or when the process of the tests ends, however.
 pub(crate) struct Postgres {
     pub port: u16,
@@ -150,7 +156,7 @@ impl Postgres {
     /// Runs SQL on the server itself, as its superuser.
     pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
         let port = self.port.to_string();
-        let output = run(Command::new("psql")
+        let output = run(psql()
             .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", &port, "-U", "postgres"])
             .args(["-d", database, "-c", sql]));
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
@@ -366,7 +372,7 @@ impl Pgusher {
         environment: &[(&str, &str)],
         commands: &[&str],
     ) -> Result<String, String> {
-        let mut psql = Command::new("psql");
+        let mut psql = psql();
         psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose"]);
         let target =
             format!("host=127.0.0.1 port={} user={user} dbname=warehouse connect_timeout=15", self.port);

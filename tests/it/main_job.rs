@@ -59,7 +59,7 @@ fn an_alias_means_its_base_and_an_environment_cannot_be_asked_for() {
     let pgusher = Pgusher::start(&warehouse("", "aliases = [\"dwh\"]", ""));
     let as_database = |name: &str| {
         let target = format!("host=127.0.0.1 port={} user=pete dbname={name}", pgusher.port);
-        let psql = std::process::Command::new("psql")
+        let psql = crate::house::psql()
             .args(["-XAtqd", &target, "-c", "SELECT name FROM whoami"])
             .env("PGPASSWORD", "pete")
             .output()

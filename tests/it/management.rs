@@ -150,7 +150,7 @@ impl Managed {
             self.pgusher.port
         );
         let output =
-            Command::new("psql").args(["-XAtq", "-d", &target, "-c", sql]).env("PGPASSWORD", user).output();
+            crate::house::psql().args(["-XAtq", "-d", &target, "-c", sql]).env("PGPASSWORD", user).output();
         let output = output.unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }

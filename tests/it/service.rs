@@ -127,7 +127,7 @@ fn a_unix_socket_changes_hands_too() {
     let port = old.port;
     let ask = || {
         let target = format!("host={} port={port} user=raw dbname=warehouse", folder.display());
-        Command::new("psql").args(["-XAtqc", "SELECT 1", &target]).status().unwrap().success()
+        crate::house::psql().args(["-XAtqc", "SELECT 1", &target]).status().unwrap().success()
     };
     assert!(ask());
     let new = Pgusher::start_beside(&config, port);

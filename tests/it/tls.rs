@@ -161,7 +161,7 @@ fn verify_full_holds_for_the_console_and_for_names_that_nobody_has() {
     let environment = [("PGSSLMODE", "require"), ("PGSSLCERT", &certificate), ("PGSSLKEY", &key)];
     for (user, database) in [("ops", "pgusher"), ("nobody", "warehouse"), ("nobody", "pgusher")] {
         let target = format!("host=127.0.0.1 port={} user={user} dbname={database}", pgusher.port);
-        let output = Command::new("psql")
+        let output = crate::house::psql()
             .args(["-XAtq", "-d", &target, "-c", "SHOW VERSION"])
             .env("PGPASSWORD", user)
             .envs(environment)
