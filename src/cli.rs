@@ -276,7 +276,8 @@ fn check(file: &Path, outside: Outside) -> ExitCode {
         Err(code) => return code,
     };
     eprint!("{}", checked.warnings());
-    let mut rows = vec![["USER", "DATABASE", "ATTRIBUTE", "ENVIRONMENT", "CONNECTION"].map(str::to_owned)];
+    let mut rows =
+        vec![["USER", "DATABASE", "ATTRIBUTE", "ENVIRONMENT", "CONNECTION", "BY"].map(str::to_owned)];
     let config = checked.config();
     for user in config.users.keys() {
         for (database, base_name) in &config.databases {
@@ -292,12 +293,21 @@ fn check(file: &Path, outside: Outside) -> ExitCode {
                     None => format!("{name}: none"),
                 },
             );
-            let (environment, connection) = match route::resolve(config, &attributes, database.as_str(), None)
-            {
-                Ok(route) => (route.environment().to_string(), route.connection().to_string()),
-                Err(refusal) => ("refused".to_owned(), refusal.sqlstate.to_string()),
-            };
-            rows.push([user.to_string(), database.to_string(), values, environment, connection]);
+            let (environment, connection, by) =
+                match route::resolve(config, &attributes, database.as_str(), None) {
+                    Ok(route) => {
+                        (route.environment().to_string(), route.connection().to_string(), route.word())
+                    }
+                    Err(refusal) => ("refused".to_owned(), refusal.sqlstate.to_string(), "-"),
+                };
+            rows.push([
+                user.to_string(),
+                database.to_string(),
+                values,
+                environment,
+                connection,
+                by.to_owned(),
+            ]);
         }
     }
     print_table(&rows);

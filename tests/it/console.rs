@@ -311,8 +311,7 @@ fn whoever_may_only_look_changes_nothing_and_others_do_not_get_in() {
     ] {
         let target =
             format!("host=127.0.0.1 port={} user={user} password={user} dbname=pgusher", pgusher.port);
-        let psql =
-            crate::house::psql().args(["-XAtc", "SHOW VERSION", &target]).output().unwrap();
+        let psql = crate::house::psql().args(["-XAtc", "SHOW VERSION", &target]).output().unwrap();
         let said = String::from_utf8_lossy(&psql.stderr).into_owned();
         assert!(!psql.status.success() && said.contains(expected), "{said}");
     }

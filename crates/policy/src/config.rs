@@ -3,6 +3,7 @@
 pub mod read;
 pub mod manual;
 mod words;
+mod foreign;
 
 pub mod file;
 

@@ -1,6 +1,7 @@
 //! Which connection a user gets for a database, and why. Pure: the login, the command line and every other
 //! question "where does X go?" call [`resolve`].
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::attribute::{self, Attributes, Origin, Subject};
@@ -95,6 +96,17 @@ fn quoted(values: &[String]) -> String {
 }
 
 impl<S> Route<S> {
+    /// In a word, how it was found: by a value or a request, for want of an attribute, or because nothing matched.
+    pub fn word(&self) -> &'static str {
+        let has = |wanted: fn(&Reason) -> bool| self.reasons.iter().any(wanted);
+        match () {
+            () if has(|reason| matches!(reason, Reason::Requested(_) | Reason::Granted(_))) => "request",
+            () if has(|reason| matches!(reason, Reason::FallsBack)) => "fallback",
+            () if has(|reason| matches!(reason, Reason::NoAttribute)) => "no attribute",
+            () => "value",
+        }
+    }
+
     /// Whose it is.
     pub fn subject(&self) -> &S {
         &self.subject
@@ -460,12 +472,12 @@ pub fn reviewed(draft: Draft) -> Draft {
             }
         }
     }
-    warn_of_near_misses(&config, &file, &mut problems);
+    warn_of_misses(&config, &file, &mut problems);
     Draft { config, file, problems, outside }
 }
 
-/// Values in the file that nearly are a known one.
-fn warn_of_near_misses(
+/// Values in the file that nearly are a known one, and those that no base knows; each once.
+fn warn_of_misses(
     config: &Config,
     file: &crate::config::file::File,
     problems: &mut crate::config::read::Problems,
@@ -473,12 +485,23 @@ fn warn_of_near_misses(
     let users = file.users.0.iter().flat_map(|(_, u)| u.attributes.0.iter().map(|(n, v)| (n.as_str(), v)));
     let groups = file.groups.0.iter().flat_map(|(_, g)| g.attributes.0.iter().map(|(n, v)| (n.as_str(), v)));
     let defaults = file.attributes.0.iter().filter_map(|(n, a)| Some((n.as_str(), a.default.as_ref()?)));
+    let mut told = BTreeSet::new();
     for (attribute, values) in users.chain(groups).chain(defaults) {
-        for connection in config.connections.values() {
-            let Some(base) = connection.base.as_ref() else { continue };
-            if base.attribute.as_ref().is_none_or(|a| a.as_str() != attribute) {
-                continue;
+        let bases = config.connections.values().filter_map(|c| Some((c, c.base.as_ref()?)));
+        let picking = |base: &Base| base.attribute.as_ref().is_some_and(|a| a.as_str() == attribute);
+        let bases: Vec<_> = bases.filter(|(_, base)| picking(base)).collect();
+        for value in &values.0 {
+            let is_known = bases.iter().any(|(_, base)| {
+                base.known_values().any(|known| known == value.as_str()) || base.near_miss(value).is_some()
+            });
+            if !bases.is_empty() && !is_known && told.insert((attribute, value.as_str())) {
+                let message = format!("attribute value {:?} matches no environment of any database", **value);
+                problems
+                    .warning(value.span(), message)
+                    .help(format!("list it in `values` of an environment that {attribute} picks"));
             }
+        }
+        for (connection, base) in bases {
             for value in &values.0 {
                 if let Some(known) = base.near_miss(value) {
                     let message = format!(

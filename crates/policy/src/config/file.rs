@@ -127,7 +127,7 @@ impl Value for ListenAddress {
             Err(_) => {
                 problems
                     .error(Some(node.span()), format!("`{text}` is not an address to listen on"))
-                    .help("write \"127.0.0.1:6432\", \"[::]:6432\" or \"unix:/run/pgusher\"");
+                    .help("write an address, not a name: \"127.0.0.1:6432\", \"[::]:6432\" or \"unix:/run/pgusher\"");
                 None
             }
         }
@@ -569,11 +569,11 @@ options! {
         /// what no command resets (see docs/security.md). `"shared"`: it is not reset, for users who trust each other.
         Reload isolation: Isolation = Isolation::User;
         /// The most upstream connections of this pool; by default `[server] default_pool_size`.
-        Reload pool_size: Option<u32> = None;
+        Reload pool_size: Option<u32> = None, Some(1) => Some(100_000);
         /// By default `[server] min_pool_size`.
-        Reload min_pool_size: Option<u32> = None;
+        Reload min_pool_size: Option<u32> = None, Some(0) => Some(100_000);
         /// By default `[server] reserve_pool_size`.
-        Reload reserve_pool_size: Option<u32> = None;
+        Reload reserve_pool_size: Option<u32> = None, Some(0) => Some(100_000);
         /// By default `[server] max_pinned`.
         Reload max_pinned: Option<u32> = None;
         /// The most clients at a time; 0 is no limit.

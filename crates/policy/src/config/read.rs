@@ -551,9 +551,19 @@ impl<T: Value> Value for Named<T> {
             return wrong_type::<Self>(node, problems);
         };
         let mut entries = Vec::new();
-        for (key, value) in table.iter() {
+        // As they stand in the file, and not by their names: what is told of two is told of the later one.
+        let mut tables: Vec<_> = table.iter().collect();
+        tables.sort_by_key(|(key, _)| key.span().start);
+        for (key, value) in tables {
             problems.publish(key.span());
             let name = Setting { value: key.get_ref().to_string(), span: Some(key.span()) };
+            if let Some(inner) = unquoted(value, &T::schema()) {
+                let table = T::kind().replace("NAME", &format!("\"{}.{inner}\"", &*name));
+                problems
+                    .error(name.span(), format!("`{}.{inner}` is a table within a table", &*name))
+                    .help(format!("a name with a dot stands in quotes: {table}"));
+                continue;
+            }
             if name.is_empty() || name.contains('\0') {
                 problems.error(name.span(), "a name cannot be empty or hold the character NUL");
             }
@@ -564,6 +574,16 @@ impl<T: Value> Value for Named<T> {
     fn show(&self) -> String {
         "{}".into()
     }
+}
+
+/// The first key of a table that has nothing but tables, none of which belongs there: a name with a dot, without quotes.
+fn unquoted(node: &Spanned<DeValue<'_>>, schema: &Json) -> Option<String> {
+    let table = node.get_ref().as_table().filter(|table| !table.is_empty())?;
+    let known = schema["properties"].as_object()?;
+    let is_stray = |key: &str, value: &DeValue<'_>| value.is_table() && !known.contains_key(key);
+    let all = table.iter().all(|(key, value)| is_stray(key.get_ref(), value.get_ref()));
+    let first = table.iter().next().filter(|_| all)?;
+    Some(first.0.get_ref().chars().take(MAX_NEAR_LENGTH).collect())
 }
 
 impl Value for Source {
@@ -695,7 +715,10 @@ impl<'a, 'i> TableReader<'a, 'i> {
                 let shown: String = name.chars().take(MAX_NEAR_LENGTH).collect();
                 let problem =
                     problems.error(Some(key.span()), format!("unknown key `{shown}` in {}", self.name));
-                problem.nearest(name, self.known.iter().copied());
+                match super::foreign::help(self.name, name) {
+                    Some(help) => problem.help(help),
+                    None => problem.nearest(name, self.known.iter().copied()),
+                }
             }
         }
     }

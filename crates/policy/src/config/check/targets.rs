@@ -14,6 +14,7 @@ type Connections = BTreeMap<ConnectionName, Arc<Connection>>;
 pub(super) fn check(file: &File, connections: &Connections, problems: &mut Problems) {
     labels(file, connections, problems);
     names(file, connections, problems);
+    sizes(file, connections, problems);
 }
 
 /// A database that is `production` under one name is so under all; and with one role on one server, what is labelled
@@ -51,6 +52,31 @@ fn labels(file: &File, connections: &Connections, problems: &mut Problems) {
             problems.warning(written.username.span(), message).help(
                 "log in as a role of its own for each, and better use a server of its own (docs/security.md)",
             );
+        }
+    }
+}
+
+/// What nobody can have meant: nobody to serve, nothing to serve from, and more open connections than there may be.
+fn sizes(file: &File, connections: &Connections, problems: &mut Problems) {
+    if file.connections.0.is_empty() {
+        problems
+            .warning(None, "there is no connection: no client can be served")
+            .help("add [connections.NAME]");
+    }
+    if file.users.0.is_empty() {
+        problems.warning(None, "there is no user: nobody can log in").help("add [users.NAME]");
+    }
+    for (name, written) in &file.connections.0 {
+        let Some(connection) = connections.get(name.as_str()) else { continue };
+        let (least, most) = (connection.min_pool_size, connection.pool_size);
+        if least > most {
+            let message = format!(
+                "`{}` keeps at least {least} connections open and may have {most}: it keeps {most}",
+                **name
+            );
+            problems
+                .warning(written.min_pool_size.span().or(written.pool_size.span()), message)
+                .help("lower min_pool_size, or raise pool_size");
         }
     }
 }
