@@ -292,7 +292,7 @@ impl Session {
             }
             return Err(refusal);
         }
-        info!(user = %self.user, ?command, "console command");
+        info!(user = %self.user, %command, "console command");
         let refuses = *self.console.current.generation().config.server.audit_failure == AuditFailure::Refuse;
         if refuses
             && !self
@@ -321,14 +321,15 @@ impl Session {
             (false, false) => (SqlState::NO_ACTIVE_SQL_TRANSACTION, "there is no transaction in progress"),
             (true, false) | (false, true) => return,
         };
-        let hint = (tag == "ROLLBACK").then_some("ROLLBACK CONFIG re-applies the previous configuration.");
+        let hint = (tag == "ROLLBACK")
+            .then_some("ROLLBACK CONFIG [TO generation] puts an earlier configuration back in force.");
         wire::warning_response(&mut self.out, state, text, hint);
     }
 
     /// What was said. That holds neither secrets nor a client's SQL.
     fn event(&self, command: &Command) -> Event {
         let event = Event::new("console").text("user", &self.user).text("peer", &self.peer);
-        event.text("command", format_args!("{command:?}"))
+        event.text("command", command)
     }
 
     async fn query(&mut self, text: &str) -> Outcome {

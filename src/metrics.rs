@@ -12,7 +12,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::lifetime::Lifetime;
-use crate::pool::{Pool, Runtimes};
+use crate::pool::{Admission, Pool, Runtimes};
 use crate::proxy::{Journal, Proxy, Sessions, Snapshot};
 use crate::stats::{Counter, Isolated, Times};
 use relay::Pin;
@@ -318,9 +318,9 @@ fn standing(now: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result 
     family(encoder, "longest_wait_seconds", "How long the longest waiting of them has waited", longest)?;
     let up = views.iter().map(|(pool, view)| (of_pool(pool), Sample::Gauge((!view.failing).into())));
     family(encoder, "up", "0 after a failed attempt to connect upstream", up)?;
-    let halted = views
-        .iter()
-        .map(|(pool, view)| (of_pool(pool), Sample::Gauge((view.halted.is_some() || view.disabled).into())));
+    let halted = views.iter().map(|(pool, view)| {
+        (of_pool(pool), Sample::Gauge((view.halted.is_some() || view.admission != Admission::Open).into()))
+    });
     family(encoder, "halted", "1 while the pool is paused, suspended or disabled", halted)?;
     let clients = pools.iter().map(|pool| (of_pool(pool), gauge(now.sessions_of(pool).count())));
     family(encoder, "clients", "Sessions", clients)?;

@@ -11,7 +11,7 @@ mod waiter;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -195,8 +195,8 @@ pub struct Pool {
     servers: Mutex<Vec<(u64, Weak<CancelTarget>)>>,
     /// Told when a connection has been closed, or has come back while nothing is lent.
     changed: Arc<Notify>,
-    /// `DISABLE`: nobody logs in to it.
-    disabled: AtomicBool,
+    /// Whether anybody may log in to it ([`Admission`]).
+    admission: AtomicU8,
 }
 
 /// A session keeps its connection beyond a transaction; counted until this is dropped.
@@ -288,7 +288,7 @@ impl Pool {
             memories: Mutex::default(),
             servers: Mutex::default(),
             changed: Arc::default(),
-            disabled: AtomicBool::new(false),
+            admission: AtomicU8::new(Admission::Open as u8),
         });
         pool.share.join(&pool);
         pool

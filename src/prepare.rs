@@ -38,6 +38,11 @@ impl Prepared {
         &self.checked
     }
 
+    /// As the text of another configuration, of which it differs only for a while.
+    pub(crate) fn keep_source_of(&mut self, other: &Config) {
+        self.checked.keep_source_of(other);
+    }
+
     /// With the tokens of another configuration: those that were taken away stay away.
     pub(crate) fn keep_tokens_of(&mut self, other: &Config) {
         self.checked.keep_tokens_of(other);

@@ -21,7 +21,7 @@ use crate::console::{self, Console};
 use crate::entrance::Entrance;
 use crate::handshake::{self, Arrival, HandshakeError, Opened};
 use crate::login_permits::LoginPermit;
-use crate::pool::{Lease, Pool, Welcome, waited_too_long};
+use crate::pool::{Admission, Lease, Pool, Welcome, waited_too_long};
 use crate::proxy::{Asked, ClientPermit, Current, Generation, LiveSession, LoginAttempt, SessionTarget};
 use crate::stats::Counter;
 use crate::stream::{Socket, Stream};
@@ -204,9 +204,15 @@ fn decide(
     let missing = || Refusal::new(Fault::Ours, SqlState::INTERNAL, "a connection without a pool");
     let pool = generation.pools.get(route.connection()).ok_or_else(missing)?.clone();
     let connection = pool.connection();
-    if pool.is_disabled() {
-        let message = format!("database \"{}\" is disabled", connection.name);
-        return Err(in_environment(Refusal::new(Fault::Operator, SqlState::CANNOT_CONNECT_NOW, message)));
+    let closed = match pool.admission() {
+        Admission::Open => None,
+        // PgBouncer's words.
+        Admission::Disabled => Some(format!("database \"{}\" is disabled", target.route.base())),
+        Admission::Drained => Some(format!("environment \"{}\" is drained", target.route.environment())),
+    };
+    if let Some(message) = closed {
+        let refusal = Refusal::new(Fault::Operator, SqlState::CANNOT_CONNECT_NOW, message);
+        return Err(in_environment(refusal.hint("An operator has closed it for a while: try again later.")));
     }
     let user = generation.config.users.get(identity.user());
     let mode = user.and_then(|user| user.pool_mode).unwrap_or(connection.pool_mode);

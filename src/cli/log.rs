@@ -9,7 +9,11 @@ use tracing::error;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::proxy::SetLevel;
 use policy::config::{LogFormat, LogLevel, Server};
 use wire::error::{Shown, escape_json, is_obeyed};
 
@@ -22,33 +26,49 @@ const MAX_VALUE: usize = 256;
 
 /// Begins it. A thread of its own writes: whoever reads the log slowly, or not at all, loses lines, which are counted, and
 /// holds up nobody. What is left is written when the guard is dropped.
-pub(super) fn start(server: &Server) -> (WorkerGuard, ErrorCounter) {
-    let level = match *server.log_level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
+pub(super) fn start(server: &Server) -> Log {
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(MAX_LINES)
         .thread_name("log")
         .finish(io::stderr());
     let dropped = writer.error_counter();
-    let log = tracing_subscriber::fmt()
-        .with_max_level(level)
+    // Above the layer that writes: what it leaves out costs nothing more.
+    let (level, handle) = reload::Layer::new(filter(*server.log_level));
+    let log = tracing_subscriber::fmt::layer()
         .with_writer(Lines { writer, format: *server.log_format })
         .with_target(false)
         // A log that cannot be written (a full disk) would be complained about on standard error, and that would panic.
         .log_internal_errors(false);
+    let registry = tracing_subscriber::registry().with(level);
     match *server.log_format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => registry.with(log.with_ansi(false)).init(),
+        LogFormat::Json => registry.with(log.json().flatten_event(true)).init(),
     }
+    let set: SetLevel = Box::new(move |level| drop(handle.reload(filter(level))));
     // The words of a panic are lines of the log, too.
     std::panic::set_hook(Box::new(|panic| error!("{panic}")));
-    (guard, dropped)
+    Log { _writes: guard, dropped, set }
+}
+
+/// A log that was begun.
+pub(super) struct Log {
+    /// What is left is written when this is dropped.
+    pub(super) _writes: WorkerGuard,
+    /// How many lines were lost.
+    pub(super) dropped: ErrorCounter,
+    /// Changes its level.
+    pub(super) set: SetLevel,
+}
+
+fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
 }
 
 /// Makes one line of each event, whatever its fields hold and however they were formatted: the only way to the writer.

@@ -25,7 +25,7 @@ use crate::management;
 use crate::metrics::Figures;
 use crate::pool::{Data, Runtimes};
 use crate::prepare::Prepared;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, SetLevel};
 use crate::ring::{self, Relays};
 use crate::stream::ReusePort;
 use policy::config::file::Io;
@@ -41,12 +41,12 @@ pub(super) fn serve(file: &Path) -> ExitCode {
         Err(code) => return code,
     };
     let checked = prepared.checked();
-    let (_writes, dropped) = log::start(&checked.config().server);
+    let log::Log { _writes, dropped, set } = log::start(&checked.config().server);
     set_limits();
     checked.warnings().iter().for_each(|w| warn!("{}", checked.warnings().line(w)));
     match runtimes(&checked.config().server) {
         Ok((control, data)) => {
-            let ended = control.block_on(run(prepared, dropped, control.handle(), data.data()));
+            let ended = control.block_on(run(prepared, (dropped, set), control.handle(), data.data()));
             // What is left of the sessions ends with the runtimes: only then is nothing more to be told.
             data.stop();
             control.shutdown_background();
@@ -163,7 +163,7 @@ fn runtimes(server: &Server) -> std::io::Result<(Runtime, DataPlane)> {
 /// Why it could not begin.
 async fn run(
     prepared: Prepared,
-    dropped: ErrorCounter,
+    (dropped, set): (ErrorCounter, SetLevel),
     control: &Handle,
     data: Data,
 ) -> Result<Audit, String> {
@@ -203,6 +203,7 @@ async fn run(
         control.spawn(http::run(service, listener, closing.clone()));
     }
     proxy.journal.counters.log_lines_dropped(dropped);
+    proxy.journal.log_is_set_by(set);
     control.spawn(proxy.tend());
     let door = Door { entrance: Arc::new(Entrance::of(&proxy)), console: Arc::new(Console::of(&proxy)) };
     let accepting: Vec<_> = listeners

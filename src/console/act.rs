@@ -10,7 +10,7 @@ use super::command::Command;
 use super::show;
 use super::table::{Kind, Table};
 use crate::pool::{Admission, Halt, Pool};
-use crate::proxy::{Generation, LoadError};
+use crate::proxy::{Generation, LoadError, SetError};
 use policy::grant::{Grant, Which};
 use policy::names::{ConnectionName, UserName};
 use policy::plan::Plan;
@@ -64,6 +64,7 @@ fn columns(console: &Console, command: &Command) -> Result<Option<Table>, Refusa
         }
         // Only its columns: nothing is read to describe it.
         Command::Plan(_) => Ok(Some(Table::new(&Plan::COLUMNS.map(|name| (name, Kind::Text))))),
+        Command::Fact(fact) => Ok(Some(show::fact(*fact))),
         Command::Ping(number) => {
             let mut table = Table::new(&[("?column?", Kind::Int)]);
             table.push(vec![(*number).into()]);
@@ -137,7 +138,7 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
             Ok(Reply::done("RECONNECT"))
         }
         Command::Disable(name) => {
-            console.standing.admit(&pool_of(console, name)?, Admission::Closed);
+            console.standing.admit(&pool_of(console, name)?, Admission::Disabled);
             Ok(Reply::done("DISABLE"))
         }
         Command::Enable(name) => {
@@ -174,9 +175,9 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
             }
             Ok(Reply { table, notice: None, tag: "PLAN" })
         }
-        Command::RollBack => {
-            let configuration = console.configuration.clone();
-            let rolled_back = tokio::task::spawn_blocking(move || configuration.roll_back()).await;
+        Command::RollBack(number) => {
+            let (configuration, number) = (console.configuration.clone(), *number);
+            let rolled_back = tokio::task::spawn_blocking(move || configuration.roll_back(number)).await;
             in_force(rolled_back, "ROLLBACK CONFIG")
         }
         Command::DrainEnvironment(name) => {
@@ -216,18 +217,34 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
             Ok(Reply::done("SHUTDOWN"))
         }
         Command::Set(key, _) if show::is_parameter(key) => Ok(Reply::done("SET")),
-        Command::Set(key, _) => {
-            let known =
-                console.current.generation().config.server.shown().iter().any(|(name, _)| name == key);
-            let message = match known {
-                true => format!("\"{key}\" is set in the configuration file"),
-                false => format!("unknown setting \"{}\"", Shown::name(key)),
-            };
-            let refusal = Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, message);
-            Err(refusal
-                .hint("Edit the configuration file and RELOAD: settings cannot be changed at run time."))
+        Command::Set(key, value) => set(console, key, value).await,
+        Command::Fact(_) => {
+            let table = table(console, command).await?;
+            Ok(Reply { table, notice: None, tag: "SELECT 1" })
         }
     }
+}
+
+/// `SET`: until the file is read again.
+async fn set(console: &Arc<Console>, key: &str, value: &str) -> Result<Reply, Refusal> {
+    let (named, said) = (key.to_owned(), value.to_owned());
+    let set = blocking(console, move |console| {
+        console.configuration.set(&named, &said).map_err(|error| {
+            let (state, why) = match &error {
+                SetError::Unknown(_) => (SqlState::UNDEFINED_OBJECT, None),
+                SetError::Restart(_) | SetError::File(_) => (SqlState::CANT_CHANGE_PARAMETER, None),
+                SetError::Value { why, .. } => (SqlState::INVALID_PARAMETER, Some(format!("{why}."))),
+            };
+            let refusal = Refusal::new(Fault::Client, state, Shown::sentence(&error.to_string()).to_string());
+            let refusal = refusal.hint("SHOW CONFIG lists settings, and says which can be changed.");
+            why.into_iter().fold(refusal, Refusal::detail)
+        })
+    });
+    let generation = set.await?;
+    let shown = generation.config.server.shown().into_iter().find(|(name, _)| *name == key);
+    let value = shown.map_or_else(String::new, |(_, value)| value);
+    let notice = format!("{key} is {value} until the file is read again (RELOAD), or the API writes it");
+    Ok(Reply { table: None, notice: Some(notice), tag: "SET" })
 }
 
 /// What a grant opens, by name.

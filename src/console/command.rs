@@ -1,5 +1,6 @@
 //! What an operator typed, understood.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::lifetime::Shutdown;
@@ -52,8 +53,8 @@ pub enum Command {
     WaitSettled(Option<Duration>),
     /// `PLAN ['file']`
     Plan(Option<String>),
-    /// `ROLLBACK CONFIG`
-    RollBack,
+    /// `ROLLBACK CONFIG [TO generation]`
+    RollBack(Option<u64>),
     /// `DRAIN ENVIRONMENT name`
     DrainEnvironment(String),
     /// `RESUME ENVIRONMENT name`
@@ -84,10 +85,127 @@ pub enum Command {
     Shutdown(Shutdown),
     /// `SET key = value`
     Set(String, String),
+    /// `SELECT version()` and the like, as drivers and frameworks ask for them when they connect.
+    Fact(Fact),
     /// `SELECT 1`, as pools and clients ask whether anybody is there.
     Ping(u32),
     /// `BEGIN`, `COMMIT`, `ROLLBACK`: drivers send them. The tag that answers it.
     Transaction(&'static str),
+}
+
+/// What everybody may ask who connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fact {
+    /// `version()`
+    Version,
+    /// `current_schema()`
+    Schema,
+    /// `current_database()`
+    Database,
+}
+
+impl Fact {
+    fn of(word: &str) -> Option<Self> {
+        let word = word.to_ascii_lowercase();
+        match word.strip_prefix("pg_catalog.").unwrap_or(&word) {
+            "version()" => Some(Self::Version),
+            "current_schema()" | "current_schema" => Some(Self::Schema),
+            "current_database()" => Some(Self::Database),
+            _ => None,
+        }
+    }
+
+    /// The name of its column.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Version => "version",
+            Self::Schema => "current_schema",
+            Self::Database => "current_database",
+        }
+    }
+}
+
+/// Whether a word needs no quotes.
+fn is_plain(word: &str) -> bool {
+    !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "_-./:".contains(c))
+}
+
+/// A name as it may stand in a command: in quotes where it must.
+struct Word<'a>(&'a str);
+
+impl fmt::Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match is_plain(self.0) {
+            true => f.write_str(self.0),
+            false => write!(f, "'{}'", self.0.replace('\'', "''")),
+        }
+    }
+}
+
+/// As it would be typed: what was said, in the audit and in the log.
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let with = |f: &mut fmt::Formatter<'_>, verb: &str, name: &Option<String>| match name {
+            Some(name) => write!(f, "{verb} {}", Word(name)),
+            None => f.write_str(verb),
+        };
+        let on = |database: &Option<String>| {
+            database.as_ref().map_or_else(String::new, |database| format!(" ON {}", Word(database)))
+        };
+        match self {
+            Self::Empty => Ok(()),
+            Self::Show(what) if what.split(' ').all(is_plain) => {
+                write!(f, "SHOW {}", what.to_ascii_uppercase())
+            }
+            Self::Show(what) => write!(f, "SHOW {}", Word(what)),
+            Self::ExplainRoute { user, database, environment } => {
+                write!(f, "EXPLAIN ROUTE FOR {} ON {}", Word(user), Word(database))?;
+                environment.iter().try_for_each(|name| write!(f, " AS {}", Word(name)))
+            }
+            Self::Reload => f.write_str("RELOAD"),
+            Self::Pause(name) => with(f, "PAUSE", name),
+            Self::Suspend => f.write_str("SUSPEND"),
+            Self::Resume(name) => with(f, "RESUME", name),
+            Self::Reconnect(name) => with(f, "RECONNECT", name),
+            Self::Disable(name) => write!(f, "DISABLE {}", Word(name)),
+            Self::Enable(name) => write!(f, "ENABLE {}", Word(name)),
+            Self::Kill(name) => with(f, "KILL", name),
+            Self::KillClient(id) => write!(f, "KILL_CLIENT {id}"),
+            Self::WaitClose(name) => with(f, "WAIT_CLOSE", name),
+            Self::WaitSettled(None) => f.write_str("WAIT SETTLED"),
+            Self::WaitSettled(Some(time)) => {
+                write!(f, "WAIT SETTLED '{}'", humantime::format_duration(*time))
+            }
+            Self::Plan(file) => with(f, "PLAN", file),
+            Self::RollBack(None) => f.write_str("ROLLBACK CONFIG"),
+            Self::RollBack(Some(number)) => write!(f, "ROLLBACK CONFIG TO {number}"),
+            Self::DrainEnvironment(name) => write!(f, "DRAIN ENVIRONMENT {}", Word(name)),
+            Self::ResumeEnvironment(name) => write!(f, "RESUME ENVIRONMENT {}", Word(name)),
+            Self::Grant { environment, database, user, time, reason } => write!(
+                f,
+                "GRANT ENVIRONMENT {}{} TO {} FOR '{}' REASON '{}'",
+                Word(environment),
+                on(database),
+                Word(user),
+                humantime::format_duration(*time),
+                reason.replace('\'', "''")
+            ),
+            Self::Revoke { environment, database, user } => {
+                write!(f, "REVOKE ENVIRONMENT {}{} FROM {}", Word(environment), on(database), Word(user))
+            }
+            Self::Shutdown(Shutdown::Immediate) => f.write_str("SHUTDOWN"),
+            Self::Shutdown(Shutdown::WaitForServers) => f.write_str("SHUTDOWN WAIT_FOR_SERVERS"),
+            Self::Shutdown(Shutdown::WaitForClients) => f.write_str("SHUTDOWN WAIT_FOR_CLIENTS"),
+            Self::Set(key, value) => {
+                // `SET SESSION = 1` would be a value of nothing.
+                let scope = if ["session", "local"].contains(&key.as_str()) { "SESSION " } else { "" };
+                write!(f, "SET {scope}{} = {}", Word(key), Word(value))
+            }
+            Self::Fact(fact) => write!(f, "SELECT {}()", fact.word()),
+            Self::Ping(number) => write!(f, "SELECT {number}"),
+            Self::Transaction(tag) => f.write_str(tag),
+        }
+    }
 }
 
 impl Command {
@@ -165,14 +283,25 @@ impl Command {
             "SELECT" if words.len() == 2 && word(1).parse::<u32>().is_ok() => {
                 Ok(Self::Ping(word(1).parse().unwrap_or(1)))
             }
+            "SELECT" if words.len() == 2 && Fact::of(&words[1]).is_some() => {
+                Ok(Fact::of(&words[1]).map_or(Self::Empty, Self::Fact))
+            }
+            "SELECT" | "WITH" | "INSERT" | "UPDATE" | "DELETE" | "CREATE" | "TABLE" | "VALUES" => {
+                Err(Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, "the console has no SQL, and no catalogs")
+                    .hint("SHOW HELP lists its commands: SHOW DATABASES, SHOW POOLS and so on in place of \\l and \\d."))
+            }
             "BEGIN" | "START" => Ok(Self::Transaction("BEGIN")),
             "COMMIT" | "END" => Ok(Self::Transaction("COMMIT")),
             "ROLLBACK" => {
                 match (words.len(), word(1).as_str()) {
-                    (2, "CONFIG") => Ok(Self::RollBack),
+                    (2, "CONFIG" | "CONFIGURATION") => Ok(Self::RollBack(None)),
+                    (4, "CONFIG" | "CONFIGURATION") if word(2) == "TO" => match word(3).parse() {
+                        Ok(number) => Ok(Self::RollBack(Some(number))),
+                        Err(_) => Err(syntax("the number of a generation is expected behind TO")),
+                    },
                     (1, _) | (2, "WORK" | "TRANSACTION") => Ok(Self::Transaction("ROLLBACK")),
                     _ => Err(no_command(text)
-                        .hint("ROLLBACK CONFIG puts the previous configuration back in force.")),
+                        .hint("ROLLBACK CONFIG [TO generation] puts an earlier configuration back in force.")),
                 }
             }
             "ABORT" => Ok(Self::Transaction("ROLLBACK")),
@@ -188,6 +317,7 @@ impl Command {
                 | Self::Show(_)
                 | Self::ExplainRoute { .. }
                 | Self::Ping(_)
+                | Self::Fact(_)
                 | Self::Transaction(_)
                 | Self::WaitSettled(_)
         )
@@ -338,7 +468,11 @@ mod tests {
             ("BEGIN", Command::Transaction("BEGIN")),
             ("rollback;", Command::Transaction("ROLLBACK")),
             ("ROLLBACK WORK", Command::Transaction("ROLLBACK")),
-            ("rollback config", Command::RollBack),
+            ("rollback config", Command::RollBack(None)),
+            ("ROLLBACK configuration to 7", Command::RollBack(Some(7))),
+            ("select pg_catalog.version();", Command::Fact(Fact::Version)),
+            ("SET SESSION session = 1", Command::Set("session".into(), "1".into())),
+            ("SHOW 'a  b'", Command::Show("a  b".into())),
             (
                 "grant environment prod to alice for '1h' reason 'INC-7: it''s down'",
                 Command::Grant {
@@ -369,6 +503,7 @@ mod tests {
             ),
         ] {
             assert_eq!(of(text), command, "{text}");
+            assert_eq!(of(&command.to_string()), command, "{command} is written so in the audit");
         }
         assert_eq!(
             of("explain route for \"al\"\"ice\" on w as prod"),
@@ -377,9 +512,16 @@ mod tests {
     }
 
     #[test]
+    fn there_is_no_sql() {
+        for text in ["SELECT 1 + 1", "select oid from pg_class", "WITH a AS (SELECT 1) SELECT 1", "create table a ()"] {
+            let refusal = Command::parse(text).unwrap_err();
+            assert_eq!(refusal.sqlstate, SqlState::NOT_SUPPORTED, "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_no_command_is_said_to_be_none() {
         for text in [
-            "SELECT 1 + 1",
             "SHOW",
             "PAUSE a b",
             "DISABLE",
@@ -387,6 +529,7 @@ mod tests {
             "RELOAD now",
             "ROLLBACK TO s",
             "ROLLBACK CONFIG 1",
+            "ROLLBACK CONFIG TO x",
             "EXPLAIN ROUTE FOR a",
             "PAUSE 'x",
             "RELOAD; RELOAD",

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::Console;
+use super::command::Fact;
 use super::table::Kind::{Int, Long, Numeric, Text};
 use super::table::{Column, Table, Value, table};
-use crate::pool::Pool;
+use crate::pool::{Admission, Pool};
 use crate::proxy::Snapshot;
 use crate::stats::{COUNTERS, Counter, Totals, sum};
 use crate::upstream::CancelTarget;
@@ -35,7 +36,7 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tGRANT ENVIRONMENT <name> [ON <db>] TO <user> FOR '<time>' REASON '<why>'\n\
     \tREVOKE ENVIRONMENT <name> [ON <db>] FROM <user>\n\
     \tRELOAD\n\
-    \tROLLBACK CONFIG\n\
+    \tROLLBACK CONFIG [TO generation]\n\
     \tDRAIN ENVIRONMENT <name>\n\
     \tRESUME ENVIRONMENT <name>\n\
     \tPAUSE [<db>]\n\
@@ -108,7 +109,9 @@ pub(crate) fn show(console: &Console, what: &str) -> Result<Table, Refusal> {
         "times" => view().times(),
         "audit" => audit(console),
         "grants" => grants(console),
-        "transaction isolation level" => one("transaction_isolation", "read committed"),
+        "transaction isolation level" | "transaction_isolation" => {
+            one("transaction_isolation", "read committed")
+        }
         _ => match PARAMETERS.iter().find(|(name, _)| *name == what) {
             Some((name, value)) => one(name, value),
             None => {
@@ -144,6 +147,18 @@ impl Table {
         self.rows.retain(|row| wanted(row));
         self
     }
+}
+
+/// What drivers and frameworks ask for when they connect.
+pub(crate) fn fact(fact: Fact) -> Table {
+    one(
+        fact.word(),
+        match fact {
+            Fact::Version => concat!("PostgreSQL 17.0 (pgusher ", env!("CARGO_PKG_VERSION"), ")"),
+            Fact::Schema => "public",
+            Fact::Database => "pgusher",
+        },
+    )
 }
 
 fn one(column: &'static str, value: &str) -> Table {
@@ -310,7 +325,7 @@ impl Overview<'_> {
             "max_client_connections": Int = connection.max_client_connections,
             "current_client_connections": Int = self.sessions_of(pool).count(),
             "paused": Int = view.halted.is_some(),
-            "disabled": Int = view.disabled,
+            "disabled": Int = view.admission != Admission::Open,
             "environment": Text = connection.environment.as_str(),
             "production": Int = connection.production,
             "aliases": Text = aliases.join(", "),

@@ -57,6 +57,7 @@ impl World for RealWorld<'_> {
             environment: connection.environment.to_string(),
             connection: connection.name.to_string(),
             pool_size: connection.pool_size,
+            is_paused: self.pool.view().halted.is_some(),
             most_resets: self.pool.most_resets(),
         }
     }

@@ -42,10 +42,23 @@ impl MadeWay {
 /// Whether users may log in to a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Those who have the right to.
+    /// Whoever has a route to it.
     Open,
-    /// Nobody: it is disabled, or its environment is drained.
-    Closed,
+    /// Nobody: an operator has disabled it (`DISABLE`).
+    Disabled,
+    /// Nobody: an operator has drained its environment (`DRAIN ENVIRONMENT`).
+    Drained,
+}
+
+impl Admission {
+    /// As it is shown.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Disabled => "disabled",
+            Self::Drained => "drained",
+        }
+    }
 }
 
 /// A pool at one moment.
@@ -65,8 +78,8 @@ pub struct View {
     pub pinned: usize,
     /// Why it lends nothing.
     pub halted: Option<Halt>,
-    /// Nobody may log in to it.
-    pub disabled: bool,
+    /// Whether anybody may log in to it.
+    pub admission: Admission,
     /// The upstream could not be reached at the last attempt.
     pub failing: bool,
 }
@@ -75,7 +88,7 @@ impl View {
     /// In a word.
     pub fn health(&self) -> &'static str {
         match () {
-            () if self.disabled => "disabled",
+            () if self.admission != Admission::Open => self.admission.word(),
             () if self.halted.is_some() => "paused",
             () if self.failing => "failing",
             () if self.active + self.idle == 0 => "unused",
@@ -106,7 +119,7 @@ impl Pool {
             longest_wait: counts.first_since.map_or(Duration::ZERO, |since| self.now().saturating_sub(since)),
             pinned: self.pinned.load(Ordering::Relaxed),
             halted: counts.halted,
-            disabled: self.is_disabled(),
+            admission: self.admission(),
             failing: counts.failing,
         }
     }
@@ -205,11 +218,15 @@ impl Pool {
 
     /// Says whether anybody may log in to it.
     pub fn admit(&self, admission: Admission) {
-        self.disabled.store(admission == Admission::Closed, Ordering::Relaxed);
+        self.admission.store(admission as u8, Ordering::Relaxed);
     }
 
-    /// Whether nobody may.
-    pub fn is_disabled(&self) -> bool {
-        self.disabled.load(Ordering::Relaxed)
+    /// Whether anybody may.
+    pub fn admission(&self) -> Admission {
+        match self.admission.load(Ordering::Relaxed) {
+            closed if closed == Admission::Disabled as u8 => Admission::Disabled,
+            closed if closed == Admission::Drained as u8 => Admission::Drained,
+            _ => Admission::Open,
+        }
     }
 }

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use super::generation::build;
 use super::hosts::Hosts;
+use super::overrides::{Overrides, SetError};
 use super::write::PasswordGuesses;
 use super::{Current, Generation, Journal, Sessions, Standing};
 use crate::audit::Event;
@@ -78,9 +79,9 @@ pub(crate) enum LoadError {
     /// No configuration was in force before.
     #[error("there is no earlier configuration")]
     NothingEarlier,
-    /// The system gives no random bytes.
-    #[error("no random bytes: {0}")]
-    Random(#[from] getrandom::Error),
+    /// The configuration of a generation is not remembered.
+    #[error("the configuration of generation {0} is not remembered (SHOW GENERATIONS)")]
+    Forgotten(u64),
 }
 
 /// See the module.
@@ -98,6 +99,8 @@ pub(crate) struct Configuration {
     /// Who asks for a plan reads files and runs commands: one at a time, so that they fill up no threads.
     pub planning: Semaphore,
     history: Mutex<VecDeque<Known>>,
+    /// What was set on the console since the file was read last (`SET`).
+    overrides: Mutex<Overrides>,
     /// The texts of the configurations that were in force before, and their numbers; the last one last.
     pub(super) earlier: Mutex<Vec<(u64, SecretString)>>,
 }
@@ -131,6 +134,7 @@ impl Configuration {
             password_guesses: PasswordGuesses::default(),
             planning: Semaphore::new(1),
             history: Mutex::new([Known::in_force(&first, "start".into())].into()),
+            overrides: Mutex::default(),
             earlier: Mutex::default(),
         }
     }
@@ -206,24 +210,49 @@ impl Configuration {
         plan
     }
 
-    /// The configuration that was in force before takes effect again, as a new generation. The file stays as it is. Blocks
-    /// while secrets are read.
+    /// The configuration that was in force before, or the one of this number, takes effect again, as a new generation. The file
+    /// stays as it is. Blocks while secrets are read.
     ///
     /// # Errors
     /// There is none, or it cannot be used any more.
-    pub(crate) fn roll_back(&self) -> Result<Arc<Generation>, LoadError> {
+    pub(crate) fn roll_back(&self, number: Option<u64>) -> Result<Arc<Generation>, LoadError> {
         let _one_at_a_time = self.reloading.lock();
-        let Some((_, source)) = self.earlier.lock().last().cloned() else {
-            return Err(LoadError::NothingEarlier);
+        let found = {
+            let earlier = self.earlier.lock();
+            match number {
+                None => earlier.last().cloned().ok_or(LoadError::NothingEarlier),
+                Some(wanted) => {
+                    let known = earlier.iter().find(|(number, _)| *number == wanted).cloned();
+                    known.ok_or(LoadError::Forgotten(wanted))
+                }
+            }
         };
+        let (went_to, source) = found?;
         let mut prepared = self.prepare(source.expose_secret())?;
         prepared.keep_tokens_of(&self.current.generation().config);
         let plan = self.plan_of(prepared.checked().config());
         let applied = self.apply(prepared, "rollback", &plan);
-        // What was in force until now is no earlier one of it.
-        let mut earlier = self.earlier.lock();
-        earlier.pop();
-        earlier.pop();
+        // What came after it is no earlier one of it.
+        self.earlier.lock().retain(|(number, _)| *number < went_to);
+        Ok(applied)
+    }
+
+    /// A setting of `[server]` has another value until a file is read, or the API writes one. Blocks while secrets are read.
+    ///
+    /// # Errors
+    /// There is no such setting, it cannot be set so, or the value is none.
+    pub(crate) fn set(&self, key: &str, value: &str) -> Result<Arc<Generation>, SetError> {
+        let _one_at_a_time = self.reloading.lock();
+        let mut overrides = self.overrides.lock().clone();
+        overrides.set(key, value)?;
+        let old = self.current.generation();
+        let text = overrides.over(old.config.source.expose_secret());
+        let mut prepared = self.prepare(&text).map_err(|error| SetError::value(key, value, &error))?;
+        prepared.keep_source_of(&old.config);
+        prepared.keep_tokens_of(&old.config);
+        let plan = self.plan_of(prepared.checked().config());
+        let applied = self.apply(prepared, &format!("SET {key}"), &plan);
+        *self.overrides.lock() = overrides;
         Ok(applied)
     }
 
@@ -235,6 +264,7 @@ impl Configuration {
     /// A configuration takes effect.
     pub(super) fn apply(&self, prepared: Prepared, by: &str, plan: &Plan) -> Arc<Generation> {
         let old = self.current.generation();
+        self.overrides.lock().clear();
         let warnings = prepared.checked().warnings();
         warnings.iter().for_each(|w| warn!("{}", warnings.line(w)));
         let logins =
@@ -249,6 +279,7 @@ impl Configuration {
             }
         }
         self.sessions.set_limits(&new.config.server);
+        self.journal.set_log_level(*new.config.server.log_level);
         let (connections, users) = (new.config.connections.len(), new.config.users.len());
         for setting in plan.waiting() {
             warn!(setting, "the new value is in force after a restart");

@@ -1,22 +1,37 @@
 //! What is told and counted of the process as a whole: the audit, refusals, and the counters of `/metrics`.
 
+use std::sync::OnceLock;
+
 use crate::audit::{Audit, Refusals, Refused};
 use crate::stats::Counters;
+use policy::config::LogLevel;
 use wire::error::Refusal;
 
 /// See the module.
-#[derive(Debug)]
 pub(crate) struct Journal {
     /// What is told of it all.
     pub audit: Audit,
     /// What is counted for the process as a whole.
     pub counters: Counters,
     refusals: Refusals,
+    log: OnceLock<SetLevel>,
 }
+
+/// Changes the least important lines that are logged.
+pub(crate) type SetLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
 
 impl Journal {
     pub(super) fn new(audit: Audit) -> Self {
-        Self { audit, counters: Counters::default(), refusals: Refusals::default() }
+        Self { audit, counters: Counters::default(), refusals: Refusals::default(), log: OnceLock::new() }
+    }
+
+    /// By this the level of the log is changed from now on.
+    pub(crate) fn log_is_set_by(&self, set: SetLevel) {
+        let _ = self.log.set(set);
+    }
+
+    pub(super) fn set_log_level(&self, level: LogLevel) {
+        self.log.get().inspect(|set| set(level));
     }
 
     /// Counts what somebody was refused who is in; whether that is told by itself, and not only how many there were.

@@ -12,7 +12,7 @@ use super::signals::{killed, terminated};
 use super::{Current, Journal, LiveSession};
 use crate::engine::{Order, OrderedBy, Timeouts, When};
 use crate::lifetime::{Lifetime, Shutdown};
-use crate::pool::Pool;
+use crate::pool::{Admission, Pool};
 use policy::config::{Config, OnMove, Server};
 use wire::error::{Fault, Refusal, SqlState};
 
@@ -103,7 +103,7 @@ impl Sessions {
         let is_in_force = generation
             .pools
             .get(session.target.route.connection())
-            .is_some_and(|pool| Arc::ptr_eq(pool, &session.pool) && !pool.is_disabled());
+            .is_some_and(|pool| Arc::ptr_eq(pool, &session.pool) && pool.admission() == Admission::Open);
         Ok(is_in_force && generation.moved(session).is_none())
     }
 

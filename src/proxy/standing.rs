@@ -81,8 +81,11 @@ impl Orders {
     }
 
     fn let_in(&self, name: &ConnectionName, pool: &Pool) {
-        let is_closed = self.disabled.contains(name) || self.drained.contains(&pool.connection().environment);
-        pool.admit(if is_closed { Admission::Closed } else { Admission::Open });
+        pool.admit(match () {
+            () if self.disabled.contains(name) => Admission::Disabled,
+            () if self.drained.contains(&pool.connection().environment) => Admission::Drained,
+            () => Admission::Open,
+        });
     }
 }
 
@@ -156,8 +159,8 @@ impl Standing {
         let mut orders = self.orders.lock();
         let name = pool.connection().name.clone();
         match admission {
-            Admission::Closed => drop(orders.disabled.insert(name.clone())),
             Admission::Open => drop(orders.disabled.remove(&name)),
+            Admission::Disabled | Admission::Drained => drop(orders.disabled.insert(name.clone())),
         }
         orders.let_in(&name, pool);
         if let Some(now) = self.current.generation().pools.get(&name) {

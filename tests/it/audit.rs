@@ -104,9 +104,9 @@ fn every_event_is_told_once_in_a_chain_without_secrets_or_sql() {
     assert_eq!(of(&all, "refusal")[0]["sqlstate"], "3D000");
     let commands: Vec<_> =
         of(&all, "console").iter().map(|l| (l["command"].clone(), l["outcome"].clone())).collect();
-    assert_eq!(commands[0], ("Reload".into(), "done".into()));
-    assert_eq!(commands[1], ("KillClient(999999)".into(), "42704".into()));
-    assert_eq!(commands[2], ("Reload".into(), "42501".into()));
+    assert_eq!(commands[0], ("RELOAD".into(), "done".into()));
+    assert_eq!(commands[1], ("KILL_CLIENT 999999".into(), "42704".into()));
+    assert_eq!(commands[2], ("RELOAD".into(), "42501".into()));
     assert_eq!((of(&all, "console_login").len(), of(&all, "console_end").len()), (3, 3));
     assert_eq!(of(&all, "reload")[0]["generation"], 2);
     let text = std::fs::read_to_string(&path).unwrap();

@@ -224,6 +224,7 @@ fn matrix() -> Vec<(&'static str, Needs)> {
         "SHOW POOLS",
         "EXPLAIN ROUTE FOR raw ON warehouse",
         "SELECT 1",
+        "SELECT version()",
         "BEGIN",
         "COMMIT",
         "WAIT SETTLED '1s'",
@@ -256,6 +257,7 @@ fn matrix() -> Vec<(&'static str, Needs)> {
         | Command::Show(_)
         | Command::ExplainRoute { .. }
         | Command::Ping(_)
+        | Command::Fact(_)
         | Command::Transaction(_)
         | Command::WaitSettled(_) => Needs::Stats,
         Command::Reload
@@ -269,7 +271,7 @@ fn matrix() -> Vec<(&'static str, Needs)> {
         | Command::KillClient(_)
         | Command::WaitClose(_)
         | Command::Plan(_)
-        | Command::RollBack
+        | Command::RollBack(_)
         | Command::DrainEnvironment(_)
         | Command::ResumeEnvironment(_)
         | Command::Grant { .. }
@@ -282,7 +284,7 @@ fn matrix() -> Vec<(&'static str, Needs)> {
         .iter()
         .map(|command| format!("{command:?}").split(['(', ' ']).next().unwrap_or_default().to_owned())
         .collect();
-    assert_eq!(kinds.len(), 24, "{kinds:?}");
+    assert_eq!(kinds.len(), 25, "{kinds:?}");
     texts.into_iter().zip(commands.iter().map(needs)).collect()
 }
 
@@ -439,7 +441,12 @@ fn databases_are_disabled_reconnected_and_killed() {
         ("KILL_CLIENT 999999", "42704 client not found"),
         ("PAUSE nothing", "3D000 no such database: nothing"),
         ("KILL pgusher", "55000 pgusher is the console itself"),
-        ("SET default_pool_size = 3", "0A000 \"default_pool_size\" is set in the configuration file"),
+        ("SET listen = x", "55P02 parameter \"listen\" cannot be changed without restarting pgusher"),
+        ("SET tls = x", "55P02 parameter \"tls\" can only be changed in the file"),
+        ("SET nothing = x", "42704 unrecognized configuration parameter \"nothing\""),
+        ("SET default_pool_size = many", "22023 invalid value for parameter \"default_pool_size\": \"many\""),
+        ("SET default_pool_size = 0", "22023 invalid value for parameter \"default_pool_size\": \"0\""),
+        ("SELECT oid FROM pg_class", "0A000 the console has no SQL, and no catalogs"),
     ] {
         assert_eq!(error(&mut raw, command), expected);
     }
@@ -744,4 +751,38 @@ fn too_many_routes_for_a_table_are_refused() {
     let mut ops = console(&pgusher, "operator");
     assert!(error(&mut ops, "SHOW ROUTES").starts_with("54000 "));
     assert!(!table(&mut ops, "SHOW USERS").1.is_empty());
+}
+
+/// What is set holds at once, over other settings too, and until the file is read again; the file stays as it is.
+#[test]
+fn settings_are_set_at_run_time_and_a_reload_takes_them_back() {
+    let pgusher =
+        Pgusher::start(&config("audit_file = \"audit.jsonl\"", "").replace("log_level = \"debug\"", ""));
+    let path = pgusher.folder.join("pgusher.toml");
+    let written = std::fs::read_to_string(&path).unwrap();
+    let mut raw = console(&pgusher, "operator");
+    let value = |raw: &mut Raw, key: &str| cell(raw, "SHOW CONFIG", ("key", key), "value");
+    let before = value(&mut raw, "query_wait_timeout");
+    let answer = raw.ask(&query("SET query_wait_timeout = 7"));
+    let notice = answer.iter().find(|m| m.tag == 'N').unwrap();
+    assert!(notice.field('M').contains("until the file is read again"), "{notice:?}");
+    done(&mut raw, "SET default_pool_size = 3");
+    assert_eq!(value(&mut raw, "query_wait_timeout"), "7s");
+    assert_eq!(cell(&mut raw, "SHOW DATABASES", ("name", "warehouse"), "pool_size"), "3");
+    // The log follows: a statement of a client's is told of only when it is to be.
+    let opened = || pgusher.log().contains("upstream connection opened");
+    done(&mut raw, "SET log_level = debug");
+    assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT 1"), "1");
+    eventually("the level is another", opened);
+    // What is wrong changes nothing of what was set.
+    assert!(error(&mut raw, "SET query_wait_timeout = soon").starts_with("22023 "));
+    assert_eq!(value(&mut raw, "query_wait_timeout"), "7s");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), written, "the file is as it was");
+    done(&mut raw, "RELOAD");
+    assert_eq!(value(&mut raw, "query_wait_timeout"), before);
+    assert_eq!(value(&mut raw, "log_level"), "info");
+    let audit = || std::fs::read_to_string(pgusher.folder.join("audit.jsonl")).unwrap();
+    eventually("it is audited as it was said", || {
+        audit().contains("\"command\":\"SET query_wait_timeout = 7\"")
+    });
 }

@@ -431,7 +431,7 @@ fn a_client_that_waits_is_told_what_for() {
         assert_eq!((notice.tag, notice.field('S').as_str()), ('N', "NOTICE"));
         assert_eq!(
             notice.field('M'),
-            "waiting for one of the 1 connections to environment \"dev\" (connection \"warehouse\")"
+            "waiting for one of the 1 connections to environment \"dev\" (connection \"warehouse\"): all are in use"
         );
         done(&mut one, "COMMIT");
         assert_eq!(other.until_ready().iter().map(|m| m.tag).collect::<String>(), "TDCZ");

@@ -241,6 +241,11 @@ impl ValidatedConfig {
         (self.config, self.file)
     }
 
+    /// As the text of another one, of which it differs only for a while.
+    pub fn keep_source_of(&mut self, other: &Config) {
+        self.config.source.clone_from(&other.source);
+    }
+
     /// With the tokens of another one: those that were taken away stay away.
     pub fn keep_tokens_of(&mut self, other: &Config) {
         self.config.management.tokens.clone_from(&other.management.tokens);

@@ -446,10 +446,14 @@ impl Conductor {
         let fatal = |state, message| Err(Refusal::new(Fault::Client, state, message).into());
         match what {
             Overdue::Notice => {
-                let Database { environment, connection, pool_size, .. } = turn.world.database();
-                let text = format!(
-                    "waiting for one of the {pool_size} connections to environment \"{environment}\" (connection \"{connection}\")"
-                );
+                let Database { environment, connection, pool_size, is_paused, .. } = turn.world.database();
+                let of = format!("environment \"{environment}\" (connection \"{connection}\")");
+                let text = match is_paused {
+                    true => format!("waiting for an operator to resume {of}, which is paused"),
+                    false => {
+                        format!("waiting for one of the {pool_size} connections to {of}: all are in use")
+                    }
+                };
                 wire::notice_response(turn.down.buffer(), &text);
                 if let Lease::Waiting { notified } = &mut self.lease {
                     *notified = true;

@@ -487,7 +487,7 @@ options! {
         /// The form of the log (on standard error).
         Restart log_format: LogFormat = LogFormat::Text;
         /// The least important lines that are logged.
-        Restart log_level: LogLevel = LogLevel::Info;
+        Reload log_level: LogLevel = LogLevel::Info;
     }
 }
 

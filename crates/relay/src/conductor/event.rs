@@ -137,6 +137,8 @@ pub struct Database {
     pub connection: String,
     /// How many connections its pool may have.
     pub pool_size: u32,
+    /// An operator has paused it: none is lent.
+    pub is_paused: bool,
     /// How many of them a session has tried to be reset before it is told that none can be.
     pub most_resets: u32,
 }

@@ -35,7 +35,13 @@ impl World for Still {
     }
 
     fn database(&self) -> Database {
-        Database { environment: "dev".into(), connection: "warehouse".into(), pool_size: 2, most_resets: 2 }
+        Database {
+            environment: "dev".into(),
+            connection: "warehouse".into(),
+            pool_size: 2,
+            is_paused: false,
+            most_resets: 2,
+        }
     }
 }
 
