@@ -21,7 +21,6 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -38,7 +37,7 @@ use relay::conductor::{
 };
 use relay::{Gathered, Gathering};
 pub(crate) use resting::Resting;
-pub(crate) use statistics::SessionStatistics;
+pub(crate) use statistics::{SessionStatistics, State};
 pub(crate) use timing::Timeouts;
 use timing::{Farewell, Timer};
 use wire::error::{Fault, Refusal, SqlState};
@@ -113,7 +112,6 @@ pub(crate) struct Engine {
     signals: Arc<dyn Signals>,
     timeouts: Arc<Timeouts>,
     gathering: Arc<Gathering>,
-    began: Instant,
     wishes: Wishes,
     /// Read and not dealt with.
     client_tail: Vec<u8>,
@@ -182,7 +180,6 @@ impl Engine {
             signals,
             timeouts,
             gathering,
-            began: Instant::now(),
             wishes: Wishes::default(),
             client_tail: Vec::new(),
             upstream_tail: Vec::new(),
@@ -279,7 +276,7 @@ impl Engine {
         };
         loop {
             let Out { up, down, statistics } = &mut *out;
-            let world = RealWorld { began: self.began, pool: &self.pool };
+            let world = RealWorld { pool: &self.pool };
             let backend = match &mut self.leasing {
                 Leasing::Held(lease) => Some(&mut lease.state),
                 _ => None,
@@ -350,7 +347,7 @@ impl Engine {
         Ok(true)
     }
 
-    /// There is no connection for what the client asked: it is statistics, and may ask again.
+    /// There is no connection for what the client asked: it is told, and may ask again.
     fn refuse_waiting(
         &mut self,
         refusal: &Refusal,

@@ -11,6 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use crate::engine::State;
 use crate::lifetime::Lifetime;
 use crate::pool::{Admission, Pool, Runtimes};
 use crate::proxy::{Journal, Proxy, Sessions, Snapshot};
@@ -299,6 +300,35 @@ fn counted(pools: &[Arc<Pool>], encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
     family(encoder, "reset_seconds", "Time spent in resets", resets)
 }
 
+/// What the sessions of each pool do now, and for how long.
+fn under_way(now: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let seen: Vec<(Labels, Vec<_>)> = now
+        .pools
+        .iter()
+        .map(|pool| (of_pool(pool), now.sessions_of(pool).map(|session| session.seen()).collect()))
+        .collect();
+    let states = seen.iter().flat_map(|(labels, seen)| {
+        [State::Active, State::Idle, State::IdleInTransaction, State::Waiting].map(|state| {
+            let count = seen.iter().filter(|seen| seen.state == state).count();
+            (
+                with(labels.clone(), "state", state.word()),
+                Sample::Gauge(i64::try_from(count).unwrap_or(i64::MAX)),
+            )
+        })
+    });
+    family(encoder, "clients_by_state", "Sessions, by what they do", states)?;
+    let longest = seen.iter().map(|(labels, seen)| {
+        let longest = seen.iter().filter_map(|seen| seen.transaction).max().unwrap_or_default();
+        (labels.clone(), Sample::Seconds(longest.as_secs_f64()))
+    });
+    family(
+        encoder,
+        "longest_transaction_seconds",
+        "How long the longest open transaction has lasted",
+        longest,
+    )
+}
+
 /// How each pool is now.
 fn standing(now: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let pools = &now.pools;
@@ -324,6 +354,7 @@ fn standing(now: &Snapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result 
     family(encoder, "halted", "1 while the pool is paused, suspended or disabled", halted)?;
     let clients = pools.iter().map(|pool| (of_pool(pool), gauge(now.sessions_of(pool).count())));
     family(encoder, "clients", "Sessions", clients)?;
+    under_way(now, encoder)?;
     let pins = pools.iter().flat_map(|pool| {
         let reasons: Vec<_> =
             now.sessions_of(pool).filter_map(|session| session.orders.statistics.see().pin).collect();

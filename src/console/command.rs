@@ -513,7 +513,9 @@ mod tests {
 
     #[test]
     fn there_is_no_sql() {
-        for text in ["SELECT 1 + 1", "select oid from pg_class", "WITH a AS (SELECT 1) SELECT 1", "create table a ()"] {
+        for text in
+            ["SELECT 1 + 1", "select oid from pg_class", "WITH a AS (SELECT 1) SELECT 1", "create table a ()"]
+        {
             let refusal = Command::parse(text).unwrap_err();
             assert_eq!(refusal.sqlstate, SqlState::NOT_SUPPORTED, "{text}");
         }

@@ -13,6 +13,7 @@ use super::Console;
 use super::command::Fact;
 use super::table::Kind::{Int, Long, Numeric, Text};
 use super::table::{Column, Table, Value, table};
+use crate::engine::State;
 use crate::pool::{Admission, Pool};
 use crate::proxy::Snapshot;
 use crate::stats::{COUNTERS, Counter, Totals, sum};
@@ -431,6 +432,9 @@ impl Overview<'_> {
             let totals = pool.stats().totals();
             let of = |counter: Counter| totals[counter as usize];
             let each = |time: Counter, count: Counter| of(time).checked_div(of(count)).unwrap_or(0);
+            let seen: Vec<_> = self.sessions_of(pool).map(|session| session.seen()).collect();
+            let idle = seen.iter().filter(|seen| seen.state == State::IdleInTransaction).count();
+            let transactions = seen.iter().filter_map(|seen| seen.transaction);
         }, {
             "connection": Text = connection.name.as_str(),
             "environment": Text = connection.environment.as_str(),
@@ -443,6 +447,9 @@ impl Overview<'_> {
             "wait_us_each": Long = each(Counter::WaitTime, Counter::Assignments),
             "transaction_us_each": Long = each(Counter::TransactionTime, Counter::Transactions),
             "query_us_each": Long = each(Counter::QueryTime, Counter::Queries),
+            "under_way": Int = transactions.clone().count(),
+            "idle_in_transaction": Int = idle,
+            "longest_transaction_us": Long = transactions.max().map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
         })
     }
 }

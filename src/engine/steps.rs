@@ -23,6 +23,9 @@ impl Engine {
                 _ => self.slot.has_nothing(),
             }
         }
+        if wishes.phase != before.phase {
+            self.orders.statistics.does(wishes.phase, self.conductor.under_way());
+        }
         if wishes.listening == Listening::No {
             self.subscription = None;
         }

@@ -1,7 +1,6 @@
 //! What a session asks of the world around it.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::{Orders, Signals, Timeouts};
 use crate::cancel::Slot;
@@ -32,15 +31,13 @@ pub(crate) struct Around {
 
 /// The clock, the system's random bits, and the pool as it is now.
 pub(super) struct RealWorld<'a> {
-    /// When the session began.
-    pub(super) began: Instant,
     /// The pool of its connections.
     pub(super) pool: &'a Arc<Pool>,
 }
 
 impl World for RealWorld<'_> {
     fn now(&self) -> Moment {
-        Moment::after(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        Moment::after(u64::try_from(self.pool.now().as_nanos()).unwrap_or(u64::MAX))
     }
 
     fn random(&self) -> Option<u64> {

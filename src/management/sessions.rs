@@ -11,7 +11,6 @@ use utoipa::ToSchema;
 use super::answer::Problem;
 use super::operate::time;
 use super::{Api, Number};
-use crate::console::show::state_of;
 use crate::proxy::{Generation, LiveSession};
 
 /// A client that is logged in.
@@ -30,8 +29,12 @@ pub(super) struct Session {
     connection: String,
     /// Of the configuration that decided.
     generation: u64,
-    /// `active`, `idle` or `waiting`
+    /// `active`, `idle`, `idle in transaction` or `waiting`
     state: &'static str,
+    /// For how many seconds it has been so.
+    state_seconds: f64,
+    /// For how many seconds its transaction has lasted; `null` outside of one.
+    transaction_seconds: Option<f64>,
     /// Where from.
     peer: String,
     /// How it called itself.
@@ -58,8 +61,7 @@ pub(super) struct Sessions {
 }
 
 fn session(generation: &Generation, session: &LiveSession) -> Session {
-    let (target, waits) = session.slot.now();
-    let seen = session.orders.statistics.see();
+    let (figures, seen) = (session.orders.statistics.see(), session.seen());
     Session {
         id: session.id,
         user: session.identity.user().to_string(),
@@ -67,12 +69,14 @@ fn session(generation: &Generation, session: &LiveSession) -> Session {
         environment: session.target.route.environment().to_string(),
         connection: session.target.route.connection().to_string(),
         generation: session.target.generation,
-        state: state_of(target.as_ref(), waits),
+        state: seen.state.word(),
+        state_seconds: seen.lasts.as_secs_f64(),
+        transaction_seconds: seen.transaction.map(|time| time.as_secs_f64()),
         peer: session.peer.to_string(),
         application_name: session.application_name.to_string(),
         since: time(session.since),
-        transactions: seen.transactions,
-        pin: seen.pin.map(relay::sql::Pin::word),
+        transactions: figures.transactions,
+        pin: figures.pin.map(relay::sql::Pin::word),
         moved: generation.moved(session),
         route: session.target.facts.route.clone(),
     }

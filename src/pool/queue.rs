@@ -22,8 +22,8 @@ use wire::startup::Settings;
 type Join = fn(&mut Ledger<Box<Pooled>, Arc<Waiter>>, Queued<Arc<Waiter>>);
 
 impl Pool {
-    /// The time, as the ledger is told it.
-    pub(super) fn now(&self) -> Duration {
+    /// The time, as the ledger and the sessions are told it: since the pool was made.
+    pub fn now(&self) -> Duration {
         self.born.elapsed()
     }
 

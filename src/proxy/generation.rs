@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
@@ -12,7 +12,7 @@ use super::hosts::Hosts;
 use crate::audit::{Audit, Event};
 use crate::auth::{Identity, Logins, Terms};
 use crate::cancel::{Slot, ToldPid};
-use crate::engine::Orders;
+use crate::engine::{Orders, State};
 use crate::grants::Grants;
 use crate::pool::Pool;
 use crate::prepare::Prepared;
@@ -154,7 +154,30 @@ pub(crate) struct LiveSession {
     pub told: Mutex<bool>,
 }
 
+/// What a session does, and for how long it has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    /// What.
+    pub state: State,
+    /// For how long.
+    pub lasts: Duration,
+    /// For how long its transaction has lasted, if it is in one.
+    pub transaction: Option<Duration>,
+}
+
 impl LiveSession {
+    /// What it does now.
+    pub(crate) fn seen(&self) -> Seen {
+        let activity = self.orders.statistics.see().activity;
+        let now = self.pool.now();
+        let age = |since: Duration| now.saturating_sub(since);
+        if let (_, Some(since)) = self.slot.now() {
+            return Seen { state: State::Waiting, lasts: since.elapsed(), transaction: None };
+        }
+        let lasts = activity.since.map_or_else(|| self.since.elapsed().unwrap_or_default(), age);
+        Seen { state: activity.state, lasts, transaction: activity.transaction.map(age) }
+    }
+
     /// An event of it: who it is, and where it stands.
     pub(crate) fn event(&self, name: &'static str, audit: &Audit) -> Event {
         let target = &self.target;

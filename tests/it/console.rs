@@ -171,7 +171,7 @@ fn what_is_shown_is_what_happens() {
     assert_eq!(session("upstream_pid"), pid);
     assert!(session("pid").parse::<u32>().unwrap() > 4_194_304, "the number that stands for the session");
     assert_eq!(session("environment"), "dev");
-    assert_eq!(session("state"), "active");
+    assert_eq!(session("state"), "idle", "it keeps its connection, and nothing runs");
     assert!(session("route").contains("no value for environment"), "{}", session("route"));
     // Another waits for the connection that is kept.
     let mut other = Raw::login(pgusher.address(), "raw");
@@ -785,4 +785,42 @@ fn settings_are_set_at_run_time_and_a_reload_takes_them_back() {
     eventually("it is audited as it was said", || {
         audit().contains("\"command\":\"SET query_wait_timeout = 7\"")
     });
+}
+
+/// Whoever sits in a transaction is seen while it lasts, on the console, by the API's words, and in the metrics.
+#[test]
+fn what_is_under_way_is_seen_while_it_lasts() {
+    let metrics = super::house::free_port();
+    let pgusher = Pgusher::start(&config(&format!("metrics_listen = \"127.0.0.1:{metrics}\""), ""));
+    let mut watcher = console(&pgusher, "watcher");
+    let mut sits = Raw::login(pgusher.address(), "raw");
+    let state = |watcher: &mut Raw, column: &str| cell(watcher, "SHOW SESSIONS", ("user", "raw"), column);
+    assert_eq!(
+        (state(&mut watcher, "state"), state(&mut watcher, "transaction_us")),
+        ("idle".into(), String::new())
+    );
+    sits.ask(&query("BEGIN; SELECT 1"));
+    let begun = Instant::now();
+    assert_eq!(state(&mut watcher, "state"), "idle in transaction");
+    std::thread::sleep(Duration::from_millis(1200));
+    let micros = |text: String| text.parse::<u128>().unwrap();
+    let lasts = micros(state(&mut watcher, "transaction_us"));
+    // To a tenth of a second.
+    assert!(lasts >= 1_000_000 && lasts <= begun.elapsed().as_micros() + 200_000, "{lasts}");
+    let at = ("connection", "warehouse");
+    assert_eq!(cell(&mut watcher, "SHOW TIMES", at, "idle_in_transaction"), "1");
+    assert!(micros(cell(&mut watcher, "SHOW TIMES", at, "longest_transaction_us")) >= 1_000_000);
+    let text = super::house::run(
+        std::process::Command::new("curl").args(["-sS", &format!("http://127.0.0.1:{metrics}/metrics")]),
+    );
+    let text = String::from_utf8(text.stdout).unwrap();
+    let line = "pgusher_clients_by_state{connection=\"warehouse\",environment=\"dev\",state=\"idle in transaction\"} 1";
+    assert!(text.contains(line), "{text}");
+    sits.send(&query("SELECT pg_sleep(1)"));
+    eventually("a statement runs", || state(&mut watcher, "state") == "active");
+    assert!(micros(state(&mut watcher, "transaction_us")) >= lasts, "the transaction goes on");
+    sits.until_ready();
+    done(&mut sits, "COMMIT");
+    eventually("nothing is under way", || state(&mut watcher, "state") == "idle");
+    assert_eq!(cell(&mut watcher, "SHOW TIMES", at, "under_way"), "0");
 }

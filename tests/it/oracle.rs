@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::house::{Pgusher, Random, pair, size, warehouse};
 use super::wire::{Message, Raw, bind, close_statement, execute, parse, query, sync};
@@ -467,7 +467,7 @@ fn arrive(number: usize, pgusher: &Pgusher, shared: &Shared, random: &mut Random
 
 #[test]
 fn nobody_ever_sees_what_another_session_has_done() {
-    let goal = size(4_000, 1_000_000);
+    let goal = size(12_000, 1_000_000);
     // One that has left may still be counted when its place is taken.
     let dev = &pair().dev;
     for (number, (name, _)) in SETTINGS.iter().enumerate() {

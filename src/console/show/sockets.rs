@@ -82,7 +82,7 @@ impl Overview<'_> {
         self.sessions.iter().map(|session| {
             let (target, waits) = session.slot.now();
             let (addr, port) = peer(&session.peer);
-            let since = waits.map_or(session.since, |since| SystemTime::now() - since.elapsed());
+            let since = SystemTime::now().checked_sub(session.seen().lasts).unwrap_or(session.since);
             Peer {
                 kind: "C",
                 user: session.identity.user().to_string(),

@@ -9,6 +9,8 @@ pub(super) struct Clock {
     pub(super) transaction: Option<Moment>,
     pub(super) query: Option<Moment>,
     pub(super) reset: Option<Moment>,
+    /// The last answer was whole.
+    pub(super) answered: Option<Moment>,
     /// How many transactions have been reported.
     pub(super) reported: u64,
 }
@@ -30,11 +32,17 @@ impl Conductor {
         }
         let Some(asked) = self.clock.query.take() else { return };
         let now = turn.world.now();
+        self.clock.answered = Some(now);
         turn.record(|all| all.query = Some(now.micros_since(asked)));
         if self.core.transactions() != self.clock.reported {
             let took = self.clock.transaction.take().map(|began| now.micros_since(began));
             turn.record(|all| all.ended = Some(self.ended(took)));
         }
+    }
+
+    /// Since when the session has been doing what it does, where that is known, and its transaction.
+    pub fn under_way(&self) -> (Option<Moment>, Option<Moment>) {
+        (self.clock.query.or(self.clock.answered), self.clock.transaction)
     }
 
     /// What has ended since this was asked last.

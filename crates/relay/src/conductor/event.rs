@@ -122,6 +122,11 @@ impl Moment {
         Self(NonZeroU64::MIN.saturating_add(nanoseconds))
     }
 
+    /// The whole tenths of a second after the beginning.
+    pub fn tenths(self) -> u64 {
+        (self.0.get() - 1) / 100_000_000
+    }
+
     /// How many microseconds have passed since another.
     pub(super) fn micros_since(self, earlier: Self) -> u64 {
         self.0.get().saturating_sub(earlier.0.get()) / 1000

@@ -21,7 +21,8 @@ impl Conductor {
             setups_failed: 0,
             permitted: false,
             overdue: None,
-            clock: Clock { transaction: None, query: None, reset: None, reported },
+            // When it was answered was told already.
+            clock: Clock { transaction: None, query: None, reset: None, answered: _, reported },
         } = self
         else {
             return false;
