@@ -2,9 +2,11 @@
 
 mod apply;
 mod audit;
+mod conninfo;
 mod log;
 mod operator;
 mod password;
+mod routes;
 mod serve;
 mod service;
 
@@ -14,14 +16,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use operator::Console;
 
 use crate::doctor::{self, Comparison};
 use crate::prepare::{self, Prepared};
 use crate::proxy::Intent;
-use policy::attribute;
 use policy::config::read::Severity;
 use policy::config::{Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, ValidatedConfig, file};
 use policy::plan::Plan;
@@ -42,14 +43,16 @@ enum Command {
         /// The configuration, a TOML file.
         file: PathBuf,
     },
-    /// Check a configuration, with all that a start needs but the sockets, and print who goes where. Exit status 1 if it is
-    /// refused.
+    /// Check a configuration, with all that a start needs but the sockets, and print each user's route. Exit status 1
+    /// if it is refused.
     Check {
         /// The configuration, a TOML file.
         file: PathBuf,
         /// Look at nothing but this file: no secret, certificate, folder or permission. For a machine that has none of them.
         #[arg(long)]
         no_secrets: bool,
+        #[command(flatten)]
+        output: Output,
     },
     /// Print where a user would go, and why.
     Resolve {
@@ -64,6 +67,8 @@ enum Command {
         /// The environment that they request.
         #[arg(long)]
         environment: Option<String>,
+        #[command(flatten)]
+        output: Output,
     },
     /// Print what a configuration would change, in a running pgusher or against another file: whose route, which
     /// sessions, which pools, whose secrets. Exit status 0 if nothing, 2 if something, 1 if it is refused.
@@ -159,6 +164,16 @@ enum Command {
         #[arg(long)]
         json_schema: bool,
     },
+    /// Print completions for a shell, to be read by it at its start.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write a man page for each command.
+    ManPages {
+        /// The folder that they are written to.
+        folder: PathBuf,
+    },
 }
 
 /// Whether a fallback is accepted, as it is asked for.
@@ -211,11 +226,12 @@ enum Fallback {
 pub fn run() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { file } => serve::serve(&file),
-        Command::Check { file, no_secrets } => {
-            check(&file, if no_secrets { Outside::Leave } else { Outside::Read })
+        Command::Check { file, no_secrets, output } => {
+            let outside = if no_secrets { Outside::Leave } else { Outside::Read };
+            routes::check(&file, outside, output.format())
         }
-        Command::Resolve { file, user, database, environment } => {
-            resolve(&file, &user, &database, environment.as_deref())
+        Command::Resolve { file, user, database, environment, output } => {
+            routes::resolve(&file, &user, (&database, environment.as_deref()), output.format())
         }
         Command::Plan { new, from, console, no_secrets, acceptance, output } => {
             let outside = if no_secrets { Outside::Leave } else { Outside::Read };
@@ -246,6 +262,17 @@ pub fn run() -> ExitCode {
             apply::apply(&target, &file, apply::How { intent, fallback: acceptance.fallback() })
         }
         Command::Health { target } => health(&target),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "pgusher", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        Command::ManPages { folder } => match clap_mangen::generate_to(Arguments::command(), &folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("cannot write to {}: {error}", folder.display());
+                ExitCode::FAILURE
+            }
+        },
         Command::Manual { json_schema } => {
             print!("{}", if json_schema { file::json_schema() } else { file::manual() });
             ExitCode::SUCCESS
@@ -268,50 +295,6 @@ fn refused(file: &Path, rejected: &Rejected) -> ExitCode {
     let errors = rejected.0.count(Severity::Error);
     eprintln!("{}: {errors} error{}", file.display(), if errors == 1 { "" } else { "s" });
     ExitCode::FAILURE
-}
-
-fn check(file: &Path, outside: Outside) -> ExitCode {
-    let checked = match prepared(file, outside) {
-        Ok(prepared) => prepared.into_parts().0,
-        Err(code) => return code,
-    };
-    eprint!("{}", checked.warnings());
-    let mut rows =
-        vec![["USER", "DATABASE", "ATTRIBUTE", "ENVIRONMENT", "CONNECTION", "BY"].map(str::to_owned)];
-    let config = checked.config();
-    for user in config.users.keys() {
-        for (database, base_name) in &config.databases {
-            if database.as_str() != base_name.as_str() {
-                continue;
-            }
-            let attributes = attribute::explain(config, user.as_str());
-            let attribute = config.base(database.as_str()).and_then(|(_, base)| base.attribute.clone());
-            let values = attribute.map_or_else(
-                || "-".to_owned(),
-                |name| match attributes.values(&name) {
-                    Some((values, origin)) => format!("{name} = {} ({origin})", values.join(", ")),
-                    None => format!("{name}: none"),
-                },
-            );
-            let (environment, connection, by) =
-                match route::resolve(config, &attributes, database.as_str(), None) {
-                    Ok(route) => {
-                        (route.environment().to_string(), route.connection().to_string(), route.word())
-                    }
-                    Err(refusal) => ("refused".to_owned(), refusal.sqlstate.to_string(), "-"),
-                };
-            rows.push([
-                user.to_string(),
-                database.to_string(),
-                values,
-                environment,
-                connection,
-                by.to_owned(),
-            ]);
-        }
-    }
-    print_table(&rows);
-    ExitCode::SUCCESS
 }
 
 fn print_table<const N: usize>(rows: &[[String; N]]) {
@@ -383,34 +366,6 @@ fn plan(rows: &[[String; 5]], fallback: Fallback, format: Format) -> ExitCode {
             ExitCode::FAILURE
         }
         () => ExitCode::from(2),
-    }
-}
-
-fn resolve(file: &Path, user: &str, database: &str, environment: Option<&str>) -> ExitCode {
-    let checked = match load(file) {
-        Ok(checked) => checked,
-        Err(code) => return code,
-    };
-    if !checked.config().users.contains_key(user) {
-        eprintln!("there is no user `{user}` in {}: a login is refused", file.display());
-        return ExitCode::FAILURE;
-    }
-    let attributes = attribute::explain(checked.config(), user);
-    match route::resolve(checked.config(), &attributes, database, environment) {
-        Ok(route) => {
-            println!("environment  {}\nconnection   {}", route.environment(), route.connection());
-            route.reasons().iter().enumerate().for_each(|(i, reason)| {
-                println!("{}{reason}", if i == 0 { "because      " } else { "             " });
-            });
-            route.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
-            ExitCode::SUCCESS
-        }
-        Err(refusal) => {
-            println!("refused      {} ({})", refusal.message, refusal.sqlstate.as_str());
-            refusal.detail.iter().for_each(|detail| println!("detail       {detail}"));
-            refusal.hint.iter().for_each(|hint| println!("hint         {hint}"));
-            ExitCode::FAILURE
-        }
     }
 }
 

@@ -3,13 +3,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hmac;
 use tracing::warn;
 use zeroize::Zeroizing;
+
+use crate::files;
 
 /// The shortest text that is taken for a key, and how much of a file is read.
 const SHORTEST: usize = 16;
@@ -74,7 +76,7 @@ fn read_or_create(path: &Path) -> io::Result<Key> {
 
 fn read(path: &Path) -> io::Result<Key> {
     let file = File::open(path)?;
-    if file.metadata()?.permissions().mode() & 0o077 != 0 {
+    if !files::is_private(path) {
         warn!(file = %path.display(), "others may read the key of auth_key_file: chmod 600");
     }
     let mut text = Zeroizing::new(Vec::new());

@@ -120,7 +120,13 @@ impl Call {
     }
 
     fn make_so(&self, how: How) -> Result<ExitCode, String> {
-        let failed = |error: ureq::Error| format!("{} does not answer: {error}", self.url);
+        let advice = match self.url.strip_prefix("http://") {
+            Some(rest) => {
+                format!(" (if it wants TLS: --url https://{})", rest.split('/').next().unwrap_or_default())
+            }
+            None => String::new(),
+        };
+        let failed = |error: ureq::Error| format!("{} does not answer: {error}{advice}", self.url);
         let now = self.agent.get(&self.url).header("authorization", &self.authorization).call();
         let mut now = now.map_err(failed)?;
         let edition = now.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);

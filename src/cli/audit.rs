@@ -43,8 +43,11 @@ pub(super) enum Command {
 #[derive(Debug, Args)]
 pub(super) struct AuditFile {
     /// The audit's file. By default, the `audit_file` of the configuration.
-    #[arg(long)]
+    #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
+    /// The same, as it had to be said before.
+    #[arg(long = "file", value_name = "FILE", hide = true, conflicts_with = "file")]
+    file_said: Option<PathBuf>,
     /// The configuration, a TOML file.
     #[arg(long, env = "PGUSHER_CONFIG", default_value = "/etc/pgusher/pgusher.toml")]
     config: PathBuf,
@@ -52,13 +55,14 @@ pub(super) struct AuditFile {
 
 impl AuditFile {
     fn find(&self) -> Result<PathBuf, String> {
-        if let Some(file) = &self.file {
+        if let Some(file) = self.file.as_ref().or(self.file_said.as_ref()) {
             return Ok(file.clone());
         }
         let config = self.config.display();
-        let draft = prepare::draft(&self.config, Outside::Leave)
-            .and_then(Draft::accept)
-            .map_err(|rejected| format!("{rejected}cannot read {config}: give --config or --file"))?;
+        let draft =
+            prepare::draft(&self.config, Outside::Leave).and_then(Draft::accept).map_err(|rejected| {
+                format!("{rejected}cannot read {config}: give the audit's file, or --config")
+            })?;
         draft.config().audit_file().ok_or_else(|| format!("{config} has no audit_file in [server]"))
     }
 }
@@ -109,7 +113,7 @@ fn who(
         return Ok(ExitCode::SUCCESS);
     }
     if found.is_empty() {
-        println!("Nobody was in {environment}.");
+        println!("Nobody was in {environment}, by the lines of {} since {since}.", path.display());
         return Ok(ExitCode::SUCCESS);
     }
     let head =

@@ -3,13 +3,22 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use tokio_postgres::{NoTls, SimpleQueryMessage};
+use tokio_postgres::config::{Host, SslMode as Want};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{NoTls, SimpleQueryMessage, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::conninfo::TlsWords;
+use crate::tls;
+use policy::config::UpstreamTls;
+use policy::config::file::{SslMode, SslNegotiation};
 
 /// The console of a running pgusher.
 #[derive(Debug, Args)]
 pub(super) struct Console {
-    /// Where it is, as a connection string ("host=127.0.0.1 port=6432 user=operator"). What it does not say is taken from
-    /// PGHOST, PGPORT, PGUSER and PGPASSWORD, as psql does.
+    /// Where it is, as a connection string ("host=127.0.0.1 port=6432 user=operator sslmode=verify-full sslrootcert=ca.crt"). What
+    /// it does not say is taken from PGHOST, PGPORT, PGUSER, PGPASSWORD, PGSSLMODE, PGSSLROOTCERT, PGSSLCERT and PGSSLKEY, as psql
+    /// does.
     #[arg(long, value_name = "CONNINFO", default_value = "")]
     console: String,
 }
@@ -23,16 +32,26 @@ impl Console {
     /// # Errors
     /// Nobody answers, the login or the command is refused: in words for an operator.
     pub(super) fn say(&self, command: &str) -> Result<Rows, String> {
-        let config = self.config()?;
+        let (words, left) = TlsWords::take(&self.console).map_err(|error| format!("--console: {error}"))?;
+        let (config, words) = (self.config(&left)?, words.or_of(variable));
+        let mut config = config;
+        config.ssl_mode(match words.mode()? {
+            SslMode::Disable => Want::Disable,
+            SslMode::Allow | SslMode::Prefer => Want::Prefer,
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => Want::Require,
+        });
+        let connector = connector(&config, &words)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| error.to_string())?;
-        runtime.block_on(say(&config, command))
+        match connector {
+            Some(tls) => runtime.block_on(say(&config, tls, command)),
+            None => runtime.block_on(say(&config, NoTls, command)),
+        }
     }
 
-    fn config(&self) -> Result<tokio_postgres::Config, String> {
+    fn config(&self, said: &str) -> Result<tokio_postgres::Config, String> {
         let mut config: tokio_postgres::Config =
-            self.console.parse().map_err(|error| format!("--console: {error}"))?;
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+            said.parse().map_err(|error| format!("--console: {error}"))?;
         if config.get_hosts().is_empty() {
             config.host(variable("PGHOST").unwrap_or_else(|| "127.0.0.1".into()));
         }
@@ -52,8 +71,41 @@ impl Console {
     }
 }
 
-async fn say(config: &tokio_postgres::Config, command: &str) -> Result<Rows, String> {
-    let (client, mut connection) = config.connect(NoTls).await.map_err(|error| in_words(&error))?;
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// TLS towards it, as libpq would have it; `None` if there is to be none.
+///
+/// # Errors
+/// A word or a file is wrong.
+fn connector(config: &tokio_postgres::Config, words: &TlsWords) -> Result<Option<MakeRustlsConnect>, String> {
+    let host = match config.get_hosts().first() {
+        Some(Host::Tcp(host)) => policy::config::Host::Name(host.clone()),
+        Some(Host::Unix(folder)) => policy::config::Host::Socket(folder.clone()),
+        None => return Ok(None),
+    };
+    let identity = match (&words.certificate, &words.key) {
+        (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+        (None, None) => None,
+        _ => return Err("sslcert and sslkey belong together".into()),
+    };
+    let tls = UpstreamTls {
+        mode: words.mode()?,
+        negotiation: SslNegotiation::Postgres,
+        root_cert: words.root.clone(),
+        revoked: None,
+        identity,
+    };
+    let client = tls::upstream(&tls, &host).map_err(|error| error.to_string())?;
+    Ok(client.map(|client| MakeRustlsConnect::new((*client.config).clone())))
+}
+
+async fn say<T>(config: &tokio_postgres::Config, tls: T, command: &str) -> Result<Rows, String>
+where
+    T: MakeTlsConnect<Socket>,
+{
+    let (client, mut connection) = config.connect(tls).await.map_err(|error| in_words(&error))?;
     let notices = async move {
         let mut notices = Vec::new();
         // An error is the end: who asked is told of it.

@@ -12,12 +12,14 @@ use super::{Comparison, Known, Report};
 use crate::pool::prove_resettable;
 use crate::stream::Stream;
 use crate::upstream::{Allowance, Dialer, UpstreamError, rows};
-use policy::config::file::UpstreamMethod;
+use policy::config::file::{SslNegotiation, UpstreamMethod};
 use policy::config::{Config, Connection, Host, Server};
 use wire::startup::Settings;
 
 /// The longest answer to one question, in bytes.
 const MAX_ANSWER: usize = 16 << 20;
+/// The first version in which the catalog says what functions do (`pg_proc.prokind`).
+const OLDEST: u32 = 11;
 /// How long it may take to answer what it is.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -109,7 +111,7 @@ pub(super) async fn examine(
     let mut backend = match dialer.dial(&Settings::default()).await {
         Ok(backend) => backend,
         Err(error) => {
-            report.wrong(subject, error.to_string(), hint(&error).as_ref());
+            report.wrong(subject, error.to_string(), hint(&error, connection).as_ref());
             return None;
         }
     };
@@ -127,6 +129,16 @@ pub(super) async fn examine(
                     target.host, target.port, facts.version, target.username
                 ),
             );
+            if facts.major < OLDEST {
+                report.warn(
+                    subject,
+                    format!(
+                        "PostgreSQL {} is not supported: what functions leave behind is not found",
+                        facts.major
+                    ),
+                    "Use PostgreSQL 11 or later.",
+                );
+            }
             rights(facts.rights, &target.username, report, subject);
             if let Ok(Err(error)) = timeout(PATIENCE, prove_resettable(&mut backend)).await {
                 report.warn(
@@ -191,7 +203,8 @@ fn security(connection: &Connection, report: &mut Report, subject: &str) {
     }
 }
 
-fn hint(error: &UpstreamError) -> Cow<'static, str> {
+fn hint(error: &UpstreamError, connection: &Connection) -> Cow<'static, str> {
+    let direct = connection.tls.negotiation == SslNegotiation::Direct;
     let hint = match error {
         UpstreamError::Method { hint, .. } => return format!("To mend that, {hint}.").into(),
         UpstreamError::Resolve(..) => "Check `host`, and the name server of this machine.",
@@ -199,13 +212,18 @@ fn hint(error: &UpstreamError) -> Cow<'static, str> {
             "Check `host` and `port`, whether the server runs and listens there, and firewalls."
         }
         UpstreamError::NoTls(_) => "Switch `ssl` on in the server, or set a weaker sslmode.",
+        UpstreamError::Tls(..) if direct => {
+            "Check sslrootcert and the name in the certificate. Direct TLS (sslnegotiation) needs PostgreSQL 17 or later."
+        }
         UpstreamError::Tls(..) | UpstreamError::Certificate(_) => {
             "Check sslrootcert, and the name in the certificate."
         }
         UpstreamError::Refused { .. } => {
             "Check `username`, `password`, `database`, and pg_hba.conf of the server."
         }
-        UpstreamError::Auth(_) => "Check `password`.",
+        UpstreamError::Auth(_) => {
+            "Check `password`, and whether the server offers what channel_binding asks for."
+        }
         UpstreamError::Protocol(_) | UpstreamError::Io(_) => "Is that a PostgreSQL server? See its log.",
     };
     hint.into()

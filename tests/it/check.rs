@@ -216,10 +216,7 @@ fn a_check_without_secrets_reads_the_file_alone() {
     assert!(output.status.success(), "{output:?}");
     assert!(!folder.join("was-run").exists());
     let table = String::from_utf8(output.stdout).unwrap();
-    assert!(
-        table.lines().any(|line| line.starts_with("pete") && line.ends_with("warehouse_prod")),
-        "{table}"
-    );
+    assert!(table.lines().any(|line| line.starts_with("pete") && line.contains("warehouse_prod")), "{table}");
     // What is wrong in the file is found all the same.
     let twice = text.replace("values = [\"prod\"]", "values = [\"dev\"]").replace("@PORT@", "0");
     std::fs::write(&file, twice).unwrap();
@@ -383,4 +380,54 @@ fn listening_twice_is_refused_before_anything_is_opened() {
         let (status, said) = check(&listen(&list, &more));
         assert_eq!(status, Some(code), "{list} {more}: {said}");
     }
+}
+
+/// The same command prints what shells and man(1) read.
+#[test]
+fn completions_and_man_pages_are_made_of_the_same_definition() {
+    let program = env!("CARGO_BIN_EXE_pgusher");
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(Command::new(program).args(["completions", shell]));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("hash-password") && text.contains("no-secrets"), "{shell}");
+    }
+    let folder = temporary_folder("man");
+    run(Command::new(program).arg("man-pages").arg(&folder));
+    let pages: Vec<String> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    for page in ["pgusher.1", "pgusher-serve.1", "pgusher-plan.1", "pgusher-audit-who.1"] {
+        assert!(pages.iter().any(|name| name == page), "{page} in {pages:?}");
+    }
+    let text = std::fs::read_to_string(folder.join("pgusher-plan.1")).unwrap();
+    assert!(text.contains("accept"), "{text}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// What people read, programs can read as well.
+#[test]
+fn routes_are_printed_as_json_too() {
+    let folder = temporary_folder("routes");
+    let file = folder.join("pgusher.toml");
+    std::fs::write(&file, warehouse("", "", "").replace("@PORT@", "1")).unwrap();
+    let json = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_pgusher"))
+            .arg(arguments[0])
+            .arg(&file)
+            .args(&arguments[1..])
+            .arg("--json")
+            .output()
+            .unwrap();
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let rows = json(&["check"]);
+    let of = |user: &str| rows.as_array().unwrap().iter().find(|row| row["user"] == user).unwrap().clone();
+    assert_eq!((&of("dana")["environment"], &of("dana")["by"]), (&"dev".into(), &"value".into()));
+    assert_eq!((&of("nora")["environment"], &of("nora")["by"]), (&"dev".into(), &"fallback".into()));
+    let pete = json(&["resolve", "--user", "pete", "--database", "warehouse"]);
+    assert_eq!((&pete["connection"], &pete["by"]), (&"warehouse_prod".into(), &"value".into()));
+    let refused = json(&["resolve", "--user", "pete", "--database", "warehouse", "--environment", "dev"]);
+    assert_eq!(refused["refused"]["sqlstate"], "28000");
+    std::fs::remove_dir_all(folder).unwrap();
 }

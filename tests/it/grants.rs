@@ -251,7 +251,10 @@ fn a_grant_that_cannot_be_is_refused_and_changes_nothing() {
     std::fs::write(pgusher.folder.join("pgusher-grants.json"), "[{\"user\": \"raw\"}]").unwrap();
     pgusher.start_again(&config(""));
     assert!(land(&pgusher, "raw", Some("prod")).is_err());
-    assert!(pgusher.folder.join("pgusher-grants.broken").exists() && pgusher.log().contains("none holds"));
+    assert!(
+        pgusher.folder.join("pgusher-grants.broken").exists()
+            && pgusher.log().contains("no grant is in effect")
+    );
 }
 
 /// While one process takes over from another, what is granted and revoked in either holds in both.

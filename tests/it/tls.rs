@@ -426,3 +426,37 @@ fn a_login_that_began_before_the_rules_of_tls_were_changed_begins_again() {
     }
     unharmed(&pgusher);
 }
+
+/// The command line is a client, too, with libpq's words: it verifies whom it talks to, and is refused where it does not speak TLS.
+#[test]
+fn operators_on_the_command_line_speak_tls_with_libpqs_words() {
+    let users = "[users.ops]\npassword = \"ops\"\nconsole = \"admin\"\n";
+    let pgusher = with_tls("require", "", users);
+    let plan = |host: &str, more: &str, environment: &[(&str, &str)]| {
+        let console = format!("host={host} port={} user=ops password=ops {more}", pgusher.port);
+        let output = Command::new(env!("CARGO_BIN_EXE_pgusher"))
+            .args(["plan", &pgusher.path("pgusher.toml"), "--console", &console])
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        if output.status.success() { Ok(said[0].clone()) } else { Err(said.concat()) }
+    };
+    let nothing = Ok("Nothing changes.\n".to_owned());
+    let (ca, other) = (pgusher.path("ca.crt"), pgusher.path("other_ca.crt"));
+    assert_eq!(plan("localhost", "", &[]), nothing, "prefer, as libpq does");
+    let verified = format!("sslmode=verify-full sslrootcert='{ca}'");
+    assert_eq!(plan("localhost", &verified, &[]), nothing);
+    assert_eq!(plan("localhost", "", &[("PGSSLMODE", "verify-full"), ("PGSSLROOTCERT", &ca)]), nothing);
+    let refused = |said: Result<String, String>, expected: &str| {
+        let said = said.unwrap_err();
+        assert!(said.contains(expected), "{said}");
+    };
+    refused(
+        plan("localhost", &format!("sslmode=verify-full sslrootcert={other}"), &[]),
+        "invalid peer certificate",
+    );
+    refused(plan("localhost", "sslmode=disable", &[]), "TLS is required");
+    refused(plan("localhost", "sslmode=always", &[]), "there are disable");
+    refused(plan("localhost", "sslmode=verify-full sslrootcert=/nowhere.pem", &[]), "/nowhere.pem");
+}
