@@ -13,6 +13,7 @@ mod grants;
 mod json;
 mod judge;
 mod operate;
+mod orders;
 mod overview;
 mod page;
 mod people;
@@ -36,13 +37,14 @@ use uuid::Uuid;
 use crate::aside::Aside;
 use crate::lifetime::Lifetime;
 use crate::proxy::{
-    Access, Change, Configuration, Current, Generation, Intent, Journal, Proxy, Sessions, Written,
+    Access, Change, Configuration, Current, Generation, Intent, Journal, Proxy, Sessions, Standing, Written,
 };
 use access::{Caller, Gate};
 use answer::{Problem, Tags};
 pub use judge::{judge_body, strict_json};
 use overview::History;
 use policy::config::{Config, Connection, file};
+use policy::names::id_of;
 
 /// How long a request waits for those before it.
 const TURN: Duration = Duration::from_secs(30);
@@ -55,6 +57,7 @@ pub(crate) struct Api {
     sessions: Arc<Sessions>,
     configuration: Arc<Configuration>,
     access: Arc<Access>,
+    standing: Arc<Standing>,
     journal: Arc<Journal>,
     life: Arc<Lifetime>,
     gate: Gate,
@@ -186,8 +189,28 @@ impl FromRequestParts<Arc<Api>> for Id {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
         let path = axum::extract::Path::<String>::from_request_parts(parts, api).await;
         let text = path.map_err(|_| Problem::field("id", "Invalid uuid"))?;
-        answer::uuid("id", &text).map(Self)
+        named(&api.current.generation().config, parts.uri.path(), &text)
+            .unwrap_or_else(|| answer::uuid("id", &text))
+            .map(Self)
     }
+}
+
+/// The identifier of what has this name, where it may stand in the path in place of it.
+fn named(config: &Config, path: &str, name: &str) -> Option<Result<Uuid, Problem>> {
+    if Uuid::parse_str(name).is_ok() {
+        return None;
+    }
+    let kind = path.strip_prefix("/api/v1/")?.split('/').next()?;
+    let (what, found) = match kind {
+        "connections" | "connection-environments" => {
+            ("Connection", config.connections.get(name).map(|connection| connection.id))
+        }
+        "users" => ("User", config.users.contains_key(name).then(|| id_of("user", name))),
+        "groups" => ("Group", config.groups.contains_key(name).then(|| id_of("group", name))),
+        "user-attributes" => ("User attribute", Some(id_of("attribute", name))),
+        _ => return None,
+    };
+    Some(found.ok_or_else(|| Problem::missing_named(what, name)))
 }
 
 /// A number in a path.
@@ -305,7 +328,9 @@ calls! {
     "/api/v1/generations" => get operate::generations;
     "/api/v1/generations/{number}" => get operate::generation;
     "/api/v1/generations/{number}/rollback" => post operate::roll_back;
-    "/api/v1/sessions" => get sessions::sessions;
+    "/api/v1/orders" => post orders::give;
+    "/api/v1/settings" => get orders::settings, post orders::set;
+    "/api/v1/sessions" => get sessions::sessions, delete sessions::end_sessions;
     "/api/v1/sessions/{id}" => delete sessions::end_session;
     "/api/v1/grants" => get grants::grants, post grants::grant;
     "/api/v1/grants/{id}" => delete grants::revoke;
@@ -323,6 +348,7 @@ pub(crate) fn router(proxy: &Proxy) -> Result<Router, getrandom::Error> {
         sessions: proxy.sessions.clone(),
         configuration: proxy.configuration.clone(),
         access: proxy.access.clone(),
+        standing: proxy.standing.clone(),
         journal: proxy.journal.clone(),
         life: proxy.life.clone(),
         gate: Gate::default(),

@@ -132,6 +132,39 @@ impl Left {
 pub(super) struct Gate {
     failed: Budget<Block>,
     tokens: Budget<Arc<str>>,
+    repeats: Repeats,
+}
+
+/// What a page asks for again and again, while it is open.
+const REPEATED: [&str; 3] = ["/api/v1/overview", "/api/v1/sessions", "/api/v1/settings"];
+/// How often the audit is told of that, for each token.
+const TOLD_AGAIN: Duration = Duration::from_secs(3600);
+
+/// How often each token has repeated a read since the audit was told of it: one entry for each of these paths and each token of the
+/// configuration.
+#[derive(Debug, Default)]
+struct Repeats(Mutex<HashMap<(Arc<str>, &'static str), (Instant, u64)>>);
+
+impl Repeats {
+    /// How many went before that the audit was not told of; `None` if it is not told of this one either.
+    fn count(&self, token: &str, method: &Method, path: &str) -> Option<u64> {
+        let Some(path) = REPEATED.iter().find(|known| **known == path && only_looks(method)) else {
+            return Some(0);
+        };
+        let mut all = self.0.lock();
+        all.retain(|_, (since, _)| since.elapsed() < 2 * TOLD_AGAIN);
+        match all.get_mut(&(token.into(), *path)) {
+            Some((since, count)) if since.elapsed() < TOLD_AGAIN => {
+                *count += 1;
+                None
+            }
+            known => {
+                let before = known.map_or(0, |(_, count)| *count);
+                all.insert((token.into(), *path), (Instant::now(), 0));
+                Some(before)
+            }
+        }
+    }
 }
 
 fn unknown() -> Problem {
@@ -265,10 +298,18 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
     {
         return harden(Problem::ours(audit::not_written()).into_response());
     }
+    let before = api.gate.repeats.count(name, &method, &path);
     let caller = Caller(token.clone());
     request.extensions_mut().insert(caller.clone());
-    let mut told =
-        Told { audit: &api.journal.audit, event: |status: &str| event(Some(name), status), status: None };
+    let mut told = Told {
+        audit: &api.journal.audit,
+        event: |status: &str| match before {
+            None => None,
+            Some(0) => Some(event(Some(name), status)),
+            Some(before) => Some(event(Some(name), status).number("repeated", before)),
+        },
+        status: None,
+    };
     let mut response = tokio::select! {
         biased;
         response = next.run(request) => response,
@@ -298,16 +339,18 @@ async fn lost(api: &Api, caller: &Caller) -> Problem {
 }
 
 /// The audit is told how a call has ended, also if its caller has left meanwhile: what it has begun goes on.
-struct Told<'a, F: Fn(&str) -> Event> {
+struct Told<'a, F: Fn(&str) -> Option<Event>> {
     audit: &'a Audit,
     event: F,
     status: Option<StatusCode>,
 }
 
-impl<F: Fn(&str) -> Event> Drop for Told<'_, F> {
+impl<F: Fn(&str) -> Option<Event>> Drop for Told<'_, F> {
     fn drop(&mut self) {
         let status = self.status.as_ref().map_or("left", StatusCode::as_str);
-        self.audit.record(|| (self.event)(status));
+        if let Some(event) = (self.event)(status) {
+            self.audit.record(|| event);
+        }
     }
 }
 
@@ -332,6 +375,21 @@ fn harden(mut response: Response) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_page_repeats_is_told_once_and_everything_else_each_time() {
+        let repeats = Repeats::default();
+        let count = |token, method, path| repeats.count(token, &method, path);
+        assert_eq!(count("a", Method::GET, "/api/v1/overview"), Some(0));
+        assert_eq!(count("a", Method::GET, "/api/v1/overview"), None);
+        assert_eq!(count("b", Method::GET, "/api/v1/overview"), Some(0));
+        for _ in 0..3 {
+            assert_eq!(count("a", Method::DELETE, "/api/v1/sessions"), Some(0));
+            assert_eq!(count("a", Method::GET, "/api/v1/config"), Some(0));
+        }
+        repeats.0.lock().values_mut().for_each(|(since, _)| *since -= TOLD_AGAIN);
+        assert_eq!(count("a", Method::GET, "/api/v1/overview"), Some(1), "and how often it was since");
+    }
 
     #[test]
     fn a_budget_is_used_up_and_says_when_there_is_more() {

@@ -56,6 +56,12 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, format!("{what} with id {id} does not exist"))
     }
 
+    /// 404, of what is meant by its name.
+    pub(super) fn missing_named(what: &str, name: &str) -> Self {
+        let name = wire::error::Shown::name(name);
+        Self::new(StatusCode::NOT_FOUND, format!("{what} {name} does not exist"))
+    }
+
     /// 409: it does not fit what there is.
     pub(super) fn conflict(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, detail)

@@ -294,7 +294,7 @@ fn listed(api: &Api, parts: &Parts) -> Result<Response, Problem> {
 
 /// Reads a connection.
 #[utoipa::path(get, path = "/api/v1/connections/{id}", tag = "connections", operation_id = "readConnection",
-    params(("id" = Uuid, Path, description = "Its identifier.")),
+    params(("id" = String, Path, description = "Its identifier, or its name.")),
     responses((status = 200, description = "The connection.", body = Connection)))]
 pub(super) async fn read(
     State(api): State<Arc<Api>>,
@@ -340,7 +340,7 @@ pub(super) async fn create(
 /// Changes a connection: what is not named stays, `null` takes away. A new name moves its sessions.
 #[utoipa::path(patch, path = "/api/v1/connections/{id}", tag = "connections", operation_id = "changeConnection",
     request_body = ChangedConnection,
-    params(("id" = Uuid, Path, description = "Its identifier."),
+    params(("id" = String, Path, description = "Its identifier, or its name."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is so now, or would be.", body = ConnectionWritten)))]
 pub(super) async fn change(
@@ -376,7 +376,7 @@ pub(super) async fn change(
 
 /// Deletes a connection. While it is a base with environments, an environment, or has sessions, only with `drain=true`.
 #[utoipa::path(delete, path = "/api/v1/connections/{id}", tag = "connections", operation_id = "deleteConnection",
-    params(("id" = Uuid, Path, description = "Its identifier."),
+    params(("id" = String, Path, description = "Its identifier, or its name."),
         ("drain" = Option<bool>, Query, description = "Also while it is used: its sessions are settled by `on_move`."),
         ("allow_production" = Option<bool>, Query, description = "Also if users newly reach a production database by it."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),

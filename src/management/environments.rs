@@ -148,7 +148,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Re
 /// Reads an environment.
 #[utoipa::path(get, path = "/api/v1/connection-environments/{id}", tag = "connection environments",
     operation_id = "readConnectionEnvironment",
-    params(("id" = Uuid, Path, description = "Its identifier, or that of its connection.")),
+    params(("id" = String, Path, description = "Its identifier, or that of its connection, or its connection's name.")),
     responses((status = 200, description = "The environment.", body = ConnectionEnvironment)))]
 pub(super) async fn read(
     State(api): State<Arc<Api>>,
@@ -212,7 +212,7 @@ pub(super) async fn create(
 /// Says which values lead to an environment.
 #[utoipa::path(put, path = "/api/v1/connection-environments/{id}", tag = "connection environments",
     operation_id = "changeConnectionEnvironment", request_body = NewValues,
-    params(("id" = Uuid, Path, description = "Its identifier, or that of its connection."),
+    params(("id" = String, Path, description = "Its identifier, or that of its connection, or its connection's name."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "They do, or would.", body = ConnectionEnvironmentWritten)))]
 pub(super) async fn change(
@@ -270,7 +270,7 @@ async fn edit_one(
 /// Takes an environment away from its base. Its connection stays, as a base: clients may ask for it by its name then.
 #[utoipa::path(delete, path = "/api/v1/connection-environments/{id}", tag = "connection environments",
     operation_id = "deleteConnectionEnvironment",
-    params(("id" = Uuid, Path, description = "Its identifier, or that of its connection."),
+    params(("id" = String, Path, description = "Its identifier, or that of its connection, or its connection's name."),
         ("allow_production" = Option<bool>, Query, description = "Also if users newly reach a production database by it."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
     responses((status = 200, description = "It is gone, or would be.", body = ConnectionEnvironmentWritten)))]

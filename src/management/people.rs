@@ -540,7 +540,7 @@ macro_rules! calls {
 
         /// Reads one.
         #[utoipa::path(get, path = $one, tag = $tag, operation_id = $read_id,
-                    params(("id" = Uuid, Path, description = "Its identifier.")),
+                    params(("id" = String, Path, description = "Its identifier, or its name.")),
                     responses((status = 200, description = "It.", body = $Thing)))]
         pub(crate) async fn $read(
             State(api): State<Arc<Api>>,
@@ -552,7 +552,7 @@ macro_rules! calls {
 
         /// Changes one: what is not named stays, `null` takes away.
         #[utoipa::path(patch, path = $one, tag = $tag, operation_id = $change_id, request_body = $ChangedBody,
-                    params(("id" = Uuid, Path, description = "Its identifier."),
+                    params(("id" = String, Path, description = "Its identifier, or its name."),
                         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
                     responses((status = 200, description = "It is so now, or would be.", body = $Written)))]
         pub(crate) async fn $change(
@@ -566,7 +566,7 @@ macro_rules! calls {
 
         /// Deletes one that nothing refers to.
         #[utoipa::path(delete, path = $one, tag = $tag, operation_id = $delete_id,
-                    params(("id" = Uuid, Path, description = "Its identifier."),
+                    params(("id" = String, Path, description = "Its identifier, or its name."),
                         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
                     responses((status = 200, description = "It is gone, or would be.", body = $Written)))]
         pub(crate) async fn $delete(State(api): State<Arc<Api>>, asked: WriteRequest, id: Id) -> Result<Response, Problem> {

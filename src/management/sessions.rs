@@ -87,25 +87,128 @@ fn session(generation: &Generation, session: &LiveSession) -> Session {
     params(("user" = Option<String>, Query, description = "Only those of this user."),
         ("connection" = Option<String>, Query, description = "Only those on this connection."),
         ("environment" = Option<String>, Query, description = "Only those in this environment."),
+        ("state" = Option<String>, Query, description = "Only those in this state."),
+        ("q" = Option<String>, Query, description = "Only those in which all of these words stand: in user, database, environment, connection, state, address, application or route."),
+        ("sort" = Option<String>, Query, description = "By `id` (the default), `user`, `database`, `environment`, `state`, `peer`, `transactions`, `stateSeconds` or `transactionSeconds`; with `-` before it, the greatest first."),
+        ("offset" = Option<u32>, Query, minimum = 0, maximum = 1000000, description = "How many to leave out first."),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "How many at most: 1 to 10000, by default 1000.")),
     responses((status = 200, description = "The sessions.", body = Sessions)))]
 pub(super) async fn sessions(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Sessions>, Problem> {
-    let pairs = super::query(&parts, &["user", "connection", "environment", "limit"])?;
+    let pairs = super::query(
+        &parts,
+        &["user", "connection", "environment", "state", "q", "sort", "offset", "limit"],
+    )?;
     let limit = super::bounded(&pairs, "limit", 1000, 10_000)?;
+    let offset = match super::parameter(&pairs, "offset").map(str::parse) {
+        None => 0,
+        Some(Ok(offset)) if offset <= 1_000_000 => offset,
+        Some(_) => return Err(Problem::field("offset", "Expected a number from 0 to 1000000")),
+    };
     // Its work grows with the sessions: not on the thread that accepts.
-    api.blocking(move |api| Ok(Json(some_sessions(api, &pairs, limit)))).await
+    api.blocking(move |api| some_sessions(api, &pairs, offset, limit).map(Json)).await
 }
 
-fn some_sessions(api: &Api, pairs: &[(String, String)], limit: usize) -> Sessions {
+/// Those that a query means.
+fn meant(api: &Api, pairs: &[(String, String)]) -> Vec<Arc<LiveSession>> {
     let is = |name: &str, has: &str| super::parameter(pairs, name).is_none_or(|wanted| wanted == has);
+    let words = super::parameter(pairs, "q").unwrap_or_default().to_lowercase();
+    let words: Vec<&str> = words.split_whitespace().collect();
     let mut live = api.sessions.snapshot().sessions;
     live.retain(|session| {
+        let target = &session.target;
         is("user", session.identity.user().as_str())
-            && is("connection", session.target.route.connection().as_str())
-            && is("environment", session.target.route.environment().as_str())
+            && is("connection", target.route.connection().as_str())
+            && is("environment", target.route.environment().as_str())
+            && (super::parameter(pairs, "state").is_none() || is("state", session.seen().state.word()))
+            && (words.is_empty() || {
+                let text = [
+                    session.identity.user().as_str(),
+                    &target.asked.database,
+                    target.route.environment().as_str(),
+                    target.route.connection().as_str(),
+                    session.seen().state.word(),
+                    &session.peer,
+                    &session.application_name,
+                    &target.facts.route,
+                    &session.id.to_string(),
+                ]
+                .join(" ")
+                .to_lowercase();
+                words.iter().all(|word| text.contains(word))
+            })
     });
-    let sessions = live.iter().take(limit).map(|one| session(&api.current.generation(), one)).collect();
-    Sessions { sessions, total: live.len() }
+    live
+}
+
+fn some_sessions(
+    api: &Api,
+    pairs: &[(String, String)],
+    offset: usize,
+    limit: usize,
+) -> Result<Sessions, Problem> {
+    let generation = api.current.generation();
+    let mut all: Vec<Session> = meant(api, pairs).iter().map(|one| session(&generation, one)).collect();
+    let sort = super::parameter(pairs, "sort").unwrap_or("id");
+    let (key, descends) = sort.strip_prefix('-').map_or((sort, false), |key| (key, true));
+    match key {
+        // As they come.
+        "id" => {}
+        "user" => all.sort_by(|a, b| a.user.cmp(&b.user)),
+        "database" => all.sort_by(|a, b| a.database.cmp(&b.database)),
+        "environment" => all.sort_by(|a, b| a.environment.cmp(&b.environment)),
+        "state" => all.sort_by_key(|one| one.state),
+        "peer" => all.sort_by(|a, b| a.peer.cmp(&b.peer)),
+        "transactions" => all.sort_by_key(|one| one.transactions),
+        "stateSeconds" => all.sort_by(|a, b| a.state_seconds.total_cmp(&b.state_seconds)),
+        "transactionSeconds" => all.sort_by(|a, b| {
+            let seconds = |one: &Session| one.transaction_seconds.unwrap_or(-1.0);
+            seconds(a).total_cmp(&seconds(b))
+        }),
+        _ => return Err(Problem::field("sort", "Expected the name of a column, maybe behind a -")),
+    }
+    if descends {
+        all.reverse();
+    }
+    let total = all.len();
+    Ok(Sessions { sessions: all.into_iter().skip(offset).take(limit).collect(), total })
+}
+
+/// How many were ended.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SessionsEnded {
+    /// Always true: otherwise there is an error.
+    success: bool,
+    /// How many were told to end, or would be.
+    ended: usize,
+}
+
+/// Ends sessions. At least one of `user`, `connection`, `environment`, `state` and `q` must say which.
+#[utoipa::path(delete, path = "/api/v1/sessions", tag = "sessions", operation_id = "endSessions",
+    params(("user" = Option<String>, Query, description = "Those of this user."),
+        ("connection" = Option<String>, Query, description = "Those on this connection."),
+        ("environment" = Option<String>, Query, description = "Those in this environment."),
+        ("state" = Option<String>, Query, description = "Those in this state."),
+        ("q" = Option<String>, Query, description = "Those in which all of these words stand."),
+        ("dry_run" = Option<bool>, Query, description = "Only says how many they are.")),
+    responses((status = 200, description = "They were told to end, or would be.", body = SessionsEnded)))]
+pub(super) async fn end_sessions(
+    State(api): State<Arc<Api>>,
+    parts: Parts,
+) -> Result<Json<SessionsEnded>, Problem> {
+    let pairs = super::query(&parts, &["user", "connection", "environment", "state", "q", "dry_run"])?;
+    let is_dry = super::yes_or_no(&pairs, "dry_run")?;
+    if !pairs.iter().any(|(name, value)| name != "dry_run" && !value.trim().is_empty()) {
+        return Err(Problem::bad("say which sessions: by user, connection, environment, state or q"));
+    }
+    api.blocking(move |api| {
+        let meant = meant(api, &pairs);
+        let ended = match is_dry {
+            true => meant.len(),
+            false => meant.iter().filter(|session| api.sessions.kill(session.id)).count(),
+        };
+        Ok(Json(SessionsEnded { success: true, ended }))
+    })
+    .await
 }
 
 /// What was done.

@@ -6,6 +6,7 @@ mod corners;
 mod document;
 mod file;
 mod operate;
+mod orders;
 mod page;
 mod secrets;
 
