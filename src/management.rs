@@ -197,7 +197,7 @@ impl FromRequestParts<Arc<Api>> for Id {
 
 /// The identifier of what has this name, where it may stand in the path in place of it.
 fn named(config: &Config, path: &str, name: &str) -> Option<Result<Uuid, Problem>> {
-    if Uuid::parse_str(name).is_ok() {
+    if Uuid::parse_str(name).is_ok() || name.contains(char::is_control) {
         return None;
     }
     let kind = path.strip_prefix("/api/v1/")?.split('/').next()?;

@@ -37,6 +37,11 @@ const GRACE: Duration = Duration::from_millis(200);
 pub(super) struct Caller(Token);
 
 impl Caller {
+    /// What it may do, in a word.
+    pub(super) fn role(&self) -> &'static str {
+        self.0.role.word()
+    }
+
     /// As it stands in the audit and in the history.
     pub(super) fn name(&self) -> String {
         format!("token {}", self.0.name)
@@ -143,7 +148,10 @@ const TOLD_AGAIN: Duration = Duration::from_secs(3600);
 /// How often each token has repeated a read since the audit was told of it: one entry for each of these paths and each token of the
 /// configuration.
 #[derive(Debug, Default)]
-struct Repeats(Mutex<HashMap<(Arc<str>, &'static str), (Instant, u64)>>);
+struct Repeats(Mutex<HashMap<(Arc<str>, &'static str), Repeated>>);
+
+/// Since when, and how often.
+type Repeated = (Instant, u64);
 
 impl Repeats {
     /// How many went before that the audit was not told of; `None` if it is not told of this one either.

@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Api;
 use super::answer::Problem;
 use super::operate::{target, time};
+use super::{Api, Caller};
 use crate::pool::Pool;
 use crate::proxy::Snapshot;
 use crate::stats::Counter;
@@ -102,7 +102,7 @@ struct PoolShown {
     target: String,
     /// Whether it is a production database.
     production: bool,
-    /// `up`, `unused`, `failing`, `paused` or `disabled`
+    /// `up`, `unused`, `failing`, `paused`, `disabled` or `drained`
     health: &'static str,
     /// Clients that are there.
     sessions: usize,
@@ -114,6 +114,10 @@ struct PoolShown {
     waiting: usize,
     /// For how long the first of them, in milliseconds.
     longest_wait_ms: u64,
+    /// How long a query, and a wait for a connection, took on average of late, in milliseconds.
+    query_ms: f64,
+    /// See `query_ms`.
+    wait_ms: f64,
     /// Clients that keep their connection.
     pinned: usize,
     /// The most connections.
@@ -166,6 +170,8 @@ pub(super) struct Overview {
     unsettled: usize,
     /// Whether it is about to end.
     draining: bool,
+    /// What the token that asks may do: `admin` or `read`.
+    role: &'static str,
     /// How often it was looked for the history of pools, in seconds.
     interval: u64,
     /// Who goes where.
@@ -177,15 +183,23 @@ pub(super) struct Overview {
 /// Shows everything at a glance.
 #[utoipa::path(get, path = "/api/v1/overview", tag = "sessions", operation_id = "overview",
     responses((status = 200, description = "Everything.", body = Overview)))]
-pub(super) async fn overview(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Overview>, Problem> {
+pub(super) async fn overview(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    parts: Parts,
+) -> Result<Json<Overview>, Problem> {
     super::query(&parts, &[])?;
-    api.blocking(|api| Ok(Json(look(api)))).await
+    api.blocking(move |api| Ok(Json(look(api, caller.role())))).await
 }
 
-fn look(api: &Api) -> Overview {
+fn look(api: &Api, role: &'static str) -> Overview {
     let now = api.sessions.snapshot();
     let pool = |pool: &Arc<Pool>| {
         let (view, connection) = (pool.view(), pool.connection());
+        let averages = pool.stats().averages();
+        // Microseconds, whole: exact as a float.
+        #[expect(clippy::cast_precision_loss, reason = "no average is that long")]
+        let average = |of: Counter| averages[of as usize] as f64 / 1000.0;
         PoolShown {
             connection: connection.name.to_string(),
             environment: connection.environment.to_string(),
@@ -197,6 +211,8 @@ fn look(api: &Api) -> Overview {
             idle: view.idle,
             waiting: view.waiting,
             longest_wait_ms: u64::try_from(view.longest_wait.as_millis()).unwrap_or(u64::MAX),
+            query_ms: average(Counter::QueryTime),
+            wait_ms: average(Counter::WaitTime),
             pinned: view.pinned,
             pool_size: connection.pool_size,
             history: api.history.of(&connection.name),
@@ -209,6 +225,7 @@ fn look(api: &Api) -> Overview {
         sessions: now.sessions.len(),
         unsettled: now.unsettled().len(),
         draining: api.life.is_draining(),
+        role,
         interval: INTERVAL.as_secs(),
         flows: flows(api, &now),
         pools: now.generation.pools.values().map(pool).collect(),

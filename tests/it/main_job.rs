@@ -132,7 +132,7 @@ fn check_prints_the_routes_and_resolve_the_reasons() {
     let (code, table) = run(&["check", file]);
     assert_eq!(code, Some(0));
     let row = table.lines().find(|l| l.starts_with("pete")).unwrap();
-    assert!(row.contains("environment = prod (user)") && row.ends_with("warehouse_prod"), "{table}");
+    assert!(row.contains("environment = prod (user)") && row.ends_with("warehouse_prod  value"), "{table}");
     let (code, reasons) = run(&["resolve", file, "--user", "pete", "--database", "warehouse"]);
     assert_eq!(code, Some(0));
     assert!(reasons.contains("environment = \"prod\" from user"), "{reasons}");
