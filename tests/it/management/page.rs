@@ -399,6 +399,7 @@ fn an_operator_uses_the_page() {
         browser.wait_for(sign);
         let wide = browser.run("return document.documentElement.scrollWidth").as_u64().unwrap();
         assert!(wide <= 380, "{title} is {wide} wide");
+        assert!(!browser.text().contains("null") && !browser.text().contains("undefined"), "{title}");
         browser.picture(&format!("narrow-{}", title.split(' ').next().unwrap().to_lowercase()));
     }
     browser.colours("dark");
