@@ -63,8 +63,10 @@ start dev "$dev_port"
 prod_port=$(free_port $((dev_port + 1)))
 start prod "$prod_port"
 
-sed "s/@PORT@/$port/; s/@DEV_PORT@/$dev_port/; s/@PROD_PORT@/$prod_port/" config/demo.toml >"$run/pgusher.toml"
-chmod 600 "$run/pgusher.toml"
+page_port=$(free_port 6433)
+token=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
+(umask 077 && sed "s/@PORT@/$port/; s/@DEV_PORT@/$dev_port/; s/@PROD_PORT@/$prod_port/; s/@PAGE_PORT@/$page_port/; s/@TOKEN@/$token/" \
+  config/demo.toml >"$run/pgusher.toml")
 "$program" check "$run/pgusher.toml"
 "$program" serve "$run/pgusher.toml" 2>"$run/pgusher.log" &
 pgusher=$!
@@ -100,6 +102,10 @@ cat <<TRY
 pgusher runs until you press Ctrl-C. In another terminal, try:
   psql 'host=127.0.0.1 port=$port dbname=warehouse user=pete password=pete' -c 'SELECT * FROM whoami'
   psql 'host=127.0.0.1 port=$port dbname=warehouse user=dana password=dana options=-cpgusher.environment=prod'   # not permitted
+  psql 'host=127.0.0.1 port=$port dbname=pgusher user=operator password=operator' -c 'SHOW ROUTES'     # the console
+  PGPASSWORD=operator $program grant prod --to dana --for 1h --reason demo --console 'host=127.0.0.1 port=$port user=operator'
+  http://127.0.0.1:$page_port/      # the page; its token is $token
+  $program audit who demo/run/audit.jsonl --environment prod
   $program resolve demo/run/pgusher.toml --user nora --database warehouse
   \$EDITOR demo/run/pgusher.toml && kill -HUP $pgusher      # change routes while it runs
 TRY

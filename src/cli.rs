@@ -3,6 +3,7 @@
 mod apply;
 mod audit;
 mod conninfo;
+mod init;
 mod log;
 mod operator;
 mod password;
@@ -42,6 +43,14 @@ enum Command {
     Serve {
         /// The configuration, a TOML file.
         file: PathBuf,
+    },
+    /// Write a first configuration that passes `check`: from five answers, which are asked for at a terminal.
+    Init {
+        /// The file to write.
+        #[arg(default_value_os_t = init::usual())]
+        file: PathBuf,
+        #[command(flatten)]
+        answers: init::Answers,
     },
     /// Check a configuration, with all that a start needs but the sockets, and print each user's route. Exit status 1
     /// if it is refused.
@@ -226,6 +235,7 @@ enum Fallback {
 pub fn run() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve { file } => serve::serve(&file),
+        Command::Init { file, answers } => init::init(&file, answers),
         Command::Check { file, no_secrets, output } => {
             let outside = if no_secrets { Outside::Leave } else { Outside::Read };
             routes::check(&file, outside, output.format())

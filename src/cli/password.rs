@@ -26,7 +26,7 @@ pub(super) fn hash() -> ExitCode {
     }
 }
 
-fn verifier(password: &str) -> Result<ScramVerifier, String> {
+pub(super) fn verifier(password: &str) -> Result<ScramVerifier, String> {
     if is_empty(password) {
         return Err(EMPTY.to_owned());
     }

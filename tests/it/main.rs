@@ -14,6 +14,7 @@ mod fake;
 mod functions;
 mod house;
 mod random;
+mod readme;
 mod reached;
 mod sources;
 mod wire;
