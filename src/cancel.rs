@@ -189,14 +189,14 @@ impl Keys {
         self.ours.get(&pid).map(|session| session.id)
     }
 
-    /// Does what a `CancelRequest` asks for. An unknown key does nothing, and says nothing.
-    pub(crate) async fn cancel(&self, key: &CancelKey) {
+    /// Does what a `CancelRequest` asks for; false if nobody has this key here. The client is told nothing of that.
+    pub(crate) async fn cancel(&self, key: &CancelKey) -> bool {
         let ours = self.ours.get(&key.pid).map(|session| session.slot.clone());
         let ours = ours.filter(|slot| slot.has_secret(&key.secret));
         let slot = ours.or_else(|| self.others.get(key).map(|slot| slot.value().clone()));
-        if let Some(slot) = slot {
-            slot.cancel().await;
-        }
+        let Some(slot) = slot else { return false };
+        slot.cancel().await;
+        true
     }
 }
 

@@ -9,6 +9,7 @@ use crate::lifetime::Lifetime;
 use crate::login_permits::LoginPermits;
 use crate::pool::Runtimes;
 use crate::proxy::{Current, Journal, Permits, Proxy, Sessions};
+use crate::siblings::Siblings;
 use relay::Interner;
 
 /// See the module.
@@ -29,6 +30,8 @@ pub(crate) struct Entrance {
     pub authenticator: Arc<Authenticator>,
     /// Cancel keys.
     pub keys: Arc<Keys>,
+    /// Who may have the key of a cancel request that nobody has here; none if this process has its addresses alone.
+    pub siblings: Option<Siblings>,
     /// `pg_cancel_backend` and the like.
     pub signals: Arc<dyn Signals>,
     /// Prepared statements.
@@ -39,7 +42,7 @@ pub(crate) struct Entrance {
 
 impl Entrance {
     /// That of a proxy.
-    pub(crate) fn of(proxy: &Proxy) -> Self {
+    pub(crate) fn of(proxy: &Proxy, siblings: Option<Siblings>) -> Self {
         Self {
             current: proxy.current.clone(),
             sessions: proxy.sessions.clone(),
@@ -49,6 +52,7 @@ impl Entrance {
             login_permits: proxy.login_permits.clone(),
             authenticator: proxy.authenticator.clone(),
             keys: proxy.keys.clone(),
+            siblings,
             signals: proxy.signals.clone(),
             interner: proxy.interner.clone(),
             runtimes: proxy.runtimes.clone(),

@@ -21,6 +21,7 @@ mod upstream;
 mod stats;
 mod pool;
 mod cancel;
+mod siblings;
 mod engine;
 // ── the house ──
 mod store;

@@ -72,7 +72,14 @@ pub(crate) async fn serve(
                 return;
             }
             entrance.journal.counters.cancels.fetch_add(1, Ordering::Relaxed);
-            let _ = timeout(limit, entrance.keys.cancel(&key)).await;
+            let cancel = async {
+                if !entrance.keys.cancel(&key).await
+                    && let Some(siblings) = &entrance.siblings
+                {
+                    siblings.cancel(&key).await;
+                }
+            };
+            let _ = timeout(limit, cancel).await;
             let _ = stream.shutdown().await;
             return;
         }

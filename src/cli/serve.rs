@@ -27,6 +27,7 @@ use crate::pool::{Data, Runtimes};
 use crate::prepare::Prepared;
 use crate::proxy::{Proxy, SetLevel};
 use crate::ring::{self, Relays};
+use crate::siblings::{self, Siblings};
 use crate::stream::ReusePort;
 use policy::config::file::Io;
 use policy::config::{Outside, Server, ValidatedConfig};
@@ -205,7 +206,15 @@ async fn run(
     proxy.journal.counters.log_lines_dropped(dropped);
     proxy.journal.log_is_set_by(set);
     control.spawn(proxy.tend());
-    let door = Door { entrance: Arc::new(Entrance::of(&proxy)), console: Arc::new(Console::of(&proxy)) };
+    let successor = Successor::of(&proxy, opened_by);
+    let siblings = (successor == Successor::Possible).then(|| Siblings::of(server));
+    match siblings.as_ref().map(Siblings::listen) {
+        Some(Ok(listener)) => drop(control.spawn(siblings::serve(listener, proxy.keys.clone()))),
+        Some(Err(error)) => warn!(%error, "cancel requests that another process has will not be passed on"),
+        None => {}
+    }
+    let door =
+        Door { entrance: Arc::new(Entrance::of(&proxy, siblings)), console: Arc::new(Console::of(&proxy)) };
     let accepting: Vec<_> = listeners
         .into_iter()
         .map(|listener| control.spawn(listener::run(door.clone(), listener, opened_by)))
@@ -219,7 +228,7 @@ async fn run(
         .journal
         .audit
         .record(|| Event::new("start").text("version", env!("CARGO_PKG_VERSION")).number("pid", pid()));
-    signals.obey(&proxy, Successor::of(&proxy, opened_by)).await;
+    signals.obey(&proxy, successor).await;
     for task in accepting {
         task.abort();
         let _ = task.await;

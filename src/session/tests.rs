@@ -128,7 +128,7 @@ impl House {
         let (control, data) = (Handle::current(), Data::Tokio(Handle::current()));
         let runtimes = Runtimes { control, data, tasks: TaskTracker::new() };
         let proxy = Proxy::new(prepared, runtimes, Audit::default()).unwrap();
-        let (entrance, console) = (Entrance::of(&proxy).into(), Console::of(&proxy).into());
+        let (entrance, console) = (Entrance::of(&proxy, None).into(), Console::of(&proxy).into());
         Self { entrance, console, seen, folder }
     }
 

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::house::{Pgusher, eventually, free_port, size, temporary_folder, warehouse};
-use super::wire::Raw;
+use super::house::{Pgusher, eventually, free_port, pair, size, temporary_folder, warehouse};
+use super::wire::{Raw, query};
 
 #[test]
 fn systemd_is_told_when_it_is_ready_reloads_lives_and_stops() {
@@ -198,4 +198,34 @@ fn as_process_1_it_obeys_signals_and_buries_orphans() {
     assert_eq!(Raw::login(pgusher.address(), "raw").value("SELECT 1"), "1");
     assert!(Command::new("kill").args(["-TERM", &first]).status().unwrap().success());
     assert!(pgusher.child.wait().unwrap().success());
+}
+
+/// A cancel request that comes to the process that has not the session reaches it all the same, and nobody else gets its key.
+#[test]
+fn a_cancel_reaches_the_process_that_has_the_session() {
+    let mut old = Pgusher::start(&warehouse("so_reuseport = true", "", ""));
+    let address = old.address();
+    let mut raw = Raw::login(address, "raw");
+    raw.send(&query("SELECT pg_sleep(60)"));
+    eventually("it runs", || {
+        let running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid()";
+        pair().dev.sql("dev", running) == "1"
+    });
+    let new = Pgusher::start_beside(&warehouse("so_reuseport = true", "", ""), old.port);
+    old.signal("USR2");
+    eventually("it lets nobody in", || old.log().contains("asked to end"));
+    // From here on every connection is the new one's: a wrong key does nothing, and the right one ends the query.
+    std::thread::sleep(Duration::from_millis(200));
+    super::wire::cancel(address, raw.key.0, b"none");
+    let begun = Instant::now();
+    raw.cancel(address);
+    let error = raw.until_ready().into_iter().find(|message| message.tag == 'E').unwrap();
+    assert_eq!(error.field('C'), "57014");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(raw.value("SELECT 'goes on'"), "goes on");
+    drop(raw);
+    eventually("the old one ends after its last client", || old.child.try_wait().unwrap().is_some());
+    let mut other = Raw::login(address, "raw");
+    assert_eq!(other.value("SELECT 1"), "1");
+    assert!(!new.log().contains("panicked"));
 }
