@@ -1,11 +1,14 @@
 //! `pgusher serve`: the runtimes, the signals.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use axum::Router;
+use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle as Task;
@@ -30,7 +33,7 @@ use crate::ring::{self, Relays};
 use crate::siblings::{self, Siblings};
 use crate::stream::ReusePort;
 use policy::config::file::Io;
-use policy::config::{Outside, Server, ValidatedConfig};
+use policy::config::{Config, Outside, Server, ValidatedConfig};
 
 /// What is left running when everything was told to end may take this long.
 const LAST_TASKS: Duration = Duration::from_secs(2);
@@ -172,6 +175,7 @@ async fn run(
     let signals = Signals::listen().map_err(|error| format!("cannot listen to signals: {error}"))?;
     let audit = open_audit(prepared.checked())?;
     let server = &prepared.checked().config().server;
+    let http = Http::bind(prepared.checked().config())?;
     let inherited = listener::inherited(server)
         .map_err(|error| format!("a socket of the service manager cannot be listened on: {error}"))?;
     let opened_by = if inherited.is_empty() { OpenedBy::Us } else { OpenedBy::ServiceManager };
@@ -184,25 +188,8 @@ async fn run(
     let proxy = Proxy::new(prepared, runtimes, audit).map_err(|error| error.to_string())?;
     listener::announce(&listeners);
     let generation = proxy.current.generation();
-    let (server, closing) = (&generation.config.server, proxy.life.closing());
-    if let Some(address) = *server.metrics_listen {
-        let reuse = ReusePort::of(server);
-        let listener = http::bind(address, reuse)
-            .map_err(|error| format!("cannot listen on {address} (metrics_listen): {error}"))?;
-        info!(address = %listener.local_addr().unwrap_or(address), "metrics listening");
-        let router = http::figures(Figures::of(&proxy));
-        let service = Service { current: proxy.current.clone(), router, security: Security::Plain };
-        control.spawn(http::run(service, listener, closing.clone()));
-    }
-    if let Some(address) = generation.config.management.listen {
-        let reuse = ReusePort::of(server);
-        let listener = http::bind(address, reuse)
-            .map_err(|error| format!("cannot listen on {address} ([management] listen): {error}"))?;
-        info!(address = %listener.local_addr().unwrap_or(address), "management listening");
-        let router = management::router(&proxy).map_err(|error| error.to_string())?;
-        let service = Service { current: proxy.current.clone(), router, security: Security::AsClients };
-        control.spawn(http::run(service, listener, closing.clone()));
-    }
+    let server = &generation.config.server;
+    http.serve(&proxy, control)?;
     proxy.journal.counters.log_lines_dropped(dropped);
     proxy.journal.log_is_set_by(set);
     control.spawn(proxy.tend());
@@ -237,6 +224,44 @@ async fn run(
     let _ = tokio::time::timeout(LAST_TASKS, proxy.runtimes.tasks.wait()).await;
     proxy.journal.sum_up_refusals();
     Ok(proxy.journal.audit.clone())
+}
+
+/// The addresses for operators' tools, bound before those of clients: whoever finds these finds those.
+struct Http {
+    metrics: Option<TcpListener>,
+    management: Option<TcpListener>,
+}
+
+impl Http {
+    fn bind(config: &Config) -> Result<Self, String> {
+        let reuse = ReusePort::of(&config.server);
+        let bind = |address: Option<SocketAddr>, setting: &str| {
+            let Some(address) = address else { return Ok(None) };
+            let bound = http::bind(address, reuse);
+            bound.map(Some).map_err(|error| format!("cannot listen on {address} ({setting}): {error}"))
+        };
+        Ok(Self {
+            metrics: bind(*config.server.metrics_listen, "metrics_listen")?,
+            management: bind(config.management.listen, "[management] listen")?,
+        })
+    }
+
+    fn serve(self, proxy: &Proxy, control: &Handle) -> Result<(), String> {
+        let serve = |what: &str, listener: TcpListener, router: Router, security: Security| {
+            let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+            info!(address, "{what} listening");
+            let service = Service { current: proxy.current.clone(), router, security };
+            control.spawn(http::run(service, listener, proxy.life.closing().clone()));
+        };
+        if let Some(listener) = self.metrics {
+            serve("metrics", listener, http::figures(Figures::of(proxy)), Security::Plain);
+        }
+        if let Some(listener) = self.management {
+            let router = management::router(proxy).map_err(|error| error.to_string())?;
+            serve("management", listener, router, Security::AsClients);
+        }
+        Ok(())
+    }
 }
 
 fn pid() -> u64 {
