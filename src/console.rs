@@ -22,10 +22,9 @@ use crate::proxy::LoginAttempt;
 use crate::stream::Reader;
 use act::Reply;
 use command::Command;
-use login::{log_in, loses_right, no_longer, right_of};
+use login::{Operator, log_in, loses_right, no_longer, right_of};
 use policy::config::CONSOLE_DATABASES;
 use policy::config::file::{AuditFailure, Console as Right};
-use policy::names::UserName;
 pub(crate) use reach::Console;
 use table::{Table, Value};
 use wire::error::{Fault, Refusal, Shown, SqlState};
@@ -55,7 +54,7 @@ pub(crate) async fn serve(console: Arc<Console>, attempt: LoginAttempt, mut arri
     attempt.login_permit.asks_for_console();
     let (user, peer) = (arrival.startup.user.clone(), &attempt.peer);
     let logged_in = attempt.in_time(log_in(&console, &attempt, &mut arrival)).await;
-    let (name, right, _permit) = match logged_in {
+    let (operator, right, _permit) = match logged_in {
         Ok(who) => who,
         Err(refusal) => {
             let (what, database) = ("console login refused", &arrival.startup.database);
@@ -65,12 +64,16 @@ pub(crate) async fn serve(console: Arc<Console>, attempt: LoginAttempt, mut arri
             return;
         }
     };
-    info!(user = %name, peer, right = right.word(), "console login");
-    let event = |event| Event::new(event).text("user", &name).text("peer", peer).text("right", right.word());
+    let (name, proof) = (operator.name.clone(), operator.proof.word());
+    info!(user = %name, peer, right = right.word(), proof, "console login");
+    let event = |event| {
+        let event = Event::new(event).text("user", &name).text("peer", peer);
+        event.text("right", right.word()).text("proof", proof)
+    };
     console.journal.audit.record(|| event("console_login"));
     let session = Session {
         console: console.clone(),
-        user: name.clone(),
+        user: operator,
         right,
         peer: peer.clone(),
         out: Vec::new(),
@@ -127,7 +130,7 @@ struct Rest {
 
 struct Session {
     console: Arc<Console>,
-    user: UserName,
+    user: Operator,
     right: Right,
     peer: String,
     out: Vec<u8>,
@@ -281,7 +284,7 @@ impl Session {
             if let Command::Transaction(tag) = command {
                 self.transaction(tag);
             }
-            return act::act(&self.console, &self.user, command).await;
+            return act::act(&self.console, &self.user.name, command).await;
         }
         if let Err(refusal) = self.permit(command) {
             if self.console.journal.is_refusal_told(&self.peer, &refusal) {
@@ -292,7 +295,7 @@ impl Session {
             }
             return Err(refusal);
         }
-        info!(user = %self.user, %command, "console command");
+        info!(user = %self.user.name, %command, "console command");
         let refuses = *self.console.current.generation().config.server.audit_failure == AuditFailure::Refuse;
         if refuses
             && !self
@@ -306,7 +309,7 @@ impl Session {
         }
         let mut told =
             Told { console: &self.console, event: Some(self.event(command)), outcome: "left".to_owned() };
-        let acted = act::act(&self.console, &self.user, command).await;
+        let acted = act::act(&self.console, &self.user.name, command).await;
         told.outcome = acted.as_ref().err().map_or("done".into(), |refusal| refusal.sqlstate.to_string());
         drop(told);
         acted
@@ -328,7 +331,7 @@ impl Session {
 
     /// What was said. That holds neither secrets nor a client's SQL.
     fn event(&self, command: &Command) -> Event {
-        let event = Event::new("console").text("user", &self.user).text("peer", &self.peer);
+        let event = Event::new("console").text("user", &self.user.name).text("peer", &self.peer);
         event.text("command", command)
     }
 

@@ -381,6 +381,14 @@ impl Stream {
         !matches!(self, Self::Plain(_))
     }
 
+    /// The user of the operating system at the other end of a unix socket (`SO_PEERCRED`, unix(7)); `None` of any other.
+    pub fn peer_uid(&self) -> Option<u32> {
+        match self {
+            Self::Plain(Socket::Unix(unix)) => unix.peer_cred().ok().map(|peer| peer.uid()),
+            _ => None,
+        }
+    }
+
     /// The version of TLS that it is under.
     pub fn tls(&self) -> Option<Tls> {
         let version = match self {

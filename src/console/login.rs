@@ -4,6 +4,7 @@ use super::Console;
 use crate::auth::{Terms, may_stay};
 use crate::handshake::Arrival;
 use crate::proxy::{ClientPermit, Generation, LoginAttempt};
+use policy::config::CONSOLE_DATABASES;
 use policy::config::file::Console as Right;
 use policy::names::UserName;
 use wire::error::{Fault, Refusal, SqlState};
@@ -16,23 +17,22 @@ pub(super) async fn log_in(
     console: &Console,
     attempt: &LoginAttempt,
     arrival: &mut Arrival,
-) -> Result<(UserName, Right, ClientPermit), Refusal> {
-    let LoginAttempt { accepted_by, peer, login_permit, .. } = attempt;
+) -> Result<(Operator, Right, ClientPermit), Refusal> {
+    let LoginAttempt { accepted_by, login_permit, .. } = attempt;
     let proved = console.current.generation();
     may_stay(&accepted_by.config, &proved.config)?;
-    // TLS was made with what was in force when the socket was accepted.
-    let terms = Terms { tls: accepted_by.tls.as_deref(), ..proved.terms() };
-    let identity = console.authenticator.authenticate(arrival, terms, peer).await?;
-    let name = identity.user().clone();
+    let permitted = match peer_of_ours(arrival, &proved) {
+        Some(operator) => operator,
+        None => prove(console, attempt, arrival, &proved).await?,
+    };
     // By what is in force now: the proof may have taken long.
     let now = console.current.generation();
-    identity.is_still(&proved.config, &now.config)?;
-    let right = right_of(&now, &name).ok_or_else(|| {
-        let message = format!("user \"{name}\" may not use the console");
+    let right = right_of(&now, &permitted).ok_or_else(|| {
+        let message = format!("user \"{}\" may not use the console", permitted.name);
         Refusal::new(Fault::Client, SqlState::INVALID_AUTHORIZATION, message)
             .hint("It takes console = \"admin\" or \"stats\" in [users.NAME].")
     })?;
-    let permit = console.permits.for_console(&now, &name, right)?;
+    let permit = console.permits.for_console(&now, &permitted.name, right)?;
     // `reserved_connections` are for users with `console = "admin"`.
     match right {
         Right::Admin => login_permit.is_operator()?,
@@ -57,12 +57,66 @@ pub(super) async fn log_in(
         Refusal::new(Fault::Client, SqlState::CONNECTION_FAILURE, "the client left").caused_by(&error)
     };
     arrival.flush_pending().await.map_err(left)?;
-    Ok((name, right, permit))
+    Ok((permitted, right, permit))
+}
+
+/// Who uses the console, and how that is known.
+#[derive(Debug, Clone)]
+pub(super) struct Operator {
+    pub(super) name: UserName,
+    pub(super) proof: Proof,
+}
+
+/// How it is known who somebody is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// A user of the configuration, as its `auth_type` has it.
+    Configured,
+    /// The user of the operating system that pgusher runs as, by the unix socket (PostgreSQL's and PgBouncer's `peer`): so that
+    /// nobody is locked out of his own pgusher.
+    Peer,
+}
+
+impl Proof {
+    /// As the audit has it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Configured => "login",
+            Self::Peer => "peer",
+        }
+    }
+}
+
+/// Whoever runs pgusher and says one of these names, while no user of the configuration has it.
+fn peer_of_ours(arrival: &Arrival, generation: &Generation) -> Option<Operator> {
+    let name: UserName = arrival.startup.user.as_str().into();
+    let is_free = CONSOLE_DATABASES.contains(&name.as_str()) && !generation.config.users.contains_key(&name);
+    let own = rustix::process::geteuid().as_raw();
+    let is_own = || arrival.reader.stream.peer_uid() == Some(own);
+    (is_free && is_own()).then_some(Operator { name, proof: Proof::Peer })
+}
+
+async fn prove(
+    console: &Console,
+    attempt: &LoginAttempt,
+    arrival: &mut Arrival,
+    proved: &Generation,
+) -> Result<Operator, Refusal> {
+    // TLS was made with what was in force when the socket was accepted.
+    let terms = Terms { tls: attempt.accepted_by.tls.as_deref(), ..proved.terms() };
+    let identity = console.authenticator.authenticate(arrival, terms, &attempt.peer).await?;
+    identity.is_still(&proved.config, &console.current.generation().config)?;
+    Ok(Operator { name: identity.user().clone(), proof: Proof::Configured })
 }
 
 /// What a user may do on the console by this generation.
-pub(super) fn right_of(generation: &Generation, user: &UserName) -> Option<Right> {
-    generation.config.users.get(user).filter(|user| !user.disabled)?.console
+pub(super) fn right_of(generation: &Generation, operator: &Operator) -> Option<Right> {
+    match (generation.config.users.get(&operator.name), operator.proof) {
+        (Some(user), Proof::Configured) => user.console.filter(|_| !user.disabled),
+        (None, Proof::Peer) => Some(Right::Admin),
+        // A name that the configuration has meanwhile, or has no longer.
+        (Some(_), Proof::Peer) | (None, Proof::Configured) => None,
+    }
 }
 
 pub(super) fn no_longer() -> Refusal {
@@ -71,7 +125,7 @@ pub(super) fn no_longer() -> Refusal {
 }
 
 /// Waits until this user may not use the console any more.
-pub(super) async fn loses_right(console: &Console, user: &UserName) {
+pub(super) async fn loses_right(console: &Console, user: &Operator) {
     let mut changes = console.current.changes();
     while right_of(&console.current.generation(), user).is_some() {
         if changes.changed().await.is_err() {

@@ -824,3 +824,48 @@ fn what_is_under_way_is_seen_while_it_lasts() {
     eventually("nothing is under way", || state(&mut watcher, "state") == "idle");
     assert_eq!(cell(&mut watcher, "SHOW TIMES", at, "under_way"), "0");
 }
+
+/// Whoever runs pgusher is never locked out: by the unix socket, without a password, as long as no user has that name. Nobody else is let
+/// in so, nor by TCP.
+#[test]
+fn the_user_who_runs_it_comes_in_by_the_unix_socket() {
+    let folder = super::house::temporary_folder("peer");
+    let listen = format!("listen = [\"127.0.0.1:@PORT@\", \"unix:{}\"]", folder.display());
+    let config = config("", "").replace("listen = [\"127.0.0.1:@PORT@\"]", &listen);
+    let pgusher = Pgusher::start(&config);
+    let path = pgusher.folder.join("pgusher.toml");
+    let ask = |before: &[&str], host: &str, user: &str, database: &str| {
+        let target = format!("host={host} port={} user={user} dbname={database}", pgusher.port);
+        let program = crate::house::psql().get_program().to_owned();
+        let mut words: Vec<std::ffi::OsString> = before.iter().map(Into::into).collect();
+        words.extend([program, "-XAtwc".into(), "SHOW VERSION".into(), target.into()]);
+        let output = std::process::Command::new(&words[0]).args(&words[1..]).output().unwrap();
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        (output.status.success(), said.concat())
+    };
+    let socket = folder.display().to_string();
+    for (user, database) in [("pgusher", "pgusher"), ("pgbouncer", "pgbouncer"), ("pgbouncer", "pgusher")] {
+        let (is_in, said) = ask(&[], &socket, user, database);
+        assert!(is_in && said.starts_with("pgusher "), "{user}: {said}");
+    }
+    assert!(!ask(&[], "127.0.0.1", "pgusher", "pgusher").0, "by TCP");
+    assert!(!ask(&[], &socket, "pgusher", "warehouse").0, "a database");
+    assert!(!ask(&[], &socket, "nobody", "pgusher").0, "another name");
+    // As another user of the system, who may use the socket. (PostgreSQL's tests run so, too: there is one.)
+    let is_root =
+        std::fs::metadata("/proc/self").map(|about| std::os::unix::fs::MetadataExt::uid(&about)).unwrap()
+            == 0;
+    if is_root {
+        let other = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"];
+        let (is_in, said) = ask(&other, &socket, "pgusher", "pgusher");
+        assert!(!is_in && said.contains("no password supplied"), "{said}");
+    }
+    // Once a user has the name, it is that user's, as its own rules have it.
+    let written = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{written}\n[users.pgusher]\npassword = \"x\"\n")).unwrap();
+    let mut operator = console(&pgusher, "operator");
+    done(&mut operator, "RELOAD");
+    assert!(!ask(&[], &socket, "pgusher", "pgusher").0, "the name is taken");
+    assert!(ask(&[], &socket, "pgbouncer", "pgbouncer").0);
+    std::fs::remove_dir_all(folder).unwrap();
+}
