@@ -1,5 +1,13 @@
 //! The command line.
 
+/// Prints a line; whoever reads no further (`| head`) is no error.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod apply;
 mod audit;
 mod conninfo;
@@ -28,6 +36,9 @@ use policy::config::read::Severity;
 use policy::config::{Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, ValidatedConfig, file};
 use policy::plan::Plan;
 use policy::route;
+
+/// The longest cell of a table that is printed, in bytes.
+const MAX_CELL: usize = 4096;
 
 /// Routes every PostgreSQL client to the right database.
 #[derive(Debug, Parser)]
@@ -273,7 +284,9 @@ pub fn run() -> ExitCode {
         }
         Command::Health { target } => health(&target),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "pgusher", &mut std::io::stdout());
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "pgusher", &mut text);
+            let _ = std::io::stdout().write_all(&text);
             ExitCode::SUCCESS
         }
         Command::ManPages { folder } => match clap_mangen::generate_to(Arguments::command(), &folder) {
@@ -284,7 +297,11 @@ pub fn run() -> ExitCode {
             }
         },
         Command::Manual { json_schema } => {
-            print!("{}", if json_schema { file::json_schema() } else { file::manual() });
+            let _ = write!(
+                std::io::stdout(),
+                "{}",
+                if json_schema { file::json_schema() } else { file::manual() }
+            );
             ExitCode::SUCCESS
         }
     }
@@ -307,16 +324,21 @@ fn refused(file: &Path, rejected: &Rejected) -> ExitCode {
     ExitCode::FAILURE
 }
 
+fn shown(cell: &str) -> String {
+    wire::error::Shown::within(cell, MAX_CELL).to_string()
+}
+
 fn print_table<const N: usize>(rows: &[[String; N]]) {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            *width = (*width).max(shown(cell).chars().count());
         }
     }
     for row in rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        // What a terminal would obey is escaped.
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{:width$}", shown(cell)));
+        say!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
 }
 
@@ -363,9 +385,9 @@ fn plan(rows: &[[String; 5]], fallback: Fallback, format: Format) -> ExitCode {
                 .collect::<serde_json::Map<_, _>>()
                 .into()
         };
-        println!("{}", serde_json::Value::from(rows.iter().map(object).collect::<Vec<_>>()));
+        say!("{}", serde_json::Value::from(rows.iter().map(object).collect::<Vec<_>>()));
     } else if rows.is_empty() {
-        println!("Nothing changes.");
+        say!("Nothing changes.");
     } else {
         print_plan(rows);
     }
@@ -392,11 +414,11 @@ fn doctor(file: &Path, comparison: Comparison, format: Format) -> ExitCode {
         }
     };
     if format == Format::Json {
-        println!("{}", serde_json::json!(findings));
+        say!("{}", serde_json::json!(findings));
     } else {
         for finding in &findings {
-            println!("{:8} {}: {}", finding.grade.word(), finding.subject, finding.text);
-            finding.hint.iter().for_each(|hint| println!("{:8}   {hint}", ""));
+            say!("{:8} {}: {}", finding.grade.word(), finding.subject, finding.text);
+            finding.hint.iter().for_each(|hint| say!("{:8}   {hint}", ""));
         }
     }
     match findings.iter().any(|finding| finding.grade == doctor::Grade::Error) {
@@ -413,7 +435,7 @@ fn hash_token() -> ExitCode {
     let token = match line.trim() {
         "" if getrandom::fill(&mut random).is_ok() => {
             let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-            println!("token  {token}");
+            say!("token  {token}");
             token
         }
         "" => return ExitCode::FAILURE,
@@ -425,7 +447,7 @@ fn hash_token() -> ExitCode {
     };
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.as_bytes());
     let hash: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    println!("{}{HASHED}{hash}", if is_given && !line.trim().is_empty() { "" } else { "hash   " });
+    say!("{}{HASHED}{hash}", if is_given && !line.trim().is_empty() { "" } else { "hash   " });
     ExitCode::SUCCESS
 }
 

@@ -197,7 +197,7 @@ impl FromRequestParts<Arc<Api>> for Id {
 
 /// The identifier of what has this name, where it may stand in the path in place of it.
 fn named(config: &Config, path: &str, name: &str) -> Option<Result<Uuid, Problem>> {
-    if Uuid::parse_str(name).is_ok() || name.contains(char::is_control) {
+    if name.contains(char::is_control) {
         return None;
     }
     let kind = path.strip_prefix("/api/v1/")?.split('/').next()?;
@@ -210,7 +210,15 @@ fn named(config: &Config, path: &str, name: &str) -> Option<Result<Uuid, Problem
         "user-attributes" => ("User attribute", Some(id_of("attribute", name))),
         _ => return None,
     };
-    Some(found.ok_or_else(|| Problem::missing_named(what, name)))
+    match (Uuid::parse_str(name), found) {
+        // Whoever has the identifier of another for a name is not to be taken for him, nor he for whoever has it.
+        (Ok(id), Some(other)) if id != other && kind != "user-attributes" => Some(Err(Problem::field(
+            "id",
+            "it is an identifier, and a name: say the identifier of what is meant",
+        ))),
+        (Ok(_), _) => None,
+        (Err(_), found) => Some(found.ok_or_else(|| Problem::missing_named(what, name))),
+    }
 }
 
 /// A number in a path.

@@ -146,13 +146,13 @@ impl Call {
         let planned = put("?dry_run=true")?;
         planned.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
         if !planned.changed {
-            println!("No change.");
+            say!("No change.");
             return Ok(ExitCode::SUCCESS);
         }
         let rows: Vec<_> =
             planned.plan.into_iter().map(|r| [r.change, r.subject, r.from, r.to, r.note]).collect();
         match rows.is_empty() {
-            true => println!("The configuration changes, and nobody's route, session, pool or secret."),
+            true => say!("The configuration changes, and nobody's route, session, pool or secret."),
             false => super::print_plan(&rows),
         }
         if rows.iter().any(|row| row[0] == Plan::FALLBACK) && how.fallback == Fallback::Refused {
@@ -162,7 +162,7 @@ impl Call {
         if how.intent == Intent::DryRun {
             return Ok(ExitCode::from(2));
         }
-        println!("Applied: generation {} is in force.", put("")?.generation);
+        say!("Applied: generation {} is in force.", put("")?.generation);
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -83,10 +83,10 @@ pub(super) fn run(command: &Command) -> ExitCode {
 
 fn verify(path: &Path, head: Option<&str>) -> Result<ExitCode, String> {
     let verified = audit::verify(path, head).map_err(|error| format!("{}: {error}", path.display()))?;
-    verified.findings.iter().for_each(|finding| println!("{finding}"));
+    verified.findings.iter().for_each(|finding| say!("{finding}"));
     let (lines, files, last) = (verified.lines, verified.files, &verified.head);
     let word = if verified.is_whole() { "whole" } else { "NOT WHOLE" };
-    println!("{word}: {lines} lines in {files} files; the last is {}, SHA-256 {}", last.seq, last.hash);
+    say!("{word}: {lines} lines in {files} files; the last is {}, SHA-256 {}", last.seq, last.hash);
     Ok(if verified.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -109,11 +109,11 @@ fn who(
             }
             object
         };
-        println!("{}", found.iter().map(object).collect::<serde_json::Value>());
+        say!("{}", found.iter().map(object).collect::<serde_json::Value>());
         return Ok(ExitCode::SUCCESS);
     }
     if found.is_empty() {
-        println!("Nobody was in {environment}, by the lines of {} since {since}.", path.display());
+        say!("Nobody was in {environment}, by the lines of {} since {since}.", path.display());
         return Ok(ExitCode::SUCCESS);
     }
     let head =

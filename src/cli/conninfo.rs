@@ -67,7 +67,7 @@ impl TlsWords {
         let Some((before, query)) = text.split_once('?') else { return text.to_owned() };
         let others = query.split('&').filter(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            !self.takes(key, &value.replace("%2F", "/").replace("%2f", "/"))
+            !self.takes(key, &decoded(value))
         });
         let others: Vec<_> = others.collect();
         if others.is_empty() { before.to_owned() } else { format!("{before}?{}", others.join("&")) }
@@ -88,6 +88,25 @@ impl TlsWords {
         }
         Ok(left)
     }
+}
+
+/// `%2F` and the like (RFC 3986, 2.1); what is none stays.
+fn decoded(text: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+    while let [first, after @ ..] = rest {
+        let hex = |at: usize| after.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+        match (first, hex(0), hex(1)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push(u8::try_from(16 * high + low).unwrap_or(b'%'));
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A value, and what stands behind it.
@@ -121,10 +140,10 @@ mod tests {
         let config: tokio_postgres::Config = left.parse().unwrap();
         assert_eq!(config.get_user(), Some("it's me"));
         let (words, left) = TlsWords::take(
-            "postgresql://me@host:6432/pgusher?sslmode=require&connect_timeout=3&sslcert=a%2Fb",
+            "postgresql://me@host:6432/pgusher?sslmode=require&connect_timeout=3&sslcert=a%2Fb%20c%",
         )
         .unwrap();
-        assert_eq!((words.mode.as_deref(), words.certificate), (Some("require"), Some("a/b".into())));
+        assert_eq!((words.mode.as_deref(), words.certificate), (Some("require"), Some("a/b c%".into())));
         assert_eq!(left, "postgresql://me@host:6432/pgusher?connect_timeout=3");
         assert_eq!(TlsWords::take("").unwrap(), (TlsWords::default(), String::new()));
         assert!(TlsWords::take("host").is_err() && TlsWords::take("host='a").is_err());

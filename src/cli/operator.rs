@@ -35,7 +35,9 @@ impl Console {
         let (words, left) = TlsWords::take(&self.console).map_err(|error| format!("--console: {error}"))?;
         let (config, words) = (self.config(&left)?, words.or_of(variable));
         let mut config = config;
+        let is_local = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
         config.ssl_mode(match words.mode()? {
+            _ if is_local => Want::Disable,
             SslMode::Disable => Want::Disable,
             SslMode::Allow | SslMode::Prefer => Want::Prefer,
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => Want::Require,
@@ -80,11 +82,12 @@ fn variable(name: &str) -> Option<String> {
 /// # Errors
 /// A word or a file is wrong.
 fn connector(config: &tokio_postgres::Config, words: &TlsWords) -> Result<Option<MakeRustlsConnect>, String> {
-    let host = match config.get_hosts().first() {
-        Some(Host::Tcp(host)) => policy::config::Host::Name(host.clone()),
-        Some(Host::Unix(folder)) => policy::config::Host::Socket(folder.clone()),
-        None => return Ok(None),
+    let tcp = |host: &Host| match host {
+        Host::Tcp(host) => Some(policy::config::Host::Name(host.clone())),
+        Host::Unix(_) => None,
     };
+    // A unix socket has no TLS, whatever is said, as with libpq.
+    let Some(host) = config.get_hosts().iter().find_map(tcp) else { return Ok(None) };
     let identity = match (&words.certificate, &words.key) {
         (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
         (None, None) => None,

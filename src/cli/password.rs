@@ -16,7 +16,7 @@ const INTERRUPT: u8 = 3;
 pub(super) fn hash() -> ExitCode {
     match read().and_then(|password| verifier(&password)) {
         Ok(verifier) => {
-            println!("{verifier}");
+            say!("{verifier}");
             ExitCode::SUCCESS
         }
         Err(why) => {

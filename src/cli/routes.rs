@@ -28,7 +28,7 @@ pub(super) fn check(file: &Path, outside: Outside, format: Format) -> ExitCode {
                 .collect::<serde_json::Map<_, _>>()
                 .into()
         };
-        println!("{}", rows.iter().map(object).collect::<Value>());
+        say!("{}", rows.iter().map(object).collect::<Value>());
         return ExitCode::SUCCESS;
     }
     print_table(&std::iter::once(COLUMNS.map(str::to_owned)).chain(rows).collect::<Vec<_>>());
@@ -90,13 +90,13 @@ pub(super) fn resolve(
                 "environment": route.environment().as_str(), "connection": route.connection().as_str(),
                 "by": route.word(), "reasons": reasons, "warnings": route.warnings(),
             });
-            println!("{answer}");
+            say!("{answer}");
             ExitCode::SUCCESS
         }
         (Ok(route), Format::Text) => {
-            println!("environment  {}\nconnection   {}", route.environment(), route.connection());
+            say!("environment  {}\nconnection   {}", route.environment(), route.connection());
             route.reasons().iter().enumerate().for_each(|(i, reason)| {
-                println!("{}{reason}", if i == 0 { "because      " } else { "             " });
+                say!("{}{reason}", if i == 0 { "because      " } else { "             " });
             });
             route.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
             ExitCode::SUCCESS
@@ -106,13 +106,13 @@ pub(super) fn resolve(
                 "sqlstate": refusal.sqlstate.as_str(), "message": refusal.message,
                 "detail": refusal.detail, "hint": refusal.hint,
             } });
-            println!("{answer}");
+            say!("{answer}");
             ExitCode::FAILURE
         }
         (Err(refusal), Format::Text) => {
-            println!("refused      {} ({})", refusal.message, refusal.sqlstate.as_str());
-            refusal.detail.iter().for_each(|detail| println!("detail       {detail}"));
-            refusal.hint.iter().for_each(|hint| println!("hint         {hint}"));
+            say!("refused      {} ({})", refusal.message, refusal.sqlstate.as_str());
+            refusal.detail.iter().for_each(|detail| say!("detail       {detail}"));
+            refusal.hint.iter().for_each(|hint| say!("hint         {hint}"));
             ExitCode::FAILURE
         }
     }

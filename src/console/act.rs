@@ -10,7 +10,7 @@ use super::command::Command;
 use super::show;
 use super::table::{Kind, Table};
 use crate::pool::{Admission, Halt, Pool};
-use crate::proxy::{Generation, LoadError, SetError};
+use crate::proxy::{Generation, Intent, LoadError, SetError};
 use policy::grant::{Grant, Which};
 use policy::names::{ConnectionName, UserName};
 use policy::plan::Plan;
@@ -106,7 +106,7 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
         Command::Pause(None) => {
             not_halted(console)?;
             console.standing.halt_all(Halt::Paused);
-            until_all(console, is_released).await;
+            until_all(console, is_released).await?;
             Ok(Reply::done("PAUSE"))
         }
         Command::Suspend => {
@@ -115,7 +115,7 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
                 return Err(wrong_state("cannot suspend with paused databases"));
             }
             console.standing.halt_all(Halt::Suspended);
-            until_all(console, |pool| pool.view().active == 0).await;
+            until_all(console, |pool| pool.view().active == 0).await?;
             Ok(Reply::done("SUSPEND"))
         }
         Command::Resume(None) => match console.standing.resume_all() {
@@ -126,7 +126,7 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
             not_halted(console)?;
             let pool = pool_of(console, name)?;
             console.standing.pause(&pool);
-            pool.until(is_released).await;
+            until_halted(&pool, is_released).await?;
             Ok(Reply::done("PAUSE"))
         }
         Command::Resume(Some(name)) => match console.standing.resume(&pool_of(console, name)?) {
@@ -182,8 +182,12 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
         }
         Command::DrainEnvironment(name) => {
             let pools = environment_of(console.standing.drain_environment(name), name)?;
-            console.sessions.have_left(&pools).await;
-            Ok(Reply::done("DRAIN"))
+            let is_resumed = || pools.iter().any(|pool| pool.admission() == Admission::Open);
+            console.sessions.have_left(&pools, is_resumed).await;
+            match is_resumed() {
+                false => Ok(Reply::done("DRAIN")),
+                true => Err(wrong_state(format!("environment {name} was resumed meanwhile"))),
+            }
         }
         Command::ResumeEnvironment(name) => {
             environment_of(console.standing.resume_environment(name), name)?;
@@ -229,20 +233,23 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
 async fn set(console: &Arc<Console>, key: &str, value: &str) -> Result<Reply, Refusal> {
     let (named, said) = (key.to_owned(), value.to_owned());
     let set = blocking(console, move |console| {
-        console.configuration.set(&named, &said).map_err(|error| {
-            let (state, why) = match &error {
-                SetError::Unknown(_) => (SqlState::UNDEFINED_OBJECT, None),
-                SetError::Restart(_) | SetError::File(_) => (SqlState::CANT_CHANGE_PARAMETER, None),
-                SetError::Value { why, .. } => (SqlState::INVALID_PARAMETER, Some(format!("{why}."))),
+        console.configuration.set(&named, &said, Intent::Write).map_err(|error| {
+            let (fault, state, why) = match &error {
+                SetError::Unknown(_) => (Fault::Client, SqlState::UNDEFINED_OBJECT, None),
+                SetError::Restart(_) | SetError::File(_) => {
+                    (Fault::Client, SqlState::CANT_CHANGE_PARAMETER, None)
+                }
+                SetError::Value { why, .. } => {
+                    (Fault::Client, SqlState::INVALID_PARAMETER, Some(format!("{why}.")))
+                }
+                SetError::Broken(_) => (Fault::Operator, SqlState::CONFIG_FILE_ERROR, None),
             };
-            let refusal = Refusal::new(Fault::Client, state, Shown::sentence(&error.to_string()).to_string());
+            let refusal = Refusal::new(fault, state, Shown::sentence(&error.to_string()).to_string());
             let refusal = refusal.hint("SHOW CONFIG lists settings, and says which can be changed.");
             why.into_iter().fold(refusal, Refusal::detail)
         })
     });
-    let generation = set.await?;
-    let shown = generation.config.server.shown().into_iter().find(|(name, _)| *name == key);
-    let value = shown.map_or_else(String::new, |(_, value)| value);
+    let (value, _) = set.await?;
     let notice = format!("{key} is {value} until the file is read again (RELOAD), or the API writes it");
     Ok(Reply { table: None, notice: Some(notice), tag: "SET" })
 }
@@ -308,6 +315,11 @@ fn environment_of(pools: Vec<Arc<Pool>>, name: &str) -> Result<Vec<Arc<Pool>>, R
 
 /// A configuration that was refused: every problem with its place, none of its values.
 fn not_loaded(error: &LoadError) -> Refusal {
+    if let LoadError::NothingEarlier | LoadError::Forgotten(_) = error {
+        let refusal = Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, error.to_string());
+        return refusal
+            .hint("SHOW GENERATIONS lists those that there were; the last ten texts are remembered.");
+    }
     let detail = match error {
         LoadError::Rejected(rejected) => {
             let lines: Vec<_> = rejected.0.iter().map(|problem| rejected.0.line(problem)).collect();
@@ -355,11 +367,21 @@ fn is_released(pool: &Pool) -> bool {
     view.active + view.idle == 0
 }
 
-/// A reload may bring others meanwhile.
-async fn until_all(console: &Console, is_done: impl Fn(&Pool) -> bool) {
-    while let Some(pool) = console.sessions.all_pools().into_iter().find(|pool| !is_done(pool)) {
-        pool.until(&is_done).await;
+/// Waits for something that comes about while the pool lends nothing.
+async fn until_halted(pool: &Pool, is_done: impl Fn(&Pool) -> bool) -> Result<(), Refusal> {
+    pool.until(|pool| pool.view().halted.is_none() || is_done(pool)).await;
+    match pool.view().halted {
+        Some(_) => Ok(()),
+        None => Err(wrong_state(format!("database {} was resumed meanwhile", pool.connection().name))),
     }
+}
+
+/// A reload may bring others meanwhile.
+async fn until_all(console: &Console, is_done: impl Fn(&Pool) -> bool) -> Result<(), Refusal> {
+    while let Some(pool) = console.sessions.all_pools().into_iter().find(|pool| !is_done(pool)) {
+        until_halted(&pool, &is_done).await?;
+    }
+    Ok(())
 }
 
 /// Waits until no session stands on a connection that its user would not get now.

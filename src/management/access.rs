@@ -160,7 +160,9 @@ impl Repeats {
             return Some(0);
         };
         let mut all = self.0.lock();
-        all.retain(|_, (since, _)| since.elapsed() < 2 * TOLD_AGAIN);
+        if all.len() > MAX_KEPT {
+            all.clear();
+        }
         match all.get_mut(&(token.into(), *path)) {
             Some((since, count)) if since.elapsed() < TOLD_AGAIN => {
                 *count += 1;

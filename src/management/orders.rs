@@ -14,6 +14,7 @@ use super::answer::Problem;
 use super::body::{Field, Name, New, body};
 use super::{Api, WriteRequest};
 use crate::pool::{Admission, Halt, Pool};
+use crate::proxy::SetError;
 use policy::config::file::Server;
 use policy::config::manual::Applies;
 
@@ -239,9 +240,12 @@ type NewSetting = New<SettingBody>;
 
 /// What was set.
 #[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct SettingSet {
     /// Always true: otherwise there is an error.
     success: bool,
+    /// It was only asked what it would be.
+    dry_run: bool,
     /// What is in force now.
     generation: u64,
     /// The setting, as it would be written.
@@ -250,22 +254,31 @@ pub(super) struct SettingSet {
 
 /// Sets a setting of `[server]` until the file is read again, or the API writes it.
 #[utoipa::path(post, path = "/api/v1/settings", tag = "orders", operation_id = "set", request_body = NewSetting,
-    responses((status = 200, description = "It is in force.", body = SettingSet)))]
+    params(("dry_run" = Option<bool>, Query, description = "Only says what it would be.")),
+    responses((status = 200, description = "It is in force, or would be.", body = SettingSet)))]
 pub(super) async fn set(
     State(api): State<Arc<Api>>,
-    caller: super::Caller,
+    asked: WriteRequest,
     New(body): New<SettingBody>,
 ) -> Result<Json<SettingSet>, Problem> {
     let (Name(key), Name(value)) = (body.key.required("key")?, body.value.required("value")?);
     let turn = super::turn(&api.writes).await?;
     api.blocking(move |api| {
         let _turn = turn;
-        caller.may_still(&api.current.generation().config)?;
-        let set = api.configuration.set(&key, &value);
-        let generation = set.map_err(|error| Problem::field("value", error))?;
-        let shown = generation.config.server.shown().into_iter().find(|(name, _)| *name == key);
-        let value = shown.map_or_else(String::new, |(_, value)| unquoted(&value));
-        Ok(Json(SettingSet { success: true, generation: generation.number, value }))
+        asked.by.may_still(&api.current.generation().config)?;
+        let set = api.configuration.set(&key, &value, asked.intent);
+        let (value, generation) = set.map_err(|error| match &error {
+            SetError::Value { why, .. } => Problem::field("value", format_args!("{error}: {why}")),
+            SetError::Broken(_) => Problem::conflict(error.to_string()),
+            SetError::Unknown(_) | SetError::Restart(_) | SetError::File(_) => Problem::field("key", error),
+        })?;
+        let dry_run = asked.intent.is_dry();
+        Ok(Json(SettingSet {
+            success: true,
+            dry_run,
+            generation: generation.number,
+            value: unquoted(&value),
+        }))
     })
     .await
 }

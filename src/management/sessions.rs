@@ -130,7 +130,6 @@ fn meant(api: &Api, pairs: &[(String, String)]) -> Vec<Arc<LiveSession>> {
                     &session.peer,
                     &session.application_name,
                     &target.facts.route,
-                    &session.id.to_string(),
                 ]
                 .join(" ")
                 .to_lowercase();

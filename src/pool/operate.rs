@@ -159,6 +159,8 @@ impl Pool {
     /// Lends again; false if it did so already, or never will.
     pub fn resume(self: &Arc<Self>) -> bool {
         let was_halted = self.ledger.lock().resume();
+        // Whoever waits for it to lend nothing waits no longer.
+        self.changed.notify_waiters();
         self.serve_waiters();
         self.open_more();
         was_halted

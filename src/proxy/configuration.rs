@@ -1,9 +1,10 @@
 //! How a configuration comes into force: reload, roll back, plan; and what is remembered of those before.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -15,7 +16,7 @@ use tracing::{error, info, warn};
 use super::generation::build;
 use super::hosts::Hosts;
 use super::overrides::{Overrides, SetError};
-use super::write::PasswordGuesses;
+use super::write::{Intent, PasswordGuesses};
 use super::{Current, Generation, Journal, Sessions, Standing};
 use crate::audit::Event;
 use crate::auth::Authenticator;
@@ -100,9 +101,20 @@ pub(crate) struct Configuration {
     pub planning: Semaphore,
     history: Mutex<VecDeque<Known>>,
     /// What was set on the console since the file was read last (`SET`).
-    overrides: Mutex<Overrides>,
-    /// The texts of the configurations that were in force before, and their numbers; the last one last.
-    pub(super) earlier: Mutex<Vec<(u64, SecretString)>>,
+    pub(super) overrides: Mutex<Overrides>,
+    /// The configurations that were in force before; the last one last.
+    pub(super) earlier: Mutex<Vec<Earlier>>,
+    /// The first of the generations that have the text in force: a `SET` changes no text.
+    pub(super) first: AtomicU64,
+}
+
+/// A configuration that was in force.
+#[derive(Debug, Clone)]
+pub(super) struct Earlier {
+    /// The generations that had this text.
+    pub(super) numbers: RangeInclusive<u64>,
+    /// Its text.
+    pub(super) source: SecretString,
 }
 
 /// What a configuration has to do with.
@@ -136,6 +148,7 @@ impl Configuration {
             history: Mutex::new([Known::in_force(&first, "start".into())].into()),
             overrides: Mutex::default(),
             earlier: Mutex::default(),
+            first: AtomicU64::new(first.number),
         }
     }
 
@@ -217,43 +230,59 @@ impl Configuration {
     /// There is none, or it cannot be used any more.
     pub(crate) fn roll_back(&self, number: Option<u64>) -> Result<Arc<Generation>, LoadError> {
         let _one_at_a_time = self.reloading.lock();
-        let found = {
-            let earlier = self.earlier.lock();
-            match number {
-                None => earlier.last().cloned().ok_or(LoadError::NothingEarlier),
-                Some(wanted) => {
-                    let known = earlier.iter().find(|(number, _)| *number == wanted).cloned();
-                    known.ok_or(LoadError::Forgotten(wanted))
-                }
-            }
+        let source = match number {
+            None => self.earlier.lock().last().map(|earlier| earlier.source.clone()),
+            Some(number) => self.source(number),
         };
-        let (went_to, source) = found?;
+        let source = source.ok_or(number.map_or(LoadError::NothingEarlier, LoadError::Forgotten))?;
         let mut prepared = self.prepare(source.expose_secret())?;
         prepared.keep_tokens_of(&self.current.generation().config);
         let plan = self.plan_of(prepared.checked().config());
         let applied = self.apply(prepared, "rollback", &plan);
-        // What came after it is no earlier one of it.
-        self.earlier.lock().retain(|(number, _)| *number < went_to);
+        if number.is_none() {
+            // What was in force until now is no earlier one of it: another ROLLBACK goes further back.
+            let mut earlier = self.earlier.lock();
+            earlier.pop();
+            earlier.pop();
+        }
         Ok(applied)
     }
 
-    /// A setting of `[server]` has another value until a file is read, or the API writes one. Blocks while secrets are read.
+    /// A setting of `[server]` has another value until a file is read, or the API writes one; or it is only said what it would be.
+    /// The setting, as it would be written, and what is in force then. Blocks while secrets are read.
     ///
     /// # Errors
     /// There is no such setting, it cannot be set so, or the value is none.
-    pub(crate) fn set(&self, key: &str, value: &str) -> Result<Arc<Generation>, SetError> {
+    pub(crate) fn set(
+        &self,
+        key: &str,
+        value: &str,
+        intent: Intent,
+    ) -> Result<(String, Arc<Generation>), SetError> {
+        let key = &*key.to_ascii_lowercase();
         let _one_at_a_time = self.reloading.lock();
-        let mut overrides = self.overrides.lock().clone();
+        let before = self.overrides.lock().clone();
+        let mut overrides = before.clone();
         overrides.set(key, value)?;
         let old = self.current.generation();
-        let text = overrides.over(old.config.source.expose_secret());
-        let mut prepared = self.prepare(&text).map_err(|error| SetError::value(key, value, &error))?;
+        let source = old.config.source.expose_secret();
+        let mut prepared = self.prepare(&overrides.over(source)).map_err(|error| {
+            match self.prepare(&before.over(source)) {
+                Ok(_) => SetError::value(key, value, &error),
+                Err(error) => SetError::broken(&error),
+            }
+        })?;
+        let shown = prepared.checked().config().server.shown().into_iter().find(|(name, _)| *name == key);
+        let shown = shown.map_or_else(String::new, |(_, value)| value);
+        if intent.is_dry() {
+            return Ok((shown, old));
+        }
         prepared.keep_source_of(&old.config);
         prepared.keep_tokens_of(&old.config);
         let plan = self.plan_of(prepared.checked().config());
         let applied = self.apply(prepared, &format!("SET {key}"), &plan);
         *self.overrides.lock() = overrides;
-        Ok(applied)
+        Ok((shown, applied))
     }
 
     /// A text, as if it stood in the configuration's file. Blocks while secrets are read.
@@ -271,9 +300,10 @@ impl Configuration {
             self.authenticator.prepare(prepared.checked().config(), Some((&old.config, &old.logins)));
         let new =
             self.standing.put_in_force(|old| build(prepared, logins, Some(old), &self.hosts, &self.grants));
-        {
+        if old.config.source.expose_secret() != new.config.source.expose_secret() {
             let mut earlier = self.earlier.lock();
-            earlier.push((old.number, old.config.source.clone()));
+            let numbers = self.first.swap(new.number, Ordering::Relaxed)..=old.number;
+            earlier.push(Earlier { numbers, source: old.config.source.clone() });
             if earlier.len() > EARLIER {
                 earlier.remove(0);
             }

@@ -22,6 +22,9 @@ pub(crate) enum SetError {
     /// It is a list or a table, which only a file can say.
     #[error("parameter \"{0}\" can only be changed in the file")]
     File(String),
+    /// The configuration in force cannot be loaded any more, whatever is set.
+    #[error("the configuration in force cannot be loaded any more: {0}")]
+    Broken(String),
     /// The value cannot be used.
     #[error("invalid value for parameter \"{key}\": \"{value}\"")]
     Value {
@@ -37,14 +40,22 @@ pub(crate) enum SetError {
 impl SetError {
     /// Of a configuration that is wrong by it.
     pub(super) fn value(key: &str, value: &str, error: &LoadError) -> Self {
-        let why = match error {
+        Self::Value { key: key.to_owned(), value: value.to_owned(), why: Self::why(error) }
+    }
+
+    /// Of one that is wrong without it.
+    pub(super) fn broken(error: &LoadError) -> Self {
+        Self::Broken(Self::why(error))
+    }
+
+    fn why(error: &LoadError) -> String {
+        match error {
             LoadError::Rejected(rejected) => {
                 let first = rejected.0.iter().find(|problem| problem.severity == Severity::Error);
                 first.map_or_else(String::new, |problem| problem.message.clone())
             }
             other => other.to_string(),
-        };
-        Self::Value { key: key.to_owned(), value: value.to_owned(), why }
+        }
     }
 }
 
@@ -55,6 +66,10 @@ pub(super) struct Overrides(BTreeMap<&'static str, Value>);
 impl Overrides {
     pub(super) fn clear(&mut self) {
         self.0.clear();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// One more, as the kind of the setting has it: a number for a time is of seconds, as PgBouncer's are.

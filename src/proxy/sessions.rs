@@ -63,16 +63,21 @@ impl Sessions {
         self.all.list()
     }
 
+    /// Whoever waits for sessions looks again.
+    pub(super) fn stir(&self) {
+        self.all.stir();
+    }
+
     /// The next time that something has happened by which a session may be settled: one has left, a login has come in or failed,
     /// or something else is in force.
     pub(crate) fn stirred(&self) -> Notified<'_> {
         self.all.stirred()
     }
 
-    /// Waits until these pools have none.
-    pub(crate) async fn have_left(&self, pools: &[Arc<Pool>]) {
+    /// Waits until these pools have none, or until that is not wanted any more.
+    pub(crate) async fn have_left(&self, pools: &[Arc<Pool>], is_given_up: impl Fn() -> bool) {
         let is_of_them = |session: &LiveSession| pools.iter().any(|pool| Arc::ptr_eq(pool, &session.pool));
-        self.all.until(|all| !all.iter().any(|session| is_of_them(&session))).await;
+        self.all.until(|all| is_given_up() || !all.iter().any(|session| is_of_them(&session))).await;
     }
 
     /// Goes through them; none may be inserted or removed by whoever does.

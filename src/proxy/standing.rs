@@ -195,6 +195,8 @@ impl Standing {
         let pools = self.pools_of(environment);
         orders.drained.remove(environment);
         pools.iter().for_each(|pool| orders.let_in(&pool.connection().name, pool));
+        // Whoever waits for it to be drained waits no longer.
+        self.sessions.stir();
         pools
     }
 

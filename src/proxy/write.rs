@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -216,12 +217,15 @@ impl Configuration {
         }
         let warnings = prepared.checked().warnings();
         let warnings = warnings.iter().map(|problem| problem.message.clone()).collect();
-        let is_changed = new != old;
+        // What was set on the console is taken back also where the text stays.
+        let is_changed = new != old || !self.overrides.lock().is_empty();
         let Some(store) = store.filter(|_| is_changed) else {
             let planned = intent.is_dry().then(|| Box::new(prepared.into_parts().0.into_parts()));
             return Ok(Written { generation, planned, is_changed: is_changed || has_said, plan, warnings });
         };
-        store.exchange(old, &new).map_err(WriteError::Store)?;
+        if new != old {
+            store.exchange(old, &new).map_err(WriteError::Store)?;
+        }
         files.stay();
         let generation = self.apply(prepared, by, &plan);
         self.remove_old_secrets(&generation);
@@ -231,10 +235,11 @@ impl Configuration {
     /// The text of a configuration that was in force, or is, if it is still remembered.
     pub(crate) fn source(&self, number: u64) -> Option<SecretString> {
         let generation = self.current.generation();
-        if generation.number == number {
+        if (self.first.load(Ordering::Relaxed)..=generation.number).contains(&number) {
             return Some(generation.config.source.clone());
         }
-        self.earlier.lock().iter().find(|(known, _)| *known == number).map(|(_, source)| source.clone())
+        let earlier = self.earlier.lock();
+        earlier.iter().find(|known| known.numbers.contains(&number)).map(|known| known.source.clone())
     }
 
     /// Those that neither the configuration nor one that can be gone back to refers to.
@@ -248,7 +253,7 @@ impl Configuration {
             .filter(|name| is_ours(name, &ours))
             .collect();
         let earlier = self.earlier.lock();
-        let sources = earlier.iter().map(|(_, source)| source).chain([&generation.config.source]);
+        let sources = earlier.iter().map(|known| &known.source).chain([&generation.config.source]);
         let sources: Vec<_> = sources.map(ExposeSecret::expose_secret).collect();
         for name in names.iter().filter(|name| !sources.iter().any(|source| source.contains(*name))) {
             if let Err(error) = std::fs::remove_file(folder.join(name)) {

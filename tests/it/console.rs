@@ -799,6 +799,15 @@ fn what_is_under_way_is_seen_while_it_lasts() {
         (state(&mut watcher, "state"), state(&mut watcher, "transaction_us")),
         ("idle".into(), String::new())
     );
+    // What ends without a connection of the session's own has ended as well.
+    done(&mut sits, "LISTEN news");
+    done(&mut sits, "UNLISTEN news");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(
+        (state(&mut watcher, "state"), state(&mut watcher, "transaction_us")),
+        ("idle".into(), String::new())
+    );
+    assert_eq!(cell(&mut watcher, "SHOW TIMES", ("connection", "warehouse"), "under_way"), "0");
     sits.ask(&query("BEGIN; SELECT 1"));
     let begun = Instant::now();
     assert_eq!(state(&mut watcher, "state"), "idle in transaction");
@@ -868,4 +877,58 @@ fn the_user_who_runs_it_comes_in_by_the_unix_socket() {
     assert!(!ask(&[], &socket, "pgusher", "pgusher").0, "the name is taken");
     assert!(ask(&[], &socket, "pgbouncer", "pgbouncer").0);
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// However often something is set, the way back to an earlier text stays; and a way that was not meant can be taken back.
+#[test]
+fn what_is_set_leaves_the_way_back_as_it_is() {
+    let pgusher = Pgusher::start(&config("", ""));
+    let path = pgusher.folder.join("pgusher.toml");
+    let good = std::fs::read_to_string(&path).unwrap();
+    let mut raw = console(&pgusher, "operator");
+    let value = |raw: &mut Raw, key: &str| cell(raw, "SHOW CONFIG", ("key", key), "value");
+    let usual = value(&mut raw, "max_client_conn");
+    std::fs::write(&path, good.replace("[server]", "[server]\nmax_client_conn = 4000")).unwrap();
+    done(&mut raw, "RELOAD");
+    for i in 1..=15 {
+        done(&mut raw, &format!("SET max_pinned = {i}"));
+    }
+    // Generation 1 is the good one; 2 to 17 have one text.
+    done(&mut raw, "ROLLBACK CONFIG TO 1");
+    assert_eq!(
+        (value(&mut raw, "max_client_conn"), value(&mut raw, "max_pinned")),
+        (usual.clone(), "0".into())
+    );
+    done(&mut raw, "ROLLBACK CONFIG TO 9");
+    assert_eq!(value(&mut raw, "max_client_conn"), "4000", "what was left is there again");
+    done(&mut raw, "ROLLBACK CONFIG");
+    assert_eq!(value(&mut raw, "max_client_conn"), usual);
+    let answer = raw.ask(&query("ROLLBACK CONFIG TO 999"));
+    let refused = answer.iter().find(|m| m.tag == 'E').unwrap();
+    assert!(refused.field('C') == "42704" && refused.field('H').contains("SHOW GENERATIONS"), "{refused:?}");
+}
+
+/// Whoever waits for a pause or a drain that somebody else takes back is told so.
+#[test]
+fn whoever_waits_for_a_pause_or_a_drain_that_is_taken_back_is_told() {
+    let pgusher = Pgusher::start(&config("", ""));
+    let mut busy = Raw::login(pgusher.address(), "raw");
+    busy.ask(&query("BEGIN; SELECT 1"));
+    let (mut waits, mut other) = (console(&pgusher, "operator"), console(&pgusher, "operator"));
+    for (order, back, said) in [
+        ("PAUSE warehouse", "RESUME warehouse", "database warehouse was resumed meanwhile"),
+        ("PAUSE", "RESUME", "database warehouse was resumed meanwhile"),
+        ("DRAIN ENVIRONMENT dev", "RESUME ENVIRONMENT dev", "environment dev was resumed meanwhile"),
+    ] {
+        waits.send(&query(order));
+        eventually("it holds", || {
+            let health = cell(&mut other, "SHOW ENVIRONMENTS", ("environment", "dev"), "health");
+            ["paused", "drained"].contains(&health.as_str())
+        });
+        assert!(!waits.answers_within(Duration::from_millis(200)), "{order} does not wait");
+        done(&mut other, back);
+        let answer = waits.until_ready();
+        let error = answer.iter().find(|m| m.tag == 'E').unwrap_or_else(|| panic!("{order}: {answer:?}"));
+        assert_eq!((error.field('C'), error.field('M')), ("55000".into(), said.into()));
+    }
 }

@@ -68,8 +68,30 @@ fn settings_are_set_and_things_are_addressed_by_their_names() {
     let set = api.send("POST", "/settings", json!({ "key": "query_wait_timeout", "value": "9" })).ok();
     assert_eq!(set["value"], "9s");
     assert_eq!(setting("query_wait_timeout")["value"], "9s");
-    let refused = api.send("POST", "/settings", json!({ "key": "query_wait_timeout", "value": "soon" }));
-    assert_eq!(refused.status, 400);
+    let planned = api
+        .send("POST", "/settings?dry_run=true", json!({ "key": "QUERY_WAIT_TIMEOUT", "value": "11" }))
+        .ok();
+    assert_eq!((&planned["value"], &planned["dryRun"]), (&json!("11s"), &json!(true)));
+    assert_eq!(setting("query_wait_timeout")["value"], "9s", "it was only asked");
+    for (body, why) in [
+        (json!({ "key": "query_wait_timeout", "value": "soon" }), "value: invalid value"),
+        (json!({ "key": "default_pool_size", "value": "0" }), "must be between 1 and 100000"),
+        (json!({ "key": "nothing", "value": "1" }), "key: unrecognized"),
+    ] {
+        let refused = api.send("POST", "/settings", body);
+        assert!(refused.status == 400 && refused.detail().contains(why), "{refused:?}");
+    }
+    // A write that leaves the text as it is takes it back as well, as its plan says.
+    let dana = json!({ "disabled": false });
+    api.send("PATCH", "/users/dana", dana.clone()).ok();
+    api.send("POST", "/settings", json!({ "key": "query_wait_timeout", "value": "9" })).ok();
+    let same = api.send("PATCH", "/users/dana", dana).ok();
+    assert_eq!(
+        (&same["changed"], &setting("query_wait_timeout")["value"] != "9s"),
+        (&json!(true), true),
+        "{same}"
+    );
+    api.send("POST", "/settings", json!({ "key": "query_wait_timeout", "value": "9" })).ok();
     // A write of the file takes it back, and is of the file as it is.
     let user = api.get("/users/dana").ok();
     assert_eq!(user["name"], "dana");

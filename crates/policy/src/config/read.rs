@@ -76,6 +76,8 @@ const SHOWN_BEFORE: usize = 200;
 const SHOWN_BEHIND: usize = 300;
 /// How many names are compared with one that is unknown, and how long that may be.
 const MAX_NEAR: usize = 1000;
+/// The longest message that is shown, in bytes.
+const MAX_MESSAGE: usize = 4096;
 const MAX_NEAR_LENGTH: usize = 255;
 
 /// All that is wrong with one file, rendered with line, column and the line itself.
@@ -233,11 +235,13 @@ impl fmt::Display for Problems {
         let mut sorted: Vec<&Problem> = self.list.iter().collect();
         sorted.sort_by_key(|p| p.span.as_ref().map_or(usize::MAX, |s| s.start));
         for problem in sorted {
+            // Names may be anything: what a terminal would obey is escaped.
+            let message = wire::error::Shown::within(&problem.message, MAX_MESSAGE);
             let severity = match problem.severity {
                 Severity::Error => "error",
                 Severity::Warning => "warning",
             };
-            writeln!(f, "{severity}: {}", problem.message)?;
+            writeln!(f, "{severity}: {message}")?;
             match &problem.span {
                 Some(span) => self.show_line(f, span)?,
                 None => writeln!(f, "  --> {}", self.path.display())?,

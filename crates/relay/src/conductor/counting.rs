@@ -19,7 +19,9 @@ impl Conductor {
     /// Something was asked, or answered: what that means for the pool's counters. The clock is read when a transaction
     /// begins and when it ends, and around each query within.
     pub(super) fn count<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) {
-        if self.lease != Lease::Held {
+        // What ends without a connection (LISTEN: the pool's own one has the channels) has been asked with one.
+        let is_over = matches!(self.lease, Lease::None | Lease::Returned) && self.clock.query.is_some();
+        if self.lease != Lease::Held && !is_over {
             return;
         }
         if !self.core.is_clients_turn() {
@@ -37,6 +39,9 @@ impl Conductor {
         if self.core.transactions() != self.clock.reported {
             let took = self.clock.transaction.take().map(|began| now.micros_since(began));
             turn.record(|all| all.ended = Some(self.ended(took)));
+        }
+        if self.core.is_idle() {
+            self.clock.transaction = None;
         }
     }
 
