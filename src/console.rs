@@ -4,16 +4,19 @@ pub(crate) mod act;
 pub(crate) mod command;
 mod login;
 pub(crate) mod show;
+mod present;
 mod reach;
 pub(crate) mod table;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::io::AsyncWriteExt;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::audit::{self, Event, Refused};
@@ -25,6 +28,7 @@ use command::Command;
 use login::{Operator, log_in, loses_right, no_longer, right_of};
 use policy::config::CONSOLE_DATABASES;
 use policy::config::file::{AuditFailure, Console as Right};
+use present::Present;
 pub(crate) use reach::Console;
 use table::{Table, Value};
 use wire::error::{Fault, Refusal, Shown, SqlState};
@@ -71,6 +75,16 @@ pub(crate) async fn serve(console: Arc<Console>, attempt: LoginAttempt, mut arri
         event.text("right", right.word()).text("proof", proof)
     };
     console.journal.audit.record(|| event("console_login"));
+    let leave = CancellationToken::new();
+    let _here = console.presence.enter(Present {
+        id: console.sessions.next(),
+        user: name.to_string(),
+        right: right.word(),
+        proof,
+        peer: peer.clone(),
+        since: SystemTime::now(),
+        leave: leave.clone(),
+    });
     let session = Session {
         console: console.clone(),
         user: operator,
@@ -85,7 +99,10 @@ pub(crate) async fn serve(console: Arc<Console>, attempt: LoginAttempt, mut arri
         held: Vec::new(),
     };
     let mut reader = arrival.reader;
-    let served = session.run(&mut reader).await;
+    let served = tokio::select! {
+        served = session.run(&mut reader) => served,
+        () = leave.cancelled() => Ok(Ended::Closing),
+    };
     if let Ok(Ended::Closing) = served {
         let mut out = Vec::new();
         let message = "terminating connection due to administrator command";

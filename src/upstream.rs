@@ -145,6 +145,11 @@ impl UpstreamError {
             }
             _ => Refusal::new(Fault::Upstream, SqlState::UNABLE_TO_CONNECT, self.to_string()),
         };
+        // For the client, who can do no more about it.
+        let refusal = match refusal.hint {
+            None => refusal.hint("Try again later; if it lasts, tell whoever runs pgusher."),
+            Some(_) => refusal,
+        };
         refusal.in_environment(connection.environment.as_str(), connection.name.as_str())
     }
 }

@@ -186,8 +186,11 @@ async fn run(
     };
     let runtimes = Runtimes { control: control.clone(), data: data.clone(), tasks: TaskTracker::new() };
     let proxy = Proxy::new(prepared, runtimes, audit).map_err(|error| error.to_string())?;
-    listener::announce(&listeners);
     let generation = proxy.current.generation();
+    let (connections, users) = (generation.config.connections.len(), generation.config.users.len());
+    let (version, file) = (env!("CARGO_PKG_VERSION"), generation.config.path.display());
+    info!(version, pid = pid(), %file, connections, users, "starting");
+    listener::announce(&listeners);
     let server = &generation.config.server;
     http.serve(&proxy, control)?;
     proxy.journal.counters.log_lines_dropped(dropped);

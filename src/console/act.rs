@@ -152,7 +152,7 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
             }
             Ok(Reply::done("KILL"))
         }
-        Command::KillClient(id) => match console.sessions.kill(*id) {
+        Command::KillClient(id) => match console.sessions.kill(*id) || console.presence.end(*id) {
             true => Ok(Reply::done("KILL_CLIENT")),
             false => Err(Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, "client not found")),
         },

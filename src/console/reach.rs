@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use super::present::Presence;
 use crate::aside::Aside;
 use crate::auth::Authenticator;
 use crate::lifetime::Lifetime;
@@ -37,6 +38,8 @@ pub(crate) struct Console {
     pub authenticator: Arc<Authenticator>,
     /// What there is to be told of threads.
     pub runtimes: Runtimes,
+    /// Who is on it.
+    pub presence: Presence,
     /// Where tables are made.
     pub tables: Aside,
     /// What answers may hold in all, in KiB.
@@ -57,6 +60,7 @@ impl Console {
             permits: proxy.permits.clone(),
             authenticator: proxy.authenticator.clone(),
             runtimes: proxy.runtimes.clone(),
+            presence: Presence::default(),
             tables: Aside::new(MAX_TABLES),
             answers: Arc::new(Semaphore::new(MAX_ANSWERS)),
         }

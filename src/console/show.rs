@@ -30,7 +30,7 @@ pub const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USE
     \tSHOW FDS|SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE\n\
     \tSHOW DNS_HOSTS|DNS_ZONES\n\
     \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS\n\
-    \tSHOW ROUTES|ENVIRONMENTS|SESSIONS|GENERATIONS|TIMES|AUDIT|GRANTS\n\
+    \tSHOW ROUTES|ENVIRONMENTS|SESSIONS|GENERATIONS|TIMES|AUDIT|GRANTS|CONSOLE\n\
     \tEXPLAIN ROUTE FOR <user> ON <db> [AS <environment>]\n\
     \tSET key = arg\n\
     \tPLAN ['<file>']\n\
@@ -110,6 +110,14 @@ pub(crate) fn show(console: &Console, what: &str) -> Result<Table, Refusal> {
         "times" => view().times(),
         "audit" => audit(console),
         "grants" => grants(console),
+        "console" => table!(one in console.presence.list(), {}, {
+            "id": Long = one.id,
+            "user": Text = one.user,
+            "right": Text = one.right,
+            "proof": Text = one.proof,
+            "client": Text = one.peer,
+            "connected": Text = time(one.since),
+        }),
         "transaction isolation level" | "transaction_isolation" => {
             one("transaction_isolation", "read committed")
         }

@@ -431,3 +431,21 @@ fn routes_are_printed_as_json_too() {
     assert_eq!(refused["refused"]["sqlstate"], "28000");
     std::fs::remove_dir_all(folder).unwrap();
 }
+
+/// `dbname=prod` must not look as if it led to prod.
+#[test]
+fn an_alias_that_is_called_as_an_environment_is_warned_of() {
+    let text = warehouse("", "aliases = [\"prod\", \"sales\"]", "").replace("@PORT@", "1");
+    let folder = temporary_folder("alias");
+    let file = folder.join("pgusher.toml");
+    std::fs::write(&file, text).unwrap();
+    let output = Command::new(PGUSHER).arg("check").arg(&file).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success()
+            && said.contains("the alias `prod` of `warehouse` is the name of an environment"),
+        "{said}"
+    );
+    assert!(!said.contains("alias `sales`"), "{said}");
+    std::fs::remove_dir_all(folder).unwrap();
+}

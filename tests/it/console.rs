@@ -932,3 +932,22 @@ fn whoever_waits_for_a_pause_or_a_drain_that_is_taken_back_is_told() {
         assert_eq!((error.field('C'), error.field('M')), ("55000".into(), said.into()));
     }
 }
+
+/// Operators see each other, and can end a session that was forgotten.
+#[test]
+fn who_is_on_the_console_is_seen_and_can_be_ended() {
+    let pgusher = Pgusher::start(&config("", ""));
+    let (mut one, mut other) = (console(&pgusher, "operator"), console(&pgusher, "watcher"));
+    assert_eq!(cell(&mut one, "SHOW CONSOLE", ("user", "watcher"), "right"), "stats");
+    assert_eq!(cell(&mut other, "SHOW CONSOLE", ("user", "operator"), "proof"), "login");
+    let id = cell(&mut one, "SHOW CONSOLE", ("user", "watcher"), "id");
+    assert!(error(&mut other, &format!("KILL_CLIENT {id}")).starts_with("42501 "));
+    done(&mut one, &format!("KILL_CLIENT {id}"));
+    assert_eq!(other.next().unwrap().field('C'), "57P01");
+    eventually("it is gone", || one.ask(&query("SHOW CONSOLE")).iter().filter(|m| m.tag == 'D').count() == 1);
+    drop(one);
+    let mut third = console(&pgusher, "operator");
+    eventually("nobody stays in the table", || {
+        third.ask(&query("SHOW CONSOLE")).iter().filter(|m| m.tag == 'D').count() == 1
+    });
+}

@@ -14,6 +14,7 @@ type Connections = BTreeMap<ConnectionName, Arc<Connection>>;
 pub(super) fn check(file: &File, connections: &Connections, problems: &mut Problems) {
     labels(file, connections, problems);
     names(file, connections, problems);
+    aliases(file, connections, problems);
     sizes(file, connections, problems);
 }
 
@@ -52,6 +53,32 @@ fn labels(file: &File, connections: &Connections, problems: &mut Problems) {
             problems.warning(written.username.span(), message).help(
                 "log in as a role of its own for each, and better use a server of its own (docs/security.md)",
             );
+        }
+    }
+}
+
+/// An alias that is what an environment, or its database, is called, is taken for that environment, and is the base all the same.
+fn aliases(file: &File, connections: &Connections, problems: &mut Problems) {
+    for (name, base) in &file.connections.0 {
+        let own = connections.get(name.as_str());
+        let mut taken: Vec<(&str, &str)> = Vec::new();
+        for environment in base.environments.iter() {
+            let Some(other) = connections.get(environment.connection.as_str()) else { continue };
+            taken.push((other.environment.as_str(), "is the name of an environment"));
+            if own.is_none_or(|own| own.target.database != other.target.database) {
+                taken.push((&other.target.database, "is the database of an environment"));
+            }
+        }
+        for alias in base.aliases.iter() {
+            if let Some((_, what)) = taken.iter().find(|(taken, _)| *taken == alias.as_str()) {
+                let message = format!(
+                    "the alias `{}` of `{}` {what}, and leads wherever the user is routed",
+                    **alias, **name
+                );
+                problems.warning(alias.span(), message).help(
+                    "take another name: who connects to this one may believe to be there (options=-c pgusher.environment=… asks for it)",
+                );
+            }
         }
     }
 }
