@@ -190,7 +190,7 @@ macro_rules! body {
             const NAME: &'static str = $name;
             fn fields() -> Vec<(&'static str, $crate::management::body::Need, utoipa::openapi::RefOr<utoipa::openapi::Schema>)> {
                 vec![$( (
-                    stringify!($field),
+                    $crate::management::body::plain(stringify!($field)),
                     body!(@need $($required)?),
                     $crate::management::body::described(
                         <$Type as $crate::management::body::Field>::schema(),
@@ -200,8 +200,8 @@ macro_rules! body {
                 ), )*]
             }
             fn read(mut fields: $crate::management::body::Fields) -> Result<Self, $crate::management::answer::Problem> {
-                let read = Self { $( $field: fields.take(stringify!($field), body!(@need $($required)?)), )* };
-                fields.finish(&[$( stringify!($field) ),*])?;
+                let read = Self { $( $field: fields.take($crate::management::body::plain(stringify!($field)), body!(@need $($required)?)), )* };
+                fields.finish(&[$( $crate::management::body::plain(stringify!($field)) ),*])?;
                 Ok(read)
             }
         }
@@ -211,6 +211,11 @@ macro_rules! body {
     (@need) => { $crate::management::body::Need::Optional };
 }
 pub(super) use body;
+
+/// The name of a field on the wire: a keyword of Rust is written `r#for` here.
+pub(super) fn plain(name: &'static str) -> &'static str {
+    name.strip_prefix("r#").unwrap_or(name)
+}
 
 /// A schema with its description; one that is not required may be `null`.
 pub(super) fn described(schema: RefOr<Schema>, text: &str, need: Need) -> RefOr<Schema> {

@@ -51,7 +51,7 @@ body! {
         /// Of which database (a base connection, by name); by default of every one that has such an environment.
         database: Name;
         /// For how long: "1h", "30m", at most 366 days.
-        duration: Span, required;
+        r#for: Span, required;
         /// Why.
         reason: Name, required;
     }
@@ -188,7 +188,7 @@ pub(super) async fn grant(
 ) -> Result<Response, Problem> {
     let _turn = super::turn(&api.grants).await?;
     answer::matches(asked.if_match.as_deref(), &api.tags.of(&all_grants(&api), ""))?;
-    let Span(lasts) = body.duration.required("duration")?;
+    let Span(lasts) = body.r#for.required("for")?;
     let since = SystemTime::now();
     let grant = Grant {
         user: body.user.required("user")?.0.into(),

@@ -71,7 +71,7 @@ fn somebody_who_locks_the_folder_holds_up_nobody_and_another_writer_only_a_while
             && begun.elapsed() < Duration::from_secs(10)
     );
     // A reload, and a grant, do not wait for it.
-    let grant = json!({ "user": "raw", "environment": "prod", "duration": "1h", "reason": "x" });
+    let grant = json!({ "user": "raw", "environment": "prod", "for": "1h", "reason": "x" });
     assert_eq!(api.send("POST", "/grants", grant).status, 201);
     assert_eq!(api.send("POST", "/reload", json!({})).ok()["generation"], json!(3));
     end(writer);

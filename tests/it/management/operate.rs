@@ -217,7 +217,7 @@ fn resolving_planning_sessions_and_grants() {
     assert_eq!(there.next().unwrap().field('C'), "57P01");
     eventually("it is gone", || api.delete(&format!("/sessions/{id}")).status == 404);
     // Granted for a while, and taken back at once; asked before what that would change, and by what was read.
-    let wanted = json!({ "user": "raw", "environment": "prod", "duration": "1h", "reason": "INC-7" });
+    let wanted = json!({ "user": "raw", "environment": "prod", "for": "1h", "reason": "INC-7" });
     let none = api.get("/grants");
     let planned = api.send("POST", "/grants?dry_run=true", wanted.clone());
     assert_eq!((planned.status, &planned.json()["dryRun"]), (200, &json!(true)));
@@ -228,7 +228,7 @@ fn resolving_planning_sessions_and_grants() {
     );
     assert_eq!(api.get("/grants").ok()["grants"], json!([]));
     assert_eq!(api.send_with("POST", "/grants", wanted, &[("if-match", "\"x\"")]).status, 412);
-    let wanted = json!({ "user": "raw", "environment": "prod", "duration": "1h", "reason": "INC-7" });
+    let wanted = json!({ "user": "raw", "environment": "prod", "for": "1h", "reason": "INC-7" });
     let given = api.send_with("POST", "/grants", wanted, &[("if-match", none.tag())]);
     assert_eq!(given.status, 201);
     let lands = || {
@@ -251,16 +251,16 @@ fn resolving_planning_sessions_and_grants() {
     assert!(!lands().0);
     assert_eq!(api.delete(&format!("/grants/{grant}")).status, 404);
     for (body, status) in [
-        (json!({ "user": "nobody", "environment": "prod", "duration": "1h", "reason": "x" }), 404),
-        (json!({ "user": "raw", "environment": "nowhere", "duration": "1h", "reason": "x" }), 404),
-        (json!({ "user": "raw", "environment": "prod", "duration": "1 century", "reason": "x" }), 400),
-        (json!({ "user": "raw", "environment": "prod", "duration": "0s", "reason": "x" }), 400),
-        (json!({ "user": "raw", "environment": "prod", "duration": "1h" }), 400),
+        (json!({ "user": "nobody", "environment": "prod", "for": "1h", "reason": "x" }), 404),
+        (json!({ "user": "raw", "environment": "nowhere", "for": "1h", "reason": "x" }), 404),
+        (json!({ "user": "raw", "environment": "prod", "for": "1 century", "reason": "x" }), 400),
+        (json!({ "user": "raw", "environment": "prod", "for": "0s", "reason": "x" }), 400),
+        (json!({ "user": "raw", "environment": "prod", "for": "1h" }), 400),
     ] {
         assert_eq!(api.send("POST", "/grants", body.clone()).status, status, "{body}");
     }
     // Of one database: its own grant, beside the one for all.
-    let one = |database: Value| json!({ "user": "raw", "environment": "prod", "database": database, "duration": "1h", "reason": "x" });
+    let one = |database: Value| json!({ "user": "raw", "environment": "prod", "database": database, "for": "1h", "reason": "x" });
     let made = api.send("POST", "/grants", one(json!("warehouse"))).ok();
     assert_eq!(
         (&made["grant"]["database"], &made["grant"]["opens"]),
