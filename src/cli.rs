@@ -78,7 +78,7 @@ enum Command {
     Resolve {
         /// The configuration, a TOML file.
         file: PathBuf,
-        /// Who.
+        /// The user.
         #[arg(long)]
         user: String,
         /// The database name that they ask for.
@@ -90,8 +90,8 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Print what a configuration would change, in a running pgusher or against another file: whose route, which
-    /// sessions, which pools, whose secrets. Exit status 0 if nothing, 2 if something, 1 if it is refused.
+    /// Print what a configuration would change, in a running pgusher or against another file: which routes, sessions,
+    /// pools and secrets. Exit status 0 if nothing, 2 if something, 1 if it is refused.
     Plan {
         /// The new configuration, a TOML file.
         new: PathBuf,
@@ -138,7 +138,7 @@ enum Command {
         #[command(flatten)]
         console: Console,
     },
-    /// End that before its time: REVOKE ENVIRONMENT of a running pgusher.
+    /// End a grant early: REVOKE ENVIRONMENT of a running pgusher.
     Revoke {
         /// The environment.
         environment: String,
@@ -289,7 +289,9 @@ pub fn run() -> ExitCode {
             let _ = std::io::stdout().write_all(&text);
             ExitCode::SUCCESS
         }
-        Command::ManPages { folder } => match clap_mangen::generate_to(Arguments::command(), &folder) {
+        Command::ManPages { folder } => match std::fs::create_dir_all(&folder)
+            .and_then(|()| clap_mangen::generate_to(Arguments::command(), &folder))
+        {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("cannot write to {}: {error}", folder.display());

@@ -139,6 +139,14 @@ fn of(draft: Draft) -> Result<Prepared, Rejected> {
     Ok(Prepared { checked: draft.accept()?, tls, dialers })
 }
 
+/// Checks a text, as if it stood in this file, and looks at nothing outside of it.
+///
+/// # Errors
+/// All that is wrong, with line and column.
+pub(crate) fn review_text(path: &Path, text: &str) -> Result<(), Rejected> {
+    of(within(path, text, Outside::Leave, None)?).map(drop)
+}
+
 /// What a start would be refused for, of a configuration that is right in itself.
 pub(crate) fn problems(checked: &ValidatedConfig) -> Problems {
     let config = checked.config();

@@ -18,7 +18,7 @@ use crate::files::beside;
 pub(crate) enum StoreError {
     /// It holds something else than was expected.
     #[error(
-        "the file {} does not say what is in force: it was edited since, or the console has gone back to an earlier \
+        "the file {} differs from the running configuration: it was edited since, or the console has gone back to an earlier \
          configuration; reload it first",
         .0.display()
     )]

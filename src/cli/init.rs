@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::password;
+use crate::prepare;
 use policy::config::HASHED;
 
 /// What a first configuration is made of. At a terminal, what is not said is asked for.
@@ -65,7 +66,10 @@ fn write(file: &Path, answers: Answers) -> Result<String, String> {
         said.push(match given {
             Some(given) => given,
             None if io::stdin().is_terminal() => ask(question, usual)?,
-            None => usual.to_owned(),
+            None => {
+                eprintln!("{question}: {usual}");
+                usual.to_owned()
+            }
         });
     }
     let [database, dev, prod, username, listen] = said.try_into().map_err(|_| "an answer is missing")?;
@@ -107,6 +111,8 @@ fn write(file: &Path, answers: Answers) -> Result<String, String> {
         connection(&base, &dev, "PGUSHER_DEV_PASSWORD"),
         connection(&environment, &prod, "PGUSHER_PROD_PASSWORD"),
     );
+    prepare::review_text(file, &text)
+        .map_err(|rejected| format!("{rejected}These answers make no configuration: nothing is written"))?;
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
     let written = options.open(file).and_then(|mut file| file.write_all(text.as_bytes()));

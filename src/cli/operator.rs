@@ -63,7 +63,9 @@ impl Console {
         }
         if config.get_user().is_none() {
             let user = variable("PGUSER").or_else(|| variable("USER"));
-            config.user(user.ok_or("--console names no user, and PGUSER is not set")?);
+            config.user(user.ok_or(
+                "which pgusher? say --console 'host=… port=… user=…', or set PGHOST, PGPORT and PGUSER",
+            )?);
         }
         if let (None, Some(password)) = (config.get_password(), variable("PGPASSWORD")) {
             config.password(password);

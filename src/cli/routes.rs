@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::{Format, load, prepared, print_table};
+use super::{Format, prepared, print_table, refused};
+use crate::prepare;
 use policy::attribute;
 use policy::config::{Config, Outside};
 use policy::route;
@@ -74,9 +75,10 @@ pub(super) fn resolve(
     (database, environment): (&str, Option<&str>),
     format: Format,
 ) -> ExitCode {
-    let checked = match load(file) {
+    // A route hangs on no secret.
+    let checked = match prepare::draft(file, Outside::Leave).and_then(route::review) {
         Ok(checked) => checked,
-        Err(code) => return code,
+        Err(rejected) => return refused(file, &rejected),
     };
     if !checked.config().users.contains_key(user) {
         eprintln!("there is no user `{user}` in {}: a login is refused", file.display());

@@ -11,10 +11,11 @@ use super::show;
 use super::table::{Kind, Table};
 use crate::pool::{Admission, Halt, Pool};
 use crate::proxy::{Generation, Intent, LoadError, SetError};
+use policy::attribute;
 use policy::grant::{Grant, Which};
 use policy::names::{ConnectionName, UserName};
 use policy::plan::Plan;
-use policy::route;
+use policy::route::{self, Reason};
 use wire::error::{Fault, Refusal, Shown, SqlState};
 
 /// How often `WAIT SETTLED` looks at the most.
@@ -265,7 +266,24 @@ fn granted(console: &Console, grant: &Grant) -> String {
         (None, opened) => format!("of every database that has it ({})", opened.join(", ")),
     };
     let until = humantime::format_rfc3339_seconds(grant.until);
-    format!("{} may request environment {} {of} until {until}", grant.user, grant.environment)
+    // Whoever has no value that matches is routed there also without a request.
+    let mut grants = console.access.of(grant.user.as_str());
+    grants.push(grant.clone());
+    let attributes = attribute::explain(&generation.config, grant.user.as_str()).with(grants);
+    let is_rerouted = |base: &&str| {
+        let route = route::resolve(&generation.config, &attributes, base, None);
+        route.is_ok_and(|route| route.reasons().iter().any(|reason| matches!(reason, Reason::Granted(_))))
+    };
+    let rerouted: Vec<_> = opened.iter().copied().filter(is_rerouted).collect();
+    let also = match rerouted.as_slice() {
+        [] => String::new(),
+        rerouted => format!(
+            ". WITHOUT a request {} is routed there as well for {}, having no value that matches: sessions elsewhere end",
+            grant.user,
+            rerouted.join(", ")
+        ),
+    };
+    format!("{} may request environment {} {of} until {until}{also}", grant.user, grant.environment)
 }
 
 /// What a user may request after a revocation, by a grant that was not meant.
@@ -294,7 +312,13 @@ fn in_force(
 ) -> Result<Reply, Refusal> {
     match applied {
         Ok(Ok(generation)) => {
-            let notice = Some(format!("generation {} is in force", generation.number));
+            let back = match tag {
+                "ROLLBACK CONFIG" => {
+                    ". The file is as it was: correct it, or the next RELOAD or restart undoes this"
+                }
+                _ => "",
+            };
+            let notice = Some(format!("generation {} is in force{back}", generation.number));
             Ok(Reply { table: None, notice, tag })
         }
         Ok(Err(error)) => Err(not_loaded(&error)),

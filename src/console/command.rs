@@ -243,6 +243,8 @@ impl Command {
             "DRAIN" if word(1) == "ENVIRONMENT" && words.len() == 3 => {
                 Ok(Self::DrainEnvironment(words[2].clone()))
             }
+            "DRAIN" => Err(no_command(text).hint("DRAIN ENVIRONMENT name")),
+            "HELP" => Ok(Self::Show("help".to_owned())),
             "PLAN" => database(Self::Plan),
             "RESUME" => database(Self::Resume),
             "RECONNECT" => database(Self::Reconnect),

@@ -148,6 +148,10 @@ fn plan_grants(api: &Api, user: &UserName, grants: Vec<Grant>) -> Vec<PlanRow> {
             Err(refusal) => format!("refused ({})", refusal.sqlstate.as_str()),
         }
     };
+    let is_production = |attributes: &Attributes<'_, Hypothetical>, database: &str| {
+        let route = route::resolve(config, attributes, database, None).ok();
+        route.and_then(|route| config.connections.get(route.connection())).is_some_and(|to| to.production)
+    };
     let mut rows = Vec::new();
     let bases = config.databases.iter().filter(|(database, base)| database.as_str() == base.as_str());
     for (database, _) in bases {
@@ -157,7 +161,15 @@ fn plan_grants(api: &Api, user: &UserName, grants: Vec<Grant>) -> Vec<PlanRow> {
             let [from, to] = [&now, &then].map(|attributes| outcome(attributes, database.as_str(), request));
             if from != to {
                 let asking = request.map(|name| format!(" requesting {name}")).unwrap_or_default();
-                rows.push(PlanRow::new("route", format!("{user} on {database}{asking}"), from, to));
+                let kind = if request.is_none()
+                    && is_production(&then, database.as_str())
+                    && !is_production(&now, database.as_str())
+                {
+                    "production"
+                } else {
+                    "route"
+                };
+                rows.push(PlanRow::new(kind, format!("{user} on {database}{asking}"), from, to));
             }
         }
     }

@@ -108,7 +108,7 @@ impl Access {
             };
             let message = format!("environment \"{environment}\"{of} is not granted to user \"{user}\"");
             let refusal = Refusal::new(Fault::Client, SqlState::UNDEFINED_OBJECT, message);
-            return Err(refusal.hint("SHOW GRANTS lists them: one for all databases is ended without ON."));
+            return Err(refusal.hint("SHOW GRANTS lists them: to end one for all databases, leave out ON."));
         }
         revoked.iter().for_each(|grant| self.grant_ended(grant, "revoke", Some(by)));
         self.sessions.settle();

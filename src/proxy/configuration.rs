@@ -230,8 +230,14 @@ impl Configuration {
     /// There is none, or it cannot be used any more.
     pub(crate) fn roll_back(&self, number: Option<u64>) -> Result<Arc<Generation>, LoadError> {
         let _one_at_a_time = self.reloading.lock();
+        let earlier = self.earlier.lock().last().map(|earlier| earlier.source.clone());
+        let goes_back = number.is_none() && earlier.is_some();
         let source = match number {
-            None => self.earlier.lock().last().map(|earlier| earlier.source.clone()),
+            // Where there is no earlier text, what was set is taken back.
+            None => earlier.or_else(|| {
+                let is_set = !self.overrides.lock().is_empty();
+                is_set.then(|| self.current.generation().config.source.clone())
+            }),
             Some(number) => self.source(number),
         };
         let source = source.ok_or(number.map_or(LoadError::NothingEarlier, LoadError::Forgotten))?;
@@ -239,7 +245,7 @@ impl Configuration {
         prepared.keep_tokens_of(&self.current.generation().config);
         let plan = self.plan_of(prepared.checked().config());
         let applied = self.apply(prepared, "rollback", &plan);
-        if number.is_none() {
+        if goes_back {
             // What was in force until now is no earlier one of it: another ROLLBACK goes further back.
             let mut earlier = self.earlier.lock();
             earlier.pop();

@@ -48,7 +48,7 @@ fn an_edit_by_hand_is_never_overwritten() {
     for path in ["/users", "/users?dry_run=true"] {
         let said = api.send("POST", path, body.clone());
         assert_eq!(said.status, 409);
-        assert!(said.detail().contains("does not say what is in force: it was edited"), "{said:?}");
+        assert!(said.detail().contains("differs from the running configuration: it was edited"), "{said:?}");
     }
     assert_eq!(api.text(), edited);
     // What a reload would do may be asked before.

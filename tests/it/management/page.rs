@@ -283,7 +283,7 @@ fn an_operator_uses_the_page() {
     // An environment is closed by a press and another, and opened again; a grant is given and ended; a setting is set.
     browser.click("nav a", "Pools");
     browser.click("button", "Drain prod");
-    browser.click("button", "Really end all sessions of prod?");
+    browser.click("button", "Refuse logins to prod everywhere, and end its sessions?");
     browser.wait_for("drained");
     assert_eq!(there.get_mut("rawprod").unwrap().next().unwrap().field('C'), "57P01");
     assert_eq!(there.get_mut("ann").unwrap().next().unwrap().field('C'), "57P01");

@@ -27,12 +27,13 @@ const SERVER: Names = &[
     (&["auth_file"], "write [users.NAME] with `password` for each user"),
     (
         &["auth_query", "auth_user", "auth_dbname"],
-        "users stand in the file, or come by the management API: [users.NAME]",
+        "not supported: list each user in [users.NAME], or create users through the management API",
     ),
     (
         &["auth_hba_file", "auth_ident_file", "auth_ldap_options"],
         "write auth_type and `password` in [users.NAME]",
     ),
+    (&["reserve_pool"], "write reserve_pool_size"),
     (&["admin_users"], "write console = \"admin\" in [users.NAME]"),
     (&["stats_users"], "write console = \"stats\" in [users.NAME]"),
     (
@@ -44,7 +45,7 @@ const SERVER: Names = &[
     (&["query_timeout"], "write query_timeout in [connections.NAME]"),
     (
         &["ignore_startup_parameters"],
-        "leave it out: what a client asks for is set on the connection that it is lent",
+        "not needed: pgusher applies the client's startup parameters to its upstream connection",
     ),
     (
         &["track_extra_parameters"],
@@ -104,7 +105,10 @@ const CONNECTION: Names = &[
         "set it on the server: ALTER ROLE … SET or ALTER DATABASE … SET",
     ),
     (&["connect_query"], "set it on the server: ALTER ROLE … SET"),
-    (&["auth_query", "auth_dbname"], "users stand in [users.NAME], or come by the management API"),
+    (
+        &["auth_query", "auth_dbname"],
+        "not supported: list each user in [users.NAME], or create users through the management API",
+    ),
     (&["ssl"], "write sslmode"),
     (
         &["target_session_attrs", "load_balance_hosts"],
