@@ -86,7 +86,8 @@ fn verify(path: &Path, head: Option<&str>) -> Result<ExitCode, String> {
     verified.findings.iter().for_each(|finding| say!("{finding}"));
     let (lines, files, last) = (verified.lines, verified.files, &verified.head);
     let word = if verified.is_whole() { "whole" } else { "NOT WHOLE" };
-    say!("{word}: {lines} lines in {files} files; the last is {}, SHA-256 {}", last.seq, last.hash);
+    let files = if files == 1 { "one file".to_owned() } else { format!("{files} files") };
+    say!("{word}: {lines} lines in {files}; the last is {}, SHA-256 {}", last.seq, last.hash);
     Ok(if verified.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -214,7 +214,7 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
             let which = which.map_or(Which::All, |database| Which::Of(Some(database)));
             let (of, from, by) = (environment.clone(), user.clone(), by.clone());
             blocking(console, move |console| console.access.revoke(&from, &of, &which, &by)).await?;
-            Ok(Reply { table: None, notice: still_granted(console, environment, user), tag: "REVOKE" })
+            Ok(Reply { table: None, notice: Some(still_granted(console, environment, user)), tag: "REVOKE" })
         }
         Command::WaitSettled(time) => wait_settled(console, time.unwrap_or(PATIENCE).min(LONGEST)).await,
         Command::Shutdown(how) => {
@@ -287,10 +287,12 @@ fn granted(console: &Console, grant: &Grant) -> String {
 }
 
 /// What a user may request after a revocation, by a grant that was not meant.
-fn still_granted(console: &Console, environment: &str, user: &str) -> Option<String> {
+fn still_granted(console: &Console, environment: &str, user: &str) -> String {
     let left = console.access.of(user);
-    let left = left.iter().find(|grant| grant.environment.as_str() == environment)?;
-    Some(format!("another grant is left: {}", granted(console, left)))
+    match left.iter().find(|grant| grant.environment.as_str() == environment) {
+        Some(left) => format!("another grant is left: {}", granted(console, left)),
+        None => format!("{user} has no grant of environment {environment} any more"),
+    }
 }
 
 /// What has to do with files.

@@ -114,7 +114,7 @@ fn every_event_is_told_once_in_a_chain_without_secrets_or_sql() {
         assert!(!text.contains(secret), "{secret}");
     }
     let (whole, said) = verify(&path);
-    assert!(whole && said.contains(&format!("whole: {} lines in 1 files", all.len())), "{said}");
+    assert!(whole && said.contains(&format!("whole: {} lines in one file", all.len())), "{said}");
 }
 
 #[test]

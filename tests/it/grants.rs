@@ -143,7 +143,10 @@ fn a_grant_is_for_the_database_that_it_names() {
     assert!(lands("hr") && lands("warehouse"));
     assert_eq!(error(&mut operator, "REVOKE ENVIRONMENT prod ON hr FROM devon").0, "42704");
     done(&mut operator, "GRANT ENVIRONMENT prod ON hr TO devon FOR '2h' REASON 'INC-7'");
-    assert_eq!(notice(&mut operator, "REVOKE ENVIRONMENT prod FROM devon"), "");
+    assert_eq!(
+        notice(&mut operator, "REVOKE ENVIRONMENT prod FROM devon"),
+        "devon has no grant of environment prod any more"
+    );
     assert!(!lands("hr") && !lands("warehouse"));
     // A session that came by it is settled when its own ends.
     done(&mut operator, "GRANT ENVIRONMENT prod ON hr TO devon FOR '1h' REASON 'INC-7'");
