@@ -214,7 +214,11 @@ pub(crate) async fn act(console: &Arc<Console>, by: &UserName, command: &Command
             let which = which.map_or(Which::All, |database| Which::Of(Some(database)));
             let (of, from, by) = (environment.clone(), user.clone(), by.clone());
             blocking(console, move |console| console.access.revoke(&from, &of, &which, &by)).await?;
-            Ok(Reply { table: None, notice: Some(still_granted(console, environment, user)), tag: "REVOKE" })
+            Ok(Reply {
+                table: None,
+                notice: Some(left_after_revoking(console, environment, user)),
+                tag: "REVOKE",
+            })
         }
         Command::WaitSettled(time) => wait_settled(console, time.unwrap_or(PATIENCE).min(LONGEST)).await,
         Command::Shutdown(how) => {
@@ -286,8 +290,8 @@ fn granted(console: &Console, grant: &Grant) -> String {
     format!("{} may request environment {} {of} until {until}{also}", grant.user, grant.environment)
 }
 
-/// What a user may request after a revocation, by a grant that was not meant.
-fn still_granted(console: &Console, environment: &str, user: &str) -> String {
+/// What a revocation leaves to a user: another grant of the same environment, or none.
+fn left_after_revoking(console: &Console, environment: &str, user: &str) -> String {
     let left = console.access.of(user);
     match left.iter().find(|grant| grant.environment.as_str() == environment) {
         Some(left) => format!("another grant is left: {}", granted(console, left)),

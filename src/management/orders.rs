@@ -147,35 +147,37 @@ impl About {
 
     /// Does it; whether that has changed anything.
     fn carry_out(&self, api: &Api) -> bool {
-        let standing = &api.standing;
-        if let Some(environment) = &self.environment {
-            let before = self.is_any(|pool| pool.admission() == Admission::Drained);
-            match self.action {
-                Action::Drain => drop(standing.drain_environment(environment)),
-                _ => drop(standing.resume_environment(environment)),
-            }
-            return before != self.is_any(|pool| pool.admission() == Admission::Drained);
+        let before = self.standing();
+        match &self.environment {
+            Some(environment) => self.order_environment(api, environment),
+            None => self.pools.iter().for_each(|pool| self.order_pool(api, pool)),
         }
-        let mut changed = false;
-        for pool in &self.pools {
-            let before = (pool.view().halted, pool.admission());
-            match self.action {
-                Action::Pause => standing.pause(pool),
-                Action::Resume => drop(standing.resume(pool)),
-                Action::Disable => standing.admit(pool, Admission::Disabled),
-                Action::Enable => standing.admit(pool, Admission::Open),
-                Action::Reconnect => pool.reconnect(),
-                Action::Kill => standing.kill(pool),
-                Action::Drain => {}
-            }
-            let is_one_off = matches!(self.action, Action::Reconnect | Action::Kill);
-            changed |= is_one_off || before != (pool.view().halted, pool.admission());
-        }
-        changed
+        let is_one_off = matches!(self.action, Action::Reconnect | Action::Kill);
+        (is_one_off && !before.is_empty()) || before != self.standing()
     }
 
-    fn is_any(&self, is: impl Fn(&Pool) -> bool) -> bool {
-        self.pools.iter().any(|pool| is(pool))
+    fn standing(&self) -> Vec<(Option<Halt>, Admission)> {
+        self.pools.iter().map(|pool| (pool.view().halted, pool.admission())).collect()
+    }
+
+    fn order_environment(&self, api: &Api, environment: &str) {
+        match self.action {
+            Action::Drain => drop(api.standing.drain_environment(environment)),
+            _ => drop(api.standing.resume_environment(environment)),
+        }
+    }
+
+    fn order_pool(&self, api: &Api, pool: &Arc<Pool>) {
+        let standing = &api.standing;
+        match self.action {
+            Action::Pause => standing.pause(pool),
+            Action::Resume => drop(standing.resume(pool)),
+            Action::Disable => standing.admit(pool, Admission::Disabled),
+            Action::Enable => standing.admit(pool, Admission::Open),
+            Action::Reconnect => pool.reconnect(),
+            Action::Kill => standing.kill(pool),
+            Action::Drain => {}
+        }
     }
 }
 
