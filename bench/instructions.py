@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Instructions for each transaction in user space, counted by callgrind: of the conductor by itself, and of the whole process
 under pgbench. They repeat to a few in a thousand, on a busy machine too. Beside each is the one that was saved last
-(bench/instructions.txt, which --save writes)."""
+(bench/instructions.txt, which --save writes). The whole process is only comparable on one machine, by one compiler: how it
+waits, and the C library's copies, are part of it. So the file says where its figures are from, and --against counts another
+program here."""
 
 import argparse
 import pathlib
+import platform
 import signal
 import subprocess
 import sys
@@ -100,15 +103,36 @@ def wait(target, port):
             stage.time.sleep(0.2)
 
 
+def here():
+    """What the figures depend on besides the program."""
+    def version(*command):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
+    compiler = " ".join(version("rustc", "-V").split()[:2])
+    return f"{compiler}, {version('valgrind', '--version')}, {'-'.join(platform.libc_ver())}, {cpu}"
+
+
+def saved():
+    """What was saved last, and where it is from."""
+    lines = KNOWN.read_text().splitlines() if KNOWN.exists() else []
+    made = next((line.removeprefix("# by ") for line in lines if line.startswith("# by ")), "")
+    return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#")), made
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--save", action="store_true", help="these are those of a release")
     parser.add_argument("--program", default=HERE.parent / "target/release/pgusher", type=pathlib.Path)
+    parser.add_argument("--against", type=pathlib.Path, metavar="PROGRAM",
+                        help="another build, counted here in place of what was saved of the whole process")
     arguments = parser.parse_args()
     valgrind = stage.find_program("valgrind")
     if not valgrind:
         sys.exit("valgrind is needed: install the package valgrind.")
-    known = dict(line.rsplit(" ", 1) for line in KNOWN.read_text().splitlines()) if KNOWN.exists() else {}
+    known, made = saved()
+    if made != here() and not arguments.against:
+        print(f"saved by {made or 'nobody knows what'}; this is {here()}: the whole process may differ by some percent",
+              file=sys.stderr)
     found = {}
     with tempfile.TemporaryDirectory(prefix="pgusher-instructions-") as name:
         folder = pathlib.Path(name)
@@ -122,6 +146,8 @@ def main():
                               "-U", stage.UPSTREAM_USER, "postgres")
             for kind in KINDS:
                 found[f"process {kind}"] = of_process(valgrind, folder, scene, arguments.program, kind)
+                if arguments.against:
+                    known[f"process {kind}"] = of_process(valgrind, folder, scene, arguments.against, kind)
         finally:
             if scene.postgres:
                 scene.postgres.stop()
@@ -132,7 +158,8 @@ def main():
         worse |= bool(before) and count > before * (1 + TOLERANCE / 100)
         print(f"{what:20} {count:6}  {change}")
     if arguments.save:
-        KNOWN.write_text("".join(f"{what} {count}\n" for what, count in found.items()))
+        figures = "".join(f"{what} {count}\n" for what, count in found.items())
+        KNOWN.write_text(f"# by {here()}\n{figures}")
     elif worse:
         sys.exit(f"more than {TOLERANCE:.0f} % more instructions than were saved last")
 

@@ -327,7 +327,11 @@ impl Engine {
 
     /// A session that waits: has its turn come?
     fn take_turn(&mut self, cx: &mut Context<'_>, out: &mut Out) -> Progress {
-        let Leasing::Waiting(waiter) = &self.leasing else { return self.take_arrived(cx, out) };
+        let waiter = match &self.leasing {
+            Leasing::None | Leasing::Held(_) => return Ok(false),
+            Leasing::Coming(_) => return self.take_arrived(cx, out),
+            Leasing::Waiting(waiter) => waiter,
+        };
         match waiter.poll(cx) {
             Poll::Pending => match self.client.end(cx) {
                 Some(Ending::Lost) => return self.client_ended(cx, out),

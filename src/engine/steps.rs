@@ -148,6 +148,7 @@ impl Engine {
         Some(self.is_lent(lease))
     }
 
+    #[inline]
     fn is_lent(&mut self, mut lease: Lease) -> Condition {
         let condition = lease.lend_to(&self.user);
         self.leasing = Leasing::Held(lease);
