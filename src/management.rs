@@ -6,6 +6,7 @@ mod apply;
 mod body;
 mod bound;
 mod connections;
+mod declared;
 mod document;
 mod edit;
 mod environments;

@@ -15,7 +15,7 @@ use crate::stream::ReusePort;
 use crate::tls::{self, ServerTls, TlsError};
 use crate::upstream::Dialer;
 use policy::config::file::{self, SslMode};
-use policy::config::read::{Problems, Setting};
+use policy::config::read::{FilePath, Problems, Setting};
 use policy::config::{
     Config, Connection, Draft, Host, ListenAddress, Machine, Outside, Rejected, Surroundings, ValidatedConfig,
 };
@@ -399,7 +399,7 @@ fn dialer(
         return None;
     }
     let verifies = wanted.verifies();
-    let path = |path: &'_ Setting<Option<String>>| path.span();
+    let path = |path: &'_ Setting<Option<FilePath>>| path.span();
     let authorities = wanted.root_cert.as_deref().filter(|_| verifies);
     let revoked = wanted.revoked.as_deref().filter(|_| verifies);
     let identity = wanted.identity.as_ref().filter(|_| uses_tls);

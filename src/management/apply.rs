@@ -14,7 +14,8 @@ use utoipa::ToSchema;
 use super::answer::{self, Outcome, Problem, tagged};
 use super::{Api, WriteRequest, connections, edit, json, people, redact};
 use crate::proxy::{Change, Intent, Written};
-use policy::config::file::AuthType;
+use policy::config::file::{AuthType, Connection};
+use policy::config::manual::OptionDoc;
 use policy::names::id_of;
 use policy::verifier::is_verifier;
 
@@ -277,7 +278,7 @@ fn check_files(change: &Change<'_>, desired: &DocumentMut) -> Result<(), Problem
             .filter_map(|(name, item)| Some((edit::shown(name), item.as_table_like()?.get(key)?.as_str()?)))
             .collect()
     }
-    for key in ["sslrootcert", "sslcrl", "sslcert", "sslkey"] {
+    for OptionDoc { name: key, .. } in Connection::manual().2.into_iter().filter(|option| option.is_file) {
         let known: BTreeSet<_> = said(&change.document, key).into_iter().map(|(_, path)| path).collect();
         if let Some((name, _)) = said(desired, key).into_iter().find(|(_, path)| !known.contains(path)) {
             let what = "a file that the configuration does not name yet: edit the file where pgusher runs";

@@ -13,7 +13,6 @@ use uuid::Uuid;
 
 use super::answer::{self, Problem};
 use super::json::{self, kind};
-use policy::config::file::{AuthType, Console, OnUnmatched, PoolMode, SslMode};
 
 /// The longest name, in characters.
 const MAX_NAME: usize = 255;
@@ -111,6 +110,16 @@ pub(super) struct Fields {
 impl Fields {
     /// Takes one.
     pub(super) fn take<T: Field>(&mut self, name: &str, need: Need) -> Patch<T> {
+        self.take_by(name, need, T::read)
+    }
+
+    /// Takes one that is read so.
+    pub(super) fn take_by<T>(
+        &mut self,
+        name: &str,
+        need: Need,
+        read: impl FnOnce(Value) -> Result<T, String>,
+    ) -> Patch<T> {
         match self.map.remove(name) {
             None => {
                 if need != Need::Optional && self.purpose == Purpose::Create {
@@ -119,7 +128,7 @@ impl Fields {
                 Patch::Absent
             }
             Some(Value::Null) if need == Need::Optional => Patch::Null,
-            Some(value) => T::read(value).map_or_else(
+            Some(value) => read(value).map_or_else(
                 |what| {
                     self.problems.push(format!("{name}: {what}"));
                     Patch::Absent
@@ -133,10 +142,11 @@ impl Fields {
     ///
     /// # Errors
     /// 400 with almost everything that is wrong.
-    pub(super) fn finish(mut self, known: &[&str]) -> Result<(), Problem> {
+    pub(super) fn finish<T: Fielded>(mut self) -> Result<(), Problem> {
+        let known = if self.map.is_empty() { Vec::new() } else { T::fields() };
         for name in self.map.keys().take(MAX_UNKNOWN) {
             let shown: String = name.chars().take(60).collect();
-            let near = known.iter().map(|k| (strsim::damerau_levenshtein(k, &shown), *k)).min();
+            let near = known.iter().map(|(k, ..)| (strsim::damerau_levenshtein(k, &shown), k.as_str())).min();
             self.problems.push(match near {
                 Some((distance, near)) if distance <= 3 => {
                     format!("{shown}: Unrecognized key (did you mean {near}?)")
@@ -167,7 +177,7 @@ pub(super) trait Fielded: Sized {
     /// Its name in the document.
     const NAME: &'static str;
     /// Its fields: name, what is asked of it, schema with its description.
-    fn fields() -> Vec<(&'static str, Need, RefOr<Schema>)>;
+    fn fields() -> Vec<(String, Need, RefOr<Schema>)>;
     /// Reads them.
     ///
     /// # Errors
@@ -175,33 +185,43 @@ pub(super) trait Fielded: Sized {
     fn read(fields: Fields) -> Result<Self, Problem>;
 }
 
-/// Declares a body.
+/// Declares a body: its own fields, and the options of a table of the file that it has as they are declared there.
 macro_rules! body {
-    ($(#[doc = $about:literal])* $Name:ident as $name:literal {
+    ($(#[doc = $about:literal])* $Name:ident as $name:literal $(with the options of $Table:ty)? {
         $( $(#[doc = $doc:literal])* $field:ident: $Type:ty $(, $required:ident)?; )*
     }) => {
         $(#[doc = $about])*
         #[derive(Debug)]
         // The names are those on the wire.
         #[allow(non_snake_case)]
-        pub(crate) struct $Name { $( $(#[doc = $doc])* pub(crate) $field: $crate::management::body::Patch<$Type>, )* }
+        pub(crate) struct $Name {
+            $( $(#[doc = $doc])* pub(crate) $field: $crate::management::body::Patch<$Type>, )*
+            $(
+                /// Those that are as they are in the file.
+                pub(super) options: $crate::management::declared::Options<$Table>,
+            )?
+        }
 
         impl $crate::management::body::Fielded for $Name {
             const NAME: &'static str = $name;
-            fn fields() -> Vec<(&'static str, $crate::management::body::Need, utoipa::openapi::RefOr<utoipa::openapi::Schema>)> {
-                vec![$( (
-                    $crate::management::body::plain(stringify!($field)),
+            fn fields() -> Vec<(String, $crate::management::body::Need, utoipa::openapi::RefOr<utoipa::openapi::Schema>)> {
+                let own = [$( (
+                    $crate::management::body::plain(stringify!($field)).to_owned(),
                     body!(@need $($required)?),
                     $crate::management::body::described(
                         <$Type as $crate::management::body::Field>::schema(),
                         &policy::config::manual::doc_text(&[$($doc),*]),
                         body!(@need $($required)?),
                     ),
-                ), )*]
+                ), )*];
+                own.into_iter()$(.chain($crate::management::declared::Options::<$Table>::fields()))?.collect()
             }
             fn read(mut fields: $crate::management::body::Fields) -> Result<Self, $crate::management::answer::Problem> {
-                let read = Self { $( $field: fields.take($crate::management::body::plain(stringify!($field)), body!(@need $($required)?)), )* };
-                fields.finish(&[$( $crate::management::body::plain(stringify!($field)) ),*])?;
+                let read = Self {
+                    $( $field: fields.take($crate::management::body::plain(stringify!($field)), body!(@need $($required)?)), )*
+                    $( options: $crate::management::declared::Options::<$Table>::take(&mut fields), )?
+                };
+                fields.finish::<Self>()?;
                 Ok(read)
             }
         }
@@ -251,7 +271,7 @@ fn object_schema<T: Fielded>(purpose: Purpose) -> RefOr<Schema> {
     let mut object = ObjectBuilder::new().additional_properties(Some(AdditionalProperties::FreeForm(false)));
     for (name, need, schema) in T::fields() {
         if purpose == Purpose::Create || need != Need::Fixed {
-            object = object.property(name, schema);
+            object = object.property(&name, schema);
         }
         if purpose == Purpose::Create && need != Need::Optional {
             object = object.required(name);
@@ -367,23 +387,6 @@ impl Field for Password {
     }
 }
 
-/// The name of a host, an address, or the folder of a unix socket.
-#[derive(Debug, Clone)]
-pub(super) struct HostName(pub String);
-
-impl Field for HostName {
-    fn schema() -> RefOr<Schema> {
-        string().min_length(Some(1)).max_length(Some(MAX_NAME)).pattern(Some("^[!-~]+$")).into()
-    }
-    fn read(value: Value) -> Result<Self, String> {
-        let text = text_of(value, MAX_NAME, 1)?;
-        match text.bytes().all(|b| b.is_ascii_graphic()) {
-            true => Ok(Self(text)),
-            false => Err("Invalid host".into()),
-        }
-    }
-}
-
 impl Field for bool {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new().schema_type(SchemaType::Type(Type::Boolean)).into()
@@ -403,39 +406,29 @@ impl<const LEAST: u32, const MOST: u32> Field for Whole<LEAST, MOST> {
         number.minimum(Some(LEAST)).maximum(Some(MOST)).into()
     }
     fn read(value: Value) -> Result<Self, String> {
-        if !value.is_number() {
-            return Err(format!("Expected number, received {}", kind(&value)));
-        }
-        // 5432.0 is a whole number, too (JSON Schema, section 6.1.1).
-        let whole = value
-            .as_f64()
-            .filter(|number| number.fract() == 0.0)
-            .ok_or("Expected integer, received float")?;
-        match whole {
-            n if n < f64::from(LEAST) => Err(format!("Number must be greater than or equal to {LEAST}")),
-            n if n > f64::from(MOST) => Err(format!("Number must be less than or equal to {MOST}")),
-            // It is within the bounds of u32.
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            n => Ok(Self(n as u32)),
-        }
+        whole(&value, LEAST, MOST).map(Self)
     }
 }
 
-/// Settings that are words are the same words here.
-macro_rules! words {
-    ($($Name:ident),*) => {$(
-        impl Field for $Name {
-            fn schema() -> RefOr<Schema> {
-                string().enum_values(Some(Self::WORDS.iter().copied())).into()
-            }
-            fn read(value: Value) -> Result<Self, String> {
-                let text = text_of(value, MAX_TEXT, 0)?;
-                Self::of_word(&text).ok_or_else(|| format!("Expected one of: {}", Self::WORDS.join(", ")))
-            }
-        }
-    )*};
+/// Reads a whole number within these bounds.
+///
+/// # Errors
+/// What is wrong, without the field's name.
+pub(super) fn whole(value: &Value, least: u32, most: u32) -> Result<u32, String> {
+    if !value.is_number() {
+        return Err(format!("Expected number, received {}", kind(value)));
+    }
+    // 5432.0 is a whole number, too (JSON Schema, section 6.1.1).
+    let whole =
+        value.as_f64().filter(|number| number.fract() == 0.0).ok_or("Expected integer, received float")?;
+    match whole {
+        n if n < f64::from(least) => Err(format!("Number must be greater than or equal to {least}")),
+        n if n > f64::from(most) => Err(format!("Number must be less than or equal to {most}")),
+        // It is within the bounds of u32.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        n => Ok(n as u32),
+    }
 }
-words!(AuthType, Console, OnUnmatched, PoolMode, SslMode);
 
 /// Several texts: an array, or one text with commas between them (then spaces around each do not count).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -571,12 +564,20 @@ impl Field for Picker {
 mod tests {
     use super::*;
 
+    body! {
+        /// Nothing but a name.
+        Nothing as "Nothing" {
+            /// A name.
+            name: Name;
+        }
+    }
+
     #[test]
     fn of_many_unknown_keys_some_are_named() {
         let map: Map<String, Value> =
             (0..50_000).map(|i| (format!("k{i}{}", "x".repeat(99)), 1.into())).collect();
         let fields = Fields { map, purpose: Purpose::Change, problems: Vec::new() };
-        let problem = format!("{:?}", fields.finish(&["name"]).unwrap_err());
+        let problem = format!("{:?}", Nothing::read(fields).map(|nothing| nothing.name).unwrap_err());
         assert!(problem.matches("Unrecognized").count() <= MAX_UNKNOWN, "{problem}");
     }
 }

@@ -15,11 +15,11 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use uuid::Uuid;
 
 use super::answer::{self, Outcome, Problem, tagged, written};
-use super::body::{Changed, Field, HostName, List, Name, New, Password, Patch, Picker, Whole, body};
+use super::body::{Changed, Field, List, Name, New, Password, Patch, Picker, Whole, body};
+use super::declared::Shown;
 use super::environments::{self, ConnectionEnvironment};
 use super::{Api, Id, View, WriteRequest, connection_of, edit};
 use crate::proxy::Change;
-use policy::config::file::{OnUnmatched, PoolMode, SslMode};
 use policy::config::{self, file};
 use policy::names::{ConnectionName, id_of};
 use policy::plan;
@@ -42,23 +42,13 @@ impl Field for Dialect {
 
 body! {
     /// What can be said about a connection.
-    ConnectionBody as "Connection" {
+    ConnectionBody as "Connection" with the options of file::Connection {
         /// Only `postgres`.
         dialect: Dialect, required;
         /// What clients ask for, as their database name, while it is nobody's environment.
         name: Name, required;
-        /// A name, an address, or the folder of a unix socket. It is reached only for clients, never by the API itself.
-        host: HostName, required;
-        /// The port; by default 5432.
-        port: Whole<1, 65_535>;
-        /// The database on the server; by default the connection's name.
-        database: Name;
-        /// Who logs in to it.
-        username: Name, required;
         /// The password. It is never answered.
         passwordUnencrypted: Password;
-        /// Schemas that become the `search_path`.
-        includeSchemas: List;
         /// The longest a statement may run, in seconds; 0 is no limit.
         queryTimeoutSeconds: Whole<0, 3600>;
         /// Which attribute of the user picks the environment (the same as `environmentUserAttribute.attributeName`).
@@ -67,25 +57,10 @@ body! {
         userAttributeValuesForDefaultEnvironment: List;
         /// Both at once; `null` takes both away.
         environmentUserAttribute: Picker;
-        /// What the connection itself is called among its environments; by default the first default value, else `base`.
-        environmentName: Name;
-        /// What happens to users whose value matches nothing: `base` (the default) or `reject`.
-        onUnmatched: OnUnmatched;
-        /// Says that it is a production database: as a base it wants `onUnmatched` to be `reject`.
-        production: bool;
-        /// Takes that back.
-        allowProductionFallback: bool;
-        /// Other names that clients may ask for.
-        aliases: List;
-        /// Whether TLS is used; by default `prefer`.
-        sslMode: SslMode;
-        /// When a connection goes back to its pool.
-        poolMode: PoolMode;
-        /// The most connections of its pool.
-        poolSize: Whole<1, 100_000>;
     }
 }
 
+type ConnectionOptions = Shown<file::Connection>;
 type NewConnection = New<ConnectionBody>;
 type ChangedConnection = Changed<ConnectionBody>;
 
@@ -109,43 +84,27 @@ pub(super) struct Connection {
     pub name: String,
     /// Always `postgres`.
     dialect: &'static str,
-    /// Where it is.
-    host: String,
-    /// The port.
-    port: u16,
-    /// The database on the server.
-    pub database: String,
-    /// Who logs in.
-    username: String,
     /// Whether there is a password.
     has_password: bool,
-    /// The `search_path`, if it is set.
-    include_schemas: Vec<String>,
     /// 0 is no limit.
     #[schema(value_type = f64)]
     query_timeout_seconds: serde_json::Number,
     /// `null` if none picks.
     environment_user_attribute: Option<EnvironmentUserAttribute>,
-    /// What it is called among the environments of its base.
-    environment_name: String,
-    /// `base` or `reject`
-    on_unmatched: &'static str,
-    /// Whether it is a production database.
-    production: bool,
-    /// Whether users that match nothing may reach it all the same.
-    allow_production_fallback: bool,
-    /// Other names that clients may ask for.
-    aliases: Vec<String>,
-    /// As libpq's `sslmode`.
-    ssl_mode: &'static str,
-    /// When a connection goes back to its pool.
-    pool_mode: &'static str,
-    /// The most connections of its pool.
-    pool_size: u32,
     /// The base whose environment it is.
     base_connection_id: Option<Uuid>,
     /// Its own environments.
     connection_environments: Vec<ConnectionEnvironment>,
+    /// The rest is as in the file.
+    #[serde(flatten)]
+    options: ConnectionOptions,
+}
+
+impl Connection {
+    /// One of those that are as in the file.
+    fn text(&self, option: &str) -> &str {
+        self.options.get(option).as_str().unwrap_or_default()
+    }
 }
 
 written! {
@@ -210,25 +169,13 @@ pub(super) fn shown(view: View<'_>, connection: &config::Connection) -> Option<C
         id: connection.id,
         name: connection.name.to_string(),
         dialect: "postgres",
-        host: connection.target.host.to_string(),
-        port: connection.target.port,
-        database: connection.target.database.clone(),
-        username: connection.target.username.clone(),
         has_password: connection.password.is_some(),
-        include_schemas: plain(&written.include_schemas),
         query_timeout_seconds: seconds(connection.query_timeout),
         environment_user_attribute: has_picker
             .then_some(EnvironmentUserAttribute { attribute_name, default_values }),
-        environment_name: connection.environment.to_string(),
-        on_unmatched: written.on_unmatched.word(),
-        production: connection.production,
-        allow_production_fallback: *written.allow_production_fallback,
-        aliases: plain(&written.aliases),
-        ssl_mode: written.sslmode.word(),
-        pool_mode: connection.pool_mode.word(),
-        pool_size: connection.pool_size,
         base_connection_id: environments::base_of(view.config, &connection.name).map(|base| base.id),
         connection_environments: environments::of(view.config, connection),
+        options: Shown::of(written, connection),
     })
 }
 
@@ -274,13 +221,13 @@ fn listed(api: &Api, parts: &Parts) -> Result<Response, Problem> {
     }
     let is = |wanted: Option<&str>, has: &str| wanted.is_none_or(|wanted| wanted == has);
     list.connections.retain(|connection| {
-        is(parameter("name"), &connection.name) && is(parameter("database"), &connection.database)
+        is(parameter("name"), &connection.name) && is(parameter("database"), connection.text("database"))
     });
     match parameter("sortField").unwrap_or("name") {
         "name" => list.connections.sort_by(|a, b| a.name.cmp(&b.name)),
-        "database" => list.connections.sort_by(|a, b| a.database.cmp(&b.database)),
-        "host" => list.connections.sort_by(|a, b| a.host.cmp(&b.host)),
-        "username" => list.connections.sort_by(|a, b| a.username.cmp(&b.username)),
+        "database" => list.connections.sort_by(|a, b| a.text("database").cmp(b.text("database"))),
+        "host" => list.connections.sort_by(|a, b| a.text("host").cmp(b.text("host"))),
+        "username" => list.connections.sort_by(|a, b| a.text("username").cmp(b.text("username"))),
         _ => return Err(Problem::field("sortField", "Expected one of: name, database, host, username")),
     }
     match parameter("sortDirection").unwrap_or("asc") {
@@ -509,24 +456,11 @@ impl ConnectionBody {
             Patch::Set(None) => Patch::Null,
             attribute => attribute.map(|name| name.unwrap_or_default().into()),
         };
-        edit::put(table, "host", self.host.map(|HostName(host)| host.into()));
-        edit::put(table, "port", self.port.map(|Whole(port)| i64::from(port).into()));
-        edit::put(table, "database", self.database.map(|Name(database)| database.into()));
-        edit::put(table, "username", self.username.map(|Name(username)| username.into()));
         edit::put(table, "password", password);
-        edit::put_list(table, "include_schemas", self.includeSchemas);
         edit::put(table, "query_timeout", self.queryTimeoutSeconds.map(seconds));
         edit::put(table, "user_attribute", attribute);
         edit::put_list(table, "default_values", picker.1);
-        edit::put(table, "environment_name", self.environmentName.map(|Name(name)| name.into()));
-        edit::put(table, "on_unmatched", self.onUnmatched.map(|it| it.word().into()));
-        edit::put(table, "production", self.production.map(Into::into));
-        edit::put(table, "allow_production_fallback", self.allowProductionFallback.map(Into::into));
-        edit::put_list(table, "aliases", self.aliases);
-        edit::put(table, "sslmode", self.sslMode.map(|it| it.word().into()));
-        edit::put(table, "pool_mode", self.poolMode.map(|it| it.word().into()));
-        edit::put(table, "pool_size", self.poolSize.map(|Whole(size)| i64::from(size).into()));
-        Ok(())
+        self.options.write(table)
     }
 
     /// Which attribute picks, and its values that mean the base: in the flat form or in the nested one, never in both.

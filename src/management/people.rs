@@ -15,11 +15,12 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::answer::{self, Outcome, Problem, tagged, written};
-use super::body::{Changed, Fielded, List, Name, New, Password, Patch, Values, Whole, body};
+use super::body::{Changed, Fielded, List, Name, New, Password, Patch, Values, body};
+use super::declared::Shown;
 use super::{Api, Id, View, WriteRequest, edit};
 use crate::proxy::{Change, Written};
 use policy::config::Config;
-use policy::config::file::{AuthType, Console};
+use policy::config::file::{self, AuthType};
 use policy::names::id_of;
 use policy::plan;
 use policy::secret::Secret;
@@ -27,23 +28,15 @@ use policy::verifier::{EMPTY, SCRAM_ITERATIONS, ScramVerifier, Verifier, is_empt
 
 body! {
     /// What can be said about a user.
-    UserBody as "User" {
+    UserBody as "User" with the options of file::User {
         /// Who logs in. It cannot be changed.
         name: Name, fixed;
         /// The password, of which only a SCRAM verifier is kept (unless `authType` needs more); or such a verifier.
         passwordUnencrypted: Password;
-        /// By default `[server] auth_type`.
-        authType: AuthType;
         /// The names of groups, the most important one first.
         groups: List;
         /// Values by attribute; no values: none of its own.
         attributes: Values;
-        /// The most clients at a time.
-        maxClientConnections: Whole<0, 1_000_000>;
-        /// What the user may do on the console.
-        console: Console;
-        /// Refuses logins.
-        disabled: bool;
     }
 }
 
@@ -67,6 +60,8 @@ body! {
     }
 }
 
+type UserOptions = Shown<file::User>;
+
 /// A user, as it is stored. The password is never shown.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -77,18 +72,13 @@ pub(super) struct User {
     name: String,
     /// Whether there is a password.
     has_password: bool,
-    /// How it is proved.
-    auth_type: &'static str,
     /// The most important one first.
     groups: Vec<String>,
     /// Values by attribute: the user's own.
     attributes: BTreeMap<String, Vec<String>>,
-    /// The most clients at a time; 0 is no limit.
-    max_client_connections: u32,
-    /// `admin`, `stats`, or nothing.
-    console: Option<&'static str>,
-    /// May not log in.
-    disabled: bool,
+    /// The rest is as in the file.
+    #[serde(flatten)]
+    options: UserOptions,
 }
 
 /// A group, as it is stored.
@@ -185,19 +175,19 @@ impl Thing for User {
     const ID: &'static str = "user";
     type Body = UserBody;
 
-    fn all(View { config, .. }: View<'_>) -> Vec<Self> {
-        let shown = |user: &Arc<policy::config::User>| Self {
-            id: id_of(Self::ID, user.name.as_str()),
-            name: user.name.to_string(),
-            has_password: user.password.is_some(),
-            auth_type: user.auth_type.word(),
-            groups: user.groups.iter().map(ToString::to_string).collect(),
-            attributes: values(&user.attributes),
-            max_client_connections: user.max_client_connections,
-            console: user.console.map(Console::word),
-            disabled: user.disabled,
+    fn all(View { config, file }: View<'_>) -> Vec<Self> {
+        let shown = |user: &Arc<policy::config::User>| {
+            let written = file.users.find(user.name.as_str())?;
+            Some(Self {
+                id: id_of(Self::ID, user.name.as_str()),
+                name: user.name.to_string(),
+                has_password: user.password.is_some(),
+                groups: user.groups.iter().map(ToString::to_string).collect(),
+                attributes: values(&user.attributes),
+                options: Shown::of(written, user),
+            })
         };
-        config.users.values().map(shown).collect()
+        config.users.values().filter_map(shown).collect()
     }
     fn id(&self) -> Uuid {
         self.id
@@ -215,8 +205,8 @@ impl Thing for User {
     fn write(body: UserBody, change: &mut Change<'_>, name: &str) -> Result<(), Problem> {
         let config = &change.generation.config;
         let default = *config.server.auth_type;
-        let auth_type = match body.authType {
-            Patch::Set(auth_type) => auth_type,
+        let auth_type = match body.options.said("auth_type") {
+            Patch::Set(said) => said.as_str().and_then(AuthType::of_word).unwrap_or(default),
             Patch::Null => default,
             Patch::Absent => config.users.get(name).map_or(default, |user| user.auth_type),
         };
@@ -225,17 +215,9 @@ impl Thing for User {
             .try_map(|Password(secret)| password_value(change, name, auth_type, &secret))?;
         let table = edit::needed(&mut change.document, Self::KIND, name)?;
         edit::put(table, "password", password);
-        edit::put(table, "auth_type", body.authType.map(|auth_type| auth_type.word().into()));
         edit::put_list(table, "groups", body.groups);
         put_values(table, body.attributes);
-        edit::put(
-            table,
-            "max_client_connections",
-            body.maxClientConnections.map(|Whole(n)| i64::from(n).into()),
-        );
-        edit::put(table, "console", body.console.map(|console| console.word().into()));
-        edit::put(table, "disabled", body.disabled.map(Into::into));
-        Ok(())
+        body.options.write(table)
     }
     fn listed(users: Vec<Self>) -> impl Serialize {
         Users { users }

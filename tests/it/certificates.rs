@@ -395,8 +395,8 @@ fn for_clients(mode: SslMode, certificate: &str, authority: &str, list: Option<&
         mode: Setting::default_of(mode),
         certificate: text(format!("{certificate}.crt")),
         key: text(format!("{certificate}.key")),
-        client_ca: Setting::default_of(Some(format!("{authority}.crt"))),
-        client_crl: Setting::default_of(list.map(str::to_owned)),
+        client_ca: Setting::default_of(Some(format!("{authority}.crt").into())),
+        client_crl: Setting::default_of(list.map(|list| list.to_owned().into())),
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use super::house::temporary_folder;
 use super::tls::certificates;
 
-const PGUSHER: &str = env!("CARGO_BIN_EXE_pgusher");
+pub(crate) const PGUSHER: &str = env!("CARGO_BIN_EXE_pgusher");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// What the examples read from the environment.

@@ -3,6 +3,7 @@
 
 mod access;
 mod corners;
+mod declared;
 mod document;
 mod file;
 mod operate;

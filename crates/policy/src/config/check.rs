@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::file::{self, AuditFailure, AuthType, File, ListenAddress, OnUnmatched, SslMode, UpstreamMethod};
-use super::read::{Named, Problems, Setting, Strings};
+use super::read::{FilePath, Named, Problems, Setting, Strings};
 use super::{
     Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Machine, Reading, Surroundings, Target,
     UpstreamScram, UpstreamTls, User, near_miss,
@@ -265,7 +265,7 @@ fn connection(
     problems: &mut Problems,
 ) -> Option<Connection> {
     let folder = problems.folder().to_owned();
-    let resolve = |path: &Option<String>| path.as_ref().map(|p| folder.join(p));
+    let resolve = |path: &Option<FilePath>| path.as_ref().map(|p| folder.join(p));
     let identity = match (resolve(&c.sslcert), resolve(&c.sslkey)) {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
@@ -282,8 +282,8 @@ fn connection(
     }
     let server = &file.server;
     let host = match c.host.starts_with('/') {
-        true => Host::Socket(PathBuf::from(c.host.as_str())),
-        false => Host::Name((*c.host).clone()),
+        true => Host::Socket(PathBuf::from(&**c.host)),
+        false => Host::Name(c.host.to_string()),
     };
     let tls = UpstreamTls {
         mode: *c.sslmode,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::manual;
-use super::read::{Named, Problems, Setting, Strings, TableReader, Value, options};
+use super::read::{FilePath, Named, Problems, Setting, Strings, TableReader, Value, options};
 use super::words::{word_value, words};
 use crate::secret::Source;
 pub use relay::PoolMode;
@@ -137,6 +138,42 @@ impl Value for ListenAddress {
     }
 }
 
+/// Where a database is: a host name, an IP address, or the folder of a unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostName(String);
+
+impl Deref for HostName {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Value for HostName {
+    fn kind() -> String {
+        String::kind()
+    }
+    fn schema() -> Json {
+        json!({ "type": "string", "pattern": "^(/.*|[!-~]+)$" })
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        let text = String::read(node, problems)?;
+        if text.starts_with('/') || !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Some(Self(text));
+        }
+        problems
+            .error(Some(node.span()), "a host name or an IP address is of ASCII characters without spaces")
+            .help("write \"db.example.com\", \"10.0.0.7\", or the folder of a unix socket");
+        None
+    }
+    fn show(&self) -> String {
+        self.0.show()
+    }
+    fn json(&self) -> Json {
+        self.0.json()
+    }
+}
+
 words! {
     /// How a client proves who it is (as in PostgreSQL's `pg_hba.conf`).
     AuthType {
@@ -239,6 +276,9 @@ impl Value for RequireAuth {
     fn show(&self) -> String {
         let words: Vec<_> = self.0.iter().map(|method| method.word()).collect();
         format!("\"{}\"", words.join(", "))
+    }
+    fn json(&self) -> Json {
+        self.0.iter().map(|method| method.word()).collect()
     }
 }
 
@@ -373,10 +413,10 @@ options! {
         /// Its private key, a PEM file.
         Reload key: String;
         /// The authorities that client certificates come from, a PEM file. Needed for `auth_type = "cert"`.
-        Reload client_ca: Option<String> = None;
+        Reload client_ca: Option<FilePath> = None;
         /// The certificates that these authorities have revoked, a PEM file of one list (CRL) or more. Then each authority needs
         /// a list that has not expired, as in PostgreSQL: without one, its certificates are refused.
-        Reload client_crl: Option<String> = None;
+        Reload client_crl: Option<FilePath> = None;
     }
 }
 
@@ -406,7 +446,7 @@ options! {
         /// that do not exist, are shown: so nobody can tell who exists, also not by a restart. By default `FILE.key` for a
         /// configuration `FILE`, in the folder of `STATE_DIRECTORY` (see `grants_file`), otherwise beside it. It is made if it is not
         /// there, readable by pgusher alone; instances behind one address need the same.
-        Restart auth_key_file: Option<String> = None;
+        Restart auth_key_file: Option<FilePath> = None;
         /// How many wrong passwords of one user may come from one address (of IPv6, from one /64) in a minute before the answers
         /// to that user from there come later: after 0.1 s, then twice that, up to 4 s. At most 50 of them wait at the same time, and
         /// the others wait for those. Nobody else waits.
@@ -475,7 +515,7 @@ options! {
         Login application_name_add_user: bool = false;
         /// The audit, a file of JSON lines (relative to the folder of the configuration file): logins, refusals, routes and their
         /// reasons, moves, commands, reloads, ends of sessions. `FILE.head` beside it says how far it goes. By default there is none.
-        Restart audit_file: Option<String> = None;
+        Restart audit_file: Option<FilePath> = None;
         /// When the audit's file is this long, the number of its first line is put behind its name, and another is begun.
         Restart audit_max_size: Size = Size::mib(100), Size(4096) => Size::mib(1 << 20);
         /// What happens while the audit cannot be written (a full disk): in any case the log, `SHOW AUDIT` and the metrics
@@ -523,7 +563,7 @@ options! {
     /// clients ask for it by its name, as their database name.
     Connection as "[connections.NAME]" {
         /// The host name, the IP address, or the folder of the unix socket (a path).
-        Reload host: String;
+        Reload host: HostName;
         /// The port.
         Reload port: u32 = 5432, 1 => 65_535;
         /// The database; by default the connection's name.
@@ -538,14 +578,14 @@ options! {
         Reload sslnegotiation: SslNegotiation = SslNegotiation::Postgres;
         /// The authorities of the upstream's certificate, a PEM file; by default the system's. With it, `sslmode = "require"` verifies
         /// as `verify-ca` does, as in libpq.
-        Reload sslrootcert: Option<String> = None;
+        Reload sslrootcert: Option<FilePath> = None;
         /// The certificates that these authorities have revoked, a PEM file of one list (CRL) or more, where the upstream's
         /// certificate is verified. Then each authority needs a list that has not expired, as in libpq.
-        Reload sslcrl: Option<String> = None;
+        Reload sslcrl: Option<FilePath> = None;
         /// Our own certificate, a PEM file.
-        Reload sslcert: Option<String> = None;
+        Reload sslcert: Option<FilePath> = None;
         /// Its private key, a PEM file.
-        Reload sslkey: Option<String> = None;
+        Reload sslkey: Option<FilePath> = None;
         /// Whether SCRAM is bound to the TLS connection, as libpq's `channel_binding`.
         Reload channel_binding: ChannelBinding = ChannelBinding::Prefer;
         /// The lowest SCRAM iteration count that is accepted of the upstream: a lower one would let a false
@@ -666,7 +706,7 @@ options! {
         /// Where passwords are kept that come by the API.
         Reload secrets: SecretStore = SecretStore::File;
         /// The folder for them (relative to the folder of the configuration file); by default the file's name with `.secrets` appended.
-        Reload secrets_folder: Option<String> = None;
+        Reload secrets_folder: Option<FilePath> = None;
     }
 }
 

@@ -1,8 +1,12 @@
 //! What is said of each setting, to people (the manual) and to editors (JSON Schema): both from its declaration.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
+use toml::de::DeTable;
+
+use super::read::{Problems, TableReader};
 
 /// When a changed setting takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,12 @@ pub struct OptionDoc {
     pub applies: Applies,
     /// Its doc comment.
     pub text: String,
+    /// Whether it names a file of the machine.
+    pub is_file: bool,
+    /// Whether the management API takes and shows it: what is neither a secret, nor a table, nor a file.
+    pub in_api: bool,
+    /// Reads it from a table, as the file is read; false if it cannot be used.
+    pub read: fn(TableReader<'_, '_>, &mut Problems) -> bool,
 }
 
 impl OptionDoc {
@@ -48,8 +58,34 @@ impl OptionDoc {
         }
     }
 
+    /// Whether a value, as the file would have it, can be used.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what to do.
+    pub fn check(&self, value: &str) -> Result<(), String> {
+        let text = format!("{} = {value}", self.name);
+        let mut problems = Problems::new(Path::new(""), &text);
+        let (document, errors) = DeTable::parse_recoverable(&text);
+        if let Some(error) = errors.first() {
+            return Err(error.message().to_owned());
+        }
+        (self.read)(TableReader::document(document.get_ref()), &mut problems);
+        match problems.iter().next() {
+            Some(problem) => {
+                let help = problem.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
+                Err(format!("{}{help}", problem.message))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it may be left unset.
+    pub fn is_optional(&self) -> bool {
+        self.default.as_deref() == Some("")
+    }
+
     /// For an editor: what may be written, what it means, its default and its bounds.
-    fn described(&self) -> Json {
+    pub fn described(&self) -> Json {
         let mut schema = (self.schema)();
         schema["description"] = format!("{}\n\n({}.)", self.text, self.applied()).into();
         // Strings, numbers and lists are written alike in both.

@@ -335,6 +335,8 @@ fn is_harmless(value: &DeValue<'_>) -> bool {
 pub trait Value: Sized {
     /// Whether it is never a secret, nor a table that may hold one.
     const IS_PUBLIC: bool = true;
+    /// Whether it names a file of the machine, which the management API cannot have pgusher read.
+    const IS_FILE: bool = false;
     /// What an operator has to write, for messages and the manual.
     fn kind() -> String;
     /// The same for editors (JSON Schema 2020-12).
@@ -347,6 +349,50 @@ pub trait Value: Sized {
     }
     /// As it would be written in the file; empty for "not set".
     fn show(&self) -> String;
+    /// The same in JSON; `null` for "not set".
+    fn json(&self) -> Json {
+        // Numbers, and words in quotes, are written alike in both.
+        serde_json::from_str(&self.show()).unwrap_or(Json::Null)
+    }
+}
+
+/// A file or folder of the machine that pgusher runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilePath(String);
+
+impl From<String> for FilePath {
+    fn from(path: String) -> Self {
+        Self(path)
+    }
+}
+
+impl Deref for FilePath {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<Path> for FilePath {
+    fn as_ref(&self) -> &Path {
+        self.0.as_ref()
+    }
+}
+
+impl Value for FilePath {
+    const IS_FILE: bool = true;
+    fn kind() -> String {
+        String::kind()
+    }
+    fn schema() -> Json {
+        String::schema()
+    }
+    fn read(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<Self> {
+        String::read(node, problems).map(Self)
+    }
+    fn show(&self) -> String {
+        self.0.show()
+    }
 }
 
 fn wrong_type<T: Value>(node: &Spanned<DeValue<'_>>, problems: &mut Problems) -> Option<T> {
@@ -374,6 +420,9 @@ impl Value for String {
     }
     fn show(&self) -> String {
         format!("{self:?}")
+    }
+    fn json(&self) -> Json {
+        self.as_str().into()
     }
 }
 
@@ -455,6 +504,7 @@ impl Value for Duration {
 /// Reads a list; a wrong item does not hide the next one.
 impl<T: Value> Value for Vec<Setting<T>> {
     const IS_PUBLIC: bool = T::IS_PUBLIC;
+    const IS_FILE: bool = T::IS_FILE;
     fn kind() -> String {
         format!("a list, each {}", T::kind())
     }
@@ -476,10 +526,14 @@ impl<T: Value> Value for Vec<Setting<T>> {
     fn show(&self) -> String {
         format!("[{}]", self.iter().map(|s| s.show()).collect::<Vec<_>>().join(", "))
     }
+    fn json(&self) -> Json {
+        self.iter().map(|item| item.json()).collect()
+    }
 }
 
 impl<T: Value> Value for Option<T> {
     const IS_PUBLIC: bool = T::IS_PUBLIC;
+    const IS_FILE: bool = T::IS_FILE;
     fn kind() -> String {
         T::kind()
     }
@@ -494,6 +548,9 @@ impl<T: Value> Value for Option<T> {
     }
     fn show(&self) -> String {
         self.as_ref().map_or(String::new(), T::show)
+    }
+    fn json(&self) -> Json {
+        self.as_ref().map_or(Json::Null, T::json)
     }
 }
 
@@ -752,6 +809,9 @@ macro_rules! options {
                     bounds: { #[allow(unused_mut, unused_assignments)] let mut b = None; $( b = Some(format!("{} to {}", <$ty as Value>::show(&$low), <$ty as Value>::show(&$high))); )? b },
                     applies: Applies::$applies,
                     text: doc_text(&[$($doc),*]),
+                    is_file: <$ty>::IS_FILE,
+                    in_api: <$ty>::IS_PUBLIC && !<$ty>::IS_FILE,
+                    read: |mut table, problems| options!(@take table, problems, $field, $ty, ($($default)?), ($($low => $high)?)).is_some(),
                 }, )*];
                 ($title, doc_text(&[$($about),*]), options)
             }
@@ -759,6 +819,13 @@ macro_rules! options {
             /// Each setting with its value, as it would be written.
             pub fn shown(&self) -> Vec<(&'static str, String)> {
                 vec![$( (stringify!($field), $crate::config::read::Value::show(&*self.$field)), )*]
+            }
+
+            /// Each setting that the management API shows, with its value in JSON.
+            pub fn in_api(&self) -> Vec<(&'static str, serde_json::Value)> {
+                use $crate::config::read::Value;
+                let all = [$( (<$ty>::IS_PUBLIC && !<$ty>::IS_FILE).then(|| (stringify!($field), Value::json(&*self.$field))), )*];
+                all.into_iter().flatten().collect()
             }
 
             fn read_table(mut table: $crate::config::read::TableReader<'_, '_>, problems: &mut $crate::config::read::Problems) -> Option<Self> {

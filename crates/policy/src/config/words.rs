@@ -47,7 +47,7 @@ macro_rules! word_value {
                 Self::WORDS.iter().copied().zip(meanings).collect()
             }
             fn schema() -> serde_json::Value {
-                serde_json::json!({ "enum": Self::WORDS })
+                serde_json::json!({ "type": "string", "enum": Self::WORDS })
             }
             fn read(
                 node: &toml::Spanned<toml::de::DeValue<'_>>,

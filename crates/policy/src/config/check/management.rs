@@ -67,7 +67,7 @@ pub(super) fn check(
         max_failed_requests: *management.max_failed_requests,
         secrets: *management.secrets,
         secrets_folder: folder(path, management.secrets_folder.as_deref()),
-        said_folder: (*management.secrets_folder).clone(),
+        said_folder: management.secrets_folder.as_deref().map(str::to_owned),
     }
 }
 
