@@ -618,7 +618,7 @@ impl<T: Value> Value for Named<T> {
         for (key, value) in tables {
             problems.publish(key.span());
             let name = Setting { value: key.get_ref().to_string(), span: Some(key.span()) };
-            if let Some(inner) = unquoted(value, &T::schema()) {
+            if let Some(inner) = unquoted(value, T::schema) {
                 let table = T::kind().replace("NAME", &format!("\"{}.{inner}\"", &*name));
                 problems
                     .error(name.span(), format!("`{}.{inner}` is a table within a table", &*name))
@@ -638,11 +638,14 @@ impl<T: Value> Value for Named<T> {
 }
 
 /// The first key of a table that has nothing but tables, none of which belongs there: a name with a dot, without quotes.
-fn unquoted(node: &Spanned<DeValue<'_>>, schema: &Json) -> Option<String> {
+fn unquoted(node: &Spanned<DeValue<'_>>, schema: fn() -> Json) -> Option<String> {
     let table = node.get_ref().as_table().filter(|table| !table.is_empty())?;
+    if !table.iter().all(|(_, value)| value.get_ref().is_table()) {
+        return None;
+    }
+    let schema = schema();
     let known = schema["properties"].as_object()?;
-    let is_stray = |key: &str, value: &DeValue<'_>| value.is_table() && !known.contains_key(key);
-    let all = table.iter().all(|(key, value)| is_stray(key.get_ref(), value.get_ref()));
+    let all = table.iter().all(|(key, _)| !known.contains_key(&**key.get_ref()));
     let first = table.iter().next().filter(|_| all)?;
     Some(first.0.get_ref().chars().take(MAX_NEAR_LENGTH).collect())
 }
