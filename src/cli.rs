@@ -32,7 +32,7 @@ use operator::Console;
 use crate::doctor::{self, Comparison};
 use crate::prepare::{self, Prepared};
 use crate::proxy::Intent;
-use policy::config::read::Severity;
+use policy::config::problems::Severity;
 use policy::config::{Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, ValidatedConfig, file};
 use policy::plan::Plan;
 use policy::route;

@@ -15,7 +15,7 @@ use crate::prepare;
 use crate::ring::{self, Relays};
 use crate::tls;
 use policy::config::file::Io;
-use policy::config::read::{Problems, Severity};
+use policy::config::problems::{Problems, Severity};
 use policy::config::{Config, Server, ValidatedConfig};
 use policy::verifier::Verifier;
 use server::Facts;

@@ -15,7 +15,8 @@ use crate::stream::ReusePort;
 use crate::tls::{self, ServerTls, TlsError};
 use crate::upstream::Dialer;
 use policy::config::file::{self, SslMode};
-use policy::config::read::{FilePath, Problems, Setting};
+use policy::config::problems::Problems;
+use policy::config::read::{FilePath, Setting};
 use policy::config::{
     Config, Connection, Draft, Host, ListenAddress, Machine, Outside, Rejected, Surroundings, ValidatedConfig,
 };

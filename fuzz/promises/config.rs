@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use policy::config::read::{Problems, Severity};
+use policy::config::problems::{Problems, Severity};
 
 /// Stands where an input has a line `password = @`, and nowhere else.
 const CANARY: &str = "canary-4b1d-sings";

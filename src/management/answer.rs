@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::redact::safe;
 use crate::proxy::{Intent, LoadError, WriteError, Written};
-use policy::config::read::Severity;
+use policy::config::problems::Severity;
 use policy::plan::Plan;
 use wire::error::Refusal;
 

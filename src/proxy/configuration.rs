@@ -23,7 +23,7 @@ use crate::auth::Authenticator;
 use crate::grants::Grants;
 use crate::pool::Pool;
 use crate::prepare::{self, Prepared};
-use policy::config::read::Severity;
+use policy::config::problems::Severity;
 use policy::config::{Config, Outside, Rejected};
 use policy::names::ConnectionName;
 use policy::plan::{Hit, Plan};

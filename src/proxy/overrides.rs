@@ -8,7 +8,7 @@ use toml_edit::{DocumentMut, Item, Table, Value};
 use super::LoadError;
 use policy::config::file::Server;
 use policy::config::manual::Applies;
-use policy::config::read::Severity;
+use policy::config::problems::Severity;
 
 /// Why a setting was not set.
 #[derive(Debug, Error)]

@@ -80,7 +80,7 @@ fn refused() -> Vec<(String, String, &'static str)> {
         base("password = { file = \"missing.pw\" }", "missing.pw: No such file"),
     ];
     all.extend(
-        ["a b", "ünï.example", "fe80::1%lo", "[::1]", "db:5432", "postgres://u:hunter2@db/x"]
+        ["fe80::1%lo", "[::1]", "db:5432", "postgres://u:hunter2@db/x"]
             .map(|host| base(&format!("@HOST@{host}"), "is not a name or address that TLS can verify")),
     );
     all

@@ -213,7 +213,7 @@ const LEAVES: [(&str, &str); 27] = [
     ("role", "set role helper2"),
     ("role", "select set_config('role', 'helper2', false)"),
     ("locks", "select pg_advisory_lock_shared(41)"),
-    ("locks", "select pg_try_advisory_lock(42, 43)"),
+    ("locks", "select pg_try_advisory_lock(42, pg_backend_pid())"),
     ("cursors", "declare ann_cursor cursor with hold for select 'of ann'"),
     ("channels", "listen ann_channel"),
     ("temporary objects", "create temp table whoami as select 'of ann' as name"),

@@ -1,9 +1,12 @@
 //! The checked settings: what the rest of the house may rely on.
 
+pub mod problems;
+mod foreign;
 pub mod read;
 pub mod manual;
+mod options;
 mod words;
-mod foreign;
+mod values;
 
 pub mod file;
 
@@ -26,7 +29,7 @@ use file::{
     AuthType, ChannelBinding, Console, Isolation, OnUnmatched, PoolMode, Role, SecretStore, SslMode,
     SslNegotiation, UpstreamMethod,
 };
-use read::Problems;
+use problems::Problems;
 
 pub use check::{HASHED, MIN_TOKEN};
 pub use file::{ClientTls, ListenAddress, LogFormat, LogLevel, OnMove, Server};

@@ -480,7 +480,7 @@ pub fn reviewed(draft: Draft) -> Draft {
 fn warn_of_misses(
     config: &Config,
     file: &crate::config::file::File,
-    problems: &mut crate::config::read::Problems,
+    problems: &mut crate::config::problems::Problems,
 ) {
     let users = file.users.0.iter().flat_map(|(_, u)| u.attributes.0.iter().map(|(n, v)| (n.as_str(), v)));
     let groups = file.groups.0.iter().flat_map(|(_, g)| g.attributes.0.iter().map(|(n, v)| (n.as_str(), v)));

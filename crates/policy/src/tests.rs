@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use crate::attribute;
 use crate::config::file::OnUnmatched;
-use crate::config::read::Severity;
+use crate::config::problems::Severity;
 use crate::config::{Config, Rejected, Surroundings, ValidatedConfig};
 use crate::route;
 

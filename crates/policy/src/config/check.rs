@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::file::{self, AuditFailure, AuthType, File, ListenAddress, OnUnmatched, SslMode, UpstreamMethod};
-use super::read::{FilePath, Named, Problems, Setting, Strings};
+use super::problems::Problems;
+use super::read::{FilePath, Named, Setting, Strings};
 use super::{
     Base, CONSOLE_DATABASES, Config, Connection, Environment, Host, Machine, Reading, Surroundings, Target,
     UpstreamScram, UpstreamTls, User, near_miss,

@@ -6,7 +6,8 @@ use std::path::Path;
 use serde_json::{Map, Value as Json, json};
 use toml::de::DeTable;
 
-use super::read::{Problems, TableReader};
+use super::problems::Problems;
+use super::read::TableReader;
 
 /// When a changed setting takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,15 +101,6 @@ impl OptionDoc {
         }
         schema
     }
-}
-
-/// A secret in each of its forms, for editors.
-pub(super) fn secret_schema() -> Json {
-    let text = json!({ "type": "string" });
-    let words = json!({ "type": "array", "items": text.clone(), "minItems": 1 });
-    let form = |key: &str, value: Json| json!({ "type": "object", "properties": { key: value }, "required": [key], "additionalProperties": false });
-    let forms = [text.clone(), form("file", text.clone()), form("env", text), form("command", words)];
-    json!({ "anyOf": forms })
 }
 
 /// What may be in a table, for editors.

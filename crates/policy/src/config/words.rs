@@ -51,7 +51,7 @@ macro_rules! word_value {
             }
             fn read(
                 node: &toml::Spanned<toml::de::DeValue<'_>>,
-                problems: &mut $crate::config::read::Problems,
+                problems: &mut $crate::config::problems::Problems,
             ) -> Option<Self> {
                 let word = String::read(node, problems)?;
                 let known = Self::of_word(&word);

@@ -6,7 +6,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::super::file::{File, Token as Written};
-use super::super::read::{Problems, Setting};
+use super::super::problems::Problems;
+use super::super::read::Setting;
 use super::super::{Management, Reading, Surroundings, Token};
 use super::Source;
 

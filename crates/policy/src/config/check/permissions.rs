@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::super::Machine;
 use super::super::file::File;
-use super::super::read::{Problems, Setting};
+use super::super::problems::Problems;
+use super::super::read::Setting;
 use super::Source;
 use super::management;
 use crate::verifier::is_verifier;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::Connection;
 use super::super::file::{self, File};
-use super::super::read::Problems;
+use super::super::problems::Problems;
 use crate::names::ConnectionName;
 
 type Connections = BTreeMap<ConnectionName, Arc<Connection>>;
