@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 ARGS ?=
 
-.PHONY: build demo test quick prerequisites lint deny unit integration docs docs-fresh bench bench-core bench-threads bench-overload bench-disturbed bench-memory bench-isolation soak fuzz fuzz-corpus sanitize test-compose test-drivers \
+.PHONY: build demo test quick prerequisites schemathesis lint deny unit integration docs docs-fresh bench bench-core bench-threads bench-overload bench-disturbed bench-memory bench-isolation soak fuzz fuzz-corpus sanitize test-compose test-drivers \
 	test-tools advisories msrv
 
 # A release: the program without its symbols, which are beside it.
@@ -17,7 +17,9 @@ demo:
 	cargo build --locked --bin pgusher
 	@demo/demo.sh
 
-test: prerequisites lint docs-fresh unit integration
+test: prerequisites
+	@$(MAKE) --no-print-directory -j2 schemathesis lint
+	@$(MAKE) --no-print-directory docs-fresh unit integration
 
 # Formatting, lints, and the tests of crates, layout and corpus: seconds once built. The tests in tests/it are not run.
 quick:
@@ -27,6 +29,9 @@ quick:
 
 prerequisites:
 	@tests/prerequisites.sh test
+
+schemathesis:
+	@tests/prerequisites.sh schemathesis
 
 lint:
 	cargo fmt --all --check
@@ -54,6 +59,8 @@ unit:
 # All of it on the default engine, which is io_uring where this machine has it; a part on the other.
 OTHER ?= epoll
 AGAIN ?= cancel:: halves:: isolation::who_ listen:: main_job:: relay:: tls:: waits::
+# Tests wait for most of their time.
+export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(nproc) < 16 ? 3 * $$(nproc) : 16)))
 integration:
 	cargo test --locked --test '*'
 	PGUSHER_IO=$(OTHER) cargo test --locked --test it -- $(AGAIN)
@@ -108,7 +115,7 @@ bench-isolation:
 	python3 bench/resets.py
 
 # The tests in their full sizes: minutes to hours.
-soak: prerequisites
+soak: prerequisites schemathesis
 	cargo build --release --locked
 	PROPTEST_CASES=50000 cargo test --release --locked --package pgusher-relay --lib
 	PGUSHER_SOAK=1 PGUSHER_IO=auto cargo test --release --locked --test it -- --nocapture $(ARGS)

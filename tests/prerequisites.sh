@@ -81,7 +81,7 @@ if [ "${1:-}" = fuzz ] && ! cargo fuzz --version >/dev/null 2>&1; then
   echo "Installing cargo-fuzz with cargo (some minutes)"
   cargo install --quiet --locked cargo-fuzz
 fi
-if [ "${1:-}" = test ] && ! target/schemathesis/bin/st --version >/dev/null 2>&1; then
+if [ "${1:-}" = schemathesis ] && ! target/schemathesis/bin/st --version >/dev/null 2>&1; then
   echo "Installing schemathesis below target/schemathesis (pip)"
   mkdir -p target
   python3 -m venv target/schemathesis

@@ -13,7 +13,7 @@ const MORE: &str = "\n[groups.analysts]\nattributes = { environment = \"prod\" }
 fn schemathesis_finds_no_answer_that_the_document_does_not_have() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = root.join("target/schemathesis/bin/st");
-    assert!(program.exists(), "schemathesis is missing: tests/prerequisites.sh test installs it");
+    assert!(program.exists(), "schemathesis is missing: make schemathesis installs it");
     let api = Managed::start(&(warehouse("audit_file = \"audit.jsonl\"", "", "") + MORE));
     let seconds = size(25, 600).to_string();
     // What a document cannot say is left out: that names must exist (positive_data_acceptance), and that what is asked with
