@@ -11,19 +11,19 @@ pub struct Aside(Arc<Semaphore>);
 
 impl Aside {
     /// So many at the same time.
-    pub fn new(places: usize) -> Self {
-        Self(Arc::new(Semaphore::new(places)))
+    pub fn new(permits: usize) -> Self {
+        Self(Arc::new(Semaphore::new(permits)))
     }
 
-    /// Does something that may block. Cancel-safe, but what has begun goes on, and keeps its place until it ends.
+    /// Does something that may block. Cancel-safe, but what has begun goes on, and keeps its permit until it ends.
     ///
     /// # Errors
     /// It panicked, or the process ends.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-        let place = self.0.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let permit = self.0.clone().acquire_owned().await.map_err(io::Error::other)?;
         let kept = move || {
             let done = work();
-            drop(place);
+            drop(permit);
             done
         };
         tokio::task::spawn_blocking(kept).await.map_err(io::Error::other)

@@ -24,7 +24,7 @@ pub(crate) use chain::Head;
 pub use chain::files;
 pub use read::verify;
 pub(crate) use refusals::{Refusals, Refused};
-pub(crate) use who::{Question, Visits, who};
+pub(crate) use who::{AuditQuestion, Visits, who};
 use wire::error::{Fault, Refusal, SqlState, escape_json};
 
 /// How many events may wait while the disk takes none, and how many bytes of them; those that come then are counted, and
@@ -165,7 +165,7 @@ struct Open {
 
 /// The figures of an [`Audit`].
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct AuditFigures {
     /// The disk takes nothing now.
     pub failing: bool,
     /// How often writing has failed.
@@ -232,10 +232,10 @@ impl Audit {
     }
 
     /// Its figures, if it is on.
-    pub fn seen(&self) -> Option<Seen> {
+    pub fn seen(&self) -> Option<AuditFigures> {
         let state = &self.0.as_ref()?.state;
         let get = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
-        Some(Seen {
+        Some(AuditFigures {
             failing: state.failing.load(Ordering::Relaxed),
             failures: get(&state.failures),
             written: get(&state.written),
@@ -285,7 +285,7 @@ fn tell_gap(chain: &mut Chain, state: &State) {
 
 /// What the writer does after it has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Then {
+enum AfterFailure {
     /// It tries again after a while.
     Retry,
     /// Nothing more: the process ends.
@@ -327,9 +327,9 @@ impl Writer {
                 Err(error) => {
                     // Whoever ends does not wait until somebody makes room.
                     let gives_up = ended || self.state.closing.load(Ordering::Acquire);
-                    let then = if gives_up { Then::GiveUp } else { Then::Retry };
+                    let then = if gives_up { AfterFailure::GiveUp } else { AfterFailure::Retry };
                     self.fails(&error, then);
-                    if then == Then::GiveUp {
+                    if then == AfterFailure::GiveUp {
                         return;
                     }
                 }
@@ -397,16 +397,16 @@ impl Writer {
     }
 
     /// Whoever waits is told so; the events stay, for the next attempt.
-    fn fails(&mut self, error: &io::Error, then: Then) {
+    fn fails(&mut self, error: &io::Error, then: AfterFailure) {
         self.state.failures.fetch_add(1, Ordering::Relaxed);
         self.state.failing.store(true, Ordering::Release);
         // What somebody waits for does not happen now.
         self.batch.retain(|entry| entry.written.is_none());
-        if self.is_time_to_remind() || then == Then::GiveUp {
+        if self.is_time_to_remind() || then == AfterFailure::GiveUp {
             let (file, waiting) = (self.chain.path().display(), self.batch.len());
             error!(%file, %error, waiting, "the audit cannot be written: events wait, and are lost when too many do");
         }
-        if then == Then::Retry {
+        if then == AfterFailure::Retry {
             #[expect(
                 clippy::disallowed_methods,
                 reason = "a thread of its own, which has nothing else to do"

@@ -22,7 +22,7 @@ const LONG_SECRET: usize = 32;
 
 /// What a session does now, as far as a cancel is concerned.
 #[derive(Debug, Default)]
-enum Doing {
+enum CancelState {
     /// Nothing that could be cancelled.
     #[default]
     Nothing,
@@ -35,7 +35,7 @@ enum Doing {
 /// A session's part: changed at each checkout.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
-    doing: Mutex<Doing>,
+    doing: Mutex<CancelState>,
     /// What its client was given to cancel with.
     secret: OnceLock<Box<[u8]>>,
     /// Most sessions are never cancelled.
@@ -54,27 +54,27 @@ struct Cancels {
 impl Slot {
     /// The session waits.
     pub(crate) fn waits(&self, waiter: Arc<Waiter>) {
-        *self.doing.lock() = Doing::Waiting(waiter);
+        *self.doing.lock() = CancelState::Waiting(waiter);
     }
 
     /// The session is lent a connection.
     pub(crate) fn is_lent(&self, target: Arc<CancelTarget>) {
-        *self.doing.lock() = Doing::Lent(target);
+        *self.doing.lock() = CancelState::Lent(target);
     }
 
     /// The connection that the session is lent now, if any; and whether it waits for one.
     pub(crate) fn now(&self) -> (Option<Arc<CancelTarget>>, Option<Instant>) {
         match &*self.doing.lock() {
-            Doing::Nothing => (None, None),
-            Doing::Waiting(waiter) => (None, Some(waiter.since)),
-            Doing::Lent(target) => (Some(target.clone()), None),
+            CancelState::Nothing => (None, None),
+            CancelState::Waiting(waiter) => (None, Some(waiter.since)),
+            CancelState::Lent(target) => (Some(target.clone()), None),
         }
     }
 
     /// The session has nothing. After this, no cancel begins for what it had; one that had begun has raised the
     /// connection's fence.
     pub(crate) fn has_nothing(&self) {
-        *self.doing.lock() = Doing::Nothing;
+        *self.doing.lock() = CancelState::Nothing;
     }
 }
 
@@ -221,13 +221,13 @@ impl Slot {
             }
         };
         let (target, _fence) = match &*self.doing.lock() {
-            Doing::Nothing => return,
-            Doing::Waiting(waiter) => {
+            CancelState::Nothing => return,
+            CancelState::Waiting(waiter) => {
                 let message = "canceling statement due to user request";
                 return waiter.refuse(Refusal::new(Fault::Client, SqlState::QUERY_CANCELED, message));
             }
             // Fenced while the session is known to have it: it is lent to nobody else until we are through.
-            Doing::Lent(target) => (target.clone(), target.fence()),
+            CancelState::Lent(target) => (target.clone(), target.fence()),
         };
         if let Err(error) = target.cancel().await {
             debug!(%error, "a cancel request did not reach the upstream");

@@ -30,7 +30,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use operator::Console;
 
 use crate::doctor::{self, Comparison};
-use crate::prepare::{self, Prepared};
+use crate::prepare::{self, PreparedConfig};
 use crate::proxy::Intent;
 use policy::config::problems::Severity;
 use policy::config::{Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, ValidatedConfig, file};
@@ -315,7 +315,7 @@ fn load(file: &Path) -> Result<ValidatedConfig, ExitCode> {
 }
 
 /// What a start needs.
-fn prepared(file: &Path, outside: Outside) -> Result<Prepared, ExitCode> {
+fn prepared(file: &Path, outside: Outside) -> Result<PreparedConfig, ExitCode> {
     prepare::load(file, outside).map_err(|rejected| refused(file, &rejected))
 }
 

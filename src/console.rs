@@ -162,7 +162,7 @@ struct Session {
     held: Vec<OwnedSemaphorePermit>,
 }
 
-type Outcome = Result<(), Refusal>;
+type CommandResult = Result<(), Refusal>;
 
 impl Session {
     async fn run(mut self, reader: &mut Reader) -> io::Result<Ended> {
@@ -233,7 +233,7 @@ impl Session {
     }
 
     /// What the user may do is what is in force now, and not what was when he logged in.
-    fn look_again(&mut self) -> Outcome {
+    fn look_again(&mut self) -> CommandResult {
         self.right = right_of(&self.console.current.generation(), &self.user).ok_or_else(no_longer)?;
         Ok(())
     }
@@ -282,14 +282,14 @@ impl Session {
         wire::ready_for_query(&mut self.out, if self.in_transaction { b'T' } else { b'I' });
     }
 
-    fn say(&mut self, outcome: Outcome) {
+    fn say(&mut self, outcome: CommandResult) {
         if let Err(refusal) = outcome {
             wire::error_response(&mut self.out, Severity::Error, &refusal);
         }
     }
 
     /// Whether this user may say that.
-    fn permit(&self, command: &Command) -> Outcome {
+    fn permit(&self, command: &Command) -> CommandResult {
         if self.right == Right::Admin || command.only_looks() {
             return Ok(());
         }
@@ -324,8 +324,11 @@ impl Session {
         {
             return Err(audit::not_written());
         }
-        let mut told =
-            Told { console: &self.console, event: Some(self.event(command)), outcome: "left".to_owned() };
+        let mut told = AuditAtEnd {
+            console: &self.console,
+            event: Some(self.event(command)),
+            outcome: "left".to_owned(),
+        };
         let acted = act::act(&self.console, &self.user.name, command).await;
         told.outcome = acted.as_ref().err().map_or("done".into(), |refusal| refusal.sqlstate.to_string());
         drop(told);
@@ -352,7 +355,7 @@ impl Session {
         event.text("command", command)
     }
 
-    async fn query(&mut self, text: &str) -> Outcome {
+    async fn query(&mut self, text: &str) -> CommandResult {
         let command = Command::parse(text)?;
         if command == Command::Empty {
             wire::message(&mut self.out, b'I', |_| {});
@@ -376,7 +379,7 @@ impl Session {
         wire::message(&mut self.out, b'C', |out| wire::push_cstr(out, reply.tag));
     }
 
-    fn parse(&mut self, body: &[u8]) -> Outcome {
+    fn parse(&mut self, body: &[u8]) -> CommandResult {
         let (name, rest) = cstr(body).ok_or_else(broken)?;
         let (text, types) = text_of(rest)?;
         if !name.is_empty() && (self.statements.contains_key(name) || self.statements.len() >= MAX_NAMED) {
@@ -396,7 +399,7 @@ impl Session {
         Ok(())
     }
 
-    fn bind(&mut self, body: &[u8]) -> Outcome {
+    fn bind(&mut self, body: &[u8]) -> CommandResult {
         let (portal, rest) = cstr(body).ok_or_else(broken)?;
         let (name, rest) = cstr(rest).ok_or_else(broken)?;
         let text = self.statements.get(name).cloned().ok_or_else(|| no_such("prepared statement", name))?;
@@ -418,7 +421,7 @@ impl Session {
         Ok(())
     }
 
-    async fn describe(&mut self, body: &[u8]) -> Outcome {
+    async fn describe(&mut self, body: &[u8]) -> CommandResult {
         let (kind, rest) = body.split_first().ok_or_else(broken)?;
         let (name, _) = cstr(rest).ok_or_else(broken)?;
         let (text, formats) = match kind {
@@ -447,7 +450,7 @@ impl Session {
         Ok(())
     }
 
-    async fn execute(&mut self, body: &[u8]) -> Outcome {
+    async fn execute(&mut self, body: &[u8]) -> CommandResult {
         let (name, rest) = cstr(body).ok_or_else(broken)?;
         let most = rest.first_chunk().map(|most| u32::from_be_bytes(*most)).ok_or_else(broken)? as usize;
         let portal = self.portals.get(name).ok_or_else(|| no_such("portal", name))?;
@@ -488,7 +491,7 @@ impl Session {
         Ok(())
     }
 
-    fn close(&mut self, body: &[u8]) -> Outcome {
+    fn close(&mut self, body: &[u8]) -> CommandResult {
         let (kind, rest) = body.split_first().ok_or_else(broken)?;
         let (name, _) = cstr(rest).ok_or_else(broken)?;
         match kind {
@@ -502,13 +505,13 @@ impl Session {
 }
 
 /// Tells the audit of a command when it is over, also of one whose operator has left while it waited.
-struct Told<'a> {
+struct AuditAtEnd<'a> {
     console: &'a Console,
     event: Option<Event>,
     outcome: String,
 }
 
-impl Drop for Told<'_> {
+impl Drop for AuditAtEnd<'_> {
     fn drop(&mut self) {
         if let Some(event) = self.event.take() {
             self.console.journal.audit.record(|| event.text("outcome", &self.outcome));

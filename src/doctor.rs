@@ -18,7 +18,7 @@ use policy::config::file::Io;
 use policy::config::problems::{Problems, Severity};
 use policy::config::{Config, Server, ValidatedConfig};
 use policy::verifier::Verifier;
-use server::Facts;
+use server::UpstreamFacts;
 
 /// How long before its end a certificate is worth a warning.
 const SOON: Duration = Duration::from_secs(30 * 86_400);
@@ -260,7 +260,7 @@ fn can_write_beside(file: &Path) -> std::io::Result<()> {
 }
 
 /// Whether a production database is reached by a connection that does not say so, by whatever name of the server.
-fn labels(config: &Config, known: &Known, report: &mut Report) {
+fn labels(config: &Config, known: &KnownUpstreams, report: &mut Report) {
     let all = || known.iter().filter_map(|(name, facts)| Some((config.connections.get(name)?, facts)));
     for (connection, facts) in all().filter(|(connection, _)| !connection.production) {
         let subject = format!("connection {}", connection.name);
@@ -290,4 +290,4 @@ fn labels(config: &Config, known: &Known, report: &mut Report) {
     }
 }
 
-type Known = BTreeMap<policy::names::ConnectionName, Facts>;
+type KnownUpstreams = BTreeMap<policy::names::ConnectionName, UpstreamFacts>;

@@ -25,7 +25,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::cancel::Slot;
-use crate::pool::{Lease, Outcome, Pinned, Pool, Subscription, Waiter, waited_too_long};
+use crate::pool::{Lease, PinPermit, Pool, Subscription, WaitEnd, Waiter, waited_too_long};
 use crate::stats::Counter;
 use crate::stream::{Ending, Reader, Stream};
 use backlog::Backlog;
@@ -33,7 +33,8 @@ pub(crate) use orders::{Order, OrderedBy, Orders, Signals, When};
 use policy::names::UserName;
 pub(crate) use relay::conductor::Cause;
 use relay::conductor::{
-    Actions, Closing, Conductor, Event, Grounds, Overdue, Phase, Shown, Statistics, Step, UpstreamEnd, Wishes,
+    Actions, Closing, Conductor, Event, EventBytes, Grounds, Overdue, Phase, Statistics, Step, UpstreamEnd,
+    Wishes,
 };
 use relay::{Gathered, Gathering};
 pub(crate) use resting::Resting;
@@ -41,8 +42,8 @@ pub(crate) use statistics::{SessionStatistics, State};
 pub(crate) use timing::Timeouts;
 use timing::{Farewell, Timer};
 use wire::error::{Fault, Refusal, SqlState};
-pub(crate) use world::Around;
 use world::RealWorld;
+pub(crate) use world::SessionContext;
 
 /// How much is read at once.
 const CHUNK: usize = 64 << 10;
@@ -96,7 +97,7 @@ pub(crate) struct Parts {
     /// In session mode: the connection.
     pub lease: Option<Lease>,
     /// What is around it.
-    pub around: Around,
+    pub around: SessionContext,
 }
 
 /// One session, from its first query to its end.
@@ -132,7 +133,7 @@ pub(crate) struct Engine {
     client_is_dry: bool,
     upstream_is_dry: bool,
     /// The pool's permit to keep the connection.
-    pinned: Option<Pinned>,
+    pinned: Option<PinPermit>,
     /// For sessions that listen.
     subscription: Option<Box<Subscription>>,
     /// What is counted of a long message of which the rest is waited for.
@@ -166,8 +167,8 @@ impl Engine {
     }
 
     /// Without a connection, and to be started.
-    fn of(client: Stream, conductor: Conductor, around: Around) -> Self {
-        let Around { id, user, pool, slot, orders, signals, timeouts, gathering } = around;
+    fn of(client: Stream, conductor: Conductor, around: SessionContext) -> Self {
+        let SessionContext { id, user, pool, slot, orders, signals, timeouts, gathering } = around;
         Self {
             client,
             conductor,
@@ -271,8 +272,8 @@ impl Engine {
     ) -> Result<Follow, Box<Closing>> {
         let shown = event.shown();
         let mut rest: &'a [u8] = match shown {
-            Shown::Client(input) | Shown::Upstream(input) => input,
-            Shown::Nothing => &[],
+            EventBytes::Client(input) | EventBytes::Upstream(input) => input,
+            EventBytes::Nothing => &[],
         };
         loop {
             let Out { up, down, statistics } = &mut *out;
@@ -311,15 +312,15 @@ impl Engine {
                 }
             }
             match shown {
-                Shown::Nothing => {}
-                Shown::Client(_) => {
+                EventBytes::Nothing => {}
+                EventBytes::Client(_) => {
                     self.client_tail.extend_from_slice(rest);
                     if self.client_tail.len() <= CHUNK {
                         // It was counted until now, also while it had to wait for a connection.
                         self.gathered = None;
                     }
                 }
-                Shown::Upstream(_) => self.upstream_tail = rest.to_vec(),
+                EventBytes::Upstream(_) => self.upstream_tail = rest.to_vec(),
             }
             return if lost { self.take_and_leave(step, cx) } else { self.take(step, cx) };
         }
@@ -338,7 +339,7 @@ impl Engine {
                 Some(Ending::Closed) if self.farewell.is_none() => return self.client_closed(cx, out),
                 _ => return Ok(false),
             },
-            Poll::Ready(Outcome::Granted(lease)) => {
+            Poll::Ready(WaitEnd::Granted(lease)) => {
                 let waited = u64::try_from(waiter.since.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.pool.stats().observe(Counter::WaitTime, waited);
                 self.orders.statistics.waited(waited);
@@ -346,7 +347,7 @@ impl Engine {
                     self.go_on_with(condition, cx, out)?;
                 }
             }
-            Poll::Ready(Outcome::Refused(refusal)) => self.refuse_waiting(&refusal, cx, out)?,
+            Poll::Ready(WaitEnd::Refused(refusal)) => self.refuse_waiting(&refusal, cx, out)?,
         }
         Ok(true)
     }

@@ -68,7 +68,7 @@ pub(crate) struct Service {
 
 /// Where a request comes from.
 #[derive(Debug, Clone)]
-pub(crate) struct Peer {
+pub(crate) struct RequestPeer {
     /// Its address.
     pub address: SocketAddr,
     usage: Arc<Mutex<Use>>,
@@ -83,12 +83,12 @@ struct Use {
     since: Instant,
 }
 
-impl Peer {
+impl RequestPeer {
     fn new(address: SocketAddr) -> Self {
         Self { address, usage: Arc::new(Mutex::new(Use { running: 0, since: Instant::now() })) }
     }
 
-    /// An authorized request begins: its connection keeps its place until this is dropped.
+    /// An authorized request begins: its connection keeps its permit until this is dropped.
     pub(crate) fn begins(&self) -> Running {
         self.usage.lock().running += 1;
         Running(self.usage.clone())
@@ -115,10 +115,10 @@ impl Drop for Running {
 
 /// All connections. Those without an authorized request for a while make room for others.
 #[derive(Debug, Default)]
-struct Connections(Mutex<Vec<(Peer, CancellationToken)>>);
+struct Connections(Mutex<Vec<(RequestPeer, CancellationToken)>>);
 
 impl Connections {
-    fn enter(&self, peer: &Peer) -> CancellationToken {
+    fn enter(&self, peer: &RequestPeer) -> CancellationToken {
         let leave = CancellationToken::new();
         let mut all = self.0.lock();
         // Those who have left need not be remembered.
@@ -127,16 +127,16 @@ impl Connections {
         leave
     }
 
-    /// A place; when all are taken, the connection that was idle for longest is closed, once it has had its time.
-    async fn place(&self, places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    /// A permit; when all are taken, the connection that was idle for longest is closed, once it has had its time.
+    async fn permit(&self, permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
         loop {
-            let wait = match places.clone().try_acquire_owned() {
-                Ok(place) => return Some(place),
+            let wait = match permits.clone().try_acquire_owned() {
+                Ok(permit) => return Some(permit),
                 Err(TryAcquireError::Closed) => return None,
                 Err(TryAcquireError::NoPermits) => self.make_room(),
             };
-            if let Ok(place) = timeout(wait, places.clone().acquire_owned()).await {
-                return place.ok();
+            if let Ok(permit) = timeout(wait, permits.clone().acquire_owned()).await {
+                return permit.ok();
             }
         }
     }
@@ -192,7 +192,7 @@ pub(crate) fn bind(address: SocketAddr, reuse: ReusePort) -> io::Result<TcpListe
 /// asked.
 pub(crate) async fn run(service: Service, listener: TcpListener, closing: CancellationToken) {
     let reuse = ReusePort::of(&service.current.generation().config.server);
-    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let permits = Arc::new(Semaphore::new(MAX_CLIENTS));
     let connections = Arc::new(Connections::default());
     loop {
         let accepted = tokio::select! {
@@ -207,9 +207,9 @@ pub(crate) async fn run(service: Service, listener: TcpListener, closing: Cancel
                 continue;
             }
         };
-        let place = connections.place(&places).await;
+        let permit = connections.permit(&permits).await;
         let service = service.clone();
-        let peer = Peer::new(peer);
+        let peer = RequestPeer::new(peer);
         let leave = connections.enter(&peer);
         tokio::spawn(async move {
             let address = peer.address;
@@ -220,13 +220,13 @@ pub(crate) async fn run(service: Service, listener: TcpListener, closing: Cancel
                 () = leave.cancelled() => debug!(%address, "an HTTP client had to make room"),
             }
             leave.cancel();
-            drop(place);
+            drop(permit);
         });
     }
 }
 
 /// TLS or not, as `[server.tls]` says now.
-async fn serve_client(service: Service, socket: TcpStream, peer: Peer) -> io::Result<()> {
+async fn serve_client(service: Service, socket: TcpStream, peer: RequestPeer) -> io::Result<()> {
     let Service { current, router, security } = service;
     let generation = current.generation();
     let tls = generation.tls.as_ref().filter(|_| security == Security::AsClients);
@@ -245,7 +245,7 @@ async fn serve_client(service: Service, socket: TcpStream, peer: Peer) -> io::Re
     }
 }
 
-async fn serve_requests<S>(stream: S, peer: Peer, router: Router) -> io::Result<()>
+async fn serve_requests<S>(stream: S, peer: RequestPeer, router: Router) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

@@ -51,7 +51,7 @@ pub mod inside {
     pub use crate::console::show::HELP;
     pub use crate::files::beside;
     pub use crate::management::{judge_body, strict_json};
-    pub use crate::pool::{Data, HostCount, Outcome, Pool, PoolSettings, Runtimes, Waiter};
+    pub use crate::pool::{Data, HostCount, Pool, PoolSettings, Runtimes, WaitEnd, Waiter};
     pub use crate::prepare::draft_of;
     pub use crate::tls;
     pub use crate::upstream::{Dialer, server_iterations};

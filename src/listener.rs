@@ -162,7 +162,7 @@ fn keep_alive(socket: &SockRef<'_>, keepidle: Duration) {
 
 /// Where those who are accepted go.
 #[derive(Clone)]
-pub(crate) struct Door {
+pub(crate) struct Acceptor {
     /// For clients.
     pub entrance: Arc<Entrance>,
     /// For operators.
@@ -170,7 +170,7 @@ pub(crate) struct Door {
 }
 
 /// Accepts clients until the proxy closes. Who waits in the queue of a socket that is not ours, waits for the next process.
-pub(crate) async fn run(door: Door, listener: Listener, opened_by: OpenedBy) {
+pub(crate) async fn run(door: Acceptor, listener: Listener, opened_by: OpenedBy) {
     let _open = door.entrance.life.at_the_door();
     let mut keepidle = *door.entrance.current.generation().config.server.tcp_keepidle;
     loop {
@@ -225,7 +225,7 @@ async fn leave_to_others(listener: &Listener) {
 }
 
 /// Those whose connections the system has already made: to close on them would reset them.
-fn last_ones(door: &Door, listener: Listener) {
+fn last_ones(door: &Acceptor, listener: Listener) {
     // Asked of the system itself: the runtime may not have heard of them yet.
     match listener {
         Listener::Tcp(tcp) => {
@@ -260,8 +260,8 @@ async fn accept(listener: &Listener) -> io::Result<(Socket, String)> {
     }
 }
 
-fn start(door: &Door, socket: Socket, peer: String) {
-    let Door { entrance, console } = door;
+fn start(door: &Acceptor, socket: Socket, peer: String) {
+    let Acceptor { entrance, console } = door;
     let server = &entrance.current.generation().config.server;
     let limits = LoginLimits {
         all: *server.max_client_conn as usize + BEYOND,
@@ -279,7 +279,7 @@ fn start(door: &Door, socket: Socket, peer: String) {
     });
 }
 
-/// There is no place for it: it is told so at once, as far as the system takes that without waiting.
+/// There is no permit left for it: it is told so at once, as far as the system takes that without waiting.
 fn turn_away(journal: &Journal, socket: Socket, peer: &str) {
     let refusal = no_permit();
     journal.refused(Refused { what: "login refused", refusal: &refusal, user: "-", database: "-", peer });

@@ -74,7 +74,7 @@ pub(crate) struct LoginPermit {
 /// What those are told for whom there is no permit.
 pub(crate) fn no_permit() -> Refusal {
     Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
-        .detail("Too many clients are logging in, most of them from one place.")
+        .detail("Too many clients are logging in, most of them from one address.")
 }
 
 impl LoginPermits {
@@ -169,7 +169,7 @@ impl LoginPermit {
         }
     }
 
-    /// It has proved who it is, and keeps its place.
+    /// It has proved who it is, and keeps its permit.
     ///
     /// # Errors
     /// It was told to leave just before.
@@ -254,7 +254,7 @@ mod tests {
         unix.iter().for_each(|one| one.is_operator().unwrap());
         drop(known);
         let full = fill(&all, block(1), 10);
-        // Whoever has asked for the console is not the one who makes room, as long as a reserved place is free.
+        // Whoever has asked for the console is not the one who makes room, as long as a reserved permit is free.
         full[..3].iter().for_each(LoginPermit::asks_for_console);
         let others: Vec<_> = (2..5).map(|n| all.enter(block(n), PLACES).unwrap()).collect();
         let left: Vec<_> = full.iter().map(|one| one.leave.is_cancelled()).collect();

@@ -26,7 +26,7 @@ use crate::ring;
 use crate::stats::Stats;
 use crate::stream::Stream;
 use crate::upstream::{CancelTarget, Dialer};
-use catalog::Known;
+use catalog::KnownFunctions;
 pub use host::HostCount;
 use host::{HostPermit, PermitApart, Share};
 use isolation::Resettable;
@@ -42,7 +42,7 @@ use policy::names::UserName;
 pub(crate) use relay::ledger::Halt;
 use relay::ledger::{self, Ledger, Limits};
 use relay::{Parameters, UserMemory};
-pub use waiter::Outcome;
+pub use waiter::WaitEnd;
 pub use waiter::Waiter;
 use wire::error::{Fault, Refusal, SqlState};
 use wire::startup::Settings;
@@ -186,7 +186,7 @@ pub struct Pool {
     listener: Mutex<Option<Line>>,
     /// What the database's functions may do to a session.
     generation: u64,
-    catalog: Known,
+    catalog: KnownFunctions,
     resettable: Resettable,
     stats: Stats,
     /// What the sessions of each user remember together: one for each user who was ever placed here.
@@ -201,9 +201,9 @@ pub struct Pool {
 
 /// A session keeps its connection beyond a transaction; counted until this is dropped.
 #[derive(Debug)]
-pub struct Pinned(Arc<Pool>);
+pub struct PinPermit(Arc<Pool>);
 
-impl Drop for Pinned {
+impl Drop for PinPermit {
     fn drop(&mut self) {
         self.0.pinned.fetch_sub(1, Ordering::AcqRel);
     }
@@ -282,7 +282,7 @@ impl Pool {
             made_way: Mutex::default(),
             pinned: AtomicUsize::new(0),
             listener: Mutex::default(),
-            catalog: Known::default(),
+            catalog: KnownFunctions::default(),
             resettable: Resettable::default(),
             stats: Stats::default(),
             memories: Mutex::default(),
@@ -305,14 +305,14 @@ impl Pool {
     }
 
     /// Counts a session that keeps its connection; `None` if there are as many as may be (`max_pinned`).
-    pub fn pin(self: &Arc<Self>) -> Option<Pinned> {
+    pub fn pin(self: &Arc<Self>) -> Option<PinPermit> {
         let most = match self.connection() {
             c if c.max_pinned > 0 => c.max_pinned as usize,
             c => (c.pool_size as usize).saturating_sub(1).max(1),
         };
         let free = |pinned| (pinned < most).then_some(pinned + 1);
         self.pinned.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).ok()?;
-        Some(Pinned(self.clone()))
+        Some(PinPermit(self.clone()))
     }
 
     /// A part of the listener for this session, whose task's waker this is. There is one listening connection for

@@ -24,7 +24,7 @@ use policy::route;
 
 /// A configuration of which all has been made that can fail. Made only by this module.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub(crate) struct PreparedConfig {
     checked: ValidatedConfig,
     tls: Option<ServerTls>,
     dialers: Dialers,
@@ -33,7 +33,7 @@ pub(crate) struct Prepared {
 /// How each connection is dialled; none where the outside was left alone.
 pub(crate) type Dialers = Vec<(Arc<Connection>, Dialer)>;
 
-impl Prepared {
+impl PreparedConfig {
     /// The settings, and what somebody should look at.
     pub(crate) fn checked(&self) -> &ValidatedConfig {
         &self.checked
@@ -113,7 +113,7 @@ fn within(
 ///
 /// # Errors
 /// All that is wrong, with line and column.
-pub(crate) fn load(path: &Path, outside: Outside) -> Result<Prepared, Rejected> {
+pub(crate) fn load(path: &Path, outside: Outside) -> Result<PreparedConfig, Rejected> {
     of(draft(path, outside)?)
 }
 
@@ -122,7 +122,7 @@ pub(crate) fn load(path: &Path, outside: Outside) -> Result<Prepared, Rejected> 
 ///
 /// # Errors
 /// As [`load`].
-pub(crate) fn load_beside(in_force: &Config, path: &Path) -> Result<Prepared, Rejected> {
+pub(crate) fn load_beside(in_force: &Config, path: &Path) -> Result<PreparedConfig, Rejected> {
     of(read(path, Outside::Read, Some(&in_force.commands()))?)
 }
 
@@ -130,14 +130,14 @@ pub(crate) fn load_beside(in_force: &Config, path: &Path) -> Result<Prepared, Re
 ///
 /// # Errors
 /// As [`load`].
-pub(crate) fn parse(path: &Path, text: &str) -> Result<Prepared, Rejected> {
+pub(crate) fn parse(path: &Path, text: &str) -> Result<PreparedConfig, Rejected> {
     of(draft_of(path, text)?)
 }
 
-fn of(draft: Draft) -> Result<Prepared, Rejected> {
+fn of(draft: Draft) -> Result<PreparedConfig, Rejected> {
     let mut draft = route::reviewed(draft);
     let (tls, dialers) = make(&draft.config, &draft.file, draft.outside, &mut draft.problems);
-    Ok(Prepared { checked: draft.accept()?, tls, dialers })
+    Ok(PreparedConfig { checked: draft.accept()?, tls, dialers })
 }
 
 /// Checks a text, as if it stood in this file, and looks at nothing outside of it.

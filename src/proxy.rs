@@ -18,7 +18,7 @@ mod write;
 
 pub(crate) use access::Access;
 pub(crate) use attempt::LoginAttempt;
-pub(crate) use configuration::{Configuration, Known, LoadError};
+pub(crate) use configuration::{Configuration, LoadError, PastConfiguration};
 pub(crate) use current::Current;
 pub(crate) use generation::{Asked, Generation, LiveSession, SessionTarget};
 pub(crate) use journal::{Journal, SetLevel};
@@ -40,8 +40,8 @@ use crate::grants::Grants;
 use crate::lifetime::Lifetime;
 use crate::login_permits::LoginPermits;
 use crate::pool::Runtimes;
-use crate::prepare::Prepared;
-use configuration::Around;
+use crate::prepare::PreparedConfig;
+use configuration::ConfigurationParts;
 use generation::build;
 use hosts::Hosts;
 use relay::Interner;
@@ -88,7 +88,7 @@ impl Proxy {
     /// # Errors
     /// The system gives no random bytes.
     pub(crate) fn new(
-        prepared: Prepared,
+        prepared: PreparedConfig,
         runtimes: Runtimes,
         audit: Audit,
     ) -> Result<Self, getrandom::Error> {
@@ -105,7 +105,7 @@ impl Proxy {
         let standing = Arc::new(Standing::new(current.clone(), sessions.clone()));
         let access =
             Arc::new(Access::new(current.clone(), sessions.clone(), journal.clone(), grants.clone()));
-        let configuration = Arc::new(Configuration::new(Around {
+        let configuration = Arc::new(Configuration::new(ConfigurationParts {
             current: current.clone(),
             sessions: sessions.clone(),
             standing: standing.clone(),

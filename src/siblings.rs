@@ -118,9 +118,9 @@ async fn tell(sibling: &str, message: &[u8]) -> io::Result<()> {
 
 /// Does what siblings ask for, until the process ends.
 pub(crate) async fn serve(listener: UnixListener, keys: Arc<Keys>) {
-    let places = Arc::new(Semaphore::new(MAX_REQUESTS));
+    let permits = Arc::new(Semaphore::new(MAX_REQUESTS));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
         let Ok((mut stream, _)) = listener.accept().await else {
             tokio::time::sleep(KNOWN).await;
             continue;
@@ -143,7 +143,7 @@ pub(crate) async fn serve(listener: UnixListener, keys: Arc<Keys>) {
                 Ok(Err(error)) => debug!(%error, "a sibling's request"),
                 Err(_) => debug!("a sibling has asked for nothing"),
             }
-            drop(place);
+            drop(permit);
         });
     }
 }

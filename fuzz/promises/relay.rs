@@ -3,8 +3,8 @@
 //! than what it was sent allows.
 
 use crate::input::Input;
-use relay::conductor::still::{Still, Told, reported, session, tell};
-use relay::conductor::{Condition, Conductor, Event, Overdue, Shown, Step, UpstreamEnd, Wishes};
+use relay::conductor::still::{Said, Still, reported, session, tell};
+use relay::conductor::{Condition, Conductor, Event, EventBytes, Overdue, Step, UpstreamEnd, Wishes};
 use relay::{BackendState, PoolMode, Reached};
 use wire::error::{Fault, Refusal, SqlState};
 
@@ -65,14 +65,14 @@ impl Engine {
 
     fn say(&mut self, event: Event<'_>) {
         let shown = event.shown();
-        let Told { consumed, to_client, to_upstream, step, wishes, .. } =
+        let Said { consumed, to_client, to_upstream, step, wishes, .. } =
             tell(&mut self.conductor, event, self.lease.as_mut(), &self.world);
         self.sent += to_client.len() + to_upstream.len();
         assert!(to_upstream.is_empty() || self.lease.is_some(), "bytes for no connection");
         match shown {
-            Shown::Client(input) => self.from_client = input[consumed..].to_vec(),
-            Shown::Upstream(input) => self.from_upstream = input[consumed..].to_vec(),
-            Shown::Nothing => assert_eq!(consumed, 0),
+            EventBytes::Client(input) => self.from_client = input[consumed..].to_vec(),
+            EventBytes::Upstream(input) => self.from_upstream = input[consumed..].to_vec(),
+            EventBytes::Nothing => assert_eq!(consumed, 0),
         }
         self.wishes = wishes;
         self.take(step);

@@ -41,7 +41,7 @@ pub(super) fn open_all(path: &Path) -> io::Result<(Vec<Part>, Option<Head>)> {
 
 /// Something that is wrong, or to be known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct ChainFinding {
     /// Where.
     pub file: PathBuf,
     /// The line, from 1.
@@ -52,7 +52,7 @@ pub struct Finding {
     pub is_wrong: bool,
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for ChainFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.is_wrong { "" } else { "note: " };
         write!(f, "{}:{}: {kind}{}", self.file.display(), self.line, self.what)
@@ -69,7 +69,7 @@ pub struct Verified {
     /// The last one.
     pub head: Head,
     /// What was found, in order.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<ChainFinding>,
 }
 
 impl Verified {
@@ -179,11 +179,11 @@ impl Look {
     }
 
     fn wrong(&mut self, file: PathBuf, line: usize, what: String) {
-        self.seen.findings.push(Finding { file, line, what, is_wrong: true });
+        self.seen.findings.push(ChainFinding { file, line, what, is_wrong: true });
     }
 
     fn note(&mut self, file: PathBuf, line: usize, what: String) {
-        self.seen.findings.push(Finding { file, line, what, is_wrong: false });
+        self.seen.findings.push(ChainFinding { file, line, what, is_wrong: false });
     }
 
     fn end(mut self, path: &Path, head: Option<Head>) -> Verified {

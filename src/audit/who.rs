@@ -24,7 +24,7 @@ const MAX_PEERS: usize = 10;
 
 /// What is asked.
 #[derive(Debug, Clone)]
-pub(crate) struct Question<'a> {
+pub(crate) struct AuditQuestion<'a> {
     /// The environment.
     pub environment: &'a str,
     /// From when on.
@@ -93,7 +93,7 @@ struct Reasons {
 
 /// What was found in some of the lines.
 #[derive(Debug, Default)]
-struct Found {
+struct Matches {
     users: HashMap<String, Visits>,
     /// The line with the reasons, of each user.
     last_route: HashMap<String, (String, Vec<u8>)>,
@@ -107,16 +107,16 @@ struct Found {
 ///
 /// # Errors
 /// A file cannot be read, or there is none.
-pub(crate) fn who(path: &Path, question: &Question<'_>) -> io::Result<BTreeMap<String, Visits>> {
+pub(crate) fn who(path: &Path, question: &AuditQuestion<'_>) -> io::Result<BTreeMap<String, Visits>> {
     let mut pieces = Vec::new();
     for (_, file, length) in open_all(path)?.0 {
         let file = std::sync::Arc::new(file);
         pieces.extend((0..length.div_ceil(PIECE)).map(|n| (file.clone(), n * PIECE, length)));
     }
     let since = humantime::format_rfc3339_micros(question.since.max(SystemTime::UNIX_EPOCH)).to_string();
-    let (next, all) = (AtomicUsize::new(0), Mutex::new(Ok(Found::default())));
+    let (next, all) = (AtomicUsize::new(0), Mutex::new(Ok(Matches::default())));
     let work = || {
-        let mut found = Found::default();
+        let mut found = Matches::default();
         let mut outcome = Ok(());
         while let (Some((file, from, length)), true) =
             (pieces.get(next.fetch_add(1, Ordering::Relaxed)), outcome.is_ok())
@@ -165,8 +165,8 @@ fn read_piece(file: &File, from: u64, length: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-impl Found {
-    fn read(&mut self, bytes: &[u8], question: &Question<'_>, since: &str) {
+impl Matches {
+    fn read(&mut self, bytes: &[u8], question: &AuditQuestion<'_>, since: &str) {
         let wanted = format!("\"environment\":{}", super::quoted(question.environment));
         let finder = memmem::Finder::new(&wanted);
         let mut from = 0;

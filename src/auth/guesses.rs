@@ -17,10 +17,10 @@ const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(4);
 /// How far beyond what is free anybody is counted: it is over in as many minutes.
 const BEYOND: f64 = 10.0;
-/// How many answers that are late wait at the same time, of one user and place; the others wait for them. So many that it takes
-/// very many connections from the user's own place to keep the user himself waiting.
+/// How many answers that are late wait at the same time, of one user and address; the others wait for them. So many that it takes
+/// very many connections from the user's own address to keep the user himself waiting.
 const AT_ONCE: usize = 50;
-/// How many users and places are remembered.
+/// How many users and addresses are remembered.
 const MAX_KEPT: usize = 10_000;
 
 /// How many wrong passwords there were: it grows less by what is free in a minute.
@@ -46,14 +46,14 @@ pub(super) struct Guesses {
     lines: Mutex<HashMap<(u64, Block), Arc<Semaphore>>>,
 }
 
-/// A place in one of those lines; the line is forgotten with the last.
-struct Standing<'a> {
+/// A position in one of those queues; the queue is forgotten with the last.
+struct GuessTurn<'a> {
     guesses: &'a Guesses,
     key: (u64, Block),
     line: Option<Arc<Semaphore>>,
 }
 
-impl Drop for Standing<'_> {
+impl Drop for GuessTurn<'_> {
     fn drop(&mut self) {
         let mut lines = self.guesses.lines.lock();
         self.line = None;
@@ -75,7 +75,7 @@ impl Guesses {
     pub(super) async fn wait(&self, user: &str, block: Block, wait: Duration) {
         let key = (self.hasher.hash_one(user), block);
         let line = self.lines.lock().entry(key).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone();
-        let standing = Standing { guesses: self, key, line: Some(line) };
+        let standing = GuessTurn { guesses: self, key, line: Some(line) };
         let turn = match &standing.line {
             Some(line) => line.acquire().await.ok(),
             None => None,

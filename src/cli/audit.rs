@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Subcommand};
 
 use super::{Format, Output, print_table};
-use crate::audit::{self, Question, Visits};
+use crate::audit::{self, AuditQuestion, Visits};
 use crate::prepare;
 use policy::config::{Draft, Outside};
 
@@ -98,7 +98,7 @@ fn who(
     user: Option<&str>,
     format: Format,
 ) -> Result<ExitCode, String> {
-    let question = Question { environment, since: time(since)?, user };
+    let question = AuditQuestion { environment, since: time(since)?, user };
     let found = audit::who(path, &question).map_err(|error| format!("{}: {error}", path.display()))?;
     if format == Format::Json {
         let object = |(user, visits): (&String, &Visits)| {

@@ -23,11 +23,11 @@ use crate::console::Console;
 use crate::entrance::Entrance;
 use crate::http::{self, Security, Service};
 use crate::lifetime::{Lifetime, Shutdown};
-use crate::listener::{self, Door, OpenedBy};
+use crate::listener::{self, Acceptor, OpenedBy};
 use crate::management;
 use crate::metrics::Figures;
 use crate::pool::{Data, Runtimes};
-use crate::prepare::Prepared;
+use crate::prepare::PreparedConfig;
 use crate::proxy::{Proxy, SetLevel};
 use crate::ring::{self, Relays};
 use crate::siblings::{self, Siblings};
@@ -166,7 +166,7 @@ fn runtimes(server: &Server) -> std::io::Result<(Runtime, DataPlane)> {
 /// # Errors
 /// Why it could not begin.
 async fn run(
-    prepared: Prepared,
+    prepared: PreparedConfig,
     (dropped, set): (ErrorCounter, SetLevel),
     control: &Handle,
     data: Data,
@@ -203,8 +203,10 @@ async fn run(
         Some(Err(error)) => warn!(%error, "cancel requests that another process has will not be passed on"),
         None => {}
     }
-    let door =
-        Door { entrance: Arc::new(Entrance::of(&proxy, siblings)), console: Arc::new(Console::of(&proxy)) };
+    let door = Acceptor {
+        entrance: Arc::new(Entrance::of(&proxy, siblings)),
+        console: Arc::new(Console::of(&proxy)),
+    };
     let accepting: Vec<_> = listeners
         .into_iter()
         .map(|listener| control.spawn(listener::run(door.clone(), listener, opened_by)))

@@ -64,12 +64,12 @@ pub(super) async fn log_in(
 #[derive(Debug, Clone)]
 pub(super) struct Operator {
     pub(super) name: UserName,
-    pub(super) proof: Proof,
+    pub(super) proof: IdentityProof,
 }
 
 /// How it is known who somebody is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Proof {
+pub(super) enum IdentityProof {
     /// A user of the configuration, as its `auth_type` has it.
     Configured,
     /// The user of the operating system that pgusher runs as, by the unix socket (PostgreSQL's and PgBouncer's `peer`): so that
@@ -77,7 +77,7 @@ pub(super) enum Proof {
     Peer,
 }
 
-impl Proof {
+impl IdentityProof {
     /// As the audit has it.
     pub(super) fn word(self) -> &'static str {
         match self {
@@ -93,7 +93,7 @@ fn peer_of_ours(arrival: &Arrival, generation: &Generation) -> Option<Operator> 
     let is_free = CONSOLE_DATABASES.contains(&name.as_str()) && !generation.config.users.contains_key(&name);
     let own = rustix::process::geteuid().as_raw();
     let is_own = || arrival.reader.stream.peer_uid() == Some(own);
-    (is_free && is_own()).then_some(Operator { name, proof: Proof::Peer })
+    (is_free && is_own()).then_some(Operator { name, proof: IdentityProof::Peer })
 }
 
 async fn prove(
@@ -106,16 +106,16 @@ async fn prove(
     let terms = Terms { tls: attempt.accepted_by.tls.as_deref(), ..proved.terms() };
     let identity = console.authenticator.authenticate(arrival, terms, &attempt.peer).await?;
     identity.is_still(&proved.config, &console.current.generation().config)?;
-    Ok(Operator { name: identity.user().clone(), proof: Proof::Configured })
+    Ok(Operator { name: identity.user().clone(), proof: IdentityProof::Configured })
 }
 
 /// What a user may do on the console by this generation.
 pub(super) fn right_of(generation: &Generation, operator: &Operator) -> Option<Right> {
     match (generation.config.users.get(&operator.name), operator.proof) {
-        (Some(user), Proof::Configured) => user.console.filter(|_| !user.disabled),
-        (None, Proof::Peer) => Some(Right::Admin),
+        (Some(user), IdentityProof::Configured) => user.console.filter(|_| !user.disabled),
+        (None, IdentityProof::Peer) => Some(Right::Admin),
         // A name that the configuration has meanwhile, or has no longer.
-        (Some(_), Proof::Peer) | (None, Proof::Configured) => None,
+        (Some(_), IdentityProof::Peer) | (None, IdentityProof::Configured) => None,
     }
 }
 

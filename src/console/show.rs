@@ -132,7 +132,7 @@ pub(crate) fn show(console: &Console, what: &str) -> Result<Table, Refusal> {
     })
 }
 
-/// Without any: descriptors are handed over to nobody, and what PgBouncer shows beside them are passwords.
+/// Without any: descriptors are passed to no other process, and what PgBouncer shows beside them are passwords.
 const FDS: [Column; 15] = [
     ("fd", Int),
     ("task", Text),

@@ -1,22 +1,22 @@
 //! What differs between a base and one of its environments, and will surprise whoever is moved from one to the other.
 
 use super::Report;
-use super::server::{Facts, Names};
+use super::server::{Names, UpstreamFacts};
 
 /// How many names are told of a difference.
 const TOLD: usize = 10;
 
 /// What a database has by names, and what two of one name may differ in.
-struct Named {
+struct NamedThings {
     plural: &'static str,
     detail: &'static str,
 }
 
-const EXTENSIONS: Named = Named { plural: "extensions", detail: "version" };
-const SCHEMAS: Named = Named { plural: "schemas", detail: "" };
-const RELATIONS: Named = Named { plural: "relations", detail: "columns" };
+const EXTENSIONS: NamedThings = NamedThings { plural: "extensions", detail: "version" };
+const SCHEMAS: NamedThings = NamedThings { plural: "schemas", detail: "" };
+const RELATIONS: NamedThings = NamedThings { plural: "relations", detail: "columns" };
 
-pub(super) fn compare(subject: &str, base: &Facts, other: &Facts, report: &mut Report) {
+pub(super) fn compare(subject: &str, base: &UpstreamFacts, other: &UpstreamFacts, report: &mut Report) {
     identity(subject, base, other, report);
     if base.major != other.major {
         let text = format!("PostgreSQL {} where the base has {}", other.version, base.version);
@@ -46,7 +46,7 @@ pub(super) fn compare(subject: &str, base: &Facts, other: &Facts, report: &mut R
 }
 
 /// Whether they really are two.
-fn identity(subject: &str, base: &Facts, other: &Facts, report: &mut Report) {
+fn identity(subject: &str, base: &UpstreamFacts, other: &UpstreamFacts, report: &mut Report) {
     let (Some(one), Some(two)) = (&base.identifier, &other.identifier) else {
         let text = "whether it is another server than the base's cannot be asked";
         return report.warn(
@@ -79,7 +79,7 @@ fn identity(subject: &str, base: &Facts, other: &Facts, report: &mut Report) {
     }
 }
 
-impl Named {
+impl NamedThings {
     /// Names that only one has, and those of which something differs; true if none.
     fn compare(&self, subject: &str, base: &Names, other: &Names, report: &mut Report) -> bool {
         let Self { plural, detail } = self;

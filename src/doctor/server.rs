@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::{Comparison, Known, Report};
+use super::{Comparison, KnownUpstreams, Report};
 use crate::pool::prove_resettable;
 use crate::stream::Stream;
 use crate::upstream::{Allowance, Dialer, UpstreamError, rows};
@@ -53,7 +53,7 @@ pub(super) type Names = BTreeMap<String, String>;
 
 /// What was learned of an upstream.
 #[derive(Debug)]
-pub(super) struct Facts {
+pub(super) struct UpstreamFacts {
     pub version: String,
     pub major: u32,
     pub encoding: String,
@@ -86,7 +86,7 @@ struct Rights {
     replication: bool,
 }
 
-impl Facts {
+impl UpstreamFacts {
     /// Whether it is one server with another, by whatever names.
     pub(super) fn is_same_server(&self, other: &Self) -> bool {
         self.identifier.is_some() && self.identifier == other.identifier && self.started == other.started
@@ -100,7 +100,7 @@ pub(super) async fn examine(
     comparison: Comparison,
     report: &mut Report,
     subject: &str,
-) -> Option<Facts> {
+) -> Option<UpstreamFacts> {
     security(connection, report, subject);
     if let Some(list) = &connection.tls.revoked {
         report.revocations(subject, list);
@@ -229,11 +229,15 @@ fn hint(error: &UpstreamError, connection: &Connection) -> Cow<'static, str> {
     hint.into()
 }
 
-async fn ask(stream: &mut Stream, connection: &Connection, comparison: Comparison) -> io::Result<Facts> {
+async fn ask(
+    stream: &mut Stream,
+    connection: &Connection,
+    comparison: Comparison,
+) -> io::Result<UpstreamFacts> {
     let about = first(stream, ABOUT).await?;
     let about = about.ok_or_else(|| io::Error::other("no row about the database"))?;
     let number = |i: usize| about[i].parse().unwrap_or(0);
-    Ok(Facts {
+    Ok(UpstreamFacts {
         version: about[0].clone(),
         major: about[1].parse().unwrap_or(0),
         encoding: about[2].clone(),
@@ -286,8 +290,8 @@ async fn names(stream: &mut Stream, sql: &str) -> io::Result<Names> {
 }
 
 /// Whether servers, databases and roles allow as many connections as the pools may open.
-pub(super) fn limits(config: &Config, known: &Known, report: &mut Report) {
-    let mut servers: BTreeMap<(String, u16), Vec<(&Connection, &Facts)>> = BTreeMap::new();
+pub(super) fn limits(config: &Config, known: &KnownUpstreams, report: &mut Report) {
+    let mut servers: BTreeMap<(String, u16), Vec<(&Connection, &UpstreamFacts)>> = BTreeMap::new();
     for (name, facts) in known {
         let Some(connection) = config.connections.get(name) else { continue };
         let place = (connection.target.host.to_string(), connection.target.port);

@@ -1,7 +1,7 @@
 //! A session that does nothing takes little memory: most sessions do nothing, most of the time.
 
 use super::timing::Timer;
-use super::{Around, Engine};
+use super::{Engine, SessionContext};
 use crate::stream::Stream;
 use relay::conductor::{self, Wishes};
 
@@ -49,7 +49,7 @@ impl Engine {
 
 impl Resting {
     /// The session as it was, with the same around it as before.
-    pub(crate) fn wake(self, around: Around) -> Engine {
+    pub(crate) fn wake(self, around: SessionContext) -> Engine {
         let Self { mut client, conductor, bytes, timer } = self;
         Engine {
             bytes,

@@ -10,7 +10,7 @@ use relay::conductor::{Database, Moment, World};
 use relay::{Catalog, Gathering};
 
 /// What a session has to do with, as long as it lives.
-pub(crate) struct Around {
+pub(crate) struct SessionContext {
     /// Its number.
     pub id: u64,
     /// Its user.

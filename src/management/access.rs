@@ -18,7 +18,7 @@ use super::Api;
 use super::answer::Problem;
 use crate::audit::{self, Audit, Event};
 use crate::auth::keep_the_busiest;
-use crate::http::Peer;
+use crate::http::RequestPeer;
 use crate::stream::Block;
 use policy::config::file::{AuditFailure, Role};
 use policy::config::{Config, Token};
@@ -81,7 +81,7 @@ impl<K> Default for Budget<K> {
 
 /// What is left of it.
 #[derive(Debug, Clone, Copy)]
-struct Left {
+struct Remaining {
     limit: u32,
     remaining: u32,
     /// Seconds until it is full again, or until there is one again.
@@ -90,7 +90,7 @@ struct Left {
 
 impl<K: std::hash::Hash + Eq> Budget<K> {
     /// What is left after taking so much; `None` if there is not so much. Of nothing, it only looks.
-    fn take(&self, key: K, limit: u32, much: u32) -> Result<Left, Left> {
+    fn take(&self, key: K, limit: u32, much: u32) -> Result<Remaining, Remaining> {
         let (limit_f, much) = (f64::from(limit), f64::from(much));
         let mut kept = self.0.lock();
         let now = Instant::now();
@@ -110,7 +110,7 @@ impl<K: std::hash::Hash + Eq> Budget<K> {
         let missing = if is_enough { limit_f - after } else { 1.0 - after };
         // Both are small and not negative.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let left = Left {
+        let left = Remaining {
             limit,
             remaining: if is_enough { after as u32 } else { 0 },
             reset: (missing.max(0.0) * 60.0 / limit_f).ceil() as u64,
@@ -119,7 +119,7 @@ impl<K: std::hash::Hash + Eq> Budget<K> {
     }
 }
 
-impl Left {
+impl Remaining {
     /// `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10).
     fn tell(self, headers: &mut HeaderMap) {
         let policy = format!("\"minute\";q={};w=60", self.limit);
@@ -182,7 +182,7 @@ fn unknown() -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, detail)
 }
 
-fn too_many(detail: &str, left: Left) -> Problem {
+fn too_many(detail: &str, left: Remaining) -> Problem {
     let mut problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, format!("Too Many Requests: {detail}"));
     problem.retry_after = Some(left.reset.max(1));
     problem
@@ -212,7 +212,12 @@ fn is_foreign(headers: &HeaderMap) -> bool {
 }
 
 impl Gate {
-    fn admit(&self, api: &Api, request: &Request, peer: &Peer) -> Result<(Token, Left), Box<Refused>> {
+    fn admit(
+        &self,
+        api: &Api,
+        request: &Request,
+        peer: &RequestPeer,
+    ) -> Result<(Token, Remaining), Box<Refused>> {
         let generation = api.current.generation();
         let management = &generation.config.management;
         let address = Block::of_address(peer.address.ip());
@@ -256,7 +261,7 @@ pub(super) fn only_looks(method: &Method) -> bool {
 struct Refused {
     problem: Problem,
     token: Option<Token>,
-    left: Option<Left>,
+    left: Option<Remaining>,
     /// Whether the audit is told: a flood would only fill it.
     is_told: bool,
 }
@@ -274,7 +279,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
     if OPEN.contains(&path.as_str()) && only_looks(&method) {
         return harden(next.run(request).await);
     }
-    let Some(peer) = request.extensions().get::<Peer>().cloned() else {
+    let Some(peer) = request.extensions().get::<RequestPeer>().cloned() else {
         return harden(Problem::ours("a request from nowhere").into_response());
     };
     let event = |token: Option<&str>, status: &str| {
@@ -311,7 +316,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
     let before = api.gate.repeats.count(name, &method, &path);
     let caller = Caller(token.clone());
     request.extensions_mut().insert(caller.clone());
-    let mut told = Told {
+    let mut told = AuditAtEnd {
         audit: &api.journal.audit,
         event: |status: &str| match before {
             None => None,
@@ -349,13 +354,13 @@ async fn lost(api: &Api, caller: &Caller) -> Problem {
 }
 
 /// The audit is told how a call has ended, also if its caller has left meanwhile: what it has begun goes on.
-struct Told<'a, F: Fn(&str) -> Option<Event>> {
+struct AuditAtEnd<'a, F: Fn(&str) -> Option<Event>> {
     audit: &'a Audit,
     event: F,
     status: Option<StatusCode>,
 }
 
-impl<F: Fn(&str) -> Option<Event>> Drop for Told<'_, F> {
+impl<F: Fn(&str) -> Option<Event>> Drop for AuditAtEnd<'_, F> {
     fn drop(&mut self) {
         let status = self.status.as_ref().map_or("left", StatusCode::as_str);
         if let Some(event) = (self.event)(status) {

@@ -93,7 +93,7 @@ impl<T> Patch<T> {
 
 /// What a body is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
+enum BodyPurpose {
     /// It makes something: what is needed must be there.
     Create,
     /// It changes something: what is not there stays as it is.
@@ -103,7 +103,7 @@ enum Purpose {
 /// The fields of a body while they are read.
 pub(super) struct Fields {
     map: Map<String, Value>,
-    purpose: Purpose,
+    purpose: BodyPurpose,
     problems: Vec<String>,
 }
 
@@ -122,7 +122,7 @@ impl Fields {
     ) -> Patch<T> {
         match self.map.remove(name) {
             None => {
-                if need != Need::Optional && self.purpose == Purpose::Create {
+                if need != Need::Optional && self.purpose == BodyPurpose::Create {
                     self.problems.push(format!("{name}: Required"));
                 }
                 Patch::Absent
@@ -267,13 +267,13 @@ pub(super) struct New<T>(pub T);
 #[derive(Debug)]
 pub(super) struct Changed<T>(pub T);
 
-fn object_schema<T: Fielded>(purpose: Purpose) -> RefOr<Schema> {
+fn object_schema<T: Fielded>(purpose: BodyPurpose) -> RefOr<Schema> {
     let mut object = ObjectBuilder::new().additional_properties(Some(AdditionalProperties::FreeForm(false)));
     for (name, need, schema) in T::fields() {
-        if purpose == Purpose::Create || need != Need::Fixed {
+        if purpose == BodyPurpose::Create || need != Need::Fixed {
             object = object.property(&name, schema);
         }
-        if purpose == Purpose::Create && need != Need::Optional {
+        if purpose == BodyPurpose::Create && need != Need::Optional {
             object = object.required(name);
         }
     }
@@ -321,8 +321,8 @@ macro_rules! bodies {
     )*};
 }
 bodies! {
-    New, "New", Purpose::Create;
-    Changed, "Changed", Purpose::Change;
+    New, "New", BodyPurpose::Create;
+    Changed, "Changed", BodyPurpose::Change;
 }
 
 fn string() -> ObjectBuilder {
@@ -576,7 +576,7 @@ mod tests {
     fn of_many_unknown_keys_some_are_named() {
         let map: Map<String, Value> =
             (0..50_000).map(|i| (format!("k{i}{}", "x".repeat(99)), 1.into())).collect();
-        let fields = Fields { map, purpose: Purpose::Change, problems: Vec::new() };
+        let fields = Fields { map, purpose: BodyPurpose::Change, problems: Vec::new() };
         let problem = format!("{:?}", Nothing::read(fields).map(|nothing| nothing.name).unwrap_err());
         assert!(problem.matches("Unrecognized").count() <= MAX_UNKNOWN, "{problem}");
     }

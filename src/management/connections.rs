@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::answer::{self, Outcome, Problem, tagged, written};
 use super::body::{Changed, Field, List, Name, New, Password, Patch, Picker, Whole, body};
-use super::declared::Shown;
+use super::declared::OptionValues;
 use super::environments::{self, ConnectionEnvironment};
 use super::{Api, Id, View, WriteRequest, connection_of, edit};
 use crate::proxy::Change;
@@ -60,7 +60,7 @@ body! {
     }
 }
 
-type ConnectionOptions = Shown<file::Connection>;
+type ConnectionOptions = OptionValues<file::Connection>;
 type NewConnection = New<ConnectionBody>;
 type ChangedConnection = Changed<ConnectionBody>;
 
@@ -175,7 +175,7 @@ pub(super) fn shown(view: View<'_>, connection: &config::Connection) -> Option<C
             .then_some(EnvironmentUserAttribute { attribute_name, default_values }),
         base_connection_id: environments::base_of(view.config, &connection.name).map(|base| base.id),
         connection_environments: environments::of(view.config, connection),
-        options: Shown::of(written, connection),
+        options: OptionValues::of(written, connection),
     })
 }
 

@@ -211,13 +211,13 @@ fn need(option: &OptionDoc) -> Need {
 /// The options of a table as an answer shows them: as they are written, and by what they follow where they are not.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
-pub(super) struct Shown<T> {
+pub(super) struct OptionValues<T> {
     options: Map<String, Json>,
     #[serde(skip)]
     of: PhantomData<T>,
 }
 
-impl<T: Declared> Shown<T> {
+impl<T: Declared> OptionValues<T> {
     /// Of a table as it is written and as it was checked.
     pub(super) fn of(written: &T, checked: &T::Checked) -> Self {
         let in_force = |name| T::IN_FORCE.iter().find(|(known, _)| *known == name);
@@ -235,7 +235,7 @@ impl<T: Declared> Shown<T> {
     }
 }
 
-impl<T: Declared> PartialSchema for Shown<T> {
+impl<T: Declared> PartialSchema for OptionValues<T> {
     fn schema() -> RefOr<Schema> {
         let mut object = ObjectBuilder::new();
         for option in options::<T>() {
@@ -254,7 +254,7 @@ impl<T: Declared> PartialSchema for Shown<T> {
     }
 }
 
-impl<T: Declared> ToSchema for Shown<T> {
+impl<T: Declared> ToSchema for OptionValues<T> {
     fn name() -> std::borrow::Cow<'static, str> {
         format!("{}Options", T::NAME).into()
     }

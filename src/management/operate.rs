@@ -191,7 +191,8 @@ fn refused(error: &LoadError) -> Problem {
 /// A configuration that is or was in force, or was refused.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Generation {
+#[schema(as = Generation)]
+pub(super) struct PastGeneration {
     /// From 1; one that was refused has the number that it would have had.
     number: u64,
     /// When.
@@ -216,7 +217,7 @@ pub(super) struct Generation {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Generations {
     /// The newest first.
-    generations: Vec<Generation>,
+    generations: Vec<PastGeneration>,
 }
 
 /// The history of the configuration.
@@ -232,7 +233,7 @@ pub(super) async fn generations(
 
 fn history(api: &Api) -> Generations {
     let sessions = api.sessions.snapshot().by_generation();
-    let shown = |known: crate::proxy::Known| Generation {
+    let shown = |known: crate::proxy::PastConfiguration| PastGeneration {
         number: known.number,
         since: time(known.at),
         state: known.state,
@@ -254,7 +255,7 @@ fn history(api: &Api) -> Generations {
 pub(super) async fn generation(State(api): State<Arc<Api>>, number: Number) -> Result<Json<Source>, Problem> {
     let read = api.blocking(move |api| {
         let source = api.configuration.source(number.0);
-        let source = source.ok_or_else(|| Problem::missing("Generation", number.0))?;
+        let source = source.ok_or_else(|| Problem::missing("PastGeneration", number.0))?;
         Ok(Source { generation: number.0, toml: redact::config(source.expose_secret()) })
     });
     read.await.map(Json)
@@ -275,7 +276,7 @@ pub(super) async fn roll_back(
     let (written, ()) = api
         .write(&asked, move |api, change| {
             let source = api.configuration.source(number.0);
-            let source = source.ok_or_else(|| Problem::missing("Generation", number.0))?;
+            let source = source.ok_or_else(|| Problem::missing("PastGeneration", number.0))?;
             let now = change.generation.config.source.expose_secret();
             answer::matches(if_match.as_deref(), &api.tags.of(&"", now))?;
             let earlier = source.expose_secret().parse();
@@ -289,7 +290,7 @@ pub(super) async fn roll_back(
 
 /// Lines of the audit.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Found {
+pub(super) struct FoundLines {
     /// The newest first: each as it was written.
     #[schema(value_type = Vec<Object>)]
     events: Vec<Value>,
@@ -303,8 +304,11 @@ pub(super) struct Found {
         ("event" = Option<String>, Query, description = "Only events of this name."),
         ("user" = Option<String>, Query, description = "Only those of this user."),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 500, description = "How many at most: 1 to 500, by default 100.")),
-    responses((status = 200, description = "What was found.", body = Found)))]
-pub(super) async fn search_audit(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Found>, Problem> {
+    responses((status = 200, description = "What was found.", body = FoundLines)))]
+pub(super) async fn search_audit(
+    State(api): State<Arc<Api>>,
+    parts: Parts,
+) -> Result<Json<FoundLines>, Problem> {
     let pairs = super::query(&parts, &["q", "event", "user", "limit"])?;
     let limit = super::bounded(&pairs, "limit", 100, MAX_FOUND)?;
     let Some(path) = api.current.generation().config.audit_file() else {
@@ -334,9 +338,9 @@ pub(super) async fn search_audit(State(api): State<Arc<Api>>, parts: Parts) -> R
 }
 
 /// The last lines that are wanted, of the last files: read from their ends, a block at a time.
-fn search(path: &Path, limit: usize, wanted: &dyn Fn(&str) -> Option<Value>) -> io::Result<Found> {
+fn search(path: &Path, limit: usize, wanted: &dyn Fn(&str) -> Option<Value>) -> io::Result<FoundLines> {
     let mut left = MAX_SEARCHED;
-    let mut found = Found { events: Vec::new(), complete: true };
+    let mut found = FoundLines { events: Vec::new(), complete: true };
     for path in audit::files(path)?.iter().rev() {
         let file = File::open(path)?;
         let mut end = file.metadata()?.len();

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::answer::{self, Outcome, Problem, tagged, written};
 use super::body::{Changed, Fielded, List, Name, New, Password, Patch, Values, body};
-use super::declared::Shown;
+use super::declared::OptionValues;
 use super::{Api, Id, View, WriteRequest, edit};
 use crate::proxy::{Change, Written};
 use policy::config::Config;
@@ -60,7 +60,7 @@ body! {
     }
 }
 
-type UserOptions = Shown<file::User>;
+type UserOptions = OptionValues<file::User>;
 
 /// A user, as it is stored. The password is never shown.
 #[derive(Debug, Serialize, ToSchema)]
@@ -184,7 +184,7 @@ impl Thing for User {
                 has_password: user.password.is_some(),
                 groups: user.groups.iter().map(ToString::to_string).collect(),
                 attributes: values(&user.attributes),
-                options: Shown::of(written, user),
+                options: OptionValues::of(written, user),
             })
         };
         config.users.values().filter_map(shown).collect()

@@ -27,9 +27,9 @@ const MAX_CATALOG: usize = 16 << 20;
 
 /// What a pool knows of its database's functions.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct KnownFunctions {
     now: Newest,
-    state: Mutex<Asked>,
+    state: Mutex<AskedFunctions>,
     /// Held by the one who asks.
     turn: tokio::sync::Mutex<()>,
 }
@@ -71,7 +71,7 @@ impl Newest {
 }
 
 #[derive(Debug, Default)]
-struct Asked {
+struct AskedFunctions {
     /// When it was asked last, with success or without.
     at: Option<Instant>,
     /// Something has been defined since.

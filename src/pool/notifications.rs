@@ -1,6 +1,6 @@
 //! One connection that listens for all sessions of a pool.
 //!
-//! A session's `LISTEN` runs on whatever connection it is lent. When that could go back, the channels are handed over:
+//! A session's `LISTEN` runs on whatever connection it is lent. When that could go back, the channels are transferred:
 //! the listener listens to them too, and then a notification on a channel of pgusher's own, the *marker*, is sent
 //! through the lent connection. PostgreSQL puts all notifications of a database in one order, the same for everybody:
 //! what comes before the marker was the lent connection's to deliver, what comes behind it is the listener's. So none

@@ -1,4 +1,4 @@
-//! Performs what the ledger says: lends, hands over, opens and closes connections.
+//! Performs what the ledger says: lends connections, passes them to waiting clients, opens and closes them.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-use super::{HostPermit, Lease, Outcome, Pool, PoolSettings, Pooled, SETTLED, Waiter};
+use super::{HostPermit, Lease, Pool, PoolSettings, Pooled, SETTLED, WaitEnd, Waiter};
 use crate::ring;
 use crate::upstream::{Backend, UpstreamError};
 use policy::config::file::Isolation;
@@ -138,8 +138,8 @@ impl Pool {
         }
         let guard = Waiting { pool: self, waiter: self.queue(wanted, Ledger::wait) };
         std::future::poll_fn(|cx| match guard.waiter.poll(cx) {
-            Poll::Ready(Outcome::Granted(lease)) => Poll::Ready(Ok(lease)),
-            Poll::Ready(Outcome::Refused(refusal)) => Poll::Ready(Err(*refusal)),
+            Poll::Ready(WaitEnd::Granted(lease)) => Poll::Ready(Ok(lease)),
+            Poll::Ready(WaitEnd::Refused(refusal)) => Poll::Ready(Err(*refusal)),
             Poll::Pending => Poll::Pending,
         })
         .await

@@ -11,7 +11,7 @@ use wire::error::Refusal;
 
 /// How a wait ended.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum WaitEnd {
     /// With a connection.
     Granted(Lease),
     /// With the reason why there is none.
@@ -21,7 +21,7 @@ pub enum Outcome {
 #[derive(Debug)]
 enum State {
     Waiting(Option<Waker>),
-    Over(Outcome),
+    Over(WaitEnd),
     /// Nobody wants the outcome any more.
     Abandoned,
 }
@@ -45,7 +45,7 @@ impl Waiter {
     }
 
     /// The outcome, once.
-    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<WaitEnd> {
         let mut state = self.state.lock();
         if let State::Waiting(waker) = &mut *state {
             if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
@@ -61,18 +61,18 @@ impl Waiter {
 
     /// Ends the wait with a connection; gives it back if nobody waits.
     pub(super) fn grant(&self, lease: Lease) -> Option<Lease> {
-        match self.end(Outcome::Granted(lease)) {
-            Some(Outcome::Granted(lease)) => Some(lease),
+        match self.end(WaitEnd::Granted(lease)) {
+            Some(WaitEnd::Granted(lease)) => Some(lease),
             _ => None,
         }
     }
 
     /// Ends the wait without one; nothing happens if it is over already.
     pub fn refuse(&self, refusal: Refusal) {
-        drop(self.end(Outcome::Refused(Box::new(refusal))));
+        drop(self.end(WaitEnd::Refused(Box::new(refusal))));
     }
 
-    fn end(&self, outcome: Outcome) -> Option<Outcome> {
+    fn end(&self, outcome: WaitEnd) -> Option<WaitEnd> {
         let mut state = self.state.lock();
         let State::Waiting(waker) = &mut *state else { return Some(outcome) };
         let waker = waker.take();
@@ -87,7 +87,7 @@ impl Waiter {
     /// Nobody wants the outcome; what was granted is given back.
     pub(super) fn abandon(&self) -> Option<Lease> {
         match std::mem::replace(&mut *self.state.lock(), State::Abandoned) {
-            State::Over(Outcome::Granted(lease)) => Some(lease),
+            State::Over(WaitEnd::Granted(lease)) => Some(lease),
             _ => None,
         }
     }

@@ -16,12 +16,12 @@ pub(crate) struct LoginAttempt {
     pub deadline: Instant,
     /// Its other end.
     pub peer: String,
-    /// Its place among the clients that have not proved who they are.
+    /// Its permit as a client that has not logged in yet.
     pub login_permit: LoginPermit,
 }
 
 impl LoginAttempt {
-    /// Runs a login, as long as the client has time and a place.
+    /// Runs a login, as long as the client has time and a permit.
     ///
     /// # Errors
     /// Why the login failed; `57014` when its time is over, `53300` when it must make room for others.

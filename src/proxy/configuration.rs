@@ -22,7 +22,7 @@ use crate::audit::Event;
 use crate::auth::Authenticator;
 use crate::grants::Grants;
 use crate::pool::Pool;
-use crate::prepare::{self, Prepared};
+use crate::prepare::{self, PreparedConfig};
 use policy::config::problems::Severity;
 use policy::config::{Config, Outside, Rejected};
 use policy::names::ConnectionName;
@@ -35,7 +35,7 @@ const HISTORY: usize = 50;
 
 /// What is remembered of a configuration.
 #[derive(Debug, Clone)]
-pub(crate) struct Known {
+pub(crate) struct PastConfiguration {
     /// Its number, also if it was refused and another has it now.
     pub number: u64,
     /// When that was.
@@ -52,7 +52,7 @@ pub(crate) struct Known {
     pub by: String,
 }
 
-impl Known {
+impl PastConfiguration {
     fn in_force(generation: &Generation, by: String) -> Self {
         Self {
             number: generation.number,
@@ -99,7 +99,7 @@ pub(crate) struct Configuration {
     pub(super) password_guesses: PasswordGuesses,
     /// Who asks for a plan reads files and runs commands: one at a time, so that they fill up no threads.
     pub planning: Semaphore,
-    history: Mutex<VecDeque<Known>>,
+    history: Mutex<VecDeque<PastConfiguration>>,
     /// What was set on the console since the file was read last (`SET`).
     pub(super) overrides: Mutex<Overrides>,
     /// The configurations that were in force before; the last one last.
@@ -118,7 +118,7 @@ pub(super) struct Earlier {
 }
 
 /// What a configuration has to do with.
-pub(super) struct Around {
+pub(super) struct ConfigurationParts {
     pub(super) current: Arc<Current>,
     pub(super) sessions: Arc<Sessions>,
     pub(super) standing: Arc<Standing>,
@@ -130,8 +130,9 @@ pub(super) struct Around {
 
 impl Configuration {
     /// With the one that was loaded as generation 1.
-    pub(super) fn new(around: Around) -> Self {
-        let Around { current, sessions, standing, journal, authenticator, grants, hosts } = around;
+    pub(super) fn new(around: ConfigurationParts) -> Self {
+        let ConfigurationParts { current, sessions, standing, journal, authenticator, grants, hosts } =
+            around;
         let first = current.generation();
         Self {
             path: first.config.path.clone(),
@@ -145,7 +146,7 @@ impl Configuration {
             reloading: Mutex::default(),
             password_guesses: PasswordGuesses::default(),
             planning: Semaphore::new(1),
-            history: Mutex::new([Known::in_force(&first, "start".into())].into()),
+            history: Mutex::new([PastConfiguration::in_force(&first, "start".into())].into()),
             overrides: Mutex::default(),
             earlier: Mutex::default(),
             first: AtomicU64::new(first.number),
@@ -189,7 +190,7 @@ impl Configuration {
                     .number("generation", self.current.generation().number)
                     .text("error", &error)
             });
-            self.remember(Known::refused(self.current.generation().number + 1, error));
+            self.remember(PastConfiguration::refused(self.current.generation().number + 1, error));
         }
         applied
     }
@@ -292,12 +293,12 @@ impl Configuration {
     }
 
     /// A text, as if it stood in the configuration's file. Blocks while secrets are read.
-    pub(super) fn prepare(&self, source: &str) -> Result<Prepared, LoadError> {
+    pub(super) fn prepare(&self, source: &str) -> Result<PreparedConfig, LoadError> {
         prepare::parse(&self.path, source).map_err(LoadError::Rejected)
     }
 
     /// A configuration takes effect.
-    pub(super) fn apply(&self, prepared: Prepared, by: &str, plan: &Plan) -> Arc<Generation> {
+    pub(super) fn apply(&self, prepared: PreparedConfig, by: &str, plan: &Plan) -> Arc<Generation> {
         let old = self.current.generation();
         self.overrides.lock().clear();
         let warnings = prepared.checked().warnings();
@@ -339,7 +340,7 @@ impl Configuration {
         }
         self.sessions.settle();
         self.current.announce(new.number);
-        self.remember(Known::in_force(&new, by.to_owned()));
+        self.remember(PastConfiguration::in_force(&new, by.to_owned()));
         info!(generation = new.number, "configuration reloaded");
         new
     }
@@ -391,11 +392,11 @@ impl Configuration {
     }
 
     /// The configurations there have been, the oldest first.
-    pub(crate) fn history(&self) -> Vec<Known> {
+    pub(crate) fn history(&self) -> Vec<PastConfiguration> {
         self.history.lock().iter().cloned().collect()
     }
 
-    fn remember(&self, known: Known) {
+    fn remember(&self, known: PastConfiguration) {
         let mut history = self.history.lock();
         if known.error.is_none() {
             history.iter_mut().filter(|k| k.state == "in force").for_each(|k| k.state = "replaced");

@@ -15,7 +15,7 @@ use crate::cancel::{Slot, ToldPid};
 use crate::engine::{Orders, State};
 use crate::grants::Grants;
 use crate::pool::Pool;
-use crate::prepare::Prepared;
+use crate::prepare::PreparedConfig;
 use crate::stream::Tls;
 use crate::tls::ServerTls;
 use policy::attribute;
@@ -156,7 +156,7 @@ pub(crate) struct LiveSession {
 
 /// What a session does, and for how long it has.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Seen {
+pub(crate) struct SessionActivity {
     /// What.
     pub state: State,
     /// For how long.
@@ -167,15 +167,15 @@ pub(crate) struct Seen {
 
 impl LiveSession {
     /// What it does now.
-    pub(crate) fn seen(&self) -> Seen {
+    pub(crate) fn seen(&self) -> SessionActivity {
         let activity = self.orders.statistics.see().activity;
         let now = self.pool.now();
         let age = |since: Duration| now.saturating_sub(since);
         if let (_, Some(since)) = self.slot.now() {
-            return Seen { state: State::Waiting, lasts: since.elapsed(), transaction: None };
+            return SessionActivity { state: State::Waiting, lasts: since.elapsed(), transaction: None };
         }
         let lasts = activity.since.map_or_else(|| self.since.elapsed().unwrap_or_default(), age);
-        Seen { state: activity.state, lasts, transaction: activity.transaction.map(age) }
+        SessionActivity { state: activity.state, lasts, transaction: activity.transaction.map(age) }
     }
 
     /// An event of it: who it is, and where it stands.
@@ -232,7 +232,7 @@ fn moved(config: &Config, grants: &Grants, number: u64, session: &LiveSession) -
 
 /// Builds the generation after the old one, or the first.
 pub(super) fn build(
-    prepared: Prepared,
+    prepared: PreparedConfig,
     logins: Logins,
     old: Option<&Generation>,
     hosts: &Hosts,

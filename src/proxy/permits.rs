@@ -25,7 +25,7 @@ pub(crate) struct Permits {
     lookers: Arc<AtomicUsize>,
 }
 
-/// A place among the clients that are counted: of all, of a user, of a connection.
+/// A permit that is counted: of all clients, of a user's, of a connection's.
 #[derive(Debug, Default)]
 pub(crate) struct ClientPermit([Option<Arc<AtomicUsize>>; 3]);
 
@@ -33,8 +33,8 @@ impl ClientPermit {
     /// One more of these. 0 is no limit.
     fn take(&mut self, count: Arc<AtomicUsize>, limit: u32, message: String) -> Result<(), Refusal> {
         let taken = count.fetch_add(1, Ordering::AcqRel);
-        if let Some(place) = self.0.iter_mut().find(|place| place.is_none()) {
-            *place = Some(count);
+        if let Some(free) = self.0.iter_mut().find(|count| count.is_none()) {
+            *free = Some(count);
         }
         if limit > 0 && taken >= limit as usize {
             return Err(Refusal::new(Fault::Client, SqlState::TOO_MANY_CONNECTIONS, message));
@@ -52,7 +52,7 @@ impl Drop for ClientPermit {
 }
 
 impl Permits {
-    /// A login takes its places, if there are any.
+    /// A login takes its permits, if there are any.
     ///
     /// # Errors
     /// `53300`
@@ -81,7 +81,7 @@ impl Permits {
         Ok(permit)
     }
 
-    /// A place for a console session. Users with `console = "stats"` share a fixed number of places.
+    /// A permit for a console session. Users with `console = "stats"` share a fixed number of permits.
     ///
     /// # Errors
     /// `53300`

@@ -14,14 +14,14 @@ use policy::names::{ConnectionName, EnvironmentName};
 
 /// The orders that hold. They are of names, as operators give them, and not of the pools that have these names now.
 #[derive(Debug, Default)]
-struct Orders {
+struct StandingOrders {
     all: Option<Halt>,
     halted: BTreeMap<ConnectionName, Halt>,
     disabled: BTreeSet<ConnectionName>,
     drained: BTreeSet<EnvironmentName>,
 }
 
-impl Orders {
+impl StandingOrders {
     /// Gives them to the pools of a generation that is about to be in force. A connection that has another name now keeps
     /// what was ordered of it.
     fn apply(&mut self, old: &Generation, new: &Generation) {
@@ -93,7 +93,7 @@ impl Orders {
 pub(crate) struct Standing {
     current: Arc<Current>,
     sessions: Arc<Sessions>,
-    orders: Mutex<Orders>,
+    orders: Mutex<StandingOrders>,
 }
 
 impl Standing {

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::LoggedIn;
 use crate::audit::Audit;
-use crate::engine::{Around, Cause, End, Engine, Parts, Resting};
+use crate::engine::{Cause, End, Engine, Parts, Resting, SessionContext};
 use crate::entrance::Entrance;
 use crate::handshake::Arrival;
 use crate::proxy::{ClientPermit, LiveSession};
@@ -33,8 +33,8 @@ pub(super) fn begin(entrance: Arc<Entrance>, arrival: Arrival, parts: LoggedIn) 
 }
 
 /// What a session has to do with.
-fn around(entrance: &Entrance, live: &LiveSession) -> Around {
-    Around {
+fn around(entrance: &Entrance, live: &LiveSession) -> SessionContext {
+    SessionContext {
         id: live.id,
         user: live.identity.user().clone(),
         pool: live.pool.clone(),

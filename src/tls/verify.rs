@@ -54,7 +54,7 @@ impl From<Unfit> for Error {
 
 /// What the certificate of a peer is to be used for.
 #[derive(Debug, Clone, Copy)]
-enum Purpose {
+enum CertificateUse {
     Server,
     Client,
 }
@@ -112,7 +112,7 @@ impl Authorities {
     fn besides(
         &self,
         certificate: &CertificateDer<'_>,
-        purpose: Purpose,
+        purpose: CertificateUse,
         now: UnixTime,
         refused: Error,
     ) -> Result<(), Error> {
@@ -200,11 +200,11 @@ fn system_roots() -> Result<RootCertStore, TlsError> {
 }
 
 /// Whether an extended key usage, if there is one, has this purpose.
-fn serves(certificate: &X509Certificate<'_>, purpose: Purpose) -> bool {
+fn serves(certificate: &X509Certificate<'_>, purpose: CertificateUse) -> bool {
     match certificate.extended_key_usage() {
         Ok(Some(usage)) => match purpose {
-            Purpose::Server => usage.value.any || usage.value.server_auth,
-            Purpose::Client => usage.value.any || usage.value.client_auth,
+            CertificateUse::Server => usage.value.any || usage.value.server_auth,
+            CertificateUse::Client => usage.value.any || usage.value.client_auth,
         },
         Ok(None) => true,
         Err(_) => false,
@@ -339,7 +339,7 @@ impl ServerCertVerifier for KnownServer {
                     return Err(refused);
                 }
             }
-            Err(refused) => self.authorities.besides(certificate, Purpose::Server, now, refused)?,
+            Err(refused) => self.authorities.besides(certificate, CertificateUse::Server, now, refused)?,
         }
         if self.names == Names::Checked {
             is_for(certificate, name)?;
@@ -419,7 +419,7 @@ impl ClientCertVerifier for KnownClient {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         self.webpki.verify_client_cert(certificate, intermediates, now).or_else(|refused| {
-            self.authorities.besides(certificate, Purpose::Client, now, refused)?;
+            self.authorities.besides(certificate, CertificateUse::Client, now, refused)?;
             Ok(ClientCertVerified::assertion())
         })
     }

@@ -50,7 +50,7 @@ pub(super) async fn log_in(
     let connection = &*dialer.connection;
     stream.write_all(&startup_packet(connection, settings)?).await?;
     stream.flush().await?;
-    let mut proof = Proof::Nothing;
+    let mut proof = ProofProgress::Nothing;
     let mut login = Login { pid: 0, secret: Box::default(), parameters: Vec::new(), notices: Vec::new() };
     let (mut authenticated, mut reported) = (false, 0);
     for _ in 0..MAX_LOGIN_MESSAGES {
@@ -160,7 +160,7 @@ fn broken(what: &str) -> UpstreamError {
 }
 
 /// How far our proof has come.
-enum Proof {
+enum ProofProgress {
     Nothing,
     /// The password, as it is or hashed.
     Given,
@@ -198,7 +198,7 @@ async fn authentication(
     stream: &mut Stream,
     dialer: &Dialer,
     password: Option<&SecretString>,
-    proof: &mut Proof,
+    proof: &mut ProofProgress,
     body: &[u8],
 ) -> Result<bool, UpstreamError> {
     let (code, data) = body.split_first_chunk::<4>().ok_or_else(|| broken("Authentication"))?;
@@ -214,14 +214,14 @@ async fn authentication(
     let may = |method| allowed(connection, method);
     match u32::from_be_bytes(*code) {
         0 => match proof {
-            Proof::ScramSent(_) | Proof::ScramAnswered(_) => {
+            ProofProgress::ScramSent(_) | ProofProgress::ScramAnswered(_) => {
                 Err(UpstreamError::Auth("the server did not prove itself".into()))
             }
-            Proof::Nothing | Proof::Given if binding_required => Err(UpstreamError::Auth(
+            ProofProgress::Nothing | ProofProgress::Given if binding_required => Err(UpstreamError::Auth(
                 "channel binding is required, but the server did not use SCRAM".into(),
             )),
-            Proof::Nothing => may(UpstreamMethod::None).map(|()| true),
-            Proof::Given | Proof::Done => Ok(true),
+            ProofProgress::Nothing => may(UpstreamMethod::None).map(|()| true),
+            ProofProgress::Given | ProofProgress::Done => Ok(true),
         },
         3 | 5 if binding_required => {
             Err(UpstreamError::Auth("channel binding is required, but the server asks for a password".into()))
@@ -229,7 +229,7 @@ async fn authentication(
         3 => {
             may(UpstreamMethod::Password)?;
             let password = wanted()?;
-            *proof = Proof::Given;
+            *proof = ProofProgress::Given;
             send(stream, |out| wire::push_cstr(out, password.expose_secret())).await?;
             Ok(false)
         }
@@ -237,7 +237,7 @@ async fn authentication(
             let salt: [u8; 4] = data.try_into().map_err(|_| broken("AuthenticationMD5Password"))?;
             may(UpstreamMethod::Md5)?;
             let hash = md5_proof(user, wanted()?, salt);
-            *proof = Proof::Given;
+            *proof = ProofProgress::Given;
             send(stream, |out| wire::push_cstr(out, &hash)).await?;
             Ok(false)
         }
@@ -246,7 +246,7 @@ async fn authentication(
             let (mechanism, binding) = choose(stream, data, connection.scram)?;
             let scram = ScramSha256::new(wanted()?.expose_secret().as_bytes(), binding);
             let first = scram.message().to_vec();
-            *proof = Proof::ScramSent(scram);
+            *proof = ProofProgress::ScramSent(scram);
             send(stream, |out| {
                 wire::push_cstr(out, mechanism);
                 out.extend(u32::try_from(first.len()).unwrap_or(0).to_be_bytes());
@@ -256,21 +256,22 @@ async fn authentication(
             Ok(false)
         }
         11 => {
-            let Proof::ScramSent(scram) = std::mem::replace(proof, Proof::Nothing) else {
+            let ProofProgress::ScramSent(scram) = std::mem::replace(proof, ProofProgress::Nothing) else {
                 return Err(broken("AuthenticationSASLContinue"));
             };
             let scram = answer(scram, data.to_vec(), dialer).await?;
             let last = scram.message().to_vec();
-            *proof = Proof::ScramAnswered(scram);
+            *proof = ProofProgress::ScramAnswered(scram);
             send(stream, |out| out.extend_from_slice(&last)).await?;
             Ok(false)
         }
         12 => {
-            let Proof::ScramAnswered(mut scram) = std::mem::replace(proof, Proof::Nothing) else {
+            let ProofProgress::ScramAnswered(mut scram) = std::mem::replace(proof, ProofProgress::Nothing)
+            else {
                 return Err(broken("AuthenticationSASLFinal"));
             };
             scram.finish(data).map_err(|e| UpstreamError::Auth(format!("SCRAM: {e}")))?;
-            *proof = Proof::Done;
+            *proof = ProofProgress::Done;
             Ok(false)
         }
         other => Err(UpstreamError::Auth(format!("the server wants authentication method {other}"))),

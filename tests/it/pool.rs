@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pgusher::inside::Dialer;
-use pgusher::inside::{Data, HostCount, Outcome, Pool, PoolSettings, Runtimes, Waiter};
+use pgusher::inside::{Data, HostCount, Pool, PoolSettings, Runtimes, WaitEnd, Waiter};
 use policy::names::UserName;
 use relay::Effects;
 use tokio_util::task::TaskTracker;
@@ -79,7 +79,7 @@ fn a_connection_passes_over_however_many_have_left_while_they_waited() {
         let turn = std::future::poll_fn(|cx| waits.poll(cx));
         tokio::time::timeout(Duration::from_secs(20), turn).await
     });
-    assert!(matches!(granted, Ok(Outcome::Granted(_))), "{granted:?}");
+    assert!(matches!(granted, Ok(WaitEnd::Granted(_))), "{granted:?}");
 }
 
 /// Settings and the order to reconnect come from different threads: neither leaves the pool with connections that are outworn
@@ -171,8 +171,8 @@ fn a_dial_that_fails_leaves_its_turn_to_another_pool() {
         })
     };
     let (first, second) = (answer(first), answer(second));
-    assert!(matches!(first, Ok(Outcome::Refused(_))), "{first:?}");
-    assert!(matches!(second, Ok(Outcome::Granted(_))), "{second:?}");
+    assert!(matches!(first, Ok(WaitEnd::Refused(_))), "{first:?}");
+    assert!(matches!(second, Ok(WaitEnd::Granted(_))), "{second:?}");
 }
 
 /// A pool that nobody waits for does not close another's connections to have its least: that one would do the same.
@@ -216,5 +216,5 @@ fn who_waits_in_one_pool_closes_no_connection_that_is_of_no_use_to_it() {
         let turn = std::future::poll_fn(|cx| waits.poll(cx));
         tokio::time::timeout(Duration::from_secs(20), turn).await
     };
-    assert!(matches!(runtime.block_on(turn), Ok(Outcome::Granted(_))));
+    assert!(matches!(runtime.block_on(turn), Ok(WaitEnd::Granted(_))));
 }

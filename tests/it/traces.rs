@@ -4,8 +4,8 @@
 use std::io::{Read, Write};
 use std::sync::Arc;
 
-use relay::conductor::still::{Still, Told, reported, session, tell};
-use relay::conductor::{Condition, Conductor, Event, Phase, Shown, Step, Wishes};
+use relay::conductor::still::{Said, Still, reported, session, tell};
+use relay::conductor::{Condition, Conductor, Event, EventBytes, Phase, Step, Wishes};
 use relay::{BackendState, Parameters, PoolMode};
 
 use super::differential::{Burst, SCRIPTS, Way, arrive, extended, server, simple};
@@ -129,7 +129,7 @@ impl Engine {
         assert!(!self.closed, "an event behind the end");
         let shown = event.shown();
         let backend = self.held.as_mut().map(|connection| &mut connection.state);
-        let Told { consumed, to_client, to_upstream, step, wishes, .. } =
+        let Said { consumed, to_client, to_upstream, step, wishes, .. } =
             tell(&mut self.conductor, event, backend, &self.world);
         self.wishes = wishes;
         self.to_client.extend_from_slice(&to_client);
@@ -143,9 +143,9 @@ impl Engine {
             self.held.as_mut().expect("a connection for what is sent").send(&to_upstream);
         }
         match shown {
-            Shown::Client(input) => self.client_tail = input[consumed..].to_vec(),
-            Shown::Upstream(input) => self.upstream_tail = input[consumed..].to_vec(),
-            Shown::Nothing => {}
+            EventBytes::Client(input) => self.client_tail = input[consumed..].to_vec(),
+            EventBytes::Upstream(input) => self.upstream_tail = input[consumed..].to_vec(),
+            EventBytes::Nothing => {}
         }
         self.take(step);
     }

@@ -24,7 +24,7 @@ const MAX_LINE: usize = 500;
 
 /// Where a user gets to by a database name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Destination {
     /// There is no such user.
     NoUser,
     /// The user may not log in.
@@ -46,7 +46,7 @@ pub enum Outcome {
     },
 }
 
-impl Outcome {
+impl Destination {
     fn of(config: &Config, production: &Places, user: &UserName, database: &str) -> Self {
         Self::with(config, production, user, database, None)
     }
@@ -87,7 +87,7 @@ impl Outcome {
         matches!(self, Self::Goes { production: true, .. })
     }
 
-    fn place(&self) -> Option<Place> {
+    fn place(&self) -> Option<Address> {
         match self {
             Self::Goes { target, .. } => Some(place(target)),
             _ => None,
@@ -95,7 +95,7 @@ impl Outcome {
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoUser => f.write_str("no such user"),
@@ -116,9 +116,9 @@ pub struct Moved {
     /// By which name.
     pub database: String,
     /// Until now.
-    pub from: Outcome,
+    pub from: Destination,
     /// From then on.
-    pub to: Outcome,
+    pub to: Destination,
 }
 
 impl Moved {
@@ -137,10 +137,10 @@ impl Moved {
 
     /// Whether the user loses an environment and falls back to the base.
     pub fn falls_back(&self) -> bool {
-        let fell = matches!(self.from, Outcome::Goes { falls_back: true, .. });
+        let fell = matches!(self.from, Destination::Goes { falls_back: true, .. });
         !fell
-            && matches!(self.from, Outcome::Goes { .. })
-            && matches!(self.to, Outcome::Goes { falls_back: true, .. })
+            && matches!(self.from, Destination::Goes { .. })
+            && matches!(self.to, Destination::Goes { falls_back: true, .. })
     }
 }
 
@@ -258,15 +258,21 @@ impl Plan {
         };
         for user in users {
             for database in &databases {
-                let from = Outcome::of(old, &production, user, database.as_str());
-                let to = Outcome::of(new, &production, user, database.as_str());
+                let from = Destination::of(old, &production, user, database.as_str());
+                let to = Destination::of(new, &production, user, database.as_str());
                 plan.add(user, from, to, || database.to_string());
             }
         }
         plan
     }
 
-    fn add(&mut self, user: &UserName, from: Outcome, to: Outcome, database: impl FnOnce() -> String) {
+    fn add(
+        &mut self,
+        user: &UserName,
+        from: Destination,
+        to: Destination,
+        database: impl FnOnce() -> String,
+    ) {
         if from == to {
             return;
         }
@@ -284,8 +290,9 @@ impl Plan {
         let production = production(old, new);
         for grant in grants {
             for database in old.databases.keys().chain(new.databases.keys()).collect::<BTreeSet<_>>() {
-                let of =
-                    |config| Outcome::with(config, &production, &grant.user, database.as_str(), Some(grant));
+                let of = |config| {
+                    Destination::with(config, &production, &grant.user, database.as_str(), Some(grant))
+                };
                 let (from, to) = (of(old), of(new));
                 self.add(&grant.user, from, to, || format!("{database} (granted {})", grant.environment));
             }
@@ -408,10 +415,10 @@ fn waits_for_a_restart(setting: &str) -> bool {
 }
 
 /// A database, whoever logs in to it.
-type Place = (String, u16, String);
-type Places = BTreeSet<Place>;
+type Address = (String, u16, String);
+type Places = BTreeSet<Address>;
 
-fn place(target: &Target) -> Place {
+fn place(target: &Target) -> Address {
     let (host, port, database) = target.place();
     (host, port, database.to_owned())
 }

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::sql::budget::{MAX_LEXED, MAX_MENTIONS, goes_through};
-use super::sql::{self, Change, Effects, Pin, words::WORD};
+use super::sql::{self, Effects, Pin, SettingChange, words::WORD};
 use crate::bearing::Customs;
 pub use relations::{Does, Object, Relations};
 use ways::Graph;
@@ -77,7 +77,7 @@ impl Function {
         for line in settings.split(|byte| *byte == b'\n') {
             let name = line.split(|byte| *byte == b'=').next().unwrap_or_default();
             if !name.is_empty() {
-                self.effects.change(Change::Set(String::from_utf8_lossy(name).to_lowercase()));
+                self.effects.change(SettingChange::Set(String::from_utf8_lossy(name).to_lowercase()));
             }
         }
         self

@@ -21,7 +21,9 @@ use std::time::Duration;
 pub use action::{
     Actions, Cause, Closing, Doing, Ended, Leaving, Listening, Phase, Resets, Statistics, Step, Wishes,
 };
-pub use event::{Answer, Condition, Database, Event, Grounds, Moment, Overdue, Shown, UpstreamEnd, World};
+pub use event::{
+    Answer, Condition, Database, Event, EventBytes, Grounds, Moment, Overdue, UpstreamEnd, World,
+};
 pub use refusals::not_reset;
 pub use rest::Resting;
 
@@ -52,7 +54,7 @@ pub struct Session {
 
 /// Where the session's connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lease {
+enum Loan {
     None,
     /// One is wanted; whether the client was told that it waits.
     Waiting {
@@ -68,7 +70,7 @@ enum Lease {
 #[derive(Debug)]
 pub struct Conductor {
     core: Core,
-    lease: Lease,
+    lease: Loan,
     /// Whether what the client has sent last is to be shown again when answers have come.
     deferred: bool,
     /// The client has said goodbye, or closed its side of the connection, perhaps while it was owed answers.
@@ -136,7 +138,7 @@ impl Conductor {
     fn of(core: Core) -> Self {
         Self {
             core,
-            lease: Lease::None,
+            lease: Loan::None,
             deferred: false,
             leaving: false,
             need: 0,
@@ -150,7 +152,7 @@ impl Conductor {
 
     /// What is to be done about what happened.
     pub fn on<'a, W: World>(&mut self, event: Event<'a>, grounds: Grounds<'a, '_, W>) -> Actions<'a> {
-        if self.lease == Lease::None
+        if self.lease == Loan::None
             && let Event::FromClient(input) = event
             && self.core.asks_for_a_connection(input)
         {
@@ -163,9 +165,9 @@ impl Conductor {
         }
         let Grounds { backend, written, up, down, statistics, world } = grounds;
         let (of_client, of_upstream): (&[u8], &[u8]) = match event.shown() {
-            Shown::Client(input) => (input, &[]),
-            Shown::Upstream(input) => (&[], input),
-            Shown::Nothing => (&[], &[]),
+            EventBytes::Client(input) => (input, &[]),
+            EventBytes::Upstream(input) => (&[], input),
+            EventBytes::Nothing => (&[], &[]),
         };
         let mut turn = Turn {
             up: OutputBuffer::new(of_client, up),
@@ -195,7 +197,7 @@ impl Conductor {
 
     /// A connection is wanted for what the client has sent, and nothing else is to be done before.
     fn lend<'a>(&mut self) -> Actions<'a> {
-        self.lease = Lease::Waiting { notified: false };
+        self.lease = Loan::Waiting { notified: false };
         Actions { consumed: 0, to_client: &[], to_upstream: &[], step: Step::Lend, wishes: self.waiting() }
     }
 
@@ -210,7 +212,7 @@ impl Conductor {
             Event::FromUpstream(input) => return self.upstream_sent(input, turn),
             Event::Lent(condition, input) => return self.lent(condition, input, turn),
             Event::Refused(refusal, input) => {
-                self.lease = Lease::None;
+                self.lease = Loan::None;
                 let Database { environment, connection, .. } = turn.world.database();
                 let refusal = refusal.clone().in_environment(&environment, &connection);
                 self.core.refuse(input, &refusal, turn.down.buffer());
@@ -243,7 +245,7 @@ impl Conductor {
             }
             Event::Order { now, refusal } => {
                 // What waits for a connection has not begun.
-                if now || self.lease != Lease::Held || self.core.is_idle() {
+                if now || self.lease != Loan::Held || self.core.is_idle() {
                     return Err((*refusal).into());
                 }
             }
@@ -253,7 +255,7 @@ impl Conductor {
     }
 
     fn client_sent<W: World>(&mut self, input: &[u8], turn: &mut Turn<'_, '_, W>) -> Next {
-        let backend = turn.backend.as_deref_mut().filter(|_| self.lease == Lease::Held);
+        let backend = turn.backend.as_deref_mut().filter(|_| self.lease == Loan::Held);
         let taken = self.core.client_sent(input, backend, &mut turn.up, turn.down.buffer())?;
         (turn.consumed, self.need) = (taken.consumed, 0);
         match taken.then {
@@ -262,7 +264,7 @@ impl Conductor {
             Then::Defer => self.deferred = true,
             Then::Terminate => (self.leaving, turn.consumed) = (true, input.len()),
             Then::Lease => {
-                self.lease = Lease::Waiting { notified: false };
+                self.lease = Loan::Waiting { notified: false };
                 return Ok(Some(Step::Lend));
             }
         }
@@ -300,7 +302,7 @@ impl Conductor {
 
     /// What follows from where the session is: this is the order in which things are asked.
     fn go_on<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) -> Result<Step, Box<End>> {
-        if self.lease == Lease::Held && self.core.wants_setup() {
+        if self.lease == Loan::Held && self.core.wants_setup() {
             self.attach(turn);
             if self.core.is_setting_up() {
                 return Ok(Step::Wait);
@@ -330,7 +332,7 @@ impl Conductor {
         if (self.permitted || self.core.mode() == PoolMode::Session) && self.core.is_idle() {
             self.core.set_catalog(|known| turn.world.catalog(known));
         }
-        if self.lease == Lease::Held && !self.core.is_fatal() {
+        if self.lease == Loan::Held && !self.core.is_fatal() {
             let (releases, probes) = (self.core.may_release(), self.core.wants_probe());
             if releases || probes {
                 if !turn.up.bytes().is_empty() {
@@ -354,7 +356,7 @@ impl Conductor {
 
     /// True if all is done and answered that the client has asked for.
     fn owes_nothing(&self) -> bool {
-        let waits = self.deferred || matches!(self.lease, Lease::Waiting { .. });
+        let waits = self.deferred || matches!(self.lease, Loan::Waiting { .. });
         !waits && (self.core.is_clients_turn() || self.core.awaits_client())
     }
 
@@ -378,11 +380,11 @@ impl Conductor {
             }
             self.core.detach(backend);
         }
-        self.lease = Lease::None;
+        self.lease = Loan::None;
         match self.leaving {
             false => Ok(Step::Release),
             true => {
-                self.lease = Lease::Returned;
+                self.lease = Loan::Returned;
                 Err(Cause::Client.into())
             }
         }
@@ -455,7 +457,7 @@ impl Conductor {
                     }
                 };
                 wire::notice_response(turn.down.buffer(), &text);
-                if let Lease::Waiting { notified } = &mut self.lease {
+                if let Loan::Waiting { notified } = &mut self.lease {
                     *notified = true;
                 }
             }
@@ -499,9 +501,9 @@ impl Conductor {
         });
         let fatal = self.core.is_fatal();
         let connection = match self.lease {
-            Lease::None | Lease::Waiting { .. } => Leaving::Nothing,
-            Lease::Returned => Leaving::Release,
-            Lease::Held
+            Loan::None | Loan::Waiting { .. } => Leaving::Nothing,
+            Loan::Returned => Leaving::Release,
+            Loan::Held
                 if self.core.mode() == PoolMode::Session
                     && self.core.is_cleanable()
                     && !fatal
@@ -509,25 +511,25 @@ impl Conductor {
             {
                 Leaving::Clean
             }
-            Lease::Held => Leaving::Discard { running: self.core.may_be_busy() && !fatal },
+            Loan::Held => Leaving::Discard { running: self.core.may_be_busy() && !fatal },
         };
-        self.lease = Lease::None;
+        self.lease = Loan::None;
         Step::Close(Box::new(Closing { cause, broke, connection, transactions: self.core.transactions() }))
     }
 
     fn wishes(&mut self) -> Wishes {
         let phase = self.phase();
         let doing = match self.lease {
-            Lease::Waiting { .. } => Doing::Waiting,
-            Lease::Held if !self.core.is_about_its_own() => Doing::Running,
-            Lease::None | Lease::Held | Lease::Returned => Doing::Nothing,
+            Loan::Waiting { .. } => Doing::Waiting,
+            Loan::Held if !self.core.is_about_its_own() => Doing::Running,
+            Loan::None | Loan::Held | Loan::Returned => Doing::Nothing,
         };
         let may_send = !self.deferred && !self.leaving && doing != Doing::Waiting;
         let (listening, takes_notifications) =
             if self.core.has_channels() { self.listening() } else { (Listening::No, false) };
         Wishes {
             from_client: may_send && !self.core.is_full() && !self.core.holds_client(),
-            from_upstream: self.lease == Lease::Held && !matches!(listening, Listening::Pause(_)),
+            from_upstream: self.lease == Loan::Held && !matches!(listening, Listening::Pause(_)),
             need: self.need,
             doing,
             phase,
@@ -549,8 +551,8 @@ impl Conductor {
 
     fn phase(&mut self) -> Phase {
         match self.lease {
-            Lease::Waiting { notified } => Phase::Waiting { notified },
-            Lease::Held if !self.core.is_idle() => match () {
+            Loan::Waiting { notified } => Phase::Waiting { notified },
+            Loan::Held if !self.core.is_idle() => match () {
                 () if self.core.is_clients_turn() => {
                     self.overdue = None;
                     Phase::IdleInTransaction
@@ -561,7 +563,7 @@ impl Conductor {
                 }
                 () => Phase::Querying(self.core.query_number()),
             },
-            Lease::None | Lease::Held | Lease::Returned => {
+            Loan::None | Loan::Held | Loan::Returned => {
                 self.overdue = None;
                 Phase::Idle
             }

@@ -45,7 +45,7 @@ use crate::catalog::Catalog;
 use crate::reset::{self, Proof};
 use crate::settings::{AUTHORIZATION, BackendSettings, Parameters, SessionSettings};
 use crate::sql::{Effects, NameUse, Pin};
-use crate::statement::{Interner, Lesson, Prepared};
+use crate::statement::{Interner, Lesson, PreparedStatements};
 use channels::Channels;
 use facts::SessionFacts;
 use from_client::needs_connection;
@@ -77,7 +77,7 @@ pub struct BackendState {
     pid: Option<u32>,
     /// Its settings.
     pub settings: BackendSettings,
-    prepared: Prepared,
+    prepared: PreparedStatements,
     max_prepared: usize,
     /// What it says of a statement that we have asked for.
     lesson: Option<Box<Lesson>>,
@@ -106,7 +106,7 @@ impl BackendState {
         Self {
             pid,
             settings: BackendSettings::new(reported),
-            prepared: Prepared::default(),
+            prepared: PreparedStatements::default(),
             max_prepared,
             lesson: None,
             unnamed: None,
@@ -129,7 +129,7 @@ impl BackendState {
     pub fn discarded(&mut self) {
         self.clean = true;
         (self.session, self.kept) = (0, false);
-        self.prepared = Prepared::default();
+        self.prepared = PreparedStatements::default();
         self.unnamed = None;
         self.foreign_sequences = false;
         self.settings.discard_all();

@@ -1,5 +1,5 @@
 //! A pool's ledger: who waits for a connection, which one is lent to whom, and how many may be open. It owns the idle
-//! connections and says what is to be done; whoever has it dials, closes and hands over.
+//! connections and says what is to be done; its owner dials, closes and passes connections on.
 //!
 //! Time is what it is told, since whenever the pool began.
 

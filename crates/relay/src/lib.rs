@@ -31,5 +31,5 @@ pub use core::{
 pub use memory::UserMemory;
 pub use mode::PoolMode;
 pub use settings::{BackendSettings, Parameters, SessionSettings};
-pub use sql::{Change, Effects, Pin};
+pub use sql::{Effects, Pin, SettingChange};
 pub use statement::{Gathered, Gathering, Interner};

@@ -17,7 +17,7 @@ pub mod words;
 use body::{Findings, Language};
 pub use body::{RUN_TEXTS, names_temp_schema, of_function};
 use budget::MAX_LEXED;
-pub use change::Change;
+pub use change::SettingChange;
 pub use effects::Effects;
 use lexer::Token;
 pub use names::NameUse;
@@ -167,16 +167,16 @@ fn look_at<'a>(statement: &[Token<'a>], company: Company, findings: &mut Finding
                 ("session", "authorization") => effects.sets("session_authorization"),
                 ("all", _) => {
                     (effects.resets_all, effects.rereads) = (true, true);
-                    effects.change(Change::AllDefault);
+                    effects.change(SettingChange::AllDefault);
                 }
                 ("time", "zone") => {
                     effects.add_setting(TIMEZONE.into());
-                    effects.change(Change::Default(TIMEZONE.into()));
+                    effects.change(SettingChange::Default(TIMEZONE.into()));
                 }
                 (_, _) => {
                     let name = dotted(&statement[1..]);
                     effects.sets(&name);
-                    effects.change(Change::Default(name.clone()));
+                    effects.change(SettingChange::Default(name.clone()));
                     effects.changes(name);
                 }
             }
@@ -187,7 +187,7 @@ fn look_at<'a>(statement: &[Token<'a>], company: Company, findings: &mut Finding
             if word(1) == "all" {
                 (effects.deallocates_all, effects.resets_all, effects.channels) = (true, true, true);
                 (effects.resets, effects.rereads) = (true, true);
-                effects.change(Change::AllDefault);
+                effects.change(SettingChange::AllDefault);
             }
         }
         "deallocate" => {
@@ -269,13 +269,13 @@ fn set(statement: &[Token<'_>], effects: &mut Effects) -> Set {
     let mut rest = &statement[1..];
     let is_default = statement.last().is_some_and(|last| last.is("default"));
     let change = |name: &str| match is_default {
-        true => Change::Default(name.to_owned()),
-        false => Change::Set(name.to_owned()),
+        true => SettingChange::Default(name.to_owned()),
+        false => SettingChange::Set(name.to_owned()),
     };
     if first(rest, "local") {
         let name = dotted(&rest[1..]);
         effects.sets(if name == "session" { "session_authorization" } else { &name });
-        effects.change(Change::Set(if name == "time" { TIMEZONE.to_owned() } else { name }));
+        effects.change(SettingChange::Set(if name == "time" { TIMEZONE.to_owned() } else { name }));
         return Set::Nothing;
     }
     if first(rest, "transaction") || first(rest, "constraints") {
@@ -295,7 +295,9 @@ fn set(statement: &[Token<'_>], effects: &mut Effects) -> Set {
     let name = dotted(rest);
     effects.sets(&name);
     effects.change(match name.as_str() {
-        "time" if statement.last().is_some_and(|last| last.is("local")) => Change::Default(TIMEZONE.into()),
+        "time" if statement.last().is_some_and(|last| last.is("local")) => {
+            SettingChange::Default(TIMEZONE.into())
+        }
         "time" => change(TIMEZONE),
         "names" => change("client_encoding"),
         name => change(name),
@@ -378,8 +380,8 @@ fn set_config(arguments: &[Token<'_>], scope: Scope, effects: &mut Effects) {
             let name = name.to_lowercase();
             effects.sets(&name);
             effects.change(match value.first().is_some_and(|value| value.is("null")) {
-                true => Change::Default(name.clone()),
-                false => Change::Set(name.clone()),
+                true => SettingChange::Default(name.clone()),
+                false => SettingChange::Set(name.clone()),
             });
             match name.as_str() {
                 "seed" => effects.pin_for(Pin::Opaque),
@@ -465,7 +467,7 @@ mod tests {
 
     #[test]
     fn a_default_is_told_from_a_value_in_the_order_in_which_they_are_said() {
-        use Change::{AllDefault, Default, Set};
+        use SettingChange::{AllDefault, Default, Set};
         for (text, expected) in [
             (
                 "SET datestyle TO iso; RESET work_mem",

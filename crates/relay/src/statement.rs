@@ -12,8 +12,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 
-pub use names::{LongText, Named, Names, Told, Unnamed, UnnamedText, significant};
-pub use prepared::{Held, Prepared};
+pub use names::{Description, LongText, NamedStatement, Names, Unnamed, UnnamedText, significant};
+pub use prepared::{Held, PreparedStatements};
 pub use shape::{Described, Lesson, Owner, Shape};
 
 use super::Catalog;

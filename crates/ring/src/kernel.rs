@@ -71,7 +71,7 @@ impl Bell {
 
 /// What the kernel is doing for us. The memory that it reads or writes is here, and stays until it says that it is done.
 #[derive(Debug)]
-enum Doing {
+enum InKernel {
     Receiving(u64),
     Sending(u64, Vec<u8>),
     Listening,
@@ -79,7 +79,7 @@ enum Doing {
 
 #[derive(Debug)]
 struct UnderWay {
-    doing: Doing,
+    doing: InKernel,
     /// Open for as long as the kernel may use it.
     _socket: Option<Rc<OwnedFd>>,
 }
@@ -244,7 +244,7 @@ impl Ring {
         self.under_way.len() - self.free.len() - self.ended.len()
     }
 
-    fn begin(&mut self, doing: Doing, socket: Option<&Rc<OwnedFd>>) -> u32 {
+    fn begin(&mut self, doing: InKernel, socket: Option<&Rc<OwnedFd>>) -> u32 {
         let under_way = Some(UnderWay { doing, _socket: socket.cloned() });
         match self.free.pop() {
             Some(number) => {
@@ -279,13 +279,13 @@ impl Ring {
             let Ok(number) = u32::try_from(answer.user_data()) else { continue };
             let Some(place) = self.under_way.get_mut(number as usize) else { continue };
             let goes_on = cqueue::more(answer.flags());
-            if goes_on && matches!(place, Some(UnderWay { doing: Doing::Listening, .. })) {
+            if goes_on && matches!(place, Some(UnderWay { doing: InKernel::Listening, .. })) {
                 self.done.push_back(Done::Woken);
                 continue;
             }
             let Some(UnderWay { doing, .. }) = place.take() else { continue };
             self.ended.push(number);
-            self.listens &= !matches!(doing, Doing::Listening);
+            self.listens &= !matches!(doing, InKernel::Listening);
             if answer.result() <= 0
                 && let Some(unused) = cqueue::buffer_select(answer.flags())
             {
@@ -336,7 +336,7 @@ impl Ring {
 
 impl Kernel for Ring {
     fn receive(&mut self, socket: &Rc<OwnedFd>, token: u64) -> Operation {
-        let number = self.begin(Doing::Receiving(token), Some(socket));
+        let number = self.begin(InKernel::Receiving(token), Some(socket));
         let entry = opcode::Recv::new(Fd(socket.as_raw_fd()), std::ptr::null_mut(), 0)
             .buf_group(GROUP)
             .build()
@@ -356,7 +356,7 @@ impl Kernel for Ring {
         let length = u32::try_from(bytes.len() - from).unwrap_or(u32::MAX);
         // What a vector holds stays where it is when the vector is moved.
         let start = bytes[from..].as_ptr();
-        let number = self.begin(Doing::Sending(token, bytes), Some(socket));
+        let number = self.begin(InKernel::Sending(token, bytes), Some(socket));
         let flags = rustix::net::SendFlags::NOSIGNAL.bits().cast_signed() | MSG_WAITALL;
         let entry = opcode::Send::new(Fd(socket.as_raw_fd()), start, length)
             .flags(flags)
@@ -375,7 +375,7 @@ impl Kernel for Ring {
         self.free.append(&mut self.ended);
         if !self.listens {
             self.listens = true;
-            let number = self.begin(Doing::Listening, None);
+            let number = self.begin(InKernel::Listening, None);
             // Of an eventfd: POLLIN, told at every write, so that it need not be read.
             let bell = opcode::PollAdd::new(Fd(self.bell.0.as_raw_fd()), 1).multi(true);
             let entry = bell.build().user_data(number.into());
@@ -422,15 +422,15 @@ impl Kernel for Ring {
 /// `MSG_WAITALL`: a send goes on until all of it is taken (io_uring_enter(2), `IORING_OP_SEND`).
 const MSG_WAITALL: i32 = 0x100;
 
-fn done(doing: Doing, answer: &cqueue::Entry) -> Done {
+fn done(doing: InKernel, answer: &cqueue::Entry) -> Done {
     let result = match answer.result() {
         code @ ..0 => Err(io::Error::from_raw_os_error(-code)),
         length => Ok(usize::try_from(length).unwrap_or(0)),
     };
     match doing {
-        Doing::Listening => Done::Woken,
-        Doing::Sending(token, bytes) => Done::Sent(token, result, bytes),
-        Doing::Receiving(token) => {
+        InKernel::Listening => Done::Woken,
+        InKernel::Sending(token, bytes) => Done::Sent(token, result, bytes),
+        InKernel::Receiving(token) => {
             let lent = |length| {
                 let length = u32::try_from(length).unwrap_or(BUFFER_LENGTH);
                 cqueue::buffer_select(answer.flags()).map(|buffer| Lent { buffer, length })

@@ -62,11 +62,11 @@ pub(crate) enum Use {
     /// What is written is sent if the socket takes it; then it is closed.
     Dropped,
     /// It goes elsewhere when nothing is under way, with what was received and not read.
-    Leaving(Box<Then>),
+    Leaving(Box<AtLeave>),
 }
 
 /// What is done with a socket that goes elsewhere.
-pub(crate) struct Then(pub(crate) Box<dyn FnOnce(io::Result<Freed>)>);
+pub(crate) struct AtLeave(pub(crate) Box<dyn FnOnce(io::Result<Freed>)>);
 
 /// A socket that goes elsewhere.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use rustix::net::Shutdown;
 
 use crate::kernel::BUFFER;
 use crate::lent::{Done, Kernel, Lent, Wait, grow};
-use crate::socket::{Ending, Freed, Inbox, Notice, Sending, Socket, Then, Use, gone, register};
+use crate::socket::{AtLeave, Ending, Freed, Inbox, Notice, Sending, Socket, Use, gone, register};
 
 /// How much may be written to a socket in one turn.
 const MAX_OUTBOX: usize = 128 << 10;
@@ -280,7 +280,7 @@ impl<K: Kernel> Sockets<K> {
     /// not sent.
     pub fn leave(&mut self, token: Token, then: impl FnOnce(io::Result<Freed>) + 'static) {
         match self.get(token) {
-            Some(_) => self.part(token, Use::Leaving(Box::new(Then(Box::new(then))))),
+            Some(_) => self.part(token, Use::Leaving(Box::new(AtLeave(Box::new(then))))),
             None => then(Err(gone())),
         }
     }

@@ -9,7 +9,7 @@ use crate::stream::Tls;
 
 /// A client or a server, as both are shown. What it does not have is empty, and 0.
 #[derive(Default)]
-struct Peer {
+struct SocketRow {
     kind: &'static str,
     user: String,
     database: String,
@@ -33,7 +33,7 @@ struct Peer {
     last_user: String,
 }
 
-fn table_of(peers: impl IntoIterator<Item = Peer>) -> Table {
+fn table_of(peers: impl IntoIterator<Item = SocketRow>) -> Table {
     table!(peer in peers, {
         let (wait, wait_us) = split(peer.wait);
         let (local_addr, local_port) = peer.local;
@@ -78,12 +78,12 @@ impl Overview<'_> {
         table_of(self.client_peers().chain(self.server_peers()))
     }
 
-    fn client_peers(&self) -> impl Iterator<Item = Peer> {
+    fn client_peers(&self) -> impl Iterator<Item = SocketRow> {
         self.sessions.iter().map(|session| {
             let (target, waits) = session.slot.now();
             let (addr, port) = peer(&session.peer);
             let since = SystemTime::now().checked_sub(session.seen().lasts).unwrap_or(session.since);
-            Peer {
+            SocketRow {
                 kind: "C",
                 user: session.identity.user().to_string(),
                 database: session.target.route.connection().to_string(),
@@ -100,12 +100,12 @@ impl Overview<'_> {
                 prepared: session.orders.statistics.see().prepared,
                 id: session.id,
                 environment: session.target.route.environment().to_string(),
-                ..Peer::default()
+                ..SocketRow::default()
             }
         })
     }
 
-    fn server_peers(&self) -> impl Iterator<Item = Peer> {
+    fn server_peers(&self) -> impl Iterator<Item = SocketRow> {
         self.pools.iter().flat_map(|pool| {
             let lent: BTreeMap<u32, u64> = self
                 .sessions_of(pool)
@@ -115,7 +115,7 @@ impl Overview<'_> {
             pool.servers().into_iter().map(move |(server, is_idle)| {
                 let (addr, port) = server.remote();
                 let local = server.local();
-                Peer {
+                SocketRow {
                     kind: "S",
                     user: connection.target.username.to_string(),
                     database: connection.name.to_string(),
@@ -134,7 +134,7 @@ impl Overview<'_> {
                     id: server.pid().into(),
                     environment: connection.environment.to_string(),
                     last_user: server.last_user().map_or(String::new(), |user| user.to_string()),
-                    ..Peer::default()
+                    ..SocketRow::default()
                 }
             })
         })

@@ -1,7 +1,7 @@
 //! What is counted of a session, and how long things take.
 
 use super::event::{Moment, World};
-use super::{Conductor, Ended, Lease, Turn};
+use super::{Conductor, Ended, Loan, Turn};
 
 /// Since when things are under way.
 #[derive(Debug, Default)]
@@ -20,8 +20,8 @@ impl Conductor {
     /// begins and when it ends, and around each query within.
     pub(super) fn count<W: World>(&mut self, turn: &mut Turn<'_, '_, W>) {
         // What ends without a connection (LISTEN: the pool's own one has the channels) has been asked with one.
-        let is_over = matches!(self.lease, Lease::None | Lease::Returned) && self.clock.query.is_some();
-        if self.lease != Lease::Held && !is_over {
+        let is_over = matches!(self.lease, Loan::None | Loan::Returned) && self.clock.query.is_some();
+        if self.lease != Loan::Held && !is_over {
             return;
         }
         if !self.core.is_clients_turn() {

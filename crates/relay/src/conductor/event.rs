@@ -56,7 +56,7 @@ pub enum Event<'a> {
 
 /// The bytes that an event shows. What is not consumed of them is kept, and shown again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown<'a> {
+pub enum EventBytes<'a> {
     /// None.
     Nothing,
     /// Of the client.
@@ -67,11 +67,13 @@ pub enum Shown<'a> {
 
 impl<'a> Event<'a> {
     /// The bytes that it shows.
-    pub fn shown(&self) -> Shown<'a> {
+    pub fn shown(&self) -> EventBytes<'a> {
         match self {
-            Self::FromClient(input) | Self::Lent(_, input) | Self::Refused(_, input) => Shown::Client(input),
-            Self::FromUpstream(input) => Shown::Upstream(input),
-            _ => Shown::Nothing,
+            Self::FromClient(input) | Self::Lent(_, input) | Self::Refused(_, input) => {
+                EventBytes::Client(input)
+            }
+            Self::FromUpstream(input) => EventBytes::Upstream(input),
+            _ => EventBytes::Nothing,
         }
     }
 }

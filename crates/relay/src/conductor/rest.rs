@@ -1,7 +1,7 @@
 //! A session that does nothing, in as little memory as it can be had.
 
 use super::counting::Clock;
-use super::{Conductor, Lease};
+use super::{Conductor, Loan};
 use crate::core;
 
 /// A session without a connection, of which nothing is under way. [`Resting::wake`] makes of it what it was.
@@ -13,7 +13,7 @@ impl Conductor {
     pub fn may_rest(&self) -> bool {
         let Self {
             core,
-            lease: Lease::None,
+            lease: Loan::None,
             deferred: false,
             leaving: false,
             need: 0,

@@ -2,7 +2,7 @@
 
 use super::event::{Condition, Moment, UpstreamEnd, World};
 use super::refusals::{at, no_random, not_reset};
-use super::{Actions, Conductor, Lease, Next, Resets, Step, Turn};
+use super::{Actions, Conductor, Loan, Next, Resets, Step, Turn};
 use crate::PoolMode;
 use crate::reset::Proof;
 use wire::error::Refusal;
@@ -30,7 +30,7 @@ impl Conductor {
         input: &[u8],
         turn: &mut Turn<'_, '_, W>,
     ) -> Next {
-        self.lease = Lease::Held;
+        self.lease = Loan::Held;
         self.core.set_catalog(|known| turn.world.catalog(known));
         if self.core.mode() == PoolMode::Transaction {
             match condition {
@@ -75,7 +75,7 @@ impl Conductor {
         if let Some(refusal) = refused.filter(|refusal| self.core.is_refused_its_role(refusal)) {
             self.lost_role = Some(Box::new(LostRole { refusal: at(turn, refusal), since: turn.world.now() }));
             self.core.abandon_setup();
-            (self.lease, self.deferred, self.setups_failed) = (Lease::None, false, 0);
+            (self.lease, self.deferred, self.setups_failed) = (Loan::None, false, 0);
             return Ok(Some(Step::Replace { running: false }));
         }
         if self.setups_failed >= most || self.core.pin().is_some() {
@@ -86,7 +86,7 @@ impl Conductor {
             });
         }
         self.core.abandon_setup();
-        (self.lease, self.deferred) = (Lease::None, false);
+        (self.lease, self.deferred) = (Loan::None, false);
         Ok(Some(Step::Replace { running: resetting }))
     }
 

@@ -47,7 +47,7 @@ impl World for Still {
 
 /// What a conductor has said, for whoever keeps it.
 #[derive(Debug)]
-pub struct Told {
+pub struct Said {
     /// See [`Actions`].
     pub consumed: usize,
     /// See [`Actions`].
@@ -69,13 +69,13 @@ pub fn tell(
     event: Event<'_>,
     backend: Option<&mut BackendState>,
     world: &Still,
-) -> Told {
+) -> Said {
     let (mut up, mut down, mut statistics) = (vec![9; 3], vec![9; 5], Statistics::default());
     let grounds =
         Grounds { backend, written: true, up: &mut up, down: &mut down, statistics: &mut statistics, world };
     let Actions { consumed, to_client, to_upstream, step, wishes } = conductor.on(event, grounds);
     let (to_client, to_upstream) = (to_client.to_vec(), to_upstream.to_vec());
-    Told { consumed, to_client, to_upstream, step, wishes, statistics }
+    Said { consumed, to_client, to_upstream, step, wishes, statistics }
 }
 
 /// A session of the user `dana`, whose server has reported these.

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::setup::MAX_SETUPS;
 use super::*;
 use server::Server;
-use still::{Still, Told, reported, session, tell};
+use still::{Said, Still, reported, session, tell};
 use wire::{Header, message};
 
 /// A connection of the fake pool.
@@ -152,7 +152,7 @@ impl Rig {
         self.rest();
         let shown = event.shown();
         let backend = self.held.as_mut().map(|backend| &mut backend.state);
-        let Told { consumed, to_client, to_upstream, step, wishes, statistics } =
+        let Said { consumed, to_client, to_upstream, step, wishes, statistics } =
             tell(&mut self.conductor, event, backend, &self.world);
         assert!(!wishes.from_upstream || self.held.is_some(), "bytes of no connection are wanted");
         self.wishes = wishes;
@@ -169,9 +169,9 @@ impl Rig {
             self.statistics.push(statistics);
         }
         match shown {
-            Shown::Client(input) => self.client_tail = input[consumed..].to_vec(),
-            Shown::Upstream(input) => self.upstream_tail = input[consumed..].to_vec(),
-            Shown::Nothing => assert_eq!(consumed, 0),
+            EventBytes::Client(input) => self.client_tail = input[consumed..].to_vec(),
+            EventBytes::Upstream(input) => self.upstream_tail = input[consumed..].to_vec(),
+            EventBytes::Nothing => assert_eq!(consumed, 0),
         }
         self.take(step)
     }
@@ -571,7 +571,7 @@ fn the_channels_of_a_session_go_over_to_the_listener_and_its_connection_goes_bac
     assert_eq!(rig.wishes.listening, Listening::Answer);
     rig.listener_delivers();
     assert_eq!((rig.steps.last(), rig.wishes.listening), (Some(&"release"), Listening::Yes));
-    assert_eq!(rig.tags(), "CZ", "the client hears nothing of the hand-over");
+    assert_eq!(rig.tags(), "CZ", "the client hears nothing of the transfer");
     let news = m(b'A', b"\0\0\0\x07news\0x\0");
     assert!(rig.wishes.takes_notifications);
     rig.say(Event::Notifications(Box::new(Ok(vec![news.into()]))));

@@ -1,4 +1,4 @@
-//! The channels of a session, which are handed over to the pool's listener, and brought back to the connection for statements
+//! The channels of a session, which are transferred to the pool's listener, and brought back to the connection for statements
 //! that ask for them or change them.
 
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use super::position::Transaction;
 use crate::sql::Effects;
 use wire::{identifier, unicode_identifier};
 
-/// How many channels of a session are handed over: each statement that may notify its session brings them all back. One with
+/// How many channels of a session are transferred: each statement that may notify its session brings them all back. One with
 /// more keeps its connection.
 const MAX_CHANNELS: usize = 1000;
 
-/// How many steps of one hand-over may fail.
+/// How many steps of one transfer may fail.
 const MAX_INTERRUPTED: u8 = 8;
 
 /// How a session is known to the listener.
@@ -113,7 +113,7 @@ struct State {
     interrupted: Interrupted,
 }
 
-/// Whether the step of the hand-over that is under way has failed (a cancel that came too late), and how many have.
+/// Whether the step of the transfer that is under way has failed (a cancel that came too late), and how many have.
 #[derive(Debug, Default)]
 struct Interrupted {
     now: bool,
@@ -155,7 +155,7 @@ impl Recall {
     }
 }
 
-/// How far the hand-over has come.
+/// How far the transfer has come.
 #[derive(Debug, Default, PartialEq, Eq)]
 enum Stage {
     /// There is none.
@@ -244,12 +244,12 @@ impl Channels {
         }
     }
 
-    /// The connection keeps them: none is handed over.
+    /// The connection keeps them: none is transferred.
     pub(super) fn give_up(&mut self) {
         self.0 = None;
     }
 
-    /// The connection says that it listens to these; false if they are too many to be handed over.
+    /// The connection says that it listens to these; false if they are too many to be transferred.
     pub(super) fn found(&mut self, mut found: Vec<String>) -> bool {
         if found.len() > MAX_CHANNELS {
             return false;
@@ -306,7 +306,7 @@ impl Channels {
         self.0.iter_mut().for_each(|all| all.interrupted.now = true);
     }
 
-    /// The `ReadyForQuery` of a step of the hand-over; false if it failed.
+    /// The `ReadyForQuery` of a step of the transfer; false if it failed.
     pub(super) fn transferred(&mut self) -> bool {
         let Some(all) = &mut self.0 else { return false };
         let failed = std::mem::take(&mut all.interrupted.now);
@@ -475,7 +475,7 @@ mod tests {
         channels.mark(mark(), Some(9)).expect("the marker is sent");
         channels.delivers(&said(Mark::MARKER, 2));
         assert!(channels.transferred());
-        assert!(channels.go_on(Some(9)).is_none(), "that was the marker of another hand-over");
+        assert!(channels.go_on(Some(9)).is_none(), "that was the marker of another transfer");
         assert!(channels.delivers(&notified("a")), "the listener does not deliver what comes before");
         assert!(!channels.transferred(), "it was answered already");
         channels.delivers(&said(Mark::MARKER, 1));
@@ -484,7 +484,7 @@ mod tests {
         assert!(channels.transferred() && channels.is_transfer_ending());
     }
 
-    /// A cancel that meets the hand-over is none of the client's business.
+    /// A cancel that meets the transfer is none of the client's business.
     #[test]
     fn a_step_that_fails_is_made_again_and_not_for_ever() {
         let mut channels = Channels::default();

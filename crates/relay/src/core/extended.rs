@@ -6,15 +6,15 @@ use super::names::{NamesIn, names};
 use super::pids::Verdict;
 use super::position::{Remainder, Transaction};
 use super::requests::{Kind, NO_COLUMNS, Note};
-use super::statements::Outcome;
+use super::statements::Preparation;
 use super::{BackendState, Core, GATHER, OutputBuffer};
 use crate::sql::{Effects, PidUse};
-use crate::statement::{Held, MAX_MENTIONING, Named, UnnamedText, significant};
+use crate::statement::{Held, MAX_MENTIONING, NamedStatement, UnnamedText, significant};
 use wire::error::{Fault, Refusal, Shown, SqlState};
 use wire::{HEADER, cstr};
 
 /// Where the connection has a statement.
-enum Place {
+enum StatementAt {
     Under(u64),
     /// And what becomes of the message that uses it.
     Nowhere(Step),
@@ -179,8 +179,8 @@ impl Core {
             return Step::Defer;
         }
         let number = match self.number_of(kind, &named, names, wires) {
-            Place::Under(number) => number,
-            Place::Nowhere(step) => return step,
+            StatementAt::Under(number) => number,
+            StatementAt::Nowhere(step) => return step,
         };
         let Wires { backend, up, .. } = wires;
         if let Some(effects) = effects {
@@ -217,7 +217,7 @@ impl Core {
     /// A statement is bound that is about the number of a process: if that is a session's, another is bound in its place.
     fn bind_instead(
         &mut self,
-        (pid_use, named): (&PidUse, Option<&Named>),
+        (pid_use, named): (&PidUse, Option<&NamedStatement>),
         message: &Incoming<'_>,
         names: &NamesIn<'_>,
         wires: &mut Wires<'_, '_>,
@@ -249,14 +249,14 @@ impl Core {
     fn number_of(
         &mut self,
         kind: Kind,
-        named: &Named,
+        named: &NamedStatement,
         names: &NamesIn<'_>,
         wires: &mut Wires<'_, '_>,
-    ) -> Place {
+    ) -> StatementAt {
         let Wires { backend, up, .. } = wires;
         match self.statements.take_outcome(named.request) {
-            Some(Outcome::Same(number)) => return Place::Under(number),
-            Some(Outcome::Differs) => {
+            Some(Preparation::Same(number)) => return StatementAt::Under(number),
+            Some(Preparation::Differs) => {
                 let message = "cached plan must not change result type";
                 let refusal = Refusal::new(Fault::Client, SqlState::NOT_SUPPORTED, message);
                 let described = named.shape().filter(|_| kind == Kind::Describe);
@@ -265,7 +265,7 @@ impl Core {
                     &refusal,
                     up.buffer(),
                 );
-                return Place::Nowhere(Step::Streams(Remainder::Drop));
+                return StatementAt::Nowhere(Step::Streams(Remainder::Drop));
             }
             None => {}
         }
@@ -274,17 +274,17 @@ impl Core {
         let is_learned = || !self.position.requests().is_lesson_under_way(named.request);
         if held == Held::No && named.shape().is_none() && !is_learned() && self.position.may_defer() {
             self.ask_for_all_answers(up.buffer());
-            return Place::Nowhere(Step::Defer);
+            return StatementAt::Nowhere(Step::Defer);
         }
         if let (Held::Yes(number), true) = (held, self.statements.is_trusted()) {
-            return Place::Under(number);
+            return StatementAt::Under(number);
         }
         if kind == Kind::Bind
             && let Some(message) = miscounted(named, names)
         {
             // In a failed transaction it cannot be prepared for that to be found out.
             self.refuse_request(&Refusal::protocol(message), up.buffer());
-            return Place::Nowhere(Step::Streams(Remainder::Drop));
+            return StatementAt::Nowhere(Step::Streams(Remainder::Drop));
         }
         if kind == Kind::Describe
             && let Some(shape) = named.shape().filter(|shape| shape.has_no_columns())
@@ -293,16 +293,16 @@ impl Core {
             let mut answer = shape.described();
             wire::message(&mut answer, b'n', |_| {});
             self.position.requests_mut().push_noted(Kind::Local(NO_COLUMNS), Note::Answer(answer));
-            return Place::Nowhere(Step::Streams(Remainder::Drop));
+            return StatementAt::Nowhere(Step::Streams(Remainder::Drop));
         }
         if kind == Kind::Describe {
             // In a failed transaction nothing can be prepared. What is still to be answered may make it fail.
             if self.position.requests().has_an_end() && self.position.may_defer() {
-                return Place::Nowhere(Step::Defer);
+                return StatementAt::Nowhere(Step::Defer);
             }
             if self.position.transaction() == Transaction::Failed && named.answers_nothing() {
                 self.position.requests_mut().push(Kind::Local(NO_COLUMNS));
-                return Place::Nowhere(Step::Streams(Remainder::Drop));
+                return StatementAt::Nowhere(Step::Streams(Remainder::Drop));
             }
         }
         if let Held::Yes(number) | Held::Doubted(number) = held {
@@ -310,16 +310,16 @@ impl Core {
             self.close_upstream(number, up.buffer());
         }
         match self.prepare_again(named, backend, up) {
-            Some(number) => Place::Under(number),
+            Some(number) => StatementAt::Under(number),
             None => {
                 self.statements.wait_to_describe(named.shape().filter(|_| kind == Kind::Describe).cloned());
-                Place::Nowhere(Step::Defer)
+                StatementAt::Nowhere(Step::Defer)
             }
         }
     }
 
     /// What a named statement may do that is bound.
-    fn named_effects(&mut self, named: &Named) -> Option<Box<Effects>> {
+    fn named_effects(&mut self, named: &NamedStatement) -> Option<Box<Effects>> {
         let (statement, mut gone_through) = (&named.statement, 0);
         let own = match self.facts.can_lex() {
             true => statement.effects().map(|effects| Box::new(effects.clone())),
@@ -382,7 +382,7 @@ impl Core {
 }
 
 /// Why a `Bind` of a statement does not fit what its client was told of it: its parameters are too few or too many.
-fn miscounted(named: &Named, names: &NamesIn<'_>) -> Option<String> {
+fn miscounted(named: &NamedStatement, names: &NamesIn<'_>) -> Option<String> {
     let parameters = named.shape()?.parameters().first_chunk()?;
     let name = names.statement.unwrap_or_default();
     Bound::read(names.after)?.miscounted(name, u16::from_be_bytes(*parameters))

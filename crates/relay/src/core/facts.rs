@@ -343,7 +343,7 @@ impl SessionFacts {
 pub(super) mod tests {
     use super::*;
     use crate::catalog::{Function, Relations};
-    use crate::sql::Change;
+    use crate::sql::SettingChange;
 
     pub(in super::super) fn facts() -> SessionFacts {
         let shown = Facts {
@@ -391,7 +391,7 @@ pub(super) mod tests {
         facts.note_effects(&of(facts.effects(b"SET standard_conforming_strings = off")), 2);
         facts.is_answered(1);
         assert!(facts.are_lex_rules_changing());
-        let expected = Effects { changes: vec![Change::Set("work_mem".into())], ..Effects::opaque() };
+        let expected = Effects { changes: vec![SettingChange::Set("work_mem".into())], ..Effects::opaque() };
         assert_eq!(of(facts.effects(text)), expected);
         facts.is_answered(2);
         assert!(facts.can_lex());

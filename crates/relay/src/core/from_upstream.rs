@@ -88,7 +88,7 @@ impl Core {
         match self.position.requests().front_kind() {
             Some(Kind::Query | Kind::Execute) => Ok(Step::Pass),
             Some(Kind::Reset) => self.proved(header, input),
-            Some(Kind::Setup | Kind::HandOver) => Ok(Step::Drop),
+            Some(Kind::Setup | Kind::Transfer) => Ok(Step::Drop),
             Some(Kind::Probe) => self.answered(header, input),
             front => Err(Broken::Desync(format!("data in answer to {front:?}"))),
         }
@@ -171,7 +171,7 @@ impl Core {
             return Ok(Step::Wait);
         }
         let ours = self.position.requests().front().is_some_and(|r| {
-            matches!(r.kind, Kind::Reset | Kind::Setup | Kind::Probe | Kind::HandOver)
+            matches!(r.kind, Kind::Reset | Kind::Setup | Kind::Probe | Kind::Transfer)
                 || r.is_hidden() && matches!(r.kind, Kind::Query | Kind::Execute)
         });
         match header.tag {
@@ -270,8 +270,8 @@ impl Core {
         };
         let front = self.position.requests().front_kind();
         let ends = |kind| {
-            use Kind::{FunctionCall, HandOver, Probe, Query, Reset, Setup, Sync};
-            matches!(kind, Reset | Setup | Probe | HandOver | Query | FunctionCall | Sync)
+            use Kind::{FunctionCall, Probe, Query, Reset, Setup, Sync, Transfer};
+            matches!(kind, Reset | Setup | Probe | Transfer | Query | FunctionCall | Sync)
         };
         if !front.is_some_and(ends) {
             return Err(Broken::Desync(format!("ReadyForQuery in answer to {front:?}")));
@@ -324,8 +324,8 @@ impl Core {
             Kind::Reset => {}
             Kind::Setup => self.facts.settings().settled(&mut backend.settings),
             Kind::Probe => self.probed(backend),
-            Kind::HandOver if self.channels.transferred() => {}
-            Kind::HandOver => return Some(Err(Broken::Desync("a marker did not come back".into()))),
+            Kind::Transfer if self.channels.transferred() => {}
+            Kind::Transfer => return Some(Err(Broken::Desync("a marker did not come back".into()))),
             _ => return None,
         }
         Some(Ok(Step::Drop))
@@ -357,7 +357,7 @@ impl Core {
         let tag = &tag[..end.unwrap_or(tag.len())];
         let is_query = front.is_some_and(|front| front.kind == Kind::Query);
         match self.position.requests().front_kind() {
-            Some(Kind::Reset | Kind::Setup | Kind::Probe | Kind::HandOver) => return true,
+            Some(Kind::Reset | Kind::Setup | Kind::Probe | Kind::Transfer) => return true,
             Some(Kind::Query) if front.is_some_and(Request::is_hidden) => return true,
             Some(Kind::Query) => {}
             Some(Kind::Execute) => drop(self.position.requests_mut().pop()),
@@ -429,8 +429,8 @@ impl Core {
             Some(Kind::Reset) => return Err(Broken::Reset(body.unwrap_or_default().to_vec())),
             Some(Kind::Setup) => return Err(Broken::Setup(body.unwrap_or_default().to_vec())),
             // A cancel that came too late, or a very short statement_timeout: it is asked again.
-            Some(kind @ (Kind::Probe | Kind::HandOver)) => {
-                if kind == Kind::HandOver {
+            Some(kind @ (Kind::Probe | Kind::Transfer)) => {
+                if kind == Kind::Transfer {
                     self.channels.interrupted();
                 }
                 return Ok(if self.position.has_sent_fatal() { Step::Pass } else { Step::Drop });

@@ -6,7 +6,7 @@ use super::{BackendState, Core, MAX_ADDED, MAX_NAMED_PARSE, OutputBuffer};
 use crate::core::position::Transaction;
 use crate::core::transfer::Protocol;
 use crate::sql::{Effects, NameUse};
-use crate::statement::{Named, significant};
+use crate::statement::{NamedStatement, significant};
 use wire::error::{Fault, Refusal, Shown, SqlState};
 use wire::{cstr, literal};
 
@@ -199,7 +199,7 @@ impl Core {
 }
 
 /// What a `Parse` of a statement has behind the name, with the types that its client was told.
-fn body(named: &Named, out: &mut Vec<u8>) {
+fn body(named: &NamedStatement, out: &mut Vec<u8>) {
     let body = named.statement.body();
     match (named.shape(), cstr(body)) {
         (Some(shape), Some((text, _))) => {

@@ -8,7 +8,7 @@ use super::requests::{Kind, Note};
 use super::transfer::Protocol;
 use super::{BackendState, Core, MAX_NAMED_PARSE, MAX_UNNAMED};
 use crate::sql::{Effects, Pin};
-use crate::statement::{Held, Named, UnnamedText, significant};
+use crate::statement::{Held, NamedStatement, UnnamedText, significant};
 use wire::error::{Fault, Refusal, SqlState};
 use wire::{HEADER, cstr};
 
@@ -88,7 +88,13 @@ impl Core {
 
     /// A `Parse` under a name that the client has given already: the upstream refuses it, after it has looked at the
     /// text, because it comes under the name of a statement that is there, `taken`.
-    fn parse_again(&mut self, old: &Named, taken: Option<u64>, body: &[u8], wires: &mut Wires<'_, '_>) {
+    fn parse_again(
+        &mut self,
+        old: &NamedStatement,
+        taken: Option<u64>,
+        body: &[u8],
+        wires: &mut Wires<'_, '_>,
+    ) {
         let up = wires.up.buffer();
         if taken.is_none() {
             if wires.backend.prepared.hold(EMPTY) != Held::No {

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use super::requests::{Kind, Note};
-use super::statements::Outcome;
+use super::statements::Preparation;
 use super::teaching::Teaching;
 use super::{BackendState, Core, OutputBuffer};
 use crate::bearing::Bearing;
-use crate::statement::{Held, Lesson, Named, Owner, Statement, Told, significant};
+use crate::statement::{Description, Held, Lesson, NamedStatement, Owner, Statement, significant};
 use wire::cstr;
 
 /// The number of a statement of pgusher's own that does nothing.
@@ -31,7 +31,8 @@ impl Core {
         self.position.requests_mut().push_noted(Kind::Parse, name_given);
         let owner = self.owner();
         self.remember_prepared(number, backend, up);
-        let named = Named { statement: statement.clone(), request: giver, told: Told::Soon(number) };
+        let named =
+            NamedStatement { statement: statement.clone(), request: giver, told: Description::Soon(number) };
         self.statements.put(name, Some(named));
         self.describe(Teaching { giver, statement, number, owner, expected: None }, up);
     }
@@ -40,7 +41,7 @@ impl Core {
     /// is to be compared first: then that is asked for, and the message that uses it is shown again.
     pub(super) fn prepare_again(
         &mut self,
-        named: &Named,
+        named: &NamedStatement,
         backend: &mut BackendState,
         up: &mut OutputBuffer<'_>,
     ) -> Option<u64> {
@@ -70,7 +71,7 @@ impl Core {
         self.remember_prepared(number, backend, out);
         let compares = expected.is_some();
         if !compares {
-            self.statements.tell(named.request, &statement, &Told::Soon(number));
+            self.statements.tell(named.request, &statement, &Description::Soon(number));
         }
         self.describe(Teaching { giver: named.request, statement, number, owner, expected }, out);
         if compares && self.position.may_defer() {
@@ -90,7 +91,7 @@ impl Core {
 
     /// Whether the connection has a statement as its client knows it. Among temporary objects its tables may be others than those of
     /// what all share.
-    pub(super) fn held(&self, named: &Named, backend: &mut BackendState) -> Held {
+    pub(super) fn held(&self, named: &NamedStatement, backend: &mut BackendState) -> Held {
         let is_shared = named.shape().is_some_and(|shape| shape.owner() == Owner::All);
         match is_shared && self.residue.has_temporary() {
             true => Held::No,
@@ -135,7 +136,7 @@ impl Core {
         let described = lesson.ends();
         if expected.as_ref().is_some_and(|shape| !shape.is(&described)) {
             backend.prepared.abandon(number);
-            return self.statements.compared(giver, Outcome::Differs);
+            return self.statements.compared(giver, Preparation::Differs);
         }
         let compared = expected.is_some();
         let shape = match owner {
@@ -143,12 +144,12 @@ impl Core {
             Owner::Session => self.statements.interner().own_shape(described),
         };
         backend.prepared.describe(number, shape.id());
-        let told = Told::Shape(shape);
+        let told = Description::Shape(shape);
         if !self.statements.tell(giver, &statement, &told) {
             self.position.requests_mut().tell(giver, &told);
         }
         if compared {
-            self.statements.compared(giver, Outcome::Same(number));
+            self.statements.compared(giver, Preparation::Same(number));
         }
     }
 

@@ -6,7 +6,7 @@
 
 use super::requests::{Note, Request, Skipped};
 use super::{BackendState, Core, GATHER};
-use crate::statement::{Held, Named};
+use crate::statement::{Held, NamedStatement};
 
 /// Where PostgreSQL says that there is no such prepared statement: of the protocol's names, and of the unnamed one.
 const WHERE_STATEMENTS_ARE_MISSED: [&[u8]; 3] =
@@ -105,7 +105,7 @@ impl Core {
     }
 
     /// What the first of these uses: it may have lost its name by a later one.
-    fn named_used(&self, requests: &[Request]) -> Option<Named> {
+    fn named_used(&self, requests: &[Request]) -> Option<NamedStatement> {
         let giver = requests.first().map(|first| first.uses).filter(|giver| *giver != 0)?;
         let taken = |request: &Request| match request.note.as_deref() {
             Some(Note::Named { previous: Some(named), .. }) if named.request == giver => Some(named.clone()),

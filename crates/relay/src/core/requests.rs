@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::doubts::{Doubts, Subjects};
 use super::teaching::Teaching;
 use crate::reset::Proof;
-use crate::statement::{Named, Told, Unnamed, significant};
+use crate::statement::{Description, NamedStatement, Unnamed, significant};
 
 /// One request. Requests are numbered from 1 within a session.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ pub(crate) enum Kind {
     /// Our own `Query`, too: it asks what the session has left.
     Probe,
     /// And so are the steps that hand the session's channels over to the listener.
-    HandOver,
+    Transfer,
     Query,
     FunctionCall,
     Parse,
@@ -90,7 +90,7 @@ pub(crate) enum Note {
     /// A name was given a statement, or lost it.
     Named {
         name: Box<[u8]>,
-        previous: Option<Named>,
+        previous: Option<NamedStatement>,
         /// The number under which the upstream prepares it.
         prepared: Option<u64>,
     },
@@ -360,7 +360,7 @@ impl Requests {
     }
 
     /// The statement of a name that this request gave, and another, under way, has taken away, is told so.
-    pub(crate) fn tell(&mut self, giver: u64, told: &Told) {
+    pub(crate) fn tell(&mut self, giver: u64, told: &Description) {
         for request in &mut self.queue {
             if let Some(Note::Named { previous: Some(named), .. }) = request.note.as_deref_mut()
                 && named.request == giver

@@ -4,7 +4,7 @@ use super::probe::{self, Left, Touched};
 use crate::bearing::Bearing;
 use crate::reset::Proof;
 use crate::settings::SessionSettings;
-use crate::sql::{Change, Effects, Pin};
+use crate::sql::{Effects, Pin, SettingChange};
 
 /// Of how many settings it is remembered what the statements under way say.
 const MAX_CHANGES: usize = 64;
@@ -27,7 +27,7 @@ pub(super) struct Residue {
     /// What is to be asked for whenever something is, while the session has an object that may do it again: a statement
     /// of `PREPARE`, a temporary view.
     repeatable: Option<Box<Touched>>,
-    asked: Option<Box<Question>>,
+    asked: Option<Box<ProbeState>>,
     probes_failed: u8,
     mixed: Bearing,
     /// Whether the session may have temporary objects, and statements that SQL has prepared.
@@ -91,7 +91,7 @@ struct Changes {
     by: u64,
     /// All were taken back to their defaults before these.
     all_default: bool,
-    last: Vec<Change>,
+    last: Vec<SettingChange>,
 }
 
 /// Whether a `DISCARD ALL` leaves nothing of the session.
@@ -115,7 +115,7 @@ enum Tracking {
 
 /// What the connection is being asked, and what it has answered.
 #[derive(Debug)]
-struct Question {
+struct ProbeState {
     touched: Touched,
     proof: Proof,
     left: Option<Left>,
@@ -192,7 +192,7 @@ impl Residue {
 
     /// True if a `RESET` was sent, or a `SET … TO DEFAULT`, and the connection has not been given the session's startup values since.
     pub(super) fn owes_values(&self) -> bool {
-        let is_default = |change: &Change| matches!(change, Change::Default(_));
+        let is_default = |change: &SettingChange| matches!(change, SettingChange::Default(_));
         self.has_drifted()
             || self.changes.all_default
             || self.changes.last.iter().any(is_default)
@@ -251,7 +251,7 @@ impl Residue {
             touched.add_settings(settings.carried_names().chain(["role"]));
         }
         let question = probe::question(&touched, proof);
-        self.asked = Some(Box::new(Question { touched, proof, left: None }));
+        self.asked = Some(Box::new(ProbeState { touched, proof, left: None }));
         Some(question)
     }
 
@@ -267,7 +267,7 @@ impl Residue {
 
     /// The connection has said all that it has to say to the question; `None` if there was none.
     pub(super) fn probed(&mut self) -> Option<Probed> {
-        let Question { touched, left, .. } = *self.asked.take()?;
+        let ProbeState { touched, left, .. } = *self.asked.take()?;
         let Some(left) = left else {
             self.probes_failed += 1;
             if self.probes_failed >= MAX_PROBES {
@@ -351,7 +351,7 @@ impl Residue {
     }
 
     /// Statements that say this of settings are about to be under way.
-    pub(super) fn note_changes(&mut self, changes: &[Change], request: u64) {
+    pub(super) fn note_changes(&mut self, changes: &[SettingChange], request: u64) {
         self.changes.by = request;
         for change in changes {
             let Some(name) = change.name() else {
@@ -390,10 +390,11 @@ impl Residue {
     /// Whether what the upstream reports of this setting is a default of its own: by what the statements under way say, else by
     /// whether the last of them was a `RESET`.
     pub(super) fn is_default(&self, name: &[u8]) -> bool {
-        let is_it =
-            |change: &&Change| change.name().is_some_and(|known| known.as_bytes().eq_ignore_ascii_case(name));
+        let is_it = |change: &&SettingChange| {
+            change.name().is_some_and(|known| known.as_bytes().eq_ignore_ascii_case(name))
+        };
         match self.changes.last.iter().find(is_it) {
-            Some(change) => matches!(change, Change::Default(_)),
+            Some(change) => matches!(change, SettingChange::Default(_)),
             None => self.changes.all_default || self.is_resetting(),
         }
     }
@@ -556,7 +557,7 @@ mod tests {
     #[test]
     fn what_is_said_last_of_a_setting_tells_a_default_from_a_value() {
         let (set, default) =
-            (|name: &str| Change::Set(name.into()), |name: &str| Change::Default(name.into()));
+            (|name: &str| SettingChange::Set(name.into()), |name: &str| SettingChange::Default(name.into()));
         let mut residue = Residue::default();
         residue.note_changes(&[set("timezone"), default("datestyle")], 1);
         assert!(!residue.is_default(b"TimeZone") && residue.is_default(b"DateStyle"));
@@ -565,7 +566,7 @@ mod tests {
         assert!(!residue.is_default(b"TimeZone") && residue.is_default(b"application_name"));
         residue.end_reset();
         assert!(!residue.is_default(b"application_name"));
-        residue.note_changes(&[Change::AllDefault, set("datestyle")], 2);
+        residue.note_changes(&[SettingChange::AllDefault, set("datestyle")], 2);
         assert!(residue.is_default(b"TimeZone") && !residue.is_default(b"DateStyle"));
         residue.note_changes(&[default("datestyle")], 3);
         assert!(residue.is_default(b"DateStyle") && residue.has_changes());

@@ -9,7 +9,9 @@ use super::position::Transaction;
 use super::replay::Replay;
 use super::transfer::Protocol;
 use crate::sql::{Effects, PidUse};
-use crate::statement::{Interner, Named, Names, Shape, Statement, Told, Unnamed, UnnamedText, significant};
+use crate::statement::{
+    Description, Interner, NamedStatement, Names, Shape, Statement, Unnamed, UnnamedText, significant,
+};
 
 /// See the module.
 #[derive(Debug)]
@@ -21,12 +23,12 @@ pub(super) struct Statements {
     /// What it has to do with the number of a process, if anything, and the request that it was made by.
     pid_use: Option<Box<(u64, PidUse)>>,
     /// What the unnamed statement may do, once it was looked at.
-    seen: Option<Box<Seen>>,
+    seen: Option<Box<Reading>>,
     trust: Trust,
     replay: Replay,
     in_sql: Option<Box<InSql>>,
     /// The statement, by the request that gave its name, that was prepared again and compared, for the message that waits for it.
-    outcome: Option<(u64, Outcome)>,
+    outcome: Option<(u64, Preparation)>,
     /// What a `Describe` that waits for that was told.
     describes: Option<Arc<Shape>>,
 }
@@ -49,7 +51,7 @@ struct Deallocation {
 
 /// How a statement that was prepared again compares with what the client was told of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum Preparation {
     /// It is the same, under this number.
     Same(u64),
     /// It has other columns, or other parameters.
@@ -68,7 +70,7 @@ enum Trust {
 
 /// What an unnamed statement may do, and with what it was read.
 #[derive(Debug)]
-struct Seen {
+struct Reading {
     stamp: u64,
     lex_context: LexContext,
     effects: Option<Arc<Effects>>,
@@ -127,12 +129,12 @@ impl Statements {
     }
 
     /// The one of this name.
-    pub(super) fn named(&self, name: &[u8]) -> Option<&Named> {
+    pub(super) fn named(&self, name: &[u8]) -> Option<&NamedStatement> {
         self.names.as_ref()?.get(name)
     }
 
     /// Gives a name a statement, or takes it away; answers what it had.
-    pub(super) fn put(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
+    pub(super) fn put(&mut self, name: &[u8], named: Option<NamedStatement>) -> Option<NamedStatement> {
         let interner = &self.interner;
         self.names.get_or_insert_with(|| Box::new(interner.names())).put(name, named)
     }
@@ -143,22 +145,22 @@ impl Statements {
     }
 
     /// What this request named, if it still has that name.
-    pub(super) fn given_by(&self, request: u64) -> Option<&Named> {
+    pub(super) fn given_by(&self, request: u64) -> Option<&NamedStatement> {
         self.named(self.name_given_by(request)?)
     }
 
     /// The client was told this of what this request named, which is this statement. False if it has lost its name.
-    pub(super) fn tell(&mut self, request: u64, statement: &Arc<Statement>, told: &Told) -> bool {
+    pub(super) fn tell(&mut self, request: u64, statement: &Arc<Statement>, told: &Description) -> bool {
         self.names.as_mut().is_some_and(|names| names.tell(request, statement, told))
     }
 
     /// What this request named was prepared again.
-    pub(super) fn compared(&mut self, request: u64, outcome: Outcome) {
+    pub(super) fn compared(&mut self, request: u64, outcome: Preparation) {
         self.outcome = Some((request, outcome));
     }
 
     /// What came of that, if a message has waited for it: said once.
-    pub(super) fn take_outcome(&mut self, request: u64) -> Option<Outcome> {
+    pub(super) fn take_outcome(&mut self, request: u64) -> Option<Preparation> {
         self.describes = None;
         self.outcome.take().filter(|(compared, _)| *compared == request).map(|(_, outcome)| outcome)
     }
@@ -304,11 +306,11 @@ impl Statements {
         lex_context: LexContext,
         look: impl FnOnce(&[u8]) -> Option<Box<Effects>>,
     ) -> Option<Arc<Effects>> {
-        let is_it = |seen: &Seen| seen.stamp == self.unnamed.stamp && seen.lex_context == lex_context;
+        let is_it = |seen: &Reading| seen.stamp == self.unnamed.stamp && seen.lex_context == lex_context;
         if !self.seen.as_deref().is_some_and(is_it) {
             let text = self.unnamed.text.text()?;
             let effects = look(wire::cstr(text).map_or(text, |(text, _)| text)).map(Arc::from);
-            self.seen = Some(Box::new(Seen { stamp: self.unnamed.stamp, lex_context, effects }));
+            self.seen = Some(Box::new(Reading { stamp: self.unnamed.stamp, lex_context, effects }));
         }
         self.seen.as_ref()?.effects.clone()
     }
@@ -398,8 +400,9 @@ mod tests {
     fn names_are_given_taken_back_and_forgotten() {
         let mut statements = statements();
         let statement = statements.interner().intern(b"x\0\0\0", "c", &Parameters::default());
-        let named =
-            |request| Some(Named { statement: statement.clone(), request, told: Told::Soon(request) });
+        let named = |request| {
+            Some(NamedStatement { statement: statement.clone(), request, told: Description::Soon(request) })
+        };
         assert!(statements.put(b"a", named(1)).is_none());
         assert_eq!((statements.count(), statements.bytes()), (1, statement.cost()));
         assert_eq!(statements.name_given_by(1), Some(&b"a"[..]));

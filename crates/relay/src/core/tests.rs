@@ -656,7 +656,7 @@ fn a_few_bytes_that_become_many_wait_for_the_upstream() {
     for name in names {
         bench.names(name, &format!("SELECT '{}'", name.repeat(length)));
     }
-    bench.backend.prepared = Prepared::default();
+    bench.backend.prepared = PreparedStatements::default();
     let binds = names.map(bind).concat();
     let mut rest = &binds[..];
     for _ in names {

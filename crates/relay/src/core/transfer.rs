@@ -62,7 +62,7 @@ impl Core {
         let Some(query) = self.channels.mark(mark, backend.pid) else { return false };
         wire::query(up, &query);
         backend.unnamed = None;
-        self.position.requests_mut().push(Kind::HandOver);
+        self.position.requests_mut().push(Kind::Transfer);
         true
     }
 
@@ -72,7 +72,7 @@ impl Core {
         let pid = backend.and_then(|backend| backend.pid);
         let Some(query) = self.channels.go_on(pid) else { return false };
         wire::query(up, &query);
-        self.position.requests_mut().push(Kind::HandOver);
+        self.position.requests_mut().push(Kind::Transfer);
         true
     }
 

@@ -16,14 +16,14 @@ pub struct HostLedger {
     limit: usize,
     /// All permits that are out: those of each pool, added up.
     open: usize,
-    pools: BTreeMap<u64, Standing>,
+    pools: BTreeMap<u64, PoolShare>,
     joined: u64,
     reserved: u64,
 }
 
 /// How one pool stands.
 #[derive(Debug, Default)]
-struct Standing {
+struct PoolShare {
     /// Permits of connections that are lent to sessions.
     pooled: usize,
     /// Permits of the others.
@@ -38,7 +38,7 @@ struct Standing {
     left: bool,
 }
 
-impl Standing {
+impl PoolShare {
     /// It has none to lend: what is apart serves nobody who waits.
     fn has_none(&self) -> bool {
         self.pooled == 0
@@ -103,7 +103,7 @@ impl HostLedger {
     pub fn join(&mut self) -> Membership {
         let number = self.joined;
         self.joined += 1;
-        self.pools.insert(number, Standing::default());
+        self.pools.insert(number, PoolShare::default());
         Membership { number }
     }
 
@@ -243,7 +243,7 @@ impl HostLedger {
     /// of use to the one who asks: the last one of a pool leaves a permit that is kept for that pool. One may not be enough where
     /// the limit was lowered, or where a pool has come for which one is kept.
     pub fn givers(&self, pool: &Membership) -> Vec<u64> {
-        let has_none = self.pools.get(&pool.number).is_some_and(Standing::has_none);
+        let has_none = self.pools.get(&pool.number).is_some_and(PoolShare::has_none);
         let kept = |spared| if has_none { 0 } else { self.kept(self.limit, spared) };
         let is_of_use = |spared| kept(spared) <= kept(Spared::None) || self.open + kept(spared) <= self.limit;
         let [not_last, last, last_of_retired] =

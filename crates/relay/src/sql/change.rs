@@ -2,7 +2,7 @@
 
 /// What a text says of a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum SettingChange {
     /// It gives this one a value; in lower case.
     Set(String),
     /// It takes this one back to its default: `RESET`, or `SET … TO DEFAULT`.
@@ -11,7 +11,7 @@ pub enum Change {
     AllDefault,
 }
 
-impl Change {
+impl SettingChange {
     /// The setting that it is of, if it is of one.
     pub fn name(&self) -> Option<&str> {
         match self {

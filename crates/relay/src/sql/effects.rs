@@ -1,7 +1,7 @@
 //! What a text may do to its session.
 
 use super::budget::MAX_SETTINGS;
-use super::{Change, NameUse, PidUse, Pin};
+use super::{NameUse, PidUse, Pin, SettingChange};
 use crate::bearing::{Bearing, Customs};
 
 /// What a text may do to its session.
@@ -30,7 +30,7 @@ pub struct Effects {
     /// `DEALLOCATE ALL` or `DISCARD ALL`: no prepared statement is left.
     pub deallocates_all: bool,
     /// What it says of settings, in its order: if PostgreSQL reports that one has changed, this tells a default from a value.
-    pub changes: Vec<Change>,
+    pub changes: Vec<SettingChange>,
     /// `RESET ALL` or `DISCARD ALL`: every setting goes back to its default.
     pub resets_all: bool,
     /// It has a `RESET`.
@@ -98,8 +98,11 @@ impl Effects {
         if is_any || matches!(self.pin, Some(Pin::Opaque | Pin::Setting)) {
             return Bearing::Constants;
         }
-        let changed =
-            self.changes.iter().filter_map(Change::name).chain(self.settings.iter().map(String::as_str));
+        let changed = self
+            .changes
+            .iter()
+            .filter_map(SettingChange::name)
+            .chain(self.settings.iter().map(String::as_str));
         changed.map(|name| Bearing::of(name.as_bytes(), customs)).max().unwrap_or(Bearing::None)
     }
 
@@ -140,7 +143,7 @@ impl Effects {
     }
 
     /// Of more than can be kept, the command tags tell which is which.
-    pub fn change(&mut self, change: Change) {
+    pub fn change(&mut self, change: SettingChange) {
         self.changes.retain(|known| *known != change);
         if self.changes.len() < MAX_SETTINGS {
             self.changes.push(change);

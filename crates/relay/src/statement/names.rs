@@ -4,25 +4,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Held, Prepared, Shape, Statement, Statements};
+use super::{Held, PreparedStatements, Shape, Statement, Statements};
 
 /// PostgreSQL tells statement names apart by this many bytes.
 const NAME_LENGTH: usize = 63;
 
 /// A statement under a client's name.
 #[derive(Debug, Clone)]
-pub struct Named {
+pub struct NamedStatement {
     /// Which.
     pub statement: Arc<Statement>,
     /// The request that made it, in the order of the session's requests.
     pub request: u64,
     /// What the client was told of it, or is about to be.
-    pub told: Told,
+    pub told: Description,
 }
 
 /// What a client was told of a statement when it named it.
 #[derive(Debug, Clone)]
-pub enum Told {
+pub enum Description {
     /// The connection is asked, on which it is prepared under this number. (That is no number on any other connection: where it was
     /// never told, it is prepared as if for the first time.)
     Soon(u64),
@@ -30,28 +30,28 @@ pub enum Told {
     Shape(Arc<Shape>),
 }
 
-impl Named {
+impl NamedStatement {
     /// Whether a connection has it as the client knows it.
-    pub fn held(&self, prepared: &mut Prepared) -> Held {
+    pub fn held(&self, prepared: &mut PreparedStatements) -> Held {
         match &self.told {
-            Told::Soon(number) => prepared.hold(*number),
-            Told::Shape(shape) => prepared.hold_shape(shape.id()),
+            Description::Soon(number) => prepared.hold(*number),
+            Description::Shape(shape) => prepared.hold_shape(shape.id()),
         }
     }
 
     /// Whether it surely has neither parameters nor columns: PostgreSQL describes it so in a failed transaction, too.
     pub fn answers_nothing(&self) -> bool {
         match &self.told {
-            Told::Soon(_) => self.statement.answers_nothing(),
-            Told::Shape(shape) => shape.has_no_columns() && shape.parameters() == [0; 2],
+            Description::Soon(_) => self.statement.answers_nothing(),
+            Description::Shape(shape) => shape.has_no_columns() && shape.parameters() == [0; 2],
         }
     }
 
     /// What the client was told of it.
     pub fn shape(&self) -> Option<&Arc<Shape>> {
         match &self.told {
-            Told::Soon(_) => None,
-            Told::Shape(shape) => Some(shape),
+            Description::Soon(_) => None,
+            Description::Shape(shape) => Some(shape),
         }
     }
 }
@@ -115,7 +115,7 @@ impl Drop for LongText {
 #[derive(Debug)]
 pub struct Names {
     /// Compared and not hashed: most sessions have few, and clients choose them.
-    known: BTreeMap<Arc<[u8]>, Named>,
+    known: BTreeMap<Arc<[u8]>, NamedStatement>,
     /// The same, by the requests that gave them.
     given: BTreeMap<u64, Arc<[u8]>>,
     bytes: usize,
@@ -141,7 +141,7 @@ impl Names {
     }
 
     /// Under this name.
-    pub fn get(&self, name: &[u8]) -> Option<&Named> {
+    pub fn get(&self, name: &[u8]) -> Option<&NamedStatement> {
         self.known.get(significant(name))
     }
 
@@ -161,7 +161,7 @@ impl Names {
     }
 
     /// Gives a name a statement, or takes it away; answers what it had.
-    pub fn put(&mut self, name: &[u8], named: Option<Named>) -> Option<Named> {
+    pub fn put(&mut self, name: &[u8], named: Option<NamedStatement>) -> Option<NamedStatement> {
         self.bytes += named.as_ref().map_or(0, |named| named.statement.cost());
         let before = self.known.remove(significant(name));
         self.bytes -= before.as_ref().map_or(0, |named| named.statement.cost());
@@ -175,7 +175,7 @@ impl Names {
     }
 
     /// The statement of the name that this request gave is told so, and is this one from now on. False if the name is another's.
-    pub fn tell(&mut self, request: u64, statement: &Arc<Statement>, told: &Told) -> bool {
+    pub fn tell(&mut self, request: u64, statement: &Arc<Statement>, told: &Description) -> bool {
         let named = self.given.get(&request).and_then(|name| self.known.get_mut(name));
         let Some(named) = named else { return false };
         self.bytes = self.bytes + statement.cost() - named.statement.cost();
@@ -208,7 +208,7 @@ mod tests {
         let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
         let mut names = interner.names();
         let long = [b'a'; 70];
-        names.put(&long, Some(Named { statement, request: 1, told: Told::Soon(1) }));
+        names.put(&long, Some(NamedStatement { statement, request: 1, told: Description::Soon(1) }));
         assert!(names.get(&long[..63]).is_some() && names.get(&long[..62]).is_none());
     }
 
@@ -216,8 +216,9 @@ mod tests {
     fn the_name_that_a_request_gave_is_found_by_its_number() {
         let interner = Interner::new(7);
         let statement = interner.intern(b"x\0\0\0", "c", &Parameters::default());
-        let named =
-            |request| Some(Named { statement: statement.clone(), request, told: Told::Soon(request) });
+        let named = |request| {
+            Some(NamedStatement { statement: statement.clone(), request, told: Description::Soon(request) })
+        };
         let mut names = interner.names();
         names.put(b"a", named(1));
         names.put(b"b", named(2));

@@ -7,7 +7,7 @@ use super::shape::NO_SHAPE;
 
 /// What one upstream connection has prepared, by the numbers under which it was prepared; the least recently used go first.
 #[derive(Debug, Default)]
-pub struct Prepared {
+pub struct PreparedStatements {
     known: BTreeMap<u64, Use>,
     /// The newest of each shape.
     of_shape: BTreeMap<u64, u64>,
@@ -48,7 +48,7 @@ pub enum Held {
     Yes(u64),
 }
 
-impl Prepared {
+impl PreparedStatements {
     /// Whether it has the one of this number; that counts as a use.
     pub fn hold(&mut self, number: u64) -> Held {
         self.clock += 1;
@@ -193,7 +193,7 @@ impl Prepared {
 mod tests {
     use super::*;
 
-    fn numbers(prepared: &mut Prepared, numbers: &[u64]) {
+    fn numbers(prepared: &mut PreparedStatements, numbers: &[u64]) {
         for number in numbers {
             assert_eq!(prepared.insert(*number, *number, 9), None);
         }
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_goes_first() {
-        let mut prepared = Prepared::default();
+        let mut prepared = PreparedStatements::default();
         assert_eq!(prepared.insert(1, 1, 2), None);
         assert_eq!(prepared.insert(2, 2, 2), None);
         assert_eq!(prepared.hold(1), Held::Yes(1));
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn one_that_may_be_lost_is_not_one_that_is_there() {
-        let mut prepared = Prepared::default();
+        let mut prepared = PreparedStatements::default();
         assert_eq!(prepared.any(Held::No), None);
         numbers(&mut prepared, &[1]);
         prepared.doubt_all();
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_newest_of_a_shape_takes_the_place_of_the_others_which_are_closed() {
-        let mut prepared = Prepared::default();
+        let mut prepared = PreparedStatements::default();
         numbers(&mut prepared, &[1, 2, 3]);
         prepared.describe(1, 7);
         prepared.describe(2, 8);
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn what_was_not_closed_after_all_is_closed_later() {
-        let mut prepared = Prepared::default();
+        let mut prepared = PreparedStatements::default();
         numbers(&mut prepared, &[1]);
         prepared.describe(1, 7);
         prepared.abandon(1);

@@ -156,8 +156,8 @@ impl Rig {
             let has_none = ledger.pools[&pool.number].has_none();
             ledger.open + if has_none { 0 } else { ledger.kept(ledger.limit, Spared::None) }
         };
-        let copy = |standing: &Standing| Standing { ..*standing };
-        let mut pools: BTreeMap<u64, Standing> =
+        let copy = |standing: &PoolShare| PoolShare { ..*standing };
+        let mut pools: BTreeMap<u64, PoolShare> =
             self.ledger.pools.iter().map(|(number, standing)| (*number, copy(standing))).collect();
         if let Some(standing) = pools.get_mut(&giver) {
             standing.pooled -= 1;
