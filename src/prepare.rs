@@ -289,10 +289,11 @@ fn folders(config: &Config, file: &file::File, problems: &mut Problems) {
             problems
                 .error(span, format!("cannot write the audit: {} is not a regular file", audit.display()));
         }
-        _ if let Err(error) = crate::audit::expect_audit(&audit) => {
-            problems.error(span, format!("cannot write the audit {}: {error}", audit.display()));
+        _ => {
+            if let Err(error) = crate::audit::expect_audit(&audit) {
+                problems.error(span, format!("cannot write the audit {}: {error}", audit.display()));
+            }
         }
-        _ => {}
     }
 }
 
