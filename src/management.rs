@@ -17,6 +17,7 @@ mod operate;
 mod orders;
 mod overview;
 mod page;
+mod things;
 mod people;
 mod redact;
 mod sessions;
@@ -51,6 +52,9 @@ use policy::names::id_of;
 const TURN: Duration = Duration::from_secs(30);
 /// How many requests that grow with the configuration are dealt with at once.
 const MAX_ASIDE: usize = 4;
+/// How many entries of a list are answered at once, and how many may be left out first.
+const MAX_LIMIT: usize = 10_000;
+const MAX_OFFSET: usize = 1_000_000;
 
 /// What the handlers share.
 pub(crate) struct Api {
@@ -148,6 +152,47 @@ fn bounded(pairs: &[(String, String)], name: &str, usual: usize, most: usize) ->
 /// One of them.
 fn parameter<'q>(pairs: &'q [(String, String)], name: &str) -> Option<&'q str> {
     pairs.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+}
+
+/// Which of the many of a list are answered.
+struct Page {
+    offset: usize,
+    limit: usize,
+}
+
+impl Page {
+    /// As `offset` and `limit` say.
+    ///
+    /// # Errors
+    /// 400: one of them is no number, or out of its bounds.
+    fn of(pairs: &[(String, String)], by_default: usize) -> Result<Self, Problem> {
+        let offset = match parameter(pairs, "offset").map(str::parse) {
+            None => 0,
+            Some(Ok(offset)) if offset <= MAX_OFFSET => offset,
+            Some(_) => {
+                return Err(Problem::field("offset", format!("Expected a number from 0 to {MAX_OFFSET}")));
+            }
+        };
+        Ok(Self { offset, limit: bounded(pairs, "limit", by_default, MAX_LIMIT)? })
+    }
+
+    /// Those, and how many there are in all.
+    fn cut<T>(&self, all: Vec<T>) -> (Vec<T>, usize) {
+        let total = all.len();
+        (all.into_iter().skip(self.offset).take(self.limit).collect(), total)
+    }
+}
+
+/// Keeps those in whose text all words of `q` stand, in whatever case.
+fn search<T>(pairs: &[(String, String)], all: &mut Vec<T>, text: impl Fn(&T) -> String) {
+    let words = parameter(pairs, "q").unwrap_or_default().to_lowercase();
+    let words: Vec<&str> = words.split_whitespace().collect();
+    if !words.is_empty() {
+        all.retain(|one| {
+            let text = text(one).to_lowercase();
+            words.iter().all(|word| text.contains(word))
+        });
+    }
 }
 
 fn yes_or_no(pairs: &[(String, String)], name: &str) -> Result<bool, Problem> {

@@ -18,7 +18,7 @@ use super::answer::{self, Outcome, Problem, tagged, written};
 use super::body::{Changed, Field, List, Name, New, Password, Patch, Picker, Whole, body};
 use super::declared::OptionValues;
 use super::environments::{self, ConnectionEnvironment};
-use super::{Api, Id, View, WriteRequest, connection_of, edit};
+use super::{Api, Id, Page, View, WriteRequest, connection_of, edit};
 use crate::proxy::Change;
 use policy::config::{self, file};
 use policy::names::{ConnectionName, id_of};
@@ -117,6 +117,8 @@ written! {
 pub(super) struct Connections {
     /// Those that were asked for.
     connections: Vec<Connection>,
+    /// How many there are in all, before `offset` and `limit`.
+    total: usize,
 }
 
 /// For the document: the words of `?dialect=`.
@@ -195,7 +197,8 @@ pub(super) fn tagged_connection(
 
 fn all(view: View<'_>) -> Connections {
     let connections = view.config.connections.values().filter_map(|connection| shown(view, connection));
-    Connections { connections: connections.collect() }
+    let connections: Vec<_> = connections.collect();
+    Connections { total: connections.len(), connections }
 }
 
 /// Lists connections.
@@ -204,6 +207,9 @@ fn all(view: View<'_>) -> Connections {
         ("name" = Option<String>, Query, description = "Only the one of this name."),
         ("database" = Option<String>, Query, description = "Only those of this database."),
         ("dialect" = inline(Option<DialectName>), Query, description = "Only those of this dialect: `postgres`."),
+        ("q" = Option<String>, Query, description = "Only those in which all of these words stand: in name, host, database, user name or environment."),
+        ("offset" = Option<u32>, Query, minimum = 0, maximum = 1000000, description = "How many to leave out first."),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "How many at most; by default all."),
         ("sortField" = inline(Option<SortField>), Query, description = "`name` (the default), `database`, `host` or `username`."),
         ("sortDirection" = inline(Option<SortDirection>), Query, description = "`asc` (the default) or `desc`.")),
     responses((status = 200, description = "The connections.", body = Connections)))]
@@ -212,7 +218,9 @@ pub(super) async fn list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Re
 }
 
 fn listed(api: &Api, parts: &Parts) -> Result<Response, Problem> {
-    let pairs = super::query(parts, &["name", "database", "dialect", "sortField", "sortDirection"])?;
+    let known = ["name", "database", "dialect", "q", "sortField", "sortDirection", "offset", "limit"];
+    let pairs = super::query(parts, &known)?;
+    let page = Page::of(&pairs, usize::MAX)?;
     let parameter = |name| super::parameter(&pairs, name);
     let generation = api.current.generation();
     let mut list = all(View::of(&generation));
@@ -235,6 +243,12 @@ fn listed(api: &Api, parts: &Parts) -> Result<Response, Problem> {
         "desc" => list.connections.reverse(),
         _ => return Err(Problem::field("sortDirection", "Expected one of: asc, desc")),
     }
+    super::search(&pairs, &mut list.connections, |connection| {
+        let options =
+            ["host", "database", "username", "environmentName"].map(|option| connection.text(option));
+        format!("{} {}", connection.name, options.join(" "))
+    });
+    (list.connections, list.total) = page.cut(list.connections);
     let tag = api.tags.of(&list, "");
     Ok(tagged(&parts.headers, StatusCode::OK, &tag, list))
 }

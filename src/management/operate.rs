@@ -255,7 +255,7 @@ fn history(api: &Api) -> Generations {
 pub(super) async fn generation(State(api): State<Arc<Api>>, number: Number) -> Result<Json<Source>, Problem> {
     let read = api.blocking(move |api| {
         let source = api.configuration.source(number.0);
-        let source = source.ok_or_else(|| Problem::missing("PastGeneration", number.0))?;
+        let source = source.ok_or_else(|| Problem::missing("Generation", number.0))?;
         Ok(Source { generation: number.0, toml: redact::config(source.expose_secret()) })
     });
     read.await.map(Json)
@@ -276,7 +276,7 @@ pub(super) async fn roll_back(
     let (written, ()) = api
         .write(&asked, move |api, change| {
             let source = api.configuration.source(number.0);
-            let source = source.ok_or_else(|| Problem::missing("PastGeneration", number.0))?;
+            let source = source.ok_or_else(|| Problem::missing("Generation", number.0))?;
             let now = change.generation.config.source.expose_secret();
             answer::matches(if_match.as_deref(), &api.tags.of(&"", now))?;
             let earlier = source.expose_secret().parse();

@@ -3,22 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use toml_edit::{InlineTable, TableLike, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::answer::{self, Outcome, Problem, tagged, written};
-use super::body::{Changed, Fielded, List, Name, New, Password, Patch, Values, body};
+use super::answer::{Outcome, Problem, written};
+use super::body::{Changed, List, Name, New, Password, Patch, Values, body};
 use super::declared::OptionValues;
+use super::things::{Thing, change, create, delete, list, read};
 use super::{Api, Id, View, WriteRequest, edit};
-use crate::proxy::{Change, Written};
+use crate::proxy::Change;
 use policy::config::Config;
 use policy::config::file::{self, AuthType};
 use policy::names::id_of;
@@ -125,12 +125,16 @@ written! {
 pub(super) struct Users {
     /// Those that were asked for.
     users: Vec<User>,
+    /// How many there are in all, before `offset` and `limit`.
+    total: usize,
 }
 /// Groups.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Groups {
     /// Those that were asked for.
     groups: Vec<Group>,
+    /// How many there are in all, before `offset` and `limit`.
+    total: usize,
 }
 /// Attributes.
 #[derive(Debug, Serialize, ToSchema)]
@@ -138,35 +142,18 @@ pub(super) struct Groups {
 pub(super) struct UserAttributes {
     /// Those that were asked for.
     user_attributes: Vec<UserAttribute>,
-}
-
-/// What the three have in common.
-trait Thing: Serialize + Sized + Send + 'static {
-    /// Its tables in the file.
-    const KIND: &'static str;
-    /// What it is called in errors.
-    const WORD: &'static str;
-    /// And where identifiers are made.
-    const ID: &'static str;
-    type Body: Fielded + Send + 'static;
-
-    fn all(view: View<'_>) -> Vec<Self>;
-    fn id(&self) -> Uuid;
-    fn name(&self) -> &str;
-    /// What is not shown, and makes another edition.
-    fn hidden(&self, _: &Config) -> String {
-        String::new()
-    }
-    /// The name that a body gives.
-    fn name_of(body: &Self::Body) -> Patch<Name>;
-    /// Puts a body into the file.
-    fn write(body: Self::Body, change: &mut Change<'_>, name: &str) -> Result<(), Problem>;
-    fn listed(all: Vec<Self>) -> impl Serialize;
-    fn written(self, outcome: Outcome) -> impl Serialize;
+    /// How many there are in all, before `offset` and `limit`.
+    total: usize,
 }
 
 fn values(attributes: &BTreeMap<policy::names::AttributeName, Vec<String>>) -> BTreeMap<String, Vec<String>> {
     attributes.iter().map(|(name, values)| (name.to_string(), values.clone())).collect()
+}
+
+/// Names of attributes and their values, as they are searched.
+fn words(attributes: &BTreeMap<String, Vec<String>>) -> String {
+    let words = attributes.iter().flat_map(|(name, values)| std::iter::once(name).chain(values));
+    words.map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 
 impl Thing for User {
@@ -219,8 +206,14 @@ impl Thing for User {
         put_values(table, body.attributes);
         body.options.write(table)
     }
-    fn listed(users: Vec<Self>) -> impl Serialize {
-        Users { users }
+    fn listed(users: Vec<Self>, total: usize) -> impl Serialize {
+        Users { users, total }
+    }
+    fn text(&self) -> String {
+        let word = |option| self.options.get(option).as_str().unwrap_or_default();
+        let disabled = if self.options.get("disabled") == true { "disabled" } else { "" };
+        let groups = self.groups.join(" ");
+        [&self.name, &groups, &words(&self.attributes), word("console"), word("authType"), disabled].join(" ")
     }
     fn written(self, outcome: Outcome) -> impl Serialize {
         UserWritten { outcome, data: self.id, user: self }
@@ -291,8 +284,11 @@ impl Thing for Group {
         put_values(edit::needed(&mut change.document, Self::KIND, name)?, body.attributes);
         Ok(())
     }
-    fn listed(groups: Vec<Self>) -> impl Serialize {
-        Groups { groups }
+    fn listed(groups: Vec<Self>, total: usize) -> impl Serialize {
+        Groups { groups, total }
+    }
+    fn text(&self) -> String {
+        format!("{} {}", self.name, words(&self.attributes))
     }
     fn written(self, outcome: Outcome) -> impl Serialize {
         GroupWritten { outcome, data: self.id, group: self }
@@ -336,8 +332,11 @@ impl Thing for UserAttribute {
         edit::put_list(edit::needed(&mut change.document, Self::KIND, name)?, "default", body.defaultValues);
         Ok(())
     }
-    fn listed(user_attributes: Vec<Self>) -> impl Serialize {
-        UserAttributes { user_attributes }
+    fn listed(user_attributes: Vec<Self>, total: usize) -> impl Serialize {
+        UserAttributes { user_attributes, total }
+    }
+    fn text(&self) -> String {
+        format!("{} {}", self.name, self.default_values.join(" "))
     }
     fn written(self, outcome: Outcome) -> impl Serialize {
         UserAttributeWritten { outcome, data: self.id, user_attribute: self }
@@ -362,135 +361,6 @@ fn put_values(table: &mut dyn TableLike, values: Patch<Values>) {
     }
 }
 
-fn by_id<T: Thing>(view: View<'_>, id: Uuid) -> Result<T, Problem> {
-    let found = T::all(view).into_iter().find(|thing| thing.id() == id);
-    found.ok_or_else(|| Problem::missing(T::WORD, id))
-}
-
-fn tag<T: Thing>(api: &Api, config: &Config, thing: &T) -> String {
-    api.tags.of(thing, &thing.hidden(config))
-}
-
-fn list<T: Thing>(api: &Api, parts: &Parts) -> Result<Response, Problem> {
-    let pairs = super::query(parts, &["name"])?;
-    let generation = api.current.generation();
-    let view = View::of(&generation);
-    let mut all = T::all(view);
-    if let Some(name) = super::parameter(&pairs, "name") {
-        all.retain(|thing| thing.name() == name);
-    }
-    let listed = T::listed(all);
-    let tag = api.tags.of(&listed, "");
-    Ok(tagged(&parts.headers, StatusCode::OK, &tag, listed))
-}
-
-fn read<T: Thing>(api: &Api, id: Uuid, headers: &HeaderMap) -> Result<Response, Problem> {
-    let generation = api.current.generation();
-    let thing: T = by_id(View::of(&generation), id)?;
-    let tag = tag(api, &generation.config, &thing);
-    Ok(tagged(headers, StatusCode::OK, &tag, thing))
-}
-
-fn done<T: Thing>(
-    api: &Api,
-    asked: &WriteRequest,
-    written: &Written,
-    id: Uuid,
-    status: StatusCode,
-) -> Result<Response, Problem> {
-    let view = View::after(written);
-    let thing: T = by_id(view, id)?;
-    let tag = tag(api, view.config, &thing);
-    let body = thing.written(Outcome::of(written, asked.intent));
-    Ok(answer::wrote(asked.intent, status, &tag, body))
-}
-
-async fn create<T: Thing>(api: Arc<Api>, asked: WriteRequest, body: T::Body) -> Result<Response, Problem> {
-    let Name(name) = T::name_of(&body).required("name")?;
-    let if_match = asked.if_match.clone();
-    let (written, id) = api
-        .write(&asked, move |api, change| {
-            let view = View::of(change.generation);
-            let all = T::all(view);
-            let known = all.iter().find(|thing| thing.name() == name);
-            let is_said = edit::table(&mut change.document, T::KIND, &name).is_some();
-            if known.is_some() && is_said {
-                return Err(Problem::conflict(format!("{} with name {name} already exists", T::WORD)));
-            }
-            answer::matches(if_match.as_deref(), &api.tags.of(&T::listed(all), ""))?;
-            edit::add(&mut change.document, T::KIND, &name);
-            T::write(body, change, &name)?;
-            Ok(id_of(T::ID, &name))
-        })
-        .await?;
-    done::<T>(&api, &asked, &written, id, asked.created())
-}
-
-async fn change<T: Thing>(
-    api: Arc<Api>,
-    asked: WriteRequest,
-    id: Uuid,
-    body: T::Body,
-) -> Result<Response, Problem> {
-    let if_match = asked.if_match.clone();
-    let (written, ()) = api
-        .write(&asked, move |api, change| {
-            let view = View::of(change.generation);
-            let thing: T = by_id(view, id)?;
-            answer::matches(if_match.as_deref(), &tag(api, view.config, &thing))?;
-            if let Patch::Set(Name(name)) = T::name_of(&body)
-                && name != thing.name()
-            {
-                return Err(Problem::field("name", "it cannot be changed: make another one"));
-            }
-            T::write(body, change, thing.name())
-        })
-        .await?;
-    done::<T>(&api, &asked, &written, id, StatusCode::OK)
-}
-
-async fn delete<T: Thing>(api: Arc<Api>, asked: WriteRequest, id: Uuid) -> Result<Response, Problem> {
-    let if_match = asked.if_match.clone();
-    let (written, thing) = api
-        .write(&asked, move |api, change| {
-            let view = View::of(change.generation);
-            let thing: T = by_id(view, id)?;
-            answer::matches(if_match.as_deref(), &tag(api, view.config, &thing))?;
-            if let Some(why) = in_use(view.config, T::KIND, thing.name()) {
-                let word = T::WORD;
-                return Err(Problem::conflict(format!("{word} with id {id} is in use: {why}")));
-            }
-            edit::remove(&mut change.document, T::KIND, thing.name());
-            Ok(thing)
-        })
-        .await?;
-    Ok((StatusCode::OK, Json(thing.written(Outcome::of(&written, asked.intent)))).into_response())
-}
-
-/// Who refers to it.
-fn in_use(config: &Config, kind: &str, name: &str) -> Option<String> {
-    let users = config.users.values();
-    match kind {
-        "groups" => {
-            let user = users.into_iter().find(|user| user.groups.iter().any(|group| group.as_str() == name));
-            user.map(|user| format!("user {} is in it", user.name))
-        }
-        "attributes" => {
-            let picks = config.connections.values().find(|connection| {
-                let attribute = connection.base.as_ref().and_then(|base| base.attribute.as_ref());
-                attribute.is_some_and(|attribute| attribute.as_str() == name)
-            });
-            let user = || users.into_iter().find(|user| user.attributes.contains_key(name));
-            let group = || config.groups.iter().find(|(_, attributes)| attributes.contains_key(name));
-            picks
-                .map(|connection| format!("connection {} picks by it", connection.name))
-                .or_else(|| user().map(|user| format!("user {} has it", user.name)))
-                .or_else(|| group().map(|(group, _)| format!("group {group} has it")))
-        }
-        _ => None,
-    }
-}
-
 /// Declares the five calls for one kind of things.
 macro_rules! calls {
     ($Thing:ident, $Body:ident, $NewBody:ident, $ChangedBody:ident, $Listed:ident, $Written:ident, $path:literal, $one:literal, $tag:literal,
@@ -501,7 +371,10 @@ macro_rules! calls {
 
         /// Lists them.
         #[utoipa::path(get, path = $path, tag = $tag, operation_id = $list_id,
-                    params(("name" = Option<String>, Query, description = "Only the one of this name.")),
+                    params(("name" = Option<String>, Query, description = "Only the one of this name."),
+                        ("q" = Option<String>, Query, description = "Only those in which all of these words stand."),
+                        ("offset" = Option<u32>, Query, minimum = 0, maximum = 1000000, description = "How many to leave out first."),
+                        ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "How many at most; by default all.")),
                     responses((status = 200, description = "All of them.", body = $Listed)))]
         pub(crate) async fn $list(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Problem> {
             api.blocking(move |api| list::<$Thing>(api, &parts)).await

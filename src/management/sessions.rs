@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::answer::Problem;
 use super::operate::time;
-use super::{Api, Number};
+use super::{Api, Number, Page};
 use crate::proxy::{Generation, LiveSession};
 
 /// A client that is logged in.
@@ -98,21 +98,14 @@ pub(super) async fn sessions(State(api): State<Arc<Api>>, parts: Parts) -> Resul
         &parts,
         &["user", "connection", "environment", "state", "q", "sort", "offset", "limit"],
     )?;
-    let limit = super::bounded(&pairs, "limit", 1000, 10_000)?;
-    let offset = match super::parameter(&pairs, "offset").map(str::parse) {
-        None => 0,
-        Some(Ok(offset)) if offset <= 1_000_000 => offset,
-        Some(_) => return Err(Problem::field("offset", "Expected a number from 0 to 1000000")),
-    };
+    let page = Page::of(&pairs, 1000)?;
     // Its work grows with the sessions: not on the thread that accepts.
-    api.blocking(move |api| some_sessions(api, &pairs, offset, limit).map(Json)).await
+    api.blocking(move |api| some_sessions(api, &pairs, &page).map(Json)).await
 }
 
 /// Those that a query means.
 fn meant(api: &Api, pairs: &[(String, String)]) -> Vec<Arc<LiveSession>> {
     let is = |name: &str, has: &str| super::parameter(pairs, name).is_none_or(|wanted| wanted == has);
-    let words = super::parameter(pairs, "q").unwrap_or_default().to_lowercase();
-    let words: Vec<&str> = words.split_whitespace().collect();
     let mut live = api.sessions.snapshot().sessions;
     live.retain(|session| {
         let target = &session.target;
@@ -120,31 +113,25 @@ fn meant(api: &Api, pairs: &[(String, String)]) -> Vec<Arc<LiveSession>> {
             && is("connection", target.route.connection().as_str())
             && is("environment", target.route.environment().as_str())
             && (super::parameter(pairs, "state").is_none() || is("state", session.seen().state.word()))
-            && (words.is_empty() || {
-                let text = [
-                    session.identity.user().as_str(),
-                    &target.asked.database,
-                    target.route.environment().as_str(),
-                    target.route.connection().as_str(),
-                    session.seen().state.word(),
-                    &session.peer,
-                    &session.application_name,
-                    &target.facts.route,
-                ]
-                .join(" ")
-                .to_lowercase();
-                words.iter().all(|word| text.contains(word))
-            })
+    });
+    super::search(pairs, &mut live, |session| {
+        let target = &session.target;
+        [
+            session.identity.user().as_str(),
+            &target.asked.database,
+            target.route.environment().as_str(),
+            target.route.connection().as_str(),
+            session.seen().state.word(),
+            &session.peer,
+            &session.application_name,
+            &target.facts.route,
+        ]
+        .join(" ")
     });
     live
 }
 
-fn some_sessions(
-    api: &Api,
-    pairs: &[(String, String)],
-    offset: usize,
-    limit: usize,
-) -> Result<Sessions, Problem> {
+fn some_sessions(api: &Api, pairs: &[(String, String)], page: &Page) -> Result<Sessions, Problem> {
     let generation = api.current.generation();
     let mut all: Vec<Session> = meant(api, pairs).iter().map(|one| session(&generation, one)).collect();
     let sort = super::parameter(pairs, "sort").unwrap_or("id");
@@ -168,8 +155,8 @@ fn some_sessions(
     if descends {
         all.reverse();
     }
-    let total = all.len();
-    Ok(Sessions { sessions: all.into_iter().skip(offset).take(limit).collect(), total })
+    let (sessions, total) = page.cut(all);
+    Ok(Sessions { sessions, total })
 }
 
 /// How many were ended.

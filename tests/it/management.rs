@@ -6,6 +6,7 @@ mod corners;
 mod declared;
 mod document;
 mod file;
+mod lists;
 mod operate;
 mod orders;
 mod page;
@@ -140,7 +141,7 @@ impl Managed {
     /// The identifier of something that has a name.
     pub(crate) fn id(&self, kind: &str, name: &str) -> String {
         let all = self.get(&format!("/{kind}")).ok();
-        let list = all.as_object().unwrap().values().next().unwrap().as_array().unwrap().clone();
+        let list = all.as_object().unwrap().values().find_map(Value::as_array).unwrap().clone();
         let found =
             list.iter().find(|one| one["name"] == json!(name)).unwrap_or_else(|| panic!("no {name}: {all}"));
         found["id"].as_str().unwrap().to_owned()
@@ -428,7 +429,7 @@ fn every_error_says_what_is_wrong_with_what() {
         ("DELETE", format!("/connection-environments/{nobody}"), String::new(), 404, format!("Connection environment with id {nobody} does not exist")),
         ("GET", "/connection-environments/zzz".into(), String::new(), 404, "Connection zzz does not exist".into()),
         ("GET", "/connections?sortField=password".into(), String::new(), 400, "Bad Request: sortField: Expected one of: name, database, host, username".into()),
-        ("GET", "/connections?nmae=x".into(), String::new(), 400, "Bad Request: nmae: Unrecognized key (there are: name, database, dialect, sortField, sortDirection)".into()),
+        ("GET", "/connections?nmae=x".into(), String::new(), 400, "Bad Request: nmae: Unrecognized key (there are: name, database, dialect, q, sortField, sortDirection, offset, limit)".into()),
         ("POST", "/connections?dry_run=1".into(), create.to_string(), 400, "Bad Request: dry_run: Expected true or false".into()),
         ("GET", format!("/users/{nobody}"), String::new(), 404, format!("User with id {nobody} does not exist")),
         ("GET", format!("/groups/{nobody}"), String::new(), 404, format!("Group with id {nobody} does not exist")),
