@@ -21,6 +21,7 @@ mod things;
 mod people;
 mod redact;
 mod sessions;
+mod tokens;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -278,6 +279,17 @@ impl FromRequestParts<Arc<Api>> for Number {
     }
 }
 
+/// A name in a path.
+struct Named(String);
+
+impl FromRequestParts<Arc<Api>> for Named {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+        let path = axum::extract::Path::<String>::from_request_parts(parts, api).await;
+        path.map(|path| Self(path.0)).map_err(|_| Problem::field("name", "Invalid name"))
+    }
+}
+
 /// Waits for one's turn, which is to go with the work: whoever leaves does not let another one begin beside it.
 ///
 /// # Errors
@@ -388,6 +400,9 @@ calls! {
     "/api/v1/sessions/{id}" => delete sessions::end_session;
     "/api/v1/grants" => get grants::grants, post grants::grant;
     "/api/v1/grants/{id}" => delete grants::revoke;
+    "/api/v1/tokens" => get tokens::tokens, post tokens::create;
+    "/api/v1/tokens/{name}" => delete tokens::delete;
+    "/api/v1/tokens/{name}/rotate" => post tokens::rotate;
     "/api/v1/audit" => get operate::search_audit;
     "/api/v1/overview" => get overview::overview;
 }

@@ -116,6 +116,9 @@ pub enum UpstreamError {
     /// The connection broke during the login.
     #[error("connection lost during login: {0}")]
     Io(#[from] io::Error),
+    /// A fault of ours.
+    #[error("dial failed")]
+    Panicked,
 }
 
 impl UpstreamError {
@@ -143,6 +146,7 @@ impl UpstreamError {
             Self::Certificate(_) | Self::Auth(_) => {
                 Refusal::new(Fault::Operator, SqlState::UNABLE_TO_CONNECT, self.to_string())
             }
+            Self::Panicked => Refusal::new(Fault::Ours, SqlState::INTERNAL, self.to_string()),
             _ => Refusal::new(Fault::Upstream, SqlState::UNABLE_TO_CONNECT, self.to_string()),
         };
         // For the client, who can do no more about it.

@@ -224,6 +224,7 @@ fn hint(error: &UpstreamError, connection: &Connection) -> Cow<'static, str> {
         UpstreamError::Auth(_) => {
             "Check `password`, and whether the server offers what channel_binding asks for."
         }
+        UpstreamError::Panicked => "This is a fault of pgusher: its log has more.",
         UpstreamError::Protocol(_) | UpstreamError::Io(_) => "Is that a PostgreSQL server? See its log.",
     };
     hint.into()

@@ -42,6 +42,11 @@ impl Caller {
         self.0.role.word()
     }
 
+    /// Whether it is the token of this name.
+    pub(super) fn is(&self, name: &str) -> bool {
+        *self.0.name == *name
+    }
+
     /// As it stands in the audit and in the history.
     pub(super) fn name(&self) -> String {
         format!("token {}", self.0.name)

@@ -251,6 +251,10 @@ pub(super) fn described(schema: RefOr<Schema>, text: &str, need: Need) -> RefOr<
             object.description = Some(text.to_owned());
             RefOr::T(Schema::Object(object))
         }
+        RefOr::T(Schema::Array(mut array)) => {
+            array.description = Some(text.to_owned());
+            RefOr::T(Schema::Array(array))
+        }
         RefOr::T(Schema::OneOf(mut one_of)) => {
             one_of.description = Some(text.to_owned());
             RefOr::T(Schema::OneOf(one_of))
@@ -349,9 +353,16 @@ const SHOWN: &str = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$";
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Name(pub String);
 
+impl Name {
+    /// For the document.
+    pub(super) fn object() -> ObjectBuilder {
+        string().min_length(Some(1)).max_length(Some(MAX_NAME)).pattern(Some(SHOWN))
+    }
+}
+
 impl Field for Name {
     fn schema() -> RefOr<Schema> {
-        string().min_length(Some(1)).max_length(Some(MAX_NAME)).pattern(Some(SHOWN)).into()
+        Self::object().into()
     }
     fn read(value: Value) -> Result<Self, String> {
         text_of(value, MAX_NAME, 1).map(Self)
@@ -430,6 +441,20 @@ pub(super) fn whole(value: &Value, least: u32, most: u32) -> Result<u32, String>
     }
 }
 
+/// For the document: one of some words.
+pub(super) fn word_schema(words: &[&str]) -> RefOr<Schema> {
+    string().enum_values(Some(words.iter().copied())).into()
+}
+
+/// Reads one of some words.
+///
+/// # Errors
+/// What is wrong, without the field's name.
+pub(super) fn word<T>(value: Value, words: &[&str], of_word: fn(&str) -> Option<T>) -> Result<T, String> {
+    let text = text_of(value, MAX_TEXT, 0)?;
+    of_word(&text).ok_or_else(|| format!("Expected one of: {}", words.join(", ")))
+}
+
 /// Several texts: an array, or one text with commas between them (then spaces around each do not count).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct List(pub Vec<String>);
@@ -446,7 +471,7 @@ impl Field for List {
             Value::String(_) => {
                 let text = text_of(value, MAX_TEXT, 0)?;
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-                Ok(Self(items.map(str::to_owned).collect()))
+                items.map(|item| text_of(item.into(), MAX_NAME, 1)).collect::<Result<_, _>>().map(Self)
             }
             Value::Array(items) if items.len() > MAX_ITEMS => {
                 Err(format!("Array must contain at most {MAX_ITEMS} element(s)"))

@@ -1,7 +1,7 @@
 //! A password goes only where it was meant to go: whoever has a token of the API may set passwords, and not have those that
 //! are there sent to another host.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use secrecy::{ExposeSecret, SecretString};
 use toml_edit::{DocumentMut, Item, TableLike};
@@ -9,7 +9,7 @@ use toml_edit::{DocumentMut, Item, TableLike};
 use super::answer::Problem;
 use super::edit;
 use crate::proxy::{Change, Configuration};
-use policy::config::file::{ChannelBinding, SslMode};
+use policy::config::file::{ChannelBinding, SslMode, UpstreamMethod};
 use policy::names::id_of;
 
 /// Refuses a change by which a password would go to another host or port than until now, or less well guarded, unless the
@@ -54,7 +54,7 @@ fn refused(name: &str, change: &Change<'_>) -> Problem {
         }
     };
     Problem::conflict(format!(
-        "connection {name}: its password was given for another host or port, or for stronger TLS: {what_to_do}"
+        "connection {name}: its password was given for another host or port, for stronger TLS, or for stricter proofs: {what_to_do}"
     ))
 }
 
@@ -129,7 +129,8 @@ struct Guard {
     tls: usize,
     root: String,
     revoked: String,
-    methods: String,
+    /// The proofs that the server may ask for; `None`: those that are safe where it is.
+    methods: Option<BTreeSet<String>>,
     binding: usize,
     iterations: i64,
 }
@@ -146,9 +147,21 @@ impl Guard {
             tls: word("sslmode", SslMode::WORDS, "prefer"),
             root: said("sslrootcert"),
             revoked: said("sslcrl"),
-            methods: said("require_auth"),
+            methods: connection.get("require_auth").map(methods),
             binding: word("channel_binding", ChannelBinding::WORDS, "prefer"),
             iterations: number("scram_min_iterations", 4096),
+        }
+    }
+
+    /// Whether the server may ask for no proof for which it could not ask before. Where the file does not say, these two at
+    /// least were allowed.
+    fn asks_for_no_more_than(&self, old: &Self) -> bool {
+        let at_least = || [UpstreamMethod::ScramSha256, UpstreamMethod::None].map(|it| it.word().to_owned());
+        match (&self.methods, &old.methods) {
+            (None, None) => true,
+            (None, Some(_)) => false,
+            (Some(new), Some(old)) => new.is_subset(old),
+            (Some(new), None) => new.iter().all(|method| at_least().contains(method)),
         }
     }
 
@@ -160,10 +173,20 @@ impl Guard {
             && self.tls >= old.tls
             && self.binding >= old.binding
             && self.iterations >= old.iterations
-            && self.methods == old.methods
+            && self.asks_for_no_more_than(old)
             && self.root == old.root
             && (self.revoked == old.revoked || old.revoked.is_empty())
     }
+}
+
+/// In either form that the file has for them.
+fn methods(item: &Item) -> BTreeSet<String> {
+    let texts: Vec<&str> = match (item.as_str(), item.as_array()) {
+        (Some(text), _) => text.split(',').map(str::trim).filter(|word| !word.is_empty()).collect(),
+        (None, Some(list)) => list.iter().filter_map(toml_edit::Value::as_str).collect(),
+        (None, None) => Vec::new(),
+    };
+    texts.into_iter().map(str::to_owned).collect()
 }
 
 /// The weakest has 0; so has what is no word, which is refused later.
@@ -195,6 +218,23 @@ mod tests {
     }
 
     #[test]
+    fn a_server_may_ask_for_no_proof_that_it_could_not_ask_for() {
+        let guard = |require_auth: &str| only(&document("\"pw\"", require_auth)).1;
+        for (old, new, expected) in [
+            ("", "", true),
+            ("require_auth = \"md5, none\"", "require_auth = [\"none\", \"md5\", \"none\"]", true),
+            ("require_auth = \"md5, none\"", "require_auth = \"md5\"", true),
+            ("require_auth = \"md5\"", "require_auth = \"md5, none\"", false),
+            ("require_auth = \"none\"", "require_auth = \"scram-sha-256\"", false),
+            ("require_auth = \"scram-sha-256\"", "", false),
+            ("", "require_auth = \"none\"", true),
+            ("", "require_auth = \"password\"", false),
+        ] {
+            assert_eq!(guard(new).is_as_safe_as(&guard(old)), expected, "{old} -> {new}");
+        }
+    }
+
+    #[test]
     fn a_password_stays_where_it_is_and_as_well_guarded() {
         let before = document("{ file = \"c.pw\" }", "sslmode = \"require\"\n");
         let goes = |text: &str| {
@@ -218,6 +258,9 @@ mod tests {
             ("sslmode = \"require\"\nchannel_binding = \"disable\"", false),
             ("sslmode = \"require\"\nscram_min_iterations = 1", false),
             ("sslmode = \"require\"\nrequire_auth = \"password\"", false),
+            ("sslmode = \"require\"\nrequire_auth = \"none, md5\"", false),
+            ("sslmode = \"require\"\nrequire_auth = [\"none\", \"scram-sha-256\"]", true),
+            ("sslmode = \"require\"\nrequire_auth = \"scram-sha-256\"", true),
         ] {
             assert_eq!(goes(&format!("[connections.other]\n{same}{more}\n")), expected, "{more}");
         }

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::answer::{self, Outcome, Problem, tagged, written};
 use super::body::{Changed, Field, List, Name, New, Password, Patch, Picker, Whole, body};
-use super::declared::OptionValues;
+use super::declared::{Declared, OptionValues};
 use super::environments::{self, ConnectionEnvironment};
 use super::{Api, Id, Page, View, WriteRequest, connection_of, edit};
 use crate::proxy::Change;
@@ -191,7 +191,9 @@ pub(super) fn tagged_connection(
     let connection = connection.ok_or_else(|| Problem::ours("the connection was lost"))?;
     let object = shown(view, connection).ok_or_else(|| Problem::ours("the connection was lost"))?;
     let secret = connection.password.as_ref().map(|password| password.value());
-    let tag = api.tags.of(&object, secret.as_ref().map_or("", |secret| secret.expose_secret()));
+    let secret = secret.as_ref().map_or("", |secret| secret.expose_secret());
+    let written = view.file.connections.find(name.as_str()).map(Declared::shown);
+    let tag = api.tags.of(&(&object, written), secret);
     Ok((object, tag))
 }
 
@@ -461,6 +463,12 @@ impl ConnectionBody {
         }
         if picker.0.is_there() {
             declare_picking(change, name);
+        }
+        let base = environments::base_of(&change.generation.config, &ConnectionName::from(name));
+        if let (Some(base), Patch::Set(_)) = (base, self.options.said("environment_name")) {
+            let what =
+                format!("it is an environment of {}, and named there (/connection-environments)", base.name);
+            return Err(Problem::field("environmentName", what));
         }
         let table = edit::needed(&mut change.document, "connections", name)?;
         let seconds = |Whole(n): Whole<0, 3600>| {

@@ -85,10 +85,11 @@ fn options<T: Declared>() -> impl Iterator<Item = OptionDoc> {
 
 /// An option's name in JSON: `poolSize` for `pool_size`.
 fn wire_name(key: &str) -> String {
-    if key == "sslmode" {
-        // It was so before it was declared.
-        return "sslMode".to_owned();
-    }
+    // libpq writes its names in one word.
+    let key = match key.strip_prefix("ssl") {
+        Some(rest) => &format!("ssl_{rest}"),
+        None => key,
+    };
     let mut words = key.split('_');
     let mut name = words.next().unwrap_or_default().to_owned();
     for word in words {
@@ -113,7 +114,10 @@ fn schema(option: &OptionDoc) -> RefOr<Schema> {
             let words = declared["enum"].as_array().cloned();
             ObjectBuilder::new().schema_type(SchemaType::Type(Type::String)).enum_values(words).into()
         }
-        Some("string") => Name::schema(),
+        Some("string") => match declared["pattern"].as_str() {
+            Some(pattern) => Name::object().pattern(Some(pattern)).into(),
+            None => Name::schema(),
+        },
         // A list, or what is one or a text.
         _ => List::schema(),
     }

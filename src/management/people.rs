@@ -15,11 +15,10 @@ use uuid::Uuid;
 
 use super::answer::{Outcome, Problem, written};
 use super::body::{Changed, List, Name, New, Password, Patch, Values, body};
-use super::declared::OptionValues;
+use super::declared::{Declared, OptionValues};
 use super::things::{Thing, change, create, delete, list, read};
 use super::{Api, Id, View, WriteRequest, edit};
 use crate::proxy::Change;
-use policy::config::Config;
 use policy::config::file::{self, AuthType};
 use policy::names::id_of;
 use policy::plan;
@@ -182,9 +181,10 @@ impl Thing for User {
     fn name(&self) -> &str {
         &self.name
     }
-    fn hidden(&self, config: &Config) -> String {
+    fn hidden(&self, View { config, file }: View<'_>) -> String {
         let password = config.users.get(self.name.as_str()).and_then(|user| user.password.as_ref());
-        password.map_or_else(String::new, |password| password.value().expose_secret().to_owned())
+        let password = password.map(|password| password.value().expose_secret().to_owned());
+        format!("{password:?} {:?}", file.users.find(&self.name).map(Declared::shown))
     }
     fn name_of(body: &UserBody) -> Patch<Name> {
         body.name.clone()

@@ -30,7 +30,7 @@ pub(super) trait Thing: Serialize + Sized + Send + 'static {
     fn id(&self) -> Uuid;
     fn name(&self) -> &str;
     /// What is not shown, and makes another edition.
-    fn hidden(&self, _: &Config) -> String {
+    fn hidden(&self, _: View<'_>) -> String {
         String::new()
     }
     /// The name that a body gives.
@@ -54,8 +54,8 @@ fn by_id<T: Thing>(view: View<'_>, id: Uuid) -> Result<T, Problem> {
     found.ok_or_else(|| Problem::missing(T::WORD, id))
 }
 
-fn tag<T: Thing>(api: &Api, config: &Config, thing: &T) -> String {
-    api.tags.of(thing, &thing.hidden(config))
+fn tag<T: Thing>(api: &Api, view: View<'_>, thing: &T) -> String {
+    api.tags.of(thing, &thing.hidden(view))
 }
 
 pub(super) fn list<T: Thing>(api: &Api, parts: &Parts) -> Result<Response, Problem> {
@@ -77,7 +77,7 @@ pub(super) fn list<T: Thing>(api: &Api, parts: &Parts) -> Result<Response, Probl
 pub(super) fn read<T: Thing>(api: &Api, id: Uuid, headers: &HeaderMap) -> Result<Response, Problem> {
     let generation = api.current.generation();
     let thing: T = by_id(View::of(&generation), id)?;
-    let tag = tag(api, &generation.config, &thing);
+    let tag = tag(api, View::of(&generation), &thing);
     Ok(tagged(headers, StatusCode::OK, &tag, thing))
 }
 
@@ -90,7 +90,7 @@ fn done<T: Thing>(
 ) -> Result<Response, Problem> {
     let view = View::after(written);
     let thing: T = by_id(view, id)?;
-    let tag = tag(api, view.config, &thing);
+    let tag = tag(api, view, &thing);
     let body = thing.written(Outcome::of(written, asked.intent));
     Ok(answer::wrote(asked.intent, status, &tag, body))
 }
@@ -131,7 +131,7 @@ pub(super) async fn change<T: Thing>(
         .write(&asked, move |api, change| {
             let view = View::of(change.generation);
             let thing: T = by_id(view, id)?;
-            answer::matches(if_match.as_deref(), &tag(api, view.config, &thing))?;
+            answer::matches(if_match.as_deref(), &tag(api, view, &thing))?;
             if let Patch::Set(Name(name)) = T::name_of(&body)
                 && name != thing.name()
             {
@@ -153,7 +153,7 @@ pub(super) async fn delete<T: Thing>(
         .write(&asked, move |api, change| {
             let view = View::of(change.generation);
             let thing: T = by_id(view, id)?;
-            answer::matches(if_match.as_deref(), &tag(api, view.config, &thing))?;
+            answer::matches(if_match.as_deref(), &tag(api, view, &thing))?;
             if let Some(why) = in_use(view.config, T::KIND, thing.name()) {
                 let word = T::WORD;
                 return Err(Problem::conflict(format!("{word} with id {id} is in use: {why}")));

@@ -279,19 +279,10 @@ impl Pool {
 
     async fn dial(self: Arc<Self>, how: Dialed, permit: HostPermit) {
         let settings = self.settings.load_full();
-        let begun = Instant::now();
-        let dialed = settings.1.dialer.dial(&Settings::default()).await;
-        if dialed.is_ok() {
-            self.stats.connects.observe(begun.elapsed());
-        }
-        let dialed = match dialed {
-            Ok(mut backend) => match self.prove_resettable(&mut backend).await {
-                Ok(()) => self.ask_first(backend, &Settings::default(), &settings.1).await,
-                Err(error) => Err(error),
-            },
-            Err(error) => Err(error),
-        };
-        match dialed.and_then(|backend| self.rehome(backend)) {
+        let (pool, with) = (self.clone(), settings.clone());
+        // A task of its own: should it panic, the dial has failed, and the pool is no connection short.
+        let opened = tokio::spawn(async move { pool.open(&with.1).await }).await;
+        match opened.unwrap_or(Err(UpstreamError::Panicked)).and_then(|backend| self.rehome(backend)) {
             Ok(backend) => {
                 self.note_defaults(&backend);
                 // Of the present epoch, if it is made with what is in force.
@@ -309,6 +300,15 @@ impl Pool {
                 self.dial_failed(how, &settings.1, &error);
             }
         }
+    }
+
+    /// A connection for anybody, of which it is known what it starts with.
+    async fn open(&self, settings: &PoolSettings) -> Result<Backend, UpstreamError> {
+        let begun = Instant::now();
+        let mut backend = settings.dialer.dial(&Settings::default()).await?;
+        self.stats.connects.observe(begun.elapsed());
+        self.prove_resettable(&mut backend).await?;
+        self.ask_first(backend, &Settings::default(), settings).await
     }
 
     /// For a client in session mode. It has its permit as long as it is dialled, also for a client that has left.

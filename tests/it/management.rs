@@ -11,6 +11,7 @@ mod operate;
 mod orders;
 mod page;
 mod secrets;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::net::TcpStream;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pgusher::inside::Dialer;
 use pgusher::inside::{Data, HostCount, Pool, PoolSettings, Runtimes, WaitEnd, Waiter};
+use policy::config::Connection;
 use policy::names::UserName;
 use relay::Effects;
 use tokio_util::task::TaskTracker;
@@ -38,10 +39,16 @@ fn settings_of(fake: &Fake, more: &str) -> PoolSettings {
 }
 
 fn settings_with(fake: &Fake, connection: &str) -> PoolSettings {
+    settings_after(fake, connection, |_| {})
+}
+
+fn settings_after(fake: &Fake, connection: &str, change: impl FnOnce(&mut Connection)) -> PoolSettings {
     let text = fake.config("", &["k0".into()], &format!("sslmode = \"disable\"\n{connection}"));
-    let config =
+    let mut config =
         pgusher::inside::draft_of(Path::new("pgusher.toml"), &text.replace("@PORT@", "1")).unwrap().config;
-    let connection = config.connections.values().next().unwrap();
+    let connection = config.connections.values_mut().next().unwrap();
+    change(Arc::get_mut(connection).unwrap());
+    let connection = &connection.clone();
     PoolSettings {
         dialer: Dialer::of(&config.server, connection).unwrap(),
         reserve_pool_timeout: Duration::ZERO,
@@ -101,6 +108,27 @@ fn new_settings_and_orders_to_reconnect_at_the_same_time_leave_a_pool_that_serve
     let lease = acquired.expect("nobody is served").unwrap();
     lease.release();
     assert!(pool.try_lend(&user, 0).is_some(), "it was outworn when it was opened");
+}
+
+/// A fault of ours while a connection is opened costs the client that waits for it an error, and nobody a connection.
+#[test]
+fn a_dial_that_panics_has_failed_and_the_pool_goes_on() {
+    let fake = upstream();
+    let (runtime, pool, settings) = pool(&fake);
+    // No instant is so far away: the check lets no such time through.
+    let endless =
+        settings_after(&fake, "pool_size = 1", |connection| connection.connect_timeout = Duration::MAX);
+    let user = UserName::from("ann");
+    let acquire = || {
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), pool.acquire(&user)).await })
+    };
+    pool.update(endless);
+    for _ in 0..3 {
+        let refused = acquire().expect("nobody is told").expect_err("it was opened");
+        assert_eq!((refused.fault, refused.sqlstate), (Fault::Ours, SqlState::INTERNAL), "{refused:?}");
+    }
+    pool.update(settings);
+    acquire().expect("nobody is served").unwrap().release();
 }
 
 /// What a login is shown of settings is shown to all later ones: on a connection that was used it must be proved.

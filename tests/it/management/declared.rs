@@ -39,7 +39,9 @@ fn wire_name(key: &str) -> String {
     let mut words = key.split('_');
     let first = words.next().unwrap().to_owned();
     let rest = words.map(|word| word[..1].to_uppercase() + &word[1..]);
-    rest.fold(first, |name, word| name + &word).replace("sslmode", "sslMode")
+    rest.fold(first, |name, word| name + &word)
+        .replace("sslmode", "sslMode")
+        .replace("sslnegotiation", "sslNegotiation")
 }
 
 #[test]
@@ -70,6 +72,14 @@ fn example(key: &str, schema: &Value) -> Value {
     }
 }
 
+fn change_pool_size(api: &Managed, path: &str, to: &Value) {
+    api.send("PATCH", path, json!({ "poolSize": null })).ok();
+    let tag = api.get(path).tag().to_owned();
+    let headers = [("if-match", &*tag)];
+    assert_eq!(api.send_with("PATCH", path, json!({ "poolSize": to }), &headers).status, 200);
+    assert_eq!(api.send_with("PATCH", path, json!({ "poolSize": 3 }), &headers).status, 412);
+}
+
 #[test]
 fn every_option_of_a_connection_can_be_said_shown_and_taken_back() {
     let api = Managed::start(&warehouse("", "", ""));
@@ -98,13 +108,28 @@ fn every_option_of_a_connection_can_be_said_shown_and_taken_back() {
         }
         assert_eq!(change(&before[&name]), before[&name], "{name}");
     }
+    // An edition differs also where what is in force does not.
+    change_pool_size(&api, &path, &before["poolSize"]);
+    // What is answered can be sent as it is, with a password that is known to go there.
+    let secret = json!({ "passwordUnencrypted": "of the spare", "requireAuth": "scram-sha-256, none" });
+    api.send("PATCH", &path, secret).ok();
+    let answered = api.get(&path).ok()["requireAuth"].clone();
+    api.send("PATCH", &path, json!({ "requireAuth": answered })).ok();
+    api.send("PATCH", &path, json!({ "requireAuth": ["scram-sha-256"] })).ok();
+    assert_eq!(api.send("PATCH", &path, json!({ "requireAuth": ["scram-sha-256", "md5"] })).status, 409);
+    let named = api.send("PATCH", "/connections/warehouse_prod", json!({ "environmentName": "other" }));
+    assert!(named.status == 400 && named.detail().contains("it is an environment of warehouse"), "{named:?}");
     // What cannot be is said as the file's reader says it, of the field.
     for (name, value, said) in [
         ("connectTimeout", json!("7"), "time unit needed, for example 7sec or 7ms"),
         ("connectTimeout", json!(7), "Expected string, received number"),
         ("host", json!("a b"), "a host name or an IP address is of ASCII characters without spaces"),
         ("requireAuth", json!(["kerberos"]), "unknown value `kerberos`"),
-        ("sslnegotiation", json!("tls"), "Expected one of: postgres, direct"),
+        ("sslNegotiation", json!("tls"), "Expected one of: postgres, direct"),
+        ("connectTimeout", json!("584000000000years"), "a time here is at most 100 years"),
+        ("connectTimeout", json!("25h"), "`connect_timeout` must be between"),
+        ("maxPinned", json!(100_001), "Number must be less than or equal to 100000"),
+        ("aliases", json!("y".repeat(256)), "String must contain at most 255 character(s)"),
         ("maxPinned", json!(-1), "Number must be greater than or equal to 0"),
         ("sslkey", json!("/etc/shadow"), "Unrecognized key"),
         ("password", json!({ "command": ["id"] }), "Unrecognized key"),

@@ -380,7 +380,7 @@ options! {
         /// a second later, even if a client has turned that off.
         Reload query_timeout: Duration = seconds(0), seconds(0) => DAY;
         /// The time for opening an upstream connection; by default `[server] server_connect_timeout`.
-        Reload connect_timeout: Option<Duration> = None;
+        Reload connect_timeout: Option<Duration> = None, Some(MILLISECOND) => Some(DAY);
         /// When an upstream connection goes back to the pool; by default `[server] pool_mode`.
         Login pool_mode: Option<PoolMode> = None;
         /// How sessions of different users share upstream connections in their turn. `"user"`: before a connection serves
@@ -394,7 +394,7 @@ options! {
         /// By default `[server] reserve_pool_size`.
         Reload reserve_pool_size: Option<u32> = None, Some(0) => Some(100_000);
         /// By default `[server] max_pinned`.
-        Reload max_pinned: Option<u32> = None;
+        Reload max_pinned: Option<u32> = None, Some(0) => Some(100_000);
         /// The most clients at a time; 0 is no limit.
         Login max_client_connections: u32 = 0, 0 => 1_000_000;
         /// What the management API calls it, a UUID; by default one that is made of its name. The API writes it when it renames
@@ -451,7 +451,7 @@ options! {
         /// When an upstream connection goes back to the pool; by default what the connection says.
         Login pool_mode: Option<PoolMode> = None;
         /// The most clients of this user at a time; by default `[server] max_user_client_connections`.
-        Login max_client_connections: Option<u32> = None;
+        Login max_client_connections: Option<u32> = None, Some(0) => Some(1_000_000);
         /// What this user may do on the console (the databases `pgusher` and `pgbouncer`); by default nothing.
         Login console: Option<Console> = None;
         /// Refuses logins, and ends live sessions as `on_move` says, without losing the rest.

@@ -186,6 +186,8 @@ impl Value for u32 {
 
 /// A day, in seconds.
 const DAY: u64 = 24 * 60 * 60;
+/// The longest time, 100 years: far from where an instant overflows.
+const MAX_TIME: Duration = Duration::from_secs(100 * 365 * DAY);
 
 impl Value for Duration {
     fn kind() -> String {
@@ -205,6 +207,10 @@ impl Value for Duration {
             return wrong_type::<Self>(node, problems);
         };
         match humantime::parse_duration(text) {
+            Ok(time) if time > MAX_TIME => {
+                problems.error(Some(node.span()), "a time here is at most 100 years");
+                None
+            }
             Ok(time) => Some(time),
             Err(error) => {
                 problems.error(Some(node.span()), format!("`{text}` is not a time: {error}"));

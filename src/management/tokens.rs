@@ -1,0 +1,229 @@
+//! `/tokens`: who may use the API. A token is answered once, when it is made; the file has its hash.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use toml_edit::{DocumentMut, InlineTable, Item, Table, TableLike};
+use utoipa::ToSchema;
+
+use super::access::Caller;
+use super::answer::{Outcome, Problem};
+use super::body::{Field, Name, New, body};
+use super::{Api, Named, WriteRequest, edit};
+use policy::config::file::Role;
+use policy::config::{Config, HASHED};
+
+impl Field for Role {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        super::body::word_schema(Self::WORDS)
+    }
+    fn read(value: serde_json::Value) -> Result<Self, String> {
+        super::body::word(value, Self::WORDS, Self::of_word)
+    }
+}
+
+body! {
+    /// What can be said about a token.
+    TokenBody as "Token" {
+        /// Whose it is; its calls are recorded under this name.
+        name: Name, fixed;
+        /// What its bearer may do; by default `read`.
+        role: Role;
+    }
+}
+type NewToken = New<TokenBody>;
+
+/// A token, without itself.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Token {
+    /// Whose it is.
+    name: String,
+    /// `admin` or `read`
+    role: &'static str,
+    /// It is the one that asks.
+    yours: bool,
+}
+
+/// All tokens.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Tokens {
+    /// In the order of the file.
+    tokens: Vec<Token>,
+}
+
+/// What became of a token.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TokenWritten {
+    #[serde(flatten)]
+    outcome: Outcome,
+    /// Whose it is, or was.
+    name: String,
+    /// The token itself, only now: it is kept nowhere. `null` where none was made.
+    token: Option<String>,
+}
+
+/// Lists tokens, without themselves.
+#[utoipa::path(get, path = "/api/v1/tokens", tag = "tokens", operation_id = "listTokens",
+    responses((status = 200, description = "All of them.", body = Tokens)))]
+pub(super) async fn tokens(State(api): State<Arc<Api>>, caller: Caller) -> Json<Tokens> {
+    let generation = api.current.generation();
+    let shown = |token: &policy::config::Token| Token {
+        name: token.name.clone(),
+        role: token.role.word(),
+        yours: caller.is(&token.name),
+    };
+    Json(Tokens { tokens: generation.config.management.tokens.iter().map(shown).collect() })
+}
+
+/// Makes a token.
+#[utoipa::path(post, path = "/api/v1/tokens", tag = "tokens", operation_id = "createToken", request_body = NewToken,
+    params(("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+    responses((status = 201, description = "It was made.", body = TokenWritten),
+        (status = 200, description = "It would be made.", body = TokenWritten)))]
+pub(super) async fn create(
+    State(api): State<Arc<Api>>,
+    asked: WriteRequest,
+    New(body): New<TokenBody>,
+) -> Result<Response, Problem> {
+    let Name(name) = body.name.required("name")?;
+    let role = body.role.given().unwrap_or(Role::Read);
+    let made = Made::new(&asked)?;
+    let (wanted, hash) = (name.clone(), made.hash.clone());
+    let (written, ()) = api
+        .write(&asked, move |_, change| {
+            if is_there(&change.generation.config, &wanted) {
+                return Err(Problem::conflict(format!("Token with name {wanted} already exists")));
+            }
+            let tokens = tokens_of(&mut change.document)?;
+            let token = new_table(tokens, &wanted)?;
+            edit::set(token, "token", Some(hash.into()));
+            edit::set(token, "role", Some(role.word().into()));
+            Ok(())
+        })
+        .await?;
+    let outcome = Outcome::of(&written, asked.intent);
+    Ok((asked.created(), Json(TokenWritten { outcome, name, token: made.token })).into_response())
+}
+
+/// Gives a token another value: the one before is known no more.
+#[utoipa::path(post, path = "/api/v1/tokens/{name}/rotate", tag = "tokens", operation_id = "rotateToken",
+    params(("name" = String, Path, description = "Whose it is."),
+        ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+    responses((status = 200, description = "It has another value, or would have.", body = TokenWritten)))]
+pub(super) async fn rotate(
+    State(api): State<Arc<Api>>,
+    Named(name): Named,
+    asked: WriteRequest,
+) -> Result<Response, Problem> {
+    let made = Made::new(&asked)?;
+    let (wanted, hash) = (name.clone(), made.hash.clone());
+    let (written, ()) = api
+        .write(&asked, move |_, change| {
+            known(&change.generation.config, &wanted)?;
+            let tokens = tokens_of(&mut change.document)?;
+            let token = tokens.get_mut(&wanted).and_then(Item::as_table_like_mut);
+            let token = token.ok_or_else(|| Problem::conflict("the token is not a table of the file"))?;
+            edit::set(token, "token", Some(hash.into()));
+            Ok(())
+        })
+        .await?;
+    let outcome = Outcome::of(&written, asked.intent);
+    Ok((StatusCode::OK, Json(TokenWritten { outcome, name, token: made.token })).into_response())
+}
+
+/// Takes a token away. The last one with `admin` stays: nobody could use the API any more.
+#[utoipa::path(delete, path = "/api/v1/tokens/{name}", tag = "tokens", operation_id = "deleteToken",
+    params(("name" = String, Path, description = "Whose it is."),
+        ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
+    responses((status = 200, description = "It is gone, or would be.", body = TokenWritten)))]
+pub(super) async fn delete(
+    State(api): State<Arc<Api>>,
+    Named(name): Named,
+    asked: WriteRequest,
+) -> Result<Response, Problem> {
+    let wanted = name.clone();
+    let (written, ()) = api
+        .write(&asked, move |_, change| {
+            let config = &change.generation.config;
+            known(config, &wanted)?;
+            let may = |token: &&policy::config::Token| token.role == Role::Admin && token.name != wanted;
+            if !config.management.tokens.iter().any(|token| may(&token)) {
+                let what = "it is the last token that may change anything: make another one first";
+                return Err(Problem::conflict(what));
+            }
+            tokens_of(&mut change.document)?.remove(&wanted);
+            Ok(())
+        })
+        .await?;
+    let outcome = Outcome::of(&written, asked.intent);
+    Ok((StatusCode::OK, Json(TokenWritten { outcome, name, token: None })).into_response())
+}
+
+/// A new value, and what the file has of it.
+struct Made {
+    /// `None` if it was only asked what would change.
+    token: Option<String>,
+    hash: String,
+}
+
+impl Made {
+    fn new(asked: &WriteRequest) -> Result<Self, Problem> {
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).map_err(Problem::ours)?;
+        let hex = |bytes: &[u8]| {
+            bytes.iter().fold(String::new(), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            })
+        };
+        let token = hex(&random);
+        let hash = format!("{HASHED}{}", hex(digest(&SHA256, token.as_bytes()).as_ref()));
+        Ok(Self { token: (!asked.intent.is_dry()).then_some(token), hash })
+    }
+}
+
+fn is_there(config: &Config, name: &str) -> bool {
+    config.management.tokens.iter().any(|token| token.name == name)
+}
+
+fn known(config: &Config, name: &str) -> Result<(), Problem> {
+    match is_there(config, name) {
+        true => Ok(()),
+        false => Err(Problem::missing_named("Token", name)),
+    }
+}
+
+/// `[management.tokens]`, in whatever form the file has it.
+fn tokens_of(document: &mut DocumentMut) -> Result<&mut dyn TableLike, Problem> {
+    let management = document.get_mut("management").and_then(Item::as_table_like_mut);
+    let management = management.ok_or_else(|| Problem::conflict("the file has no [management]"))?;
+    if !management.contains_key("tokens") {
+        let mut tokens = Table::new();
+        tokens.set_implicit(true);
+        management.insert("tokens", Item::Table(tokens));
+    }
+    let tokens = management.get_mut("tokens").and_then(Item::as_table_like_mut);
+    tokens.ok_or_else(|| Problem::conflict("[management.tokens] is not a table of the file"))
+}
+
+fn new_table<'t>(tokens: &'t mut dyn TableLike, name: &str) -> Result<&'t mut dyn TableLike, Problem> {
+    // Within braces, everything is.
+    let is_inline = tokens.iter().any(|(_, item)| item.is_value()) || tokens.is_dotted();
+    let new = match is_inline {
+        true => Item::Value(InlineTable::new().into()),
+        false => {
+            let mut table = Table::new();
+            table.decor_mut().set_prefix("\n");
+            Item::Table(table)
+        }
+    };
+    tokens.insert(name, new);
+    let table = tokens.get_mut(name).and_then(Item::as_table_like_mut);
+    table.ok_or_else(|| Problem::conflict("[management.tokens] is not a table of the file"))
+}
