@@ -10,6 +10,7 @@ mod declared;
 mod document;
 mod edit;
 mod environments;
+mod errors;
 mod grants;
 mod json;
 mod judge;
@@ -403,6 +404,7 @@ calls! {
     "/api/v1/tokens" => get tokens::tokens, post tokens::create;
     "/api/v1/tokens/{name}" => delete tokens::delete;
     "/api/v1/tokens/{name}/rotate" => post tokens::rotate;
+    "/api/v1/errors" => get errors::errors;
     "/api/v1/audit" => get operate::search_audit;
     "/api/v1/overview" => get overview::overview;
 }

@@ -216,10 +216,10 @@ fn process(figures: &Figures, now: &Snapshot, encoder: &mut DescriptorEncoder<'_
         )?;
     }
     let refusals = counters.refusals();
-    let refusals = refusals.into_iter().map(|((sqlstate, fault), count)| {
+    let refusals = refusals.into_iter().map(|((sqlstate, fault), refused)| {
         let sqlstate = sqlstate.map_or_else(|| "other".to_owned(), |state| state.to_string());
         let labels = vec![("sqlstate", sqlstate), ("fault", fault.to_owned())];
-        (labels, Sample::Counter(count))
+        (labels, Sample::Counter(refused.count))
     });
     family(
         encoder,

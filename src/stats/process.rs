@@ -3,18 +3,28 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use super::Histogram;
-use wire::error::{Refusal, SqlState};
+use wire::error::{Refusal, Shown, SqlState};
 
 /// How many SQLSTATEs are counted apart, with their faults: upstreams may send any.
 const MOST_STATES: usize = 200;
 
-/// How many, by SQLSTATE (`None` for those for which there was no room) and fault.
-type Refusals = BTreeMap<(Option<SqlState>, &'static str), u64>;
+/// The refusals of one SQLSTATE and fault.
+#[derive(Debug, Clone)]
+pub(crate) struct Refused {
+    /// How many.
+    pub count: u64,
+    /// The last one: when, and what the client was told.
+    pub last: (SystemTime, String),
+}
+
+/// By SQLSTATE (`None` for those for which there was no room) and fault.
+type Refusals = BTreeMap<(Option<SqlState>, &'static str), Refused>;
 
 /// What is counted for the process as a whole.
 #[derive(Debug, Default)]
@@ -54,10 +64,15 @@ impl Counters {
     /// A client was refused, or its session ended so.
     pub(crate) fn refused(&self, refusal: &Refusal) {
         let fault = refusal.fault.word();
+        let last = (SystemTime::now(), Shown::sentence(&refusal.message).to_string());
         let mut refusals = self.refusals.lock();
         let key = (Some(refusal.sqlstate), fault);
         let has_room = refusals.len() < MOST_STATES || refusals.contains_key(&key);
-        *refusals.entry(if has_room { key } else { (None, fault) }).or_default() += 1;
+        let refused = refusals
+            .entry(if has_room { key } else { (None, fault) })
+            .or_insert_with(|| Refused { count: 0, last: last.clone() });
+        refused.count += 1;
+        refused.last = last;
     }
 }
 
@@ -75,7 +90,9 @@ mod tests {
             counters.refused(&Refusal::new(Fault::Upstream, state, "no"));
         }
         let refusals = counters.refusals();
-        assert_eq!((refusals.len(), refusals.values().sum::<u64>()), (MOST_STATES + 1, 1000));
-        assert_eq!(refusals[&(None, "upstream")], 800);
+        let all: u64 = refusals.values().map(|refused| refused.count).sum();
+        assert_eq!((refusals.len(), all), (MOST_STATES + 1, 1000));
+        assert_eq!(refusals[&(None, "upstream")].count, 800);
+        assert!(refusals.values().all(|refused| refused.last.1 == "no"));
     }
 }

@@ -1,6 +1,7 @@
 //! The page in a real browser: Chromium, without a window, driven by WebDriver. Pictures of each part are left in
 //! `target/page`.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -10,8 +11,8 @@ use base64::Engine;
 use serde_json::{Value, json};
 
 use super::{ADMIN, Managed, READER};
-use crate::house::{PATIENCE, eventually, free_port, temporary_folder, warehouse};
-use crate::wire::Raw;
+use crate::house::{PATIENCE, eventually, free_port, size, temporary_folder, warehouse};
+use crate::wire::{Raw, startup};
 
 /// A browser; it ends when this is dropped.
 struct Browser {
@@ -19,6 +20,8 @@ struct Browser {
     agent: ureq::Agent,
     url: String,
     folder: PathBuf,
+    /// How often something was clicked since that was asked last.
+    clicks: Cell<usize>,
 }
 
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -40,6 +43,7 @@ impl Browser {
             agent: config.build().into(),
             url: format!("http://127.0.0.1:{port}/session"),
             folder,
+            clicks: Cell::new(0),
         };
         eventually("chromedriver answers", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
         let profile = format!("--user-data-dir={}", browser.folder.display());
@@ -119,6 +123,7 @@ impl Browser {
 
     /// The page may draw itself anew between the look for an element and the click: then it is looked for again.
     fn click(&self, selector: &str, text: &str) {
+        self.clicks.set(self.clicks.get() + 1);
         let deadline = Instant::now() + PATIENCE;
         loop {
             let path = format!("/element/{}/click", self.find(selector, text));
@@ -368,7 +373,6 @@ fn an_operator_uses_the_page() {
     browser.click("button", "Compare");
     browser.wait_for("- attributes = { environment = \"prod\" }");
     browser.wait_for("+ attributes = { environment = \"dev\" }");
-    browser.click("button", "Go back to it …");
     browser.wait_for("What going back would change");
     browser.picture("generations-light");
     browser.click("button", "Go back to generation 2");
@@ -391,6 +395,12 @@ fn an_operator_uses_the_page() {
         ("Grants", "Access for a while"),
         ("Settings", "needs a restart"),
         ("Explain", "Where does"),
+        ("Errors", "57P01"),
+        ("Users", " found"),
+        ("Groups", " found"),
+        ("Attributes", " found"),
+        ("Connections", " found"),
+        ("Tokens", "yours"),
         ("Plan and apply", "Tables of"),
         ("Generations", "token ops"),
         ("Audit", "found"),
@@ -448,5 +458,171 @@ fn an_operator_uses_the_page() {
     browser.wait_for("/api/v1/connection-environments/{id}");
     browser.run("document.querySelectorAll('details')[3].open = true");
     browser.picture("docs-light");
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+}
+
+/// The tasks of an operator's day, with 5,000 users: each takes a few clicks.
+#[test]
+fn fifteen_tasks_take_few_clicks() {
+    let many: String = (0..5000)
+        .map(|n| {
+            format!(
+                "\n[users.u{n:04}]\nauth_type = \"trust\"\nattributes = {{ environment = \"{}\" }}\n",
+                if n == 4321 { "prod" } else { "dev" }
+            )
+        })
+        .collect();
+    let spare = "\n[connections.spare]\nhost = \"127.0.0.1\"\nport = 1\nusername = \"u\"\non_unmatched = \"reject\"\n";
+    let config = warehouse("audit_file = \"audit.jsonl\"", "", "");
+    let api = Managed::start(&(config.clone() + spare + &many));
+    let login = |user: &str, database: &str| {
+        Raw::login_with(api.pgusher.address(), 0x0003_0000, &[("user", user), ("database", database)])
+    };
+    let sessions: Vec<Raw> = (0..size(400, 2000)).map(|n| login(&format!("u{n:04}"), "warehouse")).collect();
+    let browser = Browser::start();
+    browser.ask("POST", "/url", json!({ "url": format!("http://127.0.0.1:{}/", api.port) }));
+    browser.write("input", "token", ADMIN);
+    browser.keys(ENTER);
+    browser.wait_for(&format!("{} sessions", sessions.len()));
+    let mut taken = Vec::new();
+    let mut task = |name: &'static str, most: usize, steps: &dyn Fn()| {
+        browser.clicks.set(0);
+        let began = Instant::now();
+        steps();
+        taken.push(format!(
+            "{name}: {} of {most}, {:.1} s",
+            browser.clicks.get(),
+            began.elapsed().as_secs_f64()
+        ));
+        assert!(browser.clicks.get() <= most, "{taken:?}");
+    };
+    task("who is where", 1, &|| {
+        browser.click("nav a", "Sessions");
+        browser.wait_for(&format!("{} found", sessions.len()));
+        browser.write("input", "q", "u0007");
+        browser.wait_for("1 found");
+    });
+    task("why", 2, &|| {
+        browser.click("nav a", "Explain");
+        browser.write("input", "user", "u4321");
+        browser.write("input", "database", "warehouse");
+        browser.click("button", "Explain");
+        browser.wait_for("u4321 goes to prod");
+    });
+    task("move a user", 4, &|| {
+        browser.click("nav a", "Users");
+        browser.wait_for(&format!("{} found, 1 to 50 shown", 5005));
+        browser.write("input", "q", "u4321");
+        browser.wait_for("1 found");
+        browser.click("button", "Change");
+        browser.write("textarea", "attributes", "environment = dev");
+        browser.click("form.card button", "Plan");
+        browser.wait_for("u4321 on warehouse");
+        browser.picture("users-plan");
+        browser.click("button", "Apply");
+        browser.wait_for("Done: generation 2 is in force.");
+    });
+    assert!(
+        api.text().contains("[users.u4321]\nauth_type = \"trust\"\nattributes = { environment = \"dev\" }")
+    );
+    let pasted = "[groups.analysts]\nattributes = { environment = \"prod\" }\n";
+    task("plan", 2, &|| {
+        browser.click("nav a", "Plan and apply");
+        browser.write("textarea", "", pasted);
+        browser.click("button", "Plan");
+        browser.wait_for("What would change");
+    });
+    task("apply", 3, &|| {
+        browser.click("button", "Apply");
+        browser.wait_for("generation 3 is in force");
+    });
+    task("roll back", 4, &|| {
+        browser.click("nav a", "Generations");
+        browser.click("button", "Compare");
+        browser.wait_for("What going back would change");
+        browser.click("button", "Go back to generation 2");
+        browser.click("button", "Really go back?");
+        browser.wait_for("Generation 4 is in force");
+    });
+    task("grant", 4, &|| {
+        browser.click("nav a", "Grants");
+        browser.write("input", "user", "u0009");
+        browser.write("input", "environment", "prod");
+        browser.write("input", "reason", "INC-9");
+        browser.click("button", "Grant");
+        browser.wait_for("Granted until");
+    });
+    task("end a session", 3, &|| {
+        browser.click("nav a", "Sessions");
+        browser.write("input", "q", "u0003");
+        browser.wait_for("1 found");
+        browser.click("button", "End");
+        browser.click("button", "Really end?");
+        browser.wait_for("will end");
+    });
+    task("search the audit", 3, &|| {
+        browser.click("nav a", "Audit");
+        browser.write("input", "user", "u0005");
+        browser.click("button", "Search");
+        browser.wait_for("2 found");
+    });
+    task("slow pool, who waits", 1, &|| {
+        browser.click("nav a", "Pools");
+        browser.wait_for("those in trouble first");
+        browser.wait_for("longest wait");
+    });
+    task("rotate a token", 3, &|| {
+        browser.click("nav a", "Tokens");
+        browser.click("button", "Rotate");
+        browser.click("button", "Really replace it now?");
+        browser.wait_for("It is shown only now");
+        browser.picture("tokens");
+    });
+    task("drain", 3, &|| {
+        browser.click("nav a", "Pools");
+        browser.click("button", "Drain prod");
+        browser.click("button", "Refuse logins to prod everywhere, and end its sessions?");
+        browser.wait_for("drained");
+    });
+    task("add an environment", 6, &|| {
+        browser.click("nav a", "Connections");
+        browser.write("input", "q", "127.0.0.1 dev");
+        browser.wait_for("1 found");
+        browser.click("button", "Change");
+        browser.wait_for("Values that lead there");
+        browser.picture("connection-form");
+        browser.write("input", "Connection of the new environment", "spare");
+        browser.write("input", "Name of the new environment", "staging");
+        browser.write("input", "Values that lead to the new environment", "staging");
+        browser.click("button", "Add environment");
+        browser.wait_for("What would change");
+        browser.picture("environment-plan");
+        browser.click("button", "Apply");
+        browser.wait_for("staging: staging");
+    });
+    task("errors", 1, &|| {
+        let mut raw = Raw::connect(api.pgusher.address());
+        raw.send(&startup(0x0003_0000, &[("user", "u0001"), ("database", "nowhere")]));
+        while raw.next().is_some() {}
+        browser.click("nav a", "Errors");
+        browser.wait_for("3D000");
+        browser.picture("errors");
+    });
+    println!("{}", taken.join("\n"));
+    // What is wrong is said where it was written, and nothing has changed.
+    browser.click("nav a", "Users");
+    browser.click("button", "New user");
+    browser.write("input", "name", "u0001");
+    browser.click("form.card button", "Plan");
+    browser.wait_for("User with name u0001 already exists");
+    browser.click("button", "Close");
+    browser.write("input", "q", "u0002");
+    browser.wait_for("1 found");
+    browser.click("button", "Delete");
+    browser.wait_for("What would change");
+    browser.click("button", "Delete u0002");
+    browser.click("button", "Really delete u0002?");
+    browser.wait_for("0 found");
+    assert!(!api.text().contains("[users.u0002]"));
     assert_eq!(browser.complaints(), Vec::<String>::new());
 }
