@@ -137,6 +137,8 @@ enum Command {
         reason: String,
         #[command(flatten)]
         console: Console,
+        #[command(flatten)]
+        output: Output,
     },
     /// End a grant early: REVOKE ENVIRONMENT of a running pgusher.
     Revoke {
@@ -150,6 +152,8 @@ enum Command {
         from: String,
         #[command(flatten)]
         console: Console,
+        #[command(flatten)]
+        output: Output,
     },
     /// Make a running pgusher's configuration say what a file says, through the management API: of each kind of table that the
     /// file has (connections, attributes, groups, users), what it does not name goes. Prints the plan first. Exit status 1 if it
@@ -164,6 +168,8 @@ enum Command {
         dry_run: bool,
         #[command(flatten)]
         acceptance: Acceptance,
+        #[command(flatten)]
+        output: Output,
     },
     /// Look into the audit.
     #[command(subcommand)]
@@ -262,14 +268,16 @@ pub fn run() -> ExitCode {
             };
             rows.map_or_else(|code| code, |rows| plan(&rows, acceptance.fallback(), output.format()))
         }
-        Command::Grant { environment, on, to, r#for, reason, console } => {
+        Command::Grant { environment, on, to, r#for, reason, console, output } => {
             let what = operator::environment(&environment, on.as_deref());
             let [to, time, reason] = [&to, &r#for, &reason].map(|word| operator::quoted(word));
-            operator::tell(&console, &format!("GRANT {what} TO {to} FOR {time} REASON {reason}"))
+            let command = format!("GRANT {what} TO {to} FOR {time} REASON {reason}");
+            operator::tell(&console, &command, output.format())
         }
-        Command::Revoke { environment, on, from, console } => {
+        Command::Revoke { environment, on, from, console, output } => {
             let what = operator::environment(&environment, on.as_deref());
-            operator::tell(&console, &format!("REVOKE {what} FROM {}", operator::quoted(&from)))
+            let command = format!("REVOKE {what} FROM {}", operator::quoted(&from));
+            operator::tell(&console, &command, output.format())
         }
         Command::Doctor { file, parity, output } => {
             let comparison = if parity { Comparison::Relations } else { Comparison::Schemas };
@@ -278,9 +286,13 @@ pub fn run() -> ExitCode {
         Command::Audit(command) => audit::run(&command),
         Command::HashPassword => password::hash(),
         Command::HashToken => hash_token(),
-        Command::Apply { file, target, dry_run, acceptance } => {
+        Command::Apply { file, target, dry_run, acceptance, output } => {
             let intent = if dry_run { Intent::DryRun } else { Intent::Write };
-            apply::apply(&target, &file, apply::How { intent, fallback: acceptance.fallback() })
+            apply::apply(
+                &target,
+                &file,
+                apply::How { intent, fallback: acceptance.fallback(), format: output.format() },
+            )
         }
         Command::Health { target } => health(&target),
         Command::Completions { shell } => {
@@ -377,17 +389,21 @@ fn print_plan(rows: &[[String; 5]]) {
     print_table(&std::iter::once(head).chain(rows.iter().cloned()).collect::<Vec<_>>());
 }
 
+/// A list of objects whose keys are the columns.
+fn plan_as_json(rows: &[[String; 5]]) -> serde_json::Value {
+    let object = |row: &[String; 5]| -> serde_json::Value {
+        let cells = Plan::COLUMNS.iter().zip(row);
+        cells
+            .map(|(name, cell)| ((*name).to_owned(), cell.clone().into()))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    };
+    rows.iter().map(object).collect()
+}
+
 fn plan(rows: &[[String; 5]], fallback: Fallback, format: Format) -> ExitCode {
     if format == Format::Json {
-        let object = |row: &[String; 5]| -> serde_json::Value {
-            Plan::COLUMNS
-                .iter()
-                .zip(row)
-                .map(|(name, cell)| ((*name).to_owned(), cell.clone().into()))
-                .collect::<serde_json::Map<_, _>>()
-                .into()
-        };
-        say!("{}", serde_json::Value::from(rows.iter().map(object).collect::<Vec<_>>()));
+        say!("{}", plan_as_json(rows));
     } else if rows.is_empty() {
         say!("Nothing changes.");
     } else {

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Deserialize;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-use super::Fallback;
+use super::{Fallback, Format};
 use crate::proxy::Intent;
 use crate::tls;
 use policy::plan::Plan;
@@ -61,6 +61,8 @@ pub(super) struct How {
     pub intent: Intent,
     /// Whether users may lose their environment.
     pub fallback: Fallback,
+    /// How it is told.
+    pub format: Format,
 }
 
 /// Makes a running pgusher's configuration say what a file says.
@@ -144,26 +146,46 @@ impl Call {
             }
         };
         let planned = put("?dry_run=true")?;
-        planned.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-        if !planned.changed {
-            say!("No change.");
-            return Ok(ExitCode::SUCCESS);
-        }
         let rows: Vec<_> =
             planned.plan.into_iter().map(|r| [r.change, r.subject, r.from, r.to, r.note]).collect();
-        match rows.is_empty() {
-            true => say!("The configuration changes, and nobody's route, session, pool or secret."),
-            false => super::print_plan(&rows),
+        let loses = rows.iter().any(|row| row[0] == Plan::FALLBACK) && how.fallback == Fallback::Refused;
+        let applies = planned.changed && !loses && how.intent == Intent::Write;
+        if how.format == Format::Text {
+            tell(planned.changed, &rows, &planned.warnings);
         }
-        if rows.iter().any(|row| row[0] == Plan::FALLBACK) && how.fallback == Fallback::Refused {
+        let generation = if applies { put("")?.generation } else { planned.generation };
+        match how.format {
+            // One object, whatever has come of it.
+            Format::Json => {
+                let (changed, warnings) = (planned.changed, planned.warnings);
+                let plan = super::plan_as_json(&rows);
+                let text = serde_json::json!({ "generation": generation, "changed": changed, "applied": applies,
+                    "plan": plan, "warnings": warnings });
+                say!("{text}");
+            }
+            Format::Text if applies => say!("Applied: generation {generation} is in force."),
+            Format::Text => {}
+        }
+        if loses {
             eprintln!("{}", super::FALLBACK);
-            return Ok(ExitCode::FAILURE);
         }
-        if how.intent == Intent::DryRun {
-            return Ok(ExitCode::from(2));
+        Ok(match (planned.changed, loses) {
+            (true, true) => ExitCode::FAILURE,
+            (true, false) if how.intent == Intent::DryRun => ExitCode::from(2),
+            _ => ExitCode::SUCCESS,
+        })
+    }
+}
+
+/// The plan, for people.
+fn tell(changes: bool, rows: &[[String; 5]], warnings: &[String]) {
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    match () {
+        () if !changes => say!("No change."),
+        () if rows.is_empty() => {
+            say!("The configuration changes, and nobody's route, session, pool or secret.");
         }
-        say!("Applied: generation {} is in force.", put("")?.generation);
-        Ok(ExitCode::SUCCESS)
+        () => super::print_plan(rows),
     }
 }
 

@@ -8,6 +8,7 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{NoTls, SimpleQueryMessage, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::Format;
 use super::conninfo::TlsWords;
 use crate::tls;
 use policy::config::UpstreamTls;
@@ -32,6 +33,12 @@ impl Console {
     /// # Errors
     /// Nobody answers, the login or the command is refused: in words for an operator.
     pub(super) fn say(&self, command: &str) -> Result<Rows, String> {
+        let (rows, notices) = self.ask(command)?;
+        notices.iter().for_each(|notice| eprintln!("{notice}"));
+        Ok(rows)
+    }
+
+    fn ask(&self, command: &str) -> Result<(Rows, Vec<String>), String> {
         let (words, left) = TlsWords::take(&self.console).map_err(|error| format!("--console: {error}"))?;
         let (config, words) = (self.config(&left)?, words.or_of(variable));
         let mut config = config;
@@ -106,7 +113,7 @@ fn connector(config: &tokio_postgres::Config, words: &TlsWords) -> Result<Option
     Ok(client.map(|client| MakeRustlsConnect::new((*client.config).clone())))
 }
 
-async fn say<T>(config: &tokio_postgres::Config, tls: T, command: &str) -> Result<Rows, String>
+async fn say<T>(config: &tokio_postgres::Config, tls: T, command: &str) -> Result<(Rows, Vec<String>), String>
 where
     T: MakeTlsConnect<Socket>,
 {
@@ -124,14 +131,13 @@ where
     let answer = async move { client.simple_query(command).await };
     let (answer, notices) = tokio::join!(answer, notices);
     let messages = answer.map_err(|error| in_words(&error))?;
-    notices.iter().for_each(|notice| eprintln!("{notice}"));
     let row = |message: &SimpleQueryMessage| match message {
         SimpleQueryMessage::Row(row) => {
             Some((0..row.len()).map(|i| row.get(i).unwrap_or_default().to_owned()).collect())
         }
         _ => None,
     };
-    Ok(messages.iter().filter_map(row).collect())
+    Ok((messages.iter().filter_map(row).collect(), notices))
 }
 
 fn in_words(error: &tokio_postgres::Error) -> String {
@@ -164,9 +170,15 @@ pub(super) fn environment(name: &str, database: Option<&str>) -> String {
 }
 
 /// Says a command that has no rows.
-pub(super) fn tell(console: &Console, command: &str) -> ExitCode {
-    match console.say(command) {
-        Ok(_) => ExitCode::SUCCESS,
+pub(super) fn tell(console: &Console, command: &str, format: Format) -> ExitCode {
+    match console.ask(command) {
+        Ok((_, notices)) => {
+            match format {
+                Format::Json => say!("{}", serde_json::json!({ "notices": notices })),
+                Format::Text => notices.iter().for_each(|notice| eprintln!("{notice}")),
+            }
+            ExitCode::SUCCESS
+        }
         Err(why) => {
             eprintln!("{why}");
             ExitCode::FAILURE

@@ -184,13 +184,17 @@ fn a_grant_is_for_the_database_that_it_names() {
             .args(["--console", &console])
             .output()
             .unwrap();
-        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stderr) + &text(output.stdout))
     };
     let (is_done, said) =
         run(&["grant", "prod", "--on", "hr", "--to", "devon", "--for", "1h", "--reason", "INC-9"]);
     assert!(is_done && said.contains("of database hr until"), "{said}");
     assert!(lands("hr") && !lands("warehouse"));
-    assert!(run(&["revoke", "prod", "--on", "hr", "--from", "devon"]).0 && !lands("hr"));
+    // For programs, one object.
+    let (is_done, said) = run(&["revoke", "prod", "--on", "hr", "--from", "devon", "--json"]);
+    let object: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert!(is_done && object["notices"].is_array() && !lands("hr"), "{said}");
     eventually("it is told", || {
         let text = std::fs::read_to_string(pgusher.folder.join("audit.jsonl")).unwrap();
         let told = |event: &str| {

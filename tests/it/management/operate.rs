@@ -434,8 +434,24 @@ production = true
     std::fs::write(&desired, connections("[\"prod\"]", "secret-2") + users).unwrap();
     let (code, text) = apply(&api, &desired, &[]);
     assert!(code == 1 && text.contains("--accept-fallback"), "{text}");
+    // For programs, one object, whatever comes of it.
+    for (arguments, code, applied) in
+        [(vec!["--json"], 1, false), (vec!["--json", "--dry-run", "--accept-fallback"], 2, false)]
+    {
+        let (was, text) = apply(&api, &desired, &arguments);
+        let object: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        assert_eq!(
+            (was, &object["applied"], &object["changed"]),
+            (code, &json!(applied), &json!(true)),
+            "{text}"
+        );
+        assert!(object["plan"].as_array().unwrap().iter().any(|row| row["change"] == "fallback"), "{text}");
+    }
     let (code, text) = apply(&api, &desired, &["--accept-fallback"]);
     assert!(code == 0 && text.contains("fallback    zoe on warehouse"), "{text}");
+    let (code, text) = apply(&api, &desired, &["--json"]);
+    let object: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert_eq!((code, &object["applied"], &object["changed"]), (0, &json!(false), &json!(false)), "{text}");
     // What is wrong is said, and nothing is done.
     let before = api.text();
     for (text, why) in [
