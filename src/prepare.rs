@@ -85,6 +85,14 @@ pub(crate) fn reviewed(path: &Path) -> Result<ValidatedConfig, Rejected> {
     route::review(draft(path, Outside::Read)?)
 }
 
+/// The same of a text, as if it stood in this file, by what it says alone: no secret, certificate or folder is looked at.
+///
+/// # Errors
+/// As [`reviewed`].
+pub(crate) fn reviewed_text(path: &Path, text: &str) -> Result<ValidatedConfig, Rejected> {
+    route::review(within(path, text, Outside::Leave, None)?)
+}
+
 fn read(path: &Path, outside: Outside, commands: Option<&[Vec<String>]>) -> Result<Draft, Rejected> {
     let bytes = files::read(path, MAX_FILE)
         .map_err(|error| Rejected::unreadable(path, "", None, &format!("cannot read the file: {error}")))?;

@@ -37,6 +37,11 @@ const GRACE: Duration = Duration::from_millis(200);
 pub(super) struct Caller(Token);
 
 impl Caller {
+    /// Whether it may change anything.
+    pub(super) fn may_write(&self) -> bool {
+        self.0.role == Role::Admin
+    }
+
     /// What it may do, in a word.
     pub(super) fn role(&self) -> &'static str {
         self.0.role.word()
@@ -251,14 +256,20 @@ impl Gate {
             refused.is_told = false;
             refused
         })?;
-        if token.role != Role::Admin && !only_looks(request.method()) {
+        if token.role != Role::Admin && !may_look(request.method(), request.uri().path()) {
             return Err(named(Problem::denied(), Some(left)));
         }
         Ok((token.clone(), left))
     }
 }
 
-/// What `role = "read"` may do: whatever changes nothing, and has nothing read that a caller names.
+/// What `role = "read"` may do: whatever changes nothing, and has nothing read that a caller names. A plan of such a token looks at
+/// what is written alone.
+fn may_look(method: &Method, path: &str) -> bool {
+    only_looks(method) || *method == Method::POST && path == "/api/v1/plan"
+}
+
+/// What changes nothing by its method.
 pub(super) fn only_looks(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }

@@ -192,6 +192,11 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// Of what was only looked at, beside what is in force.
+    pub(super) fn planned(generation: u64, changed: bool, plan: &Plan, warnings: Vec<String>) -> Self {
+        Self { success: true, dry_run: true, generation, changed, plan: plan_rows(plan), warnings }
+    }
+
     /// Of this write.
     pub(super) fn of(written: &Written, intent: Intent) -> Self {
         Self {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use toml_edit::{DocumentMut, Item, Table, TableLike};
@@ -62,7 +62,8 @@ pub(super) async fn read(State(api): State<Arc<Api>>, headers: HeaderMap) -> Res
     read.await
 }
 
-/// Says what a configuration would change, and changes nothing.
+/// Says what a configuration would change, and changes nothing. A token with `role = "read"` may ask this: then passwords are not
+/// compared, and are `***` where there are any.
 #[utoipa::path(post, path = "/api/v1/plan", tag = "configuration", operation_id = "plan",
     request_body(content((Desired = "application/json"), (String = "application/toml")),
         description = "Tables of a configuration, in JSON or TOML."),
@@ -72,7 +73,55 @@ pub(super) async fn plan(
     asked: WriteRequest,
     request: Request,
 ) -> Result<Response, Problem> {
-    make_so(&api, &WriteRequest { intent: Intent::DryRun, ..asked }, request).await
+    if asked.by.may_write() {
+        return make_so(&api, &WriteRequest { intent: Intent::DryRun, ..asked }, request).await;
+    }
+    let desired = desired(&api, request).await?;
+    let outcome = api.blocking(move |api| look(api, desired)).await?;
+    Ok(axum::Json(outcome).into_response())
+}
+
+/// A plan for somebody who may only look: of what is written alone.
+fn look(api: &Api, mut desired: DocumentMut) -> Result<Outcome, Problem> {
+    let generation = api.current.generation();
+    let mut document: DocumentMut =
+        generation.config.source.expose_secret().parse().map_err(Problem::ours)?;
+    if let Some((kind, _)) = desired.iter().find(|(kind, _)| !KINDS.contains(kind)) {
+        let kind: String = kind.chars().take(60).collect();
+        return Err(Problem::field(
+            &kind,
+            "a token with role read plans connections, attributes, groups and users",
+        ));
+    }
+    check(&document, &desired)?;
+    check_files(&document, &desired)?;
+    for kind in KINDS {
+        let Some(tables) = desired.get_mut(kind).and_then(Item::as_table_like_mut) else { continue };
+        for (name, item) in tables.iter_mut() {
+            let Some(table) = item.as_table_like_mut() else { continue };
+            let Some(known) = edit::table(&mut document, kind, &name) else { continue };
+            if let Some(id) = known.get("id").filter(|_| !table.contains_key("id")) {
+                table.insert("id", id.clone());
+            }
+            let Some(said) = table.get("password") else { continue };
+            let place = format!("{kind}.{}.password", edit::shown(&name));
+            match (said.as_str(), known.get("password")) {
+                (Some("***"), Some(kept)) => drop(table.insert("password", kept.clone())),
+                (Some("***"), None) => return Err(Problem::field(&place, "`***` stands for no password")),
+                _ => {
+                    return Err(Problem::field(
+                        &place,
+                        "a token with role read says `***` for the one there is",
+                    ));
+                }
+            }
+        }
+    }
+    edit::merge_document(&mut document, &desired);
+    let text = document.to_string();
+    let changed = text != generation.config.source.expose_secret();
+    let (plan, warnings) = api.configuration.plan_text(&text).map_err(|error| Problem::from(&error))?;
+    Ok(Outcome::planned(generation.number, changed, &plan, warnings))
 }
 
 /// Makes the configuration say what is sent: of each kind of table that is there (`connections`, `attributes`, `groups`,
@@ -95,7 +144,8 @@ pub(super) fn tag(api: &Api, written: &Written) -> String {
     api.tags.of(&"", written.generation.config.source.expose_secret())
 }
 
-async fn make_so(api: &Arc<Api>, asked: &WriteRequest, request: Request) -> Result<Response, Problem> {
+/// What a request wants there to be.
+async fn desired(api: &Arc<Api>, request: Request) -> Result<DocumentMut, Problem> {
     let kind = json::content_type(&request)?;
     let bytes = json::bytes(request.into_body()).await?;
     let read = move |_: &Api| match kind.as_str() {
@@ -106,15 +156,19 @@ async fn make_so(api: &Arc<Api>, asked: &WriteRequest, request: Request) -> Resu
             Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
         }
     };
-    let desired = api.blocking(read).await?;
+    api.blocking(read).await
+}
+
+async fn make_so(api: &Arc<Api>, asked: &WriteRequest, request: Request) -> Result<Response, Problem> {
+    let desired = desired(api, request).await?;
     let if_match = asked.if_match.clone();
     let (written, ()) = api
         .write(asked, move |api, change| {
             let source = change.generation.config.source.expose_secret();
             answer::matches(if_match.as_deref(), &api.tags.of(&"", source))?;
             let mut desired = desired;
-            check(change, &desired)?;
-            check_files(change, &desired)?;
+            check(&change.document, &desired)?;
+            check_files(&change.document, &desired)?;
             keep_secrets(change, &mut desired)?;
             keep_ids(change, &mut desired);
             desired.retain(|kind, _| KINDS.contains(&kind));
@@ -165,7 +219,7 @@ fn from_json(bytes: &[u8]) -> Result<DocumentMut, Problem> {
 }
 
 /// Only what may be described, and the rest as it is.
-fn check(change: &Change<'_>, desired: &DocumentMut) -> Result<(), Problem> {
+fn check(document: &DocumentMut, desired: &DocumentMut) -> Result<(), Problem> {
     for (kind, item) in desired.iter() {
         if KINDS.contains(&kind) {
             let is_of_tables = |table: &dyn TableLike| table.iter().all(|(_, item)| item.is_table_like());
@@ -176,7 +230,7 @@ fn check(change: &Change<'_>, desired: &DocumentMut) -> Result<(), Problem> {
         }
         let same = || {
             let mut wanted = item.clone();
-            let now = change.document.get(kind);
+            let now = document.get(kind);
             fill_tokens(&mut wanted, now);
             now.map(edit::meaning) == Some(edit::meaning(&wanted))
         };
@@ -270,7 +324,7 @@ fn keep_secrets(change: &mut Change<'_>, desired: &mut DocumentMut) -> Result<()
 }
 
 /// Certificates and keys are files of the machine, too.
-fn check_files(change: &Change<'_>, desired: &DocumentMut) -> Result<(), Problem> {
+fn check_files(document: &DocumentMut, desired: &DocumentMut) -> Result<(), Problem> {
     fn said<'d>(document: &'d DocumentMut, key: &str) -> Vec<(String, &'d str)> {
         let tables = document.get("connections").and_then(Item::as_table_like);
         let tables = tables.into_iter().flat_map(|tables| tables.iter());
@@ -279,7 +333,7 @@ fn check_files(change: &Change<'_>, desired: &DocumentMut) -> Result<(), Problem
             .collect()
     }
     for OptionDoc { name: key, .. } in Connection::manual().2.into_iter().filter(|option| option.is_file) {
-        let known: BTreeSet<_> = said(&change.document, key).into_iter().map(|(_, path)| path).collect();
+        let known: BTreeSet<_> = said(document, key).into_iter().map(|(_, path)| path).collect();
         if let Some((name, _)) = said(desired, key).into_iter().find(|(_, path)| !known.contains(path)) {
             let what = "a file that the configuration does not name yet: edit the file where pgusher runs";
             return Err(Problem::field(&format!("connections.{name}.{key}"), what));

@@ -212,8 +212,26 @@ impl Configuration {
     /// What a configuration would change if it took effect now.
     pub(super) fn plan_of(&self, new: &Config) -> Plan {
         let generation = self.current.generation();
-        let mut plan = Plan::between(&generation.config, new);
-        plan.add_granted(&generation.config, new, &self.grants.all());
+        self.plan_between(&generation, &generation.config, new)
+    }
+
+    /// What a text would change, by what it says alone: secrets are neither read nor compared.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub(crate) fn plan_text(&self, text: &str) -> Result<(Plan, Vec<String>), LoadError> {
+        let generation = self.current.generation();
+        let of = |text: &str| prepare::reviewed_text(&self.path, text).map_err(LoadError::Rejected);
+        let (old, new) = (of(generation.config.source.expose_secret())?, of(text)?);
+        let mut plan = self.plan_between(&generation, old.config(), new.config());
+        plan.secrets.clear();
+        let warnings = new.warnings();
+        Ok((plan, warnings.iter().map(|problem| problem.message.clone()).collect()))
+    }
+
+    fn plan_between(&self, generation: &Generation, old: &Config, new: &Config) -> Plan {
+        let mut plan = Plan::between(old, new);
+        plan.add_granted(old, new, &self.grants.all());
         for session in self.sessions.list() {
             if let Some(why) = generation.moved_by(new, &session) {
                 let (id, user) = (session.id, session.identity.user().clone());

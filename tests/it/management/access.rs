@@ -48,7 +48,7 @@ const MATRIX: [(&str, &str, May); 48] = [
     ("patch", "/api/v1/user-attributes/{id}", Admin),
     ("delete", "/api/v1/user-attributes/{id}", Admin),
     ("get", "/api/v1/resolve", Both),
-    ("post", "/api/v1/plan", Admin),
+    ("post", "/api/v1/plan", Both),
     ("get", "/api/v1/config", Both),
     ("put", "/api/v1/config", Admin),
     ("post", "/api/v1/reload", Admin),
@@ -639,4 +639,56 @@ fn no_answer_no_log_and_no_audit_shows_a_secret() {
         kept,
         ["canary-password-1", "canary-password-2", "canary-password-5"].map(str::to_owned).into()
     );
+}
+
+/// Of what is written alone: no secret is read, and none compared.
+#[test]
+fn who_may_only_look_may_plan_and_learns_no_secret_by_it() {
+    let ran = crate::house::temporary_folder("ran").join("ran");
+    let command =
+        format!("password = {{ command = [\"sh\", \"-c\", \"echo x >> {}; echo hunter2\"] }}", ran.display());
+    let api = Managed::start(&warehouse("", "", "").replacen(
+        "username = \"app\"\n",
+        &format!("username = \"app\"\n{command}\n"),
+        1,
+    ));
+    let runs = || std::fs::read_to_string(&ran).unwrap().len();
+    let (before, first) = (api.text(), runs());
+    let plan = |text: &str| {
+        let headers = [("authorization", &*format!("Bearer {READER}")), ("content-type", "application/toml")];
+        api.call("POST", "/plan", &headers, text)
+    };
+    let users = |dana: &str| {
+        format!(
+            "[users.dana]\n{dana}\nattributes = {{ environment = \"prod\" }}\n[users.new]\npassword = \"fresh\"\n"
+        )
+    };
+    let planned = plan(&users("password = \"***\"")).ok();
+    let rows = planned["plan"].as_array().unwrap();
+    let has = |change: &str, subject: &str| {
+        rows.iter()
+            .any(|row| row["change"] == change && row["subject"].as_str().unwrap().starts_with(subject))
+    };
+    assert!(has("production", "dana on warehouse") && has("route", "pete on warehouse"), "{planned}");
+    assert_eq!(
+        (&planned["dryRun"], &planned["changed"], &planned["generation"]),
+        (&json!(true), &json!(true), &json!(1))
+    );
+    assert!(!rows.iter().any(|row| row["change"] == "secret"), "{planned}");
+    // No guess is told from another.
+    let guess = |word: &str| plan(&users(&format!("password = \"{word}\""))).detail();
+    assert_eq!(guess("dana"), guess("nobody"));
+    for (text, why) in [
+        (users("password = \"dana\""), "users.dana.password: a token with role read says `***`"),
+        ("[connections.warehouse]\nhost = \"h\"\nusername = \"u\"\npassword = { file = \"/etc/shadow\" }\n".into(), "says `***`"),
+        ("[connections.new]\nhost = \"h\"\nusername = \"u\"\nsslrootcert = \"/etc/shadow\"\n".into(), "does not name yet"),
+        ("[server]\nlog_level = \"debug\"\n".into(), "server: a token with role read plans"),
+        (format!("[management.tokens.ops]\ntoken = \"{ADMIN}\"\n"), "management: a token with role read plans"),
+        ("[users.x]\nnothing = 1\n".into(), "unknown key `nothing`"),
+    ] {
+        let said = plan(&text);
+        assert!(said.status >= 400 && said.detail().contains(why), "{text}: {said:?}");
+    }
+    assert_eq!(plan("[groups.g]\n").ok()["plan"], json!([]));
+    assert_eq!((api.text(), runs()), (before, first), "something was written, or run");
 }

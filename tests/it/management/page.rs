@@ -443,7 +443,7 @@ fn an_operator_uses_the_page() {
     );
     browser.ask("POST", "/refresh", json!({}));
     browser.wait_for("Sign in");
-    // Whoever may only look is told so.
+    // Whoever may only look may plan, and sees nothing that would be refused.
     browser.colours("light");
     browser.size(1280, 900);
     browser.write("input", "token", READER);
@@ -452,7 +452,8 @@ fn an_operator_uses_the_page() {
     browser.click("nav a", "Plan and apply");
     browser.write("textarea", "", pasted);
     browser.click("button", "Plan");
-    browser.wait_for("Permission denied");
+    browser.wait_for("ann on warehouse");
+    assert!(!browser.text().contains("Apply") && !browser.text().contains("Reload the file"));
     // The document of the API, for people.
     browser.ask("POST", "/url", json!({ "url": format!("http://127.0.0.1:{}/api/v1/docs", api.port) }));
     browser.wait_for("/api/v1/connection-environments/{id}");

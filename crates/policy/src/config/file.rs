@@ -138,7 +138,7 @@ words! {
     Role {
         /// Look at everything, and change things.
         Admin = "admin",
-        /// Look at everything.
+        /// Look at everything, and plan.
         Read = "read",
     }
 }
