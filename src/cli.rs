@@ -301,15 +301,7 @@ pub fn run() -> ExitCode {
             let _ = std::io::stdout().write_all(&text);
             ExitCode::SUCCESS
         }
-        Command::ManPages { folder } => match std::fs::create_dir_all(&folder)
-            .and_then(|()| clap_mangen::generate_to(Arguments::command(), &folder))
-        {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("cannot write to {}: {error}", folder.display());
-                ExitCode::FAILURE
-            }
-        },
+        Command::ManPages { folder } => man_pages(&folder),
         Command::Manual { json_schema } => {
             let _ = write!(
                 std::io::stdout(),
@@ -317,6 +309,18 @@ pub fn run() -> ExitCode {
                 if json_schema { file::json_schema() } else { file::manual() }
             );
             ExitCode::SUCCESS
+        }
+    }
+}
+
+fn man_pages(folder: &Path) -> ExitCode {
+    let made =
+        std::fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(Arguments::command(), folder));
+    match made {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cannot write to {}: {error}", folder.display());
+            ExitCode::FAILURE
         }
     }
 }

@@ -151,7 +151,7 @@ impl Call {
         let loses = rows.iter().any(|row| row[0] == Plan::FALLBACK) && how.fallback == Fallback::Refused;
         let applies = planned.changed && !loses && how.intent == Intent::Write;
         if how.format == Format::Text {
-            tell(planned.changed, &rows, &planned.warnings);
+            tell(planned.changed.then_some(&rows), &planned.warnings);
         }
         let generation = if applies { put("")?.generation } else { planned.generation };
         match how.format {
@@ -177,15 +177,15 @@ impl Call {
     }
 }
 
-/// The plan, for people.
-fn tell(changes: bool, rows: &[[String; 5]], warnings: &[String]) {
+/// The plan, for people; `None` if nothing changes.
+fn tell(plan: Option<&Vec<[String; 5]>>, warnings: &[String]) {
     warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-    match () {
-        () if !changes => say!("No change."),
-        () if rows.is_empty() => {
+    match plan {
+        None => say!("No change."),
+        Some(rows) if rows.is_empty() => {
             say!("The configuration changes, and nobody's route, session, pool or secret.");
         }
-        () => super::print_plan(rows),
+        Some(rows) => super::print_plan(rows),
     }
 }
 

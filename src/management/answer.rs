@@ -9,9 +9,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::redact::safe;
-use crate::proxy::{Intent, LoadError, WriteError, Written};
+use crate::proxy::{Generation, Intent, LoadError, WriteError, Written};
 use policy::config::problems::Severity;
 use policy::plan::Plan;
+use secrecy::ExposeSecret;
 use wire::error::Refusal;
 
 /// An error.
@@ -192,9 +193,16 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    /// Of what was only looked at, beside what is in force.
-    pub(super) fn planned(generation: u64, changed: bool, plan: &Plan, warnings: Vec<String>) -> Self {
-        Self { success: true, dry_run: true, generation, changed, plan: plan_rows(plan), warnings }
+    /// Of a text that was only looked at, beside what is in force.
+    pub(super) fn planned(in_force: &Generation, text: &str, (plan, warnings): (Plan, Vec<String>)) -> Self {
+        Self {
+            success: true,
+            dry_run: true,
+            generation: in_force.number,
+            changed: text != in_force.config.source.expose_secret(),
+            plan: plan_rows(&plan),
+            warnings,
+        }
     }
 
     /// Of this write.

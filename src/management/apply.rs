@@ -119,9 +119,8 @@ fn look(api: &Api, mut desired: DocumentMut) -> Result<Outcome, Problem> {
     }
     edit::merge_document(&mut document, &desired);
     let text = document.to_string();
-    let changed = text != generation.config.source.expose_secret();
-    let (plan, warnings) = api.configuration.plan_text(&text).map_err(|error| Problem::from(&error))?;
-    Ok(Outcome::planned(generation.number, changed, &plan, warnings))
+    let planned = api.configuration.plan_text(&text).map_err(|error| Problem::from(&error))?;
+    Ok(Outcome::planned(&generation, &text, planned))
 }
 
 /// Makes the configuration say what is sent: of each kind of table that is there (`connections`, `attributes`, `groups`,

@@ -644,7 +644,7 @@ fn no_answer_no_log_and_no_audit_shows_a_secret() {
 /// Of what is written alone: no secret is read, and none compared.
 #[test]
 fn who_may_only_look_may_plan_and_learns_no_secret_by_it() {
-    let ran = crate::house::temporary_folder("ran").join("ran");
+    let ran = temporary_folder("ran").join("ran");
     let command =
         format!("password = {{ command = [\"sh\", \"-c\", \"echo x >> {}; echo hunter2\"] }}", ran.display());
     let api = Managed::start(&warehouse("", "", "").replacen(
