@@ -11,6 +11,7 @@ mod document;
 mod edit;
 mod environments;
 mod errors;
+mod examine;
 mod grants;
 mod json;
 mod judge;
@@ -75,6 +76,7 @@ pub(crate) struct Api {
     grants: Arc<Mutex<()>>,
     /// One search at a time.
     searches: Arc<Mutex<()>>,
+    examinations: Arc<Mutex<()>>,
     /// Where requests are dealt with that grow with the configuration.
     aside: Aside,
 }
@@ -404,6 +406,7 @@ calls! {
     "/api/v1/tokens" => get tokens::tokens, post tokens::create;
     "/api/v1/tokens/{name}" => delete tokens::delete;
     "/api/v1/tokens/{name}/rotate" => post tokens::rotate;
+    "/api/v1/doctor" => post examine::doctor;
     "/api/v1/errors" => get errors::errors;
     "/api/v1/audit" => get operate::search_audit;
     "/api/v1/overview" => get overview::overview;
@@ -428,6 +431,7 @@ pub(crate) fn router(proxy: &Proxy) -> Result<Router, getrandom::Error> {
         writes: Arc::default(),
         grants: Arc::default(),
         searches: Arc::default(),
+        examinations: Arc::default(),
         aside: Aside::new(MAX_ASIDE),
     });
     overview::remember(&api);

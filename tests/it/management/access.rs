@@ -21,7 +21,7 @@ enum May {
 use May::{Admin, Both};
 
 /// T-10: every call there is. One that is missing here fails.
-const MATRIX: [(&str, &str, May); 48] = [
+const MATRIX: [(&str, &str, May); 49] = [
     ("get", "/api/v1/connections", Both),
     ("post", "/api/v1/connections", Admin),
     ("get", "/api/v1/connections/{id}", Both),
@@ -68,6 +68,7 @@ const MATRIX: [(&str, &str, May); 48] = [
     ("post", "/api/v1/tokens", Admin),
     ("delete", "/api/v1/tokens/{name}", Admin),
     ("post", "/api/v1/tokens/{name}/rotate", Admin),
+    ("post", "/api/v1/doctor", Admin),
     ("get", "/api/v1/errors", Both),
     ("get", "/api/v1/overview", Both),
 ];

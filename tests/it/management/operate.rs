@@ -477,3 +477,27 @@ production = true
         .output();
     assert!(String::from_utf8_lossy(&output.unwrap().stderr).contains("there is no token"));
 }
+
+#[test]
+fn the_doctor_says_by_the_api_what_it_says_on_the_command_line() {
+    let api = Managed::start(&warehouse("", "", ""));
+    let findings = api.send("POST", "/doctor", json!({})).ok();
+    let said: Vec<String> = findings["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| format!("{} {}", one["subject"].as_str().unwrap(), one["text"].as_str().unwrap()))
+        .collect();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_pgusher")).args(["doctor", "--json"]).arg(api.file()).output();
+    let there: Vec<Value> = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+    for one in &there {
+        let subject = one["subject"].as_str().unwrap();
+        assert!(said.iter().any(|line| line.starts_with(subject)), "no {subject} in {said:?}");
+    }
+    assert_eq!(said.len(), there.len());
+    // One at a time, and what is wrong with the file is said as a reload says it.
+    std::fs::write(api.file(), api.text() + "nothing = 1\n").unwrap();
+    let refused = api.send("POST", "/doctor", json!({}));
+    assert!(refused.status >= 400 && refused.detail().contains("unknown key `nothing`"), "{refused:?}");
+}

@@ -401,6 +401,7 @@ fn an_operator_uses_the_page() {
         ("Attributes", " found"),
         ("Connections", " found"),
         ("Tokens", "yours"),
+        ("Doctor", "Examines what"),
         ("Plan and apply", "Tables of"),
         ("Generations", "token ops"),
         ("Audit", "found"),
@@ -610,6 +611,11 @@ fn fifteen_tasks_take_few_clicks() {
         browser.picture("errors");
     });
     println!("{}", taken.join("\n"));
+    browser.click("nav a", "Doctor");
+    browser.click("button", "Examine");
+    browser.wait_for("connection warehouse_prod");
+    browser.wait_for("error");
+    browser.picture("doctor");
     // What is wrong is said where it was written, and nothing has changed.
     browser.click("nav a", "Users");
     browser.click("button", "New user");
