@@ -319,6 +319,7 @@ impl Api {
             let mut made = None;
             let written = api.configuration.write(&by, intent, |change| {
                 caller.may_still(&change.generation.config)?;
+                caller.begins_to_write();
                 made = Some(edit(&api, change)?);
                 bound::check(&api.configuration, change)
             })?;

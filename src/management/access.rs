@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -34,27 +35,36 @@ const GRACE: Duration = Duration::from_millis(200);
 
 /// Who calls: a token, as it was known when the call began.
 #[derive(Debug, Clone)]
-pub(super) struct Caller(Token);
+pub(super) struct Caller {
+    token: Token,
+    /// A write of this call has begun: then it is answered, whatever it does to the token itself.
+    writes: Arc<AtomicBool>,
+}
 
 impl Caller {
     /// Whether it may change anything.
     pub(super) fn may_write(&self) -> bool {
-        self.0.role == Role::Admin
+        self.token.role == Role::Admin
     }
 
     /// What it may do, in a word.
     pub(super) fn role(&self) -> &'static str {
-        self.0.role.word()
+        self.token.role.word()
+    }
+
+    /// Its write begins, with the right that it has now.
+    pub(super) fn begins_to_write(&self) {
+        self.writes.store(true, Ordering::Release);
     }
 
     /// Whether it is the token of this name.
     pub(super) fn is(&self, name: &str) -> bool {
-        *self.0.name == *name
+        *self.token.name == *name
     }
 
     /// As it stands in the audit and in the history.
     pub(super) fn name(&self) -> String {
-        format!("token {}", self.0.name)
+        format!("token {}", self.token.name)
     }
 
     /// Whether the token is known in this configuration, and may do there what it might when the call began. What a call
@@ -63,9 +73,9 @@ impl Caller {
     /// # Errors
     /// 401, 403
     pub(super) fn may_still(&self, config: &Config) -> Result<(), Problem> {
-        let known = config.management.tokens.iter().find(|token| token.digest == self.0.digest);
+        let known = config.management.tokens.iter().find(|token| token.digest == self.token.digest);
         match known {
-            Some(token) if token.role == Role::Admin || token.role == self.0.role => Ok(()),
+            Some(token) if token.role == Role::Admin || token.role == self.token.role => Ok(()),
             Some(_) => Err(Problem::denied()),
             None => Err(unknown()),
         }
@@ -330,7 +340,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, mut request: Request, nex
         return harden(Problem::ours(audit::not_written()).into_response());
     }
     let before = api.gate.repeats.count(name, &method, &path);
-    let caller = Caller(token.clone());
+    let caller = Caller { token: token.clone(), writes: Arc::default() };
     request.extensions_mut().insert(caller.clone());
     let mut told = AuditAtEnd {
         audit: &api.journal.audit,
@@ -360,7 +370,10 @@ async fn lost(api: &Api, caller: &Caller) -> Problem {
     let mut changes = api.current.changes();
     loop {
         if let Err(problem) = caller.may_still(&api.current.generation().config) {
-            return problem;
+            match caller.writes.load(Ordering::Acquire) {
+                true => return std::future::pending().await,
+                false => return problem,
+            }
         }
         if changes.changed().await.is_err() {
             return std::future::pending().await;

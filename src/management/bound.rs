@@ -54,7 +54,7 @@ fn refused(name: &str, change: &Change<'_>) -> Problem {
         }
     };
     Problem::conflict(format!(
-        "connection {name}: its password was given for another host or port, for stronger TLS, or for stricter proofs: {what_to_do}"
+        "connection {name}: its password was given for another host or port, for stronger TLS, or for stricter proofs (require_auth): {what_to_do}"
     ))
 }
 
@@ -131,6 +131,8 @@ struct Guard {
     revoked: String,
     /// The proofs that the server may ask for; `None`: those that are safe where it is.
     methods: Option<BTreeSet<String>>,
+    /// Nobody else can pass for the server.
+    is_certain: bool,
     binding: usize,
     iterations: i64,
 }
@@ -142,9 +144,17 @@ impl Guard {
             rank(words, connection.get(key).and_then(Item::as_str).unwrap_or(default))
         };
         let number = |key: &str, default| connection.get(key).and_then(Item::as_integer).unwrap_or(default);
+        let tls = word("sslmode", SslMode::WORDS, "prefer");
+        let is_at_least = |mode: SslMode| tls >= rank(SslMode::WORDS, mode.word());
+        let has_authorities = connection.contains_key("sslrootcert");
+        let is_socket =
+            connection.get("host").and_then(Item::as_str).is_some_and(|host| host.starts_with('/'));
         Self {
+            is_certain: is_socket
+                || is_at_least(SslMode::VerifyFull)
+                || has_authorities && is_at_least(SslMode::Require),
             place: (said("host"), number("port", 5432)),
-            tls: word("sslmode", SslMode::WORDS, "prefer"),
+            tls,
             root: said("sslrootcert"),
             revoked: said("sslcrl"),
             methods: connection.get("require_auth").map(methods),
@@ -153,15 +163,19 @@ impl Guard {
         }
     }
 
-    /// Whether the server may ask for no proof for which it could not ask before. Where the file does not say, these two at
-    /// least were allowed.
+    /// Whether the server may ask for no proof for which it could not ask before.
     fn asks_for_no_more_than(&self, old: &Self) -> bool {
-        let at_least = || [UpstreamMethod::ScramSha256, UpstreamMethod::None].map(|it| it.word().to_owned());
-        match (&self.methods, &old.methods) {
-            (None, None) => true,
-            (None, Some(_)) => false,
-            (Some(new), Some(old)) => new.is_subset(old),
-            (Some(new), None) => new.iter().all(|method| at_least().contains(method)),
+        self.allowed().is_subset(&old.allowed())
+    }
+
+    /// The proofs that the server may ask for. Where the file does not say: all, where nobody but the server can ask
+    /// (`require_auth` in the manual).
+    fn allowed(&self) -> BTreeSet<String> {
+        let safe = [UpstreamMethod::ScramSha256, UpstreamMethod::None].map(UpstreamMethod::word);
+        match &self.methods {
+            Some(methods) => methods.clone(),
+            None if self.is_certain => UpstreamMethod::WORDS.iter().map(ToString::to_string).collect(),
+            None => safe.map(str::to_owned).into(),
         }
     }
 
@@ -246,7 +260,9 @@ mod tests {
         for (more, expected) in [
             ("sslmode = \"require\"", true),
             ("sslmode = \"require\"\nport = 5432\ndatabase = \"x\"\nusername = \"y\"", true),
-            ("sslmode = \"verify-full\"", true),
+            // Whom an authority vouches for may ask for the password itself, unless the file says otherwise.
+            ("sslmode = \"verify-full\"", false),
+            ("sslmode = \"verify-full\"\nrequire_auth = \"scram-sha-256, none\"", true),
             ("sslmode = \"verify-full\"\nsslrootcert = \"ca.pem\"\nsslcrl = \"crl.pem\"", false),
             ("sslmode = \"require\"\nchannel_binding = \"require\"", true),
             ("", false),

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::request::Parts;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Api;
+use super::answer::Problem;
 use super::operate::time;
 
 /// The errors of one SQLSTATE and fault.
@@ -35,7 +37,8 @@ pub(super) struct Errors {
 /// Lists errors that clients got from pgusher itself, by SQLSTATE and by whose fault they are.
 #[utoipa::path(get, path = "/api/v1/errors", tag = "sessions", operation_id = "listErrors",
     responses((status = 200, description = "All since the process began.", body = Errors)))]
-pub(super) async fn errors(State(api): State<Arc<Api>>) -> Json<Errors> {
+pub(super) async fn errors(State(api): State<Arc<Api>>, parts: Parts) -> Result<Json<Errors>, Problem> {
+    super::query(&parts, &[])?;
     let mut all: Vec<_> = api.journal.counters.refusals().into_iter().collect();
     all.sort_by_key(|(_, refused)| std::cmp::Reverse(refused.last.0));
     let shown = all.into_iter().map(|((sqlstate, fault), refused)| ErrorCount {
@@ -45,5 +48,5 @@ pub(super) async fn errors(State(api): State<Arc<Api>>) -> Json<Errors> {
         last: time(refused.last.0),
         message: refused.last.1,
     });
-    Json(Errors { errors: shown.collect() })
+    Ok(Json(Errors { errors: shown.collect() }))
 }

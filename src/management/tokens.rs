@@ -7,15 +7,18 @@ use aws_lc_rs::digest::{SHA256, digest};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
+use secrecy::ExposeSecret;
 use serde::Serialize;
 use toml_edit::{DocumentMut, InlineTable, Item, Table, TableLike};
 use utoipa::ToSchema;
 
 use super::access::Caller;
-use super::answer::{Outcome, Problem};
+use super::answer::{self, Outcome, Problem};
 use super::body::{Field, Name, New, body};
 use super::{Api, Named, WriteRequest, edit};
+use crate::proxy::Change;
 use policy::config::file::Role;
 use policy::config::{Config, HASHED};
 
@@ -71,14 +74,19 @@ pub(super) struct TokenWritten {
 /// Lists tokens, without themselves.
 #[utoipa::path(get, path = "/api/v1/tokens", tag = "tokens", operation_id = "listTokens",
     responses((status = 200, description = "All of them.", body = Tokens)))]
-pub(super) async fn tokens(State(api): State<Arc<Api>>, caller: Caller) -> Json<Tokens> {
+pub(super) async fn tokens(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    parts: Parts,
+) -> Result<Json<Tokens>, Problem> {
+    super::query(&parts, &[])?;
     let generation = api.current.generation();
     let shown = |token: &policy::config::Token| Token {
         name: token.name.clone(),
         role: token.role.word(),
         yours: caller.is(&token.name),
     };
-    Json(Tokens { tokens: generation.config.management.tokens.iter().map(shown).collect() })
+    Ok(Json(Tokens { tokens: generation.config.management.tokens.iter().map(shown).collect() }))
 }
 
 /// Makes a token.
@@ -92,11 +100,14 @@ pub(super) async fn create(
     New(body): New<TokenBody>,
 ) -> Result<Response, Problem> {
     let Name(name) = body.name.required("name")?;
+    check_name(&name)?;
     let role = body.role.given().unwrap_or(Role::Read);
     let made = Made::new(&asked)?;
     let (wanted, hash) = (name.clone(), made.hash.clone());
+    let if_match = asked.if_match.clone();
     let (written, ()) = api
-        .write(&asked, move |_, change| {
+        .write(&asked, move |api, change| {
+            matches(api, change, if_match.as_deref())?;
             if is_there(&change.generation.config, &wanted) {
                 return Err(Problem::conflict(format!("Token with name {wanted} already exists")));
             }
@@ -123,8 +134,10 @@ pub(super) async fn rotate(
 ) -> Result<Response, Problem> {
     let made = Made::new(&asked)?;
     let (wanted, hash) = (name.clone(), made.hash.clone());
+    let if_match = asked.if_match.clone();
     let (written, ()) = api
-        .write(&asked, move |_, change| {
+        .write(&asked, move |api, change| {
+            matches(api, change, if_match.as_deref())?;
             known(&change.generation.config, &wanted)?;
             let tokens = tokens_of(&mut change.document)?;
             let token = tokens.get_mut(&wanted).and_then(Item::as_table_like_mut);
@@ -148,8 +161,10 @@ pub(super) async fn delete(
     asked: WriteRequest,
 ) -> Result<Response, Problem> {
     let wanted = name.clone();
+    let if_match = asked.if_match.clone();
     let (written, ()) = api
-        .write(&asked, move |_, change| {
+        .write(&asked, move |api, change| {
+            matches(api, change, if_match.as_deref())?;
             let config = &change.generation.config;
             known(config, &wanted)?;
             let may = |token: &&policy::config::Token| token.role == Role::Admin && token.name != wanted;
@@ -163,6 +178,21 @@ pub(super) async fn delete(
         .await?;
     let outcome = Outcome::of(&written, asked.intent);
     Ok((StatusCode::OK, Json(TokenWritten { outcome, name, token: None })).into_response())
+}
+
+/// Whether the configuration is of the edition that the caller has seen (`GET /config`).
+fn matches(api: &Api, change: &Change<'_>, if_match: Option<&str>) -> Result<(), Problem> {
+    answer::matches(if_match, &api.tags.of(&"", change.generation.config.source.expose_secret()))
+}
+
+/// A name that can stand in a path, and that looks like no other.
+fn check_name(name: &str) -> Result<(), Problem> {
+    match name.trim() != name || [".", ".."].contains(&name) || name.chars().any(wire::error::is_obeyed) {
+        true => {
+            Err(Problem::field("name", "spaces at its ends, invisible characters, `.` and `..` are no name"))
+        }
+        false => Ok(()),
+    }
 }
 
 /// A new value, and what the file has of it.

@@ -1,7 +1,7 @@
 //! Performs what the ledger says: lends connections, passes them to waiting clients, opens and closes them.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -260,29 +260,38 @@ impl Pool {
     fn start(self: &Arc<Self>, dial: Dial<Arc<Waiter>>, permit: HostPermit) {
         let pool = self.clone();
         let work = async move {
-            match dial {
-                Dial::Plain => pool.dial(Dialed::Plain, permit).await,
-                Dial::Succeeding => pool.dial(Dialed::Succeeding, permit).await,
-                Dial::Own(waiter, startup) => {
-                    let (inner, own) = (pool.clone(), waiter.clone());
-                    let dial = tokio::spawn(async move { inner.dial_own(&own, startup, permit).await });
-                    if dial.await.is_err() {
-                        // It has panicked: whoever waits for it is told. Its permit has been given back.
-                        let refusal = Refusal::new(Fault::Ours, SqlState::INTERNAL, "dial failed");
-                        pool.dial_own_failed(&waiter, refusal);
-                    }
+            let (how, waiter) = match &dial {
+                Dial::Plain => (Dialed::Plain, None),
+                Dial::Succeeding => (Dialed::Succeeding, None),
+                Dial::Own(waiter, _) => (Dialed::Own, Some(waiter.clone())),
+            };
+            let counted = Arc::new(AtomicBool::new(false));
+            let (inner, counts) = (pool.clone(), counted.clone());
+            let dialing = tokio::spawn(async move {
+                match dial {
+                    Dial::Own(waiter, startup) => inner.dial_own(&waiter, startup, permit, &counts).await,
+                    Dial::Plain | Dial::Succeeding => inner.dial(how, permit, &counts).await,
                 }
+            });
+            if dialing.await.is_ok() || counted.load(Ordering::Acquire) {
+                return;
+            }
+            // It has panicked, and its permit has been given back: whoever waits is told, and the pool is no connection short.
+            let settings = pool.settings.load_full();
+            match waiter {
+                Some(waiter) => {
+                    pool.dial_own_failed(&waiter, UpstreamError::Panicked.refusal(settings.1.connection()));
+                }
+                None => pool.dial_failed(how, &settings.1, &UpstreamError::Panicked),
             }
         };
         self.runtimes.tasks.spawn_on(work, &self.runtimes.control);
     }
 
-    async fn dial(self: Arc<Self>, how: Dialed, permit: HostPermit) {
+    /// `counted` says that the ledger was told how it has ended, or is about to be.
+    async fn dial(self: Arc<Self>, how: Dialed, permit: HostPermit, counted: &AtomicBool) {
         let settings = self.settings.load_full();
-        let (pool, with) = (self.clone(), settings.clone());
-        // A task of its own: should it panic, the dial has failed, and the pool is no connection short.
-        let opened = tokio::spawn(async move { pool.open(&with.1).await }).await;
-        match opened.unwrap_or(Err(UpstreamError::Panicked)).and_then(|backend| self.rehome(backend)) {
+        match self.open(&settings.1).await.and_then(|backend| self.rehome(backend)) {
             Ok(backend) => {
                 self.note_defaults(&backend);
                 // Of the present epoch, if it is made with what is in force.
@@ -290,6 +299,7 @@ impl Pool {
                 let same = Arc::ptr_eq(&now.1.dialer.connection, &settings.1.dialer.connection);
                 let pooled = self.pooled(backend, if same { &now } else { &settings }, None, permit);
                 debug!(connection = %self.connection().name, pid = pooled.target.pid(), "upstream connection opened");
+                counted.store(true, Ordering::Release);
                 self.put_by(pooled, Some(how));
                 let predecessor = self.ledger.lock().take_predecessor();
                 predecessor.into_iter().for_each(|old| self.evict(old));
@@ -297,6 +307,7 @@ impl Pool {
             }
             Err(error) => {
                 drop(permit);
+                counted.store(true, Ordering::Release);
                 self.dial_failed(how, &settings.1, &error);
             }
         }
@@ -312,7 +323,13 @@ impl Pool {
     }
 
     /// For a client in session mode. It has its permit as long as it is dialled, also for a client that has left.
-    async fn dial_own(self: Arc<Self>, waiter: &Waiter, startup: Arc<Settings>, permit: HostPermit) {
+    async fn dial_own(
+        self: Arc<Self>,
+        waiter: &Waiter,
+        startup: Arc<Settings>,
+        permit: HostPermit,
+        counted: &AtomicBool,
+    ) {
         let settings = self.settings.load_full();
         let dial = async {
             if !self.is_proved() {
@@ -326,6 +343,7 @@ impl Pool {
         match dial.await {
             Ok(backend) => {
                 let pooled = self.pooled(backend, &settings, Some(startup), permit);
+                counted.store(true, Ordering::Release);
                 self.ledger.lock().dialed(Dialed::Own);
                 let lease = Lease::of(&self, pooled);
                 if let Some(lease) = waiter.grant(lease) {
@@ -336,6 +354,7 @@ impl Pool {
                 drop(permit);
                 let connection = settings.1.connection();
                 let refusal = own_words(&error).unwrap_or_else(|| error.refusal(connection));
+                counted.store(true, Ordering::Release);
                 self.dial_own_failed(waiter, refusal);
             }
         }

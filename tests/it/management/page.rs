@@ -594,11 +594,16 @@ fn fifteen_tasks_take_few_clicks() {
         browser.wait_for("Values that lead there");
         browser.picture("connection-form");
         browser.write("input", "Connection of the new environment", "spare");
-        browser.write("input", "Name of the new environment", "staging");
-        browser.write("input", "Values that lead to the new environment", "staging");
         browser.click("button", "Add environment");
         browser.wait_for("What would change");
         browser.picture("environment-plan");
+        browser.click("button", "Apply");
+        browser.write("input", "Name of spare", "staging");
+        browser.write("input", "Values that lead to spare", "staging");
+        // The row's own button, and not that of the form.
+        browser.clicks.set(browser.clicks.get() + 1);
+        browser.run("[...document.querySelectorAll('tr')].find(row => row.querySelector('[aria-label=\"Name of spare\"]')).querySelector('button').click()");
+        browser.wait_for("What would change");
         browser.click("button", "Apply");
         browser.wait_for("staging: staging");
     });
@@ -616,6 +621,24 @@ fn fifteen_tasks_take_few_clicks() {
     browser.wait_for("connection warehouse_prod");
     browser.wait_for("error");
     browser.picture("doctor");
+    // An empty field means nobody, and a number that is none is refused; neither changes anything.
+    let before = api.text();
+    browser.click("nav a", "Connections");
+    browser.write("input", "q", "127.0.0.1 dev");
+    browser.wait_for("1 found");
+    browser.click("button", "Change");
+    browser.click("button", "Add environment");
+    browser.wait_for("There is no connection .");
+    browser.write("input", "poolSize", "2O");
+    browser.click("form.card button", "Plan");
+    browser.wait_for("poolSize: 2O is not a whole number.");
+    // A plan is of what stands in the form.
+    browser.write("input", "poolSize", "21");
+    browser.click("form.card button", "Plan");
+    browser.wait_for("What would change");
+    browser.write("input", "poolSize", "22");
+    assert!(!browser.text().contains("What would change"));
+    assert_eq!(api.text(), before);
     // What is wrong is said where it was written, and nothing has changed.
     browser.click("nav a", "Users");
     browser.click("button", "New user");

@@ -68,7 +68,7 @@ fn another_host_port_or_weaker_tls_needs_the_password_in_the_same_call() {
         json!({ "database": "other" }),
         json!({ "username": "other" }),
         json!({ "name": "renamed", "poolSize": 3 }),
-        json!({ "sslMode": "verify-full" }),
+        json!({ "sslMode": "verify-full", "requireAuth": "scram-sha-256, none" }),
     ] {
         patch("", &body).ok();
     }

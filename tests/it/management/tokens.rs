@@ -83,3 +83,42 @@ fn tokens_within_braces_stay_within_braces() {
     api.delete("/tokens/a%20b").ok();
     assert_eq!(api.text(), text);
 }
+
+/// What a token does to itself is answered, though the rest of the write takes longer than a token that is gone is waited for.
+#[test]
+fn a_token_that_rotates_itself_is_answered_however_long_that_takes() {
+    let api = Managed::start(&warehouse("", "", ""));
+    let path = "/connections/warehouse";
+    api.send("PATCH", path, json!({ "passwordUnencrypted": "a new one" })).ok();
+    let folder = api.pgusher.folder.join("pgusher.toml.secrets");
+    let ours = || {
+        std::fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap())
+    };
+    let known = ours().find(|name| name.ends_with(".secret")).unwrap();
+    // As many files as thousands of changes would have left: whoever writes next removes them.
+    let stem = known.rsplit_once('-').unwrap().0.to_owned();
+    for n in 0..30_000_u64 {
+        std::fs::write(folder.join(format!("{stem}-{n:016x}.secret")), "x").unwrap();
+    }
+    let rotated = token(&api.send("POST", "/tokens/ops/rotate", json!({})).ok());
+    assert_eq!((status(&api, "GET", "/tokens", ADMIN), status(&api, "GET", "/tokens", &rotated)), (401, 200));
+    assert_eq!(ours().filter(|name| name.ends_with(".secret")).collect::<Vec<_>>(), [known]);
+}
+
+#[test]
+fn names_that_look_like_others_and_editions_that_are_not_in_force_are_refused() {
+    let api = Managed::start(&warehouse("", "", ""));
+    for name in ["..", ".", " ops", "ops ", "ops\u{202e}"] {
+        assert_eq!(api.send("POST", "/tokens", json!({ "name": name })).status, 400, "{name:?}");
+    }
+    for (method, path) in
+        [("POST", "/tokens"), ("POST", "/tokens/looker/rotate"), ("DELETE", "/tokens/looker")]
+    {
+        let answer = api.send_with(method, path, json!({ "name": "new" }), &[("if-match", "\"nope\"")]);
+        assert_eq!(answer.status, 412, "{method} {path}: {answer:?}");
+    }
+    let tag = api.get("/config").tag().to_owned();
+    assert_eq!(api.send_with("POST", "/tokens/looker/rotate", json!({}), &[("if-match", &tag)]).status, 200);
+    assert_eq!(api.get("/tokens?x=1").status, 400);
+    assert_eq!(api.get("/errors?x=1").status, 400);
+}
