@@ -404,7 +404,7 @@ calls! {
     "/api/v1/sessions/{id}" => delete sessions::end_session;
     "/api/v1/grants" => get grants::grants, post grants::grant;
     "/api/v1/grants/{id}" => delete grants::revoke;
-    "/api/v1/tokens" => get tokens::tokens, post tokens::create;
+    "/api/v1/tokens" => get tokens::list, post tokens::create;
     "/api/v1/tokens/{name}" => delete tokens::delete;
     "/api/v1/tokens/{name}/rotate" => post tokens::rotate;
     "/api/v1/doctor" => post examine::doctor;

@@ -150,7 +150,7 @@ fn values(attributes: &BTreeMap<policy::names::AttributeName, Vec<String>>) -> B
 }
 
 /// Names of attributes and their values, as they are searched.
-fn words(attributes: &BTreeMap<String, Vec<String>>) -> String {
+fn searched(attributes: &BTreeMap<String, Vec<String>>) -> String {
     let words = attributes.iter().flat_map(|(name, values)| std::iter::once(name).chain(values));
     words.map(String::as_str).collect::<Vec<_>>().join(" ")
 }
@@ -213,7 +213,8 @@ impl Thing for User {
         let word = |option| self.options.get(option).as_str().unwrap_or_default();
         let disabled = if self.options.get("disabled") == true { "disabled" } else { "" };
         let groups = self.groups.join(" ");
-        [&self.name, &groups, &words(&self.attributes), word("console"), word("authType"), disabled].join(" ")
+        [&self.name, &groups, &searched(&self.attributes), word("console"), word("authType"), disabled]
+            .join(" ")
     }
     fn written(self, outcome: Outcome) -> impl Serialize {
         UserWritten { outcome, data: self.id, user: self }
@@ -288,7 +289,7 @@ impl Thing for Group {
         Groups { groups, total }
     }
     fn text(&self) -> String {
-        format!("{} {}", self.name, words(&self.attributes))
+        format!("{} {}", self.name, searched(&self.attributes))
     }
     fn written(self, outcome: Outcome) -> impl Serialize {
         GroupWritten { outcome, data: self.id, group: self }

@@ -74,7 +74,7 @@ pub(super) struct TokenWritten {
 /// Lists tokens, without themselves.
 #[utoipa::path(get, path = "/api/v1/tokens", tag = "tokens", operation_id = "listTokens",
     responses((status = 200, description = "All of them.", body = Tokens)))]
-pub(super) async fn tokens(
+pub(super) async fn list(
     State(api): State<Arc<Api>>,
     caller: Caller,
     parts: Parts,

@@ -263,7 +263,7 @@ fn a_password_goes_only_to_an_upstream_that_may_have_it() {
             assert!(hint.contains(&format!("require_auth = \"{word}\"")), "{hint}");
             assert!(hint.contains(&format!("[connections.{name}]")), "{hint}");
             // The log says it, too: that is where the operator looks.
-            assert!(pgusher.log().contains(&format!("[connections.{name}]")), "{}", pgusher.log());
+            eventually("the log says it", || pgusher.log().contains(&format!("[connections.{name}]")));
         }
         assert!(seen.lock().unwrap().is_empty(), "{lines}: {:?}", seen.lock().unwrap());
     }
