@@ -1,5 +1,6 @@
 //! Reads TOML into settings, gathering every problem with its place instead of stopping at the first.
 
+use std::collections::BTreeMap;
 use std::ops::{Deref, Range, RangeInclusive};
 use std::path::Path;
 use std::time::Duration;
@@ -304,20 +305,20 @@ impl Value for Strings {
     }
 }
 
-/// A table whose keys are names: `[users.NAME]`, `attributes = { NAME = … }`. In the order of the names.
+/// A table whose keys are names: `[users.NAME]`, `attributes = { NAME = … }`. In the order of the file, with the place of each name.
 #[derive(Clone, Debug)]
-pub struct Named<T>(pub Vec<(Setting<String>, T)>);
+pub struct Named<T>(pub Vec<(Setting<String>, T)>, BTreeMap<String, usize>);
 
 impl<T> Default for Named<T> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self(Vec::new(), BTreeMap::new())
     }
 }
 
 impl<T> Named<T> {
     /// The entry of this name.
     pub fn find(&self, name: &str) -> Option<&T> {
-        self.0.iter().find(|(key, _)| key.as_str() == name).map(|(_, value)| value)
+        self.1.get(name).map(|place| &self.0[*place].1)
     }
 
     /// The names.
@@ -357,7 +358,10 @@ impl<T: Value> Value for Named<T> {
             }
             entries.push((name, T::read(value, problems)));
         }
-        entries.into_iter().map(|(name, value)| Some((name, value?))).collect::<Option<_>>().map(Self)
+        let entries: Vec<(Setting<String>, T)> =
+            entries.into_iter().map(|(name, value)| Some((name, value?))).collect::<Option<_>>()?;
+        let places = entries.iter().enumerate().map(|(place, (name, _))| ((**name).clone(), place)).collect();
+        Some(Self(entries, places))
     }
     fn show(&self) -> String {
         "{}".into()
