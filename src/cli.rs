@@ -33,7 +33,9 @@ use crate::doctor::{self, Comparison};
 use crate::prepare::{self, PreparedConfig};
 use crate::proxy::Intent;
 use policy::config::problems::Severity;
-use policy::config::{Draft, HASHED, ListenAddress, MIN_TOKEN, Outside, Rejected, ValidatedConfig, file};
+use policy::config::{
+    Draft, ListenAddress, MIN_TOKEN, Outside, Rejected, ValidatedConfig, file, hash_of_token,
+};
 use policy::plan::Plan;
 use policy::route;
 
@@ -456,7 +458,7 @@ fn hash_token() -> ExitCode {
     let mut random = [0; 32];
     let token = match line.trim() {
         "" if getrandom::fill(&mut random).is_ok() => {
-            let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+            let token = wire::hex(&random);
             say!("token  {token}");
             token
         }
@@ -467,9 +469,8 @@ fn hash_token() -> ExitCode {
         }
         token => token.to_owned(),
     };
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.as_bytes());
-    let hash: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    say!("{}{HASHED}{hash}", if is_given && !line.trim().is_empty() { "" } else { "hash   " });
+    let hash = hash_of_token(&token);
+    say!("{}{hash}", if is_given && !line.trim().is_empty() { "" } else { "hash   " });
     ExitCode::SUCCESS
 }
 

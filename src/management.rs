@@ -283,9 +283,9 @@ impl FromRequestParts<Arc<Api>> for Number {
 }
 
 /// A name in a path.
-struct Named(String);
+struct NameInPath(String);
 
-impl FromRequestParts<Arc<Api>> for Named {
+impl FromRequestParts<Arc<Api>> for NameInPath {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
         let path = axum::extract::Path::<String>::from_request_parts(parts, api).await;

@@ -42,8 +42,7 @@ pub(super) struct Link {
 
 /// SHA-256 in hexadecimal digits.
 pub(super) fn hash(line: &[u8]) -> String {
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, line);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    wire::hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, line).as_ref())
 }
 
 /// What `FILE.head` says: the number and the hash of the last line, written after it. It shows that lines are missing at

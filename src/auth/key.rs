@@ -61,7 +61,7 @@ impl Key {
 fn random() -> Result<Zeroizing<String>, getrandom::Error> {
     let mut bytes = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *bytes)?;
-    Ok(Zeroizing::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    Ok(Zeroizing::new(wire::hex(&*bytes)))
 }
 
 fn read_or_create(path: &Path) -> io::Result<Key> {

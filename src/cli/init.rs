@@ -1,6 +1,5 @@
 //! `pgusher init`: a first configuration, from five answers, that passes `check`.
 
-use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,7 +10,7 @@ use clap::Args;
 
 use super::password;
 use crate::prepare;
-use policy::config::HASHED;
+use policy::config::hash_of_token;
 
 /// What a first configuration is made of. At a terminal, what is not said is asked for.
 #[derive(Debug, Args)]
@@ -75,11 +74,7 @@ fn write(file: &Path, answers: Answers) -> Result<String, String> {
     let [database, dev, prod, username, listen] = said.try_into().map_err(|_| "an answer is missing")?;
     let (password, token) = (random()?, random()?);
     let verifier = password::verifier(&password)?;
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.as_bytes());
-    let hash = digest.as_ref().iter().fold(String::from(HASHED), |mut hash, byte| {
-        let _ = write!(hash, "{byte:02x}");
-        hash
-    });
+    let hash = hash_of_token(&token);
     let quoted = |text: &str| toml_edit::Value::from(text).to_string().trim().to_owned();
     let (base, environment) = (quoted(&database), quoted(&format!("{database}_prod")));
     let connection = |name: &str, server: &str, variable: &str| {
@@ -136,10 +131,7 @@ fn ask(question: &str, usual: &str) -> Result<String, String> {
 fn random() -> Result<String, String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| format!("no random bytes: {error}"))?;
-    Ok(bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    }))
+    Ok(wire::hex(&bytes))
 }
 
 /// Where it is written if nothing is said.

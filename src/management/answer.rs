@@ -256,8 +256,7 @@ impl Tags {
         text.push(0);
         text.extend_from_slice(hidden.as_bytes());
         let tag = hmac::sign(&self.0, &text);
-        let hex: String = tag.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        format!("\"{hex}\"")
+        format!("\"{}\"", wire::hex(&tag.as_ref()[..16]))
     }
 }
 

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::answer::{self, Outcome, Problem, tagged};
 use super::{Api, WriteRequest, connections, edit, json, people, redact};
-use crate::proxy::{Change, Intent, Written};
+use crate::proxy::{Change, Generation, Intent};
 use policy::config::file::{AuthType, Connection};
 use policy::config::manual::OptionDoc;
 use policy::names::id_of;
@@ -57,7 +57,7 @@ pub(super) async fn read(State(api): State<Arc<Api>>, headers: HeaderMap) -> Res
         let generation = api.current.generation();
         let source = generation.config.source.expose_secret();
         let body = Source { generation: generation.number, toml: redact::config(source) };
-        Ok(tagged(&headers, StatusCode::OK, &api.tags.of(&"", source), body))
+        Ok(tagged(&headers, StatusCode::OK, &tag(api, &generation), body))
     });
     read.await
 }
@@ -138,9 +138,9 @@ pub(super) async fn apply(
     make_so(&api, &asked, request).await
 }
 
-/// Of the configuration in force.
-pub(super) fn tag(api: &Api, written: &Written) -> String {
-    api.tags.of(&"", written.generation.config.source.expose_secret())
+/// Of a configuration as a whole.
+pub(super) fn tag(api: &Api, generation: &Generation) -> String {
+    api.tags.of(&"", generation.config.source.expose_secret())
 }
 
 /// What a request wants there to be.
@@ -163,8 +163,7 @@ async fn make_so(api: &Arc<Api>, asked: &WriteRequest, request: Request) -> Resu
     let if_match = asked.if_match.clone();
     let (written, ()) = api
         .write(asked, move |api, change| {
-            let source = change.generation.config.source.expose_secret();
-            answer::matches(if_match.as_deref(), &api.tags.of(&"", source))?;
+            answer::matches(if_match.as_deref(), &tag(api, change.generation))?;
             let mut desired = desired;
             check(&change.document, &desired)?;
             check_files(&change.document, &desired)?;
@@ -176,7 +175,7 @@ async fn make_so(api: &Arc<Api>, asked: &WriteRequest, request: Request) -> Resu
         })
         .await?;
     let outcome = Outcome::of(&written, asked.intent);
-    Ok(tagged(&HeaderMap::new(), StatusCode::OK, &tag(api, &written), outcome))
+    Ok(tagged(&HeaderMap::new(), StatusCode::OK, &tag(api, &written.generation), outcome))
 }
 
 fn from_toml(bytes: &[u8]) -> Result<DocumentMut, Problem> {

@@ -25,20 +25,42 @@ pub(super) fn table<'d>(
     document.get_mut(kind)?.as_table_like_mut()?.get_mut(name)?.as_table_like_mut()
 }
 
+/// How a new table stands among the others.
+#[derive(Clone, Copy)]
+pub(super) enum Form {
+    /// Within braces, as everything around it.
+    Inline,
+    /// With a header of its own.
+    Header,
+}
+
 /// A new one, behind the others.
 pub(super) fn add(document: &mut DocumentMut, kind: &str, name: &str) {
-    let is_inline = matches!(document.get(kind), Some(Item::Value(_)));
-    let new = match is_inline {
-        true => Item::Value(InlineTable::new().into()),
-        false => {
+    let form = match document.get(kind) {
+        Some(Item::Value(_)) => Form::Inline,
+        _ => Form::Header,
+    };
+    if let Some(tables) = all(document, kind) {
+        add_to(tables, name, form);
+    }
+}
+
+/// The same among these.
+pub(super) fn add_to<'t>(
+    tables: &'t mut dyn TableLike,
+    name: &str,
+    form: Form,
+) -> Option<&'t mut dyn TableLike> {
+    let new = match form {
+        Form::Inline => Item::Value(InlineTable::new().into()),
+        Form::Header => {
             let mut table = Table::new();
             table.decor_mut().set_prefix("\n");
             Item::Table(table)
         }
     };
-    if let Some(tables) = all(document, kind) {
-        tables.insert(name, new);
-    }
+    tables.insert(name, new);
+    tables.get_mut(name)?.as_table_like_mut()
 }
 
 /// Takes one away.

@@ -168,8 +168,7 @@ pub(super) async fn reload(
         let _turn = turn;
         let now = api.current.generation();
         asked.by.may_still(&now.config)?;
-        let source = now.config.source.expose_secret();
-        answer::matches(asked.if_match.as_deref(), &api.tags.of(&"", source))?;
+        answer::matches(asked.if_match.as_deref(), &apply::tag(api, &now))?;
         let done = match intent {
             Intent::DryRun => api.configuration.plan(None).map(|plan| (now.clone(), plan)),
             Intent::Write => api.configuration.reload_as_planned(),
@@ -284,7 +283,7 @@ pub(super) async fn roll_back(
             Ok(())
         })
         .await?;
-    let tag = apply::tag(&api, &written);
+    let tag = apply::tag(&api, &written.generation);
     Ok(tagged(&HeaderMap::new(), StatusCode::OK, &tag, Outcome::of(&written, asked.intent)))
 }
 

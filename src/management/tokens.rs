@@ -1,26 +1,23 @@
 //! `/tokens`: who may use the API. A token is answered once, when it is made; the file has its hash.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
-use secrecy::ExposeSecret;
 use serde::Serialize;
-use toml_edit::{DocumentMut, InlineTable, Item, Table, TableLike};
+use toml_edit::{DocumentMut, Item, Table, TableLike};
 use utoipa::ToSchema;
 
 use super::access::Caller;
 use super::answer::{self, Outcome, Problem};
 use super::body::{Field, Name, New, body};
-use super::{Api, Named, WriteRequest, edit};
+use super::edit::Form;
+use super::{Api, NameInPath, WriteRequest, apply, edit};
 use crate::proxy::Change;
 use policy::config::file::Role;
-use policy::config::{Config, HASHED};
+use policy::config::{Config, hash_of_token};
 
 impl Field for Role {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
@@ -102,24 +99,24 @@ pub(super) async fn create(
     let Name(name) = body.name.required("name")?;
     check_name(&name)?;
     let role = body.role.given().unwrap_or(Role::Read);
-    let made = Made::new(&asked)?;
-    let (wanted, hash) = (name.clone(), made.hash.clone());
-    let if_match = asked.if_match.clone();
-    let (written, ()) = api
-        .write(&asked, move |api, change| {
-            matches(api, change, if_match.as_deref())?;
-            if is_there(&change.generation.config, &wanted) {
-                return Err(Problem::conflict(format!("Token with name {wanted} already exists")));
-            }
-            let tokens = tokens_of(&mut change.document)?;
-            let token = new_table(tokens, &wanted)?;
-            edit::set(token, "token", Some(hash.into()));
-            edit::set(token, "role", Some(role.word().into()));
-            Ok(())
-        })
-        .await?;
-    let outcome = Outcome::of(&written, asked.intent);
-    Ok((asked.created(), Json(TokenWritten { outcome, name, token: made.token })).into_response())
+    let Made { token, hash } = Made::new(&asked)?;
+    let wanted = name.clone();
+    let outcome = write(&api, &asked, move |change| {
+        if is_there(&change.generation.config, &wanted) {
+            return Err(Problem::conflict(format!("Token with name {wanted} already exists")));
+        }
+        let tokens = tokens_of(&mut change.document)?;
+        let is_inline = tokens.iter().any(|(_, item)| item.is_value()) || tokens.is_dotted();
+        let form = if is_inline { Form::Inline } else { Form::Header };
+        let token = edit::add_to(tokens, &wanted, form);
+        let token =
+            token.ok_or_else(|| Problem::conflict("[management.tokens] is not a table of the file"))?;
+        edit::set(token, "token", Some(hash.into()));
+        edit::set(token, "role", Some(role.word().into()));
+        Ok(())
+    })
+    .await?;
+    Ok((asked.created(), Json(TokenWritten { outcome, name, token })).into_response())
 }
 
 /// Gives a token another value: the one before is known no more.
@@ -129,25 +126,21 @@ pub(super) async fn create(
     responses((status = 200, description = "It has another value, or would have.", body = TokenWritten)))]
 pub(super) async fn rotate(
     State(api): State<Arc<Api>>,
-    Named(name): Named,
+    NameInPath(name): NameInPath,
     asked: WriteRequest,
-) -> Result<Response, Problem> {
-    let made = Made::new(&asked)?;
-    let (wanted, hash) = (name.clone(), made.hash.clone());
-    let if_match = asked.if_match.clone();
-    let (written, ()) = api
-        .write(&asked, move |api, change| {
-            matches(api, change, if_match.as_deref())?;
-            known(&change.generation.config, &wanted)?;
-            let tokens = tokens_of(&mut change.document)?;
-            let token = tokens.get_mut(&wanted).and_then(Item::as_table_like_mut);
-            let token = token.ok_or_else(|| Problem::conflict("the token is not a table of the file"))?;
-            edit::set(token, "token", Some(hash.into()));
-            Ok(())
-        })
-        .await?;
-    let outcome = Outcome::of(&written, asked.intent);
-    Ok((StatusCode::OK, Json(TokenWritten { outcome, name, token: made.token })).into_response())
+) -> Result<Json<TokenWritten>, Problem> {
+    let Made { token, hash } = Made::new(&asked)?;
+    let wanted = name.clone();
+    let outcome = write(&api, &asked, move |change| {
+        known(&change.generation.config, &wanted)?;
+        let tokens = tokens_of(&mut change.document)?;
+        let token = tokens.get_mut(&wanted).and_then(Item::as_table_like_mut);
+        let token = token.ok_or_else(|| Problem::conflict("the token is not a table of the file"))?;
+        edit::set(token, "token", Some(hash.into()));
+        Ok(())
+    })
+    .await?;
+    Ok(Json(TokenWritten { outcome, name, token }))
 }
 
 /// Takes a token away. The last one with `admin` stays: nobody could use the API any more.
@@ -157,32 +150,39 @@ pub(super) async fn rotate(
     responses((status = 200, description = "It is gone, or would be.", body = TokenWritten)))]
 pub(super) async fn delete(
     State(api): State<Arc<Api>>,
-    Named(name): Named,
+    NameInPath(name): NameInPath,
     asked: WriteRequest,
-) -> Result<Response, Problem> {
+) -> Result<Json<TokenWritten>, Problem> {
     let wanted = name.clone();
-    let if_match = asked.if_match.clone();
-    let (written, ()) = api
-        .write(&asked, move |api, change| {
-            matches(api, change, if_match.as_deref())?;
-            let config = &change.generation.config;
-            known(config, &wanted)?;
-            let may = |token: &&policy::config::Token| token.role == Role::Admin && token.name != wanted;
-            if !config.management.tokens.iter().any(|token| may(&token)) {
-                let what = "it is the last token that may change anything: make another one first";
-                return Err(Problem::conflict(what));
-            }
-            tokens_of(&mut change.document)?.remove(&wanted);
-            Ok(())
-        })
-        .await?;
-    let outcome = Outcome::of(&written, asked.intent);
-    Ok((StatusCode::OK, Json(TokenWritten { outcome, name, token: None })).into_response())
+    let outcome = write(&api, &asked, move |change| {
+        let config = &change.generation.config;
+        known(config, &wanted)?;
+        let mut others = config.management.tokens.iter().filter(|token| token.name != wanted);
+        if !others.any(|token| token.role == Role::Admin) {
+            let what = "it is the last token that may change anything: make another one first";
+            return Err(Problem::conflict(what));
+        }
+        tokens_of(&mut change.document)?.remove(&wanted);
+        Ok(())
+    })
+    .await?;
+    Ok(Json(TokenWritten { outcome, name, token: None }))
 }
 
-/// Whether the configuration is of the edition that the caller has seen (`GET /config`).
-fn matches(api: &Api, change: &Change<'_>, if_match: Option<&str>) -> Result<(), Problem> {
-    answer::matches(if_match, &api.tags.of(&"", change.generation.config.source.expose_secret()))
+/// Changes the file, if it is of the edition that the caller has seen (`GET /config`).
+async fn write(
+    api: &Arc<Api>,
+    asked: &WriteRequest,
+    edit: impl FnOnce(&mut Change<'_>) -> Result<(), Problem> + Send + 'static,
+) -> Result<Outcome, Problem> {
+    let if_match = asked.if_match.clone();
+    let (written, ()) = api
+        .write(asked, move |api, change| {
+            answer::matches(if_match.as_deref(), &apply::tag(api, change.generation))?;
+            edit(change)
+        })
+        .await?;
+    Ok(Outcome::of(&written, asked.intent))
 }
 
 /// A name that can stand in a path, and that looks like no other.
@@ -206,14 +206,8 @@ impl Made {
     fn new(asked: &WriteRequest) -> Result<Self, Problem> {
         let mut random = [0; 32];
         getrandom::fill(&mut random).map_err(Problem::ours)?;
-        let hex = |bytes: &[u8]| {
-            bytes.iter().fold(String::new(), |mut text, byte| {
-                let _ = write!(text, "{byte:02x}");
-                text
-            })
-        };
-        let token = hex(&random);
-        let hash = format!("{HASHED}{}", hex(digest(&SHA256, token.as_bytes()).as_ref()));
+        let token = wire::hex(&random);
+        let hash = hash_of_token(&token);
         Ok(Self { token: (!asked.intent.is_dry()).then_some(token), hash })
     }
 }
@@ -240,20 +234,4 @@ fn tokens_of(document: &mut DocumentMut) -> Result<&mut dyn TableLike, Problem> 
     }
     let tokens = management.get_mut("tokens").and_then(Item::as_table_like_mut);
     tokens.ok_or_else(|| Problem::conflict("[management.tokens] is not a table of the file"))
-}
-
-fn new_table<'t>(tokens: &'t mut dyn TableLike, name: &str) -> Result<&'t mut dyn TableLike, Problem> {
-    // Within braces, everything is.
-    let is_inline = tokens.iter().any(|(_, item)| item.is_value()) || tokens.is_dotted();
-    let new = match is_inline {
-        true => Item::Value(InlineTable::new().into()),
-        false => {
-            let mut table = Table::new();
-            table.decor_mut().set_prefix("\n");
-            Item::Table(table)
-        }
-    };
-    tokens.insert(name, new);
-    let table = tokens.get_mut(name).and_then(Item::as_table_like_mut);
-    table.ok_or_else(|| Problem::conflict("[management.tokens] is not a table of the file"))
 }

@@ -31,7 +31,7 @@ use file::{
 };
 use problems::Problems;
 
-pub use check::{HASHED, MIN_TOKEN};
+pub use check::{MIN_TOKEN, hash_of_token};
 pub use file::{ClientTls, ListenAddress, LogFormat, LogLevel, OnMove, Server};
 
 /// The database names that belong to the console.

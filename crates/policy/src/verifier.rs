@@ -1,7 +1,7 @@
 //! What a user's password setting holds: a verifier as PostgreSQL stores it, or the password itself.
 
 use std::borrow::Cow;
-use std::fmt::{self, Write};
+use std::fmt;
 use std::num::NonZeroU32;
 
 use aws_lc_rs::{digest, hmac, pbkdf2};
@@ -106,10 +106,7 @@ fn prepared(password: &str) -> Cow<'_, str> {
 pub fn md5_hex(parts: [&[u8]; 2]) -> String {
     let mut hash = Md5::new();
     parts.iter().for_each(|part| hash.update(part));
-    hash.finalize().iter().fold(String::with_capacity(32), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    wire::hex(&hash.finalize())
 }
 
 /// The answer to `AuthenticationMD5Password`: `md5` and the hash of the stored hash and the salt.

@@ -4,10 +4,12 @@
 //!   texts of others are shown.
 //! - frames: the [`Header`] of a message, the few messages that pgusher writes itself, the fields of those that it reads.
 //! - [`UserName`], [`DatabaseName`], and [`name!`], which declares such names.
+//! - [`hex()`]: bytes in hexadecimal digits.
 //! - [`startup`]: the first packet of a client, the settings in it, and the key of a cancel request.
 
 pub mod error;
 mod frame;
+mod hex;
 mod name;
 pub mod startup;
 
@@ -16,4 +18,5 @@ pub use frame::{
     error_response, identifier, literal, message, notice_response, notification, parameter_status, push_cstr,
     query, ready_for_query, unicode_identifier, warning_response,
 };
+pub use hex::hex;
 pub use name::{DatabaseName, UserName};

@@ -4,7 +4,7 @@ mod management;
 mod permissions;
 mod targets;
 
-pub use management::{HASHED, MIN_TOKEN};
+pub use management::{MIN_TOKEN, hash_of_token};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

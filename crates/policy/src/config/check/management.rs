@@ -14,7 +14,7 @@ use super::Source;
 /// The shortest token: a shorter one can be guessed.
 pub const MIN_TOKEN: usize = 16;
 /// How the hash of a token begins.
-pub const HASHED: &str = "sha256:";
+const HASHED: &str = "sha256:";
 
 /// What `[management]` says.
 pub(super) fn check(
@@ -81,6 +81,11 @@ fn folder(path: &Path, said: Option<&str>) -> PathBuf {
 /// Whether the token itself stands in the file.
 pub(super) fn is_plain(token: &Setting<Source>) -> bool {
     matches!(&**token, Source::Plain(text) if !text.expose_secret().starts_with(HASHED))
+}
+
+/// What the file has in place of a token: `sha256:` and its hash.
+pub fn hash_of_token(token: &str) -> String {
+    format!("{HASHED}{}", wire::hex(digest(&SHA256, token.as_bytes()).as_ref()))
 }
 
 /// The hash of a token; `None` after a problem was recorded.
