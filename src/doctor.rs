@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::prepare;
 use crate::ring::{self, Relays};
@@ -26,7 +27,7 @@ const SOON: Duration = Duration::from_secs(30 * 86_400);
 const OWN_FILES: u64 = 100;
 
 /// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Grade {
     /// As it should be.
@@ -49,7 +50,7 @@ impl Grade {
 }
 
 /// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Finding {
     /// How bad.
     pub grade: Grade,

@@ -2,6 +2,7 @@
 //! are there sent to another host.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
 
 use secrecy::{ExposeSecret, SecretString};
 use toml_edit::{DocumentMut, Item, TableLike};
@@ -9,7 +10,8 @@ use toml_edit::{DocumentMut, Item, TableLike};
 use super::answer::Problem;
 use super::edit;
 use crate::proxy::{Change, Configuration};
-use policy::config::file::{ChannelBinding, SslMode, UpstreamMethod};
+use policy::config::file::{ChannelBinding, SslMode, SslNegotiation};
+use policy::config::{Host, UpstreamTls};
 use policy::names::id_of;
 
 /// Refuses a change by which a password would go to another host or port than until now, or less well guarded, unless the
@@ -129,10 +131,8 @@ struct Guard {
     tls: usize,
     root: String,
     revoked: String,
-    /// The proofs that the server may ask for; `None`: those that are safe where it is.
-    methods: Option<BTreeSet<String>>,
-    /// Nobody else can pass for the server.
-    is_certain: bool,
+    /// The proofs that the server may ask for.
+    methods: BTreeSet<String>,
     binding: usize,
     iterations: i64,
 }
@@ -144,38 +144,14 @@ impl Guard {
             rank(words, connection.get(key).and_then(Item::as_str).unwrap_or(default))
         };
         let number = |key: &str, default| connection.get(key).and_then(Item::as_integer).unwrap_or(default);
-        let tls = word("sslmode", SslMode::WORDS, "prefer");
-        let is_at_least = |mode: SslMode| tls >= rank(SslMode::WORDS, mode.word());
-        let has_authorities = connection.contains_key("sslrootcert");
-        let is_socket =
-            connection.get("host").and_then(Item::as_str).is_some_and(|host| host.starts_with('/'));
         Self {
-            is_certain: is_socket
-                || is_at_least(SslMode::VerifyFull)
-                || has_authorities && is_at_least(SslMode::Require),
             place: (said("host"), number("port", 5432)),
-            tls,
+            tls: word("sslmode", SslMode::WORDS, "prefer"),
             root: said("sslrootcert"),
             revoked: said("sslcrl"),
-            methods: connection.get("require_auth").map(methods),
+            methods: connection.get("require_auth").map_or_else(|| usual_methods(connection), methods),
             binding: word("channel_binding", ChannelBinding::WORDS, "prefer"),
             iterations: number("scram_min_iterations", 4096),
-        }
-    }
-
-    /// Whether the server may ask for no proof for which it could not ask before.
-    fn asks_for_no_more_than(&self, old: &Self) -> bool {
-        self.allowed().is_subset(&old.allowed())
-    }
-
-    /// The proofs that the server may ask for. Where the file does not say: all, where nobody but the server can ask
-    /// (`require_auth` in the manual).
-    fn allowed(&self) -> BTreeSet<String> {
-        let safe = [UpstreamMethod::ScramSha256, UpstreamMethod::None].map(UpstreamMethod::word);
-        match &self.methods {
-            Some(methods) => methods.clone(),
-            None if self.is_certain => UpstreamMethod::WORDS.iter().map(ToString::to_string).collect(),
-            None => safe.map(str::to_owned).into(),
         }
     }
 
@@ -187,10 +163,24 @@ impl Guard {
             && self.tls >= old.tls
             && self.binding >= old.binding
             && self.iterations >= old.iterations
-            && self.asks_for_no_more_than(old)
+            && self.methods.is_subset(&old.methods)
             && self.root == old.root
             && (self.revoked == old.revoked || old.revoked.is_empty())
     }
+}
+
+/// The proofs that a server may ask for where `require_auth` is not there.
+fn usual_methods(connection: &dyn TableLike) -> BTreeSet<String> {
+    let text = |key: &str| connection.get(key).and_then(Item::as_str);
+    let tls = UpstreamTls {
+        mode: text("sslmode").map_or(Some(SslMode::Prefer), SslMode::of_word).unwrap_or(SslMode::Disable),
+        negotiation: SslNegotiation::Postgres,
+        root_cert: text("sslrootcert").map(PathBuf::from),
+        revoked: None,
+        identity: None,
+    };
+    let methods = tls.usual_methods(&Host::of(text("host").unwrap_or_default()));
+    methods.into_iter().map(|method| method.word().to_owned()).collect()
 }
 
 /// In either form that the file has for them.

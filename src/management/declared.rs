@@ -11,7 +11,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::answer::Problem;
-use super::body::{Field, Fields, List, Name, Need, Patch, described, whole};
+use super::body::{Field, Fields, List, Name, Need, Patch, described, whole, word_schema};
 use super::edit;
 use policy::config::manual::OptionDoc;
 use policy::config::read::Value as _;
@@ -100,6 +100,11 @@ fn wire_name(key: &str) -> String {
     name
 }
 
+/// The words that an option may be; none if it is anything else.
+fn choices(declared: &Json) -> Vec<&str> {
+    declared["enum"].as_array().into_iter().flatten().filter_map(Json::as_str).collect()
+}
+
 /// What may be sent for an option.
 fn schema(option: &OptionDoc) -> RefOr<Schema> {
     let declared = option.described();
@@ -110,10 +115,7 @@ fn schema(option: &OptionDoc) -> RefOr<Schema> {
             let bound = |key: &str| declared[key].as_u64().map(utoipa::Number::from);
             number.minimum(bound("minimum")).maximum(bound("maximum")).into()
         }
-        Some("string") if !declared["enum"].is_null() => {
-            let words = declared["enum"].as_array().cloned();
-            ObjectBuilder::new().schema_type(SchemaType::Type(Type::String)).enum_values(words).into()
-        }
+        Some("string") if !declared["enum"].is_null() => word_schema(&choices(&declared)),
         Some("string") => match declared["pattern"].as_str() {
             Some(pattern) => Name::object().pattern(Some(pattern)).into(),
             None => Name::schema(),
@@ -134,8 +136,7 @@ fn read(option: &OptionDoc, value: Json) -> Result<Json, String> {
         }
         Some("string") => {
             let Name(text) = Name::read(value)?;
-            let words: Vec<&str> =
-                declared["enum"].as_array().into_iter().flatten().filter_map(Json::as_str).collect();
+            let words = choices(&declared);
             if !words.is_empty() && !words.contains(&text.as_str()) {
                 return Err(format!("Expected one of: {}", words.join(", ")));
             }

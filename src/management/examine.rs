@@ -11,25 +11,12 @@ use utoipa::ToSchema;
 
 use super::Api;
 use super::answer::Problem;
-use crate::doctor::{self, Comparison};
+use crate::doctor::{self, Comparison, Finding};
 use crate::prepare;
 use crate::proxy::LoadError;
 
 /// How long it may take, however many databases there are.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// One thing that was looked at.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Finding {
-    /// `ok`, `warning` or `error`
-    grade: String,
-    /// Of what.
-    subject: String,
-    /// What was found.
-    text: String,
-    /// What to do about it.
-    hint: Option<String>,
-}
 
 /// All that was looked at.
 #[derive(Debug, Serialize, ToSchema)]
@@ -65,11 +52,5 @@ fn examine(path: &Path) -> Result<Findings, Problem> {
     });
     let mut all = examined.map_err(|_| Problem::ours("the databases took more than two minutes"))?;
     all.sort_by_key(|finding| std::cmp::Reverse(finding.grade));
-    let shown = all.into_iter().map(|finding| Finding {
-        grade: finding.grade.word().to_lowercase(),
-        subject: finding.subject,
-        text: finding.text,
-        hint: finding.hint,
-    });
-    Ok(Findings { findings: shown.collect() })
+    Ok(Findings { findings: all })
 }

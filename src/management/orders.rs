@@ -8,10 +8,10 @@ use axum::http::request::Parts;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::schema::Schema;
 
 use super::answer::Problem;
-use super::body::{Field, Name, New, body};
+use super::body::{Field, Name, New, body, word, word_schema};
 use super::{Api, WriteRequest};
 use crate::pool::{Admission, Halt, Pool};
 use crate::proxy::SetError;
@@ -49,13 +49,12 @@ const ACTIONS: [(&str, Action); 7] = [
 
 impl Field for Action {
     fn schema() -> RefOr<Schema> {
-        let words = ACTIONS.map(|(word, _)| word);
-        ObjectBuilder::new().schema_type(SchemaType::Type(Type::String)).enum_values(Some(words)).into()
+        word_schema(&ACTIONS.map(|(word, _)| word))
     }
     fn read(value: serde_json::Value) -> Result<Self, String> {
-        let word = String::read(value)?;
-        let known = ACTIONS.iter().find(|(known, _)| *known == word).map(|(_, action)| *action);
-        known.ok_or_else(|| format!("Expected one of: {}", ACTIONS.map(|(word, _)| word).join(", ")))
+        let of_word =
+            |word: &str| ACTIONS.iter().find(|(known, _)| *known == word).map(|(_, action)| *action);
+        word(value, &ACTIONS.map(|(word, _)| word), of_word)
     }
 }
 

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use super::access::Caller;
 use super::answer::{self, Outcome, Problem};
-use super::body::{Field, Name, New, body};
+use super::body::{Field, Name, New, body, word, word_schema};
 use super::edit::Form;
 use super::{Api, NameInPath, WriteRequest, apply, edit};
 use crate::proxy::Change;
@@ -21,10 +21,10 @@ use policy::config::{Config, hash_of_token};
 
 impl Field for Role {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        super::body::word_schema(Self::WORDS)
+        word_schema(Self::WORDS)
     }
     fn read(value: serde_json::Value) -> Result<Self, String> {
-        super::body::word(value, Self::WORDS, Self::of_word)
+        word(value, Self::WORDS, Self::of_word)
     }
 }
 

@@ -16,7 +16,7 @@ const MOST_STATES: usize = 200;
 
 /// The refusals of one SQLSTATE and fault.
 #[derive(Debug, Clone)]
-pub(crate) struct Refused {
+pub(crate) struct RefusalCount {
     /// How many.
     pub count: u64,
     /// The last one: when, and what the client was told.
@@ -24,7 +24,7 @@ pub(crate) struct Refused {
 }
 
 /// By SQLSTATE (`None` for those for which there was no room) and fault.
-type Refusals = BTreeMap<(Option<SqlState>, &'static str), Refused>;
+type Refusals = BTreeMap<(Option<SqlState>, &'static str), RefusalCount>;
 
 /// What is counted for the process as a whole.
 #[derive(Debug, Default)]
@@ -70,7 +70,7 @@ impl Counters {
         let has_room = refusals.len() < MOST_STATES || refusals.contains_key(&key);
         let refused = refusals
             .entry(if has_room { key } else { (None, fault) })
-            .or_insert_with(|| Refused { count: 0, last: last.clone() });
+            .or_insert_with(|| RefusalCount { count: 0, last: last.clone() });
         refused.count += 1;
         refused.last = last;
     }

@@ -7,6 +7,7 @@ pub mod manual;
 mod options;
 mod words;
 mod values;
+mod host;
 
 pub mod file;
 
@@ -14,7 +15,7 @@ mod check;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,8 @@ use problems::Problems;
 
 pub use check::{MIN_TOKEN, hash_of_token};
 pub use file::{ClientTls, ListenAddress, LogFormat, LogLevel, OnMove, Server};
+pub use host::Host;
+use host::one_spelling;
 
 /// The database names that belong to the console.
 pub const CONSOLE_DATABASES: [&str; 2] = ["pgusher", "pgbouncer"];
@@ -288,24 +291,6 @@ impl Draft {
     }
 }
 
-/// Where an upstream is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Host {
-    /// A DNS name or an IP address.
-    Name(String),
-    /// The folder of a unix socket.
-    Socket(PathBuf),
-}
-
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(name) => f.write_str(name),
-            Self::Socket(folder) => write!(f, "{}", folder.display()),
-        }
-    }
-}
-
 /// The database that a connection leads to. Two connections with an equal target are the same database; a
 /// session is never moved from one target to another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -334,34 +319,6 @@ impl Target {
     pub fn place(&self) -> (String, u16, &str) {
         let (host, port) = self.server();
         (host, port, &self.database)
-    }
-}
-
-/// The forms of an IPv4 address that `inet_aton` takes, and the resolver with it: fewer parts, octal and hexadecimal ones.
-fn short_address(name: &str) -> Option<IpAddr> {
-    let number = |part: &str| match part.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16).ok(),
-        None if part.len() > 1 && part.starts_with('0') => u32::from_str_radix(part, 8).ok(),
-        None => part.parse().ok(),
-    };
-    let parts: Vec<u32> = name.split('.').map(number).collect::<Option<_>>()?;
-    let (last, first) = parts.split_last()?;
-    let room = 32_u32.checked_sub(8 * u32::try_from(first.len()).ok()?).filter(|room| *room > 0)?;
-    if first.iter().any(|part| *part > 255) || u64::from(*last) >= 1_u64 << room {
-        return None;
-    }
-    let high = first.iter().enumerate().map(|(i, part)| part << (24 - 8 * i)).sum::<u32>();
-    Some(std::net::Ipv4Addr::from(high | last).into())
-}
-
-fn one_spelling(name: &str) -> String {
-    let name = name.trim_end_matches('.').to_lowercase();
-    let address = name.parse().ok().or_else(|| short_address(&name));
-    match address.map(|ip: IpAddr| ip.to_canonical()) {
-        // Whoever connects to no address in particular reaches this machine.
-        Some(ip) if ip.is_loopback() || ip.is_unspecified() => "localhost".into(),
-        Some(ip) => ip.to_string(),
-        None => name,
     }
 }
 
@@ -494,6 +451,16 @@ impl UpstreamTls {
         }
     }
 
+    /// The proofs that the upstream may ask for where the file does not say: those that give the password away only where nobody
+    /// but the upstream can be asking (`require_auth`).
+    pub fn usual_methods(&self, host: &Host) -> Vec<UpstreamMethod> {
+        let mut methods = vec![UpstreamMethod::ScramSha256, UpstreamMethod::None];
+        if self.is_certain() || matches!(host, Host::Socket(_)) {
+            methods.extend([UpstreamMethod::Md5, UpstreamMethod::Password]);
+        }
+        methods
+    }
+
     /// Whether nobody else can pass for the upstream: by its name, or by an authority of one's own. Of the system's
     /// authorities anybody has a certificate.
     pub fn is_certain(&self) -> bool {
@@ -617,31 +584,5 @@ mod tests {
         }
         let long = "x".repeat(60_000);
         assert!(!near_miss(&long, &long[1..]));
-    }
-
-    #[test]
-    fn a_server_is_the_same_in_every_spelling_of_its_address() {
-        for name in [
-            "localhost",
-            "LOCALHOST.",
-            "127.0.0.1",
-            "127.1",
-            "0",
-            "0.0.0.0",
-            "0x7f.1",
-            "017700000001",
-            "::1",
-            "::",
-        ] {
-            assert_eq!(one_spelling(name), "localhost", "{name}");
-        }
-        for (name, expected) in [
-            ("10.1", "10.0.0.1"),
-            ("db.example", "db.example"),
-            ("256.1", "256.1"),
-            ("1.2.3.4.5", "1.2.3.4.5"),
-        ] {
-            assert_eq!(one_spelling(name), expected);
-        }
     }
 }

@@ -7,11 +7,11 @@ mod targets;
 pub use management::{MIN_TOKEN, hash_of_token};
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::file::{self, AuditFailure, AuthType, File, ListenAddress, OnUnmatched, SslMode, UpstreamMethod};
+use super::file::{self, AuditFailure, AuthType, File, ListenAddress, OnUnmatched, SslMode};
 use super::problems::Problems;
 use super::read::{FilePath, Named, Setting, Strings};
 use super::{
@@ -282,10 +282,7 @@ fn connection(
         problems.error(c.sslnegotiation.span(), message);
     }
     let server = &file.server;
-    let host = match c.host.starts_with('/') {
-        true => Host::Socket(PathBuf::from(&**c.host)),
-        false => Host::Name(c.host.to_string()),
-    };
+    let host = Host::of(&c.host);
     let tls = UpstreamTls {
         mode: *c.sslmode,
         negotiation: *c.sslnegotiation,
@@ -301,7 +298,10 @@ fn connection(
     Some(Connection {
         name: name.into(),
         id: connection_id(name, c, problems),
-        methods: methods(c, &host, &tls),
+        methods: match &*c.require_auth {
+            Some(said) => said.0.clone(),
+            None => tls.usual_methods(&host),
+        },
         target: Target {
             host,
             port: u16::try_from(*c.port).ok()?,
@@ -329,19 +329,6 @@ fn connection(
         environment: environment.map_or_else(|| base_environment(c).into(), EnvironmentName::from),
         base: environment.is_none().then(|| base(c)),
     })
-}
-
-/// The proofs that an upstream may ask for: without a word about it, those that give the password away only where nobody
-/// but the upstream can be asking.
-fn methods(c: &file::Connection, host: &Host, tls: &UpstreamTls) -> Vec<UpstreamMethod> {
-    if let Some(said) = &*c.require_auth {
-        return said.0.clone();
-    }
-    let mut methods = vec![UpstreamMethod::ScramSha256, UpstreamMethod::None];
-    if tls.is_certain() || matches!(host, Host::Socket(_)) {
-        methods.extend([UpstreamMethod::Md5, UpstreamMethod::Password]);
-    }
-    methods
 }
 
 fn connection_id(name: &str, c: &file::Connection, problems: &mut Problems) -> Uuid {
