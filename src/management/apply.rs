@@ -111,7 +111,7 @@ fn look(api: &Api, mut desired: DocumentMut) -> Result<Outcome, Problem> {
                 _ => {
                     return Err(Problem::field(
                         &place,
-                        "a token with role read says `***` for the one there is",
+                        "a token with role read can only say `***` for a stored password",
                     ));
                 }
             }

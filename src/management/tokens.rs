@@ -119,7 +119,7 @@ pub(super) async fn create(
     Ok((asked.created(), Json(TokenWritten { outcome, name, token })).into_response())
 }
 
-/// Gives a token another value: the one before is known no more.
+/// Replaces the value of a token: the old one is refused from then on.
 #[utoipa::path(post, path = "/api/v1/tokens/{name}/rotate", tag = "tokens", operation_id = "rotateToken",
     params(("name" = String, Path, description = "Whose it is."),
         ("dry_run" = Option<bool>, Query, description = "Only says what would change.")),
@@ -159,7 +159,7 @@ pub(super) async fn delete(
         known(config, &wanted)?;
         let mut others = config.management.tokens.iter().filter(|token| token.name != wanted);
         if !others.any(|token| token.role == Role::Admin) {
-            let what = "it is the last token that may change anything: make another one first";
+            let what = "this is the last token with role admin: make another one first";
             return Err(Problem::conflict(what));
         }
         tokens_of(&mut change.document)?.remove(&wanted);
@@ -188,9 +188,10 @@ async fn write(
 /// A name that can stand in a path, and that looks like no other.
 fn check_name(name: &str) -> Result<(), Problem> {
     match name.trim() != name || [".", ".."].contains(&name) || name.chars().any(wire::error::is_obeyed) {
-        true => {
-            Err(Problem::field("name", "spaces at its ends, invisible characters, `.` and `..` are no name"))
-        }
+        true => Err(Problem::field(
+            "name",
+            "a name does not begin or end with a space, has no invisible characters, and is not `.` or `..`",
+        )),
         false => Ok(()),
     }
 }

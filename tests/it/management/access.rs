@@ -680,8 +680,8 @@ fn who_may_only_look_may_plan_and_learns_no_secret_by_it() {
     let guess = |word: &str| plan(&users(&format!("password = \"{word}\""))).detail();
     assert_eq!(guess("dana"), guess("nobody"));
     for (text, why) in [
-        (users("password = \"dana\""), "users.dana.password: a token with role read says `***`"),
-        ("[connections.warehouse]\nhost = \"h\"\nusername = \"u\"\npassword = { file = \"/etc/shadow\" }\n".into(), "says `***`"),
+        (users("password = \"dana\""), "users.dana.password: a token with role read can only say `***`"),
+        ("[connections.warehouse]\nhost = \"h\"\nusername = \"u\"\npassword = { file = \"/etc/shadow\" }\n".into(), "can only say `***`"),
         ("[connections.new]\nhost = \"h\"\nusername = \"u\"\nsslrootcert = \"/etc/shadow\"\n".into(), "does not name yet"),
         ("[server]\nlog_level = \"debug\"\n".into(), "server: a token with role read plans"),
         (format!("[management.tokens.ops]\ntoken = \"{ADMIN}\"\n"), "management: a token with role read plans"),

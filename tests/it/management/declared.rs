@@ -123,10 +123,10 @@ fn every_option_of_a_connection_can_be_said_shown_and_taken_back() {
     for (name, value, said) in [
         ("connectTimeout", json!("7"), "time unit needed, for example 7sec or 7ms"),
         ("connectTimeout", json!(7), "Expected string, received number"),
-        ("host", json!("a b"), "a host name or an IP address is of ASCII characters without spaces"),
+        ("host", json!("a b"), "a host name or an IP address has only ASCII characters and no spaces"),
         ("requireAuth", json!(["kerberos"]), "unknown value `kerberos`"),
         ("sslNegotiation", json!("tls"), "Expected one of: postgres, direct"),
-        ("connectTimeout", json!("584000000000years"), "a time here is at most 100 years"),
+        ("connectTimeout", json!("584000000000years"), "a time cannot be longer than 100 years"),
         ("connectTimeout", json!("25h"), "`connect_timeout` must be between"),
         ("maxPinned", json!(100_001), "Number must be less than or equal to 100000"),
         ("aliases", json!("y".repeat(256)), "String must contain at most 255 character(s)"),

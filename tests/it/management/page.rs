@@ -578,7 +578,7 @@ fn fifteen_tasks_take_few_clicks() {
         browser.click("nav a", "Tokens");
         browser.click("button", "Rotate");
         browser.click("button", "Really replace it now?");
-        browser.wait_for("It is shown only now");
+        browser.wait_for("Copy it now");
         browser.picture("tokens");
     });
     task("drain", 3, &|| {
@@ -592,7 +592,7 @@ fn fifteen_tasks_take_few_clicks() {
         browser.write("input", "q", "127.0.0.1 dev");
         browser.wait_for("1 found");
         browser.click("button", "Change");
-        browser.wait_for("Values that lead there");
+        browser.find("input", "Name of prod");
         browser.picture("connection-form");
         browser.write("input", "Connection of the new environment", "spare");
         browser.click("button", "Add environment");
@@ -600,7 +600,7 @@ fn fifteen_tasks_take_few_clicks() {
         browser.picture("environment-plan");
         browser.click("button", "Apply");
         browser.write("input", "Name of spare", "staging");
-        browser.write("input", "Values that lead to spare", "staging");
+        browser.write("input", "Values of spare", "staging");
         // The row's own button, and not that of the form.
         browser.clicks.set(browser.clicks.get() + 1);
         browser.run("[...document.querySelectorAll('tr')].find(row => row.querySelector('[aria-label=\"Name of spare\"]')).querySelector('button').click()");

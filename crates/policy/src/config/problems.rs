@@ -371,7 +371,7 @@ mod tests {
         }
         for host in ["", " ", "a b", "db.example.com ", "ünï.example", "db\\n"] {
             assert!(
-                says(host).contains("a host name or an IP address is of ASCII characters without spaces"),
+                says(host).contains("a host name or an IP address has only ASCII characters and no spaces"),
                 "{host}"
             );
         }

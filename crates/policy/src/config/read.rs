@@ -209,7 +209,7 @@ impl Value for Duration {
         };
         match humantime::parse_duration(text) {
             Ok(time) if time > MAX_TIME => {
-                problems.error(Some(node.span()), "a time here is at most 100 years");
+                problems.error(Some(node.span()), "a time cannot be longer than 100 years");
                 None
             }
             Ok(time) => Some(time),

@@ -151,7 +151,7 @@ impl Value for HostName {
             return Some(Self(text));
         }
         problems
-            .error(Some(node.span()), "a host name or an IP address is of ASCII characters without spaces")
+            .error(Some(node.span()), "a host name or an IP address has only ASCII characters and no spaces")
             .help("write \"db.example.com\", \"10.0.0.7\", or the folder of a unix socket");
         None
     }
